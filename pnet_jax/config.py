@@ -1,0 +1,71 @@
+"""Frozen dataclasses that say everything a stage can be told. `configs/*.toml` and dotted overrides fill them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class CleaningConfig:
+    """How signals are cleaned (`nilearn.signal.clean`) and which scans are long enough.
+
+    Attributes:
+      strategy: `load_confounds` strategies for fMRIPrep inputs, e.g. `("motion", "high_pass", "wm_csf")`; empty uses none.
+      motion: `load_confounds` motion model.
+      wm_csf: `load_confounds` white-matter and CSF model.
+      global_signal: `load_confounds` global-signal model, used where the strategy asks for it.
+      fd_threshold: framewise displacement in mm above which a frame is scrubbed; only with `"scrub"` in the strategy.
+      std_dvars_threshold: standardised DVARS above which a frame is scrubbed.
+      scrub: shortest run of good frames that is kept between scrubbed ones.
+      low_pass: upper edge of the band in Hz; None leaves it open.
+      high_pass: lower edge of the band in Hz.
+      detrend: remove the linear trend.
+      min_frames: fewer kept frames than this is an error.
+      min_seconds: less kept signal than this is an error.
+      warn_seconds: less kept signal than this is a warning.
+    """
+
+    strategy: tuple[str, ...] = ("motion", "wm_csf")
+    motion: str = "full"
+    wm_csf: str = "basic"
+    global_signal: str = "basic"
+    fd_threshold: float = 0.5
+    std_dvars_threshold: float = 1.5
+    scrub: int = 5
+    low_pass: float | None = 0.1
+    high_pass: float | None = 0.009
+    detrend: bool = True
+    min_frames: int = 30
+    min_seconds: float = 60.0
+    warn_seconds: float = 240.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulateConfig:
+    """A cohort with known truth (METHOD: simulator).
+
+    Attributes:
+      subjects: how many.
+      sessions: sessions of each subject.
+      tier: `"easy"`, `"medium"` or `"hard"`.
+      resolution: voxel size in mm: 4, 3 or 2.
+      parcels: true parcels, even.
+      minutes: length of a session.
+      tr: repetition time in seconds; None takes the site's.
+      sites: how many of the sites A–D take part.
+      patients: share of the subjects with the planted disease.
+      severity: 0…1.
+      seed: of everything random.
+    """
+
+    subjects: int = 4
+    sessions: int = 2
+    tier: str = "medium"
+    resolution: int = 4
+    parcels: int = 100
+    minutes: float = 10.0
+    tr: float | None = 2.0
+    sites: int = 1
+    patients: float = 0.0
+    severity: float = 1.0
+    seed: int = 0

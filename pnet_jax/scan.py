@@ -1,0 +1,116 @@
+"""Scan: one cleaned recording on a Space."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.space import Space
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    """One cleaned recording.
+
+    Attributes:
+      y: signals, z-scored over the kept frames, `[V, T]`, float32; 0 where `valid` is False.
+      space: the V locations.
+      tr: repetition time in seconds.
+      frames: position of the T kept frames in the recording, ascending, `[T]`.
+      recorded: how many frames the recording had before scrubbing.
+      valid: False where a location has no varying, finite signal, `[V]`.
+      mean: mean over time before cleaning, in the file's unit, `[V]`.
+      std: standard deviation over the kept frames after cleaning, in the file's unit, `[V]`.
+      subject: label without `sub-`.
+      entities: the other BIDS entities of the source (`ses`, `task`, `run`, `space`, `res`, …).
+      source: file the recording came from.
+      displacement: framewise displacement in mm of all recorded frames, or None.
+      cleaning: what was done to the signals, for provenance.
+      warnings: what the reader should know.
+    """
+
+    y: Float[np.ndarray, "V T"]
+    space: Space
+    tr: float
+    frames: Int[np.ndarray, " T"]
+    recorded: int
+    valid: Bool[np.ndarray, " V"]
+    mean: Float[np.ndarray, " V"]
+    std: Float[np.ndarray, " V"]
+    subject: str = "unknown"
+    entities: dict[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
+    displacement: Float[np.ndarray, " recorded"] | None = None
+    cleaning: dict[str, object] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def duration(self) -> float:
+        """Seconds of signal that were kept."""
+        return len(self.frames) * self.tr
+
+    @property
+    def label(self) -> str:
+        """`sub-01_ses-1_task-rest_run-1`: what messages call this scan."""
+        parts = [f"sub-{self.subject}"]
+        parts += [f"{key}-{self.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in self.entities]
+        return "_".join(parts)
+
+
+def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields: object) -> Scan:
+    """A Scan from cleaned signals in memory: checks shapes, marks constant or non-finite locations, z-scores over time.
+
+    Args:
+      y: cleaned signals, any unit, `[V, T]`.
+      space: the V locations.
+      tr: repetition time in seconds.
+      **fields: any other attribute of `Scan`.
+
+    Raises:
+      ValueError: `y` and `space` disagree, fewer than 3 frames, or `tr` is not positive.
+    """
+    y = np.array(y, np.float32)
+    if y.ndim != 2 or len(y) != len(space):
+        raise ValueError(f"y must be [V, T] with V = {len(space)} locations, got shape {y.shape}")
+    if y.shape[1] < 3:
+        raise ValueError(f"a scan has 3 frames or more, got {y.shape[1]}")
+    if not tr > 0:
+        raise ValueError(f"the repetition time must be above 0 s, got {tr}")
+    mean, std, valid = zscore_in_place(y)
+    given: dict[str, object] = dict(frames=np.arange(y.shape[1]), recorded=y.shape[1], mean=mean, std=std, valid=valid)
+    return Scan(y=y, space=space, tr=float(tr), **(given | fields))  # type: ignore[arg-type]
+
+
+def zscore_in_place(
+    y: Float[np.ndarray, "V T"], block: int = 8192
+) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+    """Standardises the rows of `y` where it stands; returns their mean, standard deviation and whether they vary."""
+    mean, std = np.zeros(len(y), np.float32), np.zeros(len(y), np.float32)
+    valid = np.zeros(len(y), bool)
+    for start in range(0, len(y), block):
+        rows = slice(start, start + block)
+        piece = y[rows]
+        centre = piece.mean(1, dtype=np.float64)
+        spread = piece.std(1, dtype=np.float64)
+        # Rounding in float32 leaves a constant series with a spread of about eps times its level.
+        varies = np.isfinite(spread) & (spread > 1e-5 * np.abs(centre)) & (spread > 1e-12)
+        piece -= np.where(varies, centre, 0)[:, None].astype(np.float32)
+        piece /= np.where(varies, spread, 1)[:, None].astype(np.float32)
+        piece[~varies] = 0
+        mean[rows], std[rows], valid[rows] = np.where(varies, centre, 0), np.where(varies, spread, 0), varies
+    return mean, std, valid
+
+
+def split(scan: Scan, gap_seconds: float = 30.0) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """Columns of the first and the second half of the recording, `gap_seconds` of it left out between them.
+
+    The gap shrinks to a tenth of the scan where the scan is short, so that at most a tenth of the data is lost.
+    """
+    kept = len(scan.frames)
+    gap = min(gap_seconds / scan.tr, kept / 10)
+    middle = scan.frames[kept // 2]
+    first = np.flatnonzero(scan.frames < middle - gap / 2)
+    second = np.flatnonzero(scan.frames >= middle + gap / 2)
+    return first, second

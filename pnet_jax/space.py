@@ -1,0 +1,205 @@
+"""Space: where the locations of a scan are. Voxels, vertices and ROIs are the same thing from here on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+LEFT, RIGHT = 0, 1
+_OFFSETS_26 = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)], np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Space:
+    """V locations with what the method needs to know of them.
+
+    Attributes:
+      xyz: MNI coordinates in mm, `[V, 3]`, float32.
+      hemisphere: 0 left, 1 right, `[V]`, int8. By structure where one is known, else by the sign of x (x < 0 is left).
+      structure: index into `structures`, `[V]`, int16.
+      structures: names; `("volume",)` where nothing finer is known, CIFTI's names for brain models.
+      neighbours: table of adjacent locations, −1 padded, `[V, N]`, int32: 26 on a grid, the mesh on a surface.
+      kind: `"grid"`, `"cifti"` or `"points"`.
+      name: the template or individual space, e.g. `"MNI152NLin6Asym"`.
+      resolution: typical distance of adjacent locations in mm.
+      grid: how voxels sit in their image, or None.
+      names: names of the locations (ROIs), or None.
+    """
+
+    xyz: Float[np.ndarray, "V 3"]
+    hemisphere: Int[np.ndarray, " V"]
+    structure: Int[np.ndarray, " V"]
+    structures: tuple[str, ...]
+    neighbours: Int[np.ndarray, "V N"]
+    kind: str
+    name: str
+    resolution: float
+    grid: Grid | None = None
+    names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """Voxels in their image.
+
+    Attributes:
+      ijk: index of location v in the image *as stored in its file*, `[V, 3]`; −1 for locations that are no voxels.
+      shape: the image's three dimensions.
+      affine: voxel index to mm of the file's own space, `[4, 4]`.
+      brain_models: CIFTI brain-model axis (opaque to the core), or None.
+    """
+
+    ijk: Int[np.ndarray, "V 3"]
+    shape: tuple[int, int, int]
+    affine: Float[np.ndarray, "4 4"]
+    brain_models: object | None = None
+
+
+def grid_space(
+    mask: Bool[np.ndarray, "X Y Z"],
+    affine: Float[np.ndarray, "4 4"],
+    *,
+    name: str = "unknown",
+    to_mni: Float[np.ndarray, "4 4"] | None = None,
+) -> Space:
+    """Space of the voxels of a mask.
+
+    Locations are ordered by their position in the closest RAS orientation, so that the same brain stored as LAS, RAS or
+    PIR gives the same locations in the same order.
+
+    Args:
+      mask: True inside, `[X, Y, Z]`, in the file's own orientation.
+      affine: voxel index to mm, `[4, 4]`.
+      name: the space the affine leads to.
+      to_mni: mm of that space to MNI mm, `[4, 4]`; None where the affine already leads to MNI. Coordinates are
+        transformed, data are not resampled.
+
+    Raises:
+      ValueError: the mask is not 3-D or is empty, or the affine is singular.
+    """
+    mask = np.asarray(mask, bool)
+    affine = np.asarray(affine, np.float64)
+    if mask.ndim != 3:
+        raise ValueError(f"a mask has 3 dimensions, got shape {mask.shape}")
+    if not mask.any():
+        raise ValueError("the mask is empty: no voxel above 0")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError(f"the affine must be an invertible 4 x 4 matrix, got {affine.tolist()}")
+    axes, flips = _closest_ras(affine)
+    # Walk the voxels in RAS order but keep their index in the file.
+    ras = np.argwhere(np.flip(mask.transpose(axes), np.flatnonzero(flips)))
+    ijk = np.empty_like(ras)
+    for new, old in enumerate(axes):
+        ijk[:, old] = mask.shape[old] - 1 - ras[:, new] if flips[new] else ras[:, new]
+    whole = affine if to_mni is None else np.asarray(to_mni, np.float64) @ affine
+    xyz = np.round(ijk @ whole[:3, :3].T + whole[:3, 3], 3).astype(np.float32)
+    return Space(
+        xyz=xyz,
+        hemisphere=hemisphere_of(xyz),
+        structure=np.zeros(len(xyz), np.int16),
+        structures=("volume",),
+        neighbours=grid_neighbours(ras),
+        kind="grid",
+        name=name,
+        resolution=float(abs(np.linalg.det(whole[:3, :3])) ** (1 / 3)),
+        grid=Grid(ijk.astype(np.int32), (mask.shape[0], mask.shape[1], mask.shape[2]), affine),
+    )
+
+
+def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = None, name: str = "unknown") -> Space:
+    """Space of ROI centroids; nothing is adjacent to anything.
+
+    Args:
+      xyz: MNI mm, `[V, 3]`.
+      names: one for each ROI.
+      name: the template the coordinates are in.
+
+    Raises:
+      ValueError: shapes or counts that do not agree.
+    """
+    xyz = np.asarray(xyz, np.float32)
+    if xyz.ndim != 2 or xyz.shape[1] != 3 or not np.isfinite(xyz).all():
+        raise ValueError(f"centroids must be finite and have shape [V, 3], got {xyz.shape}")
+    if names is not None and len(names) != len(xyz):
+        raise ValueError(f"expected {len(xyz)} ROI names, one a centroid, got {len(names)}")
+    from scipy.spatial import cKDTree
+
+    nearest = cKDTree(xyz).query(xyz, k=2)[0][:, 1] if len(xyz) > 1 else np.ones(1)
+    return Space(
+        xyz=xyz,
+        hemisphere=hemisphere_of(xyz),
+        structure=np.zeros(len(xyz), np.int16),
+        structures=("roi",),
+        neighbours=np.full((len(xyz), 0), -1, np.int32),
+        kind="points",
+        name=name,
+        resolution=float(np.median(nearest)),
+        names=tuple(names) if names is not None else None,
+    )
+
+
+def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
+    """The Space of a subset of locations, given by ascending indices; neighbours outside it are dropped."""
+    keep = np.asarray(keep)
+    new_index = np.full(len(space) + 1, -1, np.int32)  # the last entry answers for the padding −1
+    new_index[keep] = np.arange(len(keep), dtype=np.int32)
+    grid = space.grid and dataclasses.replace(space.grid, ijk=space.grid.ijk[keep])
+    return dataclasses.replace(
+        space,
+        xyz=space.xyz[keep],
+        hemisphere=space.hemisphere[keep],
+        structure=space.structure[keep],
+        neighbours=new_index[space.neighbours[keep]],
+        grid=grid,
+        names=tuple(space.names[i] for i in keep) if space.names is not None else None,
+    )
+
+
+def hemisphere_of(xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:
+    """0 where x < 0 (left), 1 elsewhere, `[V]`."""
+    return np.where(xyz[:, 0] < 0, LEFT, RIGHT).astype(np.int8)
+
+
+def grid_neighbours(ijk: Int[np.ndarray, "V 3"]) -> Int[np.ndarray, "V 26"]:
+    """Index of the 26 surrounding voxels, −1 where there is none."""
+    low = ijk.min(0) - 1
+    shape = ijk.max(0) - low + 2
+    index = np.full(shape, -1, np.int32)
+    at = ijk - low
+    index[tuple(at.T)] = np.arange(len(ijk), dtype=np.int32)
+    flat = np.ravel_multi_index(tuple(at.T), tuple(shape))
+    steps = _OFFSETS_26 @ np.array([shape[1] * shape[2], shape[2], 1])
+    return index.ravel()[flat[:, None] + steps]
+
+
+def mesh_neighbours(faces: Int[np.ndarray, "F 3"], vertices: Int[np.ndarray, " V"]) -> Int[np.ndarray, "V N"]:
+    """Adjacent vertices on a triangle mesh, −1 padded.
+
+    Args:
+      faces: vertex numbers of each triangle, `[F, 3]`.
+      vertices: the vertex number of each location, `[V]`; a location's neighbours are counted among these only.
+    """
+    location = np.full(max(int(faces.max()), int(vertices.max())) + 1, -1, np.int64)
+    location[vertices] = np.arange(len(vertices))
+    pairs = location[np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])]
+    pairs = pairs[(pairs >= 0).all(1)]
+    pairs = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)  # sorted by first vertex
+    degree = np.bincount(pairs[:, 0], minlength=len(vertices))
+    table = np.full((len(vertices), int(degree.max(initial=0))), -1, np.int32)
+    start = np.cumsum(degree) - degree
+    table[pairs[:, 0], np.arange(len(pairs)) - start[pairs[:, 0]]] = pairs[:, 1]
+    return table
+
+
+def _closest_ras(affine: Float[np.ndarray, "4 4"]) -> tuple[list[int], list[bool]]:
+    """For each RAS axis, the file's axis that runs along it, and whether it runs the other way."""
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    best = max(itertools.permutations(range(3)), key=lambda axes: sum(abs(direction[r, a]) for r, a in enumerate(axes)))
+    return list(best), [bool(direction[r, a] < 0) for r, a in enumerate(best)]
