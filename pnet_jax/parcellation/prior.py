@@ -108,3 +108,101 @@ def make_prior(
         source=source,
         space=space,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalPrior:
+    """A prior as one Space sees it.
+
+    Attributes:
+      candidates: parcels within reach of each location, nearest first, −1 padded, `[V, C]`.
+      log_prior: log π of each candidate, normalised over them, `[V, C]`; `-inf`-like (−1e9) at the padding.
+      labels: the prior's own answer, the parcel of the nearest point; −1 further than 4 mm from every parcel, `[V]`.
+      coverage: share of each parcel's points with a valid location within half a voxel's diagonal, `[K]`.
+    """
+
+    candidates: Int[np.ndarray, "V C"]
+    log_prior: Float[np.ndarray, "V C"]
+    labels: Int[np.ndarray, " V"]
+    coverage: Float[np.ndarray, " K"]
+
+
+PADDING = -1e9  # finite, so that a gradient through a padded candidate is 0 and not NaN
+
+
+def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> LocalPrior:
+    r"""Candidates of every location and the spatial prior over them.
+
+    .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
+
+    with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
+    parcels beyond 16 mm are no candidates, and of more than 16 the nearest are kept.
+
+    Args:
+      prior: K parcels.
+      space: V locations.
+      valid: locations that carry a signal; the others are outside.
+
+    Raises:
+      ValueError: no valid location lies within 4 mm of any parcel.
+    """
+    v_all, k_all, d_all = [], [], []
+    labels = np.full(len(space), -1, np.int32)
+    for side in (LEFT, RIGHT):
+        here = np.flatnonzero((space.hemisphere == side) & valid)
+        points = np.flatnonzero(prior.hemisphere == side)
+        if not len(here) or not len(points):
+            continue
+        distance, nearest = cKDTree(prior.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3, workers=-1)
+        inside = np.isfinite(distance)
+        here = here[inside]
+        labels[here] = prior.labels[points[nearest[inside]]]
+        for k, v, d in _distances(prior, points, space.xyz[here]):
+            v_all.append(here[v])
+            k_all.append(np.full(len(v), k, np.int32))
+            d_all.append(np.where(labels[here[v]] == k, 0.0, d))
+    if not (labels >= 0).any():
+        low, high = prior.xyz.min(0).round().tolist(), prior.xyz.max(0).round().tolist()
+        raise ValueError(
+            f"prior {prior.source} does not overlap the scan: none of {int(valid.sum())} locations lies within {REACH_MM:g} mm of a "
+            f"parcel (prior spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
+        )
+    candidates, distance = _nearest_first(len(space), np.concatenate(v_all), np.concatenate(k_all), np.concatenate(d_all))
+    log_prior = np.where(candidates >= 0, -(distance**2) / (2 * SIGMA_MM**2), PADDING)
+    peak = log_prior.max(1, keepdims=True)
+    log_prior -= peak + np.log(np.exp(log_prior - peak).sum(1, keepdims=True))
+    return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels, _coverage(prior, space, valid))
+
+
+def _distances(prior, points, xyz):
+    """For each parcel with points on this side: locations within the cut, and how far they are."""
+    order = points[np.argsort(prior.labels[points], kind="stable")]
+    ks, starts = np.unique(prior.labels[order], return_index=True)
+    for k, own in zip(ks, np.split(order, starts[1:]), strict=True):
+        low, high = prior.xyz[own].min(0) - CUT_MM, prior.xyz[own].max(0) + CUT_MM
+        near = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(1))
+        d = cKDTree(prior.xyz[own]).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
+        close = np.isfinite(d)
+        yield k, near[close], d[close]
+
+
+def _nearest_first(n, v, k, d):
+    """Triples (location, parcel, distance) as tables `[V, C]`, nearest candidate first, ties by parcel index."""
+    order = np.lexsort((k, d, v))
+    v, k, d = v[order], k[order], d[order]
+    count = np.bincount(v, minlength=n)
+    rank = np.arange(len(v)) - np.repeat(np.cumsum(count) - count, count)
+    kept = rank < MAX_CANDIDATES
+    width = min(int(count.max()), MAX_CANDIDATES)
+    candidates, distance = np.full((n, width), -1, np.int32), np.zeros((n, width))
+    candidates[v[kept], rank[kept]], distance[v[kept], rank[kept]] = k[kept], d[kept]
+    return candidates, distance
+
+
+def _coverage(prior, space, valid):
+    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2  # half a voxel's diagonal
+    if not valid.any():
+        return np.zeros(prior.n_parcels, np.float32)
+    d = cKDTree(space.xyz[valid]).query(prior.xyz, distance_upper_bound=reach, workers=-1)[0]
+    total = np.bincount(prior.labels, minlength=prior.n_parcels)
+    return (np.bincount(prior.labels[np.isfinite(d)], minlength=prior.n_parcels) / total).astype(np.float32)

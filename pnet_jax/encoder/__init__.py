@@ -1,0 +1,1 @@
+"""From signals to one embedding per location."""

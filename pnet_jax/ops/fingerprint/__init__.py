@@ -1,0 +1,5 @@
+"""The op `fingerprint`; its face is in `api.py`."""
+
+from pnet_jax.ops.fingerprint.api import fingerprint
+
+__all__ = ["fingerprint"]

@@ -1,0 +1,58 @@
+"""The face of the op."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pnet_jax.ops._choose import choose
+from pnet_jax.ops.fingerprint import chunked, reference
+
+_IMPLEMENTATIONS = {"reference": reference.fingerprint, "chunked": chunked.fingerprint}
+
+
+def fingerprint(
+    y: Float[Array, "V T"],
+    references: Float[Array, "R T"],
+    *,
+    kept: Bool[Array, " T"] | None = None,
+    mean: Float[Array, " R"] | None = None,
+    projection: Float[Array, "R D"] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "V D"]:
+    r"""How every location co-varies with a set of reference signals of the same scan.
+
+    .. math:: f_{vj} = \operatorname{artanh}(\operatorname{clip}(r(y_v, r_j), \pm .99)), \qquad z_v = P^\top (f_v - \bar f)
+
+    Args:
+      y: signals, any unit, `[V, T]`.
+      references: reference signals, any unit, `[R, T]`; a constant one gives correlation 0.
+      kept: frames that count, `[T]`; all of them if not given.
+      mean: f̄, subtracted before the projection, `[R]`; 0 if not given.
+      projection: P, `[R, D]`; the identity if not given, and then D = R.
+      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+
+    Returns:
+      Fisher z (no unit), centred and projected, `[V, D]`. A constant location has correlation 0 with everything.
+
+    Raises:
+      ValueError: shapes that do not agree, or an unknown implementation.
+
+    Memory: the result plus 2048 locations' fingerprints (`chunked`), or `[V, R]` (`reference`).
+
+    >>> y = jnp.array([[1.0, 2.0, 3.0, 4.0], [1.0, -1.0, 1.0, -1.0]])
+    >>> fingerprint(y, jnp.array([[2.0, 1.0, 2.0, 1.0]])).round(2).tolist()
+    [[-0.48], [2.65]]
+
+    Source: connectivity fingerprints as location features, e.g. Passingham et al. 2002; Fisher 1915 for z.
+    """
+    if y.ndim != 2 or references.ndim != 2 or y.shape[1] != references.shape[1]:
+        raise ValueError(f"y must be [V, T] and references [R, T] with one T, got {y.shape} and {references.shape}")
+    frames, count = y.shape[1], references.shape[0]
+    if kept is not None and kept.shape != (frames,):
+        raise ValueError(f"kept must have shape ({frames},), got {kept.shape}")
+    if mean is not None and mean.shape != (count,):
+        raise ValueError(f"mean must have shape ({count},), got {mean.shape}")
+    if projection is not None and (projection.ndim != 2 or projection.shape[0] != count):
+        raise ValueError(f"projection must have shape ({count}, D), got {projection.shape}")
+    weight = jnp.ones(frames, y.dtype) if kept is None else kept.astype(y.dtype)
+    centre = jnp.zeros(count, y.dtype) if mean is None else mean
+    return choose(_IMPLEMENTATIONS, implementation)(y, references, weight, centre, projection)

@@ -1,0 +1,26 @@
+"""The implementation in use: blocks of locations, so that [V, R] never exists beside a projection."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pnet_jax.ops.fingerprint import reference
+
+BLOCK = 2048
+
+
+def fingerprint(
+    y: Float[Array, "V T"],
+    references: Float[Array, "R T"],
+    kept: Float[Array, " T"],
+    mean: Float[Array, " R"],
+    projection: Float[Array, "R D"] | None,
+) -> Float[Array, "V D"]:
+    references = reference.unit(references, kept)
+
+    @jax.checkpoint
+    def block(rows: Float[Array, " T"]) -> Float[Array, " D"]:
+        z = reference.fisher(reference.unit(rows[None], kept), references)[0] - mean
+        return z if projection is None else jnp.matmul(z, projection, precision="highest")
+
+    return jax.lax.map(block, y, batch_size=BLOCK)

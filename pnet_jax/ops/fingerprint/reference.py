@@ -1,0 +1,30 @@
+"""The definition: one Fisher z per location and reference, then the projection."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LIMIT = 0.99
+
+
+def fingerprint(
+    y: Float[Array, "V T"],
+    references: Float[Array, "R T"],
+    kept: Float[Array, " T"],
+    mean: Float[Array, " R"],
+    projection: Float[Array, "R D"] | None,
+) -> Float[Array, "V D"]:
+    z = fisher(unit(y, kept), unit(references, kept)) - mean  # [V, R]
+    return z if projection is None else jnp.matmul(z, projection, precision="highest")
+
+
+def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"]:
+    """Rows centred over the kept frames and of length 1; a constant row gives 0, and a gradient of 0."""
+    centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept
+    energy = jnp.square(centred).sum(-1, keepdims=True)
+    varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x).max(-1, keepdims=True))
+    # `where` twice: the gradient of the branch not taken must not be NaN either.
+    return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0)
+
+
+def fisher(y: Float[Array, "V T"], references: Float[Array, "R T"]) -> Float[Array, "V R"]:
+    return jnp.arctanh(jnp.clip(jnp.matmul(y, references.T, precision="highest"), -LIMIT, LIMIT))

@@ -1,0 +1,5 @@
+"""The op `potts`; its face is in `api.py`."""
+
+from pnet_jax.ops.potts.api import potts
+
+__all__ = ["potts"]

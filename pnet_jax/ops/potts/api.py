@@ -1,0 +1,55 @@
+"""The face of the op."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pnet_jax.ops._choose import choose
+from pnet_jax.ops.potts import chunked, reference
+
+
+def potts(
+    q: Float[Array, "V C"],
+    candidates: Int[np.ndarray, "V C"],
+    neighbours: Int[np.ndarray, "V N"],
+    *,
+    n_parcels: int,
+    implementation: str | None = None,
+) -> Float[Array, "V C"]:
+    r"""How much the neighbours of a location belong to each of its candidate parcels.
+
+    .. math:: s_{vk} = \sum_{u \in N(v)} q_{uk}
+
+    Args:
+      q: probability of each candidate, `[V, C]`; 0 at the padding.
+      candidates: parcel of each entry of `q`, −1 padded, no parcel twice in a row, `[V, C]`.
+      neighbours: adjacent locations, −1 padded, symmetric, `[V, N]`.
+      n_parcels: K.
+      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+
+    Returns:
+      Sums, `[V, C]`; 0 at the padding.
+
+    Raises:
+      ValueError: shapes that do not agree, or an unknown implementation.
+
+    Memory: 4·N·V·C bytes for the table (`chunked`), or N·V·K values (`reference`). Whoever takes many steps makes the table
+    once by `match_table` and calls `sum_neighbours`.
+
+    >>> q = jnp.array([[1.0, 0.0], [0.4, 0.6]])
+    >>> candidates = np.array([[0, 1], [1, 0]]); neighbours = np.array([[1], [0]])
+    >>> potts(q, candidates, neighbours, n_parcels=2).round(1).tolist()
+    [[0.6000000238418579, 0.4000000059604645], [0.0, 1.0]]
+
+    Source: mean-field update of a Potts model, e.g. Zhang, Brady & Smith 2001.
+    """
+    if q.shape != candidates.shape or q.ndim != 2:
+        raise ValueError(f"q and candidates must have one shape [V, C], got {q.shape} and {candidates.shape}")
+    if neighbours.ndim != 2 or len(neighbours) != len(q):
+        raise ValueError(f"neighbours must have shape ({len(q)}, N), got {neighbours.shape}")
+    implementation = implementation or "chunked"
+    choose({"reference": potts, "chunked": potts}, implementation)
+    if implementation == "reference":
+        return reference.potts(q, jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels)
+    table = chunked.match_table(np.asarray(candidates), np.asarray(neighbours))
+    return chunked.sum_neighbours(q, jnp.asarray(table))

@@ -1,0 +1,43 @@
+"""The implementation in use: a table of where each (location, candidate) finds itself at each neighbour.
+
+The table depends on the prior and the Space only, so that it is made once and used in every step. Adjacency is symmetric, so
+the sum is its own transpose and the gradient is the same gather instead of a scatter.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def match_table(candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"]) -> Int[np.ndarray, "N V C"]:
+    """Position in the flattened `[V, C]` of the same parcel at neighbour n; V·C, one past the end, where it is none."""
+    size, width = candidates.shape
+    table = np.full((neighbours.shape[1], size, width), size * width, np.int32)
+    for n, neighbour in enumerate(neighbours.T):
+        there = np.flatnonzero(neighbour >= 0)
+        theirs, own = candidates[neighbour[there]], candidates[there]
+        for c in range(width):
+            found = (theirs == own[:, c : c + 1]) & (own[:, c : c + 1] >= 0)
+            row, column = np.nonzero(found)
+            table[n, there[row], c] = neighbour[there[row]] * width + column
+    return table
+
+
+@functools.partial(jax.custom_vjp)
+def sum_neighbours(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
+    flat = jnp.concatenate([q.ravel(), jnp.zeros(1, q.dtype)])
+    return jax.lax.fori_loop(0, len(table), lambda n, total: total + flat[table[n]], jnp.zeros_like(q))
+
+
+def _forward(q, table):
+    return sum_neighbours(q, table), table
+
+
+def _backward(table, gradient):
+    return sum_neighbours(gradient, table), None
+
+
+sum_neighbours.defvjp(_forward, _backward)

@@ -1,0 +1,70 @@
+"""The face of the op."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pnet_jax.ops._choose import choose
+from pnet_jax.ops.soft_assign import chunked, reference
+
+_IMPLEMENTATIONS = {"reference": reference.soft_assign, "chunked": chunked.soft_assign}
+
+
+class Assignment(NamedTuple):
+    """What one pass over the locations gives.
+
+    Attributes:
+      q: probability of each candidate, `[V, C]`.
+      sums: Σ_v q_vk z_v, `[K, D]`.
+      masses: Σ_v q_vk, `[K]`.
+    """
+
+    q: Float[Array, "V C"]
+    sums: Float[Array, "K D"]
+    masses: Float[Array, " K"]
+
+
+def soft_assign(
+    z: Float[Array, "V D"],
+    prototypes: Float[Array, "K D"],
+    candidates: Int[Array, "V C"],
+    bias: Float[Array, "V C"],
+    kappa: Float[Array, " V"] | float,
+    *,
+    implementation: str | None = None,
+) -> Assignment:
+    r"""Soft assignment of locations to their candidate parcels, with the sums that re-estimate the prototypes.
+
+    .. math:: q_{vk} \propto \exp(\kappa_v\, z_v^\top \mu_k + b_{vk}), \quad k \in C(v)
+
+    Args:
+      z: embeddings of length 1, `[V, D]`.
+      prototypes: μ, `[K, D]`.
+      candidates: parcels a location may belong to, −1 padded, each at most once a row, `[V, C]`.
+      bias: b, log prior plus neighbours' votes, `[V, C]`; read only where there is a candidate.
+      kappa: concentration κ ≥ 0, one for all or `[V]`.
+      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+
+    Returns:
+      `Assignment`: q sums to 1 in each row with a candidate and is 0 elsewhere.
+
+    Raises:
+      ValueError: shapes that do not agree, or an unknown implementation.
+
+    Memory: the result plus one block of `[2048, K]` (`chunked`), or `[V, K]` (`reference`).
+
+    >>> z = jnp.eye(2); candidates = jnp.array([[0, 1], [1, -1]])
+    >>> soft_assign(z, z, candidates, jnp.zeros((2, 2)), 2.0).q.round(2).tolist()
+    [[0.8799999952316284, 0.11999999731779099], [1.0, 0.0]]
+
+    Source: expectation step of a von Mises–Fisher mixture, Banerjee et al. 2005.
+    """
+    if z.ndim != 2 or prototypes.ndim != 2 or z.shape[1] != prototypes.shape[1]:
+        raise ValueError(f"z must be [V, D] and prototypes [K, D] with one D, got {z.shape} and {prototypes.shape}")
+    if candidates.shape != bias.shape or candidates.ndim != 2 or len(candidates) != len(z):
+        raise ValueError(f"candidates and bias must have one shape ({len(z)}, C), got {candidates.shape} and {bias.shape}")
+    kappa = jnp.asarray(kappa, z.dtype)
+    if kappa.ndim and kappa.shape != (len(z),):
+        raise ValueError(f"kappa must be a number or have shape ({len(z)},), got {kappa.shape}")
+    return Assignment(*choose(_IMPLEMENTATIONS, implementation)(z, prototypes, candidates, bias, jnp.broadcast_to(kappa, (len(z),))))

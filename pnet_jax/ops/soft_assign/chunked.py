@@ -1,0 +1,42 @@
+"""The implementation in use: blocks of locations; inside a block the products are dense in K, outside everything is [V, C].
+
+One pass gives the probabilities and, while the block is at hand, what the next step needs of them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+BLOCK = 2048
+
+
+def soft_assign(
+    z: Float[Array, "V D"],
+    prototypes: Float[Array, "K D"],
+    candidates: Int[Array, "V C"],
+    bias: Float[Array, "V C"],
+    kappa: Float[Array, " V"],
+) -> tuple[Float[Array, "V C"], Float[Array, "K D"], Float[Array, " K"]]:
+    n_parcels, dimensions = prototypes.shape
+    block = min(BLOCK, len(z))
+    padded = -(-len(z) // block) * block - len(z)
+
+    def blocks(x: Array, value: float = 0) -> Array:
+        x = jnp.pad(x, ((0, padded),) + ((0, 0),) * (x.ndim - 1), constant_values=value)
+        return x.reshape(-1, block, *x.shape[1:])
+
+    @jax.checkpoint
+    def step(carry, rows):
+        z, candidates, bias, kappa = rows
+        there = candidates >= 0
+        at = jnp.where(there, candidates, 0)
+        similarity = jnp.take_along_axis(jnp.matmul(z, prototypes.T, precision="highest"), at, axis=1)
+        logits = jnp.where(there, kappa[:, None] * similarity + bias, -1e30)
+        q = jnp.where(there, jax.nn.softmax(logits, axis=1), 0.0)
+        dense = jnp.zeros((block, n_parcels), z.dtype).at[jnp.arange(block)[:, None], at].add(q)
+        sums, masses = carry
+        return (sums + jnp.matmul(dense.T, z, precision="highest"), masses + dense.sum(0)), q
+
+    start = (jnp.zeros((n_parcels, dimensions), z.dtype), jnp.zeros(n_parcels, z.dtype))
+    (sums, masses), q = jax.lax.scan(step, start, (blocks(z), blocks(candidates, -1), blocks(bias), blocks(kappa)))
+    return q.reshape(-1, candidates.shape[1])[: len(z)], sums, masses

@@ -1,0 +1,89 @@
+"""Differentiable soft parcellation: a von Mises–Fisher mixture with a spatial prior and mean-field Potts smoothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pnet_jax.ops.potts.chunked import sum_neighbours
+from pnet_jax.ops.soft_assign import soft_assign
+
+ALPHA = 1.0  # weight of the spatial prior
+K0 = 10.0  # weight of a group prototype, in locations
+STEPS = 12
+
+
+class Problem(NamedTuple):
+    """Everything of one scan and one prior that does not change from step to step.
+
+    Attributes:
+      z: embeddings of length 1, `[V, D]`.
+      candidates: `[V, C]`, −1 padded.
+      log_prior: log π of each candidate, `[V, C]`.
+      table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, V, C]`.
+      prototypes: μ^grp of length 1, `[K, D]`; 0 where a parcel has none.
+    """
+
+    z: Float[Array, "V D"]
+    candidates: Int[Array, "V C"]
+    log_prior: Float[Array, "V C"]
+    table: Int[Array, "N V C"]
+    prototypes: Float[Array, "K D"]
+
+
+class Mixture(NamedTuple):
+    """Result: probabilities `[V, C]` and prototypes `[K, D]`."""
+
+    q: Float[Array, "V C"]
+    prototypes: Float[Array, "K D"]
+
+
+def mixture(problem: Problem, kappa: Float[Array, " V"] | Float[Array, ""], beta: Float[Array, ""], *, steps: int = STEPS) -> Mixture:
+    r"""Fits the mixture by unrolled mean-field steps.
+
+    .. math::
+      \log q_{vk} = \kappa_v z_v^\top \mu_k + \beta \sum_{u \in N(v)} q_{uk} + \alpha \log \pi_{vk} + \text{const}, \qquad
+      \mu_k = \operatorname{normalise}\Big(\sum_v q_{vk} z_v + k_0 \mu_k^{grp}\Big)
+
+    Args:
+      problem: one scan and one prior.
+      kappa: concentration, one number or `[V]`.
+      beta: weight of the neighbours' votes.
+      steps: unrolled steps.
+
+    Returns:
+      `Mixture`; differentiable in `z`, the prototypes, `kappa` and `beta`.
+    """
+    there = problem.candidates >= 0
+    log_prior = ALPHA * jnp.where(there, problem.log_prior, 0.0)
+
+    def assign(prototypes, votes):
+        return soft_assign(problem.z, prototypes, problem.candidates, log_prior + beta * votes, kappa)
+
+    def update(sums):
+        return normalise(sums + K0 * problem.prototypes)
+
+    @jax.checkpoint
+    def step(carry, _):
+        q, sums = carry
+        new = assign(update(sums), sum_neighbours(q, problem.table))
+        return (new.q, new.sums), None
+
+    first = soft_assign(problem.z, problem.prototypes, problem.candidates, log_prior, 0.0)  # the prior itself
+    (q, sums), _ = jax.lax.scan(step, (first.q, first.sums), length=steps)
+    return Mixture(q, update(sums))
+
+
+def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:
+    """Mean direction of the embeddings inside each prior parcel, `[K, D]`; 0 where a parcel has no location."""
+    return normalise(jax.ops.segment_sum(z, jnp.where(labels < 0, n_parcels, labels), n_parcels + 1)[:n_parcels])
+
+
+def normalise(x: Float[Array, "n D"]) -> Float[Array, "n D"]:
+    """Rows scaled to length 1; a row of zeros stays 0, with a gradient of 0."""
+    energy = jnp.square(x).sum(-1, keepdims=True)
+    some = energy > 1e-12
+    return jnp.where(some, x / jnp.sqrt(jnp.where(some, energy, 1.0)), 0.0)
