@@ -1,1 +1,69 @@
-"""pnet_jax: from a person's resting-state fMRI to that person's brain functional network."""
+"""pnet_jax: from a person's resting-state fMRI to that person's brain functional network.
+
+>>> import pnet_jax
+>>> scan = pnet_jax.load_scan("bold.nii.gz", mask="mask.nii.gz")  # doctest: +SKIP
+>>> network = pnet_jax.construct(scan, parcels=200)  # doctest: +SKIP
+>>> network.edges["pearson"].shape  # doctest: +SKIP
+(200, 200)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use: `pnet --help` needs none of them, and the pure core runs where nibabel, nilearn and grain are absent.
+_PUBLIC = {
+    "CleaningConfig": "config",
+    "ConstructConfig": "config",
+    "PretrainConfig": "config",
+    "SimulateConfig": "config",
+    "Model": "encoder.model",
+    "Network": "network",
+    "Prior": "parcellation.prior",
+    "Scan": "scan",
+    "Space": "space",
+    "construct": "construction",
+    "construct_cohort": "cohort",
+    "find_scans": "ingest",
+    "labels_image": "outputs",
+    "list_models": "checkpoint",
+    "load_model": "checkpoint",
+    "load_prior": "ingest",
+    "load_scan": "ingest",
+    "make_scan": "scan",
+    "pretrain": "pretraining",
+    "save": "outputs",
+    "save_model": "checkpoint",
+    "write_report": "report",
+}
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+if TYPE_CHECKING:
+    from pnet_jax.checkpoint import list_models, load_model, save_model
+    from pnet_jax.cohort import construct_cohort
+    from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig, SimulateConfig
+    from pnet_jax.construction import construct
+    from pnet_jax.encoder.model import Model
+    from pnet_jax.ingest import find_scans, load_prior, load_scan
+    from pnet_jax.network import Network
+    from pnet_jax.outputs import labels_image, save
+    from pnet_jax.parcellation.prior import Prior
+    from pnet_jax.pretraining import pretrain
+    from pnet_jax.report import write_report
+    from pnet_jax.scan import Scan, make_scan
+    from pnet_jax.space import Space
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pnet_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pnet_jax.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -69,3 +69,65 @@ class SimulateConfig:
     patients: float = 0.0
     severity: float = 1.0
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstructConfig:
+    """Networks from scans.
+
+    Attributes:
+      parcels: K of the checkpoint's own prior; ignored where a prior file is given, unless the two disagree (an error).
+      prior: dseg or dlabel file to start from; None takes the checkpoint's.
+      checkpoint: name of a shipped model, or folder of a checkpoint.
+      edges: measures, see `pnet_jax.edges.names()`.
+      kappa: concentration; None measures it on each scan.
+      beta: weight of the neighbours; None measures it on each scan.
+      force_personalised: keep the personalised parcels where the scan cannot show that they beat the prior.
+      min_coverage: parcels the scan covers less of are named in the report.
+      report: write an HTML page for each scan.
+      probabilities: write the 4-D probability image.
+      seed: of the pair sample and the bootstrap.
+      cleaning: see `CleaningConfig`.
+    """
+
+    parcels: int | None = None
+    prior: str | None = None
+    checkpoint: str = "pnet-linear"
+    edges: tuple[str, ...] = ("pearson",)
+    kappa: float | None = None
+    beta: float | None = None
+    force_personalised: bool = False
+    min_coverage: float = 0.5
+    report: bool = True
+    probabilities: bool = True
+    seed: int = 0
+    cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A checkpoint from scans.
+
+    Attributes:
+      encoder: `"linear"`.
+      name: the checkpoint calls itself so.
+      dimensions: D.
+      references: R, even; half of them in each hemisphere.
+      reference_space: `"mni"` spreads them over the MNI grey matter, `"scans"` over the locations of the first scan.
+      parcels: sizes of the geometric priors to store, where `reference_space` is `"mni"`.
+      learn_prior: sizes of priors to learn from the scans, which must share one Space.
+      prior: dseg or dlabel file to store as prior; None stores the others only.
+      seed: of everything random.
+      cleaning: see `CleaningConfig`.
+    """
+
+    encoder: str = "linear"
+    name: str = "linear"
+    dimensions: int = 64
+    references: int = 400
+    reference_space: str = "mni"
+    parcels: tuple[int, ...] = (100, 200, 400)
+    learn_prior: tuple[int, ...] = ()
+    prior: str | None = None
+    seed: int = 0
+    cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)

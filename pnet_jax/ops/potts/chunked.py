@@ -4,8 +4,6 @@ The table depends on the prior and the Space only, so that it is made once and u
 the sum is its own transpose and the gradient is the same gather instead of a scatter.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,18 +13,20 @@ from jaxtyping import Array, Float, Int
 def match_table(candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"]) -> Int[np.ndarray, "N V C"]:
     """Position in the flattened `[V, C]` of the same parcel at neighbour n; V·C, one past the end, where it is none."""
     size, width = candidates.shape
-    table = np.full((neighbours.shape[1], size, width), size * width, np.int32)
+    # One byte for each (location, parcel): at which place in its row a location holds a parcel; `width` says it does not.
+    place = np.full((size + 1, int(candidates.max(initial=0)) + 2), width, np.uint8)
+    rows = np.arange(size)
+    for c in range(width - 1, -1, -1):
+        place[rows, candidates[:, c]] = c
+    place[:, -1] = width  # the padding −1 was written there
+    table = np.empty((neighbours.shape[1], size, width), np.int32)
     for n, neighbour in enumerate(neighbours.T):
-        there = np.flatnonzero(neighbour >= 0)
-        theirs, own = candidates[neighbour[there]], candidates[there]
-        for c in range(width):
-            found = (theirs == own[:, c : c + 1]) & (own[:, c : c + 1] >= 0)
-            row, column = np.nonzero(found)
-            table[n, there[row], c] = neighbour[there[row]] * width + column
+        found = place[neighbour[:, None], candidates]  # neighbour −1 reads the last row, which holds nothing
+        table[n] = np.where(found < width, neighbour[:, None] * width + found, size * width)
     return table
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def sum_neighbours(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
     flat = jnp.concatenate([q.ravel(), jnp.zeros(1, q.dtype)])
     return jax.lax.fori_loop(0, len(table), lambda n, total: total + flat[table[n]], jnp.zeros_like(q))

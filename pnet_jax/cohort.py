@@ -1,0 +1,141 @@
+"""Construction of many networks: the host loop that loads, constructs, saves and reports, and that one bad scan does not stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pnet_jax import edges as measures
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction import construct, resolve
+from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.network import Network
+from pnet_jax.outputs import append_status, check_writable, read_status, save, save_edges
+from pnet_jax.report import write_index, write_report
+
+Progress = Callable[[str, int, int], None]
+
+
+def construct_cohort(
+    sources: Sequence[ScanSource],
+    folder: str | Path,
+    config: ConstructConfig | None = None,
+    *,
+    load: dict[str, Any] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Networks of many scans, written to a derivatives folder as they are made.
+
+    A scan that fails is written down in `status.tsv` with its error, and the others go on. Cohort measures (tangent) follow once
+    every scan is done.
+
+    Args:
+      sources: what to construct, from `find_scans`.
+      folder: derivatives root.
+      config: see `ConstructConfig`.
+      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      resume: leave out scans that are complete and were made by the same configuration, checkpoint and prior.
+      progress: called with the scan's label, how many are done and how many there are.
+
+    Returns:
+      The status row of each scan of this call, in order.
+
+    Raises:
+      ValueError: no scan, unknown measures, or a prior or checkpoint that cannot be used.
+      OSError: the folder cannot be written.
+    """
+    config = config or ConstructConfig()
+    if not sources:
+        raise ValueError("expected at least one scan, got none")
+    folder = check_writable(folder)
+    model, prior, names = resolve(config)
+    alone = tuple(name for name in names if measures.measure(name).function is not None)
+    job = json.dumps([_without_output_switches(config), model.digest, prior.digest], default=str, sort_keys=True)
+    done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
+    rows, covariances = [], {}
+    for number, source in enumerate(sources):
+        if progress is not None:
+            progress(source.label, number, len(sources))
+        earlier = done.get(source.label)
+        if earlier and earlier.get("status") == "ok" and earlier.get("job") == _short(job) and (folder / earlier["dseg"]).exists():
+            rows.append(dict(earlier))
+            continue
+        row = _one(source, folder, config, model, prior, alone, load or {}, covariances if "tangent" in names else None)
+        rows.append(row | {"job": _short(job)})
+        append_status(folder / "status.tsv", rows[-1:])
+    if "tangent" in names:
+        _write_tangent(covariances, folder, rows)
+    if config.report:
+        write_index(folder)
+    if progress is not None:
+        progress("", len(sources), len(sources))
+    return rows
+
+
+def _one(source, folder, config, model, prior, names, load, covariances) -> dict[str, Any]:
+    start = time.perf_counter()
+    row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
+    try:
+        entities = {"sub": source.subject, **source.entities}
+        scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
+        loaded = time.perf_counter() - start
+        network = construct(scan, prior=prior, model=model, edges=names, config=config)
+        network.qc["seconds"] = {"load": round(loaded, 3)} | network.qc["seconds"]
+        before = time.perf_counter()
+        files = save(network, folder, probabilities=config.probabilities)
+        if config.report:
+            write_report(network, folder / f"{source.label}.html")
+        network.qc["seconds"]["save and report"] = round(time.perf_counter() - before, 3)
+    except (ValueError, OSError, MemoryError, np.linalg.LinAlgError) as error:
+        message = str(error) or type(error).__name__
+        where = "" if source.label in message else f"{source.label} ({source.bold}): "
+        return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
+    if covariances is not None:
+        covariances[source.label] = network
+    return row | {
+        "status": "ok",
+        "error": "",
+        "seconds": round(time.perf_counter() - start, 2),
+        "n_frames": network.qc["n_frames"],
+        "minutes": round(network.qc["minutes"], 2),
+        "n_absent": len(network.qc["absent"]),
+        "used_prior": network.qc["selection"]["decision"] == "prior",
+        "dseg": str(files[-1].relative_to(folder)),
+        "stages": json.dumps(network.qc["seconds"]),
+    }
+
+
+def _write_tangent(networks: dict[str, Network], folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Tangent edges of the parcels that every subject has; what one of them lacks is NaN in all."""
+    if len(networks) < 2:
+        for row in rows:
+            row["warnings"] = f"tangent edges need two scans or more of one call, got {len(networks)}; not written"
+        append_status(folder / "status.tsv", rows)
+        return
+    signals = {label: network.signals for label, network in networks.items()}
+    shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals.values()])
+    covariances = jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals.values()])
+    tangents, _ = measures.tangent(covariances)
+    for network, values in zip(networks.values(), np.asarray(tangents), strict=True):
+        matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
+        matrix[np.ix_(shared, shared)] = values
+        save_edges(dataclasses.replace(network, edges={"tangent": matrix}), folder)
+
+
+def _without_output_switches(config: ConstructConfig) -> dict[str, Any]:
+    """What decides the numbers; a report more or less does not make a result out of date."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities")}
+
+
+def _short(job: str) -> str:
+    return hashlib.sha256(job.encode()).hexdigest()[:12]

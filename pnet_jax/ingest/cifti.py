@@ -1,0 +1,206 @@
+"""CIFTI: dense series and labels on surfaces and in the volume, and parcel series."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Int
+from nibabel.cifti2 import cifti2_axes as axes
+
+from pnet_jax.ingest.nifti import attempt, check_tr, open_image
+from pnet_jax.ingest.tables import shortlist
+from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_neighbours, hemisphere_of, mesh_neighbours
+
+LEFT_CORTEX, RIGHT_CORTEX = "CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT"
+NEEDED = (
+    "surfaces=(left, right), two GIFTI files with the vertices' coordinates, e.g. the fsLR 32k midthickness "
+    "(…_hemi-L_space-fsLR_den-32k_midthickness.surf.gii and its right one)"
+)
+
+SurfaceInput: TypeAlias = Sequence[str | Path | nib.gifti.GiftiImage] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surface:
+    """One hemisphere's mesh: `xyz[n, 3]` in mm, `faces[F, 3]`, and the file's name."""
+
+    xyz: Float[np.ndarray, "n 3"]
+    faces: Int[np.ndarray, "F 3"]
+    source: str
+
+
+def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[Any, Any]:
+    """Both axes of a two-dimensional CIFTI file, the second of which must be of a kind."""
+    if len(image.shape) != 2:
+        raise ValueError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
+    rows, columns = image.header.get_axis(0), image.header.get_axis(1)
+    if not isinstance(columns, kind):
+        raise ValueError(f"{where}: expected a CIFTI file of {what}, found one of {type(rows).__name__} by {type(columns).__name__}")
+    return rows, columns
+
+
+def series_tr(axis: object, given: float | None, where: str) -> float:
+    """TR in seconds of a series axis; the argument wins.
+
+    Raises:
+      ValueError: the axis is no series, or not one in seconds.
+    """
+    if not isinstance(axis, axes.SeriesAxis):
+        raise ValueError(f"{where}: expected a series over time (dtseries, ptseries), found a {type(axis).__name__}")
+    if given is not None:
+        return check_tr(given, "tr=", where)
+    if axis.unit != "SECOND":
+        raise ValueError(f"{where}: the series axis is in {axis.unit}, expected SECOND. Give the repetition time in seconds: tr= (--tr)")
+    return check_tr(round(float(axis.step), 6), "the step of the series axis", where)
+
+
+def read_dense(image: nib.Cifti2Image, where: str) -> Float[np.ndarray, "V T"]:
+    """Data with locations first, float32, read a block of locations at a time.
+
+    Raises:
+      ValueError: the file is truncated or corrupt.
+    """
+    n_frames, n = image.shape
+    y = np.empty((n, n_frames), np.float32)
+    for start in range(0, n, 4096):  # a CIFTI file stores each location's series in one piece
+        rows = slice(start, start + 4096)
+        y[rows] = attempt(partial(image.dataobj.__getitem__, (slice(None), rows)), f"locations from {start}", where).T
+    return y
+
+
+def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
+    """Meshes by CIFTI structure name.
+
+    The side is what the GIFTI file says (AnatomicalStructurePrimary), else `hemi-L`/`.L.` in its name, else the order given.
+
+    Raises:
+      ValueError: a file is no surface, or two are of one side.
+    """
+    found: dict[str, Surface] = {}
+    given = [given] if isinstance(given, str | Path | nib.gifti.GiftiImage) else (given or ())
+    for position, item in enumerate(given):
+        source = str(item) if isinstance(item, str | Path) else f"surface {position + 1}"
+        image: Any = open_image(item, where) if isinstance(item, str | Path) else item
+        points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
+        faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
+        if not isinstance(points, np.ndarray) or not isinstance(faces, np.ndarray) or points.shape[1:] != (3,) or faces.shape[1:] != (3,):
+            raise ValueError(f"{where}: {source} is no GIFTI surface with points and triangles (.surf.gii)")
+        name = _side(image, source, position)
+        if name in found:
+            raise ValueError(f"{where}: {source} and {found[name].source} are both {name}, expected one left and one right")
+        found[name] = Surface(np.asarray(points, np.float64), np.asarray(faces, np.int64), source)
+    return found
+
+
+def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, where: str) -> Space:
+    """Space of a dense CIFTI axis, in the order of the file.
+
+    Args:
+      axis: brain models: V vertices and voxels.
+      surfaces: meshes of the cortices, in MNI mm; not needed where the axis has voxels only.
+      name: of the space.
+      where: how messages name the file.
+
+    Raises:
+      ValueError: a surface is missing or has another number of vertices.
+    """
+    n = len(axis)
+    names = np.asarray(axis.name)
+    structures, structure = np.unique(names, return_inverse=True)
+    volume = np.asarray(axis.volume_mask)
+    voxel = np.where(volume[:, None], axis.voxel, -1).astype(np.int32)
+    xyz, tables, spacing = np.zeros((n, 3)), [], []
+    meshes = read_surfaces(surfaces, where)
+    for surface in dict.fromkeys(names[~volume].tolist()):
+        at = np.flatnonzero(names == surface)
+        mesh = mesh_of(surface, meshes, axis.nvertices[surface], where)
+        vertices = np.asarray(axis.vertex[at], np.int64)
+        xyz[at] = mesh.xyz[vertices]
+        table = mesh_neighbours(mesh.faces, vertices)
+        tables.append((at, table))
+        edges = np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2)
+        spacing.append(np.nanmean(np.where(table >= 0, edges, np.nan), axis=1) if table.shape[1] else np.full(len(at), np.nan))
+    if volume.any():
+        xyz[volume] = voxel[volume] @ axis.affine[:3, :3].T + axis.affine[:3, 3]
+        tables.append((np.flatnonzero(volume), grid_neighbours(voxel[volume].astype(np.int64))))
+        spacing.append(np.full(int(volume.sum()), abs(np.linalg.det(axis.affine[:3, :3])) ** (1 / 3)))
+    shape = tuple(int(s) for s in axis.volume_shape) if volume.any() else (0, 0, 0)
+    xyz = np.round(xyz, 3).astype(np.float32)
+    return Space(
+        xyz=xyz,
+        hemisphere=_hemisphere(names, xyz),
+        structure=structure.reshape(-1).astype(np.int16),
+        structures=tuple(str(s) for s in structures),
+        neighbours=_merge(tables, n),
+        kind="cifti",
+        name=name,
+        resolution=float(np.nanmedian(np.concatenate(spacing))),
+        grid=Grid(voxel, (shape[0], shape[1], shape[2]), axis.affine if volume.any() else np.eye(4), axis),
+    )
+
+
+def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str) -> Float[np.ndarray, "K 3"]:
+    """Mean coordinate of each parcel's voxels and vertices, mm.
+
+    Raises:
+      ValueError: parcels have vertices and there are no surfaces, or a parcel is empty.
+    """
+    meshes = read_surfaces(surfaces, where)
+    centroids = np.full((len(axis), 3), np.nan)
+    for k in range(len(axis)):
+        parts = []
+        voxels = np.asarray(axis.voxels[k]).reshape(-1, 3)
+        if len(voxels):
+            parts.append(voxels @ axis.affine[:3, :3].T + axis.affine[:3, 3])
+        for surface, vertices in axis.vertices[k].items():
+            if len(vertices):
+                mesh = mesh_of(surface, meshes, axis.nvertices[surface], where, ", or atlas= with the parcels' centroids")
+                parts.append(mesh.xyz[vertices])
+        if parts:
+            centroids[k] = np.concatenate(parts).mean(0)
+    empty = [str(axis.name[k]) for k in np.flatnonzero(np.isnan(centroids).any(1))]
+    if empty:
+        raise ValueError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass atlas= with centroids")
+    return centroids
+
+
+def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, where: str, also: str = "") -> Surface:
+    """The mesh of a structure; refuses a missing one or one with another number of vertices."""
+    if structure not in meshes:
+        raise ValueError(f"{where}: the file has vertices of {structure}; their coordinates are not in it. Pass {NEEDED}{also}")
+    mesh = meshes[structure]
+    if len(mesh.xyz) != n_vertices:
+        raise ValueError(f"{where}: {mesh.source} has {len(mesh.xyz)} vertices, {structure} needs {n_vertices}. Pass {NEEDED}")
+    return mesh
+
+
+def _side(image: nib.gifti.GiftiImage, source: str, position: int) -> str:
+    said = {str(array.meta.get("AnatomicalStructurePrimary", "")) for array in image.darrays} | {
+        str(image.meta.get("AnatomicalStructurePrimary", ""))
+    }
+    file = Path(source).name
+    if "CortexLeft" in said or "hemi-L" in file or ".L." in file or file.startswith("lh."):
+        return LEFT_CORTEX
+    if "CortexRight" in said or "hemi-R" in file or ".R." in file or file.startswith("rh."):
+        return RIGHT_CORTEX
+    return (LEFT_CORTEX, RIGHT_CORTEX)[position % 2]
+
+
+def _hemisphere(names: np.ndarray, xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:
+    left, right = (np.char.find(names.astype(str), side) >= 0 for side in ("_LEFT", "_RIGHT"))
+    return np.where(left, LEFT, np.where(right, RIGHT, hemisphere_of(xyz))).astype(np.int8)
+
+
+def _merge(tables: list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n N"]]], n: int) -> Int[np.ndarray, "V N"]:
+    """One table over all locations from one for each part, whose entries count within the part."""
+    merged = np.full((n, max(table.shape[1] for _, table in tables)), -1, np.int32)
+    for at, table in tables:
+        whole = np.append(at, -1)  # the last entry answers for the padding −1
+        merged[at, : table.shape[1]] = whole[table]
+    return merged

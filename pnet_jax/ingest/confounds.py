@@ -1,0 +1,222 @@
+"""Confounds: regressors, frames to keep and head motion, from a file, an array or fMRIPrep's table."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings as python_warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.config import CleaningConfig
+from pnet_jax.ingest import naming
+from pnet_jax.ingest.tables import drop_row_numbers, read_table, shortlist, text_columns
+
+FMRIPREP = re.compile(r"_desc-confounds_(timeseries|regressors)\.tsv$")
+OUTLIER = re.compile("motion_outlier|non_steady_state")
+QUALITY = ("framewise_displacement", "fd", "dvars", "std_dvars", "rmsd")  # they measure frames, they are no regressors
+
+ConfoundsInput: TypeAlias = str | Path | pd.DataFrame | np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Confounds:
+    """What there is to know of a recording's noise.
+
+    Attributes:
+      values: regressors, `[recorded, n]`, float64, or None.
+      names: of the regressors.
+      kept: positions of the frames that are no outliers, ascending, or None for all.
+      displacement: framewise displacement in mm, `[recorded]`, or None.
+      source: file or kind of object.
+      warnings: what the reader should know.
+    """
+
+    values: Float[np.ndarray, "recorded n"] | None = None
+    names: tuple[str, ...] = ()
+    kept: Int[np.ndarray, " T"] | None = None
+    displacement: Float[np.ndarray, " recorded"] | None = None
+    source: str = "none"
+    warnings: tuple[str, ...] = ()
+
+
+def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, cleaning: CleaningConfig, where: str) -> Confounds:
+    """Regressors and frames to keep.
+
+    fMRIPrep's table (by its name, `…_desc-confounds_timeseries.tsv`) goes through `nilearn`'s `load_confounds` with the strategy of
+    `cleaning`. Of any other table all columns are regressed, except those that grade frames (framewise displacement,
+    DVARS), text, and one-hot outlier columns, whose frames are left out. NaN in the first row, where derivatives have
+    none, takes the second row's value.
+
+    Args:
+      given: file (.tsv, .csv, or white space), array `[recorded, n]` or `[recorded]`, DataFrame, or None: then the
+        table beside an fMRIPrep file is used where there is one.
+      bold: the recording's file, or None.
+      n_frames: frames of the recording.
+      cleaning: strategy and thresholds.
+      where: how messages name the scan.
+
+    Raises:
+      ValueError: another number of rows than frames, NaN, columns that the strategy needs and the file lacks.
+      FileNotFoundError: the file is not there.
+    """
+    if given is None:
+        given = _beside(bold)
+        if given is None:
+            return Confounds(warnings=_none_found(bold, cleaning))
+    if isinstance(given, str | Path):
+        path = Path(given)
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}: confounds file {path} does not exist")
+        table = drop_row_numbers(read_table(path, f"{where}: confounds file {path}"))
+        check_rows(len(table), n_frames, f"confounds file {path}", where)
+        if FMRIPREP.search(path.name):
+            return _from_fmriprep(path, table, bold, cleaning, where)
+        return _from_table(table, str(path), cleaning, where)
+    if isinstance(given, pd.DataFrame):
+        check_rows(len(given), n_frames, "the confounds table", where)
+        return _from_table(given, "DataFrame", cleaning, where)
+    array = np.asarray(given, np.float64)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2:
+        raise ValueError(f"{where}: confounds must have shape [frames, regressors], got {array.shape}")
+    check_rows(len(array), n_frames, "the confounds array", where)
+    return _from_table(pd.DataFrame(array, columns=[f"column-{i + 1}" for i in range(array.shape[1])]), "array", cleaning, where)
+
+
+def kept_frames(
+    sample_mask: Bool[np.ndarray, " recorded"] | Int[np.ndarray, " T"] | None, confounds: Confounds, n_frames: int, where: str
+) -> Int[np.ndarray, " T"]:
+    """Positions of the frames that both the user's sample mask and the confounds keep.
+
+    Args:
+      sample_mask: True where a frame is kept, `[recorded]`; or the positions of kept frames as `load_confounds` gives them.
+      confounds: of this recording.
+      n_frames: frames of the recording.
+      where: how messages name the scan.
+
+    Raises:
+      ValueError: the mask is of another length, or positions are out of range or not ascending; confounds hold NaN in kept frames.
+    """
+    kept = np.arange(n_frames) if confounds.kept is None else np.asarray(confounds.kept, np.int64)
+    if sample_mask is not None:
+        kept = np.intersect1d(kept, _positions(np.asarray(sample_mask), n_frames, where))
+    if confounds.values is not None:
+        bad = (~np.isfinite(confounds.values[kept])).sum(0)
+        if bad.any():
+            named = [f"{confounds.names[i]} ({bad[i]} of {len(kept)} frames)" for i in np.flatnonzero(bad)]
+            raise ValueError(f"{where}: confounds {confounds.source}: NaN or infinite values in {shortlist(named)}")
+    return kept
+
+
+def check_rows(rows: int, n_frames: int, what: str, where: str) -> None:
+    """Refuses confounds of another length than the recording."""
+    if rows != n_frames:
+        raise ValueError(f"{where}: {what} has {rows} rows, expected one a frame: the recording has {n_frames} frames")
+
+
+def _positions(mask: np.ndarray, n_frames: int, where: str) -> Int[np.ndarray, " T"]:
+    if mask.ndim != 1:
+        raise ValueError(f"{where}: sample_mask must have one dimension, got shape {mask.shape}")
+    if mask.dtype == bool:
+        if len(mask) != n_frames:
+            raise ValueError(f"{where}: a True/False sample_mask needs one value a frame, expected {n_frames}, got {len(mask)}")
+        return np.flatnonzero(mask)
+    if len(mask) and (not np.issubdtype(mask.dtype, np.integer) or mask.min() < 0 or mask.max() >= n_frames or (np.diff(mask) <= 0).any()):
+        raise ValueError(
+            f"{where}: sample_mask must be True/False for each of {n_frames} frames, or ascending positions 0…{n_frames - 1} of "
+            f"the frames to keep; got {len(mask)} values of type {mask.dtype} from {mask.min()} to {mask.max()}"
+        )
+    return mask.astype(np.int64)
+
+
+def _beside(bold: Path | None) -> Path | None:
+    if bold is None or not naming.is_bids(bold) or naming.suffix_of(bold) != "bold":
+        return None
+    if naming.entities_of(bold).get("desc", "preproc") not in ("preproc", "optcom", "smoothAROMAnonaggr"):
+        return None  # denoised already
+    return naming.confounds_beside(bold)
+
+
+def _none_found(bold: Path | None, cleaning: CleaningConfig) -> tuple[str, ...]:
+    if not cleaning.strategy or bold is None or "denoised" in naming.entities_of(bold).get("desc", ""):
+        return ()
+    if naming.suffix_of(bold) != "bold" or naming.split_name(bold)[1] not in (".nii", ".nii.gz", ".dtseries.nii"):
+        return ()
+    return ("no confounds were given and no desc-confounds_timeseries.tsv lies beside the file: none were regressed out",)
+
+
+def _from_table(table: pd.DataFrame, source: str, cleaning: CleaningConfig, where: str) -> Confounds:
+    table = table.rename(columns=str)
+    notes = []
+    text = text_columns(table)
+    if text:
+        notes.append(f"confounds {source}: columns that are not numbers were left out: {shortlist(text)}")
+    table = table.drop(columns=text).apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    outliers = table.loc[:, [bool(OUTLIER.search(c)) for c in table.columns]]
+    kept = np.flatnonzero(outliers.sum(axis=1).to_numpy() == 0) if outliers.shape[1] else None
+    drop = [c for c in table.columns if c in outliers.columns or c.strip().lower() in QUALITY or c.startswith("Unnamed:")]
+    regressors = table.drop(columns=drop)
+    if "scrub" in cleaning.strategy:
+        notes.append(f"the strategy 'scrub' reads fMRIPrep tables only; confounds {source} is another: use sample_mask or outlier columns")
+    values = _fill_first_row(regressors.to_numpy(np.float64).copy()) if regressors.shape[1] else None
+    return Confounds(values, tuple(regressors.columns), kept, _displacement(table), source, tuple(notes))
+
+
+def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, where: str) -> Confounds:
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    # load_confounds finds the table by the image's name; the image itself need not be there.
+    desc = naming.entities_of(bold).get("desc", "preproc") if bold is not None else "preproc"
+    image = FMRIPREP.sub(f"_desc-{desc if desc in ('optcom', 'smoothAROMAnonaggr') else 'preproc'}_bold.nii.gz", str(path))
+    asked = f"confounds file {path}: strategy {cleaning.strategy} (motion={cleaning.motion!r}, wm_csf={cleaning.wm_csf!r}, "
+    asked += f"global_signal={cleaning.global_signal!r})"
+    columns = shortlist([str(c) for c in table.columns])
+    notes = []
+    try:
+        with python_warnings.catch_warnings(record=True) as caught:
+            python_warnings.simplefilter("always")
+            chosen, kept = load_confounds(
+                image,
+                strategy=cleaning.strategy,
+                motion=cleaning.motion,
+                wm_csf=cleaning.wm_csf,
+                global_signal=cleaning.global_signal,
+                scrub=cleaning.scrub,
+                fd_threshold=cleaning.fd_threshold,
+                std_dvars_threshold=cleaning.std_dvars_threshold,
+                demean=False,
+            )
+    except KeyError as error:
+        raise ValueError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
+    except (ValueError, IndexError, OSError) as error:
+        raise ValueError(
+            f"{where}: {asked}: load_confounds could not use it: {error} The file has the columns "
+            f"{columns}. Another strategy, or the regressors you want as a table of your own, would do"
+        ) from error
+    for warning in caught:
+        if "strategy is empty" not in str(warning.message):
+            notes.append(f"load_confounds: {warning.message}")
+    if chosen is None or chosen.shape[1] == 0:
+        return Confounds(None, (), kept, _displacement(table), str(path), tuple(notes))
+    return Confounds(chosen.to_numpy(np.float64), tuple(map(str, chosen.columns)), kept, _displacement(table), str(path), tuple(notes))
+
+
+def _displacement(table: pd.DataFrame) -> Float[np.ndarray, " recorded"] | None:
+    for column in table.columns:
+        if str(column).strip().lower() in ("framewise_displacement", "fd"):
+            values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float32).copy()
+            values[:1] = np.nan_to_num(values[:1])  # the first frame has no frame before it
+            return values
+    return None
+
+
+def _fill_first_row(values: Float[np.ndarray, "recorded n"]) -> Float[np.ndarray, "recorded n"]:
+    if len(values) > 1:
+        missing = np.isnan(values[0])
+        values[0, missing] = values[1, missing]
+    return values

@@ -1,0 +1,203 @@
+"""`load_scan`: one recording, whatever it is stored as, cleaned and on its Space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from nibabel.cifti2 import cifti2_axes as axes
+
+from pnet_jax.config import CleaningConfig
+from pnet_jax.ingest import cifti, naming, nifti, roi
+from pnet_jax.ingest.cleaning import Recording, check_length, clean_recording
+from pnet_jax.ingest.confounds import ConfoundsInput, kept_frames, read_confounds
+from pnet_jax.scan import Scan
+from pnet_jax.space import Space, point_space
+
+KINDS = ".nii, .nii.gz (4-D), .dtseries.nii, .ptseries.nii, .tsv, .csv or .npy (a table of ROI series)"
+
+
+@dataclasses.dataclass
+class _Opened:
+    """A recording whose series are still in their file: `read()` gives `[V, recorded]` float32, once."""
+
+    space: Space
+    tr: float
+    n_frames: int
+    read: Callable[[], Float[np.ndarray, "V recorded"]]
+
+
+def load_scan(
+    bold: str | Path | nifti.Image | nib.Cifti2Image,
+    *,
+    mask: nifti.ImageInput | None = None,
+    confounds: ConfoundsInput = None,
+    tr: float | None = None,
+    native_to_mni: str | Path | Float[np.ndarray, "4 4"] | None = None,
+    space: str | None = None,
+    atlas: roi.AtlasInput = None,
+    surfaces: cifti.SurfaceInput = None,
+    sample_mask: Bool[np.ndarray, " recorded"] | Int[np.ndarray, " T"] | None = None,
+    entities: Mapping[str, str] | None = None,
+    cleaning: CleaningConfig = CleaningConfig(),  # noqa: B008  frozen
+) -> Scan:
+    """Reads and cleans one recording: detrending, band-pass, confounds and scrubbing as `nilearn.signal.clean` does them.
+
+    Volumes are read a few frames at a time; peak memory is about twice the float32 series within the mask.
+
+    Args:
+      bold: 4-D NIfTI, dense or parcel CIFTI series, table of ROI series (a row a frame), or an image in memory.
+      mask: brain mask on the grid of a NIfTI recording. None takes the `desc-brain_mask` beside a BIDS file and computes one for
+        others.
+      confounds: file, array `[recorded, n]` or DataFrame (`read_confounds` says how columns are chosen); None takes fMRIPrep's
+        table where it lies beside the recording. `cleaning.strategy = ()` uses none of it.
+      tr: repetition time in seconds; by default RepetitionTime of the JSON file, then the header. Tables need it.
+      native_to_mni: native mm to MNI mm, `[4, 4]` or a text file with it, for volumes that are not in MNI space.
+        Coordinates are transformed, data are not resampled.
+      space: template, instead of the `space-` entity.
+      atlas: where ROIs are: dseg image, table with x, y, z, centroids `[V, 3]`, or Prior. Tables need it.
+      surfaces: left and right GIFTI meshes in MNI mm, for CIFTI files with vertices.
+      sample_mask: True for frames to keep `[recorded]`, or their positions `[T]`.
+      entities: identity that wins over the file name, e.g. `{"sub": "01", "ses": "2"}`.
+      cleaning: strategy, band, and the shortest scan that is accepted.
+
+    Raises:
+      ValueError: the file, what goes with it, or what is left of it cannot be used; the message names the scan, what was expected
+        and what was found.
+      FileNotFoundError: a file is not there.
+
+    Example:
+      >>> from pnet_jax.ingest import load_scan
+      >>> scan = load_scan("sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")  # doctest: +SKIP
+      >>> scan.y.shape, scan.tr, scan.warnings  # doctest: +SKIP
+    """
+    path = _path_of(bold)
+    subject, others = naming.identity(path, entities)
+    where = f"{naming.scan_label(subject, others)} ({path or 'image in memory'})"
+    notes: list[str] = []
+    opened = _open(bold, path, mask, tr, native_to_mni, space, atlas, surfaces, others, where, notes)
+    noise = read_confounds(confounds, bold=path, n_frames=opened.n_frames, cleaning=cleaning, where=where)
+    notes += noise.warnings
+    kept = kept_frames(sample_mask, noise, opened.n_frames, where)
+    check_length(len(kept), opened.n_frames, opened.tr, cleaning, where, notes)
+    return clean_recording(
+        Recording(opened.read(), opened.space, opened.tr, where, notes),
+        kept=kept,
+        confounds=noise.values,
+        cleaning=cleaning,
+        subject=subject,
+        entities=others,
+        source=str(path) if path else "memory",
+        displacement=noise.displacement,
+        done={"confounds": list(noise.names), "confounds_source": noise.source, "strategy": list(cleaning.strategy)},
+    )
+
+
+def _path_of(bold: object) -> Path | None:
+    if isinstance(bold, str | Path):
+        return Path(bold)
+    if not isinstance(bold, nib.filebasedimages.FileBasedImage):
+        raise ValueError(f"expected a file name or a nibabel image, got {type(bold).__name__}; supported files: {KINDS}")
+    name = bold.get_filename()
+    return Path(name) if name else None
+
+
+def _open(
+    bold: object,
+    path: Path | None,
+    mask: nifti.ImageInput | None,
+    tr: float | None,
+    native_to_mni: object,
+    space: str | None,
+    atlas: roi.AtlasInput,
+    surfaces: cifti.SurfaceInput,
+    entities: Mapping[str, str],
+    where: str,
+    notes: list[str],
+) -> _Opened:
+    extension = naming.split_name(path)[1] if path is not None else ".nii"
+    is_file = isinstance(bold, str | Path)
+    if is_file and extension in (".tsv", ".csv", ".npy"):
+        _refuse(where, mask=mask, native_to_mni=native_to_mni)
+        return _open_table(Path(path), tr, space, atlas, surfaces, where, notes)  # type: ignore[arg-type]
+    if is_file and path is not None and path.is_dir():
+        raise ValueError(f"{where}: expected one recording, found a folder; find_scans(folder) lists the recordings in it")
+    if is_file and extension not in (".nii", ".nii.gz", ".dtseries.nii", ".ptseries.nii"):
+        raise ValueError(f"{where}: cannot read {extension or 'a file without an extension'}; expected {KINDS}")
+    image = nifti.open_image(bold, where)  # type: ignore[arg-type]
+    if isinstance(image, nib.Cifti2Image):
+        _refuse(where, mask=mask, native_to_mni=native_to_mni)
+        return _open_cifti(image, tr, space or entities.get("space"), atlas, surfaces, where, notes)
+    if extension in (".dtseries.nii", ".ptseries.nii"):
+        raise ValueError(f"{where}: the name says CIFTI, the content is {type(image).__name__} of shape {tuple(image.shape)}")
+    return _open_volume(image, path, mask, tr, native_to_mni, space, entities, where, notes)
+
+
+def _open_volume(
+    image: nifti.Image,
+    path: Path | None,
+    mask: nifti.ImageInput | None,
+    tr: float | None,
+    native_to_mni: object,
+    space: str | None,
+    entities: Mapping[str, str],
+    where: str,
+    notes: list[str],
+) -> _Opened:
+    nifti.check_bold(image, where)
+    name, said = naming.mni_name(space, entities, native_to_mni is not None, where)
+    notes += said
+    seconds = nifti.repetition_time(tr, path, image, where, notes)
+    inside = nifti.load_mask(mask, image, path, where, notes)
+    locations = nifti.mask_space(inside, image.affine, name, native_to_mni, where, notes)
+    assert locations.grid is not None
+    ijk = locations.grid.ijk
+    return _Opened(locations, seconds, image.shape[3], lambda: nifti.read_series(image, ijk, where))
+
+
+def _open_cifti(
+    image: nib.Cifti2Image,
+    tr: float | None,
+    space: str | None,
+    atlas: roi.AtlasInput,
+    surfaces: cifti.SurfaceInput,
+    where: str,
+    notes: list[str],
+) -> _Opened:
+    series, columns = cifti.axes_of(image, axes.Axis, "series", where)
+    seconds = cifti.series_tr(series, tr, where)
+    if isinstance(columns, axes.ParcelsAxis):
+        names = [str(n) for n in columns.name]
+        if atlas is not None:
+            locations, said = roi.locate(atlas, names, image.shape, surfaces, where)
+            notes += said
+        else:
+            locations = point_space(cifti.parcel_centroids(columns, surfaces, where), names=names, name=space or "fsLR")
+    else:
+        _, models = cifti.axes_of(image, axes.BrainModelAxis, "series of vertices and voxels, or of parcels", where)
+        locations = cifti.cifti_space(models, surfaces, space or "fsLR", where)  # type: ignore[arg-type]
+    return _Opened(locations, seconds, image.shape[0], lambda: cifti.read_dense(image, where))
+
+
+def _open_table(
+    path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
+) -> _Opened:
+    if tr is None:
+        raise ValueError(f"{where}: a table does not say its repetition time; give it in seconds: tr= (--tr)")
+    values, names = roi.read_roi_table(path, where)
+    locations, said = roi.locate(atlas, names, (values.shape[0], values.shape[1]), surfaces, where)
+    notes += said
+    if space is not None:
+        locations = dataclasses.replace(locations, name=space)
+    series = np.ascontiguousarray(values.T, np.float32)
+    return _Opened(locations, nifti.check_tr(tr, "tr=", where), len(values), lambda: series)
+
+
+def _refuse(where: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{where}: {name}= is for NIfTI volumes; this file has its own locations, pass none")

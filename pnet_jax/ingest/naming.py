@@ -1,0 +1,115 @@
+"""What a file name says: BIDS entities, identity, siblings, template space; and how messages name a scan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy")
+LABEL_KEYS = ("ses", "task", "acq", "dir", "run")
+
+
+def split_name(path: str | Path) -> tuple[str, str]:
+    """File name without its extension, and the extension in lower case (`".nii.gz"`, `".dtseries.nii"`, …)."""
+    name = Path(path).name
+    for extension in EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)], extension
+    return Path(name).stem, Path(name).suffix.lower()
+
+
+def entities_of(path: str | Path) -> dict[str, str]:
+    """BIDS entities of a file name, `sub` included: `{"sub": "01", "task": "rest", …}`; empty where there are none."""
+    pairs = [part.split("-", 1) for part in split_name(path)[0].split("_") if "-" in part]
+    return {key: value for key, value in pairs if re.fullmatch("[a-z]+", key) and value}
+
+
+def suffix_of(path: str | Path) -> str:
+    """The last part of a BIDS name: `"bold"`, `"mask"`, `"timeseries"`."""
+    return split_name(path)[0].rsplit("_", 1)[-1]
+
+
+def is_bids(path: str | Path) -> bool:
+    """Whether the name carries at least a subject and a suffix."""
+    return "sub" in entities_of(path) and "-" not in suffix_of(path)
+
+
+def bare_label(label: str, key: str = "sub") -> str:
+    """`"sub-01"` and `"01"` both give `"01"`."""
+    return str(label).strip().removeprefix(f"{key}-")
+
+
+def scan_label(subject: str, entities: Mapping[str, str]) -> str:
+    """`sub-01_ses-1_task-rest_run-1`, the same as `Scan.label`."""
+    return "_".join([f"sub-{subject}"] + [f"{key}-{entities[key]}" for key in LABEL_KEYS if key in entities])
+
+
+def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
+    """Subject and the other entities: `given` wins over the file name; a name without `sub-` is itself the subject."""
+    entities = entities_of(path) if path is not None else {}
+    entities |= {key: bare_label(value, key) for key, value in (given or {}).items()}
+    subject = entities.pop("sub", "")
+    if not subject and path is not None:
+        subject = re.sub("[^A-Za-z0-9]", "", split_name(path)[0])
+    return subject or "unknown", entities
+
+
+def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | None, same: tuple[str, ...] = ()) -> Path | None:
+    """The file beside `path` that describes the same recording.
+
+    Its entities, `desc` apart, are among those of `path`; where several are, the one that shares most is taken.
+
+    Args:
+      path: a file with a BIDS name.
+      suffix: what the sibling's name ends in, e.g. `"mask"`.
+      extensions: extensions it may have.
+      desc: its `desc-` entity, or None for none.
+      same: entities it may not leave out where `path` has them, e.g. `("space", "res")` for a mask.
+    """
+    own = {key: value for key, value in entities_of(path).items() if key != "desc"}
+    best: tuple[int, Path] | None = None
+    for candidate in sorted(path.parent.glob(f"sub-{own.get('sub', '')}*_{suffix}.*")):
+        entities = entities_of(candidate)
+        if split_name(candidate)[1] not in extensions or suffix_of(candidate) != suffix or entities.pop("desc", None) != desc:
+            continue
+        if not entities.items() <= own.items() or any(key in own and key not in entities for key in same):
+            continue
+        if best is None or len(entities) > best[0]:
+            best = (len(entities), candidate)
+    return best[1] if best else None
+
+
+def mask_beside(path: Path) -> Path | None:
+    """The `desc-brain_mask` of a volume with a BIDS name, in the same space and resolution."""
+    return sibling(path, "mask", (".nii.gz", ".nii"), "brain", same=("sub", "ses", "task", "run", "space", "res"))
+
+
+def confounds_beside(path: Path) -> Path | None:
+    """The `desc-confounds_timeseries.tsv` (fMRIPrep before 20.2: `_regressors.tsv`) of a run."""
+    same = ("sub", "ses", "task", "run")
+    return sibling(path, "timeseries", (".tsv",), "confounds", same) or sibling(path, "regressors", (".tsv",), "confounds", same)
+
+
+def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where: str) -> tuple[str, list[str]]:
+    """Name of the space a volume's affine leads to, and warnings.
+
+    Args:
+      space: what the user said, wins over the `space-` entity.
+      entities: of the file name.
+      moved: whether a transform to MNI is given, so that any space will do.
+      where: how messages name the scan.
+
+    Raises:
+      ValueError: the space is not MNI and there is no transform.
+    """
+    name = space or entities.get("space")
+    if name is None:
+        note = "the file name has no space- entity and no space was given; its affine is taken to lead to MNI"
+        return ("native", []) if moved else ("unknown", [note])
+    if moved or name.startswith("MNI"):
+        return name, []
+    raise ValueError(
+        f"{where}: wrong space entity: expected an MNI space (space-MNI152NLin2009cAsym, space-MNI152NLin6Asym, …), found "
+        f"space-{name}. Take the run's file in MNI space, or pass native_to_mni= (a 4 x 4 matrix, mm of {name} to MNI mm)"
+    )

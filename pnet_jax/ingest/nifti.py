@@ -1,0 +1,253 @@
+"""4-D NIfTI volumes -> Recording, read in pieces along time."""
+
+from __future__ import annotations
+
+import json
+import warnings as python_warnings
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+from xml.parsers.expat import ExpatError
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.ingest import naming
+from pnet_jax.space import Space, grid_space
+
+UNREADABLE = (  # BadGzipFile is an OSError
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    ExpatError,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.cifti2.Cifti2HeaderError,
+)
+TOLERANCE_MM = 1e-3
+MNI_BOX = np.array([[-110, 110], [-150, 120], [-100, 130]])
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+
+Image: TypeAlias = nib.spatialimages.SpatialImage
+ImageInput: TypeAlias = str | Path | Image
+T = TypeVar("T")
+
+
+def open_image(source: ImageInput, where: str) -> Image:
+    """An image with its data still on disk.
+
+    Raises:
+      ValueError: the file is no image or its header is damaged.
+      FileNotFoundError: it is not there.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    where = where if str(path) in where else f"{where}: {path}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no such file")
+    # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
+    options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
+    try:
+        return nib.load(path, **options)  # type: ignore[return-value]
+    except UNREADABLE as error:
+        raise ValueError(f"{where}: truncated, corrupt or no image ({type(error).__name__}: {error})") from error
+
+
+def check_bold(image: Image, where: str) -> None:
+    """Refuses what is not a series of volumes of real numbers."""
+    shape = tuple(image.shape)
+    if len(shape) == 3:
+        raise ValueError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape}: a mask or a single volume?")
+    if len(shape) != 4:
+        raise ValueError(f"{where}: expected a 4-D image (x, y, z, time), found {len(shape)} dimensions, shape {shape}")
+    kind = np.dtype(image.get_data_dtype()).kind
+    if kind not in "iufb":
+        raise ValueError(f"{where}: expected real numbers, found data of type {image.get_data_dtype()}")
+
+
+def repetition_time(given: float | None, path: Path | None, image: Image, where: str, warnings: list[str]) -> float:
+    """TR in seconds: the argument, then RepetitionTime of the JSON file beside the image, then its header.
+
+    Raises:
+      ValueError: none of them says, or what they say is no plausible TR.
+    """
+    if given is not None:
+        return check_tr(given, "tr=", where)
+    zooms = image.header.get_zooms()
+    header, unit = float(zooms[3]) if len(zooms) > 3 else 0.0, "unknown"
+    if hasattr(image.header, "get_xyzt_units"):
+        unit = image.header.get_xyzt_units()[1]
+    from_header = header * _SECONDS.get(unit, 1.0)
+    from_json = _json_tr(path, where)
+    if from_json is not None:
+        if header > 0 and abs(from_json - from_header) > 2e-3:
+            warnings.append(f"RepetitionTime in JSON is {from_json} s, the header says {from_header:g} s: JSON is used")
+        return check_tr(from_json, "RepetitionTime in the JSON file", where)
+    if not header > 0 or unit in ("hz", "ppm", "rads"):
+        raise ValueError(
+            f"{where}: no repetition time: the header has {header:g} (unit {unit}) and no JSON file beside it has RepetitionTime. "
+            "Give it in seconds: tr= (--tr)"
+        )
+    if unit == "unknown":
+        warnings.append(f"the header states no unit of time; its TR of {header:g} is taken as seconds")
+    return check_tr(round(from_header, 6), "the header's TR", where)
+
+
+def check_tr(tr: float, what: str, where: str) -> float:
+    """Refuses what cannot be seconds."""
+    if not 0.05 <= float(tr) <= 30:
+        hint = "; that looks like milliseconds" if float(tr) >= 100 else ""
+        raise ValueError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
+    return float(tr)
+
+
+def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: str, warnings: list[str]) -> Bool[np.ndarray, "X Y Z"]:
+    """Brain mask on the recording's grid.
+
+    Args:
+      mask: image of any type, True above 0 (between 0 and 1: above 0.5); None takes the `desc-brain_mask` beside a BIDS file,
+        and computes one for other files.
+      bold: the recording.
+      path: its file, or None.
+      where: how messages name the scan.
+      warnings: added to.
+
+    Raises:
+      ValueError: another shape or affine than the recording, an empty mask, or none beside a BIDS file.
+    """
+    if mask is None and path is not None and naming.is_bids(path):
+        mask = naming.mask_beside(path)
+        if mask is None:
+            raise ValueError(f"{where}: no brain mask: expected a *_desc-brain_mask.nii.gz of the same space beside the file; pass mask=")
+    if mask is None:
+        warnings.append("no mask was given; one was computed from the mean image (nilearn compute_epi_mask)")
+        return _computed_mask(bold, where)
+    name = f"mask {mask}" if isinstance(mask, str | Path) else "mask (in memory)"
+    image = open_image(mask, f"{where}: {name}")
+    shape = tuple(image.shape[:3]) if len(image.shape) == 4 and image.shape[3] == 1 else tuple(image.shape)
+    if shape != tuple(bold.shape[:3]):
+        raise ValueError(f"{where}: {name} has shape {shape}, the recording has {tuple(bold.shape[:3])}; resample the mask to it")
+    if not np.allclose(image.affine, bold.affine, rtol=0, atol=TOLERANCE_MM):
+        raise ValueError(
+            f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)} (more than {TOLERANCE_MM} mm "
+            "apart); resample the mask to the recording"
+        )
+    try:
+        values = np.nan_to_num(np.asanyarray(image.dataobj).reshape(shape))
+    except UNREADABLE as error:
+        raise ValueError(f"{where}: {name} is truncated or corrupt ({type(error).__name__}: {error})") from error
+    graded = values.dtype.kind == "f" and values.max() <= 1 and ((values > 0) & (values < 1)).any()
+    inside = values > (0.5 if graded else 0)
+    if not inside.any():
+        raise ValueError(f"{where}: {name} is empty: no voxel above 0")
+    return inside
+
+
+def mask_space(
+    mask: Bool[np.ndarray, "X Y Z"], affine: Float[np.ndarray, "4 4"], name: str, to_mni: object, where: str, warnings: list[str]
+) -> Space:
+    """Space of a mask's voxels; refuses coordinates that are not MNI's, and warns where all are on one side.
+
+    Raises:
+      ValueError: `to_mni` is no 4 x 4 matrix, or most voxels are outside the MNI template.
+    """
+    matrix = None if to_mni is None else read_matrix(to_mni, where)
+    try:
+        space = grid_space(mask, affine, name=name, to_mni=matrix)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    outside = ((space.xyz < MNI_BOX[:, 0]) | (space.xyz > MNI_BOX[:, 1])).any(1).mean()
+    if outside > 0.5:
+        low, high = space.xyz.min(0).tolist(), space.xyz.max(0).tolist()
+        raise ValueError(
+            f"{where}: {outside:.0%} of the voxels are outside the MNI template: coordinates run from {low} to {high} mm. The affine "
+            "does not lead to MNI: take the run's file in MNI space, or pass native_to_mni="
+        )
+    if len(space) > 1 and (space.hemisphere == space.hemisphere[0]).all():
+        side = "left (x < 0)" if space.hemisphere[0] == 0 else "right (x >= 0)"
+        warnings.append(f"all {len(space)} voxels are on the {side}: one hemisphere, or an affine that does not lead to MNI")
+    return space
+
+
+def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
+    """A 4 x 4 matrix, native mm to MNI mm, from an array or a text file."""
+    try:
+        matrix = np.loadtxt(given) if isinstance(given, str | Path) else np.asarray(given, np.float64)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix ({error})") from error
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
+        raise ValueError(f"{where}: native_to_mni must be a 4 x 4 matrix with last row 0 0 0 1, got {matrix.shape}: {matrix.tolist()}")
+    return matrix
+
+
+def read_series(image: Image, ijk: Int[np.ndarray, "V 3"], where: str) -> Float[np.ndarray, "V T"]:
+    """Series of the given voxels, float32; a few volumes at a time, so that the 4-D array is never in memory.
+
+    Raises:
+      ValueError: the file is truncated or corrupt.
+    """
+    shape = image.shape
+    y = np.empty((len(ijk), shape[3]), np.float32)
+    flat = np.ravel_multi_index(tuple(ijk.T), shape[:3], order="F")
+    for frames, volumes in _pieces(image, y.nbytes // 4, where):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is counted as such
+            y[:, frames] = volumes.reshape(-1, volumes.shape[3], order="F")[flat]
+    return y
+
+
+def _pieces(image: Image, budget: int, where: str) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of whole volumes of at most `budget` bytes (as float64), in the order of the file."""
+    n, volume = image.shape[3], int(np.prod(image.shape[:3])) * 8
+    step = int(np.clip(budget // volume, 1, 16))
+    for start in range(0, n, step):
+        frames = slice(start, min(start + step, n))
+        read = partial(image.dataobj.__getitem__, (..., frames))
+        yield frames, np.asanyarray(attempt(read, f"frames {frames.start} to {frames.stop - 1}", where))
+
+
+def attempt(read: Callable[[], T], what: str, where: str) -> T:
+    """Runs a read; what goes wrong in it becomes a ValueError that names the file."""
+    try:
+        return read()
+    except UNREADABLE as error:
+        raise ValueError(f"{where}: the file is truncated or corrupt at {what} ({type(error).__name__}: {error})") from error
+
+
+def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
+    from nilearn.masking import compute_epi_mask
+
+    total = np.zeros(image.shape[:3])
+    for _, volumes in _pieces(image, 1 << 26, where):
+        total += np.nan_to_num(volumes, posinf=0, neginf=0).sum(3, dtype=np.float64)
+    mean = nib.Nifti1Image((total / image.shape[3]).astype(np.float32), image.affine)
+    try:
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
+            mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
+    except ValueError as error:
+        raise ValueError(f"{where}: no brain mask could be computed ({error}); pass mask=") from error
+    if not mask.any():
+        raise ValueError(f"{where}: the computed brain mask is empty; pass mask=")
+    return mask
+
+
+def _json_tr(path: Path | None, where: str) -> float | None:
+    if path is None:
+        return None
+    sidecar = path.with_name(naming.split_name(path)[0] + ".json")
+    if not sidecar.is_file():
+        return None
+    try:
+        value = json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
+        return None if value is None else float(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: {sidecar} has no readable RepetitionTime ({error})") from error
+
+
+def _short(affine: Float[np.ndarray, "4 4"]) -> str:
+    return str(np.round(np.asarray(affine, float)[:3], 4).tolist())

@@ -1,0 +1,147 @@
+"""ROI series: tables with a row a frame and a column a region, and where the regions are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from pnet_jax.ingest import naming
+from pnet_jax.ingest.atlas import centroids, load_prior
+from pnet_jax.ingest.cifti import SurfaceInput
+from pnet_jax.ingest.tables import drop_row_numbers, has_header, read_table, separator_of, shortlist, text_columns
+from pnet_jax.parcellation.prior import Prior
+from pnet_jax.space import Space, point_space
+
+AtlasInput: TypeAlias = str | Path | Prior | np.ndarray | None
+
+
+def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], list[str] | None]:
+    """Frames by regions, and the regions' names where the file has them.
+
+    Args:
+      path: .tsv or .csv with or without a header, or a .npy matrix.
+      where: how messages name the scan.
+
+    Raises:
+      ValueError: not a matrix of numbers, or NaN or infinite values in a column; the columns are named.
+      FileNotFoundError: it is not there.
+    """
+    if naming.split_name(path)[1] == ".npy":
+        values, names = _read_npy(path, where), None
+    else:
+        table = drop_row_numbers(read_table(path, where))
+        text = text_columns(table)
+        if text:
+            raise ValueError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
+        named = has_header(path, separator_of(path), where)
+        values, names = table.to_numpy(np.float64), [str(c) for c in table.columns] if named else None
+    bad = (~np.isfinite(values)).sum(0)
+    if bad.any():
+        said = [
+            f"{names[i] if names else f'column {i + 1}'} ({'all' if bad[i] == len(values) else bad[i]} of {len(values)} frames)"
+            for i in np.flatnonzero(bad)
+        ]
+        raise ValueError(
+            f"{where}: {len(said)} of {values.shape[1]} columns hold NaN or infinite values: {shortlist(said)}. Leave these "
+            "regions out of the table and of the atlas, or fill them"
+        )
+    return values, names
+
+
+def locate(
+    atlas: AtlasInput, names: list[str] | None, shape: tuple[int, ...], surfaces: SurfaceInput, where: str
+) -> tuple[Space, list[str]]:
+    """Space of a table's regions, in the order of its columns, and warnings.
+
+    Where both the table and the atlas name their regions and the names are the same set, regions are matched by name; else
+    by position.
+
+    Args:
+      atlas: dseg image or dlabel file (centroids are computed), table with the columns x, y, z and optionally name, centroids
+        `[V, 3]` in MNI mm, or a Prior.
+      names: of the columns, or None.
+      shape: frames and regions of the table.
+      surfaces: for a dlabel atlas.
+      where: how messages name the scan.
+
+    Raises:
+      ValueError: no atlas, another number of regions, or a table that lies on its side.
+    """
+    if atlas is None:
+        raise ValueError(
+            f"{where}: a table of ROI series does not say where its regions are; pass atlas= (--atlas): the dseg image the series were "
+            "taken with, or a table with the columns x, y, z (MNI mm) and name"
+        )
+    xyz, atlas_names, ids, space, source = _centroids(atlas, surfaces, where)
+    n_frames, n_columns = shape
+    if len(xyz) != n_columns:
+        if len(xyz) == n_frames:
+            raise ValueError(
+                f"{where}: the table looks transposed: it has {n_frames} rows and {n_columns} columns, and the atlas {source} has "
+                f"{len(xyz)} regions; expected a row a frame and a column a region"
+            )
+        raise ValueError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions")
+    order, notes = _match(len(xyz), names, atlas_names, ids, source)
+    xyz = xyz[order]
+    if names is None and atlas_names is not None:
+        names = [atlas_names[i] for i in order]
+    return point_space(xyz, names=names, name=space), notes
+
+
+def _centroids(
+    atlas: AtlasInput, surfaces: SurfaceInput, where: str
+) -> tuple[Float[np.ndarray, "K 3"], list[str] | None, list[int] | None, str, str]:
+    if isinstance(atlas, np.ndarray):
+        if atlas.ndim != 2 or atlas.shape[1] != 3 or not np.isfinite(atlas).all():
+            raise ValueError(f"{where}: atlas centroids must be finite and have shape [regions, 3] in MNI mm, got {atlas.shape}")
+        return atlas, None, None, "unknown", "(array)"
+    if isinstance(atlas, str | Path) and naming.split_name(atlas)[1] in (".tsv", ".csv"):
+        xyz, names = _read_centroids(Path(atlas), where)
+        return xyz, names, None, naming.entities_of(atlas).get("space", "unknown"), str(atlas)
+    prior = atlas if isinstance(atlas, Prior) else load_prior(atlas, surfaces=surfaces)  # type: ignore[arg-type]
+    return centroids(prior), list(prior.names), prior.ids.tolist(), prior.space, prior.source
+
+
+def _read_centroids(path: Path, where: str) -> tuple[Float[np.ndarray, "K 3"], list[str] | None]:
+    table = read_table(path, f"{where}: atlas {path}")
+    lower = {str(c).lower(): c for c in table.columns}
+    missing = [c for c in "xyz" if c not in lower]
+    if missing:
+        raise ValueError(f"{where}: atlas {path}: expected the columns x, y, z (MNI mm) and perhaps name, found {shortlist(list(lower))}")
+    xyz = table[[lower[c] for c in "xyz"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    bad = np.flatnonzero(~np.isfinite(xyz).all(1))
+    if len(bad):
+        raise ValueError(f"{where}: atlas {path}: no number in x, y or z of the rows {shortlist([str(i + 1) for i in bad])}")
+    return xyz, [str(n) for n in table[lower["name"]]] if "name" in lower else None
+
+
+def _match(
+    n: int, names: Sequence[str] | None, atlas_names: Sequence[str] | None, ids: Sequence[int] | None, source: str
+) -> tuple[list[int], list[str]]:
+    """For each column, the atlas region it is."""
+    order = list(range(n))
+    if names is None or atlas_names is None:
+        return order, []
+    for others in (atlas_names, [str(i) for i in ids] if ids is not None else None):
+        if others is not None and len(set(names)) == len(names) and set(names) == set(others):
+            position = {name: i for i, name in enumerate(others)}
+            return [position[name] for name in names], []
+    differ = [f"{a} / {b}" for a, b in zip(names, atlas_names, strict=True) if a != b]
+    return order, [f"{len(differ)} of {n} column names are not those of the atlas {source} ({shortlist(differ, 3)}): matched by position"]
+
+
+def _read_npy(path: Path, where: str) -> Float[np.ndarray, "T V"]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no such file")
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{where}: not a readable .npy file ({error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "iufb":
+        raise ValueError(f"{where}: expected a matrix of numbers, frames by regions, found shape {values.shape} of type {values.dtype}")
+    return values.astype(np.float64)

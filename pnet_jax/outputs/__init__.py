@@ -1,0 +1,25 @@
+"""Where results leave: images, tables and their descriptions, as BIDS derivatives."""
+
+from pnet_jax.outputs.atomic import atomic_path, check_writable
+from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
+from pnet_jax.outputs.status import append_status, read_status, write_status
+
+__all__ = [
+    "append_status",
+    "atomic_path",
+    "check_writable",
+    "labels_image",
+    "location_image",
+    "output_stem",
+    "parcel_centroids",
+    "parcel_colors",
+    "parcel_rows",
+    "prior_image",
+    "probabilities_image",
+    "read_status",
+    "save",
+    "save_edges",
+    "scan_label",
+    "write_status",
+]

@@ -1,0 +1,242 @@
+"""A Network as a folder of BIDS derivatives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pnet_jax.network import Network
+from pnet_jax.outputs import images, sidecars
+from pnet_jax.outputs.atomic import check_writable, write_text
+from pnet_jax.outputs.tables import column_names, write_json, write_matrix, write_rows
+
+# BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
+ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
+IGNORED = ("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_qc.*", "*.html", "status.tsv")
+LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_prior_locations", "coverage", "absent", "x", "y", "z")
+
+
+def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = True) -> list[Path]:
+    """Writes one subject's result as BIDS derivatives.
+
+    Below `folder`, for sub-01 and K = 200: `sub-01/func/sub-01_task-rest_space-…_atlas-pnet_scale-200_res-2` followed by
+
+    - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
+    - `_probseg.nii.gz` (`.dscalar.nii`) and `_probseg.json`
+    - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
+    - `_desc-pnet_qc.json`
+
+    Every table has the same K parcels in the same order; what an absent parcel lacks is `n/a`. Files are written under a
+    temporary name and renamed. `_dseg.tsv` is removed first and written last: where it stands, the set is complete.
+
+    Args:
+      network: a subject's result.
+      folder: root of the derivatives; `dataset_description.json` and `.bidsignore` are added if missing.
+      probabilities: also write the soft parcellation.
+
+    Returns:
+      The files of this result in the order in which they were written, `_dseg.tsv` last.
+
+    Raises:
+      ValueError: `folder` is a file, or shapes in `network` do not agree.
+      OSError: the folder is not writable or the disk is full; the error names the file and nothing half-written is left.
+    """
+    _check(network)
+    folder = check_writable(folder)
+    stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)
+    complete = _with(stem, "dseg.tsv")
+    complete.unlink(missing_ok=True)
+    write_dataset_files(folder)
+    written = [*_write_maps(network, stem, probabilities), *_write_tables(network, stem)]
+    written.append(write_json(_with(stem, "dseg.json"), sidecars.segmentation_sidecar(network)))
+    written.append(write_rows(complete, LUT_COLUMNS, parcel_rows(network)))
+    return written
+
+
+def save_edges(network: Network, folder: str | os.PathLike) -> list[Path]:
+    """Writes (or replaces) only the `_relmat` tables of a result, e.g. a cohort's measure once every scan is known."""
+    stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)
+    return list(_write_edges(network, stem))
+
+
+def output_stem(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, *, space: str = "unknown") -> Path:
+    """Path that every file of a result begins with: append `_dseg.tsv` and so on. Nothing is written.
+
+    Args:
+      folder: root of the derivatives.
+      subject: label without `sub-`.
+      entities: BIDS entities of the source; those that name the recording and its space are kept, in BIDS order.
+      n_parcels: K.
+      space: template, used where `entities` has no `space` and it is known.
+
+    Example:
+      >>> output_stem("out", "01", {"task": "rest", "ses": "1"}, 200).as_posix()
+      'out/sub-01/ses-1/func/sub-01_ses-1_task-rest_atlas-pnet_scale-200'
+    """
+    given = {key: _label(value) for key, value in entities.items() if value not in (None, "")}
+    if space not in ("", "unknown", "native"):
+        given.setdefault("space", _label(space))
+    parts = [f"sub-{_label(subject)}"] + [f"{key}-{given[key]}" for key in ENTITIES if key in given]
+    parts += ["atlas-pnet", f"scale-{n_parcels}"] + [f"{key}-{given[key]}" for key in ("res", "den") if key in given]
+    place = Path(folder) / parts[0]
+    if "ses" in given:
+        place /= f"ses-{given['ses']}"
+    return place / "func" / "_".join(parts)
+
+
+def write_dataset_files(folder: str | os.PathLike) -> None:
+    """Writes dataset_description.json, atlas-pnet_description.json and .bidsignore where they are missing or out of date.
+
+    A dataset_description.json of another program is left as it is, and lines are only added to a .bidsignore.
+
+    Raises:
+      OSError: names the file.
+    """
+    folder = Path(folder)
+    about = {"dataset_description.json": sidecars.dataset_description(), "atlas-pnet_description.json": sidecars.atlas_description()}
+    for name, content in about.items():
+        # Many processes share one folder: what is right already is not written again.
+        found = _read_json(folder / name)
+        ours = name.startswith("atlas-pnet") or "pnet_jax" in json.dumps(found.get("GeneratedBy", ""))
+        if not (folder / name).exists() or (ours and found != content):
+            write_json(folder / name, content)
+    ignore = folder / ".bidsignore"
+    lines = ignore.read_text("utf-8").splitlines() if ignore.exists() else []
+    missing = [line for line in IGNORED if line not in lines]
+    if missing:
+        write_text(ignore, "\n".join([*lines, *missing]) + "\n")
+
+
+def scan_label(network: Network) -> str:
+    """What messages, reports and status.tsv call the scan: `sub-01_ses-1_task-rest_run-1`."""
+    kept = [f"{key}-{network.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in network.entities]
+    return "_".join([f"sub-{network.subject}", *kept])
+
+
+def parcel_rows(network: Network) -> list[dict[str, Any]]:
+    """The look-up table, one mapping for each of the K parcels in order; columns as in `_dseg.tsv`."""
+    sizes = _sizes(network, network.labels)
+    before = _sizes(network, network.prior_labels)
+    centre = parcel_centroids(network)
+    colors = np.rint(images.parcel_colors(network.ids) * 255).astype(int)
+    return [
+        {
+            "index": int(network.ids[k]),
+            "name": name,
+            "color": "#" + "".join(f"{c:02x}" for c in colors[k]),
+            "hemisphere": network.hemispheres[k],
+            "n_locations": int(sizes[k]),
+            "n_prior_locations": int(before[k]),
+            "coverage": float(network.coverage[k]),
+            "absent": bool(sizes[k] == 0),
+            **dict(zip("xyz", np.round(centre[k].astype(float), 2).tolist(), strict=True)),
+        }
+        for k, name in enumerate(column_names(network))
+    ]
+
+
+def parcel_centroids(network: Network) -> Float[np.ndarray, "K 3"]:
+    """Mean position in MNI mm of each parcel's locations, NaN for absent parcels."""
+    inside = network.labels >= 0
+    total = np.zeros((network.n_parcels, 3))
+    np.add.at(total, network.labels[inside], network.space.xyz[inside].astype(np.float64))
+    sizes = _sizes(network, network.labels).astype(float)[:, None]
+    return np.divide(total, sizes, out=np.full_like(total, np.nan), where=sizes > 0)
+
+
+def _write_maps(network: Network, stem: Path, probabilities: bool) -> Iterator[Path]:
+    grid = network.space.grid
+    if grid is None:
+        columns = ("name", "x", "y", "z", "index", "parcel", "prior_index", "probability")
+        yield write_rows(_with(stem, "desc-locations_dseg.tsv"), columns, _location_rows(network))
+        return
+    cifti = grid.brain_models is not None
+    yield images.write_image(images.labels_image(network), _with(stem, "dseg.dlabel.nii" if cifti else "dseg.nii.gz"))
+    if probabilities:
+        yield images.write_probabilities(network, _with(stem, "probseg.dscalar.nii" if cifti else "probseg.nii.gz"))
+        yield write_json(_with(stem, "probseg.json"), sidecars.probability_sidecar(network))
+
+
+def _write_tables(network: Network, stem: Path) -> Iterator[Path]:
+    names = column_names(network)
+    yield write_matrix(_with(stem, "stat-coverage_bold.tsv"), names, network.coverage[None])
+    yield write_json(_with(stem, "stat-coverage_bold.json"), sidecars.coverage_sidecar(network))
+    yield write_matrix(_with(stem, "stat-mean_timeseries.tsv"), names, network.signals.T)
+    yield write_json(_with(stem, "stat-mean_timeseries.json"), sidecars.signals_sidecar(network))
+    yield from _write_edges(network, stem)
+    judged = {"scan": scan_label(network), **network.qc, "Provenance": network.provenance}
+    yield write_json(_with(stem, "desc-pnet_qc.json"), judged)
+
+
+def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
+    names = column_names(network)
+    for measure, matrix in network.edges.items():
+        file = f"stat-{sidecars.stat_label(measure)}_relmat"
+        yield write_matrix(_with(stem, f"{file}.tsv"), names, matrix, index=names)
+        yield write_json(_with(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
+
+
+def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
+    names, ids = column_names(network), network.ids
+    for v, (label, before) in enumerate(zip(network.labels, network.prior_labels, strict=True)):
+        x, y, z = network.space.xyz[v].tolist()
+        chance = network.probabilities[v][network.candidates[v] == label].sum() if label >= 0 else None
+        yield {
+            "name": network.space.names[v] if network.space.names else f"location-{v + 1}",
+            "x": x,
+            "y": y,
+            "z": z,
+            "index": ids[label] if label >= 0 else 0,
+            "parcel": names[label] if label >= 0 else None,
+            "prior_index": ids[before] if before >= 0 else 0,
+            "probability": chance,
+        }
+
+
+def _check(network: Network) -> None:
+    locations, parcels = len(network.space), network.n_parcels
+    expected = {
+        "labels": (locations,),
+        "prior_labels": (locations,),
+        "candidates": (locations, network.candidates.shape[1]),
+        "probabilities": (locations, network.candidates.shape[1]),
+        "signals": (parcels, len(network.frames)),
+        "coverage": (parcels,),
+    }
+    shapes = {name: (getattr(network, name).shape, shape) for name, shape in expected.items()}
+    shapes |= {f"edges[{measure!r}]": (matrix.shape, (parcels, parcels)) for measure, matrix in network.edges.items()}
+    shapes |= {"names": ((len(network.names),), (parcels,)), "hemispheres": ((len(network.hemispheres),), (parcels,))}
+    for name, (got, wanted) in shapes.items():
+        if got != wanted:
+            raise ValueError(f"sub-{network.subject}: `{name}` should have shape {wanted}, got {got}")
+
+
+def _label(value) -> str:
+    text = str(value)
+    kept = re.sub(r"[^a-zA-Z0-9+]", "", text)
+    # Two labels that differ only in what BIDS forbids must not overwrite each other.
+    return kept if kept == text else f"{kept}x{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+def _with(stem: Path, rest: str) -> Path:
+    return stem.with_name(f"{stem.name}_{rest}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sizes(network: Network, labels: np.ndarray) -> np.ndarray:
+    return np.bincount(labels[labels >= 0], minlength=network.n_parcels)

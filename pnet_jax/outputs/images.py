@@ -1,0 +1,254 @@
+"""A Network as images on the scan's own grid."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pnet_jax.network import Network
+from pnet_jax.outputs.atomic import atomic_path
+from pnet_jax.space import Grid, Space
+
+if TYPE_CHECKING:
+    import nibabel
+
+LEVELS = 65535  # probabilities are stored as uint16 steps of 1/65535: NIfTI has no float16, and float32 doubles the file
+
+
+def labels_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+    """Parcellation as an image on the scan's own grid and orientation; values are the prior's own ids, 0 is outside.
+
+    Args:
+      network: a subject's result on a grid or on CIFTI grayordinates.
+
+    Returns:
+      `[X, Y, Z]` NIfTI, int16 where the ids fit and int32 else; for CIFTI scans a dlabel image `[1, V]` with names and colours.
+
+    Raises:
+      ValueError: a scan of ROIs, which has no image.
+    """
+    return _labels_on(network, network.labels)
+
+
+def prior_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+    """The group prior on the scan's grid, in the form of `labels_image`: what the parcellation would be without the scan."""
+    return _labels_on(network, network.prior_labels)
+
+
+def location_image(network: Network, values: Float[np.ndarray, " V"]) -> nibabel.Nifti1Image:
+    """Any number a location as `[X, Y, Z]` NIfTI on the scan's grid, 0 outside the scan's mask.
+
+    Raises:
+      ValueError: the scan has no voxel grid.
+    """
+    grid = _grid(network.space)
+    if grid.brain_models is not None:
+        raise ValueError("a CIFTI scan has no voxel grid that holds all of its locations")
+    volume = np.zeros(grid.shape, np.asarray(values).dtype)
+    volume[tuple(grid.ijk.T)] = values
+    return _nifti(volume, network.space)
+
+
+def probabilities_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+    """Probability of every parcel at every location; sums to 1 inside, is 0 outside.
+
+    A NIfTI's volumes are computed when they are asked for (`image.dataobj[..., k]`), from the candidates each location has: the
+    whole array, 4·X·Y·Z·K bytes, is built only by who asks for all of it. `write_probabilities` never does.
+
+    Args:
+      network: a subject's result on a grid or on CIFTI grayordinates.
+
+    Returns:
+      `[X, Y, Z, K]` float32 NIfTI, volumes in the order of `network.ids`; for CIFTI scans a dscalar image `[K, V]`.
+
+    Raises:
+      ValueError: a scan of ROIs, which has no image.
+    """
+    grid = _grid(network.space)
+    if grid.brain_models is None:
+        return _nifti(_ProbabilityVolumes(network), network.space)
+    import nibabel
+
+    dense = np.zeros((network.n_parcels, len(network.space)), np.float32)
+    location, slot = np.nonzero(network.candidates >= 0)
+    dense[network.candidates[location, slot], location] = network.probabilities[location, slot]
+    axes = (nibabel.cifti2.ScalarAxis(list(network.names)), _brain_models(network.space))
+    return _cifti(dense, axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
+
+
+def write_probabilities(network: Network, path: Path) -> Path:
+    """Writes `probabilities_image` volume by volume as uint16 with a scale of 1/65535; memory for one volume.
+
+    Every location's steps add up to exactly 65535, so rounding does not break the sum of 1. Equal networks give equal bytes.
+
+    Raises:
+      ValueError: a scan of ROIs.
+      OSError: names the file; nothing of it is left.
+    """
+    image = probabilities_image(network)
+    with atomic_path(path) as part:
+        if _grid(network.space).brain_models is not None:
+            image.to_filename(part)
+            return Path(path)
+        volumes, header = image.dataobj, image.header.copy()
+        header.set_data_dtype(np.uint16)
+        header.set_slope_inter(1 / LEVELS, 0)
+        with _gzip(part) as file:
+            header["vox_offset"] = 352  # 348 bytes of header, 4 that say that no extension follows
+            file.write(header.binaryblock + b"\0\0\0\0")
+            for k in range(network.n_parcels):
+                file.write(volumes.levels(k).tobytes("F"))
+    return Path(path)
+
+
+def write_image(image: nibabel.Nifti1Image | nibabel.Cifti2Image, path: Path) -> Path:
+    """Writes an image whole or not at all; equal images give equal bytes, compressed ones too.
+
+    Raises:
+      OSError: names the file; nothing of it is left.
+    """
+    with atomic_path(path) as part:
+        if str(path).endswith(".gz"):
+            with _gzip(part) as file:
+                file.write(image.to_bytes())
+        else:
+            image.to_filename(part)
+    return Path(path)
+
+
+def parcel_colors(ids: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 3"]:
+    """RGB in 0…1 that depends on the id alone: a parcel has one colour in every subject, map and table.
+
+    Hue, lightness and saturation step through a low-discrepancy sequence, so that ids that lie close differ in all three.
+    """
+    steps = np.mod(np.outer(np.asarray(ids, np.float64), (0.819173, 0.671044, 0.549700)), 1)
+    lightness, chroma, hue = 0.55 + 0.27 * steps[:, 1], 0.08 + 0.09 * steps[:, 2], 2 * np.pi * steps[:, 0]
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], 1)
+    linear = ((lab @ _OKLAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T).clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+# OKLab, whose distances agree with perceived ones, to linear sRGB by way of cone responses (Ottosson 2020).
+_OKLAB_TO_LMS = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]])
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+class _ProbabilityVolumes:
+    """Array-like `[X, Y, Z, K]` whose volumes are made when they are asked for; nibabel takes it as image data."""
+
+    is_proxy = True
+    ndim = 4
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, network: Network):
+        grid = _grid(network.space)
+        self.shape = (*grid.shape, network.n_parcels)
+        location, slot = np.nonzero(network.candidates >= 0)
+        parcel = network.candidates[location, slot]
+        order = np.argsort(parcel, kind="stable")
+        position = np.ravel_multi_index(tuple(grid.ijk.T), grid.shape)
+        self._position = position[location[order]]
+        self._level = _quantise(network.probabilities)[location, slot][order]
+        self._start = np.searchsorted(parcel[order], np.arange(network.n_parcels + 1))
+
+    def levels(self, k: int) -> Int[np.ndarray, "X Y Z"]:
+        volume = np.zeros(int(np.prod(self.shape[:3])), np.uint16)
+        own = slice(self._start[k], self._start[k + 1])
+        volume[self._position[own]] = self._level[own]
+        return volume.reshape(self.shape[:3])
+
+    def __getitem__(self, key) -> Float[np.ndarray, " *cut"]:
+        from nibabel.fileslice import canonical_slicers
+
+        *space, last = (part for part in canonical_slicers(key, self.shape) if part is not None)
+        wanted = np.arange(self.shape[3])[last]
+        volumes = [(self.levels(k)[tuple(space)] / np.float32(LEVELS)).astype(np.float32) for k in np.atleast_1d(wanted)]
+        return np.stack(volumes, -1) if np.ndim(wanted) else volumes[0]
+
+    def __array__(self, dtype=None, copy=None) -> Float[np.ndarray, "X Y Z K"]:
+        whole = np.zeros(self.shape, dtype or self.dtype)
+        for k in range(self.shape[3]):
+            whole[..., k] = self.levels(k) / np.float32(LEVELS)
+        return whole
+
+
+@contextlib.contextmanager
+def _gzip(path):
+    # No name and no time in the header: the same content is the same file.
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
+        yield file
+
+
+def _quantise(probabilities):
+    """Steps of 1/65535 that keep each row's sum: what rounding adds or loses goes to the row's largest."""
+    exact = probabilities.astype(np.float64) * LEVELS
+    level = np.rint(exact)
+    row = np.arange(len(level))
+    level[row, exact.argmax(1)] += np.rint(exact.sum(1)) - level.sum(1)
+    return level.clip(0, LEVELS).astype(np.uint16)
+
+
+def _labels_on(network, labels):
+    grid = _grid(network.space)
+    small = network.ids.max(initial=0) <= np.iinfo(np.int16).max
+    values = np.where(labels >= 0, network.ids[labels], 0).astype(np.int16 if small else np.int32)
+    if grid.brain_models is None:
+        image = location_image(network, values)
+        image.header.set_intent("label")
+        return image
+    import nibabel
+
+    table = {0: ("???", (0.0, 0.0, 0.0, 0.0))}
+    for k, color in enumerate(parcel_colors(network.ids)):
+        table[int(network.ids[k])] = (network.names[k], (*map(float, color), 1.0))
+    axes = (nibabel.cifti2.LabelAxis(["pnet"], [table]), _brain_models(network.space))
+    return _cifti(values[None].astype(np.float32), axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_LABELS")
+
+
+def _grid(space: Space) -> Grid:
+    if space.grid is None:
+        raise ValueError(
+            f"a scan of {len(space)} ROIs has no image to draw parcels into: its parcellation is a table, "
+            "`dseg.tsv` (one row a parcel) with `desc-locations_dseg.tsv` (one row a ROI)"
+        )
+    return space.grid
+
+
+def _brain_models(space: Space):
+    models = space.grid.brain_models
+    if len(models) != len(space):
+        raise ValueError(f"the CIFTI brain models have {len(models)} grayordinates but the scan has {len(space)} locations")
+    return models
+
+
+def _nifti(data, space: Space):
+    import nibabel
+
+    image = nibabel.Nifti1Image(data, space.grid.affine)
+    code = "mni" if space.name.startswith("MNI") else "aligned"
+    image.set_sform(space.grid.affine, code)
+    image.set_qform(space.grid.affine, code)
+    # A qform cannot hold shears: where it would say something else than the sform, it says nothing.
+    if not np.allclose(image.get_qform(), space.grid.affine, atol=1e-3):
+        image.set_qform(None)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _cifti(data, axes, intent):
+    import nibabel
+
+    image = nibabel.Cifti2Image(data, axes)
+    image.nifti_header.set_intent(intent)
+    return image

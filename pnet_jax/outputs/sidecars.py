@@ -1,0 +1,142 @@
+"""What the JSON files beside images and tables say."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pnet_jax
+from pnet_jax.network import Network
+
+if TYPE_CHECKING:
+    from pnet_jax.edges import Measure
+
+STAT_LABELS = {"pearson": "pearsoncorrelation", "partial": "partialcorrelation"}
+ROWS = "Parcels stand in the order of the rows of _dseg.tsv; parcels without any location keep their place and are n/a."
+
+
+def stat_label(measure: str) -> str:
+    """A measure's label in file names: `pearson` is `pearsoncorrelation`; of an unlisted name the letters and digits stay.
+
+    Example:
+      >>> stat_label("partial"), stat_label("distance correlation")
+      ('partialcorrelation', 'distancecorrelation')
+    """
+    return STAT_LABELS.get(measure) or re.sub(r"[^a-zA-Z0-9]", "", measure)
+
+
+def dataset_description() -> dict[str, Any]:
+    """Content of dataset_description.json."""
+    return {
+        "Name": "Personalised brain functional networks",
+        "BIDSVersion": "1.11.1",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "pnet_jax", "Version": pnet_jax.__version__}],
+    }
+
+
+def atlas_description() -> dict[str, Any]:
+    """Content of atlas-pnet_description.json."""
+    return {
+        "Name": "pnet: personalised parcellations",
+        "Description": "Each scan has a parcellation of its own; its parcels correspond, one to one and in order, to those of the group "
+        "prior named in the JSON files beside it, so that a parcel's id and name mean the same in every subject.",
+        "DerivedFrom": "The group prior named in each file's Provenance",
+    }
+
+
+def segmentation_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the hard parcellation: image and table share their name, and so this file."""
+    return {
+        "Description": "Parcellation of one scan. Image values are the prior's own ids, column `index` of the table; 0 is outside.",
+        "Manual": False,
+        "Rows": "One row a parcel of the prior, always all of them, in the same order in every file.",
+        "index": {"Description": "Value in the image: the prior's own id of the parcel"},
+        "name": {"Description": "The prior's name of the parcel"},
+        "color": {"Description": "Suggested colour, the same for an id everywhere"},
+        "hemisphere": {"Levels": {"L": "left", "R": "right", "B": "on both sides"}},
+        "n_locations": {"Description": "Locations (voxels, grayordinates or ROIs) of the scan in the personalised parcel"},
+        "n_prior_locations": {"Description": "Locations that the prior alone would give the parcel"},
+        "coverage": {"Description": "Share of the prior parcel's extent that valid locations of the scan cover", "Units": "0 to 1"},
+        "absent": {"Description": "No location of the scan belongs to the parcel: its signal and edges are n/a"},
+        "x": {"Description": "Mean position of the parcel's locations in MNI space", "Units": "mm"},
+        "y": {"Description": "As x", "Units": "mm"},
+        "z": {"Description": "As x", "Units": "mm"},
+    } | _common(network)
+
+
+def probability_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the soft parcellation."""
+    return {
+        "Description": "Probability that a location belongs to a parcel; volume k is row k of _dseg.tsv. Probabilities of all volumes sum "
+        "to 1 inside the parcellation and are 0 outside.",
+        "SumInside": 1,
+        "Storage": "uint16 steps of 1/65535 (scl_slope); float32 in CIFTI",
+        "Note": "The most probable parcel differs from _dseg where spatial clean-up moved a location.",
+    } | _common(network)
+
+
+def coverage_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the coverage table."""
+    return {
+        "Description": "Share of each prior parcel's extent that valid locations of the scan cover, one column a parcel.",
+        "Units": "0 to 1",
+        "Columns": ROWS,
+    } | _common(network)
+
+
+def signals_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the parcel signals."""
+    recorded = network.qc.get("recorded_frames") if network.displacement is None else len(network.displacement)
+    return {
+        "Description": "Mean over each parcel's locations (hard labels) of their cleaned, z-scored signals; one row a kept frame, one "
+        "column a parcel.",
+        "Units": "standard deviations of a single location's signal",
+        "SamplingFrequency": 1 / network.tr,
+        "RepetitionTime": network.tr,
+        "KeptFrames": network.frames,
+        "RecordedFrames": recorded,
+        "FramesNote": "Row i is frame KeptFrames[i] of the recording, counted from 0; scrubbed frames are left out, so rows need not be "
+        "evenly spaced in time.",
+        "Columns": ROWS,
+    } | _common(network)
+
+
+def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
+    """Sidecar of one connectome."""
+    matrix = network.edges[measure]
+    known = _registered(measure)
+    finite = matrix[np.isfinite(matrix)]
+    own = np.diagonal(matrix)[np.isfinite(np.diagonal(matrix))]
+    constant = not len(own) or np.ptp(own) < 1e-4
+    return {
+        "Description": f"One value for each pair of parcels. {ROWS}",
+        "RelationshipMeasure": known.description if known else measure,
+        "Measure": measure,
+        "Units": known.units if known else "see the measure",
+        "Weighted": True,
+        "Directed": not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True),
+        "ValidDiagonal": not constant,
+        "Diagonal": (known.diagonal if known else "by definition of the measure") + (", carries no information" if constant else ""),
+        "StorageFormat": "Full",
+        "NonNegative": bool(len(finite)) and bool((finite >= 0).all()),
+        "Nodes": "Names in the header and in the first column, `Node`",
+    } | _common(network)
+
+
+def _registered(measure: str) -> Measure | None:
+    from pnet_jax import edges
+
+    return edges.measure(measure) if measure in edges.names() else None
+
+
+def _common(network: Network) -> dict[str, Any]:
+    space, entities = network.space, network.entities
+    said = {"SpatialReference": entities.get("space") or space.name, "GeneratedBy": {"Name": "pnet_jax", "Version": pnet_jax.__version__}}
+    if "res" in entities:
+        said["Resolution"] = {str(entities["res"]): f"{space.resolution:.3g} mm"}
+    if "den" in entities:
+        said["Density"] = {str(entities["den"]): f"{len(space)} grayordinates"}
+    return said | {"Provenance": network.provenance}

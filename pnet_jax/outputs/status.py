@@ -1,0 +1,53 @@
+"""status.tsv: what became of every scan, one row each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pnet_jax.outputs.tables import read_rows, write_rows
+
+STATUS_COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "used_prior", "dseg")
+
+
+def write_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes a status table: one row a scan, what a row lacks is `n/a`, keys beyond the usual columns are added at the end.
+
+    Args:
+      path: `…/status.tsv`.
+      rows: mappings with `scan`, `subject`, `status` (`"ok"` or `"failed"`), `error`, `seconds`, `n_frames`, `minutes`,
+        `n_absent`, `used_prior` and `dseg` (the file, relative to the folder of `path`).
+
+    Raises:
+      ValueError: a row without `scan`.
+      OSError: names the file; nothing of it is left.
+    """
+    rows = [dict(row) for row in rows]
+    for row in rows:
+        if not row.get("scan"):
+            raise ValueError(f"a status row needs a `scan`, got {row}")
+    extra = dict.fromkeys(key for row in rows for key in row if key not in STATUS_COLUMNS)
+    return write_rows(path, [*STATUS_COLUMNS, *extra], rows)
+
+
+def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Adds rows to a status table, or starts one; a row of a scan that stands there already replaces it in its place.
+
+    One process at a time: the table is read and written whole, so rows that another process adds in between are lost.
+
+    Raises:
+      ValueError: a row without `scan`.
+      OSError: names the file; the older table stays as it was.
+    """
+    path = Path(path)
+    merged = {row["scan"]: row for row in read_status(path)}
+    for row in rows:
+        merged[str(row.get("scan") or "")] = dict(row)
+    return write_status(path, merged.values())
+
+
+def read_status(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Rows of a status table as text, `n/a` as an empty string; no rows where there is no table yet."""
+    return read_rows(path) if Path(path).exists() else []

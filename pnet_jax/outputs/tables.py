@@ -1,0 +1,97 @@
+"""TSV and JSON as BIDS wants them: `n/a` for what is missing, no NaN in JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pnet_jax.network import Network
+from pnet_jax.outputs.atomic import write_text
+
+MISSING = "n/a"
+
+
+def write_rows(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes a table with one mapping a row; what a row lacks, None and NaN become `n/a`, tabs and line breaks become spaces.
+
+    Raises:
+      OSError: names the file; nothing of it is left.
+    """
+    lines = ["\t".join(columns)]
+    lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
+    return write_text(path, "\n".join(lines) + "\n")
+
+
+def write_matrix(
+    path: str | os.PathLike, columns: Sequence[str], values: Float[np.ndarray, "n K"], index: Sequence[str] | None = None
+) -> Path:
+    """Writes numbers under named columns to 7 digits, NaN as `n/a`; with `index`, a first column `Node` names the rows.
+
+    Raises:
+      OSError: names the file; nothing of it is left.
+    """
+    text = io.StringIO()
+    np.savetxt(text, values, fmt="%.7g", delimiter="\t")
+    rows = text.getvalue().replace("nan", MISSING).splitlines()
+    if index is not None:
+        columns = ["Node", *columns]
+        rows = [f"{name}\t{row}" for name, row in zip(index, rows, strict=True)]
+    return write_text(path, "\n".join(["\t".join(columns), *rows]) + "\n")
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Rows of a TSV as text; `n/a` becomes an empty string."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [{key: "" if value in (MISSING, None) else value for key, value in row.items()} for row in rows]
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> Path:
+    """Writes JSON; numpy numbers and arrays, dataclasses and paths are turned into JSON's own types, NaN into null.
+
+    Raises:
+      OSError: names the file; nothing of it is left.
+    """
+    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; NaN and infinity become None."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def column_names(network: Network) -> list[str]:
+    """One distinct name a parcel, in the order of `network.ids`: a name that several parcels share is followed by the id."""
+    names = [_cell(name) for name in network.names]
+    return [name if names.count(name) == 1 else f"{name}_{index}" for name, index in zip(names, network.ids, strict=True)]
+
+
+def _cell(value):
+    value = plain(value)
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return " ".join(str(value).split())

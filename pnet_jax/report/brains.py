@@ -1,0 +1,215 @@
+"""Figures of the brain: parcels on anatomy, what moved, the connectome inside a glass brain."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from pnet_jax.network import Network
+from pnet_jax.outputs import images
+from pnet_jax.outputs.bids import parcel_centroids
+from pnet_jax.report.style import ALARM, SOFT, as_png, new_figure
+from pnet_jax.space import LEFT
+
+KEPT = "#cbd5e1"
+EDGES_SHOWN = 150
+MAX_MARKERS = 1500  # more locations than this are drawn as a cloud
+
+
+def parcellation_figure(network: Network) -> str:
+    """The personalised parcels: slices through anatomy on a grid, views from outside elsewhere."""
+    if not _on_grid(network):
+        return _outside_views(network, {"Personalised": _colored(network, network.labels)})
+    figure = new_figure(4.45)
+    image, background, colors = _parcels(network, network.labels), _background(network), images.parcel_colors(network.ids)
+    _slices(figure, (0.0, 0.52, 1.0, 0.48), image, background, "z", _cuts(network, "z", 6), colors)
+    _slices(figure, (0.0, 0.04, 0.5, 0.43), image, background, "y", _cuts(network, "y", 3, 0.15), colors)
+    _slices(figure, (0.5, 0.04, 0.5, 0.43), image, background, "x", _cuts(network, "x", 3, 0.15), colors)
+    return as_png(figure)
+
+
+def change_figure(network: Network) -> str:
+    """Prior and personalised side by side, and where a location's parcel changed."""
+    moved = (network.labels != network.prior_labels) & ((network.labels >= 0) | (network.prior_labels >= 0))
+    if not _on_grid(network):
+        changed = np.where(moved[:, None], _rgb(ALARM), _rgb(KEPT))
+        changed[(network.labels < 0) & (network.prior_labels < 0)] = np.nan
+        before, after = _colored(network, network.prior_labels), _colored(network, network.labels)
+        return _outside_views(network, {"Group prior": before, "Personalised": after, "Moved (orange)": changed})
+    figure = new_figure(7.4)
+    background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(network, "z", 6)
+    for column, (title, labels) in enumerate({"Group prior": network.prior_labels, "Personalised": network.labels}.items()):
+        left = 0.51 * column
+        figure.text(left + 0.005, 0.995, title, weight="bold", va="top", size=10)
+        for row in range(2):
+            place = (left, 0.69 - 0.32 * row, 0.49, 0.28)
+            _slices(figure, place, _parcels(network, labels), background, "z", cuts[3 * row : 3 * row + 3], colors)
+    figure.text(0.005, 0.325, "Where a location changed its parcel", weight="bold", va="top", size=10)
+    figure.text(0.32, 0.325, "■ changed", color=ALARM, va="top")
+    figure.text(0.40, 0.325, "■ as in the prior", color="#94a3b8", va="top")
+    inside = (network.labels >= 0) | (network.prior_labels >= 0)
+    marks = images.location_image(network, np.where(moved, 2, inside).astype(np.int16))
+    _slices(figure, (0.0, 0.025, 1.0, 0.265), marks, background, "z", cuts, np.array([_rgb(KEPT), _rgb(ALARM)]))
+    return as_png(figure)
+
+
+def glass_figure(network: Network, measure: str) -> str:
+    """The strongest edges between parcel centroids inside a transparent brain."""
+    from nilearn import plotting
+
+    centre = parcel_centroids(network)
+    present = np.isfinite(centre).all(1)
+    matrix = np.nan_to_num(network.edges[measure][np.ix_(present, present)].astype(float), posinf=0, neginf=0)
+    matrix = (matrix + matrix.T) / 2
+    np.fill_diagonal(matrix, 0)
+    weights = np.sort(np.abs(matrix[np.triu_indices(len(matrix), 1)]))[::-1]
+    weakest = weights[min(EDGES_SHOWN, len(weights)) - 1] if len(weights) else 0
+    shown = np.where((np.abs(matrix) >= weakest) & (matrix != 0), matrix, 0)
+    degree = (shown != 0).sum(1)
+    figure = new_figure(3.1)
+    plotting.plot_connectome(
+        shown,
+        centre[present],
+        figure=figure,
+        axes=(0, 0, 0.93, 1),
+        display_mode="lyrz",
+        node_size=4 + 5 * np.sqrt(degree),
+        node_color=[tuple(color) for color in images.parcel_colors(network.ids)[present]],
+        edge_cmap="RdBu_r",
+        edge_vmin=-np.abs(shown).max() if shown.any() else -1,
+        edge_vmax=np.abs(shown).max() if shown.any() else 1,
+        edge_kwargs={"linewidth": 1.1, "alpha": 0.85},
+        colorbar=False,
+    )
+    _edge_bar(figure, float(np.abs(shown).max()) if shown.any() else 1.0, measure)
+    return as_png(figure)
+
+
+def _edge_bar(figure, limit, measure):
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), cax=figure.add_axes((0.95, 0.2, 0.009, 0.56)))
+    bar.outline.set_visible(False)
+    bar.ax.set_title(measure, loc="center", fontsize=8, weight="normal")
+    bar.ax.tick_params(labelsize=7, length=2)
+
+
+def _slices(figure, place, image, background, axis, cuts, colors):
+    from matplotlib.colors import ListedColormap
+    from matplotlib.transforms import blended_transform_factory
+    from nilearn import plotting
+
+    # The last colour stands in twice, because a scale from 1 to 1 has no width.
+    colors = np.vstack([colors, colors[-1:]])
+    display = plotting.plot_roi(
+        image,
+        bg_img=background,
+        figure=figure,
+        axes=place,
+        display_mode=axis,
+        cut_coords=cuts,
+        cmap=ListedColormap(colors),
+        vmin=1,
+        vmax=len(colors),
+        alpha=0.9,
+        colorbar=False,
+        black_bg=False,
+        annotate=False,
+        draw_cross=False,
+        linewidths=0,
+    )
+    for number, (position, cut) in enumerate(display.axes.items()):
+        below = blended_transform_factory(cut.ax.transAxes, figure.transFigure)  # one line of text under slices of unequal height
+        figure.text(0.5, place[1] - 0.004, f"{axis} = {float(position):.0f}", transform=below, ha="center", va="top", color=SOFT, size=8)
+        if axis != "x" and number == 0:
+            for where, side in ((0.06, "L"), (0.94, "R")):
+                cut.ax.text(where, 0.94, side, transform=cut.ax.transAxes, ha="center", va="top", color=SOFT, size=8)
+
+
+@functools.lru_cache(maxsize=1)
+def _template():
+    from nilearn.datasets import load_mni152_template
+
+    return load_mni152_template(resolution=2)
+
+
+def _background(network):
+    """MNI152 where the scan is in that space, else its own mean image, else nothing."""
+    if network.space.name.startswith("MNI"):
+        return _template()
+    if network.mean is None:
+        return None
+    from nilearn.image import resample_img
+
+    image = images.location_image(network, np.nan_to_num(np.asarray(network.mean, np.float32)))
+    # Slices through an oblique grid would be interpolated by splines, which ring at the mask's edge.
+    return resample_img(image, np.diag([network.space.resolution] * 3), interpolation="linear", copy_header=True, force_resample=True)
+
+
+def _parcels(network, labels):
+    return images.location_image(network, (labels + 1).astype(np.int32))
+
+
+def _cuts(network, axis, count, margin=0.07):
+    """Slice positions in mm, spread over the parcels but for a share of them at either end."""
+    grid = network.space.grid
+    inside = (network.labels >= 0) | (network.prior_labels >= 0)
+    along = "xyz".index(axis)
+    mm = grid.ijk[inside] @ grid.affine[along, :3] + grid.affine[along, 3]
+    low, high = np.percentile(mm, (100 * margin, 100 - 100 * margin)) if len(mm) else (-40, 60)
+    return np.round(np.linspace(low, high, count)).tolist()
+
+
+def _on_grid(network):
+    return network.space.grid is not None and network.space.grid.brain_models is None
+
+
+def _outside_views(network, colors_by_title):
+    rows = len(colors_by_title)
+    figure = new_figure(2.6 * rows)
+    for row, (title, colors) in enumerate(colors_by_title.items()):
+        bottom, height = 1 - (row + 0.98) / rows, 0.88 / rows
+        if len(network.space) <= MAX_MARKERS:
+            _markers(figure, (0.04, bottom, 0.92, height), network.space.xyz, colors)
+        else:
+            _cloud(figure, bottom, height, network.space, colors)
+        figure.text(0.005, 1 - (row + 0.02) / rows, title, weight="bold", va="top", size=10)
+    return as_png(figure)
+
+
+def _markers(figure, place, xyz, colors):
+    from nilearn import plotting
+
+    seen = np.isfinite(colors[:, 0])
+    nothing = np.zeros((int(seen.sum()),) * 2)
+    shown = [tuple(color) for color in colors[seen]]
+    options = {"display_mode": "lyrz", "node_color": shown, "node_size": 22, "colorbar": False}
+    plotting.plot_connectome(nothing, xyz[seen], figure=figure, axes=place, **options)
+
+
+def _cloud(figure, bottom, height, space, colors):
+    """Every location as a dot large enough to close the surface, seen from the left, from above and from the right."""
+    x, y, z = space.xyz.T.astype(float)
+    left = space.hemisphere == LEFT
+    views = (np.where(left, -x, np.nan), -y, z), (z, x, y), (np.where(left, np.nan, x), y, z)
+    for column, (depth, across, up) in enumerate(views):
+        axes = figure.add_axes((0.03 + 0.32 * column, bottom, 0.30, height))
+        seen = np.flatnonzero(np.isfinite(colors[:, 0]) & np.isfinite(depth))
+        seen = seen[np.argsort(depth[seen], kind="stable")]  # what is nearest is drawn last
+        axes.scatter(across[seen], up[seen], c=colors[seen], s=np.clip(90000 / max(len(seen), 1), 1.5, 12), linewidths=0)
+        axes.set_aspect("equal")
+        axes.axis("off")
+
+
+def _colored(network, labels):
+    colors = np.full((len(labels), 3), np.nan)
+    colors[labels >= 0] = images.parcel_colors(network.ids)[labels[labels >= 0]]
+    return colors
+
+
+def _rgb(color):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)

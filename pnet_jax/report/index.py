@@ -1,0 +1,106 @@
+"""The page that lists every scan's report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+import pnet_jax
+from pnet_jax.outputs.atomic import write_text
+from pnet_jax.outputs.status import read_status
+from pnet_jax.report.page import template
+from pnet_jax.report.words import gain_interval
+
+
+def write_index(folder: str | os.PathLike) -> Path:
+    """Writes `index.html`: every scan of `status.tsv` with its key numbers and a relative link to its report.
+
+    A scan's report is looked for under the status row's `report`, then as `<scan>.html` and `sub-<subject>.html` in `folder`;
+    numbers come from the row and from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.
+
+    Args:
+      folder: root of the derivatives, which holds `status.tsv`.
+
+    Returns:
+      The path of `index.html`.
+
+    Raises:
+      OSError: the file cannot be written; the error names it.
+    """
+    folder = Path(folder)
+    rows = [_row(folder, status) for status in read_status(folder / "status.tsv")]
+    listed = {row["link"] for row in rows}
+    for page in sorted(folder.glob("sub-*.html")):
+        if quote(page.name) not in listed:
+            rows.append(_row(folder, {"scan": page.stem, "report": page.name}))
+    failed = [row for row in rows if row["status"] == "failed"]
+    page = template("index.html").render(
+        rows=rows, summary=_summary(rows, failed), failed=failed, name=folder.resolve().name, version=pnet_jax.__version__
+    )
+    return write_text(folder / "index.html", page)
+
+
+def _row(folder: Path, status: dict[str, str]) -> dict[str, Any]:
+    qc = _qc(folder, status.get("dseg") or "")
+    gain = gain_interval(qc.get("selection") or {})
+    return {
+        "scan": status.get("scan", ""),
+        "link": _report(folder, status),
+        "status": status.get("status") or "unknown",
+        "error": status.get("error") or "",
+        "minutes": _number(status.get("minutes")),
+        "frames": _number(status.get("n_frames")),
+        "absent": _number(status.get("n_absent")),
+        "seconds": _number(status.get("seconds")),
+        "map": {"true": "prior", "false": "personalised"}.get((status.get("used_prior") or "").lower(), ""),
+        "moved": _number(qc.get("moved")),
+        "gain": gain[1] if gain else None,
+        "motion": _number(qc.get("mean_displacement")),
+        "n_warnings": len(qc.get("warnings") or []),
+    }
+
+
+def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[dict[str, str]]:
+    done = [row for row in rows if row["status"] == "ok"]
+    cards = [("Scans", str(len(rows))), ("Finished", str(len(done))), ("Failed", str(len(failed)))]
+    for title, key, form in (
+        ("Median signal", "minutes", "{:.1f} min"),
+        ("Median moved", "moved", "{:.0%}"),
+        ("Median DCBC gain", "gain", "{:+.4f}"),
+        ("Median motion", "motion", "{:.2f} mm"),
+    ):
+        values = [row[key] for row in rows if row[key] is not None]
+        if values:
+            cards.append((title, form.format(float(np.median(values)))))
+    return [{"title": title, "value": value} for title, value in cards]
+
+
+def _report(folder: Path, status: dict[str, str]) -> str | None:
+    names = [status.get("report"), f"{status.get('scan')}.html", f"sub-{status.get('subject')}.html"]
+    for name in names:
+        if name and (folder / name).is_file():
+            return quote(Path(name).as_posix())
+    return None
+
+
+def _qc(folder: Path, dseg: str) -> dict[str, Any]:
+    file = folder / re.sub(r"_(desc-locations_)?dseg\..*$", "_desc-pnet_qc.json", dseg)
+    try:
+        found = json.loads(file.read_text("utf-8")) if dseg else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,0 +1,105 @@
+r"""Linear stochastic dynamics seen through a haemodynamic response, exact in frequency.
+
+.. math:: dx = J x\,dt + dW, \qquad s = h * x, \qquad S(\omega) = |H(\omega)|^2 (i\omega I - J)^{-1}(i\omega I - J)^{-H}
+
+With symmetric :math:`J = U\,\mathrm{diag}(-a)\,U^T` every :math:`S(\omega)` is diagonal in U, so the functional connectivity in a band
+has a closed form and a recording at any repetition time is one inverse Fourier transform.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Complex, Float
+from scipy import fft
+
+BAND_HZ = (0.009, 0.1)  # of the analysis, and so of the true connectivity
+HRF_PEAK_SHAPE, HRF_UNDERSHOOT_SHAPE, HRF_RATIO = 6, 16, 6.0  # double gamma, 1 s scale: peak at 5 s
+HRF_DELAY_SD_SECONDS = 0.5  # between subjects
+STEP_SECONDS = 0.25  # fine enough: the response passes nothing above 2 Hz
+PAD_SECONDS = 120.0  # the transform is periodic; so much is cut off that start and end do not meet
+_BAND_POINTS = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearModel:
+    """Linear dynamics in their own modes.
+
+    Attributes:
+      modes: columns are the modes, `[K, K]`, orthonormal.
+      rates: decay of each mode in 1/s, `[K]`, above 0.
+      delay: seconds by which the haemodynamic peak comes after 5 s.
+    """
+
+    modes: Float[np.ndarray, "K K"]
+    rates: Float[np.ndarray, " K"]
+    delay: float = 0.0
+
+
+def linear_model(jacobian: Float[np.ndarray, "K K"], *, delay: float = 0.0) -> LinearModel:
+    """Model of a symmetric Jacobian.
+
+    Args:
+      jacobian: `[K, K]`, 1/s.
+      delay: of the haemodynamic peak in seconds; the whole response is stretched, since a mere shift would change no spectrum.
+
+    Raises:
+      ValueError: the Jacobian is not symmetric or not stable, or the delay is −5 s or less.
+    """
+    if not np.allclose(jacobian, jacobian.T, atol=1e-10):
+        raise ValueError(f"expected a symmetric Jacobian, got an asymmetry of {np.abs(jacobian - jacobian.T).max():.3g} 1/s")
+    values, modes = np.linalg.eigh(jacobian)
+    if values[-1] >= 0:
+        raise ValueError(f"expected a stable Jacobian, all eigenvalues below 0, got {values[-1]:.3g} 1/s")
+    if delay <= 1 - HRF_PEAK_SHAPE:
+        raise ValueError(f"expected a delay above {1 - HRF_PEAK_SHAPE} s, got {delay}")
+    return LinearModel(modes, -values, float(delay))
+
+
+def haemodynamic_response(frequency: Float[np.ndarray, " F"], delay: float = 0.0) -> Complex[np.ndarray, " F"]:
+    r"""Fourier transform of the double-gamma response, `[F]`: :math:`(1 + i\omega s)^{-6} - (1 + i\omega s)^{-16}/6`, 1 − 1/6 at 0 Hz.
+
+    Args:
+      frequency: Hz, `[F]`.
+      delay: of the peak in seconds, by the time scale s = 1 + delay / 5.
+    """
+    base = 1 + 2j * np.pi * frequency * (1 + delay / (HRF_PEAK_SHAPE - 1))
+    return base**-HRF_PEAK_SHAPE - base**-HRF_UNDERSHOOT_SHAPE / HRF_RATIO
+
+
+def true_fc(model: LinearModel, band: tuple[float, float] = BAND_HZ) -> Float[np.ndarray, "K K"]:
+    """Correlation of the parcels' haemodynamic signals within a band, in closed form, `[K, K]`, diagonal 1."""
+    frequency = np.linspace(*band, _BAND_POINTS)
+    power = np.abs(_mode_response(model, frequency)) ** 2  # [K, F]
+    covariance = (model.modes * np.trapezoid(power, frequency, axis=1)) @ model.modes.T
+    sd = np.sqrt(np.diag(covariance))
+    fc = covariance / np.outer(sd, sd)
+    np.fill_diagonal(fc, 1.0)
+    return fc
+
+
+def sample(model: LinearModel, rng: np.random.Generator, *, tr: float, frames: int) -> Float[np.ndarray, "K T"]:
+    """One recording of the parcels' haemodynamic signals, `[K, T]`, float32, each of expected variance 1.
+
+    Args:
+      model: K parcels.
+      rng: the recording's.
+      tr: seconds between frames, any.
+      frames: T.
+    """
+    steps = max(1, int(np.ceil(tr / STEP_SECONDS)))  # an integer number of fine steps a frame, whatever the repetition time
+    length = fft.next_fast_len(frames + int(np.ceil(PAD_SECONDS / tr)), real=True) * steps
+    frequency = fft.rfftfreq(length, tr / steps)
+    response = _mode_response(model, frequency)
+    response[:, 0] = 0  # no constant: the baseline is the scanner's
+    # White noise is isotropic, so it may be drawn in the modes at once.
+    drive = rng.standard_normal((2, *response.shape))
+    signal = fft.irfft(model.modes @ (response * (drive[0] + 1j * drive[1])), length, axis=1)[:, : frames * steps : steps]
+    variance = 4 / length**2 * (model.modes**2 @ (np.abs(response) ** 2).sum(1))
+    return (signal / np.sqrt(variance)[:, None]).astype(np.float32)
+
+
+def _mode_response(model, frequency):
+    """Transfer from white noise to the signal of each mode, `[K, F]`."""
+    return haemodynamic_response(frequency, model.delay) / (2j * np.pi * frequency + model.rates[:, None])
