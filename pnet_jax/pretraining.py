@@ -56,7 +56,7 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
         seen.append({"subject": scan.subject, "space": scan.space.name, "minutes": round(scan.duration / 60, 2)})
     if total is None or references is None:
         raise ValueError("pre-training needs at least one scan, got none")
-    encoder = solve(total, references, config.dimensions)
+    encoder = solve(total, references, config.dimensions, whiten=config.whiten)
     priors = _priors(one_pass, encoder, config)
     return Model(config.name, encoder, priors, _card(config, encoder, seen))
 

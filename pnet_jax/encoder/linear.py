@@ -25,7 +25,7 @@ class LinearEncoder(NamedTuple):
       references: reference points in MNI mm, `[R, 3]`.
       mean: cohort mean fingerprint f̄, `[R]`, Fisher z.
       projection: P, `[R, D]`.
-      reliability: Λ, split-half reliability of each component, `[D]`.
+      reliability: split-half reliability of each component in the cohort, `[D]`.
       decoder: least-squares map from Pᵀ(f − f̄) back to f − f̄, `[D, R]`.
     """
 
@@ -119,19 +119,27 @@ def add(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(*(np.asarray(x, np.float64) + np.asarray(y, np.float64) for x, y in zip(a, b, strict=True)))
 
 
-def solve(statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensions: int = DIMENSIONS) -> LinearEncoder:
-    r"""The encoder of a cohort.
+def solve(
+    statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensions: int = DIMENSIONS, *, whiten: bool = False
+) -> LinearEncoder:
+    r"""The encoder of a cohort: the subspace of fingerprints that repeats.
+
+    .. math:: C_{AB} U = U \Lambda, \quad U^\top U = I, \qquad P = U_D
+
+    with :math:`C_{AB}` the symmetric covariance of fingerprints *across* halves, to which noise contributes nothing. P is
+    orthonormal, so that embeddings keep the metric of fingerprints. `whiten` gives instead
 
     .. math::
       C_{AB} U = (C + \varepsilon\, \mathrm{tr}(C) / R\, I)\, U \Lambda, \quad U^\top C U = I, \qquad P = U_D \max(\Lambda, 0)^{1/2}
 
-    with :math:`C_{AB}` the (symmetric) covariance of fingerprints across halves and C the one within: components are ordered
-    and weighted by how well they repeat.
+    where C is the covariance within halves: each component is scaled by how well it repeats *in the cohort*. It wins on cohorts
+    like the one it was made from and loses on others (docs/method.md has the table), so it is not the default.
 
     Args:
       statistics: summed over scans.
       references: reference points in MNI mm, `[R, 3]`.
       dimensions: D; fewer come back where fewer components have a positive reliability.
+      whiten: see above.
 
     Raises:
       ValueError: statistics without any location.
@@ -143,12 +151,14 @@ def solve(statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensio
     across = np.asarray(statistics.across, np.float64) / count
     across = (across + across.T) / 2
     within = np.asarray(statistics.within, np.float64) / count
-    scale = np.trace(within) / len(within)
-    ridge = within + RIDGE * scale * np.eye(len(within))
-    reliability, directions = scipy.linalg.eigh(across, ridge)
-    best = np.argsort(reliability)[::-1][: min(dimensions, int((reliability > 0).sum()))]
-    reliability, directions = reliability[best], directions[:, best]
-    projection = directions * np.sqrt(reliability)
+    ridge = within + RIDGE * np.trace(within) / len(within) * np.eye(len(within))
+    values, directions = scipy.linalg.eigh(across, ridge if whiten else None)
+    best = np.argsort(values)[::-1][: min(dimensions, int((values > 0).sum()))]
+    directions = directions[:, best]
+    reliability = np.einsum("rd,rs,sd->d", directions, across, directions) / np.einsum("rd,rs,sd->d", directions, ridge, directions)
+    projection = directions * np.sqrt(values[best]) if whiten else directions
+    # Eigenvectors have no sign of their own: the largest entry is made positive, so that equal cohorts give equal weights.
+    projection = projection * np.sign(projection[np.abs(projection).argmax(0), np.arange(projection.shape[1])])
     covariance = projection.T @ within @ projection
     decoder = np.linalg.solve(covariance + 1e-9 * np.eye(len(covariance)), projection.T @ within)
     mean = np.asarray(statistics.total, np.float64).sum(0) / (2 * np.maximum(np.diag(count), 1.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -90,19 +90,17 @@ def write_probabilities(network: Network, path: Path) -> Path:
       ValueError: a scan of ROIs.
       OSError: names the file; nothing of it is left.
     """
-    image = probabilities_image(network)
-    with atomic_path(path) as part:
-        if _grid(network.space).brain_models is not None:
-            image.to_filename(part)
-            return Path(path)
-        volumes, header = image.dataobj, image.header.copy()
-        header.set_data_dtype(np.uint16)
-        header.set_slope_inter(1 / LEVELS, 0)
-        with _gzip(part) as file:
-            header["vox_offset"] = 352  # 348 bytes of header, 4 that say that no extension follows
-            file.write(header.binaryblock + b"\0\0\0\0")
-            for k in range(network.n_parcels):
-                file.write(volumes.levels(k).tobytes("F"))
+    if _grid(network.space).brain_models is not None:
+        return write_image(probabilities_image(network), path)
+    volumes = _ProbabilityVolumes(network)
+    header: Any = _nifti(volumes, network.space).header.copy()
+    header.set_data_dtype(np.uint16)
+    header.set_slope_inter(1 / LEVELS, 0)
+    header["vox_offset"] = 352  # 348 bytes of header, 4 that say that no extension follows
+    with atomic_path(path) as part, _gzip(part) as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        for k in range(network.n_parcels):
+            file.write(volumes.levels(k).tobytes("F"))
     return Path(path)
 
 
@@ -226,7 +224,7 @@ def _grid(space: Space) -> Grid:
 
 
 def _brain_models(space: Space):
-    models = space.grid.brain_models
+    models: Any = _grid(space).brain_models
     if len(models) != len(space):
         raise ValueError(f"the CIFTI brain models have {len(models)} grayordinates but the scan has {len(space)} locations")
     return models
@@ -235,12 +233,13 @@ def _brain_models(space: Space):
 def _nifti(data, space: Space):
     import nibabel
 
-    image = nibabel.Nifti1Image(data, space.grid.affine)
+    affine = _grid(space).affine
+    image = nibabel.Nifti1Image(data, affine)
     code = "mni" if space.name.startswith("MNI") else "aligned"
-    image.set_sform(space.grid.affine, code)
-    image.set_qform(space.grid.affine, code)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
     # A qform cannot hold shears: where it would say something else than the sform, it says nothing.
-    if not np.allclose(image.get_qform(), space.grid.affine, atol=1e-3):
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None)
     image.header.set_xyzt_units("mm")
     return image

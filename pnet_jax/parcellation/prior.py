@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -146,28 +147,29 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
     Raises:
       ValueError: no valid location lies within 4 mm of any parcel.
     """
-    v_all, k_all, d_all = [], [], []
     labels = np.full(len(space), -1, np.int32)
-    for side in (LEFT, RIGHT):
+
+    def one_side(side):
         here = np.flatnonzero((space.hemisphere == side) & valid)
         points = np.flatnonzero(prior.hemisphere == side)
         if not len(here) or not len(points):
-            continue
-        distance, nearest = cKDTree(prior.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3, workers=-1)
+            return []
+        distance, nearest = cKDTree(prior.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3)
         inside = np.isfinite(distance)
         here = here[inside]
         labels[here] = prior.labels[points[nearest[inside]]]
-        for k, v, d in _distances(prior, points, space.xyz[here]):
-            v_all.append(here[v])
-            k_all.append(np.full(len(v), k, np.int32))
-            d_all.append(np.where(labels[here[v]] == k, 0.0, d))
+        near = _distances(prior, points, space.xyz[here])
+        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
+
+    with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
+        triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
     if not (labels >= 0).any():
         low, high = prior.xyz.min(0).round().tolist(), prior.xyz.max(0).round().tolist()
         raise ValueError(
             f"prior {prior.source} does not overlap the scan: none of {int(valid.sum())} locations lies within {REACH_MM:g} mm of a "
             f"parcel (prior spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
         )
-    candidates, distance = _nearest_first(len(space), np.concatenate(v_all), np.concatenate(k_all), np.concatenate(d_all))
+    candidates, distance = _nearest_first(len(space), *(np.concatenate(part) for part in zip(*triples, strict=True)))
     log_prior = np.where(candidates >= 0, -(distance**2) / (2 * SIGMA_MM**2), PADDING)
     peak = log_prior.max(1, keepdims=True)
     log_prior -= peak + np.log(np.exp(log_prior - peak).sum(1, keepdims=True))

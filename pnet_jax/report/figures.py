@@ -42,7 +42,7 @@ def connectome_figure(network: Network) -> str:
 
 
 def fit_figure(selection: Mapping[str, Any]) -> str | None:
-    """DCBC and homogeneity on unseen data of the personalised map, the prior and the data-free map; None without any score."""
+    """DCBC and homogeneity across halves of the personalised map, the prior and the data-free map; None without any score."""
     scores = {score: {name: _number(selection.get(name), score) for name in _MAPS} for score in _SCORES}
     scores = {score: given for score, given in scores.items() if any(value is not None for value in given.values())}
     interval = gain_interval(selection)
@@ -53,7 +53,7 @@ def fit_figure(selection: Mapping[str, Any]) -> str | None:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for panel, (score, given) in zip(axes, scores.items(), strict=False):
         _dots(panel, given)
-        panel.set_title(f"{_SCORES[score]} on unseen data")
+        panel.set_title(f"{_SCORES[score]} on the other half")
     if interval is not None:
         _interval(axes[-1], interval)
     return as_png(figure)

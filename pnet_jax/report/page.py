@@ -20,7 +20,7 @@ MAIN_MEASURE = "pearson"
 
 
 def write_report(network: Network, file: str | os.PathLike) -> Path:
-    """Writes one scan's report: parcels on anatomy, what moved, connectome, fit on unseen data, motion, coverage, provenance.
+    """Writes one scan's report: parcels on anatomy, what moved, connectome, fit across halves, motion, coverage, provenance.
 
     The page is a single file without scripts or anything fetched from elsewhere, about 2 MB. Where a piece of the result is
     missing (no motion series, a ROI scan, no comparison with the prior), the page says so in its place.
@@ -88,7 +88,7 @@ def _figures(network: Network) -> dict[str, dict[str, str | None]]:
 def _attempt(name: str, function: Callable[[], str | None], network: Network) -> dict[str, str | None]:
     try:
         return {"image": function(), "error": None}
-    except Exception as error:  # a figure that cannot be drawn must not cost the rest of the page
+    except Exception as error:  # noqa: BLE001  a figure that cannot be drawn must not cost the rest of the page
         warnings.warn(f"{scan_label(network)}: the figure `{name}` could not be drawn: {error!r}", stacklevel=2)
         return {"image": None, "error": f"{type(error).__name__}: {error}"}
 

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ PERSONAL, PRIOR, NULL, ALARM = "#0f766e", "#475569", "#b6bec9", "#d9480f"
 BETAS = ("#94d2bd", "#2a9d8f", "#0f766e", "#134e4a", "#0b2e2c")
 WIDTH, DPI = 10.4, 125  # inches and dots an inch: about 1300 pixels, sharp on a page of 1040
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -51,7 +51,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, **options: object) -> Figure:
+def new_figure(height: float, **options: Any) -> Figure:
     """Empty figure of the page's width, `height` in inches. It belongs to no window, so no backend and no display are needed."""
     from matplotlib.figure import Figure
 

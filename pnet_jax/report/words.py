@@ -47,7 +47,7 @@ def verdict(network: Network) -> tuple[str, str]:
         return "group prior kept", "warn"
     interval = gain_interval(selection)
     if interval is None:
-        return "not tested on unseen data", "plain"
+        return "not tested", "plain"
     low, _, high = interval
     if high < 0:
         return "worse than the prior", "warn"
@@ -63,7 +63,7 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
         ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
         ("Parcels", str(network.n_parcels), f"{absent} absent" if absent else "none absent"),
         ("Moved", _percent(share), "of the locations left their prior parcel") if share is not None else None,
-        ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, unseen data") if interval else None,
+        ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, across halves") if interval else None,
         ("Mean motion", f"{qc['mean_displacement']:.2f} mm", "framewise displacement") if _known(qc, "mean_displacement") else None,
         ("tSNR", f"{qc['tsnr']:.0f}", "temporal signal to noise") if _known(qc, "tsnr") else None,
         ("n_eff", f"{qc['n_eff']:.0f}", "independent time points") if _known(qc, "n_eff") else None,
@@ -72,7 +72,7 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
 
 
 def gain_interval(selection: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """Low, middle and high of the gain in DCBC over the prior on unseen data; None where it was not measured."""
+    """Low, middle and high of the gain in DCBC over the prior across halves; None where it was not measured."""
     given = (selection.get("difference") or {}).get("dcbc")
     if given is None or len(given) != 3 or not np.isfinite(np.asarray(given, float)).all():
         return None
@@ -107,14 +107,15 @@ def _change(network: Network) -> str:
     moved = f"{_percent(share)} of the locations left the parcel that the group prior gives them" if share is not None else "Borders moved"
     interval = gain_interval(selection)
     if interval is None:
-        return f"{moved}; the result was not compared with the prior on unseen data, so nothing here says whether the scan supports this."
+        return f"{moved}; no half of the scan was tried on the other, so nothing here says whether the scan supports this."
     low, middle, high = interval
     gain = f"DCBC {middle:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+    halves = "drawn from one half of it and scored on the other, the map separates areas"
     if low > 0:
-        return f"{moved}, and the scan supports this: on data kept apart, the map separates areas better than the prior ({gain})."
+        return f"{moved}, and the scan supports this: {halves} better than the prior ({gain})."
     if high < 0:
-        return f"{moved}, but on data kept apart the map separates areas worse than the prior ({gain}): do not rely on its borders."
-    return f"{moved}; on data kept apart, the map cannot be told apart from the prior ({gain}), so read its borders with care."
+        return f"{moved}, but the scan speaks against it: {halves} worse than the prior ({gain}). Do not rely on its borders."
+    return f"{moved}; across the two halves of the scan, the map cannot be told from the prior ({gain}), so read its borders with care."
 
 
 def _beware(network: Network) -> str:

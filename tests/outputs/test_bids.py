@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -13,20 +11,16 @@ import pytest
 
 from pnet_jax.network import Network
 from pnet_jax.outputs import (
-    append_status,
-    atomic_path,
-    check_writable,
     labels_image,
     output_stem,
     parcel_colors,
     parcel_rows,
     probabilities_image,
-    read_status,
     save,
-    write_status,
+    save_edges,
 )
 from pnet_jax.outputs.sidecars import stat_label
-from pnet_jax.outputs.tables import plain, read_rows
+from pnet_jax.outputs.tables import read_rows
 from pnet_jax.space import grid_space
 
 from .helpers import ABSENT, AFFINE, DROPPED, IDS, SHAPE, K, T, cifti_network, flip_x, make_network, phantom_mask, points_network
@@ -200,6 +194,12 @@ def test_cifti_labels(tmp_path):
     assert not list(save(network, tmp_path / "hard", probabilities=False)[0].parent.glob("*probseg*"))
 
 
+def test_edges_alone(network, tmp_path):
+    files = save_edges(dataclasses.replace(network, edges={"tangent": network.edges["pearson"]}), tmp_path)
+    assert [file.name for file in files] == [f"{STEM}_stat-tangent_relmat.{kind}" for kind in ("tsv", "json")]
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(files)
+
+
 def test_stem_orders_entities_and_keeps_labels_apart():
     given = {
         "res": 2,
@@ -239,83 +239,8 @@ def test_another_programs_description_stays(network, tmp_path):
     assert (tmp_path / ".bidsignore").read_text().splitlines()[:2] == ["*.figures", "*_relmat.*"]
 
 
-def full_disk(*args, **kwargs):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_leaves_nothing_half_written(network, tmp_path, monkeypatch):
-    save(network, tmp_path)
-    target = next(tmp_path.rglob("*_probseg.nii.gz"))
-    before, present = target.read_bytes(), sorted(file.name for file in target.parent.iterdir())
-    monkeypatch.setattr("gzip.GzipFile.write", full_disk)
-    with pytest.raises(OSError, match=r"No space left on device.*_dseg\.nii\.gz") as caught:
-        save(dataclasses.replace(network, qc={}), tmp_path)
-    assert caught.value.errno == errno.ENOSPC
-    assert target.read_bytes() == before
-    # Without its table, which is written last, the set is known to be incomplete.
-    assert sorted(file.name for file in target.parent.iterdir()) == [name for name in present if not name.endswith("_dseg.tsv")]
-
-
-@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
-def test_late_failures_are_noticed(step, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, full_disk)
-    with pytest.raises(OSError, match=r"status\.tsv"):
-        write_status(tmp_path / "status.tsv", [{"scan": "sub-01"}])
-    assert not list(tmp_path.iterdir())
-
-
-def test_interrupted_writing_leaves_the_old_file(tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(file) as part:
-        part.write_text("half")
-        raise KeyboardInterrupt
-    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
-
-
-def test_folders_that_cannot_be_written(network, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"output folder .*file is a file"):
-        save(network, tmp_path / "file")
-    assert check_writable(tmp_path / "new" / "deep").is_dir()
-
-    def denied(self, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "touch", denied)
-    with pytest.raises(PermissionError, match=r"cannot write into the output folder.*locked"):
-        save(network, tmp_path / "locked")
-
-
-def test_status_table(tmp_path):
-    file = tmp_path / "status.tsv"
-    assert read_status(file) == []
-    first = {"scan": "sub-01", "subject": "01", "status": "ok", "seconds": 12.5, "used_prior": False, "n_absent": 1, "dseg": "a/b"}
-    write_status(file, [first, {"scan": "sub-02", "status": "failed", "error": "too\tfew\nframes", "minutes": float("nan")}])
-    rows = read_status(file)
-    assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["error"] == "too few frames"
-    assert rows[0]["used_prior"] == "false" and rows[1]["minutes"] == "" and rows[0]["seconds"] == "12.5"
-    append_status(file, [{"scan": "sub-02", "status": "ok"}, {"scan": "sub-03", "status": "ok", "report": "sub-03.html"}])
-    rows = read_status(file)
-    assert [(row["scan"], row["status"]) for row in rows] == [("sub-01", "ok"), ("sub-02", "ok"), ("sub-03", "ok")]
-    assert rows[0]["seconds"] == "12.5" and rows[1]["error"] == "" and rows[2]["report"] == "sub-03.html"
-    assert pd.read_csv(file, sep="\t", na_values="n/a")["used_prior"][0] is False
-    with pytest.raises(ValueError, match="needs a `scan`"):
-        append_status(file, [{"status": "ok"}])
-
-
 def test_colors_are_stable_and_apart():
     colors = parcel_colors(np.arange(1, 401))
     assert ((colors >= 0) & (colors <= 1)).all()
     np.testing.assert_array_equal(parcel_colors(IDS), colors[IDS - 1])
     assert np.linalg.norm(np.diff(colors, axis=0), axis=1).min() > 0.2
-
-
-def test_json_is_plain():
-    assert plain({"a": np.float32(0.5), 2: np.array([1, np.nan]), "p": Path("x"), "s": {"b", "a"}, "t": (np.bool_(True), None)}) == {
-        "a": 0.5,
-        "2": [1, None],
-        "p": "x",
-        "s": ["a", "b"],
-        "t": [True, None],
-    }
