@@ -6,13 +6,13 @@ the weights. Everything a scan has to go through is rebuilt from it.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from pnet_jax.config import nearest
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Model
 from pnet_jax.parcellation.prior import Prior
@@ -80,8 +80,7 @@ def _find(name_or_folder: str | pathlib.Path) -> pathlib.Path:
         return pathlib.Path(str(importlib.resources.files("pnet_jax"))) / _SHIPPED / str(name_or_folder)
     if folder.is_dir():
         return folder.absolute()
-    close = difflib.get_close_matches(str(name_or_folder), list_models(), 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = nearest(str(name_or_folder), list_models())
     raise ValueError(f"checkpoint {name_or_folder} is missing: expected a folder or one of {list_models()}{hint}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SimulateConfig:
       resolution: voxel size in mm: 4, 3 or 2.
       parcels: true parcels, even.
       minutes: length of a session.
-      tr: repetition time in seconds; None takes the site's.
+      tr: repetition time in seconds; None takes the site's (2.0 s at the first).
       sites: how many of the sites A–D take part.
       patients: share of the subjects with the planted disease.
       severity: 0…1.
@@ -64,7 +66,7 @@ class SimulateConfig:
     resolution: int = 4
     parcels: int = 100
     minutes: float = 10.0
-    tr: float | None = 2.0
+    tr: float | None = None
     sites: int = 1
     patients: float = 0.0
     severity: float = 1.0
@@ -133,3 +135,9 @@ class PretrainConfig:
     prior: str | None = None
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known word most like the given one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jaxtyping import Float
+
+from pnet_jax.config import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,7 @@ def measure(name: str) -> Measure:
       ValueError: there is none; the nearest name is given.
     """
     if name not in _MEASURES:
-        close = difflib.get_close_matches(name, _MEASURES, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown edge measure {name!r}: expected one of {names()}{hint}")
+        raise ValueError(f"unknown edge measure {name!r}: expected one of {names()}{nearest(name, _MEASURES)}")
     return _MEASURES[name]
 
 

@@ -80,7 +80,7 @@ def embed(
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
     projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
     weight = counted.astype(y.dtype)
-    centred = projected - (weight @ projected) / jnp.maximum(weight.sum(), 1.0)
+    centred = projected - ((weight @ projected) / jnp.maximum(weight.sum(), 1.0))[None, :]
     return normalise(centred * weight[:, None])
 
 
@@ -102,9 +102,9 @@ def halves_statistics(
     present = (jnp.square(signals).sum(1) > 0).astype(y.dtype)
     weight = counted.astype(y.dtype)[:, None]
     size = jnp.maximum(weight.sum(), 1.0)
-    a, b = (fingerprint(y, signals, kept=kept, implementation="reference") * weight * present for kept in halves)
+    a, b = (fingerprint(y, signals, kept=kept, implementation="reference") * weight * present[None, :] for kept in halves)
     total = jnp.stack([a.sum(0), b.sum(0)])
-    a, b = a - weight * total[0] / size, b - weight * total[1] / size
+    a, b = a - weight * total[:1] / size, b - weight * total[1:] / size
     product = lambda left, right: jnp.matmul(left.T, right, precision="highest")  # noqa: E731
     return Statistics(
         count=size * present[:, None] * present[None, :],

@@ -13,13 +13,13 @@ def fingerprint(
     mean: Float[Array, " R"],
     projection: Float[Array, "R D"] | None,
 ) -> Float[Array, "V D"]:
-    z = fisher(unit(y, kept), unit(references, kept)) - mean  # [V, R]
+    z = fisher(unit(y, kept), unit(references, kept)) - mean[None, :]  # [V, R]
     return z if projection is None else jnp.matmul(z, projection, precision="highest")
 
 
 def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"]:
     """Rows centred over the kept frames and of length 1; a constant row gives 0, and a gradient of 0."""
-    centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept
+    centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept[None, :]
     energy = jnp.square(centred).sum(-1, keepdims=True)
     varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x).max(-1, keepdims=True))
     # `where` twice: the gradient of the branch not taken must not be NaN either.

@@ -1,0 +1,70 @@
+"""`pnet <command>`: parses, calls a stage, prints. Holds no logic, and loads nothing heavy before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+HELP = """usage: pnet <command> [options]
+
+From a person's resting-state fMRI to that person's brain functional network.
+
+commands:
+  demo       one real scan from download to report
+  construct  networks of a scan, a list of scans or an fMRIPrep folder
+  report     HTML pages of results that stand already
+  simulate   a cohort with known truth, as BIDS derivatives
+  pretrain   a checkpoint from scans
+
+pnet <command> --help says more. pnet --version prints the version.
+"""
+COMMANDS = ("demo", "construct", "report", "simulate", "pretrain")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        from pnet_jax import __version__
+
+        print(f"pnet {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        from pnet_jax.config import nearest
+
+        print(f"pnet: unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    from pnet_jax import commands
+
+    try:
+        return int(getattr(commands, arguments[0])(arguments[1:]))
+    except (ValueError, OSError) as error:
+        print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"pnet {arguments[0]}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def split_lists(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--edges pearson,partial` as the list that the parser reads, for the options whose value is a list."""
+    out: list[str] = []
+    for position, argument in enumerate(arguments):
+        before = arguments[position - 1] if position else ""
+        option, equals, value = argument.partition("=")
+        if before in names and not argument.startswith(("[", "--")):
+            out.append(_as_list(argument))
+        elif option in names and equals and not value.startswith("["):
+            out.append(f"{option}={_as_list(value)}")
+        else:
+            out.append(argument)
+    return out
+
+
+def _as_list(text: str) -> str:
+    items: list[Any] = [item.strip() for item in text.split(",") if item.strip()]
+    return "[" + ", ".join(item if item.lstrip("-").isdigit() else f'"{item}"' for item in items) + "]"

@@ -1,0 +1,219 @@
+"""One function a command of `pnet`: its options, the stage it calls, and what it prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pnet_jax.cli import split_lists
+from pnet_jax.config import ConstructConfig, PretrainConfig, SimulateConfig, nearest
+
+
+def construct(arguments: Sequence[str]) -> int:
+    """Networks of a scan, a list of scans or a folder."""
+    parser = _parser("construct", "Networks of the scans in INPUT, written to OUT as BIDS derivatives.")
+    parser.add_argument("input", type=str, metavar="INPUT", help="a NIfTI, CIFTI or ROI table file, a list of files, or a BIDS-derivatives folder")
+    parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
+    _selection_options(parser)
+    parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
+    config, args = _parse(parser, ConstructConfig, arguments)
+    from pnet_jax.cohort import construct_cohort
+
+    sources, load = _sources(args)
+    with _Bar(len(sources), "construct") as bar:
+        rows = construct_cohort(sources, args.out, config, load=load, resume=args.resume, progress=bar)
+    failed = [row for row in rows if row["status"] != "ok"]
+    for row in failed:
+        print(f"failed: {row['error']}", file=sys.stderr)
+    kept = sum(str(row.get("used_prior")).lower() == "true" for row in rows)
+    print(f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. {Path(args.out) / 'status.tsv'} has a row for each.")
+    if config.report and len(failed) < len(rows):
+        print(f"Report: {Path(args.out) / 'index.html'}")
+    return 1 if failed else 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Pages of results that stand already."""
+    parser = _parser("report", "Makes the HTML pages and the index of a folder that `pnet construct` wrote.")
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="derivatives folder")
+    _, args = _parse(parser, None, arguments)
+    from pnet_jax.report import report_folder
+
+    print(f"Report: {report_folder(args.folder)}")
+    return 0
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    """A cohort with known truth."""
+    parser = _parser("simulate", "Writes a simulated cohort to OUT: BIDS-derivatives NIfTI, confounds, and truth.npz for each subject.")
+    parser.add_argument("out", type=str, metavar="OUT", help="folder to write to")
+    config, args = _parse(parser, SimulateConfig, arguments)
+    from pnet_jax.outputs.simulated import write_cohort
+
+    with _Bar(config.subjects * config.sessions, "simulate") as bar:
+        written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
+    print(f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); group parcels in group_dseg.nii.gz")
+    return 0
+
+
+def pretrain(arguments: Sequence[str]) -> int:
+    """A checkpoint from scans."""
+    parser = _parser("pretrain", "Fits an encoder to the scans in INPUT and writes a checkpoint folder.")
+    parser.add_argument("input", type=str, metavar="INPUT", help="a file, a list of files, or a BIDS-derivatives folder")
+    parser.add_argument("out", type=str, metavar="OUT", help="new checkpoint folder")
+    _selection_options(parser)
+    config, args = _parse(parser, PretrainConfig, arguments)
+    from pnet_jax.checkpoint import save_model
+    from pnet_jax.ingest import load_scan
+    from pnet_jax.pretraining import pretrain as fit
+
+    if Path(args.out).exists():
+        raise ValueError(f"checkpoint {args.out} exists already: expected a new folder")
+    sources, load = _sources(args)
+    skipped: dict[str, str] = {}
+    with _Bar(len(sources), "pretrain") as bar:
+
+        def scans():
+            for number, source in enumerate(sources):
+                bar(source.label, number, len(sources))
+                try:
+                    entities = {"sub": source.subject, **source.entities}
+                    yield load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
+                except (ValueError, OSError) as error:
+                    skipped[source.label] = str(error)
+
+        model = fit(scans, config)
+    save_model(model, args.out)
+    for error in skipped.values():
+        print(f"left out: {error}", file=sys.stderr)
+    print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {args.out}")
+    print(f"weights digest: {model.digest}")
+    return 1 if skipped else 0
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """One real scan from download to report."""
+    parser = _parser("demo", "Builds one person's network from a public scan (100 MB, fetched once) and opens the way to its report.")
+    parser.add_argument("--out", type=str, default="demo", help="folder to write to")
+    parser.add_argument("--simulated", action="store_true", help="use a simulated scan and fetch nothing")
+    _, args = _parse(parser, None, arguments)
+    from pnet_jax.demo import run
+
+    for line in run(Path(args.out), simulated=args.simulated):
+        print(line, flush=True)
+    return 0
+
+
+class _Parser(ArgumentParser):
+    """Says which option was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        for word in re.findall(r"--([\w.]+)|option '([\w.]+)'|[Kk]ey '?\"?([\w.]+)", message):
+            name = next(filter(None, word))
+            if name not in known:
+                group = re.search(r"Group '([\w.]+)'", message)
+                message += nearest(f"{group[1]}.{name}" if group else name, known)
+                break
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser(command: str, about: str) -> _Parser:
+    return _Parser(prog=f"pnet {command}", description=about, parser_mode="toml", allow_abbrev=False)
+
+
+def _selection_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--mask", type=str | None, metavar="FILE", help="brain mask, instead of the one beside each scan")
+    add("--confounds", type=str | None, metavar="FILE", help="confounds table of the scan, instead of the one beside it")
+    add("--participant-label", nargs="+", type=str, metavar="LABEL", help="these subjects only, with or without sub-")
+    add("--session-label", nargs="+", type=str, metavar="LABEL", help="these sessions only, with or without ses-")
+    add("--task", type=str | None, help="this task only")
+    add("--space", type=str | None, help="files in this space only; for files without a space entity, the space they are in")
+    add("--tr", type=float | None, metavar="SECONDS", help="repetition time, where the files do not say it")
+    add("--native-to-mni", type=str | None, metavar="FILE", help="4 x 4 matrix in a text file: native mm to MNI mm; nothing is resampled")
+    add("--atlas", type=str | None, metavar="FILE", help="where the ROIs of a table are: dseg image or table with x, y, z")
+    add("--surfaces", nargs=2, type=str, metavar="GIFTI", help="left and right surface in MNI mm, for CIFTI files with vertices")
+
+
+def _parse(parser: ArgumentParser, config_class: type | None, arguments: Sequence[str]) -> tuple[Any, Namespace]:
+    """The configuration (defaults, then --config files, then options) and the other arguments."""
+    if config_class is not None:
+        parser.add_argument("--config", action="config", help="TOML file with any of the options below; options win over it")
+        parser.add_class_arguments(config_class, None)
+    lists = [f"--{name}" for name in _tuples(config_class)]
+    args = parser.parse_args(split_lists(arguments, lists))
+    if config_class is None:
+        return None, args
+    made = parser.instantiate(args)
+    config = config_class(**{field.name: made[field.name] for field in dataclasses.fields(config_class)})
+    _enable_compilation_cache()
+    return config, args
+
+
+def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(config_class) if config_class else ():
+        if dataclasses.is_dataclass(field.default_factory):
+            found += _tuples(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        elif str(field.type).startswith("tuple"):
+            found.append(prefix + field.name)
+    return found
+
+
+def _sources(args: Namespace) -> tuple[list[Any], dict[str, Any]]:
+    from pnet_jax.ingest import find_scans
+
+    sources = find_scans(
+        args.input,
+        participant_labels=args.participant_label,
+        session_labels=args.session_label,
+        task=args.task,
+        space=args.space if Path(args.input).is_dir() else None,
+        mask=args.mask,
+        confounds=args.confounds,
+    )
+    load = {name: getattr(args, name) for name in ("tr", "native_to_mni", "atlas", "surfaces", "space")}
+    return sources, {name: value for name, value in load.items() if value is not None}
+
+
+def cache_folder() -> Path:
+    """Where the user's machine keeps what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
+
+
+def _enable_compilation_cache() -> None:
+    """Compiled steps of an earlier run are read back: seconds less at every start. JAX's own setting wins."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+class _Bar:
+    """Progress on standard error: label, done, total."""
+
+    def __init__(self, total: int, what: str):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=what, unit="scan", file=sys.stderr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self.bar.total = total
+        self.bar.set_postfix_str(label)
+        self.bar.update(done - self.bar.n)
