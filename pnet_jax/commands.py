@@ -149,13 +149,13 @@ def _parse(parser: ArgumentParser, config_class: type | None, arguments: Sequenc
     if config_class is not None:
         parser.add_argument("--config", action="config", help="TOML file with any of the options below; options win over it")
         parser.add_class_arguments(config_class, None)
+    _enable_compilation_cache()
     lists = [f"--{name}" for name in _tuples(config_class)]
     args = parser.parse_args(split_lists(arguments, lists))
     if config_class is None:
         return None, args
     made = parser.instantiate(args)
     config = config_class(**{field.name: made[field.name] for field in dataclasses.fields(config_class)})
-    _enable_compilation_cache()
     return config, args
 
 

@@ -92,8 +92,9 @@ def zscore_in_place(
     for start in range(0, len(y), block):
         rows = slice(start, start + block)
         piece = y[rows]
-        centre = piece.mean(1, dtype=np.float64)
-        spread = piece.std(1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # rows with an infinity are marked below
+            centre = piece.mean(1, dtype=np.float64)
+            spread = piece.std(1, dtype=np.float64)
         # Rounding in float32 leaves a constant series with a spread of about eps times its level.
         varies = np.isfinite(spread) & (spread > 1e-5 * np.abs(centre)) & (spread > 1e-12)
         piece -= np.where(varies, centre, 0)[:, None].astype(np.float32)

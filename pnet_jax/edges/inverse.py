@@ -1,11 +1,13 @@
 """Precision and partial correlation, from a shrunk covariance."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pnet_jax.edges.registry import register
 
 
+@jax.jit
 def ledoit_wolf(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     r"""Covariance shrunk towards its mean variance, always invertible.
 
@@ -37,6 +39,7 @@ def ledoit_wolf(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     signed=True,
     description="Inverse of the Ledoit-Wolf covariance of mean parcel signals",
 )
+@jax.jit
 def precision(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     """Inverse of the Ledoit–Wolf covariance."""
     inverse = jnp.linalg.inv(ledoit_wolf(jnp.asarray(signals)))
@@ -46,6 +49,7 @@ def precision(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
 @register(
     "partial", units="correlation (r)", diagonal="1", signed=True, description="Partial correlation from the Ledoit-Wolf covariance of mean parcel signals"
 )
+@jax.jit
 def partial(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     r"""Correlation of two parcels given all others, :math:`-P_{kl} / \sqrt{P_{kk} P_{ll}}`, diagonal 1.
 

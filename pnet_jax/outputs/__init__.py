@@ -1,8 +1,9 @@
-"""Where results leave: images, tables and their descriptions, as BIDS derivatives."""
+"""Where results leave, and are read again: images, tables and their descriptions, as BIDS derivatives."""
 
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
+from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import append_status, read_status, write_status
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "atomic_path",
     "check_writable",
     "labels_image",
+    "load_network",
     "location_image",
     "output_stem",
     "parcel_centroids",

@@ -16,11 +16,17 @@ from jaxtyping import Float
 from pnet_jax.network import Network
 from pnet_jax.outputs import images, sidecars
 from pnet_jax.outputs.atomic import check_writable, write_text
-from pnet_jax.outputs.tables import column_names, write_json, write_matrix, write_rows
+from pnet_jax.outputs.locations import write_locations, write_motion, write_soft_table
+from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
 ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
-IGNORED = ("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_qc.*", "*.html", "status.tsv")
+IGNORED = (
+    *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-prior_labels.*"),
+    *("*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv"),
+)
+# Files that not every result has: those of an older result of the same name must not be taken for this one's.
+SOMETIMES = ("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-prior_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*")
 LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_prior_locations", "coverage", "absent", "x", "y", "z")
 
 
@@ -30,12 +36,16 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     Below `folder`, for sub-01 and K = 200: `sub-01/func/sub-01_task-rest_space-…_atlas-pnet_scale-200_res-2` followed by
 
     - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
-    - `_probseg.nii.gz` (`.dscalar.nii`) and `_probseg.json`
+    - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
+    - `_desc-prior_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
+      (CIFTI: `_desc-locations_dseg.dscalar.nii`); outside MNI space `_desc-mean_boldref.nii.gz`
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
+    - `_desc-motion_timeseries.tsv` with `.json`, where head motion is known
     - `_desc-pnet_qc.json`
 
-    Every table has the same K parcels in the same order; what an absent parcel lacks is `n/a`. Files are written under a
-    temporary name and renamed. `_dseg.tsv` is removed first and written last: where it stands, the set is complete.
+    `load_network` makes the Network of them again. Every table has the same K parcels in the same order; what an absent parcel lacks
+    is `n/a`. Files are written under a temporary name and renamed. `_dseg.tsv` is removed first and written last: where it stands,
+    the set is complete. Files that only an older result of the same name had are removed.
 
     Args:
       network: a subject's result.
@@ -49,14 +59,17 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
       ValueError: `folder` is a file, or shapes in `network` do not agree.
       OSError: the folder is not writable or the disk is full; the error names the file and nothing half-written is left.
     """
-    _check(network)
+    check_shapes(network)
     folder = check_writable(folder)
     stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)
-    complete = _with(stem, "dseg.tsv")
+    complete = beside(stem, "dseg.tsv")
     complete.unlink(missing_ok=True)
     write_dataset_files(folder)
     written = [*_write_maps(network, stem, probabilities), *_write_tables(network, stem)]
-    written.append(write_json(_with(stem, "dseg.json"), sidecars.segmentation_sidecar(network)))
+    written.append(write_json(beside(stem, "dseg.json"), sidecars.segmentation_sidecar(network)))
+    for pattern in SOMETIMES:
+        for old in set(stem.parent.glob(f"{stem.name}_{pattern}")) - set(written):
+            old.unlink()
     written.append(write_rows(complete, LUT_COLUMNS, parcel_rows(network)))
     return written
 
@@ -154,54 +167,40 @@ def parcel_centroids(network: Network) -> Float[np.ndarray, "K 3"]:
 
 def _write_maps(network: Network, stem: Path, probabilities: bool) -> Iterator[Path]:
     grid = network.space.grid
-    if grid is None:
-        columns = ("name", "x", "y", "z", "index", "parcel", "prior_index", "probability")
-        yield write_rows(_with(stem, "desc-locations_dseg.tsv"), columns, _location_rows(network))
-        return
-    cifti = grid.brain_models is not None
-    yield images.write_image(images.labels_image(network), _with(stem, "dseg.dlabel.nii" if cifti else "dseg.nii.gz"))
+    cifti = grid is not None and grid.brain_models is not None
+    if grid is not None:
+        yield images.write_image(images.labels_image(network), beside(stem, "dseg.dlabel.nii" if cifti else "dseg.nii.gz"))
     if probabilities:
-        yield images.write_probabilities(network, _with(stem, "probseg.dscalar.nii" if cifti else "probseg.nii.gz"))
-        yield write_json(_with(stem, "probseg.json"), sidecars.probability_sidecar(network))
+        if grid is None:
+            yield write_soft_table(network, stem)
+        else:
+            yield images.write_probabilities(network, beside(stem, "probseg.dscalar.nii" if cifti else "probseg.nii.gz"))
+        yield write_json(beside(stem, "probseg.json"), sidecars.probability_sidecar(network))
+    yield from write_locations(network, stem)
 
 
 def _write_tables(network: Network, stem: Path) -> Iterator[Path]:
     names = column_names(network)
-    yield write_matrix(_with(stem, "stat-coverage_bold.tsv"), names, network.coverage[None])
-    yield write_json(_with(stem, "stat-coverage_bold.json"), sidecars.coverage_sidecar(network))
-    yield write_matrix(_with(stem, "stat-mean_timeseries.tsv"), names, network.signals.T)
-    yield write_json(_with(stem, "stat-mean_timeseries.json"), sidecars.signals_sidecar(network))
+    yield write_matrix(beside(stem, "stat-coverage_bold.tsv"), names, network.coverage[None])
+    yield write_json(beside(stem, "stat-coverage_bold.json"), sidecars.coverage_sidecar(network))
+    yield write_matrix(beside(stem, "stat-mean_timeseries.tsv"), names, network.signals.T)
+    yield write_json(beside(stem, "stat-mean_timeseries.json"), sidecars.signals_sidecar(network))
     yield from _write_edges(network, stem)
+    yield from write_motion(network, stem)
     judged = {"scan": scan_label(network), **network.qc, "Provenance": network.provenance}
-    yield write_json(_with(stem, "desc-pnet_qc.json"), judged)
+    yield write_json(beside(stem, "desc-pnet_qc.json"), judged)
 
 
 def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
     names = column_names(network)
     for measure, matrix in network.edges.items():
         file = f"stat-{sidecars.stat_label(measure)}_relmat"
-        yield write_matrix(_with(stem, f"{file}.tsv"), names, matrix, index=names)
-        yield write_json(_with(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
+        yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
+        yield write_json(beside(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
 
 
-def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
-    names, ids = column_names(network), network.ids
-    for v, (label, before) in enumerate(zip(network.labels, network.prior_labels, strict=True)):
-        x, y, z = network.space.xyz[v].tolist()
-        chance = network.probabilities[v][network.candidates[v] == label].sum() if label >= 0 else None
-        yield {
-            "name": network.space.names[v] if network.space.names else f"location-{v + 1}",
-            "x": x,
-            "y": y,
-            "z": z,
-            "index": ids[label] if label >= 0 else 0,
-            "parcel": names[label] if label >= 0 else None,
-            "prior_index": ids[before] if before >= 0 else 0,
-            "probability": chance,
-        }
-
-
-def _check(network: Network) -> None:
+def check_shapes(network: Network) -> None:
+    """Refuses a Network whose arrays do not belong together; names the one that does not fit."""
     locations, parcels = len(network.space), network.n_parcels
     expected = {
         "labels": (locations,),
@@ -224,10 +223,6 @@ def _label(value) -> str:
     kept = re.sub(r"[^a-zA-Z0-9+]", "", text)
     # Two labels that differ only in what BIDS forbids must not overwrite each other.
     return kept if kept == text else f"{kept}x{hashlib.sha256(text.encode()).hexdigest()[:4]}"
-
-
-def _with(stem: Path, rest: str) -> Path:
-    return stem.with_name(f"{stem.name}_{rest}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,23 @@ def probabilities_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti
     grid = _grid(network.space)
     if grid.brain_models is None:
         return _nifti(_ProbabilityVolumes(network), network.space)
+    return scalars_image(network, network.names, dense_probabilities(network).T)
+
+
+def scalars_image(network: Network, names: Sequence[str], values: Float[np.ndarray, "n V"]) -> nibabel.Cifti2Image:
+    """Named maps over a CIFTI scan's grayordinates, float32."""
     import nibabel
 
-    dense = np.zeros((network.n_parcels, len(network.space)), np.float32)
+    axes = (nibabel.cifti2.ScalarAxis(list(names)), _brain_models(network.space))
+    return _cifti(np.asarray(values, np.float32), axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
+
+
+def dense_probabilities(network: Network) -> Float[np.ndarray, "V K"]:
+    """Probability of every parcel at every location: small only where locations are few."""
+    dense = np.zeros((len(network.space), network.n_parcels), np.float32)
     location, slot = np.nonzero(network.candidates >= 0)
-    dense[network.candidates[location, slot], location] = network.probabilities[location, slot]
-    axes = (nibabel.cifti2.ScalarAxis(list(network.names)), _brain_models(network.space))
-    return _cifti(dense, axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
+    dense[location, network.candidates[location, slot]] = network.probabilities[location, slot]
+    return dense
 
 
 def write_probabilities(network: Network, path: Path) -> Path:

@@ -6,9 +6,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 import pnet_jax
 from pnet_jax.network import Network
+from pnet_jax.space import Space
 
 if TYPE_CHECKING:
     from pnet_jax.edges import Measure
@@ -64,16 +66,80 @@ def segmentation_sidecar(network: Network) -> dict[str, Any]:
         "x": {"Description": "Mean position of the parcel's locations in MNI space", "Units": "mm"},
         "y": {"Description": "As x", "Units": "mm"},
         "z": {"Description": "As x", "Units": "mm"},
+        "Scan": scan_description(network),
+    } | _common(network)
+
+
+def scan_description(network: Network) -> dict[str, Any]:
+    """What names and images cannot say of the scan; `load_network` reads it."""
+    space = network.space
+    return {
+        "Subject": network.subject,
+        "Entities": dict(network.entities),
+        "Space": space.name,
+        "Kind": space.kind,
+        "Resolution": space.resolution,
+        "VoxelToMNI": voxel_to_mni(space),
+        "Measures": list(network.edges),
+    }
+
+
+def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
+    """Voxel index to MNI mm; None where the image's own affine leads there, and without voxels."""
+    if space.kind != "grid" or space.grid is None:
+        return None
+    index = np.column_stack([space.grid.ijk, np.ones(len(space))])
+    if np.allclose(index @ space.grid.affine.T[:, :3], space.xyz, rtol=0, atol=2e-3):
+        return None
+    matrix = np.eye(4)
+    matrix[:3] = np.linalg.lstsq(index, space.xyz.astype(np.float64))[0].T
+    return matrix
+
+
+def prior_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the group prior on the scan's grid."""
+    return {
+        "Description": "The group prior on this scan's grid: the parcellation that the scan would have if nothing were learnt from it. "
+        "Values are those of _dseg; 0 is outside.",
+        "Manual": False,
+    } | _common(network)
+
+
+def locations_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the mask of the scan's locations."""
+    return {
+        "Description": "The voxels of the scan, its brain mask. Those that no parcel of the prior reaches are 0 in _dseg.",
+        "Type": "Brain",
+    } | _common(network)
+
+
+def mean_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the mean image."""
+    return {
+        "Description": "Mean over the kept frames before cleaning, within the mask: the background of the report's slices, since no "
+        "template fits this space.",
+        "Storage": "int16 in 4095 steps (scl_slope)",
+    } | _common(network)
+
+
+def motion_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the motion series."""
+    return {
+        "Description": "Head motion, one row a recorded frame.",
+        "SamplingFrequency": 1 / network.tr,
+        "framewise_displacement": {"Description": "Displacement from the frame before, as the confounds table gave it", "Units": "mm"},
+        "kept": {"Description": "Whether the frame is a row of _stat-mean_timeseries.tsv", "Levels": {"true": "kept", "false": "left out"}},
     } | _common(network)
 
 
 def probability_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the soft parcellation."""
+    part = "column" if network.space.grid is None else "volume"
     return {
-        "Description": "Probability that a location belongs to a parcel; volume k is row k of _dseg.tsv. Probabilities of all volumes sum "
+        "Description": f"Probability that a location belongs to a parcel; {part} k is row k of _dseg.tsv. Probabilities of all {part}s sum "
         "to 1 inside the parcellation and are 0 outside.",
         "SumInside": 1,
-        "Storage": "uint16 steps of 1/65535 (scl_slope); float32 in CIFTI",
+        "Storage": "uint16 steps of 1/65535 (scl_slope); float32 in CIFTI; 7 digits in tables",
         "Note": "The most probable parcel differs from _dseg where spatial clean-up moved a location.",
     } | _common(network)
 

@@ -21,6 +21,11 @@ from pnet_jax.outputs.atomic import write_text
 MISSING = "n/a"
 
 
+def beside(stem: Path, ending: str) -> Path:
+    """The file of a result that begins with `stem`: `beside(stem, "dseg.tsv")`."""
+    return stem.with_name(f"{stem.name}_{ending}")
+
+
 def write_rows(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes a table with one mapping a row; what a row lacks, None and NaN become `n/a`, tabs and line breaks become spaces.
 
@@ -33,9 +38,13 @@ def write_rows(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[M
 
 
 def write_matrix(
-    path: str | os.PathLike, columns: Sequence[str], values: Float[np.ndarray, "n K"], index: Sequence[str] | None = None
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    values: Float[np.ndarray, "n K"],
+    index: Sequence[str] | None = None,
+    corner: str = "Node",
 ) -> Path:
-    """Writes numbers under named columns to 7 digits, NaN as `n/a`; with `index`, a first column `Node` names the rows.
+    """Writes numbers under named columns to 7 digits, NaN as `n/a`; with `index`, a first column called `corner` names the rows.
 
     Raises:
       OSError: names the file; nothing of it is left.
@@ -44,7 +53,7 @@ def write_matrix(
     np.savetxt(text, values, fmt="%.7g", delimiter="\t")
     rows = text.getvalue().replace("nan", MISSING).splitlines()
     if index is not None:
-        columns = ["Node", *columns]
+        columns = [corner, *columns]
         rows = [f"{name}\t{row}" for name, row in zip(index, rows, strict=True)]
     return write_text(path, "\n".join(["\t".join(columns), *rows]) + "\n")
 
@@ -54,6 +63,29 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [{key: "" if value in (MISSING, None) else value for key, value in row.items()} for row in rows]
+
+
+def read_matrix(path: str | os.PathLike, *, index: bool = False) -> Float[np.ndarray, "n K"]:
+    """Numbers of a table that `write_matrix` wrote, float32, `n/a` as NaN; `index` says that the first column names the rows.
+
+    Raises:
+      ValueError: something in it is no number, or its rows are not equally long; names the file.
+      FileNotFoundError: it is not there; names the file.
+    """
+    text = Path(path).read_text("utf-8")
+    width = text.partition("\n")[0].count("\t") + 1
+    try:
+        return np.loadtxt(
+            io.StringIO(text.replace(MISSING, "nan")),
+            np.float32,
+            comments=None,
+            delimiter="\t",
+            skiprows=1,
+            usecols=range(int(index), width),
+            ndmin=2,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: no table of numbers ({error})") from error
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> Path:

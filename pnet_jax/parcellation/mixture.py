@@ -41,7 +41,14 @@ class Mixture(NamedTuple):
     prototypes: Float[Array, "K D"]
 
 
-def mixture(problem: Problem, kappa: Float[Array, " V"] | Float[Array, ""], beta: Float[Array, ""], *, steps: int = STEPS) -> Mixture:
+def mixture(
+    problem: Problem,
+    kappa: Float[Array, " V"] | Float[Array, ""],
+    beta: Float[Array, ""],
+    *,
+    steps: int = STEPS,
+    start: Mixture | None = None,
+) -> Mixture:
     r"""Fits the mixture by unrolled mean-field steps.
 
     .. math::
@@ -53,6 +60,7 @@ def mixture(problem: Problem, kappa: Float[Array, " V"] | Float[Array, ""], beta
       kappa: concentration, one number or `[V]`.
       beta: weight of the neighbours' votes.
       steps: unrolled steps.
+      start: where to begin, e.g. the result at a smaller κ; the prior itself if not given.
 
     Returns:
       `Mixture`; differentiable in `z`, the prototypes, `kappa` and `beta`.
@@ -68,13 +76,13 @@ def mixture(problem: Problem, kappa: Float[Array, " V"] | Float[Array, ""], beta
 
     @jax.checkpoint
     def step(carry, _):
-        q, sums = carry
-        new = assign(update(sums), sum_neighbours(q, problem.table))
-        return (new.q, new.sums), None
+        new = assign(carry.prototypes, sum_neighbours(carry.q, problem.table))
+        return Mixture(new.q, update(new.sums)), None
 
-    first = soft_assign(problem.z, problem.prototypes, problem.candidates, log_prior, 0.0)  # the prior itself
-    (q, sums), _ = jax.lax.scan(step, (first.q, first.sums), length=steps)
-    return Mixture(q, update(sums))
+    if start is None:
+        prior = soft_assign(problem.z, problem.prototypes, problem.candidates, log_prior, 0.0)
+        start = Mixture(prior.q, update(prior.sums))
+    return jax.lax.scan(step, start, length=steps)[0]
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:

@@ -29,29 +29,32 @@ class Pairs(NamedTuple):
     ring: Int[np.ndarray, " P"]
 
 
-def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, per_hemisphere: int = 1500, seed: int = 0) -> Pairs:
-    """All near pairs among a random sample of the given locations, the same for the same seed.
+def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, group: int = 400, seed: int = 0) -> Pairs:
+    """A random sample of near pairs in which every location takes part, the same for the same seed.
+
+    The locations of a hemisphere are dealt into random groups, and all near pairs inside a group are taken: pairs of many
+    different locations vary less together than all pairs of a few, so that fewer of them give the same precision.
 
     Args:
       space: V locations.
       locations: which of them may be drawn, `[n]`.
-      per_hemisphere: sample size.
-      seed: of the draw.
+      group: locations in a group; the number of pairs grows with it.
+      seed: of the deal.
     """
     rng = np.random.default_rng(seed)
     rings = int(np.ceil((FURTHEST_MM - BIN_MM / 2) / BIN_MM))
     found = []
     for side in (LEFT, RIGHT):
-        here = locations[space.hemisphere[locations] == side]
-        here = np.sort(rng.permutation(here)[:per_hemisphere])
-        if len(here) < 2:
-            continue
-        pair = cKDTree(space.xyz[here]).query_pairs(FURTHEST_MM, output_type="ndarray")
-        i, j = here[pair[:, 0]], here[pair[:, 1]]
-        distance = np.linalg.norm(space.xyz[i] - space.xyz[j], axis=1)
-        ring = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
-        keep = (ring >= 0) & (ring < rings)
-        found.append((i[keep], j[keep], ring[keep] + side * rings))
+        here = rng.permutation(locations[space.hemisphere[locations] == side])
+        for dealt in np.array_split(here, max(1, round(len(here) / group))):
+            if len(dealt) < 2:
+                continue
+            pair = cKDTree(space.xyz[dealt]).query_pairs(FURTHEST_MM, output_type="ndarray")
+            i, j = dealt[pair[:, 0]], dealt[pair[:, 1]]
+            distance = np.linalg.norm(space.xyz[i] - space.xyz[j], axis=1)
+            ring = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
+            keep = (ring >= 0) & (ring < rings)
+            found.append((i[keep], j[keep], ring[keep] + side * rings))
     if not found:
         return Pairs(*(np.zeros(0, np.int64),) * 3)
     return Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))

@@ -9,9 +9,8 @@ import numpy as np
 
 from pnet_jax.network import Network
 from pnet_jax.report.style import ABSENT, ALARM, BETAS, GRID, INK, NULL, PERSONAL, PRIOR, SOFT, as_png, new_figure
-from pnet_jax.report.words import gain_interval, recorded_frames
+from pnet_jax.report.words import gain_interval, min_coverage, recorded_frames
 
-LOW_COVERAGE = 0.5
 MAX_MATRICES = 4
 LEFT_OUT = "#fde2d3"
 _MAPS = {"personalised": ("personalised", PERSONAL), "prior": ("group prior", PRIOR), "null": ("nearest centroid", NULL)}
@@ -32,7 +31,7 @@ def connectome_figure(network: Network) -> str:
         limit = _limit(matrix)
         cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
         shown = axes.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set_title(measure)
+        axes.set_title(measure_title(measure))
         _mark_hemispheres(axes, np.array(network.hemispheres)[order])
         bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, extend="both")
         bar.outline.set_visible(False)
@@ -73,10 +72,10 @@ def choice_figure(selection: Mapping[str, Any]) -> str | None:
             line = [p for p in grid if float(p.get("beta") or 0) == beta and _number(p, score) is not None]
             points = sorted((float(p["kappa"]), _number(p, score)) for p in line)
             axes.plot(*np.array(points).reshape(-1, 2).T, "o-", ms=4, lw=1.5, color=BETAS[number % len(BETAS)], label=f"β = {beta:g}")
-            for kappa, value in points:
-                if (kappa, beta) == (_number(selection, "kappa"), _number(selection, "beta")):
-                    axes.plot(kappa, value, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label="chosen")
         _reference_lines(axes, selection, score)
+        chosen = [p for p in grid if all(_number(p, key) == _number(selection, key) for key in ("kappa", "beta"))]
+        for value in [_number(p, score) for p in chosen][:1]:
+            axes.plot(chosen[0]["kappa"], value, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label="chosen")
         axes.set_xscale("log")
         axes.set_xticks(kappas, [f"{kappa:g}" for kappa in kappas])
         axes.minorticks_off()
@@ -116,13 +115,14 @@ def coverage_figure(network: Network) -> str:
     figure = new_figure(2.9, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     bins = np.linspace(0, 1, 21)
-    low = network.coverage < LOW_COVERAGE
+    least = min_coverage(network)
+    low = network.coverage < least
     left.hist([network.coverage[low], network.coverage[~low]], bins=bins, stacked=True, color=[ALARM, PERSONAL], rwidth=0.9)
     left.set_yscale("symlog", linthresh=5)
     left.set_yticks([0, 1, 5, 10, 50, 100, 500][: 3 + int(np.searchsorted([10, 50, 100, 500], len(network.ids)))])
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.minorticks_off()
-    left.axvline(LOW_COVERAGE, color=SOFT, lw=0.9, ls="--")
+    left.axvline(least, color=SOFT, lw=0.9, ls="--")
     left.set(xlabel="share of the prior parcel that the scan covers", ylabel="parcels", title="Coverage", xlim=(0, 1))
     sizes = [np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.prior_labels, network.labels)]
     top = max(int(np.max(sizes)), 1) * 1.3
@@ -134,6 +134,13 @@ def coverage_figure(network: Network) -> str:
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
     return as_png(figure)
+
+
+def measure_title(measure: str) -> str:
+    """A measure's name with what it is in, e.g. `pearson: correlation (r)`."""
+    from pnet_jax import edges
+
+    return f"{measure}: {edges.measure(measure).units}" if measure in edges.names() else measure
 
 
 def _limit(matrix):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,11 +15,14 @@ import numpy as np
 import pnet_jax
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.status import read_status
+from pnet_jax.report.extra import check_installed
 from pnet_jax.report.page import template
 from pnet_jax.report.words import gain_interval
 
 
-def write_index(folder: str | os.PathLike) -> Path:
+def write_index(
+    folder: str | os.PathLike, status: Iterable[Mapping[str, str]] | None = None, unread: Mapping[str, str] | None = None
+) -> Path:
     """Writes `index.html`: every scan of `status.tsv` with its key numbers and a relative link to its report.
 
     A scan's report is looked for under the status row's `report`, then as `<scan>.html` and `sub-<subject>.html` in `folder`;
@@ -26,27 +30,36 @@ def write_index(folder: str | os.PathLike) -> Path:
 
     Args:
       folder: root of the derivatives, which holds `status.tsv`.
+      status: rows to list instead of those of `status.tsv`.
+      unread: scan to the reason why its result could not be read, listed on their own.
 
     Returns:
       The path of `index.html`.
 
     Raises:
       OSError: the file cannot be written; the error names it.
+      ReportExtraMissingError: matplotlib or jinja2 is not installed.
     """
+    check_installed()
     folder = Path(folder)
-    rows = [_row(folder, status) for status in read_status(folder / "status.tsv")]
+    rows = [_row(folder, row) for row in (read_status(folder / "status.tsv") if status is None else status)]
     listed = {row["link"] for row in rows}
     for page in sorted(folder.glob("sub-*.html")):
         if quote(page.name) not in listed:
             rows.append(_row(folder, {"scan": page.stem, "report": page.name}))
     failed = [row for row in rows if row["status"] == "failed"]
     page = template("index.html").render(
-        rows=rows, summary=_summary(rows, failed), failed=failed, name=folder.resolve().name, version=pnet_jax.__version__
+        rows=rows,
+        summary=_summary(rows, failed),
+        failed=failed,
+        unread=unread or {},
+        name=folder.resolve().name,
+        version=pnet_jax.__version__,
     )
     return write_text(folder / "index.html", page)
 
 
-def _row(folder: Path, status: dict[str, str]) -> dict[str, Any]:
+def _row(folder: Path, status: Mapping[str, str]) -> dict[str, Any]:
     qc = _qc(folder, status.get("dseg") or "")
     gain = gain_interval(qc.get("selection") or {})
     return {
@@ -81,7 +94,7 @@ def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[d
     return [{"title": title, "value": value} for title, value in cards]
 
 
-def _report(folder: Path, status: dict[str, str]) -> str | None:
+def _report(folder: Path, status: Mapping[str, str]) -> str | None:
     names = [status.get("report"), f"{status.get('scan')}.html", f"sub-{status.get('subject')}.html"]
     for name in names:
         if name and (folder / name).is_file():

@@ -15,6 +15,7 @@ from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import parcel_rows, scan_label
 from pnet_jax.outputs.tables import plain
 from pnet_jax.report import words
+from pnet_jax.report.extra import check_installed
 
 MAIN_MEASURE = "pearson"
 
@@ -34,8 +35,19 @@ def write_report(network: Network, file: str | os.PathLike) -> Path:
 
     Raises:
       OSError: the file cannot be written; the error names it.
+      ReportExtraMissingError: matplotlib or jinja2 is not installed.
     """
-    page = template("report.html").render(
+    return write_text(file, render(network))
+
+
+def render(network: Network) -> str:
+    """The page as text.
+
+    Raises:
+      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+    """
+    check_installed()
+    return template("report.html").render(
         label=scan_label(network),
         version=pnet_jax.__version__,
         header=_header(network),
@@ -48,11 +60,11 @@ def write_report(network: Network, file: str | os.PathLike) -> Path:
         backdrop=_backdrop(network),
         has_motion=network.displacement is not None,
         parcels=_parcels(network),
+        min_coverage=words.min_coverage(network),
         warnings=[str(text) for text in network.qc.get("warnings") or []],
         seconds=_seconds(network),
         provenance=words.flatten(plain(network.provenance)),
     )
-    return write_text(file, page)
 
 
 @functools.cache
@@ -61,7 +73,9 @@ def template(name: str) -> Any:
     import jinja2
 
     loader = jinja2.PackageLoader("pnet_jax.report", "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters["sentence"] = words.sentence
+    return pages.get_template(name)
 
 
 def _figures(network: Network) -> dict[str, dict[str, str | None]]:
@@ -114,9 +128,9 @@ def _header(network: Network) -> list[tuple[str, str]]:
 def _parcels(network: Network) -> list[dict[str, Any]]:
     """Rows of the parcel table with what a reader should notice; parcels to notice come with a flag."""
     restored, low = set(network.qc.get("restored") or []), set(network.qc.get("low_coverage") or [])
-    rows = parcel_rows(network)
+    rows, least = parcel_rows(network), words.min_coverage(network)
     for row, name in zip(rows, network.names, strict=True):
-        notes = ["absent"] * row["absent"] + ["low coverage"] * (name in low or row["coverage"] < 0.5)
+        notes = ["absent"] * row["absent"] + ["low coverage"] * (name in low or row["coverage"] < least)
         row["notes"] = notes + ["restored from the prior"] * (name in restored)
     return rows
 

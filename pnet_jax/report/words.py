@@ -9,6 +9,8 @@ import numpy as np
 
 from pnet_jax.network import Network
 
+DEFAULT_COVERAGE = 0.5
+
 
 def minutes_kept(network: Network) -> float:
     """Minutes of signal that the result rests on."""
@@ -33,6 +35,21 @@ def absent_parcels(network: Network) -> list[str]:
     """Names of the parcels without any location."""
     sizes = np.bincount(network.labels[network.labels >= 0], minlength=network.n_parcels)
     return [network.names[k] for k in np.flatnonzero(sizes == 0)]
+
+
+def min_coverage(network: Network) -> float:
+    """Share of a prior parcel below which the page warns of it: the configuration's, else a half."""
+    config = network.provenance.get("config")
+    given = config.get("min_coverage") if isinstance(config, Mapping) else None
+    return DEFAULT_COVERAGE if given is None else float(given)
+
+
+def sentence(text: Any) -> str:
+    """The text with a capital and a full stop; what begins with a name of a file or scan keeps its first letter."""
+    text = str(text).strip()
+    first = text.split(" ", 1)[0]
+    text = text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+    return text if text.endswith((".", "!", "?")) or not text else f"{text}."
 
 
 def sentences(network: Network) -> dict[str, str]:
@@ -63,10 +80,10 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
         ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
         ("Parcels", str(network.n_parcels), f"{absent} absent" if absent else "none absent"),
         ("Moved", _percent(share), "of the locations left their prior parcel") if share is not None else None,
-        ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, across halves") if interval else None,
+        ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, across halves; above 0 is better") if interval else None,
         ("Mean motion", f"{qc['mean_displacement']:.2f} mm", "framewise displacement") if _known(qc, "mean_displacement") else None,
-        ("tSNR", f"{qc['tsnr']:.0f}", "temporal signal to noise") if _known(qc, "tsnr") else None,
-        ("n_eff", f"{qc['n_eff']:.0f}", "independent time points") if _known(qc, "n_eff") else None,
+        ("tSNR", f"{qc['tsnr']:.0f}", "median of mean ÷ SD after cleaning") if _known(qc, "tsnr") else None,
+        ("n_eff", f"{qc['n_eff']:.0f}", "independent time points in the band that was kept") if _known(qc, "n_eff") else None,
     ]
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards if card]
 

@@ -1,0 +1,140 @@
+"""What the benchmark programs share: arguments, data, scores, tables and result files."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from pnet_jax.parcellation import score
+from pnet_jax.space import LEFT, RIGHT, Space
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pnet_jax", "jax", "numpy", "scipy", "nilearn", "scikit-learn")
+BOLD = "bold4d/sub-RAPIDTIDETEST_task-rest_space-MNI152NLin6Asym_res-4_desc-preproc_bold.nii.gz"
+MASK = "bold4d/sub-RAPIDTIDETEST_task-rest_space-MNI152NLin6Asym_res-4_desc-brain_mask.nii.gz"
+CEREBELLUM = "mdtb_cerebellum/mdtb_s1_condhalf_float16.npz"
+
+
+def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentParser:
+    """Arguments of every program: `--out`, and `--data` where it reads real recordings."""
+    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if data:
+        out.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets (default: ../shared/data)")
+    out.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    return out
+
+
+def need(folder: Path, *names: str) -> list[Path]:
+    """Paths of files under the data folder; ends the program with status 2 where one is missing."""
+    paths = [folder / name for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    if missing:
+        print(f"data not found: {', '.join(missing)}; give the folder that holds them: --data FOLDER", file=sys.stderr)
+        raise SystemExit(2)
+    return paths
+
+
+def atlas(regions: int) -> str:
+    """File of the Schaefer atlas with that many cortical regions, with 16 subcortical ones of Tian's."""
+    return f"atlases/Schaefer{regions}TianS1_res-2_dseg.nii.gz"
+
+
+class Judge:
+    """Signals that parcels made from other signals are scored on.
+
+    Args:
+      y: z-scored signals, `[V, T]`.
+      space: V locations.
+      inside: the locations that count, the same for all that are compared, `[V]`.
+      n_parcels: K.
+      per_hemisphere: sample for the DCBC.
+    """
+
+    def __init__(self, y, space: Space, inside, n_parcels: int, *, per_hemisphere: int = 4000):
+        self.y, self.inside, self.n_parcels = y, np.asarray(inside, bool), n_parcels
+        self.pairs = near_pairs(space, np.flatnonzero(self.inside), per_hemisphere)
+        self.r = score.pair_correlations(y, self.pairs)
+
+    def __call__(self, labels) -> dict[str, float]:
+        """`dcbc` and `homogeneity` of the labels, `[V]`."""
+        labels = np.where(self.inside, labels, -1)
+        return {
+            "dcbc": float(score.dcbc(self.r, self.pairs, labels)[0]),
+            "homogeneity": float(score.homogeneity(self.y, labels, self.n_parcels)),
+        }
+
+
+def near_pairs(space: Space, locations, per_hemisphere: int, seed: int = 0) -> score.Pairs:
+    """All pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4-mm ring of distance."""
+    rng = np.random.default_rng(seed)
+    rings = int(np.ceil((score.FURTHEST_MM - score.BIN_MM / 2) / score.BIN_MM))
+    found = []
+    for side in (LEFT, RIGHT):
+        here = np.sort(rng.permutation(locations[space.hemisphere[locations] == side])[:per_hemisphere])
+        if len(here) < 2:
+            continue
+        i, j = here[cKDTree(space.xyz[here]).query_pairs(score.FURTHEST_MM, output_type="ndarray")].T
+        ring = np.floor((np.linalg.norm(space.xyz[i] - space.xyz[j], axis=1) - score.BIN_MM / 2) / score.BIN_MM).astype(np.int64)
+        keep = (ring >= 0) & (ring < rings)
+        found.append((i[keep], j[keep], ring[keep] + side * rings))
+    return score.Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def average(rows: Sequence[dict[str, float]], reduce=np.mean) -> dict[str, float]:
+    """Mean (or another reduction) of each entry."""
+    return {key: float(reduce([row[key] for row in rows])) for key in rows[0]}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints rows under a head; numbers with four digits after the point."""
+    cells = [list(head)] + [[f"{x:.4f}" if isinstance(x, float) else "-" if x is None else str(x) for x in row] for row in rows]
+    width = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        print("  ".join([row[0].ljust(width[0])] + [c.rjust(w) for c, w in zip(row[1:], width[1:], strict=True)]))
+
+
+def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
+    """Writes figures with what they were measured with to `args.out`, if it was given."""
+    if args.out is None:
+        return
+    import jax
+
+    # Folders say where somebody keeps things, not what was measured: names only.
+    given = {k: _names_only(v) for k, v in vars(args).items() if k not in ("out", "data")}
+    result = {
+        "program": Path(sys.argv[0]).name,
+        "date": datetime.date.today().isoformat(),
+        "arguments": given,
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "figures": figures,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(_rounded(result), indent=2) + "\n")
+    print(f"written: {args.out.name}")
+
+
+def _names_only(value):
+    if isinstance(value, list | tuple):
+        return [_names_only(v) for v in value]
+    return Path(value).name if isinstance(value, str | Path) and os.sep in str(value) else value
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float | np.floating) else int(value) if isinstance(value, np.integer) else value

@@ -1,0 +1,270 @@
+"""What `save` wrote -> Network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pnet_jax.ingest.cifti import axes_of
+from pnet_jax.ingest.nifti import attempt, open_image
+from pnet_jax.network import Network
+from pnet_jax.outputs.bids import check_shapes
+from pnet_jax.outputs.locations import CIFTI_MAPS, LOCATIONS, MASK, MEAN, MOTION, PRIOR
+from pnet_jax.outputs.sidecars import stat_label
+from pnet_jax.outputs.tables import beside, read_matrix, read_rows
+from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_space, hemisphere_of, point_space
+
+ENDINGS = ("_desc-locations_dseg.tsv", "_dseg.tsv", "_dseg.json", "_dseg.nii.gz", "_dseg.dlabel.nii")
+
+
+def load_network(result: str | os.PathLike[str]) -> Network:
+    """Reads a result that `save` wrote.
+
+    Labels, ids, frames and identity are as they were; numbers have the 7 digits of the tables, probabilities steps of 1/65535. Without
+    a soft parcellation (`--probabilities false`) the one candidate of a location is its parcel. Candidates come by falling
+    probability. What files do not hold stays out: the neighbours of CIFTI locations, and the mean image in MNI space.
+
+    Args:
+      result: its `…_dseg.tsv`, or the name without that ending (`output_stem`).
+
+    Raises:
+      FileNotFoundError: a file of the result is not there; names it.
+      ValueError: a file is damaged, or was written by a version that noted less; names it.
+
+    Example:
+      >>> from pnet_jax.outputs import load_network
+      >>> network = load_network("derivatives/sub-01/func/sub-01_task-rest_atlas-pnet_scale-200_dseg.tsv")  # doctest: +SKIP
+    """
+    stem = _stem(result)
+    try:
+        network = _read(stem)
+        check_shapes(network)
+    except (ValueError, KeyError, TypeError) as error:
+        if str(stem) in str(error):
+            raise
+        raise ValueError(f"{stem}_…: damaged, or of another version ({type(error).__name__}: {error})") from error
+    return network
+
+
+def _read(stem: Path) -> Network:
+    parcels = _table(beside(stem, "dseg.tsv"), "index", "name", "hemisphere", "coverage")
+    scan = _json(beside(stem, "dseg.json"), "Scan")["Scan"]
+    about = _json(beside(stem, "stat-mean_timeseries.json"), "KeptFrames", "RepetitionTime")
+    qc = _json(beside(stem, "desc-pnet_qc.json"), "Provenance")
+    provenance = qc.pop("Provenance")
+    qc.pop("scan", None)
+    ids = np.array([int(row["index"]) for row in parcels], np.int32)
+    space, labels, prior_labels = _locations(stem, scan, ids)
+    candidates, probabilities = _soft(stem, space, labels, len(ids))
+    return Network(
+        space=space,
+        labels=labels,
+        candidates=candidates,
+        probabilities=probabilities,
+        signals=read_matrix(_there(beside(stem, "stat-mean_timeseries.tsv"))).T,
+        edges=_edges(stem, scan["Measures"]),
+        ids=ids,
+        names=tuple(row["name"] for row in parcels),
+        hemispheres=tuple(row["hemisphere"] for row in parcels),
+        prior_labels=prior_labels,
+        coverage=np.array([row["coverage"] or "nan" for row in parcels], np.float32),
+        frames=np.array(about["KeptFrames"], np.int64),
+        tr=float(about["RepetitionTime"]),
+        subject=scan["Subject"],
+        entities=scan["Entities"],
+        qc=qc,
+        provenance=provenance,
+        mean=_mean(beside(stem, f"{MEAN}.nii.gz"), space),
+        displacement=_displacement(beside(stem, f"{MOTION}.tsv")),
+    )
+
+
+def _locations(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Space, Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
+    """Space, labels and the prior's labels."""
+    read = {"grid": _from_grid, "cifti": _from_cifti, "points": _from_points}.get(scan["Kind"])
+    if read is None:
+        raise ValueError(f"{beside(stem, 'dseg.json')}: unknown kind of scan {scan['Kind']!r}: expected grid, cifti or points")
+    return read(stem, scan, ids)
+
+
+def _from_grid(stem, scan, ids):
+    files = [beside(stem, ending) for ending in ("dseg.nii.gz", f"{PRIOR}.nii.gz", f"{MASK}.nii.gz")]
+    (labels, affine), (prior, _), (mask, _) = (_volume(file) for file in files)
+    for file, volume in zip(files[1:], (prior, mask), strict=True):
+        if volume.shape != labels.shape:
+            raise ValueError(f"{file}: expected the shape of the parcellation beside it, {labels.shape}, found {volume.shape}")
+    whole = scan["VoxelToMNI"]
+    to_mni = None if whole is None else np.array(whole) @ np.linalg.inv(affine)
+    space = grid_space(mask > 0, affine, name=scan["Space"], to_mni=to_mni)
+    assert space.grid is not None
+    at = tuple(space.grid.ijk.T)
+    return space, _parcels(labels[at], ids, files[0]), _parcels(prior[at], ids, files[1])
+
+
+def _from_cifti(stem, scan, ids):
+    file, beyond = beside(stem, "dseg.dlabel.nii"), beside(stem, f"{LOCATIONS}.dscalar.nii")
+    image: Any = open_image(file, str(file))
+    models: Any = axes_of(image, _brain_models(), "labels of vertices and voxels", str(file))[1]
+    x, y, z, prior = _numbers(open_image(beyond, str(beyond)), (len(CIFTI_MAPS), len(models)), beyond)
+    labels = _numbers(image, (1, len(models)), file)[0]
+    names, volume = np.asarray(models.name, str), np.asarray(models.volume_mask)
+    xyz = np.column_stack([x, y, z]).astype(np.float32)
+    sides = [np.char.find(names, side) >= 0 for side in ("_LEFT", "_RIGHT")]
+    structures, structure = np.unique(names, return_inverse=True)
+    shape = tuple(map(int, models.volume_shape)) if volume.any() else (0, 0, 0)
+    voxel = np.where(volume[:, None], models.voxel, -1).astype(np.int32)
+    space = Space(
+        xyz=xyz,
+        hemisphere=np.select(sides, (LEFT, RIGHT), hemisphere_of(xyz)).astype(np.int8),
+        structure=structure.reshape(-1).astype(np.int16),
+        structures=tuple(map(str, structures)),
+        neighbours=np.full((len(xyz), 0), -1, np.int32),
+        kind="cifti",
+        name=scan["Space"],
+        resolution=float(scan["Resolution"]),
+        grid=Grid(voxel, (shape[0], shape[1], shape[2]), models.affine if volume.any() else np.eye(4), models),
+    )
+    return space, _parcels(labels, ids, file), _parcels(prior, ids, beyond)
+
+
+def _from_points(stem, scan, ids):
+    file = beside(stem, f"{LOCATIONS}.tsv")
+    rows = _table(file, "name", "x", "y", "z", "index", "prior_index")
+    xyz = np.array([[row[axis] for axis in "xyz"] for row in rows], np.float32)
+    space = point_space(xyz, names=[row["name"] for row in rows], name=scan["Space"])
+    return space, *(_parcels(np.array([row[column] for row in rows], np.int64), ids, file) for column in ("index", "prior_index"))
+
+
+def _soft(stem: Path, space: Space, labels: np.ndarray, n_parcels: int) -> tuple[Int[np.ndarray, "V C"], Float[np.ndarray, "V C"]]:
+    """Candidates by falling probability, and the probabilities; a location's own parcel is always among its candidates."""
+    columns = _columns(stem, space, n_parcels)
+    if columns is None:
+        return labels[:, None], (labels >= 0).astype(np.float32)[:, None]
+    places, parcels, chances = [], [], []
+    for k, values in enumerate(columns):
+        own = np.flatnonzero((values > 0) | (labels == k))
+        places.append(own)
+        parcels.append(np.full(len(own), k, np.int32))
+        chances.append(values[own])
+    place, parcel, chance = (np.concatenate(parts) for parts in (places, parcels, chances))
+    order = np.lexsort((-chance, place))
+    place = place[order]
+    slot = np.arange(len(place)) - np.searchsorted(place, place)
+    shape = (len(labels), int(slot.max(initial=0)) + 1)
+    candidates, probabilities = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    candidates[place, slot], probabilities[place, slot] = parcel[order], chance[order]
+    return candidates, probabilities
+
+
+def _columns(stem: Path, space: Space, n_parcels: int) -> Iterable[Float[np.ndarray, " V"]] | None:
+    """Every parcel's probability at each location, a parcel at a time; None where no soft parcellation was written."""
+    file = beside(stem, {"grid": "probseg.nii.gz", "cifti": "probseg.dscalar.nii", "points": "probseg.tsv"}[space.kind])
+    if not file.exists():
+        return None
+    if space.grid is None:
+        table = read_matrix(file, index=True)
+        _expect(table.shape, (len(space), n_parcels), file)
+        return table.T
+    image: Any = open_image(file, str(file))
+    if space.kind == "cifti":
+        return _numbers(image, (n_parcels, len(space)), file)
+    _expect(image.shape, (*space.grid.shape, n_parcels), file)
+    return _volumes(image, tuple(space.grid.ijk.T), n_parcels, file)
+
+
+def _volumes(image: Any, at: tuple[np.ndarray, ...], n_parcels: int, file: Path) -> Iterator[Float[np.ndarray, " V"]]:
+    for k in range(n_parcels):
+        yield np.asarray(attempt(partial(image.dataobj.__getitem__, (..., k)), f"volume {k}", str(file)))[at].astype(np.float32)
+
+
+def _edges(stem: Path, measures: list[str]) -> dict[str, Float[np.ndarray, "K K"]]:
+    """Measures in the order they were asked for, then those that came later (a cohort's)."""
+    files = {measure: beside(stem, f"stat-{stat_label(measure)}_relmat.tsv") for measure in measures}
+    for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
+        files.setdefault(_json(about, "Measure")["Measure"], about.with_suffix(".tsv"))
+    return {measure: read_matrix(_there(file), index=True) for measure, file in files.items()}
+
+
+def _mean(file: Path, space: Space) -> Float[np.ndarray, " V"] | None:
+    if not file.exists() or space.grid is None:
+        return None
+    volume, _ = _volume(file)
+    _expect(volume.shape, space.grid.shape, file)
+    return volume[tuple(space.grid.ijk.T)].astype(np.float32)
+
+
+def _displacement(file: Path) -> Float[np.ndarray, " recorded"] | None:
+    if not file.exists():
+        return None
+    return np.array([row["framewise_displacement"] or "nan" for row in _table(file, "framewise_displacement")], np.float64)
+
+
+def _parcels(values: np.ndarray, ids: np.ndarray, file: Path) -> Int[np.ndarray, " V"]:
+    """Parcel index of each id, −1 for 0."""
+    order = np.argsort(ids)
+    position = order[np.searchsorted(ids, values, sorter=order).clip(max=len(ids) - 1)]
+    unknown = values[(values != 0) & (ids[position] != values)]
+    if len(unknown):
+        raise ValueError(f"{file}: holds {unknown[0]:g}, which is no id of the table _dseg.tsv beside it")
+    return np.where(values != 0, position, -1).astype(np.int32)
+
+
+def _volume(file: Path) -> tuple[np.ndarray, Float[np.ndarray, "4 4"]]:
+    image: Any = open_image(file, str(file))
+    return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its voxels", str(file))), image.affine
+
+
+def _numbers(image: Any, shape: tuple[int, ...], file: Path) -> np.ndarray:
+    _expect(image.shape, shape, file)
+    return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its maps", str(file)), np.float32)
+
+
+def _expect(found: tuple[int, ...], shape: tuple[int, ...], file: Path) -> None:
+    if tuple(found) != tuple(shape):
+        raise ValueError(f"{file}: expected the shape {tuple(shape)}, found {tuple(found)}")
+
+
+def _brain_models():
+    from nibabel.cifti2 import BrainModelAxis
+
+    return BrainModelAxis
+
+
+def _stem(result: str | os.PathLike[str]) -> Path:
+    path = Path(result)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected one result's …_dseg.tsv, found a folder")
+    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
+    return path.with_name(path.name.removesuffix(ending))
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; without it the result cannot be read")
+    return file
+
+
+def _table(file: Path, *columns: str) -> list[dict[str, str]]:
+    rows = read_rows(_there(file))
+    missing = [column for column in columns if not rows or column not in rows[0]]
+    if missing:
+        raise ValueError(f"{file}: lacks the columns {', '.join(missing)}, or has no rows")
+    return rows
+
+
+def _json(file: Path, *keys: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_there(file).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no readable JSON ({error})") from error
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ValueError(f"{file}: lacks {', '.join(missing)}: damaged, or of a version that noted less; construct the scan again")
+    return found

@@ -1,0 +1,96 @@
+"""What a result needs, beside its maps and tables, to be read back: where its locations are, what the prior gave them, motion.
+
+On a grid that is two images. The prior's is `_desc-prior_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds the one
+parcellation of the scan; the mask says which voxels of value 0 were part of the scan, which a reserved value in the prior's image would
+say too, but then as a region more to whoever averages signals over its labels. CIFTI files do not hold where their vertices are: their
+coordinates stand, with the prior, in one dscalar file, the counterpart of the table that a ROI scan has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pnet_jax.network import Network
+from pnet_jax.outputs import images, sidecars
+from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
+
+MASK, PRIOR, MEAN = "desc-locations_mask", "desc-prior_labels", "desc-mean_boldref"
+LOCATIONS, MOTION = "desc-locations_dseg", "desc-motion_timeseries"
+CIFTI_MAPS = ("x", "y", "z", "prior_index")
+TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "prior_index", "probability")
+MEAN_LEVELS = 4095  # a scanner's 12 bits; float32 compresses to three times the size
+
+
+def write_locations(network: Network, stem: Path) -> Iterator[Path]:
+    """Writes where the locations are and what the prior gives them."""
+    grid = network.space.grid
+    if grid is None:
+        yield write_rows(beside(stem, f"{LOCATIONS}.tsv"), TABLE_COLUMNS, _location_rows(network))
+    elif grid.brain_models is not None:
+        values = np.column_stack([network.space.xyz, _ids(network, network.prior_labels)]).T
+        yield images.write_image(images.scalars_image(network, CIFTI_MAPS, values), beside(stem, f"{LOCATIONS}.dscalar.nii"))
+    else:
+        mask = images.location_image(network, np.ones(len(network.space), np.uint8))
+        yield images.write_image(mask, beside(stem, f"{MASK}.nii.gz"))
+        yield write_json(beside(stem, f"{MASK}.json"), sidecars.locations_sidecar(network))
+        yield images.write_image(images.prior_image(network), beside(stem, f"{PRIOR}.nii.gz"))
+        yield write_json(beside(stem, f"{PRIOR}.json"), sidecars.prior_sidecar(network))
+        yield from _write_mean(network, stem)
+
+
+def write_motion(network: Network, stem: Path) -> Iterator[Path]:
+    """Writes the displacement of every recorded frame and whether it was kept; nothing where nobody measured it."""
+    if network.displacement is None:
+        return
+    kept = np.isin(np.arange(len(network.displacement)), network.frames)
+    rows = ({"framewise_displacement": float(mm), "kept": bool(is_kept)} for mm, is_kept in zip(network.displacement, kept, strict=True))
+    yield write_rows(beside(stem, f"{MOTION}.tsv"), ("framewise_displacement", "kept"), rows)
+    yield write_json(beside(stem, f"{MOTION}.json"), sidecars.motion_sidecar(network))
+
+
+def write_soft_table(network: Network, stem: Path) -> Path:
+    """Writes the probabilities of a ROI scan: a row a ROI, a column a parcel."""
+    return write_matrix(beside(stem, "probseg.tsv"), column_names(network), images.dense_probabilities(network), _names(network), "name")
+
+
+def _write_mean(network: Network, stem: Path) -> Iterator[Path]:
+    # In MNI space the report draws on the template, and the mean would add more than the whole result weighs.
+    if network.mean is None or network.space.name.startswith("MNI"):
+        return
+    mean = np.nan_to_num(np.asarray(network.mean, np.float64), posinf=0, neginf=0)
+    step = float(np.abs(mean).max(initial=0)) / MEAN_LEVELS or 1.0
+    image = images.location_image(network, np.rint(mean / step).astype(np.int16))
+    image.header.set_slope_inter(step, 0)
+    yield images.write_image(image, beside(stem, f"{MEAN}.nii.gz"))
+    yield write_json(beside(stem, f"{MEAN}.json"), sidecars.mean_sidecar(network))
+
+
+def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
+    parcels, names = column_names(network), _names(network)
+    index, before = _ids(network, network.labels), _ids(network, network.prior_labels)
+    for v, label in enumerate(network.labels):
+        x, y, z = network.space.xyz[v].tolist()
+        chance = network.probabilities[v][network.candidates[v] == label].sum() if label >= 0 else None
+        yield {
+            "name": names[v],
+            "x": x,
+            "y": y,
+            "z": z,
+            "index": index[v],
+            "parcel": parcels[label] if label >= 0 else None,
+            "prior_index": before[v],
+            "probability": chance,
+        }
+
+
+def _ids(network: Network, labels: np.ndarray) -> np.ndarray:
+    return np.where(labels >= 0, network.ids[labels], 0)
+
+
+def _names(network: Network) -> list[str]:
+    given = network.space.names or [f"location-{v + 1}" for v in range(len(network.space))]
+    return [" ".join(name.split()) for name in given]

@@ -1,0 +1,102 @@
+"""The pages of a folder of results, made from what was written there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pnet_jax.network import Network
+from pnet_jax.outputs.atomic import write_text
+from pnet_jax.outputs.bids import scan_label
+from pnet_jax.outputs.loading import load_network
+from pnet_jax.outputs.status import read_status
+from pnet_jax.report.extra import check_installed
+from pnet_jax.report.index import write_index
+from pnet_jax.report.page import render
+from pnet_jax.report.words import absent_parcels, minutes_kept
+
+RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
+
+
+def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
+
+    Results are those of `status.tsv`, then whatever other `…_dseg.tsv` is found at any depth, so that a folder needs no `status.tsv`.
+    A scan's page is `<scan>.html` in `folder`; a second result of one scan (another number of parcels) is called like its files. A
+    result that cannot be read stands with its reason in the index, is warned of, and does not stop the others.
+
+    Args:
+      folder: root of the derivatives.
+      progress: called with the scan's label, how many are done and how many there are.
+
+    Returns:
+      The path of `index.html`.
+
+    Raises:
+      ValueError: the folder is none or holds no result; says what was searched.
+      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      OSError: a page cannot be written; the error names it.
+    """
+    check_installed()
+    folder = Path(folder)
+    rows = _results(folder)
+    done: list[dict[str, str]] = []
+    unread: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        if progress is not None:
+            progress(row["scan"], number, len(rows))
+        if row.get("status") == "failed":
+            done.append(row)
+            continue
+        try:
+            if not row.get("dseg"):
+                raise ValueError("status.tsv does not say where its _dseg.tsv is")
+            network = load_network(folder / row["dseg"])
+            page = render(network)
+        except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
+            unread[row["scan"]] = str(error) or type(error).__name__
+            done.append(row | {"status": "unreadable"})
+            continue
+        row = _described(row, network, {other["report"] for other in done if "report" in other})
+        write_text(folder / row["report"], page)
+        done.append(row)
+    for scan, reason in unread.items():
+        warnings.warn(f"{scan}: no page could be made: {reason}", stacklevel=2)
+    index = write_index(folder, done, unread)
+    if progress is not None:
+        progress("", len(rows), len(rows))
+    return index
+
+
+def _results(folder: Path) -> list[dict[str, str]]:
+    """Rows of status.tsv, then one for each further result; rows of the latter have no `status`."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    rows = read_status(folder / "status.tsv")
+    listed = {row.get("dseg", "") for row in rows}
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob(RESULTS) if "_desc-" not in file.name)
+    rows += [{"scan": Path(file).name.removesuffix("_dseg.tsv"), "dseg": file} for file in found if file not in listed]
+    if not rows:
+        raise ValueError(f"{folder}: no result to report: expected a status.tsv in it, or **/{RESULTS} (a complete result has that table)")
+    return rows
+
+
+def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[str, str]:
+    """The row with its page's name; one that was not in status.tsv also gets the numbers that would stand there."""
+    if row.get("status"):
+        return row | {"report": f"{row['scan']}.html"}
+    label = scan_label(network)
+    label = row["scan"] if f"{label}.html" in taken else label
+    decision = (network.qc.get("selection") or {}).get("decision")
+    return row | {
+        "scan": label,
+        "subject": network.subject,
+        "status": "ok",
+        "report": f"{label}.html",
+        "n_frames": str(len(network.frames)),
+        "minutes": f"{minutes_kept(network):.2f}",
+        "n_absent": str(len(absent_parcels(network))),
+        "used_prior": {"prior": "true", "personalised": "false"}.get(str(decision), ""),
+    }

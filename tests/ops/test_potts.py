@@ -1,0 +1,151 @@
+"""Properties first, then plain loops, then equality of implementations, then compiled cost."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pnet_jax.ops.potts import potts
+from pnet_jax.ops.potts.chunked import match_table, sum_neighbours
+from pnet_jax.space import grid_neighbours
+
+IMPLEMENTATIONS = ("reference", "chunked")
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    return request.param
+
+
+def problem(size=(4, 5, 3), parcels=6, width=3, seed=0):
+    """Probabilities, candidates and neighbours of a grid with holes; some rows have fewer candidates, some none."""
+    rng = np.random.default_rng(seed)
+    neighbours = grid_neighbours(np.argwhere(rng.random(size) < 0.9))
+    count = len(neighbours)
+    candidates = np.argsort(rng.random((count, parcels)), 1)[:, :width].astype(np.int32)
+    candidates[np.arange(width)[None] >= rng.integers(0, width + 1, (count, 1))] = -1
+    q = np.where(candidates >= 0, rng.random((count, width)), 0)
+    q = q / np.maximum(q.sum(1, keepdims=True), 1e-9)
+    return jnp.asarray(q, jnp.float32), candidates, neighbours, parcels
+
+
+def by_loops(q, candidates, neighbours):
+    out = np.zeros(q.shape)
+    for v, row in enumerate(candidates):
+        for c, parcel in enumerate(row):
+            for u in neighbours[v]:
+                if parcel >= 0 and u >= 0:
+                    out[v, c] += sum(float(q[u, d]) for d in range(q.shape[1]) if candidates[u, d] == parcel)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_plain_loops(implementation, seed):
+    q, candidates, neighbours, parcels = problem(seed=seed)
+    expected = by_loops(np.asarray(q), candidates, neighbours)
+    assert expected.any()
+    assert_allclose(potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation), expected, atol=1e-6)
+
+
+def test_padded_candidates_get_0_and_give_nothing(implementation):
+    q, candidates, neighbours, parcels = problem()
+    plain = potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation)
+    assert_array_equal(np.asarray(plain)[candidates < 0], 0)
+    spoiled = jnp.where(candidates < 0, 1e3, q)
+    assert_array_equal(potts(spoiled, candidates, neighbours, n_parcels=parcels, implementation=implementation), plain)
+
+
+def test_votes_never_exceed_the_number_of_neighbours(implementation):
+    q, candidates, neighbours, parcels = problem()
+    votes = np.asarray(potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation))
+    assert (votes >= 0).all()
+    assert (votes.sum(1) <= (neighbours >= 0).sum(1) + 1e-5).all()
+
+
+def test_permuting_locations_permutes_the_result(implementation):
+    q, candidates, neighbours, parcels = problem()
+    order = np.random.default_rng(1).permutation(len(q))
+    back = np.append(np.argsort(order), -1).astype(np.int32)  # the last entry answers for the padding
+    moved = potts(q[order], candidates[order], back[neighbours[order]], n_parcels=parcels, implementation=implementation)
+    assert_allclose(moved, potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation)[order], atol=1e-6)
+
+
+def test_order_of_candidates_in_a_row_does_not_matter(implementation):
+    q, candidates, neighbours, parcels = problem()
+    plain = potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation)
+    turned = potts(q[:, ::-1], candidates[:, ::-1], neighbours, n_parcels=parcels, implementation=implementation)
+    assert_allclose(turned[:, ::-1], plain, atol=1e-6)
+
+
+def test_locations_without_neighbours_get_no_votes(implementation):
+    q, candidates, _, parcels = problem()
+    for nobody in (np.empty((len(q), 0), np.int32), np.full((len(q), 2), -1, np.int32)):
+        gradient, votes = jax.grad(lambda q, n=nobody: (2 * (v := potts(q, candidates, n, n_parcels=parcels, implementation=implementation)).sum(), v), has_aux=True)(q)
+        assert_array_equal(votes, 0)
+        assert votes.shape == q.shape
+        assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("shape", [((1, 1, 1), 1, 1), ((3, 1, 1), 2, 1), ((4, 5, 3), 6, 3), ((2, 3, 7), 20, 9)])
+def test_implementations_agree_in_values_and_gradients(shape):
+    q, candidates, neighbours, parcels = problem(*shape)
+    weights = jnp.where(candidates < 0, 0.0, jax.random.normal(jax.random.key(0), q.shape))
+
+    def loss(q, implementation):
+        votes = potts(q, candidates, neighbours, n_parcels=parcels, implementation=implementation)
+        return (weights * votes * votes).sum(), votes
+
+    (ga, va), (gb, vb) = (jax.grad(loss, has_aux=True)(q, i) for i in IMPLEMENTATIONS)
+    assert_allclose(vb, va, atol=1e-6)
+    assert_allclose(gb, ga, atol=1e-5)
+
+
+def test_gradients_equal_finite_differences(implementation):
+    with jax.enable_x64(True):
+        q, candidates, neighbours, parcels = problem((3, 2, 2), 4, 2)
+        q = jnp.asarray(np.where(candidates < 0, 0, np.asarray(q, np.float64)))
+        there = jnp.asarray(candidates >= 0)
+
+        def face(q):
+            votes = potts(jnp.where(there, q, 0.0), candidates, neighbours, n_parcels=parcels, implementation=implementation)
+            return votes * votes
+
+        check_grads(face, (q,), order=1, modes=["rev"], eps=1e-5)
+
+
+def test_temporary_memory_never_holds_every_parcel_of_every_location():
+    width, degree, parcels = 4, 6, 400
+
+    def temporary(locations, step):
+        arrays = [jax.ShapeDtypeStruct((locations, width), jnp.float32), jax.ShapeDtypeStruct((degree, locations, width), jnp.int32)]
+        return jax.jit(step).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    gradient = jax.grad(lambda q, table: jnp.square(sum_neighbours(q, table)).sum())
+    for step in (sum_neighbours, gradient):
+        assert temporary(20_000, step) < 0.1 * 20_000 * parcels * 4
+
+
+def test_the_table_says_where_a_neighbour_holds_the_same_parcel():
+    candidates = np.array([[0, 1], [1, 2], [2, -1]], np.int32)
+    neighbours = np.array([[1, -1], [0, 2], [1, -1]], np.int32)
+    none = 6  # one past the end of the flattened [V, C]
+    assert match_table(candidates, neighbours).tolist() == [[[none, 2], [1, none], [3, none]], [[none, none], [none, 4], [none, none]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"candidates": np.zeros((2, 3), np.int32)}, r"one shape \[V, C\], got \(2, 2\) and \(2, 3\)"),
+        ({"q": jnp.zeros(2), "candidates": np.zeros(2, np.int32)}, r"one shape \[V, C\]"),
+        ({"neighbours": np.zeros((3, 1), np.int32)}, r"neighbours must have shape \(2, N\), got \(3, 1\)"),
+        ({"implementation": "quick"}, r"one of \['chunked', 'reference'\], got 'quick'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(arguments, message):
+    given = {"q": jnp.zeros((2, 2)), "candidates": np.zeros((2, 2), np.int32), "neighbours": np.zeros((2, 1), np.int32)}
+    with pytest.raises(ValueError, match=message):
+        potts(**(given | arguments), n_parcels=2)
