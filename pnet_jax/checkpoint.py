@@ -55,7 +55,9 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     if not isinstance(metadata, dict) or "format" not in metadata:
         raise ValueError(f"checkpoint {folder} was not written by pnet_jax: it has no format number")
     if metadata["format"] != FORMAT:
-        raise ValueError(f"checkpoint {folder} has format {metadata['format']}, expected {FORMAT}: use the pnet_jax that wrote it, or pretrain again")
+        raise ValueError(
+            f"checkpoint {folder} has format {metadata['format']}, expected {FORMAT}: use the pnet_jax that wrote it, or pretrain again"
+        )
     try:
         arrays = ocp.load(folder)
         encoder = LinearEncoder(**{key: np.asarray(value) for key, value in arrays["encoder"].items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 HELP = """usage: pnet <command> [options]
 
@@ -36,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         from pnet_jax.config import nearest
 
-        print(f"pnet: unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
+        print(
+            f"pnet: unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}{nearest(arguments[0], COMMANDS)}",
+            file=sys.stderr,
+        )
         return 2
     from pnet_jax import commands
 
@@ -48,23 +50,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"pnet {arguments[0]}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-
-
-def split_lists(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """`--edges pearson,partial` as the list that the parser reads, for the options whose value is a list."""
-    out: list[str] = []
-    for position, argument in enumerate(arguments):
-        before = arguments[position - 1] if position else ""
-        option, equals, value = argument.partition("=")
-        if before in names and not argument.startswith(("[", "--")):
-            out.append(_as_list(argument))
-        elif option in names and equals and not value.startswith("["):
-            out.append(f"{option}={_as_list(value)}")
-        else:
-            out.append(argument)
-    return out
-
-
-def _as_list(text: str) -> str:
-    items: list[Any] = [item.strip() for item in text.split(",") if item.strip()]
-    return "[" + ", ".join(item if item.lstrip("-").isdigit() else f'"{item}"' for item in items) + "]"

@@ -62,7 +62,8 @@ def construct_cohort(
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = json.dumps([_without_output_switches(config), model.digest, prior.digest], default=str, sort_keys=True)
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
-    rows, covariances = [], {}
+    rows: list[dict[str, Any]] = []
+    networks: dict[str, Network] = {}
     for number, source in enumerate(sources):
         if progress is not None:
             progress(source.label, number, len(sources))
@@ -70,11 +71,11 @@ def construct_cohort(
         if earlier and earlier.get("status") == "ok" and earlier.get("job") == _short(job) and (folder / earlier["dseg"]).exists():
             rows.append(dict(earlier))
             continue
-        row = _one(source, folder, config, model, prior, alone, load or {}, covariances if "tangent" in names else None)
+        row = _one(source, folder, config, model, prior, alone, load or {}, networks if "tangent" in names else None)
         rows.append(row | {"job": _short(job)})
         append_status(folder / "status.tsv", rows[-1:])
     if "tangent" in names:
-        _write_tangent(covariances, folder, rows)
+        _write_tangent(networks, folder, rows)
     if config.report:
         write_index(folder)
     if progress is not None:

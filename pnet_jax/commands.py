@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,14 +11,15 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pnet_jax.cli import split_lists
 from pnet_jax.config import ConstructConfig, PretrainConfig, SimulateConfig, nearest
 
 
 def construct(arguments: Sequence[str]) -> int:
     """Networks of a scan, a list of scans or a folder."""
     parser = _parser("construct", "Networks of the scans in INPUT, written to OUT as BIDS derivatives.")
-    parser.add_argument("input", type=str, metavar="INPUT", help="a NIfTI, CIFTI or ROI table file, a list of files, or a BIDS-derivatives folder")
+    parser.add_argument(
+        "input", type=str, metavar="INPUT", help="a NIfTI, CIFTI or ROI table file, a list of files, or a BIDS-derivatives folder"
+    )
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     _selection_options(parser)
     parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
@@ -33,7 +33,9 @@ def construct(arguments: Sequence[str]) -> int:
     for row in failed:
         print(f"failed: {row['error']}", file=sys.stderr)
     kept = sum(str(row.get("used_prior")).lower() == "true" for row in rows)
-    print(f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. {Path(args.out) / 'status.tsv'} has a row for each.")
+    print(
+        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. {Path(args.out) / 'status.tsv'} has a row for each."
+    )
     if config.report and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
@@ -59,7 +61,9 @@ def simulate(arguments: Sequence[str]) -> int:
 
     with _Bar(config.subjects * config.sessions, "simulate") as bar:
         written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
-    print(f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); group parcels in group_dseg.nii.gz")
+    print(
+        f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); group parcels in group_dseg.nii.gz"
+    )
     return 0
 
 
@@ -85,7 +89,9 @@ def pretrain(arguments: Sequence[str]) -> int:
                 bar(source.label, number, len(sources))
                 try:
                     entities = {"sub": source.subject, **source.entities}
-                    yield load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
+                    yield load_scan(
+                        source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load
+                    )
                 except (ValueError, OSError) as error:
                     skipped[source.label] = str(error)
 
@@ -151,7 +157,7 @@ def _parse(parser: ArgumentParser, config_class: type | None, arguments: Sequenc
         parser.add_class_arguments(config_class, None)
     _enable_compilation_cache()
     lists = [f"--{name}" for name in _tuples(config_class)]
-    args = parser.parse_args(split_lists(arguments, lists))
+    args = parser.parse_args(_split_lists(arguments, lists))
     if config_class is None:
         return None, args
     made = parser.instantiate(args)
@@ -159,11 +165,31 @@ def _parse(parser: ArgumentParser, config_class: type | None, arguments: Sequenc
     return config, args
 
 
+def _split_lists(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--edges pearson,partial` as the list that the parser reads, for the options whose value is a list."""
+    out: list[str] = []
+    for position, argument in enumerate(arguments):
+        before = arguments[position - 1] if position else ""
+        option, equals, value = argument.partition("=")
+        if before in names and not argument.startswith(("[", "--")):
+            out.append(_as_list(argument))
+        elif option in names and equals and not value.startswith("["):
+            out.append(f"{option}={_as_list(value)}")
+        else:
+            out.append(argument)
+    return out
+
+
+def _as_list(text: str) -> str:
+    items: list[Any] = [item.strip() for item in text.split(",") if item.strip()]
+    return "[" + ", ".join(item if item.lstrip("-").isdigit() else f'"{item}"' for item in items) + "]"
+
+
 def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
     found = []
     for field in dataclasses.fields(config_class) if config_class else ():
         if dataclasses.is_dataclass(field.default_factory):
-            found += _tuples(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            found += _tuples(field.default_factory, f"{prefix}{field.name}.")
         elif str(field.type).startswith("tuple"):
             found.append(prefix + field.name)
     return found
@@ -185,16 +211,13 @@ def _sources(args: Namespace) -> tuple[list[Any], dict[str, Any]]:
     return sources, {name: value for name, value in load.items() if value is not None}
 
 
-def cache_folder() -> Path:
-    """Where the user's machine keeps what can be made or fetched again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
-
-
 def _enable_compilation_cache() -> None:
     """Compiled steps of an earlier run are read back: seconds less at every start. JAX's own setting wins."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    from pnet_jax.demo import cache_folder
+
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

@@ -140,7 +140,9 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
     clock.lap("selection")
     forced = config.force_personalised and selection.decision == "prior"
     if forced:
-        selection = dataclasses.replace(selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}")
+        selection = dataclasses.replace(
+            selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
+        )
     if selection.decision == "personalised":
         q = np.asarray(_mixture(problem(kept), jnp.float32(selection.kappa), jnp.float32(selection.beta)).q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
@@ -193,7 +195,7 @@ def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n
 def _quality(scan, here, local, group, parcellation, labels, names, config) -> dict[str, Any]:
     size = np.bincount(labels[labels >= 0], minlength=group.n_parcels)
     low, high = scan.cleaning.get("high_pass") or 0.0, scan.cleaning.get("low_pass") or 0.5 / scan.tr
-    n_eff = 2 * (float(high) - float(low)) * scan.duration  # type: ignore[arg-type]
+    n_eff = 2 * (float(high) - float(low)) * scan.duration
     name = np.array(group.names, object)
     warnings = list(scan.warnings)
     if {"partial", "precision"} & set(names) and n_eff <= 5 * group.n_parcels:
@@ -215,7 +217,7 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
         "components": {str(name[k]): int(c) for k, c in enumerate(parcellation.hardened.components) if c > 1},
         "sizes": size.tolist(),
         "moved": float((labels[here] != local.labels[here]).mean()),
-        "n_locations": int(len(here)),
+        "n_locations": len(here),
         "n_outside": int(len(labels) - len(here)),
         "n_frames": int(scan.y.shape[1]),
         "recorded_frames": int(scan.recorded),
@@ -265,7 +267,9 @@ def _prior(prior, parcels, model) -> Prior:
     if prior is None:
         parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
         if parcels not in model.priors:
-            raise ValueError(f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: choose one, or give a prior file")
+            raise ValueError(
+                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: choose one, or give a prior file"
+            )
         return model.priors[parcels]
     if not isinstance(prior, Prior):
         from pnet_jax.ingest import load_prior
@@ -309,4 +313,3 @@ def _spread(values, here, size, fill):
     out = np.full((size, *values.shape[1:]), fill, values.dtype)
     out[here] = values
     return out
-

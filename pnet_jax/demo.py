@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pnet_jax.commands import cache_folder
 from pnet_jax.config import ConstructConfig, SimulateConfig
 
 WHEEL = "rapidtide-2.2.7-py2.py3-none-any.whl"
@@ -82,6 +82,11 @@ def explain(row: dict[str, object]) -> Iterator[str]:
     else:
         yield "Borders were moved where this brain's own signals asked for it, and on data they were not drawn from the new areas fit better than the starting map."
     yield "The network says how strongly the signals of each two areas rise and fall together; open the report to see both."
+
+
+def cache_folder() -> Path:
+    """Where the user's machine keeps what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
 
 
 def fetch(cache: Path) -> tuple[Path, Path]:

@@ -94,7 +94,7 @@ def grid_space(
         raise ValueError(f"the affine must be an invertible 4 x 4 matrix, got {affine.tolist()}")
     axes, flips = _closest_ras(affine)
     # Walk the voxels in RAS order but keep their index in the file.
-    ras = np.argwhere(np.flip(mask.transpose(axes), np.flatnonzero(flips)))
+    ras = np.argwhere(np.flip(mask.transpose(axes), tuple(axis for axis, flip in enumerate(flips) if flip)))
     ijk = np.empty_like(ras)
     for new, old in enumerate(axes):
         ijk[:, old] = mask.shape[old] - 1 - ras[:, new] if flips[new] else ras[:, new]

@@ -15,7 +15,13 @@ def pearson(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     return correlation(jnp.asarray(signals)[None])[0]
 
 
-@register("covariance", units="squared unit of the signals", diagonal="variance", signed=True, description="Sample covariance of mean parcel signals")
+@register(
+    "covariance",
+    units="squared unit of the signals",
+    diagonal="variance",
+    signed=True,
+    description="Sample covariance of mean parcel signals",
+)
 @jax.jit
 def covariance(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     """Sample covariance with T − 1 in the denominator. Signals are means of z-scored locations: a large value also says coherent."""

@@ -47,7 +47,11 @@ def precision(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
 
 
 @register(
-    "partial", units="correlation (r)", diagonal="1", signed=True, description="Partial correlation from the Ledoit-Wolf covariance of mean parcel signals"
+    "partial",
+    units="correlation (r)",
+    diagonal="1",
+    signed=True,
+    description="Partial correlation from the Ledoit-Wolf covariance of mean parcel signals",
 )
 @jax.jit
 def partial(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:

@@ -12,6 +12,9 @@ from jaxtyping import Float
 from pnet_jax.config import nearest
 
 
+_Function = Callable[..., jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """A way to turn parcel signals into edges.
@@ -26,7 +29,7 @@ class Measure:
     """
 
     name: str
-    function: Callable[..., jax.Array] | None
+    function: _Function | None
     units: str
     diagonal: str
     signed: bool
@@ -36,10 +39,10 @@ class Measure:
 _MEASURES: dict[str, Measure] = {}
 
 
-def register(name: str, *, units: str, diagonal: str, signed: bool, description: str) -> Callable:
+def register(name: str, *, units: str, diagonal: str, signed: bool, description: str) -> Callable[[_Function], _Function]:
     """Decorator: makes a function of signals `[K, T]` known by name."""
 
-    def add(function):
+    def add(function: _Function) -> _Function:
         _MEASURES[name] = Measure(name, function, units, diagonal, signed, description)
         return function
 

@@ -1,6 +1,7 @@
 """Tangent-space connectivity of a cohort."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ _MEASURES["tangent"] = Measure(
 )
 
 
-def _apply(matrix, function):
+def _apply(matrix: Float[Array, "*S K K"], function: Callable[[Array], Array]) -> Float[Array, "*S K K"]:
     values, vectors = jnp.linalg.eigh(matrix)
     return jnp.matmul(vectors * function(values)[..., None, :], jnp.swapaxes(vectors, -1, -2), precision="highest")
 
@@ -30,7 +31,7 @@ def geometric_mean(covariances: Float[Array, "S K K"], iterations: int = 20) -> 
     Source: Varoquaux et al. 2010, MICCAI; Fletcher & Joshi 2007.
     """
 
-    def step(mean, _):
+    def step(mean: Float[Array, "K K"], _: None) -> tuple[Float[Array, "K K"], None]:
         half, inverse = _apply(mean, jnp.sqrt), _apply(mean, lambda v: 1 / jnp.sqrt(v))
         logs = _apply(inverse @ covariances @ inverse, lambda v: jnp.log(jnp.maximum(v, 1e-12)))
         new = half @ _apply(logs.mean(0), jnp.exp) @ half

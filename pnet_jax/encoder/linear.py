@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.encoder.tokens import reference_signals
@@ -40,16 +41,16 @@ class Statistics(NamedTuple):
     """Sufficient statistics of pairs of fingerprints; adding two cohorts' statistics gives the statistics of both.
 
     Attributes:
-      count: locations in which both references were present, `[R, R]`.
+      pairs: locations in which both references were present, `[R, R]`.
       total: Σ f^A and Σ f^B over locations, `[2, R]`.
       across: Σ f^A f^Bᵀ, `[R, R]`.
       within: Σ (f^A f^Aᵀ + f^B f^Bᵀ) / 2, `[R, R]`.
     """
 
-    count: Float[np.ndarray, "R R"]
-    total: Float[np.ndarray, "2 R"]
-    across: Float[np.ndarray, "R R"]
-    within: Float[np.ndarray, "R R"]
+    pairs: Float[ArrayLike, "R R"]
+    total: Float[ArrayLike, "2 R"]
+    across: Float[ArrayLike, "R R"]
+    within: Float[ArrayLike, "R R"]
 
 
 @jax.jit
@@ -105,12 +106,11 @@ def halves_statistics(
     a, b = (fingerprint(y, signals, kept=kept, implementation="reference") * weight * present[None, :] for kept in halves)
     total = jnp.stack([a.sum(0), b.sum(0)])
     a, b = a - weight * total[:1] / size, b - weight * total[1:] / size
-    product = lambda left, right: jnp.matmul(left.T, right, precision="highest")  # noqa: E731
     return Statistics(
-        count=size * present[:, None] * present[None, :],
+        pairs=size * present[:, None] * present[None, :],
         total=total,
-        across=product(a, b),
-        within=(product(a, a) + product(b, b)) / 2,
+        across=jnp.matmul(a.T, b, precision="highest"),
+        within=(jnp.matmul(a.T, a, precision="highest") + jnp.matmul(b.T, b, precision="highest")) / 2,
     )
 
 
@@ -144,7 +144,7 @@ def solve(
     Raises:
       ValueError: statistics without any location.
     """
-    count = np.asarray(statistics.count, np.float64)
+    count = np.asarray(statistics.pairs, np.float64)
     if not count.max() > 0:
         raise ValueError("the linear encoder needs at least one scan with signals near a reference point")
     count = np.maximum(count, 1.0)

@@ -179,7 +179,7 @@ def _open_cifti(
             locations = point_space(cifti.parcel_centroids(columns, surfaces, where), names=names, name=space or "fsLR")
     else:
         _, models = cifti.axes_of(image, axes.BrainModelAxis, "series of vertices and voxels, or of parcels", where)
-        locations = cifti.cifti_space(models, surfaces, space or "fsLR", where)  # type: ignore[arg-type]
+        locations = cifti.cifti_space(models, surfaces, space or "fsLR", where)
     return _Opened(locations, seconds, image.shape[0], lambda: cifti.read_dense(image, where))
 
 

@@ -12,6 +12,8 @@ from scipy.sparse.csgraph import connected_components
 PASSES = 5
 SMALLEST_SHARE = 0.25  # of the prior's size
 
+_Edges = tuple[np.ndarray, np.ndarray]  # adjacent locations, each pair once
+
 
 class Hardened(NamedTuple):
     """Labels and what was done to them.
@@ -60,7 +62,9 @@ def harden(
     return Hardened(labels, restored.astype(np.int32), moved, count)
 
 
-def _join_fragments(labels, candidates, neighbours, pairs, n_parcels):
+def _join_fragments(
+    labels: Int[np.ndarray, " V"], candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"], pairs: _Edges, n_parcels: int
+) -> Int[np.ndarray, " V"]:
     labels = labels.copy()
     for _ in range(PASSES):
         component = _components(labels, pairs)
@@ -83,19 +87,19 @@ def _join_fragments(labels, candidates, neighbours, pairs, n_parcels):
     return labels
 
 
-def _pairs(neighbours):
+def _pairs(neighbours: Int[np.ndarray, "V N"]) -> _Edges:
     v, n = np.nonzero(neighbours > np.arange(len(neighbours))[:, None])  # each pair once
     return v, neighbours[v, n]
 
 
-def _components(labels, pairs):
+def _components(labels: Int[np.ndarray, " V"], pairs: _Edges) -> Int[np.ndarray, " V"]:
     i, j = pairs
     same = labels[i] == labels[j]
     graph = coo_matrix((np.ones(int(same.sum()), bool), (i[same], j[same])), shape=(len(labels),) * 2)
     return connected_components(graph, directed=False)[1]
 
 
-def _component_count(labels, pairs, n_parcels):
+def _component_count(labels: Int[np.ndarray, " V"], pairs: _Edges, n_parcels: int) -> Int[np.ndarray, " K"]:
     component = _components(labels, pairs)
     first = np.unique(component, return_index=True)[1]
     own = labels[first]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops.potts.chunked import sum_neighbours
-from pnet_jax.ops.soft_assign import soft_assign
+from pnet_jax.ops.soft_assign import Assignment, soft_assign
 
 ALPHA = 1.0  # weight of the spatial prior
 K0 = 10.0  # weight of a group prototype, in locations
@@ -68,14 +68,14 @@ def mixture(
     there = problem.candidates >= 0
     log_prior = ALPHA * jnp.where(there, problem.log_prior, 0.0)
 
-    def assign(prototypes, votes):
+    def assign(prototypes: Float[Array, "K D"], votes: Float[Array, "V C"]) -> Assignment:
         return soft_assign(problem.z, prototypes, problem.candidates, log_prior + beta * votes, kappa)
 
-    def update(sums):
+    def update(sums: Float[Array, "K D"]) -> Float[Array, "K D"]:
         return normalise(sums + K0 * problem.prototypes)
 
     @jax.checkpoint
-    def step(carry, _):
+    def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
         new = assign(carry.prototypes, sum_neighbours(carry.q, problem.table))
         return Mixture(new.q, update(new.sums)), None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -149,7 +149,7 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
     """
     labels = np.full(len(space), -1, np.int32)
 
-    def one_side(side):
+    def one_side(side: int) -> list[tuple[np.ndarray, ...]]:
         here = np.flatnonzero((space.hemisphere == side) & valid)
         points = np.flatnonzero(prior.hemisphere == side)
         if not len(here) or not len(points):
@@ -176,7 +176,9 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
     return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels, _coverage(prior, space, valid))
 
 
-def _distances(prior, points, xyz):
+def _distances(
+    prior: Prior, points: Int[np.ndarray, " n"], xyz: Float[np.ndarray, "m 3"]
+) -> Iterator[tuple[int, Int[np.ndarray, " c"], Float[np.ndarray, " c"]]]:
     """For each parcel with points on this side: locations within the cut, and how far they are."""
     order = points[np.argsort(prior.labels[points], kind="stable")]
     ks, starts = np.unique(prior.labels[order], return_index=True)
@@ -188,7 +190,9 @@ def _distances(prior, points, xyz):
         yield k, near[close], d[close]
 
 
-def _nearest_first(n, v, k, d):
+def _nearest_first(
+    n: int, v: Int[np.ndarray, " P"], k: Int[np.ndarray, " P"], d: Float[np.ndarray, " P"]
+) -> tuple[Int[np.ndarray, "V C"], Float[np.ndarray, "V C"]]:
     """Triples (location, parcel, distance) as tables `[V, C]`, nearest candidate first, ties by parcel index."""
     order = np.lexsort((k, d, v))
     v, k, d = v[order], k[order], d[order]
@@ -201,7 +205,7 @@ def _nearest_first(n, v, k, d):
     return candidates, distance
 
 
-def _coverage(prior, space, valid):
+def _coverage(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
     reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2  # half a voxel's diagonal
     if not valid.any():
         return np.zeros(prior.n_parcels, np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -67,8 +68,17 @@ def _fit(
 class _Halves:
     """One scan seen from its two halves: problems to fit and signals to score on."""
 
-    def __init__(self, problems, y, halves, space, prior_labels, n_parcels, tr, seed):
-        self.problems, self.prior_labels, self.n_parcels = problems, prior_labels, n_parcels
+    def __init__(
+        self,
+        y: Float[np.ndarray, "V T"],
+        halves: tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]],
+        space: Space,
+        prior_labels: Int[np.ndarray, " V"],
+        n_parcels: int,
+        tr: float,
+        seed: int,
+    ) -> None:
+        self.n_parcels = n_parcels
         inside = np.flatnonzero(prior_labels >= 0)
         self.pairs = score.sample_pairs(space, inside, seed=seed)
         self.y = [_standardised(y[: len(space), half]) for half in halves]
@@ -122,11 +132,11 @@ def select(
       kappas: tried concentrations.
       betas: tried weights; the first one goes with all κ.
     """
-    scan = _Halves(problems, y, halves, space, prior_labels, n_parcels, tr, seed)
+    scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
     rows: list[dict[str, float]] = []
     fits: dict[tuple[float, float], list[Mixture]] = {}
 
-    def attempt(kappa, beta, starts):
+    def attempt(kappa: float, beta: float, starts: Sequence[Mixture | None]) -> None:
         # Both halves at once: one compiled call keeps about one core busy.
         each = zip(problems, starts, strict=True)
         found = list(pool.map(lambda half: jax.block_until_ready(_fit(*half, jnp.float32(kappa), jnp.float32(beta))), each))
@@ -138,10 +148,10 @@ def select(
     null = scan.scores(centroids, centroids)
     worth = functools.partial(_worth, null=null)
     with ThreadPoolExecutor(2) as pool:
-        starts: list[Mixture | None] = [None, None]
+        starts: Sequence[Mixture | None] = (None, None)
         for kappa in sorted(kappas):  # upwards: each solution is the start of the next
             attempt(kappa, betas[0], starts)
-            starts = list(fits[kappa, betas[0]])
+            starts = fits[kappa, betas[0]]
         best_kappa = max(rows, key=worth)["kappa"]
         for beta in betas[1:]:
             attempt(best_kappa, beta, fits[best_kappa, betas[0]])
@@ -163,10 +173,13 @@ def _worth(row: dict[str, float], null: dict[str, float]) -> tuple[bool, float]:
     return True, row["homogeneity"] + dcbc
 
 
-def _decide(difference, blocks):
+def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, str]:
     low, middle, high = difference
     if blocks < MIN_BLOCKS:
-        return "prior", f"each half has fewer than {MIN_BLOCKS} blocks of {BLOCK_SECONDS:g} s, too few to measure a gain, so the prior is kept"
+        return (
+            "prior",
+            f"each half has fewer than {MIN_BLOCKS} blocks of {BLOCK_SECONDS:g} s, too few to measure a gain, so the prior is kept",
+        )
     if not np.isfinite(low):
         return "prior", "the cross-half DCBC could not be measured (too few neighbouring locations), so the prior is kept"
     span = f"{middle:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
@@ -175,14 +188,14 @@ def _decide(difference, blocks):
     return "prior", f"across halves the gain over the prior is {span} in DCBC, which does not exclude zero, so the prior is kept"
 
 
-def _interval(differences, seed):
+def _interval(differences: Float[np.ndarray, " B"], seed: int) -> tuple[float, float, float]:
     rng = np.random.default_rng([seed, len(differences)])
     resampled = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
     low, middle, high = np.percentile(resampled, [2.5, 50, 97.5])
     return float(low), float(middle), float(high)
 
 
-def _standardised(y):
+def _standardised(y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, "V T"]:
     y = y - y.mean(1, keepdims=True)
     spread = y.std(1, keepdims=True)
     return np.where(spread > 0, y / np.where(spread > 0, spread, 1), 0).astype(np.float32)

@@ -54,7 +54,8 @@ def sidecar(folder: Path, ending: str) -> dict:
 def test_names_follow_bids(saved):
     found = sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file())
     endings = [
-        "desc-pnet_qc.json",
+        *("desc-locations_mask.json", "desc-locations_mask.nii.gz", "desc-prior_labels.json", "desc-prior_labels.nii.gz"),
+        *("desc-motion_timeseries.json", "desc-motion_timeseries.tsv", "desc-pnet_qc.json"),
         *("dseg.json", "dseg.nii.gz", "dseg.tsv", "probseg.json", "probseg.nii.gz"),
         *("stat-coverage_bold.json", "stat-coverage_bold.tsv", "stat-mean_timeseries.json", "stat-mean_timeseries.tsv"),
         *("stat-partialcorrelation_relmat.json", "stat-partialcorrelation_relmat.tsv"),
@@ -63,6 +64,7 @@ def test_names_follow_bids(saved):
     top = [".bidsignore", "atlas-pnet_description.json", "dataset_description.json"]
     assert found == sorted(top + [f"sub-01/ses-a/func/{STEM}_{ending}" for ending in endings])
     about = json.loads((saved / "dataset_description.json").read_text())
+    assert [file.name for file in saved.rglob("sub-*_dseg.nii*")] == [f"{STEM}_dseg.nii.gz"], "a search finds one parcellation"
     assert about["BIDSVersion"] == "1.11.1" and about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "pnet_jax"
     assert {"*_relmat.*", "*_timeseries.*", "*_boldmap.*"} <= set((saved / ".bidsignore").read_text().splitlines())
 

@@ -21,7 +21,7 @@ def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"
     """Rows centred over the kept frames and of length 1; a constant row gives 0, and a gradient of 0."""
     centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept[None, :]
     energy = jnp.square(centred).sum(-1, keepdims=True)
-    varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x).max(-1, keepdims=True))
+    varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x * kept[None, :]).max(-1, keepdims=True))
     # `where` twice: the gradient of the branch not taken must not be NaN either.
     return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0)
 

@@ -28,15 +28,17 @@ def match_table(candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, 
 
 @jax.custom_vjp
 def sum_neighbours(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
+    if not len(table):  # ROIs: a loop over an empty table cannot be traced
+        return jnp.zeros_like(q)
     flat = jnp.concatenate([q.ravel(), jnp.zeros(1, q.dtype)])
     return jax.lax.fori_loop(0, len(table), lambda n, total: total + flat[table[n]], jnp.zeros_like(q))
 
 
-def _forward(q, table):
+def _forward(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> tuple[Float[Array, "V C"], Int[Array, "N V C"]]:
     return sum_neighbours(q, table), table
 
 
-def _backward(table, gradient):
+def _backward(table: Int[Array, "N V C"], gradient: Float[Array, "V C"]) -> tuple[Float[Array, "V C"], None]:
     return sum_neighbours(gradient, table), None
 
 

@@ -26,7 +26,7 @@ def soft_assign(
         return x.reshape(-1, block, *x.shape[1:])
 
     @jax.checkpoint
-    def step(carry, rows):
+    def step(carry: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         z, candidates, bias, kappa = rows
         there = candidates >= 0
         at = jnp.where(there, candidates, 0)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+
+from pnet_jax.outputs import save, scan_label, write_status
+from pnet_jax.report import ReportExtraMissingError, report_folder, write_index, write_report
+from pnet_jax.report.words import sentence
+
+from .test_report import Page, helpers
+
+LABEL = "sub-01_ses-a_task-rest_run-1"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pages without figures: what is tested here is which pages there are."""
+    monkeypatch.setattr("pnet_jax.report.page._figures", lambda network: {name: {"image": None, "error": None} for name in FIGURES})
+
+
+FIGURES = ("parcellation", "change", "connectome", "glass", "fit", "choice", "motion", "coverage")
+
+
+def test_the_page_is_that_of_the_run(tmp_path):
+    """What is read back makes the page that the Network in memory makes, figures included."""
+    network = helpers.make_network()
+    save(network, tmp_path)
+    assert report_folder(tmp_path) == tmp_path / "index.html"
+    page, direct = (Page(file) for file in (tmp_path / f"{LABEL}.html", write_report(network, tmp_path / "direct.html")))
+    assert page.text == direct.text and page.addresses == direct.addresses and page.images == 8
+    assert f"{LABEL}.html" in Page(tmp_path / "index.html").addresses
+
+
+@pytest.mark.parametrize("make", [helpers.native_network, helpers.cifti_network, helpers.points_network], ids=["native", "cifti", "points"])
+def test_every_kind_of_scan_has_its_page(make, tmp_path, quick):
+    network = make()
+    save(network, tmp_path)
+    report_folder(tmp_path)
+    page, direct = (Page(file) for file in (tmp_path / f"{scan_label(network)}.html", write_report(network, tmp_path / "direct.html")))
+    assert page.text == direct.text
+
+
+def test_status_says_what_there_is(tmp_path, quick):
+    first, second, third = (helpers.make_network(subject=name) for name in ("01", "02", "03"))
+    tables = [save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path) for network in (first, second, third)]
+    rows = [
+        {"scan": scan_label(n), "subject": n.subject, "status": "ok", "minutes": 9.25, "dseg": t}
+        for n, t in zip((first, second), tables, strict=False)
+    ]
+    write_status(tmp_path / "status.tsv", [*rows, {"scan": "sub-04", "subject": "04", "status": "failed", "error": "too short"}])
+    next((tmp_path / "sub-02").rglob("*_desc-prior_labels.nii.gz")).unlink()
+    seen = []
+    with pytest.warns(UserWarning, match=r"sub-02.*no page could be made: .*desc-prior_labels\.nii\.gz: no such file"):
+        index = report_folder(tmp_path, lambda *step: seen.append(step))
+    assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", f"{LABEL}.html", f"{LABEL}.html".replace("01", "03", 1)]
+    text = Page(index).text
+    for expected in (
+        "9.2",
+        "Results without a page",
+        "desc-prior_labels.nii.gz: no such file",
+        "unreadable",
+        "too short",
+        "Finished 2 Failed 1",
+    ):
+        assert expected in text, expected
+    assert [step[1:] for step in seen] == [(k, 4) for k in range(5)] and seen[0][0] == LABEL and seen[-1][0] == ""
+
+
+def test_without_a_status_table_results_are_searched(tmp_path, quick):
+    save(helpers.points_network(), tmp_path)
+    network = helpers.make_network()
+    save(network, tmp_path, probabilities=False)
+    fewer = [name for name in dir(network) if name in ("ids", "names", "hemispheres", "coverage", "signals")]
+    other = dataclasses.replace(network, **{name: getattr(network, name)[:11] for name in fewer}, edges={})
+    labels = {name: getattr(network, name).clip(max=10) for name in ("labels", "prior_labels", "candidates")}
+    save(dataclasses.replace(other, **labels), tmp_path, probabilities=False)
+    incomplete = save(helpers.make_network(subject="09"), tmp_path)[-1]
+    incomplete.unlink()
+    page = Page(report_folder(tmp_path))
+    second = f"{LABEL}_space-MNI152NLin6Asym_atlas-pnet_scale-12_res-8.html"
+    assert sorted(page.addresses) == ["sub-01.html", f"{LABEL}.html", second]
+    assert "11 areas" in Page(tmp_path / f"{LABEL}.html").text and "12 areas" in Page(tmp_path / second).text
+    assert "Scans 3 Finished 3 Failed 0" in page.text and "personalised" in page.text
+    assert not (tmp_path / "status.tsv").exists()
+    # Once more, nothing is added.
+    assert sorted(Page(report_folder(tmp_path)).addresses) == sorted(page.addresses)
+
+
+def test_folders_without_results(tmp_path):
+    with pytest.raises(ValueError, match=r"no result to report: expected a status\.tsv in it, or \*\*/sub-\*_atlas-pnet_\*_dseg\.tsv"):
+        report_folder(tmp_path)
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        report_folder(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scan_that_failed_has_no_page(tmp_path):
+    write_status(
+        tmp_path / "status.tsv", [{"scan": "sub-04", "status": "failed", "error": "too short"}, {"scan": "sub-05", "status": "ok"}]
+    )
+    with pytest.warns(UserWarning, match=r"sub-05: no page could be made: status\.tsv does not say"):
+        assert "too short" in Page(report_folder(tmp_path)).text
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_missing_packages_are_named(package, tmp_path, monkeypatch):
+    network = helpers.points_network()
+    save(network, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, package, None)
+    for attempt in (lambda: write_report(network, tmp_path / "a.html"), lambda: report_folder(tmp_path), lambda: write_index(tmp_path)):
+        with pytest.raises(ReportExtraMissingError, match=rf"{package}, not installed here: pip install 'pnet_jax\[report\]'") as caught:
+            attempt()
+        assert isinstance(caught.value, ImportError) and isinstance(caught.value, ValueError)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_sentences_begin_and_end_as_sentences():
+    assert sentence("no confounds were given") == "No confounds were given."
+    assert sentence("sub-01: too short.") == "sub-01: too short." and sentence("") == ""
