@@ -34,7 +34,8 @@ def construct(arguments: Sequence[str]) -> int:
         print(f"failed: {row['error']}", file=sys.stderr)
     kept = sum(str(row.get("used_prior")).lower() == "true" for row in rows)
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. {Path(args.out) / 'status.tsv'} has a row for each."
+        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. "
+        f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     if config.report and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
@@ -62,7 +63,8 @@ def simulate(arguments: Sequence[str]) -> int:
     with _Bar(config.subjects * config.sessions, "simulate") as bar:
         written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
     print(
-        f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); group parcels in group_dseg.nii.gz"
+        f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); "
+        "group parcels in group_dseg.nii.gz"
     )
     return 0
 

@@ -268,7 +268,8 @@ def _prior(prior, parcels, model) -> Prior:
         parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
         if parcels not in model.priors:
             raise ValueError(
-                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: choose one, or give a prior file"
+                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: "
+                "choose one, or give a prior file"
             )
         return model.priors[parcels]
     if not isinstance(prior, Prior):

@@ -76,11 +76,14 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
 
 def explain(row: dict[str, object]) -> Iterator[str]:
     """Three sentences for somebody who sees this for the first time."""
-    yield f"This person's brain was divided into 200 areas, starting from a map without any knowledge of function, with {row['minutes']} minutes of resting fMRI."
+    yield (
+        f"This person's brain was divided into 200 areas, starting from a map without any knowledge of function, "
+        f"with {row['minutes']} minutes of resting fMRI."
+    )
     if row["used_prior"]:
-        yield "The scan could not show that moving the borders describes this brain better, so the starting map was kept: the report says why."
+        yield "The scan could not show that moving the borders describes this brain better, so the starting map was kept."
     else:
-        yield "Borders were moved where this brain's own signals asked for it, and on data they were not drawn from the new areas fit better than the starting map."
+        yield "Borders were moved where this brain's own signals asked for it: on data they were not drawn from, the new areas fit better."
     yield "The network says how strongly the signals of each two areas rise and fall together; open the report to see both."
 
 

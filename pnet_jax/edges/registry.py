@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from pnet_jax.config import nearest
 
-
 _Function = Callable[..., jax.Array]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ def pair_correlations(y: Float[np.ndarray, "V T"], pairs: Pairs, blocks: int = 1
     """
     edges = np.linspace(0, y.shape[1], blocks + 1).round().astype(int)
     out = np.empty((blocks, len(pairs.i)), np.float32)
-    for b, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for b, (start, stop) in enumerate(itertools.pairwise(edges)):
         piece = np.ascontiguousarray(y[:, start:stop])
         for first in range(0, len(pairs.i), 65536):  # a bounded copy of both sides
             rows = slice(first, first + 65536)

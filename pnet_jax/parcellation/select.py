@@ -117,8 +117,8 @@ def select(
 
     κ is tried over the grid at the first β, then β at the best κ. The pair with the highest sum of cross-half homogeneity and
     DCBC wins among those at least as homogeneous as the data-free centroid map: both are correlations, homogeneity alone stays
-    near compact shapes, DCBC alone fragments. The decision is by DCBC, which compact shapes do not raise: personalised only where the bootstrap interval of its gain over
-    the prior lies above 0.
+    near compact shapes, DCBC alone fragments. The decision is by DCBC, which compact shapes do not raise: personalised only
+    where the bootstrap interval of its gain over the prior lies above 0.
 
     Args:
       problems: the mixture's input from each half; their V may be padded beyond `len(space)`.

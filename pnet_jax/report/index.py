@@ -84,11 +84,11 @@ def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[d
     cards = [("Scans", str(len(rows))), ("Finished", str(len(done))), ("Failed", str(len(failed)))]
     for title, key, form in (
         ("Median signal", "minutes", "{:.1f} min"),
-        ("Median moved", "moved", "{:.0%}"),
+        ("Median moved", "moved", "{:.0f} %"),
         ("Median DCBC gain", "gain", "{:+.4f}"),
         ("Median motion", "motion", "{:.2f} mm"),
     ):
-        values = [row[key] for row in rows if row[key] is not None]
+        values = [row[key] * (100 if key == "moved" else 1) for row in rows if row[key] is not None]
         if values:
             cards.append((title, form.format(float(np.median(values)))))
     return [{"title": title, "value": value} for title, value in cards]

@@ -14,7 +14,8 @@ def correlation(
 ) -> Float[Array, "S K K"]:
     r"""Pearson correlation between the parcel signals of each subject.
 
-    .. math:: r_{kl} = \frac{\sum_t \tilde x_{kt} \tilde x_{lt}}{\sqrt{\sum_t \tilde x_{kt}^2 \sum_t \tilde x_{lt}^2}}, \quad \tilde x = x - \bar x
+    .. math::
+      r_{kl} = \frac{\sum_t \tilde x_{kt} \tilde x_{lt}}{\sqrt{\sum_t \tilde x_{kt}^2 \sum_t \tilde x_{lt}^2}}, \quad \tilde x = x - \bar x
 
     Args:
       signals: any unit, `[S, K, T]`.
