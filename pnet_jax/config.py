@@ -114,7 +114,6 @@ class PretrainConfig:
       encoder: `"linear"`.
       name: the checkpoint calls itself so.
       dimensions: D.
-      whiten: scale components by their reliability in the cohort (see `encoder.linear.solve`).
       references: R, even; half of them in each hemisphere.
       reference_space: `"mni"` spreads them over the MNI grey matter, `"scans"` over the locations of the first scan.
       parcels: sizes of the geometric priors to store, where `reference_space` is `"mni"`.
@@ -127,7 +126,6 @@ class PretrainConfig:
     encoder: str = "linear"
     name: str = "linear"
     dimensions: int = 64
-    whiten: bool = False
     references: int = 400
     reference_space: str = "mni"
     parcels: tuple[int, ...] = (100, 200, 400)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.encoder.linear import embed
+from pnet_jax.encoder.linear import PROJECTIONS, embed
 from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.network import Network
@@ -116,17 +116,18 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
     prior_labels = jnp.asarray(_pad_rows(local.labels, -1))
     clock.lap("neighbourhood")
 
-    def problem(frames) -> Problem:
+    def problems(frames) -> dict[str, Problem]:
         z = embed(model.encoder, y, region, jnp.asarray(frames), counted)
-        own = _group_prototypes(z, prior_labels, n_parcels=group.n_parcels)
-        if group.embedding is not None:
-            own = jnp.asarray(group.embedding)
-        return Problem(z, *shared, own)
+        own = group.embedding
+        if own is None:
+            own = [_group_prototypes(one, prior_labels, n_parcels=group.n_parcels) for one in z]
+        return {name: Problem(z[g], *shared, jnp.asarray(own[g])) for g, name in enumerate(PROJECTIONS)}
 
     halves = tuple(_mask(columns, len(kept)) for columns in split(scan))
+    by_half = [problems(half) for half in halves]
     seed = _seed(scan, config.seed)
     selection = select(
-        (problem(halves[0]), problem(halves[1])),
+        {name: (by_half[0][name], by_half[1][name]) for name in PROJECTIONS},
         scan.y[here],
         tuple(half[: scan.y.shape[1]] for half in halves),
         space,
@@ -144,7 +145,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        q = np.asarray(_mixture(problem(kept), jnp.float32(selection.kappa), jnp.float32(selection.beta)).q)[: len(here)]
+        q = np.asarray(_mixture(problems(kept)[selection.projection], jnp.float32(selection.kappa), jnp.float32(selection.beta)).q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
         q = np.exp(local.log_prior) * (local.candidates >= 0)

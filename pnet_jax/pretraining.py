@@ -56,7 +56,7 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
         seen.append({"subject": scan.subject, "space": scan.space.name, "minutes": round(scan.duration / 60, 2)})
     if total is None or references is None:
         raise ValueError("pre-training needs at least one scan, got none")
-    encoder = solve(total, references, config.dimensions, whiten=config.whiten)
+    encoder = solve(total, references, config.dimensions)
     priors = _priors(one_pass, encoder, config)
     return Model(config.name, encoder, priors, _card(config, encoder, seen))
 
@@ -133,7 +133,8 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
         )
         q = np.asarray(mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)
         labels = harden(q, local.candidates, space.neighbours, labels, parcels).labels
-    embedding = np.asarray(group_prototypes(z, jnp.asarray(labels), parcels))
+    metrics = np.split(np.asarray(z), len(encoder.projections), axis=1)
+    embedding = np.stack([group_prototypes(jnp.asarray(one), jnp.asarray(labels), parcels) for one in metrics])
     source = f"learned from the scans of the checkpoint, K = {parcels}, seed {seed}"
     prior = make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
     return dataclasses.replace(prior, embedding=embedding)
@@ -149,6 +150,7 @@ def _mean_embedding(one_pass, encoder):
             )
         space = scan.space
         z = np.asarray(embed(encoder, scan.y, nearest_reference(space.xyz, encoder.references), np.ones(scan.y.shape[1], bool), scan.valid))
+        z = np.concatenate(list(z), axis=1) / np.sqrt(len(z))  # both metrics have a say in the group's map
         total = z.astype(np.float64) if total is None else total + z
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.where(length > 0, total / np.where(length > 0, length, 1), 0).astype(np.float32), space
@@ -195,5 +197,5 @@ def _card(config: PretrainConfig, encoder: LinearEncoder, seen: list[dict[str, A
         "subjects": len({row["subject"] for row in seen}),
         "minutes": round(sum(row["minutes"] for row in seen), 1),
         "spaces": sorted({row["space"] for row in seen}),
-        "reliability": [round(float(x), 3) for x in encoder.reliability[:8]],
+        "reliability": [round(float(x), 3) for x in encoder.reliability[0, :8]],
     }

@@ -17,6 +17,8 @@ from pnet_jax.parcellation.mixture import normalise
 
 RIDGE = 1e-3
 DIMENSIONS = 64
+# Two answers to the same question, and the scan says which of them fits it (`parcellation.select`).
+PROJECTIONS = ("reliable", "whitened")
 
 
 class LinearEncoder(NamedTuple):
@@ -25,15 +27,15 @@ class LinearEncoder(NamedTuple):
     Attributes:
       references: reference points in MNI mm, `[R, 3]`.
       mean: cohort mean fingerprint f̄, `[R]`, Fisher z.
-      projection: P, `[R, D]`.
-      reliability: split-half reliability of each component in the cohort, `[D]`.
-      decoder: least-squares map from Pᵀ(f − f̄) back to f − f̄, `[D, R]`.
+      projections: one P for each name in `PROJECTIONS`, `[G, R, D]`; columns of 0 where a cohort has fewer components.
+      reliability: split-half reliability of the components in the cohort, `[G, D]`.
+      decoder: least-squares map from the first projection's Pᵀ(f − f̄) back to f − f̄, `[D, R]`.
     """
 
     references: Float[np.ndarray, "R 3"]
     mean: Float[np.ndarray, " R"]
-    projection: Float[np.ndarray, "R D"]
-    reliability: Float[np.ndarray, " D"]
+    projections: Float[np.ndarray, "G R D"]
+    reliability: Float[np.ndarray, "G D"]
     decoder: Float[np.ndarray, "D R"]
 
 
@@ -56,8 +58,8 @@ class Statistics(NamedTuple):
 @jax.jit
 def embed(
     encoder: LinearEncoder, y: Float[Array, "V T"], region: Int[Array, " V"], kept: Bool[Array, " T"], counted: Bool[Array, " V"]
-) -> Float[Array, "V D"]:
-    r"""Embedding of every location.
+) -> Float[Array, "G V D"]:
+    r"""Embedding of every location, under each projection.
 
     .. math:: z_v = \operatorname{normalise}\big(P^\top (f_v - \bar f_s)\big)
 
@@ -72,17 +74,19 @@ def embed(
       counted: locations that make up the scan (padding and dead locations do not), `[V]`.
 
     Returns:
-      z, rows of length 1, 0 where not counted, `[V, D]`.
+      z, rows of length 1, 0 where not counted, `[G, V, D]`.
     """
     y = jnp.where(counted[:, None], y, 0.0)
     region = jnp.where(counted, region, -1)
     count = len(encoder.references)
     signals = reference_signals(y, region, count)
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
-    projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
+    both = jnp.concatenate(list(encoder.projections), axis=1)  # [R, G D]: one pass over the fingerprints
+    projected = fingerprint(y, signals, kept=kept, projection=both)
     weight = counted.astype(y.dtype)
     centred = projected - ((weight @ projected) / jnp.maximum(weight.sum(), 1.0))[None, :]
-    return normalise(centred * weight[:, None])
+    centred = (centred * weight[:, None]).reshape(len(y), len(encoder.projections), -1)
+    return normalise(jnp.swapaxes(centred, 0, 1))
 
 
 @jax.jit
@@ -119,47 +123,54 @@ def add(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(*(np.asarray(x, np.float64) + np.asarray(y, np.float64) for x, y in zip(a, b, strict=True)))
 
 
-def solve(
-    statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensions: int = DIMENSIONS, *, whiten: bool = False
-) -> LinearEncoder:
-    r"""The encoder of a cohort: the subspace of fingerprints that repeats.
+def solve(statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensions: int = DIMENSIONS) -> LinearEncoder:
+    r"""The encoder of a cohort: the subspace of fingerprints that repeats, in two metrics.
+
+    `"reliable"` keeps the metric of fingerprints,
 
     .. math:: C_{AB} U = U \Lambda, \quad U^\top U = I, \qquad P = U_D
 
-    with :math:`C_{AB}` the symmetric covariance of fingerprints *across* halves, to which noise contributes nothing. P is
-    orthonormal, so that embeddings keep the metric of fingerprints. `whiten` gives instead
+    with :math:`C_{AB}` the symmetric covariance of fingerprints *across* halves, to which noise contributes nothing. `"whitened"`
+    scales each component by how well it repeats in the cohort,
 
     .. math::
       C_{AB} U = (C + \varepsilon\, \mathrm{tr}(C) / R\, I)\, U \Lambda, \quad U^\top C U = I, \qquad P = U_D \max(\Lambda, 0)^{1/2}
 
-    where C is the covariance within halves: each component is scaled by how well it repeats *in the cohort*. It wins on cohorts
-    like the one it was made from and loses on others (docs/method.md has the table), so it is not the default.
+    with C the covariance within halves. The second describes scans like the cohort's better and others worse.
 
     Args:
       statistics: summed over scans.
       references: reference points in MNI mm, `[R, 3]`.
-      dimensions: D; fewer come back where fewer components have a positive reliability.
-      whiten: see above.
+      dimensions: D, at most R.
 
     Raises:
       ValueError: statistics without any location.
     """
-    count = np.asarray(statistics.pairs, np.float64)
-    if not count.max() > 0:
+    pairs = np.asarray(statistics.pairs, np.float64)
+    if not pairs.max() > 0:
         raise ValueError("the linear encoder needs at least one scan with signals near a reference point")
-    count = np.maximum(count, 1.0)
-    across = np.asarray(statistics.across, np.float64) / count
+    pairs = np.maximum(pairs, 1.0)
+    across = np.asarray(statistics.across, np.float64) / pairs
     across = (across + across.T) / 2
-    within = np.asarray(statistics.within, np.float64) / count
+    within = np.asarray(statistics.within, np.float64) / pairs
     ridge = within + RIDGE * np.trace(within) / len(within) * np.eye(len(within))
-    values, directions = scipy.linalg.eigh(across, ridge if whiten else None)
-    best = np.argsort(values)[::-1][: min(dimensions, int((values > 0).sum()))]
-    directions = directions[:, best]
-    reliability = np.einsum("rd,rs,sd->d", directions, across, directions) / np.einsum("rd,rs,sd->d", directions, ridge, directions)
-    projection = directions * np.sqrt(values[best]) if whiten else directions
+    found = [_leading(across, metric, dimensions) for metric in (None, ridge)]
+    projections = np.stack([found[0][1], found[1][1] * np.sqrt(found[1][0])])
+    energy = np.einsum("grd,rs,gsd->gd", projections, ridge, projections)
+    reliability = np.einsum("grd,rs,gsd->gd", projections, across, projections) / np.where(energy > 0, energy, 1)
+    first = projections[0]
+    decoder = np.linalg.solve(first.T @ within @ first + 1e-9 * np.eye(first.shape[1]), first.T @ within)
+    mean = np.asarray(statistics.total, np.float64).sum(0) / (2 * np.maximum(np.diag(pairs), 1.0))
+    return LinearEncoder(*(np.asarray(x, np.float32) for x in (references, mean, projections, reliability, decoder)))
+
+
+def _leading(
+    matrix: Float[np.ndarray, "R R"], metric: Float[np.ndarray, "R R"] | None, dimensions: int
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "R D"]]:
+    """The largest D eigenvalues and their vectors, 0 in place of negative ones."""
+    values, vectors = scipy.linalg.eigh(matrix, metric)
+    best = np.argsort(values)[::-1][:dimensions]
+    values, vectors = np.maximum(values[best], 0), vectors[:, best] * (values[best] > 0)
     # Eigenvectors have no sign of their own: the largest entry is made positive, so that equal cohorts give equal weights.
-    projection = projection * np.sign(projection[np.abs(projection).argmax(0), np.arange(projection.shape[1])])
-    covariance = projection.T @ within @ projection
-    decoder = np.linalg.solve(covariance + 1e-9 * np.eye(len(covariance)), projection.T @ within)
-    mean = np.asarray(statistics.total, np.float64).sum(0) / (2 * np.maximum(np.diag(count), 1.0))
-    return LinearEncoder(*(np.asarray(x, np.float32) for x in (references, mean, projection, reliability, decoder)))
+    sign = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
+    return values, vectors * np.where(sign == 0, 1, sign)

@@ -32,7 +32,7 @@ class Prior:
       resolution: spacing of the points in mm.
       source: file or recipe it was made from.
       space: template the points are in.
-      embedding: mean embedding of each parcel in a model's coordinates, `[K, D]`, or None.
+      embedding: mean embedding of each parcel under each projection of a model, `[G, K, D]`, or None.
     """
 
     xyz: Float[np.ndarray, "N 3"]
@@ -43,7 +43,7 @@ class Prior:
     resolution: float
     source: str
     space: str = "unknown"
-    embedding: Float[np.ndarray, "K D"] | None = None
+    embedding: Float[np.ndarray, "G K D"] | None = None
 
     @property
     def n_parcels(self) -> int:
@@ -206,7 +206,7 @@ def _nearest_first(
 
 
 def _coverage(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
-    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2  # half a voxel's diagonal
+    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2 + 1e-3  # half a voxel's diagonal, corners included
     if not valid.any():
         return np.zeros(prior.n_parcels, np.float32)
     d = cKDTree(space.xyz[valid]).query(prior.xyz, distance_upper_bound=reach, workers=-1)[0]

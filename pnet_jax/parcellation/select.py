@@ -1,6 +1,6 @@
-"""How far this scan may move the parcels: κ and β by inner split-half, and whether the prior should be kept.
+"""How far this scan may move the parcels: projection, κ and β by inner split-half, and whether the prior should be kept.
 
-Both are measured on the scan itself. Parcels are made from one half of it and scored on the other, in both directions; nothing
+All are measured on the scan itself. Parcels are made from one half of it and scored on the other, in both directions; nothing
 outside the scan, and nothing it will be judged on, takes part.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
 from pnet_jax.space import Space
 
-KAPPAS = (2.0, 5.0, 10.0, 15.0, 25.0)
+KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.4, 0.2, 0.8)
 SEARCH_STEPS = 3  # each fit begins where the one before it ended, so that few are enough
 BLOCK_SECONDS = 20.0
@@ -34,9 +35,10 @@ class Selection:
     """What was measured and what follows from it.
 
     Attributes:
+      projection: chosen metric of the embedding.
       kappa: chosen concentration.
       beta: chosen weight of the neighbours.
-      grid: one row a tried pair: `kappa`, `beta`, cross-half `homogeneity` and `dcbc`.
+      grid: one row a trial: `projection`, `kappa`, `beta`, cross-half `homogeneity` and `dcbc`.
       personalised: cross-half `homogeneity` and `dcbc` of the chosen pair, hardened as the result is.
       prior: the same of the prior's labels.
       null: the same of the data-free centroid map.
@@ -45,9 +47,10 @@ class Selection:
       reason: one sentence.
     """
 
+    projection: str
     kappa: float
     beta: float
-    grid: list[dict[str, float]]
+    grid: list[dict[str, Any]]
     personalised: dict[str, float]
     prior: dict[str, float]
     null: dict[str, float]
@@ -101,7 +104,7 @@ class _Halves:
 
 
 def select(
-    problems: tuple[Problem, Problem],
+    problems: Mapping[str, tuple[Problem, Problem]],
     y: Float[np.ndarray, "V T"],
     halves: tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]],
     space: Space,
@@ -113,15 +116,15 @@ def select(
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
 ) -> Selection:
-    """Chooses κ and β for a scan and decides between the personalised parcels and the prior.
+    """Chooses projection, κ and β for a scan and decides between the personalised parcels and the prior.
 
-    κ is tried over the grid at the first β, then β at the best κ. The pair with the highest sum of cross-half homogeneity and
-    DCBC wins among those at least as homogeneous as the data-free centroid map: both are correlations, homogeneity alone stays
-    near compact shapes, DCBC alone fragments. The decision is by DCBC, which compact shapes do not raise: personalised only
-    where the bootstrap interval of its gain over the prior lies above 0.
+    Projections are compared at the middle κ; then κ is tried over the grid at the first β, then β at the best κ. The trial with
+    the highest sum of cross-half homogeneity and DCBC wins among those at least as homogeneous as the data-free centroid map:
+    both are correlations, homogeneity alone stays near compact shapes, DCBC alone fragments. The decision is by DCBC, which
+    compact shapes do not raise: personalised only where the bootstrap interval of its gain over the prior lies above 0.
 
     Args:
-      problems: the mixture's input from each half; their V may be padded beyond `len(space)`.
+      problems: the mixture's input from each half, by projection; their V may be padded beyond `len(space)`.
       y: the whole scan's signals, `[V, T]`.
       halves: frames of each half.
       space: V locations.
@@ -133,44 +136,59 @@ def select(
       betas: tried weights; the first one goes with all κ.
     """
     scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
-    rows: list[dict[str, float]] = []
-    fits: dict[tuple[float, float], list[Mixture]] = {}
+    rows: list[dict[str, Any]] = []
+    fits: dict[_Trial, list[Mixture]] = {}
 
-    def attempt(kappa: float, beta: float, starts: Sequence[Mixture | None]) -> None:
+    def attempt(trial: _Trial, starts: Sequence[Mixture | None]) -> None:
         # Both halves at once: one compiled call keeps about one core busy.
-        each = zip(problems, starts, strict=True)
-        found = list(pool.map(lambda half: jax.block_until_ready(_fit(*half, jnp.float32(kappa), jnp.float32(beta))), each))
+        each = zip(problems[trial.projection], starts, strict=True)
+        numbers = jnp.float32(trial.kappa), jnp.float32(trial.beta)
+        found = list(pool.map(lambda half: jax.block_until_ready(_fit(*half, *numbers)), each))
         labels = [np.asarray(half[1])[: len(space)] for half in found]
-        rows.append({"kappa": kappa, "beta": beta} | scan.scores(*labels))
-        fits[kappa, beta] = [half[0] for half in found]
+        rows.append(trial._asdict() | scan.scores(*labels))
+        fits[trial] = [half[0] for half in found]
 
     centroids = score.nearest_centroid(prior_labels, space)
     null = scan.scores(centroids, centroids)
-    worth = functools.partial(_worth, null=null)
+    kappas, beta = sorted(kappas), betas[0]
     with ThreadPoolExecutor(2) as pool:
+        for projection in problems if len(problems) > 1 else ():
+            attempt(_Trial(projection, kappas[len(kappas) // 2], beta), (None, None))
+        projection = _best(rows, null).projection if rows else next(iter(problems))
         starts: Sequence[Mixture | None] = (None, None)
-        for kappa in sorted(kappas):  # upwards: each solution is the start of the next
-            attempt(kappa, betas[0], starts)
-            starts = fits[kappa, betas[0]]
-        best_kappa = max(rows, key=worth)["kappa"]
-        for beta in betas[1:]:
-            attempt(best_kappa, beta, fits[best_kappa, betas[0]])
-    best = max(rows, key=worth)
-    candidates = np.asarray(problems[0].candidates)[: len(space)]
-    chosen = [np.asarray(half.q)[: len(space)] for half in fits[best["kappa"], best["beta"]]]
+        for kappa in kappas:  # upwards: each solution is the start of the next
+            attempt(_Trial(projection, kappa, beta), starts)
+            starts = fits[_Trial(projection, kappa, beta)]
+        climbed = _best(rows, null)
+        for other in betas[1:]:
+            attempt(climbed._replace(beta=other), fits[climbed])
+    best = _best(rows, null)
+    candidates = np.asarray(problems[projection][0].candidates)[: len(space)]
+    chosen = [np.asarray(half.q)[: len(space)] for half in fits[best]]
     own = [harden(q, candidates, space.neighbours, prior_labels, n_parcels).labels for q in chosen]
     personalised, prior = scan.scores(*own), scan.scores(prior_labels, prior_labels)
     difference = _interval(scan.dcbc_by_block(*own) - scan.dcbc_by_block(prior_labels, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
-    return Selection(best["kappa"], best["beta"], rows, personalised, prior, null, difference, decision, reason)
+    return Selection(*best, rows, personalised, prior, null, difference, decision, reason)
 
 
-def _worth(row: dict[str, float], null: dict[str, float]) -> tuple[bool, float]:
-    """Sum of both scores among the pairs that are no less homogeneous than the data-free map; homogeneity where none is."""
-    if row["homogeneity"] < null["homogeneity"]:
-        return False, row["homogeneity"]
-    dcbc = row["dcbc"] if np.isfinite(row["dcbc"]) else 0.0  # ROIs: no neighbouring pairs to tell apart
-    return True, row["homogeneity"] + dcbc
+class _Trial(NamedTuple):
+    projection: str
+    kappa: float
+    beta: float
+
+
+def _best(rows: list[dict[str, Any]], null: dict[str, float]) -> _Trial:
+    """Highest sum of both scores among the trials that are no less homogeneous than the data-free map, or else homogeneity."""
+
+    def worth(row: dict[str, Any]) -> tuple[bool, float]:
+        if row["homogeneity"] < null["homogeneity"]:
+            return False, row["homogeneity"]
+        dcbc = row["dcbc"] if np.isfinite(row["dcbc"]) else 0.0  # ROIs: no neighbouring pairs to tell apart
+        return True, row["homogeneity"] + dcbc
+
+    best = max(rows, key=worth)
+    return _Trial(best["projection"], best["kappa"], best["beta"])
 
 
 def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, str]:

@@ -18,15 +18,18 @@ _SCORES = {"dcbc": "DCBC", "homogeneity": "Homogeneity"}
 
 
 def connectome_figure(network: Network) -> str:
-    """Every measure's K × K matrix, parcels ordered by hemisphere, colours symmetric about 0, absent parcels grey."""
+    """Every measure's K × K matrix, parcels ordered by hemisphere, colours symmetric about 0, absent parcels grey.
+
+    Beside an odd one out, how its values are distributed.
+    """
     import matplotlib
 
     order = np.concatenate([np.flatnonzero(np.array(network.hemispheres) == side) for side in "LBR"])
     measures = list(network.edges)[:MAX_MATRICES]
-    columns = 1 if len(measures) == 1 else 2
-    rows = -(-len(measures) // columns)
-    figure = new_figure(5.6 * rows if columns == 1 else 4.7 * rows, layout="constrained")
-    for measure, axes in zip(measures, figure.subplots(rows, columns, squeeze=False).ravel(), strict=False):
+    rows = -(-len(measures) // 2)
+    figure = new_figure(4.7 * rows, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for measure, axes in zip(measures, panels, strict=False):
         matrix = network.edges[measure][np.ix_(order, order)].astype(float)
         limit = _limit(matrix)
         cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
@@ -35,8 +38,8 @@ def connectome_figure(network: Network) -> str:
         _mark_hemispheres(axes, np.array(network.hemispheres)[order])
         bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, extend="both")
         bar.outline.set_visible(False)
-    for axes in figure.axes[len(measures) : rows * columns] if len(measures) % columns else []:
-        axes.axis("off")
+    if len(measures) % 2:
+        _distribution(panels[len(measures)], network.edges[measures[-1]], measures[-1])
     return as_png(figure)
 
 
@@ -143,6 +146,19 @@ def measure_title(measure: str) -> str:
     return f"{measure}: {edges.measure(measure).units}" if measure in edges.names() else measure
 
 
+def _distribution(axes, matrix, measure):
+    values = matrix[np.triu_indices(len(matrix), 1)]
+    values = values[np.isfinite(values)]
+    axes.set(xlabel=measure_title(measure), ylabel="pairs of parcels", title=f"{measure}: how its values are distributed")
+    axes.set_box_aspect(0.8)
+    if len(values):
+        axes.hist(values, bins=60, color=PERSONAL)
+        axes.axvline(0, color=SOFT, lw=0.9, ls="--")
+        middle = float(np.median(values))
+        axes.axvline(middle, color=ALARM, lw=1.3, label=f"median {middle:.3g}")
+        axes.legend(loc="upper right")
+
+
 def _limit(matrix):
     """98th percentile of the off-diagonal sizes, so that a few extreme edges do not wash out the rest."""
     off = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
@@ -210,9 +226,11 @@ def _displacement(axes, minutes, fd, kept, tr):
     axes.fill_between(minutes, fd, color=GRID, lw=0)
     for frame in np.flatnonzero(~kept):
         axes.axvspan(minutes[frame] - tr / 120, minutes[frame] + tr / 120, color=LEFT_OUT, lw=0, zorder=0)
-    axes.plot(minutes[~kept], fd[~kept], "o", ms=3.5, color=ALARM, label=f"left out: {int((~kept).sum())} frames")
-    axes.set(ylabel="mm", title="Head motion: framewise displacement", ylim=(0, None))
-    axes.legend(loc="upper right")
+    if (~kept).any():
+        axes.plot(minutes[~kept], fd[~kept], "o", ms=3.5, color=ALARM, label=f"left out: {int((~kept).sum())} frames")
+        axes.legend(loc="upper right")
+    said = "" if (~kept).any() else " (no frame was left out)"
+    axes.set(ylabel="mm", title=f"Head motion: framewise displacement{said}", ylim=(0, None))
 
 
 def _number(holder, key):

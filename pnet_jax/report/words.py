@@ -77,7 +77,7 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
     absent, interval = len(absent_parcels(network)), gain_interval(selection)
     share = moved_share(network)
     cards = [
-        ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
+        ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
         ("Parcels", str(network.n_parcels), f"{absent} absent" if absent else "none absent"),
         ("Moved", _percent(share), "of the locations left their prior parcel") if share is not None else None,
         ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, across halves; above 0 is better") if interval else None,

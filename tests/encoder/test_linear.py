@@ -154,7 +154,7 @@ def test_adding_scans_equals_one_pass_over_all_of_them():
     total = added([statistics(*scan) for scan in scans])
     halves = [[fingerprints(y, region, kept) for y, region, halves, _ in scans for kept in (halves[h],)] for h in (0, 1)]
     a, b = (np.concatenate([f - f.mean(0) for f in one]) for one in halves)
-    assert_array_equal(total.count, np.full((R, R), V + 25 + 33))
+    assert_array_equal(total.pairs, np.full((R, R), V + 25 + 33))
     assert_allclose(total.across, a.T @ b, atol=2e-3)
     assert_allclose(total.within, (a.T @ a + b.T @ b) / 2, atol=2e-3)
     assert_allclose(total.total, [sum(f.sum(0) for f in one) for one in halves], atol=2e-3)
@@ -185,10 +185,10 @@ def test_a_reference_without_locations_adds_nothing_and_counts_nothing():
     y, region, halves, counted = recording()
     region = np.where(region == 2, -1, region)
     found = statistics(y, region, halves, counted)
-    for table in (found.count, found.across, found.within):
+    for table in (found.pairs, found.across, found.within):
         assert_array_equal(table[2], 0)
         assert_array_equal(table[:, 2], 0)
-    assert_array_equal(np.delete(np.delete(found.count, 2, 0), 2, 1), V)
+    assert_array_equal(np.delete(np.delete(found.pairs, 2, 0), 2, 1), V)
     assert_array_equal(found.total[:, 2], 0)
     rest = solve(found, references(), 3)
     assert np.isfinite(np.concatenate([x.ravel() for x in rest])).all()
@@ -239,7 +239,8 @@ def test_an_empty_reference_is_harmless():
     region = np.where(region == 2, -1, region)
     weights = encoder()
     others = np.delete(np.arange(R), 2)
-    reduced = LinearEncoder(weights.references[others], weights.mean[others], weights.projection[others], weights.reliability, weights.decoder[:, others])
+    points, mean, projection, reliability, decoder = weights
+    reduced = LinearEncoder(points[others], mean[others], projection[others], reliability, decoder[:, others])
     moved = np.where(region > 2, region - 1, region)
     z = embedding(y, region, weights=weights)
     assert np.isfinite(z).all()
@@ -256,7 +257,7 @@ def test_a_scan_without_any_counted_location_gives_zeros():
 
 def test_each_location_belongs_to_the_nearest_reference_within_16_mm():
     points = references()
-    xyz = np.concatenate([points + [3, 0, 0], points[:1] + [0, 15.9, 0], [[900, 0, 0]]]).astype(np.float32)
+    xyz = np.concatenate([points + np.array([3, 0, 0]), points[:1] + np.array([0, 15.9, 0]), [[900, 0, 0]]]).astype(np.float32)
     found = nearest_reference(xyz, points)
     distance = np.linalg.norm(xyz[:, None] - points[None], axis=-1)
     assert_array_equal(found, np.where(distance.min(1) <= 16, distance.argmin(1), -1))
