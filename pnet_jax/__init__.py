@@ -31,6 +31,7 @@ _PUBLIC = {
     "labels_image": "outputs",
     "list_models": "checkpoint",
     "load_model": "checkpoint",
+    "load_network": "outputs",
     "load_prior": "ingest",
     "load_scan": "ingest",
     "make_scan": "scan",
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from pnet_jax.encoder.model import Model
     from pnet_jax.ingest import find_scans, load_prior, load_scan
     from pnet_jax.network import Network
-    from pnet_jax.outputs import labels_image, save
+    from pnet_jax.outputs import labels_image, load_network, save
     from pnet_jax.parcellation.prior import Prior
     from pnet_jax.pretraining import pretrain
     from pnet_jax.report import write_report

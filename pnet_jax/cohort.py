@@ -20,7 +20,7 @@ from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.network import Network
 from pnet_jax.outputs import append_status, check_writable, read_status, save, save_edges
-from pnet_jax.report import write_index, write_report
+from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +57,8 @@ def construct_cohort(
     config = config or ConstructConfig()
     if not sources:
         raise ValueError("expected at least one scan, got none")
+    if config.report:
+        check_installed()
     folder = check_writable(folder)
     model, prior, names = resolve(config)
     alone = tuple(name for name in names if measures.measure(name).function is not None)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 LOCATION_BUCKET = 4096
 FRAME_BUCKET = 64
+MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
 
 _mixture = jax.jit(mixture, static_argnames="steps")
 _group_prototypes = jax.jit(group_prototypes, static_argnames="n_parcels")
@@ -75,7 +76,8 @@ def construct(
     network = _network(scan, here, local, local_here, group, parcellation, names, config)
     clock.lap("edges")
     network.qc["seconds"] = clock.seconds
-    network.provenance.update(_provenance(scan, model, group, config))
+    used = dataclasses.replace(config, parcels=group.n_parcels, prior=group.source, checkpoint=model.name, edges=names)
+    network.provenance.update(_provenance(scan, model, group, used))
     return network
 
 
@@ -208,6 +210,11 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
     selection["difference"] = {"dcbc": selection["difference"]}
     if selection["decision"] == "prior":
         warnings.append(f"the prior's parcels are returned: {selection['reason']}")
+    if scan.displacement is not None and np.nanmean(scan.displacement[scan.frames]) > MUCH_MOTION_MM:
+        warnings.append(
+            f"the head moved {np.nanmean(scan.displacement[scan.frames]):.2f} mm a frame on average in the frames that were kept, "
+            f"more than {MUCH_MOTION_MM} mm: add \"scrub\" to cleaning.strategy, or treat this network with care"
+        )
     if (size == 0).any():
         warnings.append(f"{int((size == 0).sum())} of {group.n_parcels} parcels have no location; their rows are NaN")
     return {

@@ -51,10 +51,10 @@ class Prior:
 
     @property
     def hemispheres(self) -> tuple[str, ...]:
-        """`"L"`, `"R"`, or `"B"` where a parcel has points on both sides."""
-        left = np.bincount(self.labels[self.hemisphere == LEFT], minlength=self.n_parcels) > 0
-        right = np.bincount(self.labels[self.hemisphere == RIGHT], minlength=self.n_parcels) > 0
-        return tuple("B" if a and b else "L" if a else "R" for a, b in zip(left, right, strict=True))
+        """`"L"`, `"R"`, or `"B"` where at least a tenth of a parcel lies on the other side: voxels at x = 0 belong to somebody."""
+        left = np.bincount(self.labels, weights=self.hemisphere == LEFT, minlength=self.n_parcels)
+        share = left / np.bincount(self.labels, minlength=self.n_parcels)
+        return tuple("L" if s > 0.9 else "R" if s < 0.1 else "B" for s in share)
 
     @property
     def digest(self) -> str:
