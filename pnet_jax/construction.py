@@ -147,7 +147,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        q = np.asarray(_mixture(problems(kept)[selection.projection], jnp.float32(selection.kappa), jnp.float32(selection.beta)).q)[: len(here)]
+        q = np.asarray(_mixture(problems(kept)[selection.projection], jnp.float32(selection.kappa_scan), jnp.float32(selection.beta)).q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
         q = np.exp(local.log_prior) * (local.candidates >= 0)

@@ -1,12 +1,19 @@
-"""Strict JAX for every test, eight fake CPU devices, and a compile cache that lives with pytest's own."""
+"""Strict JAX for every test, eight fake CPU devices, a compile cache that lives with pytest's own, and a toy brain."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a run on an accelerator says so by this variable
 
 import jax
+import numpy as np
+import pytest
+
+from pnet_jax.parcellation.prior import Prior, make_prior
+from pnet_jax.scan import Scan, make_scan
+from pnet_jax.space import RIGHT, Space, grid_space
 
 
 def pytest_configure(config):
@@ -17,3 +24,77 @@ def pytest_configure(config):
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Toy:
+    """A small asymmetric brain on 8-mm voxels: six parcels a hemisphere where a prior expects them, and a subject's own.
+
+    Attributes:
+      mask, affine: the voxels.
+      space: their Space.
+      expected: the prior's parcel of each location, 0…11.
+      truth: the subject's parcel; the borders lie up to 12 mm away from the expected ones.
+      prior: `expected` as a Prior whose ids have gaps.
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+    space: Space
+    expected: np.ndarray
+    truth: np.ndarray
+    prior: Prior
+
+    def signals(self, seed: int, frames: int = 160) -> np.ndarray:
+        """Parcel signals on white noise and a global signal, at a level of 1000, `[V, T]`."""
+        rng = np.random.default_rng(seed)
+        y = rng.normal(size=(12, frames))[self.truth] + 1.2 * rng.normal(size=(len(self.space), frames)) + 0.3 * rng.normal(size=frames)
+        return (1000 + 10 * y).astype(np.float32)
+
+    def scan(self, seed: int = 0, *, frames: int = 160, subject: str = "01", **fields: object) -> Scan:
+        return make_scan(self.signals(seed, frames), self.space, tr=2.0, subject=subject, entities={"task": "rest"}, **fields)
+
+    def volume(self, seed: int = 0, frames: int = 160) -> np.ndarray:
+        """The same recording as a 4-D image, 0 outside the brain."""
+        out = np.zeros((*self.mask.shape, frames), np.float32)
+        out[tuple(self.space.grid.ijk.T)] = self.signals(seed, frames)
+        return out
+
+    def labels_volume(self) -> np.ndarray:
+        """The prior as a 3-D image of ids."""
+        out = np.zeros(self.mask.shape, np.int16)
+        out[tuple(self.space.grid.ijk.T)] = self.prior.ids[self.expected]
+        return out
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    shape = (16, 18, 14)
+    affine = np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = [-60, -68, -52]
+    ijk = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    mask = (((ijk - [7.5, 8.5, 6.5]) / [7.2, 8.2, 6]) ** 2).sum(-1) < 1
+    mask[11:, 13:, 9:] = False  # one corner is missing
+    space = grid_space(mask, affine, name="MNI152NLin6Asym")
+    centres = np.array([[26, y, z] for y in (-44, -4, 40) for z in (-20, 18)], float) + np.arange(6)[:, None] * [1, -2, 1]
+    side = 6 * (space.hemisphere == RIGHT)
+    folded = np.abs(space.xyz) * [1, 0, 0] + space.xyz * [0, 1, 1]
+
+    def nearest(xyz):
+        return (np.linalg.norm(xyz[:, None] - centres[None], axis=-1).argmin(1) + side).astype(np.int32)
+
+    shift = np.stack([0 * folded[:, 0], 12 * np.cos(folded[:, 2] / 30), 12 * np.sin(folded[:, 1] / 25)], 1)
+    expected = nearest(folded)
+    names = [f"area-{k}" for k in range(12)]
+    prior = make_prior(space.xyz, 3 * expected + 2, resolution=8, names=names, source="toy", space="MNI152NLin6Asym")
+    return Toy(mask, affine, space, expected, nearest(folded + shift), prior)
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy):
+    """An encoder from two other subjects' scans, with the toy's prior."""
+    from pnet_jax.config import PretrainConfig
+    from pnet_jax.pretraining import pretrain
+
+    config = PretrainConfig(name="toy", references=24, dimensions=10, reference_space="scans", parcels=())
+    return dataclasses.replace(pretrain([toy.scan(100), toy.scan(101)], config), priors={12: toy.prior})

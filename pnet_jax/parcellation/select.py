@@ -36,7 +36,9 @@ class Selection:
 
     Attributes:
       projection: chosen metric of the embedding.
-      kappa: chosen concentration.
+      kappa: concentration chosen on the halves.
+      kappa_scan: the same for the whole scan, which has twice the frames: κ · 2 / (1 + c), with c the mean cosine between the
+        halves' embeddings (Spearman–Brown: what reliability c of a half makes of the whole).
       beta: chosen weight of the neighbours.
       grid: one row a trial: `projection`, `kappa`, `beta`, cross-half `homogeneity` and `dcbc`.
       personalised: cross-half `homogeneity` and `dcbc` of the chosen pair, hardened as the result is.
@@ -49,6 +51,7 @@ class Selection:
 
     projection: str
     kappa: float
+    kappa_scan: float
     beta: float
     grid: list[dict[str, Any]]
     personalised: dict[str, float]
@@ -169,7 +172,9 @@ def select(
     personalised, prior = scan.scores(*own), scan.scores(prior_labels, prior_labels)
     difference = _interval(scan.dcbc_by_block(*own) - scan.dcbc_by_block(prior_labels, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
-    return Selection(*best, rows, personalised, prior, null, difference, decision, reason)
+    agreement = float((problems[projection][0].z * problems[projection][1].z).sum() / max(len(space), 1))
+    kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
+    return Selection(projection, best.kappa, kappa_scan, best.beta, rows, personalised, prior, null, difference, decision, reason)
 
 
 class _Trial(NamedTuple):

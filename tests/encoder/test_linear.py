@@ -7,10 +7,11 @@ import pytest
 import scipy.linalg
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.encoder.linear import RIDGE, LinearEncoder, Statistics, add, embed, halves_statistics, solve
+from pnet_jax.encoder.linear import PROJECTIONS, RIDGE, LinearEncoder, Statistics, add, embed, halves_statistics, solve
 from pnet_jax.encoder.tokens import nearest_reference, reference_signals
 
-R, D, V, T = 6, 3, 40, 60
+R, D, V, T, G = 6, 3, 40, 60, len(PROJECTIONS)
+RELIABLE, WHITENED = (PROJECTIONS.index(name) for name in ("reliable", "whitened"))
 
 
 def references(count=R):
@@ -30,7 +31,7 @@ def recording(seed=0, locations=V):
 
 def encoder(seed=1):
     rng = np.random.default_rng(seed)
-    arrays = (references(), rng.normal(size=R), rng.normal(size=(R, D)), np.ones(D), rng.normal(size=(D, R)))
+    arrays = (references(), rng.normal(size=R), rng.normal(size=(G, R, D)), np.ones((G, D)), rng.normal(size=(D, R)))
     return LinearEncoder(*(np.asarray(x, np.float32) for x in arrays))
 
 
@@ -68,55 +69,58 @@ def fingerprints(y, region, kept):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_components_are_orthonormal_eigenvectors_of_what_repeats(seed):
+def test_reliable_components_are_orthonormal_eigenvectors_of_what_repeats(seed):
     given = random_statistics(seed)
-    found = solve(given, references(8), 4)
+    p = solve(given, references(8), 4).projections[RELIABLE]
     across = (given.across + given.across.T) / 2 / 500
     values, vectors = scipy.linalg.eigh(across)
-    assert_allclose(found.projection.T @ found.projection, np.eye(4), atol=1e-5)
-    assert_allclose(np.abs(np.sum(found.projection * vectors[:, ::-1][:, :4], 0)), 1, atol=1e-4)
-    assert_allclose(np.diag(found.projection.T @ across @ found.projection), values[::-1][:4], rtol=1e-4)
+    assert_allclose(p.T @ p, np.eye(4), atol=1e-5)
+    assert_allclose(np.abs(np.sum(p * vectors[:, ::-1][:, :4], 0)), 1, atol=1e-4)
+    assert_allclose(np.diag(p.T @ across @ p), values[::-1][:4], rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whitened_components_solve_the_generalised_problem(seed):
     given = random_statistics(seed)
-    found = solve(given, references(8), 4, whiten=True)
+    found = solve(given, references(8), 4)
     across, within = (given.across + given.across.T) / 2 / 500, given.within / 500
     ridge = within + RIDGE * np.trace(within) / 8 * np.eye(8)
     values, vectors = scipy.linalg.eigh(across, ridge)
     values, vectors = values[::-1][:4], vectors[:, ::-1][:, :4]
     assert (values > 0).all()
-    u = found.projection / np.sqrt(values)
+    u = found.projections[WHITENED] / np.sqrt(values)
     assert_allclose(u.T @ ridge @ u, np.eye(4), atol=1e-4)
     assert_allclose(u.T @ within @ u, np.eye(4), atol=0.05)  # U'CU = I up to the ridge
     assert_allclose(across @ u, ridge @ u * values, atol=1e-3)
-    assert_allclose(found.reliability, values, rtol=1e-4)
-    assert_allclose(np.abs(found.projection), np.abs(vectors * np.sqrt(values)), atol=1e-3)
+    assert_allclose(found.reliability[WHITENED], values, rtol=1e-4)
+    assert_allclose(np.abs(found.projections[WHITENED]), np.abs(vectors * np.sqrt(values)), atol=1e-3)
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_reliability_is_what_repeats_of_the_variance_within(whiten):
+def test_reliability_is_what_repeats_of_the_variance_within():
     given = random_statistics()
-    found = solve(given, references(8), 5, whiten=whiten)
-    p = found.projection.astype(np.float64)
+    found = solve(given, references(8), 5)
     within = given.within + RIDGE * np.trace(given.within) / 8 * np.eye(8)
-    assert_allclose(found.reliability, np.diag(p.T @ given.across @ p) / np.diag(p.T @ within @ p), rtol=1e-4)
-    assert (found.reliability > 0).all()
+    for p, reliability in zip(np.float64(found.projections), found.reliability, strict=True):
+        assert_allclose(reliability, np.diag(p.T @ given.across @ p) / np.diag(p.T @ within @ p), rtol=1e-4)
+        assert (reliability > 0).all()
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_weights_have_a_sign_of_their_own(whiten):
-    p = solve(random_statistics(), references(8), 5, whiten=whiten).projection
-    assert (p[np.abs(p).argmax(0), np.arange(5)] > 0).all()
+def test_weights_have_a_sign_of_their_own():
+    for p in solve(random_statistics(), references(8), 5).projections:
+        assert (p[np.abs(p).argmax(0), np.arange(5)] > 0).all()
 
 
-def test_components_that_do_not_repeat_are_left_out():
-    given = random_statistics()
+def test_components_that_do_not_repeat_are_0_and_harmless():
     across = np.diag([3.0, 1, 0.5, -0.1, -0.2, -0.3, -1, -2]) * 500
-    found = solve(given._replace(across=across), references(8), 8)
-    assert found.projection.shape == (8, 3)
-    assert found.decoder.shape == (3, 8)
+    found = solve(random_statistics()._replace(across=across), references(8), 8)
+    assert_array_equal((found.projections != 0).any(1), np.tile(np.arange(8) < 3, (G, 1)))
+    assert_array_equal(found.reliability[:, 3:], 0)
+    assert_array_equal(found.decoder[3:], 0)
+    assert np.isfinite(np.concatenate([x.ravel() for x in found])).all()
+
+
+def test_no_more_components_than_references():
+    assert solve(random_statistics(), references(8), 64).projections.shape == (G, 8, 8)
 
 
 def test_the_decoder_is_the_least_squares_map_back():
@@ -125,7 +129,7 @@ def test_the_decoder_is_the_least_squares_map_back():
     f = f - f.mean(0)
     product = f.T @ f
     found = solve(Statistics(np.full((8, 8), 300.0), np.zeros((2, 8)), product, product), references(8), 4)
-    expected = np.linalg.lstsq(f @ found.projection.astype(np.float64), f, rcond=None)[0]
+    expected = np.linalg.lstsq(f @ np.float64(found.projections[RELIABLE]), f, rcond=None)[0]
     assert_allclose(found.decoder, expected, atol=1e-4)
 
 
@@ -192,25 +196,27 @@ def test_a_reference_without_locations_adds_nothing_and_counts_nothing():
     assert_array_equal(found.total[:, 2], 0)
     rest = solve(found, references(), 3)
     assert np.isfinite(np.concatenate([x.ravel() for x in rest])).all()
-    assert_allclose(rest.projection[2], 0, atol=1e-6)
+    assert_allclose(rest.projections[RELIABLE, 2], 0, atol=1e-6)
 
 
 # Embedding
 
 
-def test_rows_have_length_1_and_equal_numpy():
+def test_rows_have_length_1_and_equal_numpy_under_each_projection():
     y, region, halves, _ = recording()
     f = fingerprints(y, region, halves[0])
-    expected = (f - f.mean(0)) @ np.float64(encoder().projection)
     z = embedding(y, region, halves[0])
-    assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
-    assert_allclose(z, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+    assert z.shape == (G, V, D)
+    assert_allclose(np.linalg.norm(z, axis=2), 1, atol=1e-5)
+    for found, projection in zip(z, np.float64(encoder().projections), strict=True):
+        expected = (f - f.mean(0)) @ projection
+        assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
 
 
 def test_embedding_does_not_depend_on_the_order_of_locations():
     y, region, *_ = recording()
     order = np.random.default_rng(3).permutation(V)
-    assert_allclose(embedding(y[order], region[order]), embedding(y, region)[order], atol=1e-4)
+    assert_allclose(embedding(y[order], region[order]), embedding(y, region)[:, order], atol=1e-4)
 
 
 def test_embedding_does_not_depend_on_padding_rows():
@@ -218,8 +224,8 @@ def test_embedding_does_not_depend_on_padding_rows():
     padded = np.concatenate([y, np.full((9, T), 1e4, np.float32)])
     padded[V:, ::2] = np.nan
     z = embedding(padded, np.r_[region, np.arange(9) % R].astype(np.int32), counted=np.r_[counted, np.zeros(9, bool)])
-    assert_allclose(z[:V], embedding(y, region), atol=1e-4)
-    assert_array_equal(z[V:], 0)
+    assert_allclose(z[:, :V], embedding(y, region), atol=1e-4)
+    assert_array_equal(z[:, V:], 0)
 
 
 def test_embedding_does_not_depend_on_padding_frames():
@@ -237,19 +243,17 @@ def test_embedding_does_not_depend_on_unit_and_level():
 def test_an_empty_reference_is_harmless():
     y, region, *_ = recording()
     region = np.where(region == 2, -1, region)
-    weights = encoder()
     others = np.delete(np.arange(R), 2)
-    points, mean, projection, reliability, decoder = weights
-    reduced = LinearEncoder(points[others], mean[others], projection[others], reliability, decoder[:, others])
-    moved = np.where(region > 2, region - 1, region)
-    z = embedding(y, region, weights=weights)
+    points, mean, projections, reliability, decoder = encoder()
+    reduced = LinearEncoder(points[others], mean[others], projections[:, others], reliability, decoder[:, others])
+    z = embedding(y, region)
     assert np.isfinite(z).all()
-    assert_allclose(z, embedding(y, moved, weights=reduced), atol=1e-5)
+    assert_allclose(z, embedding(y, np.where(region > 2, region - 1, region), weights=reduced), atol=1e-5)
 
 
 def test_a_scan_without_any_counted_location_gives_zeros():
     y, region, *_ = recording()
-    assert_array_equal(embedding(y, region, counted=np.zeros(V, bool)), 0)
+    assert_array_equal(embedding(y, region, counted=np.zeros(V, bool)), np.zeros((G, V, D)))
 
 
 # Tokens

@@ -1,0 +1,176 @@
+"""What is saved comes back bit by bit; what is damaged is noticed and said."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import shutil
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from pnet_jax import checkpoint
+from pnet_jax.checkpoint import FORMAT, list_models, load_model, save_model
+from pnet_jax.encoder.model import Model
+
+
+# Where orbax gives up on damaged files, it leaves callbacks behind that find their event loop closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def model(toy, toy_model) -> Model:
+    """With two priors, one of which has embeddings."""
+    groups, _, dimensions = toy_model.encoder.projections.shape
+    embedding = np.random.default_rng(0).normal(size=(groups, 12, dimensions)).astype(np.float32)
+    other = dataclasses.replace(toy.prior, ids=np.arange(12, dtype=np.int32) + 100, names=tuple("abcdefghijkl"), embedding=embedding)
+    card = {"scans": 2, "note": "found by this", "space": "größer", "list": [1, 2.5, None]}
+    return dataclasses.replace(toy_model, priors={12: toy.prior, 13: other}, card=card)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    return save_model(model, tmp_path_factory.mktemp("checkpoint") / "toy")
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    yield shutil.copytree(saved, tmp_path / "copy")
+    gc.collect()
+
+
+def metadata_file(folder):
+    """The file that holds the card; found by its content, so that it may have any name."""
+    return next(file for file in sorted(folder.rglob("*")) if file.is_file() and b"found by this" in file.read_bytes())
+
+
+def edit(folder, change):
+    file = metadata_file(folder)
+    whole = json.loads(file.read_text("utf-8"))
+    change(whole["custom_metadata"])
+    file.write_text(json.dumps(whole), "utf-8")
+
+
+def test_everything_comes_back_bit_by_bit(model, saved):
+    found = load_model(saved)
+    assert (found.name, found.card, found.digest) == (model.name, model.card, model.digest)
+    for name, array in model.encoder._asdict().items():
+        back = getattr(found.encoder, name)
+        assert isinstance(back, np.ndarray)
+        assert back.dtype == array.dtype
+        assert_array_equal(back, array)
+    assert sorted(found.priors) == [12, 13]
+    for k, prior in model.priors.items():
+        for field in dataclasses.fields(prior):
+            a, b = getattr(found.priors[k], field.name), getattr(prior, field.name)
+            assert_array_equal(a, b) if isinstance(b, np.ndarray) else None
+            assert isinstance(b, np.ndarray) or a == b
+
+
+def test_a_checkpoint_can_be_moved_and_named_by_text(model, copy):
+    assert load_model(str(copy)).digest == model.digest
+
+
+def test_an_existing_folder_is_never_overwritten(model, saved):
+    before = {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"exists already: expected a new folder"):
+        save_model(model, saved)
+    assert {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()} == before
+
+
+def test_a_missing_checkpoint_names_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoint .*nowhere is missing: expected a folder or one of \["):
+        load_model(tmp_path / "nowhere")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    assert "pnet-linear" in list_models()
+    with pytest.raises(ValueError, match=r"pnet-liner is missing: .*did you mean 'pnet-linear'\?"):
+        load_model("pnet-liner")
+
+
+def test_names_that_ship_win_over_the_working_folder(model, tmp_path, monkeypatch):
+    save_model(model, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("elsewhere").name == "toy"
+    monkeypatch.setattr(checkpoint, "list_models", lambda: ["elsewhere"])
+    with pytest.raises(ValueError, match="elsewhere"):
+        load_model("elsewhere")  # looked for among those that ship, where it is not
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_data_file_is_noticed(copy, share):
+    file = max((f for f in copy.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(ValueError, match=r"checkpoint .*copy is damaged"):
+        load_model(copy)
+
+
+def test_flipped_bytes_in_a_data_file_are_noticed(copy):
+    file = max((f for f in copy.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"checkpoint .*copy is damaged"):
+        load_model(copy)
+
+
+def test_a_missing_data_folder_is_noticed(copy):
+    shutil.rmtree(max((f for f in copy.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).parent)
+    with pytest.raises(ValueError, match=r"checkpoint .*copy is damaged"):
+        load_model(copy)
+
+
+def test_weights_that_do_not_fit_their_digest_are_noticed(copy):
+    edit(copy, lambda metadata: metadata.update(digest="0" * 16))
+    with pytest.raises(ValueError, match=r"damaged: expected weights digest 0000000000000000, found [0-9a-f]{16}"):
+        load_model(copy)
+
+
+def test_garbled_metadata_is_noticed(copy):
+    file = metadata_file(copy)
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"checkpoint .*copy (is damaged|was not written by pnet_jax)"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("lost", ["name", "digest", "card", "priors"])
+def test_metadata_that_lack_an_entry_are_noticed(copy, lost):
+    edit(copy, lambda metadata: metadata.pop(lost))
+    with pytest.raises(ValueError, match=r"checkpoint .*copy is damaged"):
+        load_model(copy)
+
+
+def test_another_format_is_refused_with_what_to_do(copy):
+    edit(copy, lambda metadata: metadata.update(format=FORMAT + 1))
+    with pytest.raises(ValueError, match=rf"has format {FORMAT + 1}, expected {FORMAT}: use the pnet_jax that wrote it, or pretrain again"):
+        load_model(copy)
+
+
+def test_a_checkpoint_of_another_program_is_refused(copy):
+    edit(copy, lambda metadata: metadata.clear())
+    with pytest.raises(ValueError, match="was not written by pnet_jax: it has no format number"):
+        load_model(copy)
+
+
+def test_any_other_folder_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["references", "mean", "projections", "reliability", "decoder"])
+def test_the_digest_changes_with_every_weight(model, part):
+    array = getattr(model.encoder, part).copy()
+    array.flat[3] += 1e-3
+    assert dataclasses.replace(model, encoder=model.encoder._replace(**{part: array})).digest != model.digest
+
+
+@pytest.mark.parametrize("part", ["xyz", "labels", "ids", "hemisphere", "embedding"])
+def test_the_digest_changes_with_every_part_of_a_prior_that_decides_a_result(model, part):
+    array = getattr(model.priors[13], part).copy()
+    array.flat[0] = 1 - array.flat[0] if part == "hemisphere" else array.flat[0] + 1
+    other = dataclasses.replace(model.priors[13], **{part: array})
+    assert dataclasses.replace(model, priors={12: model.priors[12], 13: other}).digest != model.digest
