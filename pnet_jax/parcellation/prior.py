@@ -137,7 +137,7 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
     .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
 
     with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
-    parcels beyond 16 mm are no candidates, and of more than 16 the nearest are kept.
+    parcels beyond 16 mm, or outside the scan's field of view, are no candidates, and of more than 16 the nearest are kept.
 
     Args:
       prior: K parcels.
@@ -148,6 +148,7 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
       ValueError: no valid location lies within 4 mm of any parcel.
     """
     labels = np.full(len(space), -1, np.int32)
+    coverage = _coverage(prior, space, valid)
 
     def one_side(side: int) -> list[tuple[np.ndarray, ...]]:
         here = np.flatnonzero((space.hemisphere == side) & valid)
@@ -158,8 +159,10 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
         inside = np.isfinite(distance)
         here = here[inside]
         labels[here] = prior.labels[points[nearest[inside]]]
+        seen = (coverage > 0) | (np.bincount(labels[here], minlength=prior.n_parcels) > 0)
         near = _distances(prior, points, space.xyz[here])
-        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
+        # A parcel outside the field of view must not take locations from its neighbours: it is absent.
+        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near if seen[k]]
 
     with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
@@ -173,7 +176,7 @@ def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Local
     log_prior = np.where(candidates >= 0, -(distance**2) / (2 * SIGMA_MM**2), PADDING)
     peak = log_prior.max(1, keepdims=True)
     log_prior -= peak + np.log(np.exp(log_prior - peak).sum(1, keepdims=True))
-    return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels, _coverage(prior, space, valid))
+    return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels, coverage)
 
 
 def _distances(

@@ -172,7 +172,8 @@ def select(
     personalised, prior = scan.scores(*own), scan.scores(prior_labels, prior_labels)
     difference = _interval(scan.dcbc_by_block(*own) - scan.dcbc_by_block(prior_labels, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
-    agreement = float((problems[projection][0].z * problems[projection][1].z).sum() / max(len(space), 1))
+    inside = np.flatnonzero(prior_labels >= 0)
+    agreement = float((problems[projection][0].z[inside] * problems[projection][1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
     return Selection(projection, best.kappa, kappa_scan, best.beta, rows, personalised, prior, null, difference, decision, reason)
 

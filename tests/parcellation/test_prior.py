@@ -69,9 +69,16 @@ def test_the_prior_sums_to_1_inside_and_has_no_weight_at_the_padding():
 def test_a_parcel_of_the_other_hemisphere_is_no_candidate_however_close():
     xyz = np.array([[-1.0, 0, 0], [1.0, 0, 0], [-1.0, 6, 0]])
     prior = make_prior(xyz, [1, 2, 3], resolution=2)
-    local = on_space(prior, point_space([[-0.5, 0, 0], [0.5, 0, 0]]), np.ones(2, bool))
-    assert local.labels.tolist() == [0, 1]
-    assert local.candidates.tolist() == [[0, 2], [1, -1]]
+    local = on_space(prior, point_space([[-0.5, 0, 0], [0.5, 0, 0], [-0.5, 6, 0]]), np.ones(3, bool))
+    assert local.labels.tolist() == [0, 1, 2]
+    assert local.candidates.tolist() == [[0, 2], [1, -1], [2, 0]]
+
+
+def test_a_parcel_outside_the_field_of_view_takes_no_location_from_its_neighbours():
+    prior = make_prior(np.array([[-10.0, 0, 0], [-10.0, 8, 0]]), [1, 2], resolution=2)
+    local = on_space(prior, point_space([[-10.0, 0, 0], [-10.0, -3, 0]]), np.ones(2, bool))
+    assert local.coverage.tolist() == [1.0, 0.0]
+    assert local.candidates.tolist() == [[0], [0]]
 
 
 def test_hemispheres_are_those_of_the_structure_and_not_of_the_sign_of_x():
