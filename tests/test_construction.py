@@ -12,6 +12,7 @@ from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct, parcel_signals
 from pnet_jax.network import Network
+from pnet_jax.parcellation.harden import harden
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, grid_space, point_space
 
@@ -219,8 +220,11 @@ def test_a_scan_too_short_to_tell_keeps_the_prior_and_says_so(short, toy, toy_mo
     assert found.qc["moved"] == 0
 
 
-def test_pieces_of_a_kept_prior_are_counted_too(short, toy_model, toy):
-    """Every parcel of the toy's prior hangs together, so that no parcel has more than one piece to report."""
+def test_pieces_of_a_kept_prior_are_counted_too(short, toy, toy_model):
+    candidates = np.tile(np.arange(K, dtype=np.int32), (len(toy.space), 1))
+    one_hot = (candidates == toy.expected[:, None]).astype(np.float32)
+    pieces = harden(one_hot, candidates, toy.space.neighbours, toy.expected, K).components
+    assert pieces.tolist() == [1] * K
     assert construct(short, model=toy_model).qc["components"] == {}
 
 
@@ -272,7 +276,7 @@ def test_an_unknown_measure_is_refused_before_any_work(toy_model, monkeypatch):
 
 
 def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
-    with pytest.raises(ValueError, match=r"checkpoint 'toy' has priors with \[12\] parcels, asked for 100: choose one, or give a prior file"):
+    with pytest.raises(ValueError, match=r"checkpoint 'toy' has priors with \[12\] parcels, asked for 100: choose one"):
         construct(None, model=toy_model, parcels=100)
 
 

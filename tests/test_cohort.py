@@ -1,0 +1,223 @@
+"""Many scans: one bad file stops nobody, what is done is not done again, and cohort measures follow at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+
+from pnet_jax.checkpoint import save_model
+from pnet_jax.cohort import construct_cohort
+from pnet_jax.config import CleaningConfig, ConstructConfig
+from pnet_jax.edges import tangent
+from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.ingest import ScanSource
+from pnet_jax.outputs import read_status
+from pnet_jax.outputs.sidecars import stat_label
+
+PLAIN = CleaningConfig(strategy=(), low_pass=None, high_pass=None, detrend=False)
+ENTITIES = {"task": "rest", "space": "MNI152NLin6Asym", "desc": "preproc"}
+K = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(toy, toy_model, tmp_path_factory):
+    """Three recordings, the second of them cut off; the prior as a file, its ids with gaps; and a checkpoint."""
+    folder = tmp_path_factory.mktemp("inputs")
+    nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), folder / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), folder / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
+    save_model(toy_model, folder / "checkpoint")
+    sources = []
+    for number in (1, 2, 3):
+        image = nib.Nifti1Image(toy.volume(number, 100), toy.affine)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header.set_zooms((8, 8, 8, 2))
+        file = folder / f"sub-0{number}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+        nib.save(image, file)
+        sources.append(ScanSource(file, folder / "mask.nii.gz", None, f"0{number}", ENTITIES))
+    bold = sources[1].bold
+    bold.write_bytes(bold.read_bytes()[:5000])
+    return folder, sources
+
+
+@pytest.fixture(scope="module")
+def config(inputs):
+    folder, _ = inputs
+    prior = str(folder / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
+    return ConstructConfig(
+        checkpoint=str(folder / "checkpoint"),
+        prior=prior,
+        edges=("pearson", "tangent"),
+        kappa=10.0,
+        beta=0.4,
+        report=False,
+        probabilities=False,
+        cleaning=PLAIN,
+    )
+
+
+@pytest.fixture(scope="module")
+def cohort(inputs, config, tmp_path_factory):
+    """A finished folder with the rows that were returned and the progress that was told."""
+    folder, told = tmp_path_factory.mktemp("derivatives"), []
+    rows = construct_cohort(inputs[1], folder, config, progress=lambda *step: told.append(step))
+    return folder, rows, told
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def status_of(rows) -> list[str]:
+    return [row["status"] for row in rows]
+
+
+def relmat(folder: Path, subject: str, measure: str) -> np.ndarray:
+    (file,) = folder.rglob(f"sub-{subject}_*stat-{stat_label(measure)}_relmat.tsv")
+    return pd.read_csv(file, sep="\t", index_col=0, na_values="n/a").to_numpy()
+
+
+def test_one_corrupt_file_fails_and_the_others_go_on(cohort, inputs):
+    _, rows, _ = cohort
+    assert status_of(rows) == ["ok", "failed", "ok"]
+    assert "sub-02" in rows[1]["error"]
+    assert str(inputs[1][1].bold) in rows[1]["error"]
+    assert "\n" not in rows[1]["error"]
+
+
+def test_the_status_table_has_a_row_for_each_scan(cohort):
+    folder, rows, _ = cohort
+    written = read_status(folder / "status.tsv")
+    assert [row["scan"] for row in written] == ["sub-01_task-rest", "sub-02_task-rest", "sub-03_task-rest"]
+    assert status_of(written) == status_of(rows)
+    for row in (written[0], written[2]):
+        assert (folder / row["dseg"]).is_file()
+        assert (row["n_frames"], row["minutes"], row["n_absent"], row["error"]) == ("100", "3.33", "0", "")
+        assert float(row["seconds"]) > 0
+    assert written[1]["dseg"] == ""
+
+
+def test_a_failed_scan_leaves_no_files(cohort):
+    folder, *_ = cohort
+    assert len(list(folder.rglob("sub-01_*_dseg.nii.gz"))) == len(list(folder.rglob("sub-03_*_dseg.nii.gz"))) == 1
+    assert not list(folder.rglob("sub-02*"))
+
+
+def test_progress_tells_every_scan_and_the_end(cohort):
+    *_, told = cohort
+    assert told == [("sub-01_task-rest", 0, 3), ("sub-02_task-rest", 1, 3), ("sub-03_task-rest", 2, 3), ("", 3, 3)]
+
+
+def test_edges_on_disk_have_k_parcels_with_the_priors_ids(cohort, toy):
+    folder, *_ = cohort
+    (table,) = folder.rglob("sub-01_*_dseg.tsv")
+    assert pd.read_csv(table, sep="\t")["index"].tolist() == toy.prior.ids.tolist()
+    assert relmat(folder, "01", "pearson").shape == (K, K)
+    assert_allclose(np.diag(relmat(folder, "01", "pearson")), 1, atol=1e-5)
+
+
+def test_tangent_edges_are_written_for_the_scans_that_went_through(cohort):
+    folder, *_ = cohort
+    signals = []
+    for subject in ("01", "03"):
+        (file,) = folder.rglob(f"sub-{subject}_*stat-mean_timeseries.tsv")
+        signals.append(pd.read_csv(file, sep="\t").to_numpy(np.float32).T)
+    expected, _ = tangent(np.stack([np.asarray(ledoit_wolf(x)) for x in signals]))
+    for subject, matrix in zip(("01", "03"), np.asarray(expected), strict=True):
+        assert_allclose(relmat(folder, subject, "tangent"), matrix, atol=1e-3)
+        assert np.abs(matrix).max() > 0.1
+
+
+@pytest.fixture
+def tried(monkeypatch) -> list[str]:
+    """Labels of the scans that were worked on."""
+    from pnet_jax import cohort as module
+
+    labels, whole = [], module._one
+    monkeypatch.setattr(module, "_one", lambda source, *rest: labels.append(source.label) or whole(source, *rest))
+    return labels
+
+
+def test_resuming_leaves_complete_scans_alone_and_tries_failed_ones_again(cohort, inputs, config, tmp_path, tried):
+    folder, rows, _ = cohort
+    again = construct_cohort(inputs[1], shutil.copytree(folder, tmp_path / "copy"), config, resume=True)
+    assert tried == ["sub-02_task-rest"]
+    assert status_of(again) == ["ok", "failed", "ok"]
+    assert [row["scan"] for row in again] == [row["scan"] for row in rows]
+
+
+def test_resuming_a_complete_cohort_changes_nothing_on_disk(inputs, config, tmp_path):
+    """Its tangent edges are written already, and nothing of the status has become untrue."""
+    good = [inputs[1][0], inputs[1][2]]
+    construct_cohort(good, tmp_path, config)
+    before = contents(tmp_path)
+    construct_cohort(good, tmp_path, config, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_scan_is_done_again_for_another_configuration_or_checkpoint_or_a_missing_file(inputs, config, toy_model, tmp_path, tried):
+    def resumed(changed):
+        tried.clear()
+        assert status_of(construct_cohort(inputs[1][:1], tmp_path, changed, resume=True)) == ["ok"]
+        return len(tried)
+
+    plain = dataclasses.replace(config, edges=("pearson",))
+    assert resumed(plain) == 1
+    assert resumed(plain) == 0
+    assert resumed(dataclasses.replace(plain, probabilities=True)) == 0  # no number depends on it
+    assert resumed(dataclasses.replace(plain, kappa=5.0)) == 1
+    weights = toy_model.encoder._replace(projections=toy_model.encoder.projections[:, :, ::-1])
+    other = save_model(dataclasses.replace(toy_model, encoder=weights), tmp_path / "other")
+    assert resumed(dataclasses.replace(plain, kappa=5.0, checkpoint=str(other))) == 1
+    next(tmp_path.rglob("sub-01_*_dseg.tsv")).unlink()
+    assert resumed(dataclasses.replace(plain, kappa=5.0, checkpoint=str(other))) == 1
+
+
+def test_without_resume_everything_is_done_again(inputs, config, tmp_path):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    first = construct_cohort(inputs[1][:1], tmp_path, plain)
+    second = construct_cohort(inputs[1][:1], tmp_path, plain)
+    assert status_of(first) == status_of(second) == ["ok"]
+    assert len(read_status(tmp_path / "status.tsv")) == 1
+
+
+def test_the_neighbours_of_a_scan_in_the_list_do_not_change_it(cohort, inputs, config, tmp_path):
+    folder, *_ = cohort
+    construct_cohort(inputs[1][2:], tmp_path, dataclasses.replace(config, edges=("pearson",)))
+    alone = contents(tmp_path)
+    shared = [name for name in alone if name.endswith(("dseg.nii.gz", "timeseries.tsv", f"{stat_label('pearson')}_relmat.tsv", "dseg.tsv"))]
+    assert len(shared) == 4
+    for name in shared:
+        assert alone[name] == (folder / name).read_bytes(), name
+
+
+def test_tangent_of_a_single_scan_is_not_written_and_the_status_says_so(inputs, config, tmp_path):
+    rows = construct_cohort(inputs[1][:1], tmp_path, config)
+    assert status_of(rows) == ["ok"]
+    assert not list(tmp_path.rglob("*tangent*"))
+    assert "tangent edges need two scans or more" in read_status(tmp_path / "status.tsv")[0]["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edges": ("pearsn",)}, "unknown edge measure 'pearsn'"),
+        ({"parcels": 50}, "has 12 parcels, asked for 50"),
+        ({"checkpoint": "nothing-of-the-kind"}, "checkpoint nothing-of-the-kind is missing"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_refused_before_the_first_scan(inputs, config, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        construct_cohort(inputs[1], tmp_path / "out", dataclasses.replace(config, **change))
+    assert not list(tmp_path.rglob("status.tsv"))
+
+
+def test_no_scan_at_all_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one scan, got none"):
+        construct_cohort([], tmp_path, config)
