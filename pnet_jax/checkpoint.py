@@ -62,11 +62,11 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
         arrays = ocp.load(folder)
         encoder = LinearEncoder(**{key: np.asarray(value) for key, value in arrays["encoder"].items()})
         priors = {int(k): _prior(values, metadata["priors"][k]) for k, values in arrays["priors"].items()}
+        model, expected = Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
     except Exception as error:
-        raise ValueError(f"checkpoint {folder} is damaged: its arrays cannot be read ({type(error).__name__}: {error})") from error
-    model = Model(metadata["name"], encoder, priors, metadata["card"])
-    if model.digest != metadata["digest"]:
-        raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {metadata['digest']}, found {model.digest}")
+        raise ValueError(f"checkpoint {folder} is damaged: it cannot be read ({type(error).__name__}: {error})") from error
+    if model.digest != expected:
+        raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
     return model
 
 

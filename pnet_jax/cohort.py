@@ -17,9 +17,10 @@ from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct, resolve
 from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.network import Network
-from pnet_jax.outputs import append_status, check_writable, read_status, save, save_edges
+from pnet_jax.outputs import append_status, check_writable, load_network, read_status, save, save_edges
+from pnet_jax.parcellation.prior import Prior
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
@@ -62,22 +63,20 @@ def construct_cohort(
     folder = check_writable(folder)
     model, prior, names = resolve(config)
     alone = tuple(name for name in names if measures.measure(name).function is not None)
-    job = json.dumps([_without_output_switches(config), model.digest, prior.digest], default=str, sort_keys=True)
+    job = _job([_deciding(config), load, model.digest, prior.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
     rows: list[dict[str, Any]] = []
-    networks: dict[str, Network] = {}
     for number, source in enumerate(sources):
         if progress is not None:
             progress(source.label, number, len(sources))
-        earlier = done.get(source.label)
-        if earlier and earlier.get("status") == "ok" and earlier.get("job") == _short(job) and (folder / earlier["dseg"]).exists():
+        earlier = done.get(source.label, {})
+        if earlier.get("status") == "ok" and earlier.get("job") == job and (folder / earlier["dseg"]).exists():
             rows.append(dict(earlier))
             continue
-        row = _one(source, folder, config, model, prior, alone, load or {}, networks if "tangent" in names else None)
-        rows.append(row | {"job": _short(job)})
+        rows.append(_one(source, folder, config, model, prior, alone, load or {}) | {"job": job})
         append_status(folder / "status.tsv", rows[-1:])
-    if "tangent" in names:
-        _write_tangent(networks, folder, rows)
+    if "tangent" in names and any(row not in done.values() for row in rows):
+        _write_tangent(folder, rows)
     if config.report:
         write_index(folder)
     if progress is not None:
@@ -85,7 +84,9 @@ def construct_cohort(
     return rows
 
 
-def _one(source, folder, config, model, prior, names, load, covariances) -> dict[str, Any]:
+def _one(
+    source: ScanSource, folder: Path, config: ConstructConfig, model: Model, prior: Prior, names: Sequence[str], load: dict[str, Any]
+) -> dict[str, Any]:
     start = time.perf_counter()
     row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
     try:
@@ -103,8 +104,6 @@ def _one(source, folder, config, model, prior, names, load, covariances) -> dict
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
-    if covariances is not None:
-        covariances[source.label] = network
     return row | {
         "status": "ok",
         "error": "",
@@ -118,27 +117,29 @@ def _one(source, folder, config, model, prior, names, load, covariances) -> dict
     }
 
 
-def _write_tangent(networks: dict[str, Network], folder: Path, rows: list[dict[str, Any]]) -> None:
+def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Tangent edges of the parcels that every subject has; what one of them lacks is NaN in all."""
-    if len(networks) < 2:
+    complete = [row for row in rows if row["status"] == "ok"]
+    if len(complete) < 2:
         for row in rows:
-            row["warnings"] = f"tangent edges need two scans or more of one call, got {len(networks)}; not written"
+            row["warnings"] = f"tangent edges need two scans or more of one call, got {len(complete)}; not written"
         append_status(folder / "status.tsv", rows)
         return
-    signals = {label: network.signals for label, network in networks.items()}
-    shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals.values()])
-    covariances = jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals.values()])
-    tangents, _ = measures.tangent(covariances)
-    for network, values in zip(networks.values(), np.asarray(tangents), strict=True):
+    # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
+    signals = [load_network(folder / row["dseg"]).signals for row in complete]
+    shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals])
+    tangents, _ = measures.tangent(jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals]))
+    for row, values in zip(complete, np.asarray(tangents), strict=True):
+        network = load_network(folder / row["dseg"])
         matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
         matrix[np.ix_(shared, shared)] = values
         save_edges(dataclasses.replace(network, edges={"tangent": matrix}), folder)
 
 
-def _without_output_switches(config: ConstructConfig) -> dict[str, Any]:
+def _deciding(config: ConstructConfig) -> dict[str, Any]:
     """What decides the numbers; a report more or less does not make a result out of date."""
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities")}
 
 
-def _short(job: str) -> str:
-    return hashlib.sha256(job.encode()).hexdigest()[:12]
+def _job(settings: object) -> str:
+    return hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]

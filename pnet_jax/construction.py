@@ -21,7 +21,7 @@ from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.network import Network
 from pnet_jax.ops.potts.chunked import match_table
-from pnet_jax.parcellation.harden import Hardened, harden
+from pnet_jax.parcellation.harden import Hardened, harden, unchanged
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
 from pnet_jax.parcellation.prior import PADDING, LocalPrior, Prior, on_space
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
@@ -151,8 +151,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
         q = np.exp(local.log_prior) * (local.candidates >= 0)
-        as_prior = (local.candidates == local.labels[:, None]).astype(np.float32)
-        hardened = harden(as_prior, local.candidates, np.empty((len(here), 0), np.int32), local.labels, group.n_parcels)
+        hardened = unchanged(local.labels, space.neighbours, group.n_parcels)
     clock.lap("parcellation")
     return _Parcellation(q.astype(np.float32), hardened, selection)
 

@@ -58,8 +58,13 @@ def harden(
     restored = np.flatnonzero((size < SMALLEST_SHARE * expected) & (expected > 0))
     back = np.isin(prior_labels, restored)
     labels[back] = prior_labels[back]
-    count = _component_count(labels, pairs, n_parcels) if neighbours.shape[1] else np.bincount(labels[labels >= 0], minlength=n_parcels)
-    return Hardened(labels, restored.astype(np.int32), moved, count)
+    return Hardened(labels, restored.astype(np.int32), moved, _component_count(labels, pairs, n_parcels))
+
+
+def unchanged(prior_labels: Int[np.ndarray, " V"], neighbours: Int[np.ndarray, "V N"], n_parcels: int) -> Hardened:
+    """The prior's labels as they are, with the components they fall into."""
+    none = np.zeros(0, np.int32)
+    return Hardened(prior_labels.astype(np.int32), none, 0, _component_count(prior_labels, _pairs(neighbours), n_parcels))
 
 
 def _join_fragments(

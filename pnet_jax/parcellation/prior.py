@@ -58,8 +58,10 @@ class Prior:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over points, labels and ids, first 16 digits."""
-        arrays = (self.xyz.astype("<f4"), self.labels.astype("<i4"), self.ids.astype("<i4"))
+        """SHA-256 over everything that decides a result, first 16 digits."""
+        arrays = [self.xyz.astype("<f4"), self.labels.astype("<i4"), self.hemisphere.astype("<i4"), self.ids.astype("<i4")]
+        if self.embedding is not None:
+            arrays.append(self.embedding.astype("<f4"))
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
