@@ -29,7 +29,9 @@ MAPS = ("personalised", "as decided", "group", "others", "Ward", "centroids")
 def main() -> None:
     args = _arguments()
     subjects, betas, space = load(need(args.data, CEREBELLUM)[0])
-    options = dict(reference_space="scans", references=args.references, dimensions=args.dimensions, parcels=(), learn_prior=tuple(args.parcels))
+    options = dict(
+        reference_space="scans", references=args.references, dimensions=args.dimensions, parcels=(), learn_prior=tuple(args.parcels)
+    )
     config = pnet_jax.PretrainConfig(whiten=args.whiten, **options)
     scores: dict[int, list[dict[str, float]]] = {k: [] for k in args.parcels}
     for left_out in range(len(subjects)):
@@ -136,7 +138,9 @@ def _arguments():
     arguments.add_argument("--references", type=int, default=100, help="reference regions, even")
     arguments.add_argument("--dimensions", type=int, default=64)
     arguments.add_argument("--whiten", action="store_true", help="scale components by their reliability in the training subjects")
-    arguments.add_argument("--condition-seconds", type=float, default=20.0, help="seconds that a condition counts for in the block bootstrap")
+    arguments.add_argument(
+        "--condition-seconds", type=float, default=20.0, help="seconds that a condition counts for in the block bootstrap"
+    )
     return arguments.parse_args()
 
 

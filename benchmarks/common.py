@@ -29,7 +29,9 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     """Arguments of every program: `--out`, and `--data` where it reads real recordings."""
     out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if data:
-        out.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets (default: ../shared/data)")
+        out.add_argument(
+            "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets (default: ../shared/data)"
+        )
     out.add_argument("--out", type=Path, help="write the figures to this JSON file")
     return out
 

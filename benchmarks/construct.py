@@ -94,7 +94,14 @@ def time_ward(bold, mask, prior_file, args) -> dict[str, object]:
         np.corrcoef(ward.transform([str(bold)])[0].T)
         whole.append(time.perf_counter() - start)
     voxels = int((np.asarray(nib.load(mask).dataobj) > 0).sum())
-    return {"voxels": voxels, "frames": image.shape[3], "parcels": count, "seconds": whole, "median": statistics.median(whole), "labels_median": statistics.median(labels)}
+    return {
+        "voxels": voxels,
+        "frames": image.shape[3],
+        "parcels": count,
+        "seconds": whole,
+        "median": statistics.median(whole),
+        "labels_median": statistics.median(labels),
+    }
 
 
 def time_srnmf(bold, mask, prior_file, args) -> dict[str, object]:

@@ -37,7 +37,9 @@ def main() -> None:
             result = cross_half(scans, prior, model, config)
             short = name.rstrip("/").split("/")[-1]
             figures.setdefault(f"K={prior.n_parcels}", {})[short] = result
-            dcbc, homogeneity = ([result[which][measure] for which in ("personalised", "fixed", "centroids")] for measure in ("dcbc", "homogeneity"))
+            dcbc, homogeneity = (
+                [result[which][measure] for which in ("personalised", "fixed", "centroids")] for measure in ("dcbc", "homogeneity")
+            )
             chosen = " ".join(f"{r['decision'][:4]} κ={r['kappa']:g} β={r['beta']:g}" for r in result["selection"])
             rows.append((f"K={prior.n_parcels} {short}", *dcbc, *homogeneity, result["moved"], chosen))
     kinds = ("personalised", "fixed", "centroids")
@@ -85,9 +87,13 @@ def raw_fingerprints():
 
 def _arguments():
     arguments = parser(__doc__)
-    arguments.add_argument("--encoders", nargs="+", default=["pnet-linear"], help="model names or checkpoint folders, 'raw' for no projection")
+    arguments.add_argument(
+        "--encoders", nargs="+", default=["pnet-linear"], help="model names or checkpoint folders, 'raw' for no projection"
+    )
     arguments.add_argument("--regions", nargs="+", type=int, default=list(REGIONS), help="cortical regions of the priors")
-    arguments.add_argument("--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept")
+    arguments.add_argument(
+        "--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept"
+    )
     return arguments.parse_args()
 
 

@@ -116,7 +116,9 @@ def _arguments():
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
-    arguments.add_argument("--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept")
+    arguments.add_argument(
+        "--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept"
+    )
     arguments.add_argument("--kappa", type=float, help="fix κ instead of measuring it")
     arguments.add_argument("--beta", type=float, help="fix β instead of measuring it")
     return arguments.parse_args()

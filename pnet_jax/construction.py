@@ -147,7 +147,9 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        q = np.asarray(_mixture(problems(kept)[selection.projection], jnp.float32(selection.kappa_scan), jnp.float32(selection.beta)).q)[: len(here)]
+        whole = problems(kept)[selection.projection]
+        fitted = _mixture(whole, jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
+        q = np.asarray(fitted.q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
         q = np.exp(local.log_prior) * (local.candidates >= 0)
@@ -212,7 +214,7 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
     if scan.displacement is not None and np.nanmean(scan.displacement[scan.frames]) > MUCH_MOTION_MM:
         warnings.append(
             f"the head moved {np.nanmean(scan.displacement[scan.frames]):.2f} mm a frame on average in the frames that were kept, "
-            f"more than {MUCH_MOTION_MM} mm: add \"scrub\" to cleaning.strategy, or treat this network with care"
+            f'more than {MUCH_MOTION_MM} mm: add "scrub" to cleaning.strategy, or treat this network with care'
         )
     if (size == 0).any():
         warnings.append(f"{int((size == 0).sum())} of {group.n_parcels} parcels have no location; their rows are NaN")

@@ -23,7 +23,7 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -44,7 +44,11 @@ def main():
         seconds.append(time.perf_counter() - start)
     moved = float((maps.numpy().argmax(1) != labels).mean())
     versions = {name: importlib.metadata.version(name) for name in ("fmripnet", "torch")}
-    print(json.dumps({"neighbours_seconds": setup, "seconds": seconds, "median": statistics.median(seconds), "moved": moved, "versions": versions}))
+    print(
+        json.dumps(
+            {"neighbours_seconds": setup, "seconds": seconds, "median": statistics.median(seconds), "moved": moved, "versions": versions}
+        )
+    )
 
 
 if __name__ == "__main__":

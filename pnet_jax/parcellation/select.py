@@ -153,7 +153,7 @@ def select(
 
     centroids = score.nearest_centroid(prior_labels, space)
     null = scan.scores(centroids, centroids)
-    kappas, beta = sorted(kappas), betas[0]
+    kappas, beta = tuple(sorted(kappas)), betas[0]
     with ThreadPoolExecutor(2) as pool:
         for projection in problems if len(problems) > 1 else ():
             attempt(_Trial(projection, kappas[len(kappas) // 2], beta), (None, None))

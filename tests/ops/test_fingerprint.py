@@ -119,8 +119,7 @@ def test_mean_is_taken_off_before_the_projection(implementation):
     assert_allclose(run(y, r, implementation, mean=mean[0], projection=projection.T), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dimensions", [None, 3])
-@pytest.mark.parametrize("shape", [(1, 1, 3), (8, 3, 12), (33, 1, 20)])
+@pytest.mark.parametrize(("shape", "dimensions"), [((1, 1, 3), None), ((8, 3, 12), 2), ((33, 1, 20), 3), ((13, 4, 30), None)])
 def test_implementations_agree_in_values_and_gradients(shape, dimensions):
     y, r = data(shape)
     projection = None if dimensions is None else data((1, shape[1], dimensions), 1)[1]
@@ -148,11 +147,11 @@ def test_block_size_changes_nothing(monkeypatch, block):
     assert_allclose(jax.jit(lambda y, r: fingerprint(y, r))(y, r), run(y, r, "reference"), atol=1e-6)
 
 
-def test_gradients_equal_finite_differences(implementation):
+def test_gradients_equal_finite_differences():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         y, r, projection = (rng.normal(size=s) for s in [(9, 7), (3, 7), (3, 2)])
-        face = jax.jit(lambda y, r, p: fingerprint(y, r, kept=np.arange(7) != 4, projection=p, implementation=implementation))
+        face = jax.jit(lambda y, r, p: fingerprint(y, r, kept=np.arange(7) != 4, projection=p))
         check_grads(face, (y, r, projection), order=1, modes=["rev"], eps=1e-5)
 
 

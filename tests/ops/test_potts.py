@@ -119,13 +119,13 @@ def test_implementations_agree_in_values_and_gradients(shape):
     assert_allclose(gb, ga, atol=1e-5)
 
 
-def test_gradients_equal_finite_differences(implementation):
+def test_gradients_equal_finite_differences():
     with jax.enable_x64(True):
         q, candidates, neighbours, parcels = problem((3, 2, 2), 4, 2)
         there = candidates >= 0
 
         def face(q):
-            votes = potts(jnp.where(there, q, 0.0), candidates, neighbours, n_parcels=parcels, implementation=implementation)
+            votes = potts(jnp.where(there, q, 0.0), candidates, neighbours, n_parcels=parcels)
             return votes * votes
 
         check_grads(jax.jit(face), (q.astype(np.float64),), order=1, modes=["rev"], eps=1e-5)

@@ -39,8 +39,8 @@ def fingerprint(
     Memory: the result plus 2048 locations' fingerprints (`chunked`), or `[V, R]` (`reference`).
 
     >>> y = jnp.array([[1.0, 2.0, 3.0, 4.0], [1.0, -1.0, 1.0, -1.0]])
-    >>> fingerprint(y, jnp.array([[2.0, 1.0, 2.0, 1.0]])).round(2).tolist()
-    [[-0.48], [2.65]]
+    >>> [f"{z:.2f}" for z in fingerprint(y, jnp.array([[2.0, 1.0, 2.0, 1.0]]))[:, 0]]
+    ['-0.48', '2.65']
 
     Source: connectivity fingerprints as location features, e.g. Passingham et al. 2002; Fisher 1915 for z.
     """

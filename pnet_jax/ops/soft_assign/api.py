@@ -55,8 +55,8 @@ def soft_assign(
     Memory: the result plus one block of `[2048, K]` (`chunked`), or `[V, K]` (`reference`).
 
     >>> z = jnp.eye(2); candidates = jnp.array([[0, 1], [1, -1]])
-    >>> soft_assign(z, z, candidates, jnp.zeros((2, 2)), 2.0).q.round(2).tolist()
-    [[0.8799999952316284, 0.11999999731779099], [1.0, 0.0]]
+    >>> [[f"{p:.2f}" for p in row] for row in soft_assign(z, z, candidates, jnp.zeros((2, 2)), 2.0).q]
+    [['0.88', '0.12'], ['1.00', '0.00']]
 
     Source: expectation step of a von Mises–Fisher mixture, Banerjee et al. 2005.
     """
