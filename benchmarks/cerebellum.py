@@ -3,7 +3,7 @@
 12 subjects, 29 task conditions in each of two halves (betas, the mean over conditions removed from every voxel): conditions play the
 frames. For each subject in turn, encoder and prior (K = 10, 20) are made from the other 11 only; the subject's parcels are made from
 half 1 and their DCBC is taken on half 2, and the other way round. Beside them, on the same voxels: the group prior, the other
-subjects' personalised parcels of the same half (mean over the 11), Ward on the subject's own half with as many parcels, and a
+subjects' personalised parcels of the same half (mean over `--others` of them), Ward on the subject's own half with as many parcels, and a
 data-free map (nearest centroid of the prior). Nothing is chosen on a left-out subject's scores.
 
 There is no time axis. `--condition-seconds 20` makes every condition one block of the bootstrap that decides between personalised
@@ -32,7 +32,7 @@ def main() -> None:
     options = dict(
         reference_space="scans", references=args.references, dimensions=args.dimensions, parcels=(), learn_prior=tuple(args.parcels)
     )
-    config = pnet_jax.PretrainConfig(whiten=args.whiten, **options)
+    config = pnet_jax.PretrainConfig(**options)
     scores: dict[int, list[dict[str, float]]] = {k: [] for k in args.parcels}
     for left_out in range(len(subjects)):
         others = [s for s in range(len(subjects)) if s != left_out]
@@ -53,7 +53,7 @@ def main() -> None:
 
 def one_subject(left_out, others, betas, space, model, k, args) -> dict[str, float]:
     """DCBC of every map on the half it was not made from, mean of both directions, and what was selected."""
-    half_scans = {s: [half_scan(betas[s], half, space, s, args) for half in (0, 1)] for s in (left_out, *others)}
+    half_scans = {s: [half_scan(betas[s], half, space, s, args) for half in (0, 1)] for s in (left_out, *others[: args.others])}
     mine = half_scans[left_out]
     prior = model.priors[k]
     free, forced = (pnet_jax.ConstructConfig(force_personalised=force) for force in (False, True))
@@ -63,7 +63,7 @@ def one_subject(left_out, others, betas, space, model, k, args) -> dict[str, flo
         decided = pnet_jax.construct(mine[made], prior=prior, model=model, config=free)
         inside = (own.prior_labels >= 0) & mine[scored].valid
         judge = Judge(mine[scored].y, space, inside, k)
-        neighbours = [pnet_jax.construct(half_scans[s][made], prior=prior, model=model, config=forced).labels for s in others]
+        neighbours = [pnet_jax.construct(half_scans[s][made], prior=prior, model=model, config=forced).labels for s in others[: args.others]]
         rows.append(
             {
                 "personalised": judge(own.labels)["dcbc"],
@@ -137,7 +137,7 @@ def _arguments():
     arguments.add_argument("--parcels", nargs="+", type=int, default=[10, 20])
     arguments.add_argument("--references", type=int, default=100, help="reference regions, even")
     arguments.add_argument("--dimensions", type=int, default=64)
-    arguments.add_argument("--whiten", action="store_true", help="scale components by their reliability in the training subjects")
+    arguments.add_argument("--others", type=int, default=11, help="how many of the other subjects' own parcels are scored")
     arguments.add_argument(
         "--condition-seconds", type=float, default=20.0, help="seconds that a condition counts for in the block bootstrap"
     )

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,8 @@ from pnet_jax.scan import Scan, split
 from pnet_jax.space import LEFT, RIGHT, Space, take
 
 GROUP_KAPPA, GROUP_BETA, GROUP_ROUNDS = 15.0, 0.4, 10
+
+_mixture = jax.jit(mixture)
 
 
 def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: PretrainConfig | None = None) -> Model:
@@ -131,7 +134,7 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
             jnp.asarray(match_table(local.candidates, space.neighbours)),
             group_prototypes(z, jnp.asarray(labels), parcels),
         )
-        q = np.asarray(mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)
+        q = np.asarray(_mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)
         labels = harden(q, local.candidates, space.neighbours, labels, parcels).labels
     metrics = np.split(np.asarray(z), len(encoder.projections), axis=1)
     embedding = np.stack([group_prototypes(jnp.asarray(one), jnp.asarray(labels), parcels) for one in metrics])

@@ -161,6 +161,17 @@ def test_resuming_a_complete_cohort_changes_nothing_on_disk(inputs, config, tmp_
     assert contents(tmp_path) == before
 
 
+def test_a_resumed_cohort_has_the_tangent_edges_of_an_uninterrupted_one(cohort, inputs, config, tmp_path):
+    folder, *_ = cohort
+    good = [inputs[1][0], inputs[1][2]]
+    construct_cohort(good[:1], tmp_path, config)
+    assert "not written" in read_status(tmp_path / "status.tsv")[0]["warnings"]
+    construct_cohort(good, tmp_path, config, resume=True)
+    for subject in ("01", "03"):
+        assert_allclose(relmat(tmp_path, subject, "tangent"), relmat(folder, subject, "tangent"), atol=1e-5)
+    assert [row.get("warnings", "") for row in read_status(tmp_path / "status.tsv")] == ["", ""]
+
+
 def test_a_scan_is_done_again_for_another_configuration_or_checkpoint_or_a_missing_file(inputs, config, toy_model, tmp_path, tried):
     def resumed(changed):
         tried.clear()

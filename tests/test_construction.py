@@ -172,10 +172,10 @@ def test_locations_without_signal_are_outside(toy, toy_model):
 
 @pytest.fixture(scope="module")
 def cut(toy, toy_model) -> Network:
-    """A scan whose field of view ends 24 mm before parcel 4 begins."""
+    """A scan whose field of view lacks parcel 4, to its borders and one voxel beyond."""
     parcel = toy.space.xyz[toy.expected == 4]
     distance = np.linalg.norm(toy.space.xyz[:, None] - parcel[None], axis=-1).min(1)
-    keep = np.flatnonzero((distance > 24) | (toy.space.hemisphere == RIGHT))
+    keep = np.flatnonzero((distance > 12) | (toy.space.hemisphere == RIGHT))
     mask = np.zeros_like(toy.mask)
     mask[tuple(toy.space.grid.ijk[keep].T)] = True
     volume = toy.volume(0) * mask[..., None]

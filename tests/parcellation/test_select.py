@@ -186,6 +186,14 @@ def test_given_kappa_and_beta_are_used_as_they_are(displaced):
     assert len(found.grid) == 1
 
 
+def test_kappa_of_the_whole_scan_follows_from_how_well_its_halves_agree(displaced):
+    given, found = displaced
+    a, b = (one.z for one in given["problems"]["only"])
+    assert found.kappa_scan == pytest.approx(found.kappa * 2 / (1 + (a * b).sum(1).mean()), rel=1e-4)
+    assert found.kappa < found.kappa_scan < 2 * found.kappa
+    assert select(**given, kappas=(7.0,), betas=(0.3,)).kappa_scan == 7.0
+
+
 def test_halves_under_a_minute_keep_the_prior_and_say_so(displaced):
     given, _ = displaced
     first, second = (mask & (np.cumsum(mask) <= 29) for mask in given["halves"])
