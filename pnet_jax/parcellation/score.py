@@ -58,7 +58,9 @@ def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, group: int =
             found.append((i[keep], j[keep], ring[keep] + side * rings))
     if not found:
         return Pairs(*(np.zeros(0, np.int64),) * 3)
-    return Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    i, j, ring = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(i, kind="stable")  # neighbours in memory are read together: twice as fast to score
+    return Pairs(i[order].astype(np.int32), j[order].astype(np.int32), ring[order].astype(np.int32))
 
 
 def pair_correlations(y: Float[np.ndarray, "V T"], pairs: Pairs, blocks: int = 1) -> Float[np.ndarray, "B P"]:
@@ -128,7 +130,7 @@ def homogeneity(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_pa
     at = (labels[inside], inside)
     sums = csr_matrix((np.ones(len(inside), np.float32), at), shape=(n_parcels, len(labels))) @ y  # [K, T]
     size = np.bincount(labels[inside], minlength=n_parcels).astype(np.float64)
-    energy = np.bincount(labels[inside], weights=np.square(y[inside]).mean(1), minlength=n_parcels)
+    energy = np.bincount(labels[inside], weights=np.einsum("vt,vt->v", y, y)[inside] / y.shape[1], minlength=n_parcels)
     many = size > 1
     if not many.any():
         return float("nan")

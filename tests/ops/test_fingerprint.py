@@ -119,7 +119,7 @@ def test_mean_is_taken_off_before_the_projection(implementation):
     assert_allclose(run(y, r, implementation, mean=mean[0], projection=projection.T), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "dimensions"), [((1, 1, 3), None), ((8, 3, 12), 2), ((33, 1, 20), 3), ((13, 4, 30), None)])
+@pytest.mark.parametrize(("shape", "dimensions"), [((1, 1, 3), None), ((8, 3, 12), 2), ((33, 1, 20), 3)])
 def test_implementations_agree_in_values_and_gradients(shape, dimensions):
     y, r = data(shape)
     projection = None if dimensions is None else data((1, shape[1], dimensions), 1)[1]

@@ -120,7 +120,7 @@ def test_one_kappa_for_all_equals_the_same_for_each():
     assert_array_equal(jax.jit(soft_assign)(*given, 3.0).q, run(*given, 3.0, "chunked").q)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 2, 2, 4), (21, 6, 3, 5), (33, 40, 1, 3)], ids=lambda s: "V{}-K{}-C{}-D{}".format(*s))
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (16, 6, 3, 5), (33, 40, 1, 3)], ids=lambda s: "V{}-K{}-C{}-D{}".format(*s))
 def test_implementations_agree_in_values_and_gradients(shape):
     z, prototypes, candidates, bias = problem(*shape)
     kappa = np.linspace(1, 4, len(z), dtype=np.float32)
