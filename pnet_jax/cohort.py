@@ -134,6 +134,8 @@ def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
         matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
         matrix[np.ix_(shared, shared)] = values
         save_edges(dataclasses.replace(network, edges={"tangent": matrix}), folder)
+        row.pop("warnings", None)  # of an earlier call, in which it was alone
+    append_status(folder / "status.tsv", complete)
 
 
 def _deciding(config: ConstructConfig) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def select(
       betas: tried weights; the first one goes with all κ.
     """
     scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
-    rows: list[dict[str, Any]] = []
+    rows: dict[_Trial, dict[str, Any]] = {}
     fits: dict[_Trial, list[Mixture]] = {}
 
     def attempt(trial: _Trial, starts: Sequence[Mixture | None]) -> None:
@@ -148,7 +148,7 @@ def select(
         numbers = jnp.float32(trial.kappa), jnp.float32(trial.beta)
         found = list(pool.map(lambda half: jax.block_until_ready(_fit(*half, *numbers)), each))
         labels = [np.asarray(half[1])[: len(space)] for half in found]
-        rows.append(trial._asdict() | scan.scores(*labels))
+        rows[trial] = trial._asdict() | scan.scores(*labels)
         fits[trial] = [half[0] for half in found]
 
     centroids = score.nearest_centroid(prior_labels, space)
@@ -175,7 +175,7 @@ def select(
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[projection][0].z[inside] * problems[projection][1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
-    return Selection(projection, best.kappa, kappa_scan, best.beta, rows, personalised, prior, null, difference, decision, reason)
+    return Selection(projection, best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
 
 
 class _Trial(NamedTuple):
@@ -184,17 +184,17 @@ class _Trial(NamedTuple):
     beta: float
 
 
-def _best(rows: list[dict[str, Any]], null: dict[str, float]) -> _Trial:
+def _best(rows: Mapping[_Trial, dict[str, Any]], null: dict[str, float]) -> _Trial:
     """Highest sum of both scores among the trials that are no less homogeneous than the data-free map, or else homogeneity."""
 
-    def worth(row: dict[str, Any]) -> tuple[bool, float]:
+    def worth(trial: _Trial) -> tuple[bool, float]:
+        row = rows[trial]
         if row["homogeneity"] < null["homogeneity"]:
             return False, row["homogeneity"]
         dcbc = row["dcbc"] if np.isfinite(row["dcbc"]) else 0.0  # ROIs: no neighbouring pairs to tell apart
         return True, row["homogeneity"] + dcbc
 
-    best = max(rows, key=worth)
-    return _Trial(best["projection"], best["kappa"], best["beta"])
+    return max(rows, key=worth)
 
 
 def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, str]:
