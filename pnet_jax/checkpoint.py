@@ -6,9 +6,15 @@ the weights. Everything a scan has to go through is rebuilt from it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import importlib.resources
+import logging
 import pathlib
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +25,10 @@ from pnet_jax.parcellation.prior import Prior
 
 FORMAT = 1
 _SHIPPED = "checkpoints"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_SPARE_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 
 def save_model(model: Model, folder: str | pathlib.Path) -> pathlib.Path:
@@ -26,6 +36,7 @@ def save_model(model: Model, folder: str | pathlib.Path) -> pathlib.Path:
 
     Raises:
       ValueError: the folder exists.
+      OSError: the folder cannot be made or the disk is too full; nothing of the checkpoint is left.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -35,7 +46,17 @@ def save_model(model: Model, folder: str | pathlib.Path) -> pathlib.Path:
     priors = {str(k): _prior_arrays(prior) for k, prior in model.priors.items()}
     texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.priors.items()}
     metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "priors": texts}
-    ocp.save(folder, {"encoder": dict(model.encoder._asdict()), "priors": priors}, custom_metadata=metadata)
+    arrays = {"encoder": dict(model.encoder._asdict()), "priors": priors}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, sum(np.asarray(a).nbytes for group in (arrays["encoder"], *priors.values()) for a in group.values()))
+    try:
+        with _quiet():
+            ocp.save(folder, arrays, custom_metadata=metadata)
+    except BaseException as error:
+        shutil.rmtree(folder.with_name(folder.name + _UNFINISHED), ignore_errors=True)
+        if isinstance(error, OSError | ValueError):
+            raise OSError(getattr(error, "errno", None) or errno.EIO, f"checkpoint not written ({_reason(error)})", str(folder)) from error
+        raise
     return folder
 
 
@@ -48,23 +69,21 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     from orbax.checkpoint import v1 as ocp
 
     folder = _find(name_or_folder)
-    try:
-        metadata = ocp.metadata(folder).custom_metadata
-    except Exception as error:
-        raise ValueError(f"checkpoint {folder} is damaged or not a checkpoint: {error}") from error
+    metadata: Any = _attempt(lambda: ocp.metadata(folder).custom_metadata, f"checkpoint {folder} is damaged or not a checkpoint")
     if not isinstance(metadata, dict) or "format" not in metadata:
         raise ValueError(f"checkpoint {folder} was not written by pnet_jax: it has no format number")
     if metadata["format"] != FORMAT:
         raise ValueError(
             f"checkpoint {folder} has format {metadata['format']}, expected {FORMAT}: use the pnet_jax that wrote it, or pretrain again"
         )
-    try:
-        arrays = ocp.load(folder)
+
+    def read() -> tuple[Model, str]:
+        arrays: Any = ocp.load(folder)
         encoder = LinearEncoder(**{key: np.asarray(value) for key, value in arrays["encoder"].items()})
         priors = {int(k): _prior(values, metadata["priors"][k]) for k, values in arrays["priors"].items()}
-        model, expected = Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
-    except Exception as error:
-        raise ValueError(f"checkpoint {folder} is damaged: it cannot be read ({type(error).__name__}: {error})") from error
+        return Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
+
+    model, expected = _attempt(read, f"checkpoint {folder} is damaged: it cannot be read")
     if model.digest != expected:
         raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
     return model
@@ -74,6 +93,43 @@ def list_models() -> list[str]:
     """Names of the models that ship with the package."""
     shipped = pathlib.Path(str(importlib.resources.files("pnet_jax"))) / _SHIPPED
     return sorted(path.name for path in shipped.iterdir() if path.is_dir()) if shipped.is_dir() else []
+
+
+def _attempt(read: Callable[[], T], said: str) -> T:
+    """Runs a read; what goes wrong in it becomes one line, and orbax's tasks are cleared away before they can complain."""
+    with _quiet():
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001  damage shows as any of orbax's errors
+            reason = f"{type(error).__name__}: {_reason(error)}"
+        gc.collect()
+    raise ValueError(f"{said} ({reason})")
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split(" [tensorstore_spec", 1)[0].split())
+    return text if len(text) < 300 else f"{text[:300]} …"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax and its event loop log for an error that is raised as well."""
+    loggers = [logger for logger in map(logging.getLogger, ("absl", "asyncio")) if not logger.disabled]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
+
+
+def _check_space(folder: pathlib.Path, needed: int) -> None:
+    """Refuses what will not fit: orbax's threads do not stop cleanly on a full disk."""
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed + _SPARE_BYTES:
+        size = f"{(needed + _SPARE_BYTES) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, f"No space left on device for the checkpoint: {size}", str(folder))
 
 
 def _find(name_or_folder: str | pathlib.Path) -> pathlib.Path:

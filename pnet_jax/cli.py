@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 HELP = """usage: pnet <command> [options]
@@ -42,8 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from pnet_jax import commands
 
+    def show(message, category, filename, lineno, file=None, line=None):
+        from tqdm import tqdm  # it clears a progress bar that stands on the line
+
+        tqdm.write(f"pnet {arguments[0]}: warning: {message}", file=sys.stderr)
+
     try:
-        return int(getattr(commands, arguments[0])(arguments[1:]))
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            return int(getattr(commands, arguments[0])(arguments[1:]))
     except (ValueError, OSError) as error:
         print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,13 @@ def construct_cohort(
         raise ValueError("expected at least one scan, got none")
     if config.report:
         check_installed()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, prior, names = resolve(config)
+    notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the prior's file: they belong to every result
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     folder = check_writable(folder)
-    model, prior, names = resolve(config)
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = _job([_deciding(config), load, model.digest, prior.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
@@ -73,7 +79,7 @@ def construct_cohort(
         if earlier.get("status") == "ok" and earlier.get("job") == job and (folder / earlier["dseg"]).exists():
             rows.append(dict(earlier))
             continue
-        rows.append(_one(source, folder, config, model, prior, alone, load or {}) | {"job": job})
+        rows.append(_one(source, folder, config, model, prior, alone, load or {}, notes) | {"job": job})
         append_status(folder / "status.tsv", rows[-1:])
     if "tangent" in names and any(row not in done.values() for row in rows):
         _write_tangent(folder, rows)
@@ -85,7 +91,14 @@ def construct_cohort(
 
 
 def _one(
-    source: ScanSource, folder: Path, config: ConstructConfig, model: Model, prior: Prior, names: Sequence[str], load: dict[str, Any]
+    source: ScanSource,
+    folder: Path,
+    config: ConstructConfig,
+    model: Model,
+    prior: Prior,
+    names: Sequence[str],
+    load: dict[str, Any],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     start = time.perf_counter()
     row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
@@ -94,6 +107,7 @@ def _one(
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start
         network = construct(scan, prior=prior, model=model, edges=names, config=config)
+        network.qc["warnings"] += notes
         network.qc["seconds"] = {"load": round(loaded, 3)} | network.qc["seconds"]
         before = time.perf_counter()
         files = save(network, folder, probabilities=config.probabilities)
@@ -113,6 +127,7 @@ def _one(
         "n_absent": len(network.qc["absent"]),
         "used_prior": network.qc["selection"]["decision"] == "prior",
         "dseg": str(files[-1].relative_to(folder)),
+        "qc_warnings": "; ".join(network.qc["warnings"]),
         "stages": json.dumps(network.qc["seconds"]),
     }
 

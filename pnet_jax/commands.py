@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from pnet_jax.config import ConstructConfig, PretrainConfig, SimulateConfig, nearest
+
+MOST_WARNED = 20  # scans whose warnings are printed; status.tsv has all
 
 
 def construct(arguments: Sequence[str]) -> int:
@@ -32,6 +35,11 @@ def construct(arguments: Sequence[str]) -> int:
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed:
         print(f"failed: {row['error']}", file=sys.stderr)
+    warned = [row for row in rows if row["status"] == "ok" and row.get("qc_warnings")]
+    for row in warned[:MOST_WARNED]:
+        print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
+    if len(warned) > MOST_WARNED:
+        print(f"warnings of {len(warned) - MOST_WARNED} more scans: column qc_warnings of {Path(args.out) / 'status.tsv'}", file=sys.stderr)
     kept = sum(str(row.get("used_prior")).lower() == "true" for row in rows)
     print(
         f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. "
@@ -78,11 +86,13 @@ def pretrain(arguments: Sequence[str]) -> int:
     config, args = _parse(parser, PretrainConfig, arguments)
     from pnet_jax.checkpoint import save_model
     from pnet_jax.ingest import load_scan
+    from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
 
     if Path(args.out).exists():
         raise ValueError(f"checkpoint {args.out} exists already: expected a new folder")
     sources, load = _sources(args)
+    check_writable(Path(args.out).absolute().parent)
     skipped: dict[str, str] = {}
     with _Bar(len(sources), "pretrain") as bar:
 
@@ -97,10 +107,13 @@ def pretrain(arguments: Sequence[str]) -> int:
                 except (ValueError, OSError) as error:
                     skipped[source.label] = str(error)
 
-        model = fit(scans, config)
+        try:
+            model = fit(scans, config)
+        finally:
+            bar.bar.close()
+            for error in skipped.values():
+                print(f"left out: {error}", file=sys.stderr)
     save_model(model, args.out)
-    for error in skipped.values():
-        print(f"left out: {error}", file=sys.stderr)
     print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {args.out}")
     print(f"weights digest: {model.digest}")
     return 1 if skipped else 0
@@ -123,7 +136,7 @@ class _Parser(ArgumentParser):
     """Says which option was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        known, message = self.known(), _plainly(message)
         for word in re.findall(r"--([\w.]+)|option '([\w.]+)'|[Kk]ey '?\"?([\w.]+)", message):
             name = next(filter(None, word))
             if name not in known:
@@ -132,6 +145,41 @@ class _Parser(ArgumentParser):
                 break
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+    def known(self) -> list[str]:
+        """Names of the options, without dashes."""
+        return [option.lstrip("-") for action in self._actions for option in action.option_strings]
+
+    def check_config(self, file: str) -> None:
+        """Refuses a configuration file that is missing, no TOML, or has unknown keys; jsonargparse would not name the file."""
+        try:
+            keys = list(_keys(tomllib.loads(Path(file).read_text("utf-8"))))
+        except OSError as error:
+            self.error(f"config file {file}: {(error.strerror or str(error)).lower()}")
+        except ValueError as error:
+            self.error(f"config file {file} is no valid TOML: {error}")
+        known = [name.replace("-", "_") for name in self.known()]
+        for key in keys:
+            if key not in known:
+                self.error(f"config file {file}: unknown key {key!r}{nearest(key, known)}")
+
+
+def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _plainly(message: str) -> str:
+    """jsonargparse's account of a value of the wrong type, in one line."""
+    found = re.search(r'Parser key "([\w.]+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL)
+    types = dict.fromkeys(re.findall(r"<class '(\w+)'>", message.split("Given value type")[0]))
+    if not found or not types:
+        return message
+    names = " or ".join({"NoneType": "null", "tuple": "list"}.get(name, name) for name in types)
+    return f"--{found[1]}: expected {names}, found {found[2].strip()!r}"
 
 
 def _parser(command: str, about: str) -> _Parser:
@@ -159,6 +207,9 @@ def _parse(parser: ArgumentParser, config_class: type | None, arguments: Sequenc
         parser.add_class_arguments(config_class, None)
     _enable_compilation_cache()
     lists = [f"--{name}" for name in _tuples(config_class)]
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if config_class is not None and (before == "--config" or argument.startswith("--config=")):
+            parser.check_config(argument.removeprefix("--config="))
     args = parser.parse_args(_split_lists(arguments, lists))
     if config_class is None:
         return None, args

@@ -41,6 +41,10 @@ class CleaningConfig:
     min_seconds: float = 60.0
     warn_seconds: float = 240.0
 
+    def __post_init__(self):
+        _at_least(self, 0, "fd_threshold", "std_dvars_threshold", "scrub", "low_pass", "high_pass")
+        _at_least(self, 0, "min_frames", "min_seconds", "warn_seconds")
+
 
 @dataclasses.dataclass(frozen=True)
 class SimulateConfig:
@@ -105,6 +109,12 @@ class ConstructConfig:
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
 
+    def __post_init__(self):
+        _at_least(self, 1, "parcels")
+        _at_least(self, 0, "beta", "min_coverage")
+        if self.kappa is not None and not self.kappa > 0:
+            raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
@@ -133,6 +143,20 @@ class PretrainConfig:
     prior: str | None = None
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+
+    def __post_init__(self):
+        _at_least(self, 1, "dimensions", "references")
+        if any(size < 2 or size % 2 for size in self.parcels):
+            raise ValueError(f"PretrainConfig.parcels: expected even numbers from 2, half a hemisphere, got {self.parcels}")
+        if any(size < 1 for size in self.learn_prior):
+            raise ValueError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
+
+
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:  # NaN too
+            raise ValueError(f"{type(config).__name__}.{name}: expected {least} or more, got {value}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from nibabel.cifti2 import cifti2_axes as axes
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.cifti import SurfaceInput, axes_of, cifti_space
 from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
-from pnet_jax.ingest.nifti import attempt, open_image
+from pnet_jax.ingest.nifti import attempt, check_stream, open_image
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.parcellation.prior import Prior, make_prior
 
@@ -75,6 +75,7 @@ def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[F
     elif len(shape) != 3:
         probabilities = "; a 4-D probseg is not supported: take the most probable region of each voxel first" if len(shape) == 4 else ""
         raise ValueError(f"{where}: expected a 3-D image of region ids, found shape {shape}{probabilities}")
+    check_stream(image, where)
     image = attempt(lambda: nib.as_closest_canonical(image), "its voxels", where)
     values = attempt(lambda: np.asanyarray(image.dataobj), "its voxels", where)
     labels = _whole(values, where)
@@ -119,7 +120,9 @@ def _whole(values: np.ndarray, where: str) -> np.ndarray:
 
 def _check_template(space: str | None, where: str) -> None:
     if space is not None and not space.startswith("MNI"):
-        raise ValueError(f"{where}: wrong space: expected an MNI space, found {space!r}; if it is MNI, say so: space='MNI152NLin6Asym'")
+        raise ValueError(
+            f"{where}: wrong space: expected an MNI space, found {space!r}; if it is MNI, say so in its name (space-MNI…) or by space="
+        )
 
 
 def _names(given: NamesInput, atlas: Path, table: dict[int, str] | None) -> dict[int, str] | list[str] | None:

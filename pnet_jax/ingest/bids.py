@@ -233,6 +233,8 @@ def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str
 def _check_unique(sources: list[ScanSource], path: Path) -> None:
     first: dict[str, ScanSource] = {}
     for source in sources:
+        if source.label in first and source.bold.resolve() == first[source.label].bold.resolve():
+            raise ValueError(f"{path}: {source.bold} is listed twice; list each recording once")
         if source.label in first:
             raise ValueError(
                 f"{path}: two scans are called {source.label}: {first[source.label].bold} and {source.bold}; tell them apart with "

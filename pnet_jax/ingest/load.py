@@ -80,6 +80,7 @@ def load_scan(
     where = f"{naming.scan_label(subject, others)} ({path or 'image in memory'})"
     notes: list[str] = []
     opened = _open(bold, path, mask, tr, native_to_mni, space, atlas, surfaces, others, where, notes)
+    check_length(opened.n_frames, opened.n_frames, opened.tr, cleaning, where, [])  # before confounds, which need frames too
     noise = read_confounds(confounds, bold=path, n_frames=opened.n_frames, cleaning=cleaning, where=where)
     notes += noise.warnings
     kept = kept_frames(sample_mask, noise, opened.n_frames, where)

@@ -111,5 +111,5 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
         return name, []
     raise ValueError(
         f"{where}: wrong space entity: expected an MNI space (space-MNI152NLin2009cAsym, space-MNI152NLin6Asym, …), found "
-        f"space-{name}. Take the run's file in MNI space, or pass native_to_mni= (a 4 x 4 matrix, mm of {name} to MNI mm)"
+        f"space-{name}. Take the run's file in MNI space, or pass native_to_mni= (--native-to-mni): a 4 x 4 matrix, mm of {name} to MNI mm"
     )

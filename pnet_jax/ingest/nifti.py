@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import gzip
 import json
 import warnings as python_warnings
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from xml.parsers.expat import ExpatError
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from nibabel.arrayproxy import ArrayProxy
 
 from pnet_jax.ingest import naming
 from pnet_jax.space import Space, grid_space
@@ -56,6 +60,16 @@ def open_image(source: ImageInput, where: str) -> Image:
         return nib.load(path, **options)  # type: ignore[return-value]
     except UNREADABLE as error:
         raise ValueError(f"{where}: truncated, corrupt or no image ({type(error).__name__}: {error})") from error
+
+
+def check_stream(image: Image, where: str) -> None:
+    """Reads a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
+
+    Raises:
+      ValueError: the checksum is not that of the content.
+    """
+    with _verified(image, "its end", where):
+        pass
 
 
 def check_bold(image: Image, where: str) -> None:
@@ -123,7 +137,9 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     if mask is None and path is not None and naming.is_bids(path):
         mask = naming.mask_beside(path)
         if mask is None:
-            raise ValueError(f"{where}: no brain mask: expected a *_desc-brain_mask.nii.gz of the same space beside the file; pass mask=")
+            raise ValueError(
+                f"{where}: no brain mask: expected a *_desc-brain_mask.nii.gz of the same space beside the file; pass mask= (--mask)"
+            )
     if mask is None:
         warnings.append("no mask was given; one was computed from the mean image (nilearn compute_epi_mask)")
         return _computed_mask(bold, where)
@@ -137,6 +153,7 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
             f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)} (more than {TOLERANCE_MM} mm "
             "apart); resample the mask to the recording"
         )
+    check_stream(image, f"{where}: {name}")
     try:
         values = np.nan_to_num(np.asanyarray(image.dataobj).reshape(shape))
     except UNREADABLE as error:
@@ -166,7 +183,7 @@ def mask_space(
         low, high = space.xyz.min(0).tolist(), space.xyz.max(0).tolist()
         raise ValueError(
             f"{where}: {outside:.0%} of the voxels are outside the MNI template: coordinates run from {low} to {high} mm. The affine "
-            "does not lead to MNI: take the run's file in MNI space, or pass native_to_mni="
+            "does not lead to MNI: take the run's file in MNI space, or pass native_to_mni= (--native-to-mni)"
         )
     if len(space) > 1 and (space.hemisphere == space.hemisphere[0]).all():
         side = "left (x < 0)" if space.hemisphere[0] == 0 else "right (x >= 0)"
@@ -204,10 +221,27 @@ def _pieces(image: Image, budget: int, where: str) -> Iterator[tuple[slice, np.n
     """Blocks of whole volumes of at most `budget` bytes (as float64), in the order of the file."""
     n, volume = image.shape[3], int(np.prod(image.shape[:3])) * 8
     step = int(np.clip(budget // volume, 1, 16))
-    for start in range(0, n, step):
-        frames = slice(start, min(start + step, n))
-        read = partial(image.dataobj.__getitem__, (..., frames))
-        yield frames, np.asanyarray(attempt(read, f"frames {frames.start} to {frames.stop - 1}", where))
+    with _verified(image, f"frames 0 to {n - 1}", where) as data:
+        for start in range(0, n, step):
+            frames = slice(start, min(start + step, n))
+            read = partial(data.__getitem__, (..., frames))
+            yield frames, np.asanyarray(attempt(read, f"frames {frames.start} to {frames.stop - 1}", where))
+
+
+@contextlib.contextmanager
+def _verified(image: Image, what: str, where: str) -> Iterator[Any]:
+    """The data of an image, to be sliced in the order of the file; at the end, the checksum of a gzip file is compared.
+
+    nibabel reads the bytes of the voxels and nothing behind them, so that damage which leaves the length intact would pass.
+    """
+    data = image.dataobj
+    file = getattr(data, "file_like", None)
+    if not isinstance(data, ArrayProxy) or not isinstance(file, str | Path) or not str(file).lower().endswith(".gz"):
+        yield data
+        return
+    with gzip.open(file) as stream:
+        yield ArrayProxy(stream, (data.shape, data.dtype, data.offset, data.slope, data.inter))
+        attempt(lambda: collections.deque(iter(lambda: stream.read(1 << 20), b""), maxlen=0), what, where)
 
 
 def attempt(read: Callable[[], T], what: str, where: str) -> T:
@@ -230,9 +264,9 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
             python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
             mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
     except ValueError as error:
-        raise ValueError(f"{where}: no brain mask could be computed ({error}); pass mask=") from error
+        raise ValueError(f"{where}: no brain mask could be computed ({error}); pass mask= (--mask)") from error
     if not mask.any():
-        raise ValueError(f"{where}: the computed brain mask is empty; pass mask=")
+        raise ValueError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
     return mask
 
 

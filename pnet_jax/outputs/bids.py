@@ -57,7 +57,7 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
 
     Raises:
       ValueError: `folder` is a file, or shapes in `network` do not agree.
-      OSError: the folder is not writable or the disk is full; the error names the file and nothing half-written is left.
+      OSError: the folder is not writable or the disk is full; the error names the file, and nothing that this call wrote is left.
     """
     check_shapes(network)
     folder = check_writable(folder)
@@ -65,12 +65,22 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     complete = beside(stem, "dseg.tsv")
     complete.unlink(missing_ok=True)
     write_dataset_files(folder)
-    written = [*_write_maps(network, stem, probabilities), *_write_tables(network, stem)]
-    written.append(write_json(beside(stem, "dseg.json"), sidecars.segmentation_sidecar(network)))
-    for pattern in SOMETIMES:
-        for old in set(stem.parent.glob(f"{stem.name}_{pattern}")) - set(written):
-            old.unlink()
-    written.append(write_rows(complete, LUT_COLUMNS, parcel_rows(network)))
+    written: list[Path] = []
+    try:
+        for file in _write_maps(network, stem, probabilities):
+            written.append(file)
+        for file in _write_tables(network, stem):
+            written.append(file)
+        written.append(write_json(beside(stem, "dseg.json"), sidecars.segmentation_sidecar(network)))
+        for pattern in SOMETIMES:
+            for old in set(stem.parent.glob(f"{stem.name}_{pattern}")) - set(written):
+                old.unlink()
+        written.append(write_rows(complete, LUT_COLUMNS, parcel_rows(network)))
+    except BaseException:
+        # Half a set helps nobody, and on a full disk the others may need the room.
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
     return written
 
 

@@ -98,9 +98,12 @@ def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
 
 def prior_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the group prior on the scan's grid."""
+    spacing = network.provenance.get("prior", {}).get("resolution")
+    given = f"given every {spacing:.3g} mm and " if spacing else ""
     return {
         "Description": "The group prior on this scan's grid: the parcellation that the scan would have if nothing were learnt from it. "
         "Values are those of _dseg; 0 is outside.",
+        "Derivation": f"The prior, {given}read at the scan's locations, {network.space.resolution:.3g} mm apart, from its nearest point.",
         "Manual": False,
     } | _common(network)
 

@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     ring: Int[np.ndarray, " P"]
 
 
-def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, group: int = 400, seed: int = 0) -> Pairs:
+def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, group: int = 250, seed: int = 0) -> Pairs:
     """A random sample of near pairs in which every location takes part, the same for the same seed.
 
     The locations of a hemisphere are dealt into random groups, and all near pairs inside a group are taken: pairs of many
@@ -98,16 +98,18 @@ def dcbc(correlations: Float[np.ndarray, "B P"], pairs: Pairs, labels: Int[np.nd
     Source: Zhi et al. 2022, Human Brain Mapping.
     """
     own, other = labels[pairs.i], labels[pairs.j]
-    used = np.flatnonzero((own >= 0) & (other >= 0))
-    if not len(used):
+    used = (own >= 0) & (other >= 0)
+    if not used.any():
         return np.full(len(correlations), np.nan)
     rings = int(pairs.ring.max()) + 1
-    cell = pairs.ring[used] * 2 + (own[used] == other[used])
+    cell = pairs.ring * 2 + (own == other)
+    if not used.all():  # what a scan is judged on lies inside as a rule, and copies of millions of pairs cost
+        cell, correlations = cell[used], correlations[:, used]
     count = np.bincount(cell, minlength=2 * rings).reshape(rings, 2)
     good = (count >= MIN_PAIRS).all(1)
     if not good.any():
         return np.full(len(correlations), np.nan)
-    total = np.stack([np.bincount(cell, weights=r[used], minlength=2 * rings).reshape(rings, 2) for r in correlations])
+    total = np.stack([np.bincount(cell, weights=r, minlength=2 * rings).reshape(rings, 2) for r in correlations])
     mean = total[:, good] / count[good]  # [B, rings, 2]
     weight = 1 / (1 / count[good]).sum(1)
     return ((mean[..., 1] - mean[..., 0]) * weight).sum(1) / weight.sum()

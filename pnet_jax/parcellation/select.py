@@ -175,7 +175,9 @@ def select(
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[projection][0].z[inside] * problems[projection][1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
-    return Selection(projection, best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
+    return Selection(
+        projection, best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason
+    )
 
 
 class _Trial(NamedTuple):
