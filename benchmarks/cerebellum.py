@@ -46,7 +46,8 @@ def main() -> None:
     table(("DCBC on the other half, mean of subjects", *(f"K={k}" for k in args.parcels)), rows)
     for k, name in ((k, name) for k in args.parcels for name in MAPS[1:4]):
         test = figures[f"K={k}"]["personalised over"][name]
-        better = f"{test['gain']:+.4f}, t p = {test['t_p']:.2g}, Wilcoxon p = {test['wilcoxon_p']:.2g}, better in {test['better']} of {len(subjects)}"
+        better = f"{test['gain']:+.4f}, better in {test['better']} of {len(subjects)}"
+        better += f", t p = {test['t_p']:.2g}, Wilcoxon p = {test['wilcoxon_p']:.2g}"
         print(f"K={k} personalised - {name}: {better}")
     write(args, figures)
 
@@ -63,7 +64,9 @@ def one_subject(left_out, others, betas, space, model, k, args) -> dict[str, flo
         decided = pnet_jax.construct(mine[made], prior=prior, model=model, config=free)
         inside = (own.prior_labels >= 0) & mine[scored].valid
         judge = Judge(mine[scored].y, space, inside, k)
-        neighbours = [pnet_jax.construct(half_scans[s][made], prior=prior, model=model, config=forced).labels for s in others[: args.others]]
+        neighbours = [
+            pnet_jax.construct(half_scans[s][made], prior=prior, model=model, config=forced).labels for s in others[: args.others]
+        ]
         rows.append(
             {
                 "personalised": judge(own.labels)["dcbc"],

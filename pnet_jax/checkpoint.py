@@ -13,6 +13,8 @@ import importlib.resources
 import logging
 import pathlib
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ FORMAT = 1
 _SHIPPED = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SPARE_BYTES = 1 << 20
+_LATE_SECONDS = 0.3  # reads that were under way when the first of them failed call back within this
 
 T = TypeVar("T")
 
@@ -102,8 +105,14 @@ def _attempt(read: Callable[[], T], said: str) -> T:
             return read()
         except Exception as error:  # noqa: BLE001  damage shows as any of orbax's errors
             reason = f"{type(error).__name__}: {_reason(error)}"
+        logging.getLogger("asyncio").addFilter(_is_not_of_a_read)  # some tasks are noticed at the very end
+        time.sleep(_LATE_SECONDS)
         gc.collect()
     raise ValueError(f"{said} ({reason})")
+
+
+def _is_not_of_a_read(record: logging.LogRecord) -> bool:
+    return "tensorstore_spec" not in record.getMessage()
 
 
 def _reason(error: BaseException) -> str:
@@ -115,11 +124,14 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Without the tracebacks that orbax and its event loop log for an error that is raised as well."""
     loggers = [logger for logger in map(logging.getLogger, ("absl", "asyncio")) if not logger.disabled]
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
     for logger in loggers:
         logger.disabled = True
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for logger in loggers:
             logger.disabled = False
 

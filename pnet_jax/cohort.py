@@ -127,7 +127,7 @@ def _one(
         "n_absent": len(network.qc["absent"]),
         "used_prior": network.qc["selection"]["decision"] == "prior",
         "dseg": str(files[-1].relative_to(folder)),
-        "qc_warnings": "; ".join(network.qc["warnings"]),
+        "qc_warnings": "; ".join(text for text in network.qc["warnings"] if text not in notes),
         "stages": json.dumps(network.qc["seconds"]),
     }
 

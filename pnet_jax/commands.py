@@ -161,7 +161,7 @@ class _Parser(ArgumentParser):
         known = [name.replace("-", "_") for name in self.known()]
         for key in keys:
             if key not in known:
-                self.error(f"config file {file}: unknown key {key!r}{nearest(key, known)}")
+                self.error(f"config file {file}: unknown key {key!r}")  # which adds the nearest
 
 
 def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -178,3 +178,35 @@ def test_the_digest_changes_with_every_part_of_a_prior_that_decides_a_result(mod
     array.flat[0] = 1 - array.flat[0] if part == "hemisphere" else array.flat[0] + 1
     other = dataclasses.replace(model.priors[13], **{part: array})
     assert dataclasses.replace(model, priors={12: model.priors[12], 13: other}).digest != model.digest
+
+
+def test_damage_is_told_in_one_line_and_nothing_else(copy, capfd, caplog):
+    for file in copy.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="is damaged: it cannot be read") as caught:
+        load_model(copy)
+    gc.collect()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert "Traceback" not in capfd.readouterr().err
+    assert not caplog.records
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with pytest.raises(OSError, match=r"No space left on device for the checkpoint: .* MB are needed, 0\.0 MB are free.*new"):
+        save_model(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_nothing(model, tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    def half(folder, *_, **__):
+        folder.with_name(f"{folder.name}.orbax-checkpoint-tmp").mkdir()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ocp, "save", half)
+    with pytest.raises(OSError, match=r"checkpoint not written \(.*Input/output error\).*new"):
+        save_model(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())

@@ -232,3 +232,23 @@ def test_a_mistake_in_the_configuration_is_refused_before_the_first_scan(inputs,
 def test_no_scan_at_all_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="expected at least one scan, got none"):
         construct_cohort([], tmp_path, config)
+
+
+def test_warnings_are_in_the_status_and_those_of_the_prior_in_every_result(inputs, config, toy, tmp_path):
+    _, sources = inputs
+    prior = shutil.copy(config.prior, tmp_path / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
+    (tmp_path / "toy_space-MNI152NLin6Asym_dseg.tsv").write_text(
+        "".join(["index\tname\n", *(f"{i}\tP{i}\n" for i in toy.prior.ids), "999\tghost\n"])
+    )
+    with pytest.warns(UserWarning, match="1 labels have no voxel or vertex and are left out: 999 ghost"):
+        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, prior=prior, edges=("pearson",)))
+    (row,) = read_status(tmp_path / "out" / "status.tsv")
+    assert "short scan: 100 of 100 frames" in row["qc_warnings"]
+    (qc,) = (tmp_path / "out").rglob("*_qc.json")
+    assert "999 ghost" in qc.read_text("utf-8")
+
+
+def test_a_mistake_in_the_configuration_leaves_no_folder(inputs, config, tmp_path):
+    with pytest.raises(ValueError, match="unknown edge measure"):
+        construct_cohort(inputs[1], tmp_path / "out", dataclasses.replace(config, edges=("foo",)))
+    assert not (tmp_path / "out").exists()

@@ -126,3 +126,13 @@ def test_bad_two_line_label_file(tmp_path):
 def test_real_atlas():
     prior = load_prior(SHARED / "data" / "atlases" / "Schaefer100TianS1_res-2_dseg.nii.gz", space="MNI152NLin6Asym")
     assert prior.n_parcels == 116 and prior.names[0] == "HIP-rh" and prior.hemispheres[0] == "R" and prior.resolution == 2
+
+
+def test_an_atlas_whose_checksum_is_wrong(tmp_path):
+    file = tmp_path / "atlas_dseg.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 9, (16, 16, 16), np.int16), np.eye(4)), file)
+    stored = bytearray(file.read_bytes())
+    stored[-6] ^= 1
+    file.write_bytes(bytes(stored))
+    with pytest.raises(ValueError, match=r"atlas_dseg.*truncated or corrupt.*CRC check failed"):
+        load_prior(file)

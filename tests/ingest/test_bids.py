@@ -164,3 +164,11 @@ def test_real_recording():
     scan = load_scan(source.bold, mask=source.mask, cleaning=FILTERED)
     assert scan.y.shape == (26453, 260) and scan.tr == 1.5 and scan.space.name == "MNI152NLin6Asym" and scan.valid.mean() > 0.99
     assert BOLD.split("_")[1] in scan.label
+
+
+def test_a_recording_that_is_listed_twice(tmp_path):
+    path = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    path.touch()
+    (tmp_path / "list.txt").write_text(f"{path}\n{path}\n")
+    with pytest.raises(ValueError, match=r"list\.txt: .*sub-01.*is listed twice"):
+        find_scans(tmp_path / "list.txt")

@@ -288,3 +288,20 @@ def test_memory_stays_near_the_masked_series(tmp_path):
     tracemalloc.stop()
     assert peak < 2.5 * inside.sum() * n_frames * 4
     assert scan.y.flags.c_contiguous
+
+
+@pytest.mark.parametrize("damaged", ["bold", "mask"])
+def test_damage_that_keeps_the_length_is_noticed_by_the_checksum(tmp_path, damaged):
+    path = save_bold(tmp_path)
+    file = path if damaged == "bold" else tmp_path / BOLD.replace("preproc_bold", "brain_mask")
+    stored = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), 0))
+    stored[len(stored) // 2] ^= 1
+    file.write_bytes(bytes(stored))
+    with pytest.raises(ValueError, match=rf"sub-01_task-rest.*{damaged}.*truncated or corrupt.*CRC check failed"):
+        load_scan(path, cleaning=PLAIN)
+
+
+def test_a_single_frame_is_too_short_before_its_confounds_are_read(tmp_path):
+    path = save_bold(tmp_path, data=phantom(1))
+    with pytest.raises(ValueError, match=r"too short: 1 of 1 frames.*at least 30"):
+        load_scan(path, confounds=tmp_path / "missing.tsv")

@@ -38,6 +38,13 @@ def test_a_full_disk_leaves_nothing_half_written(network, tmp_path, monkeypatch)
     assert sorted(file.name for file in target.parent.iterdir()) == [name for name in present if not name.endswith("_dseg.tsv")]
 
 
+def test_a_set_that_cannot_be_finished_is_taken_back(network, tmp_path, monkeypatch):
+    monkeypatch.setattr("pnet_jax.outputs.bids.write_motion", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(network, tmp_path)
+    assert not [file for file in tmp_path.rglob("sub-*") if file.is_file()]
+
+
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
 def test_late_failures_are_noticed(step, tmp_path, monkeypatch):
     monkeypatch.setattr(step, full_disk)

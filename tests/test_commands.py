@@ -1,0 +1,87 @@
+"""What the command line says of mistakes: one line that names what was wrong and what was probably meant."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from pnet_jax import commands
+from pnet_jax.cli import main
+
+
+def said(capsys, *arguments: str) -> tuple[int, str]:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parcells = 3", "config.toml: unknown key 'parcells'; did you mean 'parcels'?"),
+        ("[cleaning]\nlow_pas = 0.1", "config.toml: unknown key 'cleaning.low_pas'; did you mean 'cleaning.low_pass'?"),
+        ("[cleanig]\nlow_pass = 0.1", "config.toml: unknown key 'cleanig.low_pass'; did you mean 'cleaning.low_pass'?"),
+        ("parcels = \n", "config.toml is no valid TOML: Invalid value (at line 1, column 11)"),
+        ('parcels = "many"', "--parcels: expected int or null, found 'many'"),
+        ('edges = "pearson"', "--edges: expected list, found 'pearson'"),
+        (None, "config.toml: no such file or directory"),
+    ],
+)
+def test_mistakes_in_a_configuration_file(text, message, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "config.toml").write_text(text)
+    code, told = said(capsys, "construct", "in", str(tmp_path / "out"), "--config", str(tmp_path / "config.toml"))
+    assert code == 2
+    assert told.count("\n") == 1
+    assert told.rstrip().endswith(message)
+    assert told.startswith("pnet construct: ")
+
+
+def test_a_configuration_file_that_is_right_is_read(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text('edges = ["pearson"]\n[cleaning]\nlow_pass = 0.2\n')
+    code, told = said(capsys, "construct", str(tmp_path / "none"), str(tmp_path / "out"), f"--config={tmp_path / 'config.toml'}")
+    assert (code, told) == (1, f"pnet construct: input {tmp_path / 'none'}: no such file or folder\n")
+
+
+def test_an_unknown_option_names_the_nearest(capsys):
+    code, told = said(capsys, "construct", "in", "out", "--parcel", "40")
+    assert (code, told) == (2, "pnet construct: unrecognized arguments: --parcel 40; did you mean 'parcels'?\n")
+
+
+def test_a_value_of_the_wrong_type_is_told_in_one_line(capsys):
+    assert said(capsys, "construct", "in", "out", "--tr", "two") == (2, "pnet construct: --tr: expected float or null, found 'two'\n")
+
+
+def test_a_value_out_of_range_is_refused(capsys):
+    code, told = said(capsys, "construct", "in", "out", "--kappa", "-1")
+    assert (code, "ConstructConfig.kappa: expected a number above 0" in told) == (1, True)
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_told_without_code(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "report", lambda _: warnings.warn("mind this", stacklevel=2))
+    with pytest.raises(TypeError):  # the stand-in returns None
+        main(["report", "folder"])
+    assert capsys.readouterr().err == "pnet report: warning: mind this\n"
+
+
+def test_pretraining_says_why_every_scan_was_left_out(tmp_path, capsys):
+    file = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    file.write_bytes(b"no image")
+    code, told = said(capsys, "pretrain", str(file), str(tmp_path / "model"), "--reference_space", "scans")
+    assert code == 1
+    assert "left out: sub-01_task-rest" in told
+    assert told.rstrip().endswith("pnet pretrain: pre-training needs at least one scan, got none")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_first_scan(tmp_path, capsys):
+    file = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    file.write_bytes(b"no image")
+    code, told = said(capsys, "pretrain", str(file), str(file / "model"))
+    assert code == 1
+    assert "is a file" in told
+    assert "left out" not in told

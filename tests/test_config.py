@@ -1,0 +1,30 @@
+"""Values that no stage could use are refused where they are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConstructConfig(parcels=0), "ConstructConfig.parcels: expected 1 or more, got 0"),
+        (lambda: ConstructConfig(kappa=-1), "ConstructConfig.kappa: expected a number above 0"),
+        (lambda: ConstructConfig(beta=float("nan")), "ConstructConfig.beta: expected 0 or more, got nan"),
+        (lambda: CleaningConfig(low_pass=-0.1), "CleaningConfig.low_pass: expected 0 or more, got -0.1"),
+        (lambda: CleaningConfig(warn_seconds=-1), "CleaningConfig.warn_seconds: expected 0 or more, got -1"),
+        (lambda: PretrainConfig(dimensions=0), "PretrainConfig.dimensions: expected 1 or more, got 0"),
+        (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers from 2"),
+        (lambda: PretrainConfig(learn_prior=(0,)), "PretrainConfig.learn_prior: expected 1 or more"),
+    ],
+)
+def test_nonsense_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_none_and_zero_are_allowed_where_they_mean_something():
+    ConstructConfig(kappa=None, beta=0)
+    CleaningConfig(low_pass=None, high_pass=0, min_seconds=0)
