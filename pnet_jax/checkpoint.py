@@ -55,6 +55,9 @@ def save_model(model: Model, folder: str | pathlib.Path) -> pathlib.Path:
     try:
         with _quiet():
             ocp.save(folder, arrays, custom_metadata=metadata)
+        marker = folder / "commit_success.txt"
+        if marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
+            marker.write_text("complete\n", "utf-8")
     except BaseException as error:
         shutil.rmtree(folder.with_name(folder.name + _UNFINISHED), ignore_errors=True)
         if isinstance(error, OSError | ValueError):
