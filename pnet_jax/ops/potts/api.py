@@ -1,11 +1,14 @@
 """The face of the op."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops.potts import chunked, reference
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"reference": reference.potts, "chunked": chunked.potts}
 
 
 def potts(
@@ -36,6 +39,7 @@ def potts(
     Memory: 4·N·V·C bytes for the table (`chunked`), or N·V·K values (`reference`). Whoever takes many steps makes the table
     once by `match_table` and calls `sum_neighbours`.
 
+    >>> import jax.numpy as jnp
     >>> q = jnp.array([[1.0, 0.0], [0.4, 0.6]])
     >>> candidates = np.array([[0, 1], [1, 0]]); neighbours = np.array([[1], [0]])
     >>> [[f"{s:.1f}" for s in row] for row in potts(q, candidates, neighbours, n_parcels=2)]
@@ -47,9 +51,4 @@ def potts(
         raise ValueError(f"q and candidates must have one shape [V, C], got {q.shape} and {candidates.shape}")
     if neighbours.ndim != 2 or len(neighbours) != len(q):
         raise ValueError(f"neighbours must have shape ({len(q)}, N), got {neighbours.shape}")
-    implementation = implementation or "chunked"
-    choose({"reference": potts, "chunked": potts}, implementation)
-    if implementation == "reference":
-        return reference.potts(q, jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels)
-    table = chunked.match_table(np.asarray(candidates), np.asarray(neighbours))
-    return chunked.sum_neighbours(q, jnp.asarray(table))
+    return choose(_IMPLEMENTATIONS, implementation)(q, candidates, neighbours, n_parcels)

@@ -10,6 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+def potts(
+    q: Float[Array, "V C"], candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"], n_parcels: int
+) -> Float[Array, "V C"]:
+    return sum_neighbours(q, jnp.asarray(match_table(np.asarray(candidates), np.asarray(neighbours))))
+
+
 def match_table(candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"]) -> Int[np.ndarray, "N V C"]:
     """Position in the flattened `[V, C]` of the same parcel at neighbour n; V·C, one past the end, where it is none."""
     size, width = candidates.shape
