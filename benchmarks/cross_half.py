@@ -14,7 +14,7 @@ import numpy as np
 from common import BOLD, MASK, Judge, atlas, average, need, parser, table, write
 
 import pnet_jax
-from pnet_jax.encoder.linear import PROJECTIONS, LinearEncoder
+from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.pretraining import reference_points
 from pnet_jax.simulate.space import grey_matter_space
@@ -78,18 +78,11 @@ def halves(bold, mask):
 
 
 def raw_fingerprints():
-    """A model without pre-training: the fingerprints themselves, whatever projection is asked for."""
+    """A model without pre-training: the fingerprints themselves."""
     points = reference_points(grey_matter_space(4), REFERENCES)
     one = np.eye(REFERENCES, dtype=np.float32)
     nothing = np.zeros(REFERENCES, np.float32)
-    fields = {
-        "references": points,
-        "mean": nothing,
-        "projections": np.stack([one] * len(PROJECTIONS)),
-        "reliability": nothing + 1,
-        "decoder": one,
-    }
-    return pnet_jax.Model("raw", LinearEncoder(**{name: fields[name] for name in LinearEncoder._fields}), {}, {})
+    return pnet_jax.Model("raw", LinearEncoder(points, nothing, one, nothing + 1, one), {}, {})
 
 
 def _arguments():

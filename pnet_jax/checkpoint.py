@@ -158,14 +158,13 @@ def _find(name_or_folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def _prior_arrays(prior: Prior) -> dict[str, np.ndarray]:
-    arrays = {
+    return {
         "xyz": prior.xyz.astype(np.float32),
         "labels": prior.labels.astype(np.int32),
         "hemisphere": prior.hemisphere.astype(np.int32),
         "ids": prior.ids.astype(np.int32),
         "resolution": np.float32(prior.resolution).reshape(1),
     }
-    return arrays if prior.embedding is None else arrays | {"embedding": prior.embedding}
 
 
 def _prior(arrays: dict[str, Any], texts: dict[str, Any]) -> Prior:
@@ -178,5 +177,4 @@ def _prior(arrays: dict[str, Any], texts: dict[str, Any]) -> Prior:
         resolution=float(np.asarray(arrays["resolution"])[0]),
         source=texts["source"],
         space=texts["space"],
-        embedding=np.asarray(arrays["embedding"]) if "embedding" in arrays else None,
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.encoder.linear import PROJECTIONS, embed
+from pnet_jax.encoder.linear import embed
 from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.network import Network
@@ -118,18 +118,14 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
     prior_labels = jnp.asarray(_pad_rows(local.labels, -1))
     clock.lap("neighbourhood")
 
-    def problems(frames) -> dict[str, Problem]:
+    def problem(frames) -> Problem:
         z = embed(model.encoder, y, region, jnp.asarray(frames), counted)
-        own = group.embedding
-        if own is None:
-            own = [_group_prototypes(one, prior_labels, n_parcels=group.n_parcels) for one in z]
-        return {name: Problem(z[g], *shared, jnp.asarray(own[g])) for g, name in enumerate(PROJECTIONS)}
+        return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
 
     halves = tuple(_mask(columns, len(kept)) for columns in split(scan))
-    by_half = [problems(half) for half in halves]
     seed = _seed(scan, config.seed)
     selection = select(
-        {name: (by_half[0][name], by_half[1][name]) for name in PROJECTIONS},
+        (problem(halves[0]), problem(halves[1])),
         scan.y[here],
         tuple(half[: scan.y.shape[1]] for half in halves),
         space,
@@ -147,8 +143,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        whole = problems(kept)[selection.projection]
-        fitted = _mixture(whole, jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
+        fitted = _mixture(problem(kept), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
         q = np.asarray(fitted.q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:

@@ -14,12 +14,12 @@ from jaxtyping import Float
 
 import pnet_jax
 from pnet_jax.config import PretrainConfig
-from pnet_jax.encoder.linear import LinearEncoder, Statistics, add, embed, halves_statistics, solve
+from pnet_jax.encoder.linear import LinearEncoder, Statistics, add, halves_statistics, project, solve
 from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import harden
-from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
+from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture, normalise
 from pnet_jax.parcellation.prior import Prior, make_prior, on_space
 from pnet_jax.scan import Scan, split
 from pnet_jax.space import LEFT, RIGHT, Space, take
@@ -136,11 +136,8 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
         )
         q = np.asarray(_mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)
         labels = harden(q, local.candidates, space.neighbours, labels, parcels).labels
-    metrics = np.split(np.asarray(z), len(encoder.projections), axis=1)
-    embedding = np.stack([group_prototypes(jnp.asarray(one), jnp.asarray(labels), parcels) for one in metrics])
     source = f"learned from the scans of the checkpoint, K = {parcels}, seed {seed}"
-    prior = make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
-    return dataclasses.replace(prior, embedding=embedding)
+    return make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
 
 
 def _mean_embedding(one_pass, encoder):
@@ -152,8 +149,9 @@ def _mean_embedding(one_pass, encoder):
                 f"found {len(scan.space)} or other coordinates"
             )
         space = scan.space
-        z = np.asarray(embed(encoder, scan.y, nearest_reference(space.xyz, encoder.references), np.ones(scan.y.shape[1], bool), scan.valid))
-        z = np.concatenate(list(z), axis=1) / np.sqrt(len(z))  # both metrics have a say in the group's map
+        region, kept = nearest_reference(space.xyz, encoder.references), np.ones(scan.y.shape[1], bool)
+        # As fingerprints again: people share strong directions, and their mean is about those.
+        z = np.asarray(normalise(project(encoder, scan.y, region, kept, scan.valid) @ encoder.decoder))
         total = z.astype(np.float64) if total is None else total + z
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.where(length > 0, total / np.where(length > 0, length, 1), 0).astype(np.float32), space
@@ -200,5 +198,5 @@ def _card(config: PretrainConfig, encoder: LinearEncoder, seen: list[dict[str, A
         "subjects": len({row["subject"] for row in seen}),
         "minutes": round(sum(row["minutes"] for row in seen), 1),
         "spaces": sorted({row["space"] for row in seen}),
-        "reliability": [round(float(x), 3) for x in encoder.reliability[0, :8]],
+        "reliability": [round(float(x), 3) for x in encoder.reliability[:8]],
     }

@@ -17,8 +17,8 @@ from pnet_jax.parcellation.mixture import normalise
 
 RIDGE = 1e-3
 DIMENSIONS = 64
-# Two answers to the same question, and the scan says which of them fits it (`parcellation.select`).
-PROJECTIONS = ("reliable", "whitened")
+OWN_SHARE = 0.8  # of a scan's own covariance in the metric of its embedding; the rest is the identity
+ROOT_STEPS = 24  # the smallest eigenvalue is (1 − OWN_SHARE) / D of the trace and grows 2.25-fold a step until it is near 1
 
 
 class LinearEncoder(NamedTuple):
@@ -27,15 +27,15 @@ class LinearEncoder(NamedTuple):
     Attributes:
       references: reference points in MNI mm, `[R, 3]`.
       mean: cohort mean fingerprint f̄, `[R]`, Fisher z.
-      projections: one P for each name in `PROJECTIONS`, `[G, R, D]`; columns of 0 where a cohort has fewer components.
-      reliability: split-half reliability of the components in the cohort, `[G, D]`.
-      decoder: least-squares map from the first projection's Pᵀ(f − f̄) back to f − f̄, `[D, R]`.
+      projection: P, `[R, D]`; columns of 0 where a cohort has fewer components.
+      reliability: split-half reliability of the components in the cohort, `[D]`.
+      decoder: least-squares map from Pᵀ(f − f̄) back to f − f̄, `[D, R]`.
     """
 
     references: Float[np.ndarray, "R 3"]
     mean: Float[np.ndarray, " R"]
-    projections: Float[np.ndarray, "G R D"]
-    reliability: Float[np.ndarray, "G D"]
+    projection: Float[np.ndarray, "R D"]
+    reliability: Float[np.ndarray, " D"]
     decoder: Float[np.ndarray, "D R"]
 
 
@@ -58,13 +58,16 @@ class Statistics(NamedTuple):
 @jax.jit
 def embed(
     encoder: LinearEncoder, y: Float[Array, "V T"], region: Int[Array, " V"], kept: Bool[Array, " T"], counted: Bool[Array, " V"]
-) -> Float[Array, "G V D"]:
-    r"""Embedding of every location, under each projection.
+) -> Float[Array, "V D"]:
+    r"""Embedding of every location of one scan.
 
-    .. math:: z_v = \operatorname{normalise}\big(P^\top (f_v - \bar f_s)\big)
+    .. math::
+      z_v = \operatorname{normalise}(M^{-1/2} x_v), \quad x_v = P^\top (f_v - \bar f_s), \quad
+      M = s\, \frac{\sum_v x_v x_v^\top}{\sum_v |x_v|^2} + (1 - s) \frac{I}{D}
 
     with :math:`\bar f_s` the *scan's own* mean fingerprint: a scan's global signal moves every fingerprint by about the same
-    vector, which a cohort mean does not know.
+    vector, which a cohort mean does not know. M takes the scan's own strong directions down: a few of them, often of no
+    use for telling neighbouring areas apart, would otherwise decide every angle. What s = .8 gained is in `docs/method.md`.
 
     Args:
       encoder: weights.
@@ -74,19 +77,47 @@ def embed(
       counted: locations that make up the scan (padding and dead locations do not), `[V]`.
 
     Returns:
-      z, rows of length 1, 0 where not counted, `[G, V, D]`.
+      z, rows of length 1, 0 where not counted, `[V, D]`. Its axes are the scan's own: angles inside a scan mean something,
+      angles between scans do not (`project` for those).
+    """
+    x = project(encoder, y, region, kept, counted)
+    covariance = jnp.matmul(x.T, x, precision="highest")
+    size, total = len(covariance), jnp.trace(covariance)
+    metric = OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
+    return normalise(jnp.matmul(x, _inverse_root(metric), precision="highest"))
+
+
+@jax.jit
+def project(
+    encoder: LinearEncoder, y: Float[Array, "V T"], region: Int[Array, " V"], kept: Bool[Array, " T"], counted: Bool[Array, " V"]
+) -> Float[Array, "V D"]:
+    r"""The encoder's components of every location, :math:`x_v = P^\top (f_v - \bar f_s)`, on axes that all scans share, `[V, D]`.
+
+    Arguments are those of `embed`.
     """
     y = jnp.where(counted[:, None], y, 0.0)
     region = jnp.where(counted, region, -1)
-    count = len(encoder.references)
-    signals = reference_signals(y, region, count)
+    signals = reference_signals(y, region, len(encoder.references))
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
-    both = jnp.concatenate(list(encoder.projections), axis=1)  # [R, G D]: one pass over the fingerprints
-    projected = fingerprint(y, signals, kept=kept, projection=both)
+    projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
     weight = counted.astype(y.dtype)
     centred = projected - ((weight @ projected) / jnp.maximum(weight.sum(), 1.0))[None, :]
-    centred = (centred * weight[:, None]).reshape(len(y), len(encoder.projections), -1)
-    return normalise(jnp.swapaxes(centred, 0, 1))
+    return centred * weight[:, None]
+
+
+def _inverse_root(matrix: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """Symmetric inverse square root by coupled Newton–Schulz steps.
+
+    Products only, where `eigh` would have no gradient at equal eigenvalues: components that a cohort lacks are all equal.
+    """
+    one, scale = jnp.eye(len(matrix), dtype=matrix.dtype), jnp.trace(matrix)
+
+    def step(pair: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        root, inverse = pair
+        turn = 1.5 * one - 0.5 * jnp.matmul(inverse, root, precision="highest")
+        return (jnp.matmul(root, turn, precision="highest"), jnp.matmul(turn, inverse, precision="highest")), None
+
+    return jax.lax.scan(step, (matrix / scale, one), length=ROOT_STEPS)[0][1] / jnp.sqrt(scale)
 
 
 @jax.jit
@@ -124,19 +155,13 @@ def add(a: Statistics, b: Statistics) -> Statistics:
 
 
 def solve(statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensions: int = DIMENSIONS) -> LinearEncoder:
-    r"""The encoder of a cohort: the subspace of fingerprints that repeats, in two metrics.
-
-    `"reliable"` keeps the metric of fingerprints,
-
-    .. math:: C_{AB} U = U \Lambda, \quad U^\top U = I, \qquad P = U_D
-
-    with :math:`C_{AB}` the symmetric covariance of fingerprints *across* halves, to which noise contributes nothing. `"whitened"`
-    scales each component by how well it repeats in the cohort,
+    r"""The encoder of a cohort: the directions of fingerprints that repeat, scaled by how well they do.
 
     .. math::
       C_{AB} U = (C + \varepsilon\, \mathrm{tr}(C) / R\, I)\, U \Lambda, \quad U^\top C U = I, \qquad P = U_D \max(\Lambda, 0)^{1/2}
 
-    with C the covariance within halves. The second describes scans like the cohort's better and others worse.
+    with :math:`C_{AB}` the symmetric covariance of fingerprints *across* halves, to which noise contributes nothing, and C the one
+    within halves.
 
     Args:
       statistics: summed over scans.
@@ -154,18 +179,15 @@ def solve(statistics: Statistics, references: Float[np.ndarray, "R 3"], dimensio
     across = (across + across.T) / 2
     within = np.asarray(statistics.within, np.float64) / pairs
     ridge = within + RIDGE * np.trace(within) / len(within) * np.eye(len(within))
-    found = [_leading(across, metric, dimensions) for metric in (None, ridge)]
-    projections = np.stack([found[0][1], found[1][1] * np.sqrt(found[1][0])])
-    energy = np.einsum("grd,rs,gsd->gd", projections, ridge, projections)
-    reliability = np.einsum("grd,rs,gsd->gd", projections, across, projections) / np.where(energy > 0, energy, 1)
-    first = projections[0]
-    decoder = np.linalg.solve(first.T @ within @ first + 1e-9 * np.eye(first.shape[1]), first.T @ within)
+    values, vectors = _leading(across, ridge, dimensions)
+    projection = vectors * np.sqrt(values)
+    decoder = np.linalg.solve(projection.T @ within @ projection + 1e-9 * np.eye(len(values)), projection.T @ within)
     mean = np.asarray(statistics.total, np.float64).sum(0) / (2 * np.maximum(np.diag(pairs), 1.0))
-    return LinearEncoder(*(np.asarray(x, np.float32) for x in (references, mean, projections, reliability, decoder)))
+    return LinearEncoder(*(np.asarray(x, np.float32) for x in (references, mean, projection, values, decoder)))
 
 
 def _leading(
-    matrix: Float[np.ndarray, "R R"], metric: Float[np.ndarray, "R R"] | None, dimensions: int
+    matrix: Float[np.ndarray, "R R"], metric: Float[np.ndarray, "R R"], dimensions: int
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "R D"]]:
     """The largest D eigenvalues and their vectors, 0 in place of negative ones."""
     values, vectors = scipy.linalg.eigh(matrix, metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +57,18 @@ def harden(
     moved = int((labels != first).sum())
     size, expected = (np.bincount(x[x >= 0], minlength=n_parcels) for x in (labels, prior_labels))
     restored = np.flatnonzero((size < SMALLEST_SHARE * expected) & (expected > 0))
-    back = np.isin(prior_labels, restored)
-    labels[back] = prior_labels[back]
+    for k in restored:
+        labels[_most_probable(q, candidates, prior_labels, k, math.ceil(SMALLEST_SHARE * expected[k]))] = k
     return Hardened(labels, restored.astype(np.int32), moved, _component_count(labels, pairs, n_parcels))
+
+
+def _most_probable(
+    q: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"], prior_labels: Int[np.ndarray, " V"], k: int, count: int
+) -> Int[np.ndarray, " n"]:
+    """The `count` locations of prior parcel k that are most probably its own."""
+    here = np.flatnonzero(prior_labels == k)
+    probability = np.where(candidates[here] == k, q[here], 0.0).sum(1)
+    return here[np.argsort(-probability, kind="stable")[:count]]
 
 
 def unchanged(prior_labels: Int[np.ndarray, " V"], neighbours: Int[np.ndarray, "V N"], n_parcels: int) -> Hardened:

@@ -32,7 +32,6 @@ class Prior:
       resolution: spacing of the points in mm.
       source: file or recipe it was made from.
       space: template the points are in.
-      embedding: mean embedding of each parcel under each projection of a model, `[G, K, D]`, or None.
     """
 
     xyz: Float[np.ndarray, "N 3"]
@@ -43,7 +42,6 @@ class Prior:
     resolution: float
     source: str
     space: str = "unknown"
-    embedding: Float[np.ndarray, "G K D"] | None = None
 
     @property
     def n_parcels(self) -> int:
@@ -60,8 +58,6 @@ class Prior:
     def digest(self) -> str:
         """SHA-256 over everything that decides a result, first 16 digits."""
         arrays = [self.xyz.astype("<f4"), self.labels.astype("<i4"), self.hemisphere.astype("<i4"), self.ids.astype("<i4")]
-        if self.embedding is not None:
-            arrays.append(self.embedding.astype("<f4"))
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 

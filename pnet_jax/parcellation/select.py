@@ -1,4 +1,4 @@
-"""How far this scan may move the parcels: projection, κ and β by inner split-half, and whether the prior should be kept.
+"""How far this scan may move the parcels: κ and β by inner split-half, and whether the prior should be kept.
 
 All are measured on the scan itself. Parcels are made from one half of it and scored on the other, in both directions; nothing
 outside the scan, and nothing it will be judged on, takes part.
@@ -22,8 +22,8 @@ from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
 from pnet_jax.space import Space
 
-KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
-BETAS = (0.4, 0.2, 0.8)
+KAPPAS = (5.0, 10.0, 20.0, 40.0, 80.0)
+BETAS = (0.2, 0.4, 0.8)
 SEARCH_STEPS = 3  # each fit begins where the one before it ended, so that few are enough
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
@@ -35,12 +35,11 @@ class Selection:
     """What was measured and what follows from it.
 
     Attributes:
-      projection: chosen metric of the embedding.
       kappa: concentration chosen on the halves.
       kappa_scan: the same for the whole scan, which has twice the frames: κ · 2 / (1 + c), with c the mean cosine between the
         halves' embeddings (Spearman–Brown: what reliability c of a half makes of the whole).
       beta: chosen weight of the neighbours.
-      grid: one row a trial: `projection`, `kappa`, `beta`, cross-half `homogeneity` and `dcbc`.
+      grid: one row a trial: `kappa`, `beta`, cross-half `homogeneity` and `dcbc`.
       personalised: cross-half `homogeneity` and `dcbc` of the chosen pair, hardened as the result is.
       prior: the same of the prior's labels.
       null: the same of the data-free centroid map.
@@ -49,7 +48,6 @@ class Selection:
       reason: one sentence.
     """
 
-    projection: str
     kappa: float
     kappa_scan: float
     beta: float
@@ -107,7 +105,7 @@ class _Halves:
 
 
 def select(
-    problems: Mapping[str, tuple[Problem, Problem]],
+    problems: tuple[Problem, Problem],
     y: Float[np.ndarray, "V T"],
     halves: tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]],
     space: Space,
@@ -119,15 +117,15 @@ def select(
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
 ) -> Selection:
-    """Chooses projection, κ and β for a scan and decides between the personalised parcels and the prior.
+    """Chooses κ and β for a scan and decides between the personalised parcels and the prior.
 
-    Projections are compared at the middle κ; then κ is tried over the grid at the first β, then β at the best κ. The trial with
+    The search climbs from the middle of both grids, first κ, then β, a step at a time for as long as it pays. The trial with
     the highest sum of cross-half homogeneity and DCBC wins among those at least as homogeneous as the data-free centroid map:
     both are correlations, homogeneity alone stays near compact shapes, DCBC alone fragments. The decision is by DCBC, which
     compact shapes do not raise: personalised only where the bootstrap interval of its gain over the prior lies above 0.
 
     Args:
-      problems: the mixture's input from each half, by projection; their V may be padded beyond `len(space)`.
+      problems: the mixture's input from each half; their V may be padded beyond `len(space)`.
       y: the whole scan's signals, `[V, T]`.
       halves: frames of each half.
       space: V locations.
@@ -136,16 +134,16 @@ def select(
       tr: seconds.
       seed: of the pair sample and the bootstrap.
       kappas: tried concentrations.
-      betas: tried weights; the first one goes with all κ.
+      betas: tried weights.
     """
     scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
     rows: dict[_Trial, dict[str, Any]] = {}
     fits: dict[_Trial, list[Mixture]] = {}
 
-    def attempt(trial: _Trial, starts: Sequence[Mixture | None]) -> None:
+    def attempt(trial: _Trial, start: _Trial | None = None) -> None:
         # Both halves at once: one compiled call keeps about one core busy.
-        each = zip(problems[trial.projection], starts, strict=True)
         numbers = jnp.float32(trial.kappa), jnp.float32(trial.beta)
+        each = zip(problems, fits[start] if start else (None, None), strict=True)
         found = list(pool.map(lambda half: jax.block_until_ready(_fit(*half, *numbers)), each))
         labels = [np.asarray(half[1])[: len(space)] for half in found]
         rows[trial] = trial._asdict() | scan.scores(*labels)
@@ -153,35 +151,34 @@ def select(
 
     centroids = score.nearest_centroid(prior_labels, space)
     null = scan.scores(centroids, centroids)
-    kappas, beta = tuple(sorted(kappas)), betas[0]
+    best = _Trial(kappas[len(kappas) // 2], betas[len(betas) // 2])
     with ThreadPoolExecutor(2) as pool:
-        for projection in problems if len(problems) > 1 else ():
-            attempt(_Trial(projection, kappas[len(kappas) // 2], beta), (None, None))
-        projection = _best(rows, null).projection if rows else next(iter(problems))
-        starts: Sequence[Mixture | None] = (None, None)
-        for kappa in kappas:  # upwards: each solution is the start of the next
-            attempt(_Trial(projection, kappa, beta), starts)
-            starts = fits[_Trial(projection, kappa, beta)]
-        climbed = _best(rows, null)
-        for other in betas[1:]:
-            attempt(climbed._replace(beta=other), fits[climbed])
-    best = _best(rows, null)
-    candidates = np.asarray(problems[projection][0].candidates)[: len(space)]
+        attempt(best)
+        for name, grid in (("kappa", sorted(kappas)), ("beta", sorted(betas))):
+            for way in (1, -1):  # on for as long as it pays, and back only if the first step up did not
+                while 0 <= (at := grid.index(getattr(best, name)) + way) < len(grid):
+                    trial = best._replace(**{name: grid[at]})
+                    if trial in rows:
+                        break
+                    attempt(trial, best)
+                    if _best(rows, null) != trial:
+                        break
+                    best = trial
+    candidates = np.asarray(problems[0].candidates)[: len(space)]
     chosen = [np.asarray(half.q)[: len(space)] for half in fits[best]]
     own = [harden(q, candidates, space.neighbours, prior_labels, n_parcels).labels for q in chosen]
     personalised, prior = scan.scores(*own), scan.scores(prior_labels, prior_labels)
     difference = _interval(scan.dcbc_by_block(*own) - scan.dcbc_by_block(prior_labels, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
     inside = np.flatnonzero(prior_labels >= 0)
-    agreement = float((problems[projection][0].z[inside] * problems[projection][1].z[inside]).sum(1).mean())
+    agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
     return Selection(
-        projection, best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason
+        best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason
     )
 
 
 class _Trial(NamedTuple):
-    projection: str
     kappa: float
     beta: float
 

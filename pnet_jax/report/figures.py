@@ -63,9 +63,7 @@ def fit_figure(selection: Mapping[str, Any]) -> str | None:
 
 def choice_figure(selection: Mapping[str, Any]) -> str | None:
     """Score against κ, a line for each β, the chosen pair marked; None without a grid."""
-    # A line is one projection: the other one was tried at a single κ.
-    own = (point for point in selection.get("grid") or [] if point.get("projection") == selection.get("projection"))
-    grid = [point for point in own if _number(point, "kappa") is not None]
+    grid = [point for point in selection.get("grid") or [] if _number(point, "kappa") is not None]
     scores = [score for score in _SCORES if any(_number(point, score) is not None for point in grid)]
     if not scores:
         return None
