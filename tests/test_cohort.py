@@ -183,7 +183,7 @@ def test_a_scan_is_done_again_for_another_configuration_or_checkpoint_or_a_missi
     assert resumed(plain) == 0
     assert resumed(dataclasses.replace(plain, probabilities=True)) == 0  # no number depends on it
     assert resumed(dataclasses.replace(plain, kappa=5.0)) == 1
-    weights = toy_model.encoder._replace(projections=toy_model.encoder.projections[:, :, ::-1])
+    weights = toy_model.encoder._replace(projection=toy_model.encoder.projection[:, ::-1])
     other = save_model(dataclasses.replace(toy_model, encoder=weights), tmp_path / "other")
     assert resumed(dataclasses.replace(plain, kappa=5.0, checkpoint=str(other))) == 1
     next(tmp_path.rglob("sub-01_*_dseg.tsv")).unlink()

@@ -10,7 +10,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.config import PretrainConfig
 from pnet_jax.construction import construct
-from pnet_jax.encoder.linear import PROJECTIONS
 from pnet_jax.pretraining import geometric_prior, pretrain, reference_points, scan_statistics
 from pnet_jax.scan import make_scan
 from pnet_jax.space import RIGHT, point_space, take
@@ -32,14 +31,13 @@ def model(scans):
 def test_weights_have_shapes_that_know_nothing_of_the_scans(model):
     assert model.name == "tiny"
     shapes = {name: array.shape for name, array in model.encoder._asdict().items()}
-    groups = len(PROJECTIONS)
-    assert shapes == {"references": (R, 3), "mean": (R,), "projections": (groups, R, D), "reliability": (groups, D), "decoder": (D, R)}
+    assert shapes == {"references": (R, 3), "mean": (R,), "projection": (R, D), "reliability": (D,), "decoder": (D, R)}
     assert all(array.dtype == np.float32 for array in model.encoder)
 
 
 def test_the_first_component_is_the_most_reliable_one_and_repeats(model):
-    assert (model.encoder.reliability[:, 0] > 0.8).all()
-    assert (np.diff(model.encoder.reliability[1]) <= 1e-6).all()
+    assert model.encoder.reliability[0] > 0.8
+    assert (np.diff(model.encoder.reliability) <= 1e-6).all()
 
 
 def test_a_learned_prior_has_k_parcels_with_ids_from_1(model):
@@ -48,8 +46,6 @@ def test_a_learned_prior_has_k_parcels_with_ids_from_1(model):
     assert prior.n_parcels == K
     assert prior.ids.tolist() == list(range(1, K + 1))
     assert prior.names == tuple(f"parcel-{k}" for k in range(1, K + 1))
-    assert prior.embedding.shape == (len(PROJECTIONS), K, D)
-    assert_allclose(np.linalg.norm(prior.embedding, axis=2), 1, atol=1e-4)
     assert set(prior.hemispheres) == {"L", "R"}
     assert "learned" in prior.source
 
@@ -94,7 +90,7 @@ def test_the_card_says_what_it_was_made_from(model):
     assert (card["scans"], card["subjects"], card["minutes"]) == (3, 3, 16.0)
     assert card["spaces"] == ["MNI152NLin6Asym"]
     assert card["config"] == dataclasses.asdict(CONFIG)
-    assert_allclose(card["reliability"], model.encoder.reliability[0, :8], atol=1e-3)
+    assert_allclose(card["reliability"], model.encoder.reliability[:8], atol=1e-3)
 
 
 def test_references_are_mirrored_between_hemispheres_and_lie_in_the_brain(toy):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -173,9 +173,7 @@ def select(
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
-    return Selection(
-        best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason
-    )
+    return Selection(best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
 
 
 class _Trial(NamedTuple):

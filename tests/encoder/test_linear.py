@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.encoder.linear import PROJECTIONS, RIDGE, LinearEncoder, Statistics, add, embed, halves_statistics, solve
+from pnet_jax.encoder.linear import OWN_SHARE, RIDGE, LinearEncoder, Statistics, add, embed, halves_statistics, project, solve
 from pnet_jax.encoder.tokens import nearest_reference, reference_signals
 
-R, D, V, T, G = 6, 3, 40, 60, len(PROJECTIONS)
-RELIABLE, WHITENED = (PROJECTIONS.index(name) for name in ("reliable", "whitened"))
+R, D, V, T = 6, 3, 40, 60
 
 
 def references(count=R):
@@ -31,7 +32,7 @@ def recording(seed=0, locations=V):
 
 def encoder(seed=1):
     rng = np.random.default_rng(seed)
-    arrays = (references(), rng.normal(size=R), rng.normal(size=(G, R, D)), np.ones((G, D)), rng.normal(size=(D, R)))
+    arrays = (references(), rng.normal(size=R), rng.normal(size=(R, D)), np.ones(D), rng.normal(size=(D, R)))
     return LinearEncoder(*(np.asarray(x, np.float32) for x in arrays))
 
 
@@ -69,18 +70,7 @@ def fingerprints(y, region, kept):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reliable_components_are_orthonormal_eigenvectors_of_what_repeats(seed):
-    given = random_statistics(seed)
-    p = solve(given, references(8), 4).projections[RELIABLE]
-    across = (given.across + given.across.T) / 2 / 500
-    values, vectors = scipy.linalg.eigh(across)
-    assert_allclose(p.T @ p, np.eye(4), atol=1e-5)
-    assert_allclose(np.abs(np.sum(p * vectors[:, ::-1][:, :4], 0)), 1, atol=1e-4)
-    assert_allclose(np.diag(p.T @ across @ p), values[::-1][:4], rtol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whitened_components_solve_the_generalised_problem(seed):
+def test_components_solve_the_generalised_problem(seed):
     given = random_statistics(seed)
     found = solve(given, references(8), 4)
     across, within = (given.across + given.across.T) / 2 / 500, given.within / 500
@@ -88,39 +78,39 @@ def test_whitened_components_solve_the_generalised_problem(seed):
     values, vectors = scipy.linalg.eigh(across, ridge)
     values, vectors = values[::-1][:4], vectors[:, ::-1][:, :4]
     assert (values > 0).all()
-    u = found.projections[WHITENED] / np.sqrt(values)
+    u = found.projection / np.sqrt(values)
     assert_allclose(u.T @ ridge @ u, np.eye(4), atol=1e-4)
     assert_allclose(u.T @ within @ u, np.eye(4), atol=0.05)  # U'CU = I up to the ridge
     assert_allclose(across @ u, ridge @ u * values, atol=1e-3)
-    assert_allclose(found.reliability[WHITENED], values, rtol=1e-4)
-    assert_allclose(np.abs(found.projections[WHITENED]), np.abs(vectors * np.sqrt(values)), atol=1e-3)
+    assert_allclose(found.reliability, values, rtol=1e-4)
+    assert_allclose(np.abs(found.projection), np.abs(vectors * np.sqrt(values)), atol=1e-3)
 
 
 def test_reliability_is_what_repeats_of_the_variance_within():
     given = random_statistics()
     found = solve(given, references(8), 5)
     within = given.within + RIDGE * np.trace(given.within) / 8 * np.eye(8)
-    for p, reliability in zip(np.float64(found.projections), found.reliability, strict=True):
-        assert_allclose(reliability, np.diag(p.T @ given.across @ p) / np.diag(p.T @ within @ p), rtol=1e-4)
-        assert (reliability > 0).all()
+    p = np.float64(found.projection)
+    assert_allclose(found.reliability, np.diag(p.T @ given.across @ p) / np.diag(p.T @ within @ p), rtol=1e-4)
+    assert (found.reliability > 0).all()
 
 
 def test_weights_have_a_sign_of_their_own():
-    for p in solve(random_statistics(), references(8), 5).projections:
-        assert (p[np.abs(p).argmax(0), np.arange(5)] > 0).all()
+    p = solve(random_statistics(), references(8), 5).projection
+    assert (p[np.abs(p).argmax(0), np.arange(5)] > 0).all()
 
 
 def test_components_that_do_not_repeat_are_0_and_harmless():
     across = np.diag([3.0, 1, 0.5, -0.1, -0.2, -0.3, -1, -2]) * 500
     found = solve(random_statistics()._replace(across=across), references(8), 8)
-    assert_array_equal((found.projections != 0).any(1), np.tile(np.arange(8) < 3, (G, 1)))
-    assert_array_equal(found.reliability[:, 3:], 0)
+    assert_array_equal((found.projection != 0).any(0), np.arange(8) < 3)
+    assert_array_equal(found.reliability[3:], 0)
     assert_array_equal(found.decoder[3:], 0)
     assert np.isfinite(np.concatenate([x.ravel() for x in found])).all()
 
 
 def test_no_more_components_than_references():
-    assert solve(random_statistics(), references(8), 64).projections.shape == (G, 8, 8)
+    assert solve(random_statistics(), references(8), 64).projection.shape == (8, 8)
 
 
 def test_the_decoder_is_the_least_squares_map_back():
@@ -129,7 +119,7 @@ def test_the_decoder_is_the_least_squares_map_back():
     f = f - f.mean(0)
     product = f.T @ f
     found = solve(Statistics(np.full((8, 8), 300.0), np.zeros((2, 8)), product, product), references(8), 4)
-    expected = np.linalg.lstsq(f @ np.float64(found.projections[RELIABLE]), f, rcond=None)[0]
+    expected = np.linalg.lstsq(f @ np.float64(found.projection), f, rcond=None)[0]
     assert_allclose(found.decoder, expected, atol=1e-4)
 
 
@@ -196,27 +186,65 @@ def test_a_reference_without_locations_adds_nothing_and_counts_nothing():
     assert_array_equal(found.total[:, 2], 0)
     rest = solve(found, references(), 3)
     assert np.isfinite(np.concatenate([x.ravel() for x in rest])).all()
-    assert_allclose(rest.projections[RELIABLE, 2], 0, atol=1e-6)
+    assert_allclose(rest.projection[2], 0, atol=1e-6)
 
 
 # Embedding
 
 
-def test_rows_have_length_1_and_equal_numpy_under_each_projection():
-    y, region, halves, _ = recording()
+def test_components_equal_numpy():
+    y, region, halves, counted = recording()
     f = fingerprints(y, region, halves[0])
-    z = embedding(y, region, halves[0])
-    assert z.shape == (G, V, D)
-    assert_allclose(np.linalg.norm(z, axis=2), 1, atol=1e-5)
-    for found, projection in zip(z, np.float64(encoder().projections), strict=True):
-        expected = (f - f.mean(0)) @ projection
-        assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+    found = project(encoder(), y, region, halves[0], counted)
+    assert_allclose(found, (f - f.mean(0)) @ np.float64(encoder().projection), atol=1e-3)
+
+
+def test_the_embedding_is_whitened_by_the_scans_own_shrunk_covariance():
+    y, region, _, counted = recording()
+    x = np.float64(project(encoder(), y, region, np.ones(T, bool), counted))
+    metric = OWN_SHARE * x.T @ x / np.square(x).sum() + (1 - OWN_SHARE) / D * np.eye(D)
+    expected = x @ np.real(scipy.linalg.inv(scipy.linalg.sqrtm(metric)))
+    assert_allclose(embedding(y, region), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+
+
+def test_rows_have_length_1():
+    y, region, *_ = recording()
+    assert_allclose(np.linalg.norm(embedding(y, region), axis=1), 1, atol=1e-5)
+
+
+def test_a_direction_stretched_in_the_weights_hardly_turns_the_embedding():
+    """What a cohort's scale of a component was matters little once the scan's own is taken out."""
+    y, region, *_ = recording()
+    weights = encoder()
+    stretched = weights._replace(projection=weights.projection * np.array([3, 1, 1], np.float32)[None])
+    plain = np.float64(project(weights, y, region, np.ones(T, bool), np.ones(V, bool)))
+    far = np.float64(project(stretched, y, region, np.ones(T, bool), np.ones(V, bool)))
+    before = cosines_differ(*(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (plain, far)))
+    assert cosines_differ(*(np.float64(embedding(y, region, weights=w)) for w in (weights, stretched))) < before / 2
+
+
+def cosines_differ(a, b):
+    return np.abs(a @ a.T - b @ b.T).mean()
+
+
+def test_the_gradient_is_finite_where_components_are_missing_and_equals_finite_differences():
+    y, region, _, counted = recording()
+    weights = encoder()._replace(projection=encoder().projection * np.array([1, 0, 0], np.float32)[None])  # two equal eigenvalues
+    direction = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+
+    def loss(scale):
+        z = embed(weights._replace(projection=weights.projection + scale * encoder(9).projection), y, region, np.ones(T, bool), counted)
+        return (z * direction).sum()
+
+    slope = jax.grad(loss)(jnp.float32(0.3))
+    assert_allclose(slope, (loss(jnp.float32(0.32)) - loss(jnp.float32(0.28))) / 0.04, rtol=2e-2)
+    assert np.isfinite(jax.grad(loss)(jnp.float32(0.0)))
 
 
 def test_embedding_does_not_depend_on_the_order_of_locations():
     y, region, *_ = recording()
     order = np.random.default_rng(3).permutation(V)
-    assert_allclose(embedding(y[order], region[order]), embedding(y, region)[:, order], atol=1e-4)
+    assert_allclose(embedding(y[order], region[order]), embedding(y, region)[order], atol=1e-4)
 
 
 def test_embedding_does_not_depend_on_padding_rows():
@@ -224,8 +252,8 @@ def test_embedding_does_not_depend_on_padding_rows():
     padded = np.concatenate([y, np.full((9, T), 1e4, np.float32)])
     padded[V:, ::2] = np.nan
     z = embedding(padded, np.r_[region, np.arange(9) % R].astype(np.int32), counted=np.r_[counted, np.zeros(9, bool)])
-    assert_allclose(z[:, :V], embedding(y, region), atol=1e-4)
-    assert_array_equal(z[:, V:], 0)
+    assert_allclose(z[:V], embedding(y, region), atol=1e-4)
+    assert_array_equal(z[V:], 0)
 
 
 def test_embedding_does_not_depend_on_padding_frames():
@@ -244,8 +272,8 @@ def test_an_empty_reference_is_harmless():
     y, region, *_ = recording()
     region = np.where(region == 2, -1, region)
     others = np.delete(np.arange(R), 2)
-    points, mean, projections, reliability, decoder = encoder()
-    reduced = LinearEncoder(points[others], mean[others], projections[:, others], reliability, decoder[:, others])
+    points, mean, projection, reliability, decoder = encoder()
+    reduced = LinearEncoder(points[others], mean[others], projection[others], reliability, decoder[:, others])
     z = embedding(y, region)
     assert np.isfinite(z).all()
     assert_allclose(z, embedding(y, np.where(region > 2, region - 1, region), weights=reduced), atol=1e-5)
@@ -253,7 +281,7 @@ def test_an_empty_reference_is_harmless():
 
 def test_a_scan_without_any_counted_location_gives_zeros():
     y, region, *_ = recording()
-    assert_array_equal(embedding(y, region, counted=np.zeros(V, bool)), np.zeros((G, V, D)))
+    assert_array_equal(embedding(y, region, counted=np.zeros(V, bool)), np.zeros((V, D)))
 
 
 # Tokens

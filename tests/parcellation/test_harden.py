@@ -135,7 +135,19 @@ def test_a_parcel_under_a_quarter_of_its_prior_size_is_restored(left, restored):
     found = hardened(labels, 3, prior_labels=prior_labels)
     assert (left < SMALLEST_SHARE * 48) == restored
     assert found.restored.tolist() == ([1] if restored else [])
-    assert_array_equal(found.labels, prior_labels if restored else labels)
+    if restored:  # to a quarter: what was left of it comes first
+        assert_array_equal(np.flatnonzero(found.labels == 1), 48 + np.arange(12))
+    assert_array_equal(found.labels[prior_labels != 1], labels[prior_labels != 1])
+
+
+def test_a_restored_parcel_gets_back_what_is_most_probably_its_own():
+    prior_labels = np.repeat([0, 1], [8, 40])
+    q = np.where(np.arange(2)[None] == 1, 0.6, 0.4) * np.ones((48, 1))
+    q[[2, 5]] = [0.49, 0.51]
+    candidates = np.tile([0, 1], (48, 1))
+    found = harden(q, candidates, np.full((48, 1), -1), prior_labels, 2)
+    assert_array_equal(found.restored, [0])
+    assert_array_equal(np.flatnonzero(found.labels == 0), [2, 5])
 
 
 def test_a_parcel_that_the_prior_does_not_have_either_is_absent():
