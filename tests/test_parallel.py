@@ -137,7 +137,8 @@ try:
     refused = ""
 except ValueError as error:
     refused = str(error)
-told = {"process": list(process), "shape": whole.shape, "rows": parallel.to_host(whole).ravel().tolist(), "sum": float(total), "refused": refused}
+rows = parallel.to_host(whole).ravel().tolist()
+told = {"process": list(process), "shape": whole.shape, "rows": rows, "sum": float(total), "refused": refused}
 print(json.dumps(told), flush=True)
 """
 
