@@ -12,10 +12,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
-_ARITHMETIC = frozenset(
-    ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "negate", "abs", "sqrt", "rsqrt", "cbrt", "exponential")
-    + ("exponential-minus-one", "log", "log-plus-one", "tanh", "atanh", "logistic", "sine", "cosine", "tan", "atan2", "erf", "floor")
-    + ("ceil", "remainder", "round-nearest-even")
+_ARITHMETIC = re.compile(
+    "add|subtract|multiply|divide|maximum|minimum|power|negate|abs|sqrt|rsqrt|cbrt|exponential|exponential-minus-one|log|log-plus-one|"
+    "tanh|atanh|logistic|sine|cosine|tan|atan2|erf|floor|ceil|remainder|round-nearest-even"
 )
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -111,7 +110,7 @@ def _sizes(shape: str) -> list[int]:
 
 def _is_float(shape: str) -> bool:
     found = _SHAPE.search(shape)
-    return bool(found) and found[1].startswith(("f", "bf", "c"))
+    return found is not None and found[1].startswith(("f", "bf", "c"))
 
 
 def _operand(one: _Instruction, instructions: dict[str, _Instruction]) -> str:
@@ -133,7 +132,7 @@ def _matmul(one: _Instruction, instructions: dict[str, _Instruction]) -> int:
 
 
 def _arithmetic(one: _Instruction, instructions: dict[str, _Instruction]) -> int:
-    if one.opcode in _ARITHMETIC and _is_float(one.type):
+    if _ARITHMETIC.fullmatch(one.opcode) and _is_float(one.type):
         return math.prod(_sizes(one.type))
     if one.opcode in ("reduce", "reduce-window") and _is_float(one.type):
         return math.prod(_sizes(_operand(one, instructions)))

@@ -103,7 +103,7 @@ def _say(text: str) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pnet bench",
-        description="Seconds to lower, compile and run each op, its memory, and its share of what this device can do, measured in the same run.",
+        description="Seconds to lower, compile and run each op, its memory, and its share of what this device can do in the same run.",
     )
     known = sorted({name for case in CASES.values() for name in case.implementations})
     add = parser.add_argument

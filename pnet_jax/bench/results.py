@@ -230,7 +230,7 @@ def plot(result: Mapping[str, Any], file: Path) -> bool:
     axes.set_yticks(places, labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("share of the roofline measured in the same run (blue: matrix products bound it, orange: memory)")
+    axes.set_xlabel("share of the roofline of the same run; blue: bound by products, orange: by memory")
     axes.set_title(f"{result['device']['kind']}, {result['date']}")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
