@@ -113,21 +113,22 @@ def _is_float(shape: str) -> bool:
     return found is not None and found[1].startswith(("f", "bf", "c"))
 
 
-def _operand(one: _Instruction, instructions: dict[str, _Instruction]) -> str:
-    """Type of the first operand."""
-    found = re.search(r"%([\w.\-]+)", one.rest)
-    return instructions[found[1]].type if found and found[1] in instructions else ""
+def _operand(one: _Instruction, instructions: dict[str, _Instruction], place: int = 0) -> str:
+    """Type of an operand; the first if not said."""
+    names = re.findall(r"%([\w.\-]+)", one.rest)
+    return instructions[names[place]].type if len(names) > place and names[place] in instructions else ""
 
 
 def _matmul(one: _Instruction, instructions: dict[str, _Instruction]) -> int:
-    if one.opcode == "dot":
-        over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-    elif one.opcode == "custom-call" and "gemm" in one.rest:  # the vendor's library on a GPU
-        over = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', one.rest)
+    if one.opcode == "convolution":  # what a TPU makes of products
+        labels, kernel = re.search(r"dim_labels=\w+_(\w+)->", one.rest), _sizes(_operand(one, instructions, 1))
+        summed = [size for size, label in zip(kernel, labels[1], strict=True) if label != "o"] if labels and kernel else []
+    elif one.opcode == "dot" or (one.opcode == "custom-call" and "gemm" in one.rest):  # the latter is the vendor's library on a GPU
+        over = re.search(r'"?lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]', one.rest)
+        left = _sizes(_operand(one, instructions))
+        summed = [left[int(n)] for n in over[1].replace('"', "").split(",") if n] if over and left else []
     else:
         return 0
-    left = _sizes(_operand(one, instructions))
-    summed = [left[int(n)] for n in over[1].replace('"', "").split(",") if n] if over and left else []
     return 2 * math.prod(_sizes(one.type)) * math.prod(summed)
 
 

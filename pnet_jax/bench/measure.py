@@ -23,9 +23,7 @@ from pnet_jax.ops.shapes import Shape
 MEMORY_SHARE = 0.9  # of what is free; more is not tried
 
 
-def measure(
-    case: Case, implementation: str, shape: Shape, dtype: str, roofline: Roofline, *, repeats: int = 7, budget: float = 30.0
-) -> dict[str, Any]:
+def measure(case: Case, implementation: str, shape: Shape, dtype: str, *, repeats: int = 7, budget: float = 30.0) -> dict[str, Any]:
     """Measures one implementation of an op.
 
     Args:
@@ -33,21 +31,29 @@ def measure(
       implementation: how.
       shape: how large.
       dtype: of the inputs.
-      roofline: of this device, from the same run.
       repeats: samples.
       budget: seconds after which no further sample is taken, once there are 3.
 
     Returns:
-      A row of the results. `status` is `"ok"`; `"unavailable"` where the backend lacks the implementation or the memory;
-      `"failed"` where something was raised. `reason` then says what. It never raises what the case raises.
+      A row of the results, still without its share of the roofline (`against`). `status` is `"ok"`; `"unavailable"` where the backend
+      lacks the implementation or the memory; `"failed"` where something was raised. `reason` then says what. It never raises what the
+      case raises.
     """
     row: dict[str, Any] = {"op": case.op, "implementation": implementation, "shape": shape.name, "dtype": dtype}
     try:
-        return row | {"status": "ok", "reason": ""} | _figures(case, implementation, shape, dtype, roofline, repeats, budget)
+        return row | {"status": "ok", "reason": ""} | _figures(case, implementation, shape, dtype, repeats, budget)
     except (NotImplementedError, MemoryError) as error:
         return row | {"status": "unavailable", "reason": one_line(error)}
     except Exception as error:  # noqa: BLE001  whatever one case does, the others are measured
         return row | {"status": "failed", "reason": one_line(error)}
+
+
+def against(row: dict[str, Any], roofline: Roofline) -> dict[str, Any]:
+    """A row with the share it reaches of the roofline of its run."""
+    if row["status"] != "ok":
+        return row
+    ideal, bound = roofline.seconds(row["flop"]["formula"], row["bytes"]["formula"], row["dtype"])
+    return row | {"roofline": {"seconds": ideal, "bound": bound, "fraction": ideal / row["seconds"]["median"]}}
 
 
 def one_line(error: BaseException) -> str:
@@ -55,7 +61,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
 
 
-def _figures(case: Case, implementation: str, shape: Shape, dtype: str, roofline: Roofline, repeats: int, budget: float) -> dict[str, Any]:
+def _figures(case: Case, implementation: str, shape: Shape, dtype: str, repeats: int, budget: float) -> dict[str, Any]:
     work = case.build(shape, Inputs(dtype))
     step = jax.jit(functools.partial(work.run, implementation))
     with without_compilation_cache():
@@ -72,7 +78,6 @@ def _figures(case: Case, implementation: str, shape: Shape, dtype: str, roofline
     median = statistics.median(samples)
     counts, said = hlo.read(compiled), cost_of(compiled)
     flop, moved = float(case.flop(shape)), float(case.bytes(shape, np.dtype(Inputs(dtype).dtype).itemsize))
-    ideal, bound = roofline.seconds(flop, moved, dtype)
     return {
         "seconds": {
             "lower": between - start,
@@ -84,7 +89,6 @@ def _figures(case: Case, implementation: str, shape: Shape, dtype: str, roofline
         "memory": memory,
         "flop": {"formula": flop, "compiled": counts.flop, "matmul": counts.matmul, "xla": said.get("flops")},
         "bytes": {"formula": moved, "xla": said.get("bytes accessed")},
-        "roofline": {"seconds": ideal, "bound": bound, "fraction": ideal / median},
         "rate": {"flop": flop / median, "bytes": moved / median},
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pnet_jax.bench import results, scaling
 from pnet_jax.bench.cases import CASES, Case
-from pnet_jax.bench.measure import measure
+from pnet_jax.bench.measure import against, measure
 from pnet_jax.bench.roofline import COPIES, PRODUCTS, measure_roofline
 from pnet_jax.config import nearest
 from pnet_jax.ops.shapes import SHAPES, TINY, Shape
@@ -39,11 +39,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Roofline, cases and scaling of one device."""
     wanted = list(_wanted(args))
     sizes = {"products": QUICK_PRODUCTS, "copies": QUICK_COPIES} if args.quick else {"products": PRODUCTS, "copies": COPIES}
-    roofline = measure_roofline(**sizes)
+    before = measure_roofline(**sizes)
     cases = []
     for number, (case, implementation, shape, dtype) in enumerate(wanted):
         _say(f"{number + 1}/{len(wanted)} {case.op} {implementation} {shape.name} {dtype}")
-        cases.append(measure(case, implementation, shape, dtype, roofline, repeats=args.repeats, budget=args.budget))
+        cases.append(measure(case, implementation, shape, dtype, repeats=args.repeats, budget=args.budget))
+    after = measure_roofline(**sizes)
+    roofline = before.larger(after)
     pairs = list(dict.fromkeys((case.op, implementation) for case, implementation, _, _ in wanted))
     return {
         "program": "pnet bench",
@@ -51,8 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "arguments": {key: value for key, value in vars(args).items() if key != "out"},
         "versions": results.describe_versions(),
         "device": results.describe_device(),
-        "roofline": dataclasses.asdict(roofline),
-        "cases": cases,
+        "roofline": dataclasses.asdict(roofline) | {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)},
+        "cases": [against(row, roofline) for row in cases],
         "scaling": {
             "sizes": _scale_sizes(pairs) if args.scaling in ("sizes", "both") else [],
             "devices": _scale_devices(pairs) if args.scaling in ("devices", "both") else [],

@@ -31,13 +31,14 @@ _OK_CASE = {
     "rate": {"flop": NUMBER, "bytes": NUMBER},
     "baseline_ratio": MAYBE,
 }
+_RATES = {"matmul": {"float32": NUMBER, "float32_fast": NUMBER, "bfloat16": NUMBER}, "copy": NUMBER}
 SCHEMA: dict[str, Any] = {
     "program": str,
     "date": str,
     "arguments": dict,
     "versions": dict,
     "device": {"platform": str, "kind": str, "processor": str, "count": int, "cores": int, "load_average": MAYBE, "memory": MAYBE},
-    "roofline": {"matmul": {"float32": NUMBER, "float32_fast": NUMBER, "bfloat16": NUMBER}, "copy": NUMBER},
+    "roofline": {**_RATES, "before": _RATES, "after": _RATES},
     "cases": [{"op": str, "implementation": str, "shape": str, "dtype": str, **_STATUS}],
     "scaling": {
         "sizes": [{"op": str, "implementation": str, "letter": str, **_STATUS}],
@@ -158,7 +159,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates["matmul"].items())
     head = [
         f"{device['kind']} ({device['processor']}, {device['cores']} cores), jax {result['versions']['jax']}, {result['date']}.",
-        f"Roofline of this run: matrix products {products} GFLOP/s; copy {rates['copy'] / 1e9:,.0f} GB/s.",
+        f"Roofline of this run: matrix products {products} GFLOP/s; copy {rates['copy'] / 1e9:,.0f} GB/s. {_steadiness(rates)}",
     ]
     parts = ["\n".join(head), _table(_CASE_HEAD, [_case_cells(row) for row in result["cases"]])]
     if rows := result["scaling"]["sizes"]:
@@ -167,6 +168,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         told = "Over devices (fake CPU devices; compiled, not timed): operations of each as a share of one's, collectives executed."
         parts += [told, _table(_DEVICE_HEAD, [_device_cells(row) for row in rows])]
     return "\n\n".join(parts) + "\n"
+
+
+def _steadiness(rates: Mapping[str, Any]) -> str:
+    first, last = (rates[when]["matmul"]["float32"] / 1e9 for when in ("before", "after"))
+    warning = "" if 0.8 < first / last < 1.25 else ": the machine had other work, shares are not to be trusted"
+    return f"Float32 products before and after the cases: {first:,.0f} and {last:,.0f}{warning}."
 
 
 _CASE_HEAD = (

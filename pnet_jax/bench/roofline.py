@@ -41,6 +41,10 @@ class Roofline:
         products, copies = flop / self.matmul[dtype], moved / self.copy
         return (products, "matmul") if products >= copies else (copies, "copy")
 
+    def larger(self, other: Roofline) -> Roofline:
+        """The best of two measurements: what one did not reach, other work on the machine kept it from."""
+        return Roofline({kind: max(rate, other.matmul[kind]) for kind, rate in self.matmul.items()}, max(self.copy, other.copy))
+
 
 def measure_roofline(*, products: tuple[int, ...] = PRODUCTS, copies: tuple[int, ...] = COPIES, repeats: int = 5) -> Roofline:
     """Square products and copies of growing size; the best sample of any counts."""

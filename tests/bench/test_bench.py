@@ -21,7 +21,7 @@ import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.bench import hlo, inputs, results, scaling, timing
 from pnet_jax.bench.cases import CASES, Spread, Work
-from pnet_jax.bench.measure import measure
+from pnet_jax.bench.measure import against, measure
 from pnet_jax.bench.program import main
 from pnet_jax.bench.roofline import Roofline
 from pnet_jax.cli import main as pnet
@@ -68,7 +68,7 @@ def test_the_suite_runs_at_its_smallest_shapes_and_writes_what_it_found(tmp_path
 def test_the_suite_needs_jax_and_numpy_alone(tmp_path):
     blocked = ("jaxtyping", "scipy", "nibabel", "nilearn", "sklearn", "pandas", "grain", "orbax", "matplotlib", "jsonargparse", "tqdm")
     code = f"import sys\nfor name in {blocked}:\n    sys.modules[name] = None\nfrom pnet_jax.bench.program import main\n"
-    code += f"sys.exit(main([*{QUICK!r}, '--implementations', 'chunked', '--scaling', 'none', '--out', {str(tmp_path)!r}]))"
+    code += f"sys.exit(main([*{QUICK!r}, '--shapes', 'tiny,tiny-cohort', '--implementations', 'chunked', '--scaling', 'none', '--out', {str(tmp_path)!r}]))"
     folder = Path(pnet_jax.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_a_case_that_raises_is_a_row_and_stops_no_other(error, status, reason, m
 
 def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
     monkeypatch.setattr("pnet_jax.bench.measure.free_memory", lambda: 1000)
-    row = measure(CASES["potts"], "chunked", SHAPES["tiny"], "float32", ROOFLINE, repeats=1)
+    row = measure(CASES["potts"], "chunked", SHAPES["tiny"], "float32", repeats=1)
     assert row["status"] == "unavailable"
     assert row["reason"].startswith("MemoryError: needs 0.0 GB, 0.0 GB are free")
 
@@ -149,10 +149,11 @@ def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
     ],
 )
 def test_results_of_another_form_are_refused(spoil, message):
-    row = measure(CASES["potts"], "chunked", SHAPES["tiny"], "float32", ROOFLINE, repeats=3) | {"baseline_ratio": None}
+    row = against(measure(CASES["potts"], "chunked", SHAPES["tiny"], "float32", repeats=3), ROOFLINE) | {"baseline_ratio": None}
+    rates = dataclasses.asdict(ROOFLINE)
     result = {
         "program": "", "date": "", "arguments": {}, "versions": {}, "device": results.describe_device(),
-        "roofline": dataclasses.asdict(ROOFLINE), "cases": [copy.deepcopy(row)], "scaling": {"sizes": [], "devices": []},
+        "roofline": {**rates, "before": rates, "after": rates}, "cases": [copy.deepcopy(row)], "scaling": {"sizes": [], "devices": []},
     }  # fmt: skip
     results.check(result)
     spoil(result["cases"][0])
@@ -167,6 +168,11 @@ def test_the_roofline_by_hand():
     """1 GFLOP at 100 GFLOP/s takes 10 ms, 200 MB at 10 GB/s 20 ms: memory bounds it; at 50 MB products do."""
     assert ROOFLINE.seconds(1e9, 2e8) == (0.02, "copy")
     assert ROOFLINE.seconds(1e9, 5e7) == (0.01, "matmul")
+    row = {"status": "ok", "dtype": "float32", "flop": {"formula": 1e9}, "bytes": {"formula": 2e8}, "seconds": {"median": 0.08}}
+    assert against(row, ROOFLINE)["roofline"] == {"seconds": 0.02, "bound": "copy", "fraction": 0.25}
+    assert ROOFLINE.larger(Roofline({"float32": 2e11, "float32_fast": 1.0, "bfloat16": 1.0}, 1.0)) == Roofline(
+        {"float32": 2e11, "float32_fast": 1e11, "bfloat16": 1e11}, 1e10
+    )
 
 
 def test_formulas_by_hand():
@@ -199,6 +205,25 @@ def test_work_in_loops_counts_as_often_as_they_run():
     assert many.matmul == steps * one.matmul
     sines = hlo.read(compiled(lambda x: jax.lax.fori_loop(0, 5, lambda _, y: jax.lax.fori_loop(0, 3, lambda _, z: jnp.sin(z), y), x), x))
     assert sines.arithmetic == 15 * x.size
+
+
+def test_products_are_counted_as_every_backend_writes_them():
+    """A convolution here, which a TPU makes of products, and the text of a call to the vendor's library on a GPU."""
+    image, kernel = jnp.ones((1, 3, 8, 8)), jnp.ones((5, 3, 2, 2))
+    assert hlo.read(compiled(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"), image, kernel)).matmul == 2 * (5 * 7 * 7) * (3 * 2 * 2)
+
+    class Text:
+        def as_text(self):
+            numbers = '"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}'
+            call = f'custom-call(%x, %y), custom_call_target="__cublas$gemm", backend_config={{"gemm_backend_config":{{{numbers}}}}}'
+            lines = [
+                "%x = f32[8,16]{1,0} parameter(0)",
+                "%y = f32[16,4]{1,0} parameter(1)",
+                f"ROOT %c = (f32[8,4]{{1,0}}, s8[64]{{0}}) {call}",
+            ]
+            return "\n".join(["ENTRY %main (x: f32[8,16], y: f32[16,4]) -> f32[8,4] {", *(f"  {line}" for line in lines), "}"])
+
+    assert hlo.read(Text()).matmul == 2 * 8 * 4 * 16
 
 
 def test_a_loop_of_unknown_length_is_told():
