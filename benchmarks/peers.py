@@ -29,6 +29,7 @@ from common import parser, table, write
 from pnet_jax.bench.inputs import Inputs
 
 HELPERS = Path(__file__).parent / "peers"
+T_THRESHOLD = 3.0
 COLUMNS = {"median": ".4g", "times_ours": ".1f", "difference": ".1e", "score": ".3f"}
 TASKS: dict[str, Callable[[Any], Task]] = {}
 
@@ -91,8 +92,15 @@ def compete(task: Task) -> dict[str, dict[str, Any]]:
         elif (ours := next(iter(rows.values())))["measured"]:
             rows[name]["times_ours"] = rows[name]["median"] / ours["median"]
             if name in task.same:
-                rows[name]["difference"] = float(np.abs(np.float64(reference)[: len(found)] - np.float64(found)).max())
+                rows[name]["difference"] = _difference(reference, found)
     return rows
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    """Largest absolute one; infinite where the shapes differ. A peer may have done the first part only."""
+    theirs = np.float64(theirs)
+    ours = np.float64(ours)[: len(theirs)]
+    return float(np.abs(ours - theirs).max(initial=0)) if ours.shape == theirs.shape else float("inf")
 
 
 def _time(call: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
@@ -131,12 +139,16 @@ def correlation(args) -> Task:
 
         return nilearn(EmpiricalCovariance())
 
+    def brainiak():
+        said = _helper(args.brainiak_python, "brainiak", "brainiak_correlation.py", {"repeats": args.repeats}, signals=x)
+        return Elsewhere(said["seconds"], [said["first"]])
+
     programs = {
         "pnet_jax": lambda: np.asarray(step(x)),
         "numpy corrcoef": lambda: np.stack([np.corrcoef(one) for one in x]),
         "nilearn ConnectivityMeasure": nilearn,  # its default estimator shrinks: not the same quantity
         "nilearn ConnectivityMeasure, sample covariance": nilearn_sample,
-        "BrainIAK FCMA": lambda: _helper(args.brainiak_python, "brainiak", "brainiak_correlation.py", "first", args.repeats, signals=x),
+        "BrainIAK FCMA": brainiak,
     }
     same = ("numpy corrcoef", "nilearn ConnectivityMeasure, sample covariance", "BrainIAK FCMA")
     return Task(f"correlation matrices, {_sizes(x)}", programs, same, args.repeats)
@@ -232,7 +244,8 @@ def parcels(args) -> Task:
 
     def srnmf():
         here = {"y": y, "ijk": space.grid.ijk, "shape": space.grid.shape, "labels": subject.group_labels}
-        return _helper(args.fmripnet_python, "fmripnet", "fmripnet_srnmf.py", None, args.slow_repeats, **here)
+        said = _helper(args.fmripnet_python, "fmripnet", "fmripnet_srnmf.py", {"repeats": args.slow_repeats}, **here)
+        return Elsewhere(said["seconds"])
 
     programs = {
         "pnet_jax, all measured on the scan": ours,
@@ -266,7 +279,8 @@ def portrait(args) -> Task:
         return ours()
 
     def netrd():
-        return _helper(args.netrd_python, "netrd", "netrd_portrait.py", "divergence", None, lengths=lengths, pairs=few)
+        said = _helper(args.netrd_python, "netrd", "netrd_portrait.py", {}, lengths=lengths, pairs=few)
+        return Elsewhere(said["seconds"], said["divergence"])
 
     what = f"portrait divergence, seconds a pair, {len(lengths)} networks of {args.parcels} nodes"
     return Task(what, {f"pnet_jax, all {len(pairs)} pairs": warm, f"netrd, {len(few)} pairs": netrd}, (f"netrd, {len(few)} pairs",), 1)
@@ -274,21 +288,32 @@ def portrait(args) -> Task:
 
 @task
 def nbs(args) -> Task:
-    """Two groups, permutations of who belongs to which: FDR, max-T and NBS of ours, NBS alone of bctpy."""
-    from pnet_jax.ops.permutation import permutation
+    """Two groups, permutations of who belongs to which. Seconds are of one permutation: FDR, max-T and NBS of ours, NBS alone of bctpy."""
+    from pnet_jax.ops.permutation import permutation_test
 
-    edges, group = _signals(args), (np.arange(args.subjects) % 2).astype(np.int32)
-    matrices = np.stack([np.corrcoef(one) for one in edges]).astype(np.float32)
-    upper = matrices[:, *np.triu_indices(args.parcels, 1)]
+    rng, ends = np.random.default_rng(0), np.stack(np.triu_indices(args.parcels, 1), 1).astype(np.int32)
+    group = np.arange(args.subjects) % 2
+    planted = (ends < args.parcels // 4).all(1) & (rng.random(len(ends)) < 0.3)
+    edges = (rng.standard_normal((args.subjects, len(ends))) + planted * group[:, None]).astype(np.float32)
+
+    def ours():
+        start = time.perf_counter()
+        options = {"key": jax.random.key(0), "permutations": args.permutations, "threshold": T_THRESHOLD, "ends": ends}
+        found = jax.block_until_ready(permutation_test(edges, group.astype(np.float32), **options))
+        extent = np.sort(np.asarray(found.components.extent))[::-1]
+        return Elsewhere([(time.perf_counter() - start) / args.permutations], extent[extent > 0])
+
+    def warm():
+        ours()
+        return ours()
 
     def bctpy():
-        return _helper(
-            args.bctpy_python, "bctpy", "bctpy_nbs.py", None, None, matrices=matrices, group=group, permutations=args.permutations
-        )
+        said = _helper(args.bctpy_python, "bctpy", "bctpy_nbs.py", {}, edges=edges, group=group, threshold=T_THRESHOLD)
+        return Elsewhere([said["seconds_per_permutation"]], said["sizes"])
 
-    what = f"{args.permutations} permutations, {upper.shape[1]} edges, {args.subjects} subjects"
-    programs = {"pnet_jax": lambda: jax.block_until_ready(permutation(upper, group, n_permutations=args.permutations)), "bctpy NBS": bctpy}
-    return Task(what, programs, (), args.slow_repeats)
+    what = f"network-based statistic, seconds a permutation, {len(ends)} edges, {args.subjects} subjects"
+    name = f"pnet_jax, {args.permutations} permutations"
+    return Task(what, {name: warm, "bctpy": bctpy}, ("bctpy",), 1)
 
 
 def _signals(args) -> np.ndarray:
@@ -318,7 +343,7 @@ def _sizes(x: np.ndarray) -> str:
     return "S = {}, K = {}, T = {}".format(*x.shape)
 
 
-def _helper(python: str | None, option: str, program: str, found: str | None, repeats: int | None, **arrays: Any) -> Elsewhere:
+def _helper(python: str | None, option: str, program: str, options: Mapping[str, int], **arrays: Any) -> dict[str, Any]:
     """Runs a program of `peers/` by another interpreter, and reads the JSON in the last line of what it prints."""
     if python is None:
         raise FileNotFoundError(f"no --{option}-python given")
@@ -327,12 +352,12 @@ def _helper(python: str | None, option: str, program: str, found: str | None, re
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inputs.npz"
         np.savez(file, **arrays)
-        command = [python, str(HELPERS / program), str(file), *([] if repeats is None else ["--repeats", str(repeats)])]
+        command = [python, str(HELPERS / program), str(file)]
+        command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    said = json.loads(done.stdout.splitlines()[-1])
-    return Elsewhere(said["seconds"], None if found is None else [said[found]] if found == "first" else said[found])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _not_measured(error: Exception) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def test_the_suite_runs_at_its_smallest_shapes_and_writes_what_it_found(tmp_path
 def test_the_suite_needs_jax_and_numpy_alone(tmp_path):
     blocked = ("jaxtyping", "scipy", "nibabel", "nilearn", "sklearn", "pandas", "grain", "orbax", "matplotlib", "jsonargparse", "tqdm")
     code = f"import sys\nfor name in {blocked}:\n    sys.modules[name] = None\nfrom pnet_jax.bench.program import main\n"
-    code += f"sys.exit(main([*{QUICK!r}, '--shapes', 'tiny,tiny-cohort', '--implementations', 'chunked', '--scaling', 'none', '--out', {str(tmp_path)!r}]))"
+    options = [*QUICK, "--shapes", "tiny,tiny-cohort", "--implementations", "chunked", "--scaling", "none", "--out", str(tmp_path)]
+    code += f"sys.exit(main({options!r}))"
     folder = Path(pnet_jax.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
