@@ -267,7 +267,7 @@ def portrait(args) -> Task:
     lengths = _networks(args)
     pairs = np.stack(np.triu_indices(len(lengths), 1), 1).astype(np.int32)
     few = pairs[: 2 * args.slow_repeats]
-    settings = PortraitSettings(convention="netrd", lengths="w", density=None, rounding="none")
+    settings = PortraitSettings(convention="netrd", lengths="w", density=None, rounding=None)
 
     def ours():
         start = time.perf_counter()

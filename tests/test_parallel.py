@@ -132,13 +132,18 @@ mesh = parallel.make_mesh(ParallelConfig(location=1))
 mine = np.arange(4, dtype=np.float32).reshape(4, 1) + 10 * process.number
 whole = parallel.global_array(mine, mesh, "subject", None)
 total = jax.jit(lambda x: x.sum(), out_shardings=parallel.sharding(mesh))(whole)
+square = parallel.make_mesh(ParallelConfig(location=2))  # subjects over processes, locations inside each
+both = parallel.global_array(np.full((3, 2), process.number, np.float32), square, "subject", "location")
+wide = parallel.make_mesh(ParallelConfig(subject=1))  # locations over all devices: each process holds a part of every row
+halves = parallel.global_array(np.full((1, 2), process.number, np.float32), wide, None, "location")
+others = [parallel.to_host(array).tolist() for array in (both, halves)]
 try:
     parallel.global_array(mine[: 4 - 2 * process.number], mesh, "subject")
     refused = ""
 except ValueError as error:
     refused = str(error)
 rows = parallel.to_host(whole).ravel().tolist()
-told = {"process": list(process), "shape": whole.shape, "rows": rows, "sum": float(total), "refused": refused}
+told = {"process": list(process), "shape": whole.shape, "rows": rows, "sum": float(total), "refused": refused, "others": others}
 print(json.dumps(told), flush=True)
 """
 
@@ -179,6 +184,7 @@ def check_two_processes(said: list[dict]) -> None:
         assert one["process"] == [index, 2]
         assert (one["shape"], one["rows"], one["sum"]) == ([8, 1], rows, sum(rows))
         assert "process 0 (4, 1), process 1 (2, 1)" in one["refused"]
+        assert one["others"] == [[[0, 0]] * 3 + [[1, 1]] * 3, [[0, 0, 1, 1]]]
 
 
 def test_two_processes_given_by_flags_make_one_array():
