@@ -16,10 +16,11 @@ commands:
   report     HTML pages of results that stand already
   simulate   a cohort with known truth, as BIDS derivatives
   pretrain   a checkpoint from scans
+  bench      speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "pretrain")
+COMMANDS = ("demo", "construct", "report", "simulate", "pretrain", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -132,6 +132,13 @@ def demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Speed of the kernels on this device. `python -m pnet_jax.bench` is the same where only JAX is installed."""
+    from pnet_jax.bench.program import main
+
+    return main(arguments)
+
+
 class _Parser(ArgumentParser):
     """Says which option was probably meant."""
 

@@ -152,6 +152,39 @@ class PretrainConfig:
             raise ValueError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
 
 
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How work is spread over devices and processes.
+
+    Attributes:
+      subject: parts that subjects are split into; None takes the devices that `location` leaves.
+      location: parts that the locations of a scan are split into; None takes the devices that `subject` leaves, 1 if both are None.
+      coordinator: `"host:port"` of process 0; None asks SLURM, Open MPI, Kubernetes or the TPU pod.
+      processes: how many take part; given together with `coordinator` and `process`, or not at all.
+      process: number of this one, 0…processes − 1.
+    """
+
+    subject: int | None = None
+    location: int | None = None
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self):
+        _at_least(self, 1, "subject", "location", "processes")
+        _at_least(self, 0, "process")
+        explicit = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        missing = [name for name, value in explicit.items() if value is None]
+        if 0 < len(missing) < len(explicit):
+            raise ValueError(
+                f"ParallelConfig: expected coordinator, processes and process together or none of them, got no {' and no '.join(missing)}"
+            )
+        if self.process is not None and self.processes is not None and self.process >= self.processes:
+            raise ValueError(f"ParallelConfig.process: expected a number below {self.processes} (processes), got {self.process}")
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"ParallelConfig.coordinator: expected host:port, got {self.coordinator!r}")
+
+
 def _at_least(config: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)

@@ -1,0 +1,199 @@
+"""What is measured. To add an op, add one decorated function here: it makes the inputs and says what is run on them.
+
+A formula counts what the definition asks for, whatever an implementation does: products dense in the parcels, each input read once,
+each output written once. `b` is the size of a floating-point input in bytes; indices have 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from pnet_jax.bench.inputs import Inputs, candidates, neighbours
+from pnet_jax.ops.shapes import COHORTS, SCANS, Shape
+
+STEPS = 12  # of the mixture
+
+
+class Spread(NamedTuple):
+    """How a case runs on several devices.
+
+    Attributes:
+      axis: the mesh axis whose parts are varied, `"subject"` or `"location"`.
+      inputs: a PartitionSpec for each argument.
+      outputs: the same for the outputs: `local` then runs inside `shard_map`. None leaves all to the compiler.
+      local: what one device does with its part, the implementation's name first; `Work.run` if None.
+    """
+
+    axis: str
+    inputs: tuple[Any, ...]
+    outputs: Any = None
+    local: Callable[..., Any] | None = None
+
+
+class Work(NamedTuple):
+    """One thing to time.
+
+    Attributes:
+      run: `run(implementation, *arguments)`, to be compiled.
+      arguments: numpy arrays.
+      spread: over devices; None where that is not measured.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    spread: Spread | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An op as it is measured.
+
+    Attributes:
+      op: its name.
+      shapes: names of the shapes it is made for.
+      implementations: their names.
+      dtypes: of the floating-point inputs.
+      flop: operations of a shape.
+      bytes: that must be moved at least, of a shape and the size of a floating-point input.
+      grows: letters whose effect is measured, and
+      base: the shape they start from.
+      build: makes the `Work` of a shape.
+    """
+
+    op: str
+    shapes: tuple[str, ...]
+    implementations: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    flop: Callable[[Shape], float]
+    bytes: Callable[[Shape, int], float]
+    grows: str
+    base: Shape
+    build: Callable[[Shape, Inputs], Work]
+
+
+CASES: dict[str, Case] = {}
+SCAN_BASE = Shape("scan", V=8192, T=128, R=128, D=32, K=64, C=8, N=26)
+COHORT_BASE = Shape("cohort", S=16, T=128, K=64, P=256)
+
+
+def case(
+    op: str,
+    *,
+    shapes: tuple[str, ...],
+    flop: Callable[[Shape], float],
+    bytes: Callable[[Shape, int], float],
+    grows: str,
+    implementations: tuple[str, ...] = ("reference", "chunked"),
+    dtypes: tuple[str, ...] = ("float32",),
+) -> Callable[[Callable[[Shape, Inputs], Work]], Callable[[Shape, Inputs], Work]]:
+    """Decorator: a function of a shape and `Inputs` that makes the `Work` becomes a case."""
+
+    def add(build: Callable[[Shape, Inputs], Work]) -> Callable[[Shape, Inputs], Work]:
+        base = COHORT_BASE if set(shapes) <= set(COHORTS) else SCAN_BASE
+        CASES[op] = Case(op, shapes, implementations, dtypes, flop, bytes, grows, base, build)
+        return build
+
+    return add
+
+
+@case(
+    "correlation",
+    shapes=COHORTS,
+    flop=lambda s: 2 * s.S * s.K**2 * s.T,
+    bytes=lambda s, b: s.S * s.K * (b * s.T + 4 * s.K),
+    grows="STK",
+)
+def _correlation(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.correlation import correlation
+
+    def run(implementation: str, signals: jax.Array) -> jax.Array:
+        return correlation(signals, implementation=implementation)
+
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+
+
+@case(
+    "fingerprint",
+    shapes=SCANS,
+    flop=lambda s: 2 * s.V * s.R * (s.T + s.D),
+    bytes=lambda s, b: b * (s.V * s.T + s.R * (s.T + s.D)) + 4 * s.V * s.D,
+    grows="VTRD",
+)
+def _fingerprint(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.fingerprint import fingerprint
+
+    def run(implementation: str, y: jax.Array, references: jax.Array, projection: jax.Array) -> jax.Array:
+        return fingerprint(y, references, projection=projection, implementation=implementation)
+
+    arguments = (make.signals(shape.V, shape.T), make.signals(shape.R, shape.T), make.normal(shape.R, shape.D))
+    return Work(run, arguments, Spread("location", (P("location"), P(), P()), P("location")))
+
+
+@case(
+    "soft_assign",
+    shapes=SCANS,
+    flop=lambda s: 4 * s.V * s.K * s.D,
+    bytes=lambda s, b: b * (s.V * s.D + s.K * s.D + s.V * s.C) + 4 * (2 * s.V * s.C + s.K * s.D),
+    grows="VKD",
+)
+def _soft_assign(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.soft_assign import soft_assign
+
+    def run(implementation: str, z: jax.Array, prototypes: jax.Array, candidates: jax.Array, bias: jax.Array) -> Any:
+        return soft_assign(z, prototypes, candidates, bias, 20.0, implementation=implementation)
+
+    def local(implementation: str, *arguments: jax.Array) -> Any:
+        q, sums, masses = run(implementation, *arguments)
+        return q, *jax.lax.psum((sums, masses), "location")
+
+    arguments = (make.unit(shape.V, shape.D), make.unit(shape.K, shape.D), candidates(shape), make.normal(shape.V, shape.C))
+    inputs = (P("location"), P(), P("location"), P("location"))
+    return Work(run, arguments, Spread("location", inputs, (P("location"), P(), P()), local))
+
+
+@case(
+    "potts",
+    shapes=SCANS,
+    flop=lambda s: s.N * s.V * s.C,
+    bytes=lambda s, b: 2 * b * s.V * s.C + 4 * s.V * (s.C + s.N),
+    grows="VC",
+)
+def _potts(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.potts import reference
+    from pnet_jax.ops.potts.chunked import match_table, sum_neighbours
+
+    def run(implementation: str, q: jax.Array, candidates: jax.Array, neighbours: jax.Array, table: jax.Array) -> jax.Array:
+        if implementation == "reference":
+            return reference.potts(q, candidates, neighbours, shape.K)
+        return sum_neighbours(q, table)
+
+    where, beside = candidates(shape), neighbours(shape)
+    return Work(run, (make.shares(where), where, beside, match_table(where, beside)))
+
+
+@case(
+    "mixture",
+    shapes=SCANS,
+    flop=lambda s: (STEPS + 1) * CASES["soft_assign"].flop(s) + STEPS * CASES["potts"].flop(s),
+    bytes=lambda s, b: (STEPS + 1) * CASES["soft_assign"].bytes(s, b) + STEPS * CASES["potts"].bytes(s, b),
+    grows="VKD",
+    implementations=("chunked",),
+)
+def _mixture(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.potts.chunked import match_table
+    from pnet_jax.parcellation.mixture import Problem, mixture
+
+    def run(implementation: str, *problem: jax.Array) -> Any:
+        return mixture(Problem(*problem), jnp.float32(20), jnp.float32(0.3), steps=STEPS)
+
+    where = candidates(shape)
+    log_prior = np.where(where < 0, 0, np.log(make.shares(where).astype(np.float32) + 1e-3)).astype(make.dtype)
+    table = match_table(where, neighbours(shape))
+    return Work(run, (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D)))

@@ -1,0 +1,92 @@
+"""Random inputs of a named shape: signals, embeddings, and parcels that lie in space as real ones do."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+
+from pnet_jax.ops.shapes import Shape
+
+_HEXAGON = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
+
+
+class Inputs:
+    """Draws arrays of one floating-point type; the same for the same seed.
+
+    Args:
+      dtype: `"float32"` or `"bfloat16"`.
+      seed: of everything random.
+    """
+
+    def __init__(self, dtype: str = "float32", seed: int = 0):
+        self.dtype = jnp.dtype(dtype)
+        self._rng = np.random.default_rng(seed)
+
+    def normal(self, *sizes: int) -> np.ndarray:
+        """Standard normal values."""
+        return self._rng.standard_normal(sizes, dtype=np.float32).astype(self.dtype)
+
+    def unit(self, *sizes: int) -> np.ndarray:
+        """Rows of length 1."""
+        rows = self._rng.standard_normal(sizes, dtype=np.float32)
+        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(self.dtype)
+
+    def shares(self, candidates: np.ndarray) -> np.ndarray:
+        """Probabilities that sum to 1 over each row's candidates, 0 at the padding."""
+        rows = self._rng.random(candidates.shape, dtype=np.float32) * (candidates >= 0)
+        return (rows / rows.sum(-1, keepdims=True)).astype(self.dtype)
+
+    def signals(self, *sizes: int) -> np.ndarray:
+        """Normal values over the last dimension with a signal that all rows share, so that correlations are about .3."""
+        own = self._rng.standard_normal(sizes, dtype=np.float32)
+        return (own + 0.65 * self._rng.standard_normal((*sizes[:-2], 1, sizes[-1]), dtype=np.float32)).astype(self.dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def positions(shape: Shape) -> np.ndarray:
+    """Where V locations are: a full box of voxels, or a sheet of vertices in a plane, `[V, 3]`."""
+    sides = _sides(shape.V, 2 if shape.N == 6 else 3)
+    at = np.stack(np.meshgrid(*(np.arange(n, dtype=np.int32) for n in sides), indexing="ij"), -1).reshape(shape.V, -1)
+    return np.pad(at, ((0, 0), (0, 3 - at.shape[1])))
+
+
+@functools.lru_cache(maxsize=4)
+def neighbours(shape: Shape) -> np.ndarray:
+    """Adjacent locations, −1 padded, symmetric, `[V, N]`: 26 in a box, 6 on a sheet."""
+    at = positions(shape)
+    offsets = np.array(_HEXAGON if shape.N == 6 else [o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)])
+    offsets = np.pad(offsets, ((0, 0), (0, 3 - offsets.shape[1])))
+    if len(offsets) != shape.N:
+        raise ValueError(f"shape {shape.name}: expected N = 26 (box) or 6 (sheet), got {shape.N}")
+    sides = at.max(0) + 1
+    table = np.empty((shape.V, shape.N), np.int32)
+    for column, offset in enumerate(offsets):
+        there = at + offset
+        inside = ((there >= 0) & (there < sides)).all(1)
+        table[:, column] = np.where(inside, (there[:, 0] * sides[1] + there[:, 1]) * sides[2] + there[:, 2], -1)
+    return table
+
+
+@functools.lru_cache(maxsize=4)
+def candidates(shape: Shape, seed: int = 0) -> np.ndarray:
+    """The C parcels whose centres are nearest to each location, ascending; a fifth of the rows have half as many, −1 padded. `[V, C]`."""
+    rng, at = np.random.default_rng(seed), positions(shape).astype(np.float32)
+    centres = at[rng.choice(shape.V, shape.K, replace=False)]
+    out = np.empty((shape.V, shape.C), np.int32)
+    for start in range(0, shape.V, 8192):
+        rows = slice(start, start + 8192)
+        distance = np.square(at[rows, None] - centres[None]).sum(-1)
+        out[rows] = np.sort(np.argpartition(distance, shape.C - 1, axis=1)[:, : shape.C], axis=1)
+    out[rng.random(shape.V) < 0.2, shape.C // 2 :] = -1
+    return out
+
+
+def _sides(size: int, dimensions: int) -> tuple[int, ...]:
+    """Sides of a box of `size` cells, as equal as its divisors allow."""
+    if dimensions == 1:
+        return (size,)
+    side = next(n for n in range(int(size ** (1 / dimensions) + 1e-9), 0, -1) if size % n == 0)
+    return (side, *_sides(size // side, dimensions - 1))

@@ -1,0 +1,213 @@
+"""Many devices, many machines: the only file that builds meshes and shardings and starts `jax.distributed`.
+
+A mesh has two axes. Along "subject" nothing is exchanged; along "location" a step exchanges sums over locations. What does not
+divide is padded, and a mask says which rows are real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pnet_jax.config import ParallelConfig
+
+AXES = ("subject", "location")
+_MOST_DIMENSIONS = 8  # of an array whose shape is compared across processes
+
+
+class Process(NamedTuple):
+    """This process among all: its number, and how many there are."""
+
+    number: int
+    total: int
+
+
+def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Process:
+    """Joins the processes of one job; call it before anything else uses JAX.
+
+    With coordinator, count and number in the config these are taken. Without, JAX asks SLURM, Open MPI, Kubernetes (GKE) and Cloud TPU
+    pods; where none of them started this process it is the only one. A second call changes nothing.
+
+    Args:
+      config: see `ParallelConfig`.
+      timeout: seconds to wait for the others.
+
+    Returns:
+      Number of this process and their count.
+
+    Raises:
+      ValueError: the cluster says less than is needed.
+      RuntimeError: JAX was used before, or the others did not come.
+    """
+    config = config or ParallelConfig()
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(config.coordinator, config.processes, config.process, initialization_timeout=timeout)
+        except ValueError as error:
+            if "coordinator_address should be defined" not in str(error):
+                raise
+            return Process(0, 1)  # no cluster: JAX looked and found no coordinator
+    return Process(jax.process_index(), jax.process_count())
+
+
+def make_mesh(config: ParallelConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh ("subject", "location") over the devices of all processes.
+
+    Args:
+      config: parts along each axis. One that is None takes the devices the other leaves; with both None subjects take all.
+      devices: those to use; all if not given.
+
+    Returns:
+      Mesh with axes of type Auto: the compiler places what is in between.
+
+    Raises:
+      ValueError: the parts do not multiply to the number of devices.
+
+    >>> dict(make_mesh(ParallelConfig(location=1), jax.devices()[:1]).shape)
+    {'subject': 1, 'location': 1}
+    """
+    config = config or ParallelConfig()
+    devices = list(jax.devices() if devices is None else devices)
+    subject, location = config.subject, config.location
+    if subject is None:
+        location = location or 1
+        subject = max(len(devices) // location, 1)
+    elif location is None:
+        location = max(len(devices) // subject, 1)
+    if subject * location != len(devices):
+        given = f"subject={config.subject}, location={config.location}"
+        raise ValueError(f"a mesh needs subject x location = number of devices, {len(devices)}; got {given}")
+    return jax.make_mesh((subject, location), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """How an array lies on a mesh: for each of its dimensions the mesh axis that splits it, or None.
+
+    Raises:
+      ValueError: the mesh has no such axis, or an axis is named twice.
+
+    >>> tuple(sharding(make_mesh(devices=jax.devices()[:1]), "subject", None).spec)
+    ('subject', None)
+    """
+    named = [axis for axis in axes if axis is not None]
+    if unknown := [axis for axis in named if axis not in mesh.axis_names]:
+        raise ValueError(f"mesh axes are {', '.join(mesh.axis_names)}; got {unknown[0]!r}")
+    if len(set(named)) < len(named):
+        raise ValueError(f"each mesh axis splits one dimension at most, got {axes}")
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def padded(size: int, parts: int) -> int:
+    """The smallest multiple of `parts` that holds `size`.
+
+    >>> padded(10, 8)
+    16
+    """
+    return math.ceil(size / parts) * parts
+
+
+def pad(tree: Any, mesh: Mesh, axis: str = "subject", *, dim: int = 0, fill: float = 0) -> tuple[Any, np.ndarray]:
+    """Rows added at the end of every array, so that a mesh axis divides them.
+
+    Args:
+      tree: arrays, numpy's or JAX's, with one size along `dim`.
+      axis: the mesh axis that will split them.
+      dim: the dimension it splits.
+      fill: what the new rows hold; −1 for tables of candidates or neighbours.
+
+    Returns:
+      The padded tree, and a mask that is True where a row is real, `[padded size]`.
+
+    Raises:
+      ValueError: the arrays have several sizes along `dim`, or there are none.
+
+    >>> x, real = pad(np.ones((3, 2)), make_mesh(devices=jax.devices()[:1]))
+    >>> x.shape, real.tolist()
+    ((3, 2), [True, True, True])
+    """
+    sizes = sorted({np.shape(leaf)[dim] for leaf in jax.tree.leaves(tree)})
+    if len(sizes) != 1:
+        raise ValueError(f"expected arrays of one size along dimension {dim}, got sizes {sizes}")
+    target = padded(sizes[0], sharding(mesh, axis).mesh.shape[axis])
+
+    def one(leaf: Any) -> Any:
+        widths = [(0, target - sizes[0] if d == dim else 0) for d in range(np.ndim(leaf))]
+        return (jnp if isinstance(leaf, jax.Array) else np).pad(leaf, widths, constant_values=fill)
+
+    return jax.tree.map(one, tree), np.arange(target) < sizes[0]
+
+
+def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
+    """Puts arrays that this process holds whole on the mesh, split along the dimensions named.
+
+    Raises:
+      ValueError: a dimension is no multiple of the parts it is split into.
+    """
+    target = sharding(mesh, *axes)
+    for leaf in jax.tree.leaves(tree):
+        _check_divides(np.shape(leaf), {axis: mesh.shape[axis] for axis in axes if axis}, axes, "an array")
+    return jax.device_put(tree, target)
+
+
+def global_array(local: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:
+    """One array over all processes from the part that each of them holds.
+
+    Args:
+      local: this process's rows. Along a dimension that is not split, or whose mesh axis lies inside every process, all of it.
+      axes: as for `sharding`.
+
+    Returns:
+      Array whose split dimensions are the processes' rows one after another, in the order of the mesh.
+
+    Raises:
+      ValueError: processes hold different shapes, or rows that their devices do not divide.
+    """
+    target, local = sharding(mesh, *axes), np.asarray(local)
+    # Every process checks every shape, so that all of them stop and none waits for the others.
+    shapes = _shapes_everywhere(local.shape)
+    if len(set(shapes)) > 1:
+        told = ", ".join(f"process {index} {shape}" for index, shape in enumerate(shapes))
+        raise ValueError(f"expected one shape in every process (pad the last rows), got {told}")
+    _check_divides(local.shape, {axis: _parts_here(mesh, axis) for axis in axes if axis}, axes, "the part of a process")
+    return jax.make_array_from_process_local_data(target, local)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """A global array as numpy, whole, in every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _shapes_everywhere(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    if jax.process_count() == 1:
+        return [shape]
+    from jax.experimental import multihost_utils
+
+    mine = np.full(_MOST_DIMENSIONS, -1, np.int32)
+    mine[: len(shape)] = shape
+    return [tuple(int(n) for n in row if n >= 0) for row in np.asarray(multihost_utils.process_allgather(mine))]
+
+
+def _parts_here(mesh: Mesh, axis: str) -> int:
+    """Into how many parts an axis splits what this process holds."""
+    here = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+    return len(np.unique(np.nonzero(here)[mesh.axis_names.index(axis)]))
+
+
+def _check_divides(shape: tuple[int, ...], parts: dict[str, int], axes: Sequence[str | None], what: str) -> None:
+    if len(axes) > len(shape):
+        raise ValueError(f"{len(axes)} dimensions are named ({', '.join(map(str, axes))}), {what} has shape {shape}")
+    for dim, axis in enumerate(axes):
+        if axis and shape[dim] % parts[axis]:
+            raise ValueError(
+                f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]}: expected a multiple of it, got {shape[dim]}"
+            )
