@@ -1,13 +1,15 @@
 """The face of the op."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Array, Bool, Float
 
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops._signals import frames_that_count
 from pnet_jax.ops.correlation import chunked, reference
 
-_IMPLEMENTATIONS = {"reference": reference.correlation, "chunked": chunked.correlation}
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"reference": reference.correlation, "chunked": chunked.correlation}
 
 
 def correlation(
@@ -31,6 +33,7 @@ def correlation(
 
     Memory: the result plus the centred signals of at most 16 subjects, the gradient likewise (`chunked`); or of all (`reference`).
 
+    >>> import jax.numpy as jnp
     >>> correlation(jnp.array([[[1.0, 2.0, 4.0], [-1.0, -2.0, -4.0]]])).round(2).tolist()
     [[[1.0, -1.0], [-1.0, 1.0]]]
 
