@@ -1,6 +1,7 @@
 """Edges: one file a measure, and the registry of their names."""
 
 from pnet_jax.edges import correlation as _correlation
+from pnet_jax.edges import distance as _distance
 from pnet_jax.edges import inverse as _inverse
 from pnet_jax.edges import tangent as _tangent
 from pnet_jax.edges.registry import Measure, compute, measure, names

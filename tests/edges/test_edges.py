@@ -13,7 +13,7 @@ from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
 from pnet_jax import edges
 from pnet_jax.edges.inverse import ledoit_wolf
-from pnet_jax.edges.tangent import geometric_mean
+from pnet_jax.ops.tangent import geometric_mean
 
 K, T = 8, 90
 ALONE = [name for name in edges.names() if edges.measure(name).function is not None]
@@ -125,6 +125,22 @@ def test_a_constant_signal_has_no_correlation_and_spoils_no_other():
     assert np.isnan(found[3]).all()
     others = np.delete(np.arange(K), 3)
     assert_allclose(found[np.ix_(others, others)], np.corrcoef(np.float64(x[others])), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pearson", "partial", "distance_correlation"])
+def test_a_constant_signal_is_nan_in_its_own_row_and_column_only(name):
+    x = signals()
+    x[3] = 5
+    flat = np.arange(K) == 3
+    assert_array_equal(np.isnan(edges.compute(name, x)), flat[:, None] | flat[None])
+
+
+def test_distance_correlation_sees_a_relation_that_is_no_line():
+    x = np.random.default_rng(0).normal(size=(3, 400)).astype(np.float32)
+    x[1] = np.square(x[0])
+    found = edges.compute("distance_correlation", x)
+    assert found[0, 1] > 0.4 > 0.2 > found[0, 2]
+    assert abs(edges.compute("pearson", x)[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize("name", edges.names())

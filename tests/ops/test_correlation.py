@@ -11,7 +11,8 @@ import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.ops.correlation import chunked, correlation
+from pnet_jax.ops._signals import subjects_a_block
+from pnet_jax.ops.correlation import correlation
 
 IMPLEMENTATIONS = ("reference", "chunked")
 
@@ -108,7 +109,7 @@ def test_equals_nilearn():
 
 @pytest.mark.parametrize(
     ("shape", "masked"),
-    [((1, 1, 3), False), ((1, 6, 20), True), ((9, 4, 17), False)],  # nine fill a chunk and begin another
+    [((1, 1, 3), False), ((1, 6, 20), True), ((17, 4, 17), False)],  # seventeen fill two blocks and begin another
     ids=str,
 )
 def test_implementations_agree_in_values_and_gradients(shape, masked):
@@ -135,12 +136,63 @@ def test_gradients_equal_finite_differences():
         check_grads(jax.jit(lambda x: correlation(x, kept)), (x,), order=1, modes=["rev"], eps=1e-5)
 
 
-def test_temporary_memory_does_not_grow_with_subjects():
-    def temporary(subjects):
-        shape = jax.ShapeDtypeStruct((subjects, 48, 128), jnp.float32)
-        return jax.jit(correlation).lower(shape).compile().memory_analysis().temp_size_in_bytes
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_summed_in_float32(implementation, dtype):
+    x = jnp.asarray(30 + signals((3, 6, 50)), dtype)
+    r = run(x, None, implementation)
+    assert r.dtype == np.float32
+    assert_allclose(r, np.stack([np.corrcoef(s) for s in np.asarray(x, np.float64)]), atol=2e-6)
 
-    assert 0 < temporary(16 * chunked.SUBJECTS) < 1.2 * temporary(4 * chunked.SUBJECTS)
+
+def test_the_gradient_has_the_type_of_the_signals():
+    x = jnp.asarray(signals((3, 6, 50)), "bfloat16")
+    weights = signals((3, 6, 6), 1)
+    found = jax.jit(jax.grad(lambda x: (weights * correlation(x)).sum()))(x)
+    exact = jax.jit(jax.grad(lambda x: (weights * correlation(x)).sum()))(x.astype(jnp.float32))
+    assert found.dtype == jnp.bfloat16
+    assert_allclose(found.astype(jnp.float32), exact, atol=2e-2 * np.abs(exact).max())
+
+
+def test_a_frame_that_does_not_count_may_hold_anything():
+    x, kept = signals(), np.ones((5, 40), bool)
+    kept[:, 7] = False
+    plain = run(x, kept)
+    x[:, :, 7] = np.nan
+    assert_array_equal(run(x, kept), plain)
+
+
+def test_a_subject_without_frames_is_nan_and_spoils_no_other():
+    x, kept = signals(), np.ones((5, 40), bool)
+    kept[2] = False
+    assert_array_equal(np.isnan(run(x, kept)).all((1, 2)), np.arange(5) == 2)
+    gradient = jax.jit(jax.grad(lambda x: jnp.nansum(correlation(x, kept)[:, 0, 1])))(x)
+    assert np.isfinite(gradient).all() and (gradient[0, 0] != 0).any()
+
+
+def temporary(subjects, parcels=48, frames=128):
+    """Of the values and of their pull-back, in bytes."""
+    x = jax.ShapeDtypeStruct((subjects, parcels, frames), jnp.float32)
+    r = jax.ShapeDtypeStruct((subjects, parcels, parcels), jnp.float32)
+    steps = jax.jit(correlation).lower(x), jax.jit(lambda x, r: jax.vjp(correlation, x)[1](r)).lower(x, r)
+    return [step.compile().memory_analysis().temp_size_in_bytes for step in steps]
+
+
+def test_temporary_memory_does_not_grow_with_subjects():
+    for few, many in zip(temporary(32), temporary(512), strict=True):
+        assert 0 < many < 1.2 * few
+        assert few < 4 * 16 * 48 * 128 * 4  # a few arrays of one block
+
+
+@pytest.mark.parametrize(("subjects", "block"), [(1, 1), (3, 3), (100, 10), (64, 16), (17, 8), (101, 8), (26, 13)])
+def test_a_block_divides_the_subjects_if_that_does_not_make_it_tiny(subjects, block):
+    assert subjects_a_block(subjects) == block
+
+
+def test_one_trace_serves_values_of_every_kind():
+    step = jax.jit(correlation)
+    for seed in range(3):
+        step(signals(seed=seed), np.ones((5, 40), bool))
+    assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -158,6 +210,11 @@ def test_signals_that_cannot_be_used_are_refused(shape, message):
 def test_frames_that_fit_no_signal_are_refused():
     with pytest.raises(ValueError, match=r"kept must have shape \(5, 40\) \(subjects, frames\), got \(40,\)"):
         correlation(signals(), np.ones(40, bool))
+
+
+def test_signals_of_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match="signals must be floating point, got int32"):
+        correlation(np.ones((2, 3, 5), np.int32))
 
 
 def test_an_unknown_implementation_is_refused():

@@ -1,0 +1,5 @@
+"""The op `tangent`; its faces are in `api.py`."""
+
+from pnet_jax.ops.tangent.api import geometric_mean, tangent
+
+__all__ = ["geometric_mean", "tangent"]

@@ -1,0 +1,224 @@
+"""Properties first, then numpy, then equality of implementations, then compiled cost."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pnet_jax.ops.location_correlation import chunked, location_correlation, top_correlations
+
+IMPLEMENTATIONS = ("reference", "chunked")
+STATISTICS = ("mean", "mean_z", "degree", "strength")
+BLOCK = chunked.BLOCK
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """29 locations are three full blocks and a part of one."""
+    monkeypatch.setattr(chunked, "BLOCK", 8)
+
+
+def signals(locations=29, frames=40, seed=0):
+    """Correlated in four groups, of different levels and units."""
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=(4, frames))[np.arange(locations) % 4] + rng.normal(size=(locations, frames))
+    return (y * rng.uniform(0.5, 3, (locations, 1)) + rng.normal(size=(locations, 1))).astype(np.float32)
+
+
+@functools.cache
+def compiled(statistic, implementation):
+    return jax.jit(lambda y, kept, mask: location_correlation(y, statistic, kept=kept, mask=mask, implementation=implementation))
+
+
+def run(y, statistic="mean_z", implementation="chunked", kept=None, mask=None):
+    return np.asarray(compiled(statistic, implementation)(y, kept, mask))
+
+
+def by_numpy(y, statistic, threshold=0.25):
+    r = np.corrcoef(np.float64(y))
+    others = ~np.eye(len(r), dtype=bool)
+    function = {
+        "mean": lambda r: r / (len(r) - 1),
+        "mean_z": lambda r: np.arctanh(np.where(others, r, 0)) / (len(r) - 1),
+        "degree": lambda r: r > threshold,
+        "strength": lambda r: r * (r > threshold),
+    }[statistic]
+    return np.where(others, function(r), 0).sum(1)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_equals_numpy(implementation, statistic):
+    assert_allclose(run(signals(), statistic, implementation), by_numpy(signals(), statistic), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("statistic", ["mean_z", "degree"])
+def test_unit_and_level_of_a_location_do_not_matter(implementation, statistic):
+    y = signals()
+    scaled = 4 * y + np.arange(29, dtype=np.float32)[:, None]
+    assert_allclose(run(scaled, statistic, implementation), run(y, statistic, implementation), atol=1e-5)
+
+
+def test_permuting_locations_permutes_the_result(implementation):
+    y, order = signals(), np.random.default_rng(1).permutation(29)
+    assert_allclose(run(y[order], "mean_z", implementation), run(y, "mean_z", implementation)[order], atol=1e-6)
+
+
+def test_a_function_of_r_is_summed_over_the_others(implementation):
+    r = np.corrcoef(np.float64(signals())) - np.eye(29)
+    assert_allclose(run(signals(), jnp.square, implementation), np.square(r).sum(1), rtol=1e-5)
+
+
+def test_the_threshold_is_the_one_given(implementation):
+    found = location_correlation(signals(), "degree", threshold=0.5, implementation=implementation)
+    assert_array_equal(found, by_numpy(signals(), "degree", 0.5))
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_masked_and_constant_locations_are_nan_and_the_others_as_without_them(statistic):
+    y, mask = signals(), np.ones(29, bool)
+    y[3], mask[[7, 28]], y[7] = 123.456, False, np.nan
+    out = np.isin(np.arange(29), [3, 7, 28])
+    found = run(y, statistic, mask=mask)
+    assert_array_equal(np.isnan(found), out)
+    assert_allclose(found[~out], by_numpy(y[~out], statistic), atol=2e-6, rtol=2e-6)
+
+
+def test_frames_that_do_not_count_have_no_say(implementation):
+    y, kept = signals(), np.ones(40, bool)
+    kept[10:15] = False
+    expected = by_numpy(y[:, kept], "mean")
+    y[:, 10:15] = 1e8
+    assert_allclose(run(y, "mean", implementation, kept), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_summed_in_float32(implementation, dtype):
+    y = jnp.asarray(signals(), dtype)
+    found = run(y, "mean", implementation)
+    assert found.dtype == np.float32
+    assert_allclose(found, by_numpy(np.asarray(y, np.float64), "mean"), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "statistic"), [((2, 3), "mean_z"), ((8, 20), "mean"), *(((29, 40), s) for s in ("mean_z", "strength", jnp.square))], ids=str
+)
+def test_implementations_agree_in_values_and_gradients(shape, statistic):
+    y, weights = signals(*shape), np.random.default_rng(1).normal(size=shape[0]).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def step(y, implementation):
+        found = location_correlation(y, statistic, implementation=implementation)
+        return (weights * found).sum(), found
+
+    (_, a), ga = step(y, "reference")
+    (_, b), gb = step(y, "chunked")
+    assert_allclose(b, a, atol=1e-5)
+    assert_allclose(gb, ga, atol=2e-5)
+
+
+def test_masked_and_constant_locations_have_gradients_of_0():
+    y, mask = signals(), np.arange(29) != 7
+    y[3] = 5
+    found = np.asarray(jax.jit(jax.grad(lambda y: jnp.nansum(location_correlation(y, mask=mask))))(y))
+    assert np.isfinite(found).all()
+    assert_array_equal((found == 0).all(1), np.isin(np.arange(29), [3, 7]))
+
+
+def test_gradients_equal_finite_differences():
+    with jax.enable_x64(True):
+        y = np.random.default_rng(0).normal(size=(11, 9))
+        check_grads(jax.jit(lambda y: location_correlation(y, "mean_z")), (y,), order=1, modes=["rev"], eps=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 100])
+def test_block_size_changes_nothing(monkeypatch, block):
+    monkeypatch.setattr(chunked, "BLOCK", block)
+    assert_allclose(location_correlation(signals(), "strength"), by_numpy(signals(), "strength"), rtol=1e-5)
+    assert_array_equal(top_correlations(signals(), 3).indices, top_by_numpy(signals(), 3)[1])
+
+
+def top_by_numpy(y, k):
+    r = np.corrcoef(np.float64(y))
+    np.fill_diagonal(r, -np.inf)
+    order = np.argsort(-r, axis=1)[:, :k]
+    return np.take_along_axis(r, order, 1), order
+
+
+@pytest.mark.parametrize("k", [1, 5, 28])
+def test_top_equals_numpy(implementation, k):
+    values, indices = top_by_numpy(signals(), k)
+    found = top_correlations(signals(), k, implementation=implementation)
+    assert found.indices.dtype == jnp.int32
+    assert_array_equal(found.indices, indices)
+    assert_allclose(found.values, values, atol=1e-6)
+
+
+def test_masked_and_constant_locations_are_in_no_list_and_have_none(implementation):
+    y, mask = signals(6), np.ones(6, bool)
+    y[1], mask[4] = 7, False
+    values, indices = (np.asarray(x) for x in top_correlations(y, 4, mask=mask, implementation=implementation))
+    assert_array_equal(indices[[1, 4]], -1)
+    assert not np.isin(indices, [1, 4]).any()
+    assert_array_equal(np.sort(indices[0]), [-1, 2, 3, 5])  # the three others that count
+    assert_array_equal(np.isnan(values), indices < 0)
+
+
+def test_gradients_of_the_top_values_agree():
+    step = {i: jax.jit(jax.grad(lambda y, i=i: jnp.square(top_correlations(y, 3, implementation=i).values).sum())) for i in IMPLEMENTATIONS}
+    assert_allclose(step["chunked"](signals()), step["reference"](signals()), atol=2e-5)
+
+
+def test_temporary_memory_never_holds_a_table_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(chunked, "BLOCK", BLOCK)
+
+    def temporary(function, locations, frames=64):
+        shape = jax.ShapeDtypeStruct((locations, frames), jnp.float32)
+        return jax.jit(function).lower(shape).compile().memory_analysis().temp_size_in_bytes
+
+    for function in (location_correlation, lambda y: top_correlations(y, 10)):
+        few, many = temporary(function, 4 * BLOCK), temporary(function, 64 * BLOCK)
+        assert few < 6 * BLOCK * BLOCK * 4
+        assert many - few < 60 * BLOCK * 64 * 4  # less than one more copy of the signals
+    pull = temporary(jax.grad(lambda y: location_correlation(y).sum()), 64 * BLOCK)
+    assert pull < 3 * 64 * BLOCK * 64 * 4 + 8 * BLOCK * BLOCK * 4
+
+
+def test_one_program_serves_every_pair_of_blocks():
+    step = jax.jit(location_correlation)
+    text = [step.lower(jax.ShapeDtypeStruct((n, 16), jnp.float32)).as_text() for n in (64, 640)]
+    assert text[0].count("dot_general") == text[1].count("dot_general") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"y": np.ones((2, 3, 4), np.float32)}, r"y must be \[locations, frames\], got shape \(2, 3, 4\)"),
+        ({"y": np.ones((5, 2), np.float32)}, r"3 frames or more, got shape \(1, 5, 2\)"),
+        ({"y": np.ones((5, 4), int)}, "y must be floating point, got int"),
+        ({"kept": np.ones(5, bool)}, r"kept must have shape \(4,\) \(frames\), got \(5,\)"),
+        ({"mask": np.ones(4, bool)}, r"mask must have shape \(5,\) \(locations\), got \(4,\)"),
+        ({"statistic": "median"}, r"one of \['degree', 'mean', 'mean_z', 'strength'\] or a function of r, got 'median'"),
+        ({"implementation": "dense"}, r"one of \['chunked', 'reference'\], got 'dense'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        location_correlation(**({"y": np.ones((5, 4), np.float32)} | arguments))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_list_longer_than_the_others_is_refused(k):
+    with pytest.raises(ValueError, match=f"k must be 1 to 4 for 5 locations, got {k}"):
+        top_correlations(np.ones((5, 4), np.float32), k)
