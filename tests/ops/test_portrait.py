@@ -143,10 +143,11 @@ def test_bins_hold_their_left_edge_and_the_last_one_its_right(implementation):
 @pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
 def test_divergence_is_symmetric_within_bounds_and_0_for_a_network_with_itself(settings, implementation):
     w = networks()
-    d = divergence(np.concatenate([w, w[:1]]), settings, implementation)
+    w[3] = w[0]
+    d = divergence(w, settings, implementation)
     assert_array_equal(d, d.T)
-    assert_allclose(d[[0, 1], [4, 1]], 0, atol=1e-7)
-    others = d[np.triu_indices(4, 1)]
+    assert_allclose(d[[0, 1], [3, 1]], 0, atol=1e-7)
+    others = d[np.triu_indices(3, 1)]
     assert (others > 0.01).all() and (others < 1).all()
 
 
@@ -154,8 +155,8 @@ def test_divergence_is_symmetric_within_bounds_and_0_for_a_network_with_itself(s
 @pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
 def test_the_order_of_the_nodes_does_not_matter(settings, dtype, atol):
     with jax.enable_x64(dtype == np.float64):
-        w, order = networks(1, 30, dtype=dtype)[0], np.random.default_rng(0).permutation(30)
-        assert_allclose(divergence(np.stack([w, w[order][:, order]]), settings)[0, 1], 0, atol=atol)
+        w, order = networks(2, dtype=dtype)[0], np.random.default_rng(0).permutation(20)
+        assert_allclose(divergence(np.stack([w, w[order][:, order], w, w]), settings)[0, 1], 0, atol=atol)
 
 
 def test_the_two_conventions_differ():
@@ -173,13 +174,13 @@ def test_graphs_without_an_edge_are_alike_and_unlike_others(implementation):
 
 
 def test_an_absent_node_is_as_if_it_had_never_been():
-    w = networks(2, 20)
-    padded = np.full((2, 24, 24), np.nan, np.float32)
-    padded[:, :20, :20] = w
+    padded = networks()
+    padded[:, 15:] = padded[:, :, 15:] = np.nan
+    w = padded[:, :15, :15]
     for settings in (HOPS, dataclasses.replace(WEIGHTED, convention="netrd")):
         found = portrait_divergence(padded, settings)
         assert_allclose(found.divergence, divergence(w, settings), atol=1e-6)
-        assert_array_equal(found.nodes, 20)
+        assert_array_equal(found.nodes, 15)
 
 
 def test_a_network_without_a_node_is_nan_and_spoils_no_other():
@@ -294,9 +295,12 @@ def test_percentiles_of_a_union_equal_numpy(grain):
 # Implementations
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize(("shape", "dtype"), [((3, 17), np.float32), ((4, 9), np.float64)], ids=str)
-def test_implementations_agree(settings, shape, dtype):
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [*((name, (4, 20), np.float32) for name in SETTINGS), ("percentiles", (3, 9), np.float64), ("hops", (3, 9), np.float64)],
+)
+def test_implementations_agree(name, shape, dtype):
+    settings = SETTINGS[name]
     with jax.enable_x64(dtype == np.float64):
         w = networks(*shape, seed=1, dtype=dtype)
         w[1, 3] = w[1, :, 3] = np.nan

@@ -42,7 +42,7 @@ class Components:
     p_intensity: Float[Array, " C"]
     max_extent: Float[Array, " P"]
     max_intensity: Float[Array, " P"]
-    threshold: float = dataclasses.field(metadata={"static": True})
+    threshold: Float[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -197,13 +197,13 @@ def _test(
         raise ValueError(f"threshold must be above 0, got {threshold}")
     choose(_TESTS, implementation)
     table = np.zeros((1, 1), np.int32) if threshold is None else edge_table(model.data.shape[1], ends)
-    threshold = None if threshold is None else float(threshold)
-    return _run(model, key, jnp.asarray(table), permutations=permutations, tail=tail, threshold=threshold, implementation=implementation)
+    cut = None if threshold is None else np.asarray(threshold, model.data.dtype)
+    return _run(model, key, table, cut, permutations=permutations, tail=tail, implementation=implementation)
 
 
-@functools.partial(jax.jit, static_argnames=("permutations", "tail", "threshold", "implementation"))
+@functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation"))
 def _run(
-    model: Model, key: Array, table: Array, *, permutations: int, tail: str, threshold: float | None, implementation: str | None
+    model: Model, key: Array, table: Array, threshold: Array | None, *, permutations: int, tail: str, implementation: str | None
 ) -> PermutationResult:
     r = correlations(model, model.rows[None])[0]
     exceeded, largest, *maxima = choose(_TESTS, implementation)(model, key, permutations, tail, threshold, table)
@@ -221,7 +221,7 @@ def _run(
     return PermutationResult(blank(to_t(r, model.df)), p, p_fwe, false_discovery_rate(p), max_t, model.df, components, tail)
 
 
-def _components(excess: Array, table: Array, maxima: list[Array], threshold: float, implementation: str | None) -> Components:
+def _components(excess: Array, table: Array, maxima: list[Array], threshold: Array, implementation: str | None) -> Components:
     label, extent, intensity = (x[0] for x in choose(_COMPONENTS, implementation)(excess, table))
     nodes = len(table)
     order = jnp.lexsort((-intensity, -extent))

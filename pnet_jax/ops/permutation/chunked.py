@@ -11,7 +11,7 @@ NUMBERS = 1 << 22  # in the largest array of a block
 
 
 def test(
-    model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: float | None, table: Int[Array, "K K"]
+    model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: Float[Array, ""] | None, table: Int[Array, "K K"]
 ) -> tuple[Int[Array, " E"], Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
     observed = sided(correlations(model, model.rows[None])[0], tail) - slack(model.data.dtype)
     block = block_size(model, permutations, 0 if threshold is None else table.size)

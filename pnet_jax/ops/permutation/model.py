@@ -86,8 +86,8 @@ def to_t(r: Float[Array, "*B"], df: Float[Array, ""]) -> Float[Array, "*B"]:
     return r * jnp.sqrt(df / jnp.maximum(1 - jnp.square(r), jnp.finfo(r.dtype).eps ** 2))
 
 
-def to_r(t: float, df: Float[Array, ""]) -> Float[Array, ""]:
-    return t / jnp.sqrt(df + t**2)
+def to_r(t: Float[Array, ""], df: Float[Array, ""]) -> Float[Array, ""]:
+    return t / jnp.sqrt(df + jnp.square(t))
 
 
 def sided(r: Float[Array, "*B"], tail: str) -> Float[Array, "*B"]:

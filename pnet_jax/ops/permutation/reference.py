@@ -8,7 +8,7 @@ from pnet_jax.ops.permutation.model import Model, correlations, rearranged, side
 
 
 def test(
-    model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: float | None, table: Int[Array, "K K"]
+    model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: Float[Array, ""] | None, table: Int[Array, "K K"]
 ) -> tuple[Int[Array, " E"], Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
     """How often each edge was exceeded, and the maximum of r, extent and intensity of each rearrangement."""
     observed = sided(correlations(model, model.rows[None])[0], tail)
@@ -22,7 +22,7 @@ def test(
     return exceeded, r.max(1), extent.max(1), intensity.max(1)
 
 
-def excess(r: Float[Array, "B E"], model: Model, threshold: float) -> Float[Array, "B E"]:
+def excess(r: Float[Array, "B E"], model: Model, threshold: Float[Array, ""]) -> Float[Array, "B E"]:
     """t − threshold above the threshold, 0 elsewhere."""
     above = r > to_r(threshold, model.df)
     return jnp.where(above, jnp.maximum(to_t(r, model.df) - threshold, jnp.finfo(r.dtype).tiny), 0)

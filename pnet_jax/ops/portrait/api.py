@@ -151,34 +151,28 @@ def portrait_divergence(
     settings = settings or PortraitSettings()
     _check_square("weights", weights)
     _check_values(weights, settings)
-    everyone = pairs is None
-    n_networks = len(weights)
-    if pairs is None:
-        pairs = jnp.asarray(np.stack(np.triu_indices(n_networks, 1), 1), jnp.int32)
-    elif pairs.ndim != 2 or pairs.shape[1] != 2:
+    if pairs is not None and (pairs.ndim != 2 or pairs.shape[1] != 2):
         raise ValueError(f"pairs must have shape [P, 2], got {pairs.shape}")
-    graphs, summary = _graphs(weights, settings.density, settings.tree)
+    choose(_DIVERGENCES, implementation)
+    graphs, present, density, negative = _graphs(weights, settings.density, settings.tree)
     distances, edges = _distances(graphs, settings, implementation)
-    found = _divergences(distances, graph.present(weights), pairs, edges, settings, implementation)
-    if everyone:
-        upper = jnp.zeros((n_networks, n_networks), found.dtype).at[pairs[:, 0], pairs[:, 1]].set(found)
-        found = jnp.where((summary[0] > 0)[:, None] & (summary[0] > 0)[None, :], upper + upper.T, jnp.nan)
-    nodes, density, negative = summary
+    found, nodes = _divergences(distances, present, pairs, edges, settings, implementation)
     return PortraitDivergence(found, nodes, density, negative, settings)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The edges that count, and the number of nodes, the density and the share of negative weights of each network."""
+def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, Array, Array, Array]:
+    """The edges that count, which nodes there are, and the density and the share of negative weights of each network."""
     kept = graph.positive_edges(weights) if density is None else graph.keep_strongest(weights, density, tree=tree)
-    nodes = graph.present(weights).sum(1, dtype=jnp.int32)
+    present = graph.present(weights)
+    nodes = present.sum(1, dtype=jnp.int32)
     edges = jnp.maximum(nodes * (nodes - 1), 1)
     negative = (weights < 0) & ~jnp.eye(weights.shape[-1], dtype=bool)[None]
-    share, share_negative = ((edge.sum((1, 2), dtype=jnp.int32) / edges).astype(weights.dtype) for edge in (kept > 0, negative))
-    return kept, (nodes, share, share_negative)
+    shares = [(edge.sum((1, 2), dtype=jnp.int32) / edges).astype(weights.dtype) for edge in (kept > 0, negative)]
+    return kept, present, shares[0], shares[1]
 
 
-def _distances(graphs: Array, settings: PortraitSettings, implementation: str | None) -> tuple[Array, Array | None]:
+def _distances(graphs: Array, settings: PortraitSettings, implementation: str | None) -> tuple[Array, Array | np.ndarray | None]:
     """Lengths of the shortest paths, and the edges of the bins where they are common to all pairs."""
     if settings.lengths == "hops":
         hops = _paths(graphs, "hops", None, implementation)
@@ -186,9 +180,9 @@ def _distances(graphs: Array, settings: PortraitSettings, implementation: str | 
         if not isinstance(hops, jax.core.Tracer):
             farthest = int(np.max(np.asarray(hops), where=np.isfinite(hops), initial=0))
             levels = min(levels, 1 << farthest.bit_length())  # a power of 2 ≥ farthest + 1, so that few shapes are compiled
-        return hops, jnp.arange(levels + 1, dtype=graphs.dtype)
+        return hops, np.arange(levels + 1).astype(graphs.dtype)
     paths = _paths(graphs, settings.lengths, settings.rounding, implementation)
-    return paths, None if settings.edges is None else jnp.asarray(settings.edges, graphs.dtype)
+    return paths, None if settings.edges is None else np.asarray(settings.edges, graphs.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -206,9 +200,16 @@ def _paths(graphs: Array, lengths: str, rounding: int | None, implementation: st
 
 @functools.partial(jax.jit, static_argnames=("settings", "implementation"))
 def _divergences(
-    distances: Array, present: Array, pairs: Array, edges: Array | None, settings: PortraitSettings, implementation: str | None
-) -> Array:
-    return choose(_DIVERGENCES, implementation)(distances, present, pairs, edges, settings)
+    distances: Array, present: Array, pairs: Array | None, edges: Array | None, settings: PortraitSettings, implementation: str | None
+) -> tuple[Array, Array]:
+    """The divergences of given pairs or of all, and the numbers of nodes."""
+    nodes, compare = present.sum(1, dtype=jnp.int32), choose(_DIVERGENCES, implementation)
+    if pairs is not None:
+        return compare(distances, present, pairs, edges, settings), nodes
+    rows, columns = np.triu_indices(len(distances), 1)
+    found = compare(distances, present, jnp.asarray(np.stack([rows, columns], 1), jnp.int32), edges, settings)
+    upper = jnp.zeros((len(distances),) * 2, found.dtype).at[rows, columns].set(found)
+    return jnp.where((nodes[:, None] > 0) & (nodes[None, :] > 0), upper + upper.T, jnp.nan), nodes
 
 
 def _check_square(name: str, x: Any) -> None:
