@@ -1,0 +1,99 @@
+"""What both implementations share: a test as unit vectors, and the rearrangement with a given number.
+
+With edges and regressor of length 1 and free of what is held constant, every statistic is a correlation r, and t = r √(df / (1 − r²)) grows
+with it. So one product of rearranged regressors with the edges gives all statistics, and ranks and maxima are taken of r.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+class Model(NamedTuple):
+    """A test.
+
+    Attributes:
+      data: edges, each of length 1 and free of the covariates; 0 for an edge that cannot be tested, `[S, E]`.
+      rows: the regressor, then an orthonormal basis of the covariates, `[1 + Q, S]`.
+      strata: subjects of one stratum change places with each other only, `[S]`; None: signs flip in place of it.
+      df: degrees of freedom.
+      tested: which edges can be tested, `[E]`.
+    """
+
+    data: Float[Array, "S E"]
+    rows: Float[Array, "Q S"]
+    strata: Int[Array, " S"] | None
+    df: Float[Array, ""]
+    tested: Bool[Array, " E"]
+
+
+def two_sample(edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"]) -> Model:
+    """A regressor beside covariates and a mean, by Freedman and Lane."""
+    centred = covariates - covariates.mean(0, keepdims=True)
+    basis, size, _ = jnp.linalg.svd(centred / _positive(jnp.linalg.norm(centred, axis=0, keepdims=True)), full_matrices=False)
+    basis = jnp.where((size > 1e-5)[None, :], basis, 0)  # a covariate that others explain counts once
+    regressor = _free(effect[:, None] - effect.mean(), basis)
+    data, tested = _unit(_free(edges - edges.mean(0, keepdims=True), basis), edges)
+    df = len(edges) - 2 - (size > 1e-5).sum()
+    return Model(data, jnp.concatenate([_unit(regressor, effect[:, None])[0], basis], 1).T, strata, df.astype(edges.dtype), tested)
+
+
+def one_sample(edges: Float[Array, "S E"]) -> Model:
+    """The mean against 0."""
+    subjects = len(edges)
+    data, tested = _unit(edges, edges)
+    rows = jnp.full((1, subjects), subjects**-0.5, edges.dtype)
+    return Model(data, rows, None, jnp.asarray(subjects - 1, edges.dtype), tested)
+
+
+def _free(x: Float[Array, "S E"], basis: Float[Array, "S Q"]) -> Float[Array, "S E"]:
+    return x - jnp.matmul(basis, jnp.matmul(basis.T, x, precision="highest"), precision="highest")
+
+
+def _unit(x: Float[Array, "S E"], raw: Float[Array, "S E"]) -> tuple[Float[Array, "S E"], Bool[Array, " E"]]:
+    """Columns of length 1, and which of them differ from 0 by more than the rounding of the values they came from."""
+    length = jnp.linalg.norm(x, axis=0, keepdims=True)
+    good = length > 32 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(raw, axis=0, keepdims=True)  # False where NaN
+    return jnp.where(good, x / jnp.where(good, length, 1), 0), good[0]
+
+
+def _positive(x: Float[Array, "1 Q"]) -> Float[Array, "1 Q"]:
+    return jnp.where(x > 0, x, 1)
+
+
+def rearranged(model: Model, key: PRNGKeyArray, number: Int[Array, ""]) -> Float[Array, "Q S"]:
+    """The rows of rearrangement `number`: the same whatever else is drawn."""
+    key, subjects = jax.random.fold_in(key, number), model.rows.shape[1]
+    if model.strata is None:
+        return model.rows * jax.random.rademacher(key, (1, subjects), model.rows.dtype)
+    order = jnp.lexsort((jax.random.bits(key, (subjects,)), model.strata))
+    return model.rows[:, jnp.zeros(subjects, order.dtype).at[jnp.argsort(model.strata)].set(order)]
+
+
+def correlations(model: Model, rows: Float[Array, "B Q S"]) -> Float[Array, "B E"]:
+    """Correlation of regressor and edges after each rearrangement; what the covariates explain anew is taken off the edges' length."""
+    found = jnp.matmul(rows.reshape(-1, rows.shape[-1]), model.data, precision="highest")
+    found = found.reshape(*rows.shape[:2], -1)  # [B, Q, E]
+    if rows.shape[1] == 1:
+        return found[:, 0]
+    left = 1 - jnp.square(found[:, 1:]).sum(1)
+    return found[:, 0] / jnp.sqrt(jnp.maximum(left, jnp.finfo(rows.dtype).eps))
+
+
+def to_t(r: Float[Array, "*B"], df: Float[Array, ""]) -> Float[Array, "*B"]:
+    return r * jnp.sqrt(df / jnp.maximum(1 - jnp.square(r), jnp.finfo(r.dtype).eps ** 2))
+
+
+def to_r(t: Float[Array, ""], df: Float[Array, ""]) -> Float[Array, ""]:
+    return t / jnp.sqrt(df + jnp.square(t))
+
+
+def sided(r: Float[Array, "*B"], tail: str) -> Float[Array, "*B"]:
+    return jnp.abs(r) if tail == "both" else r if tail == "greater" else -r
+
+
+def slack(dtype: jnp.dtype) -> float:
+    """Rearrangements that give the same groups give the same r up to this."""
+    return 32 * float(jnp.finfo(dtype).eps)

@@ -1,0 +1,236 @@
+"""The face of the op."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.ops._choose import choose
+from pnet_jax.ops.portrait import chunked, graph, reference
+from pnet_jax.ops.portrait.settings import PortraitSettings
+
+_PATHS = {"reference": reference.shortest_paths, "chunked": chunked.shortest_paths}
+_HOPS = {"reference": reference.hops, "chunked": chunked.hops}
+_PORTRAITS = {"reference": reference.portraits, "chunked": chunked.portraits}
+_DIVERGENCES = {"reference": reference.divergences, "chunked": chunked.divergences}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PortraitDivergence:
+    """Divergences and what they were made with.
+
+    Attributes:
+      divergence: 0 (same portrait) … 1, `[S, S]`, or `[P]` for given pairs; NaN where a network has no node.
+      nodes: how many nodes each network has, `[S]`.
+      density: share of the pairs of nodes that have an edge in the graph that was used, `[S]`.
+      negative: share of the pairs of nodes whose weight was negative and so no edge, `[S]`.
+      settings: how they were made.
+    """
+
+    divergence: Float[Array, " *P"]
+    nodes: Int[Array, " S"]
+    density: Float[Array, " S"]
+    negative: Float[Array, " S"]
+    settings: PortraitSettings = dataclasses.field(metadata={"static": True})
+
+
+def shortest_paths(lengths: Float[Array, "S N N"], *, hops: bool = False, implementation: str | None = None) -> Float[Array, "S N N"]:
+    r"""Length of the shortest path between all pairs of nodes of each network.
+
+    .. math:: d_{ij} = \min_{i \to m_1 \to \dots \to j} \ell_{i m_1} + \ell_{m_1 m_2} + \dots
+
+    Args:
+      lengths: of each edge, ≥ 0, inf where there is none, `[S, N, N]`; the diagonal is not read.
+      hops: count edges instead; much faster.
+      implementation: `"reference"` (min-plus products) or `"chunked"` (Floyd and Warshall; products of 0/1 matrices for hops);
+        `"chunked"` if not given.
+
+    Returns:
+      d, `[S, N, N]`: 0 on the diagonal, inf where no path leads.
+
+    Raises:
+      ValueError: no stack of square matrices, or an unknown implementation.
+
+    Memory: the result, plus a few [N, N] tables (of 8 networks for hops).
+
+    >>> shortest_paths(jnp.array([[[0, 1, 5], [1, 0, 2], [5, 2, 0.0]]]))[0].tolist()
+    [[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]
+
+    Source: Floyd 1962; Warshall 1962.
+    """
+    _check_square("lengths", lengths)
+    if not hops:
+        return choose(_PATHS, implementation)(lengths)
+    off = ~jnp.eye(lengths.shape[-1], dtype=bool)[None]
+    return choose(_HOPS, implementation)(jnp.isfinite(lengths) & off, lengths.dtype)
+
+
+def portraits(
+    distances: Float[Array, "S N N"],
+    edges: Float[Array, " L+1"],
+    present: Bool[Array, "S N"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "S L N+1"]:
+    """Network portraits: B[l, k] is the number of nodes that have exactly k nodes at a distance in bin l.
+
+    Args:
+      distances: as `shortest_paths` gives them, `[S, N, N]`.
+      edges: of the bins, ascending, `[L+1]`; a bin holds its left edge, the last one its right edge too.
+      present: which nodes there are, `[S, N]`; all if not given.
+      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+
+    Returns:
+      B, whole numbers, `[S, L, N+1]`; each row sums to the number of nodes.
+
+    Raises:
+      ValueError: shapes that do not agree, or an unknown implementation.
+
+    Memory: the result plus [N, L] counts of one network (`chunked`), or [S, N, L, N+1] (`reference`).
+
+    >>> chain = jnp.array([[[0, 1, 2], [1, 0, 1], [2, 1, 0.0]]])
+    >>> portraits(chain, jnp.arange(4.0))[0].astype(int).tolist()
+    [[0, 3, 0, 0], [0, 2, 1, 0], [1, 2, 0, 0]]
+
+    Source: Bagrow et al. 2008, EPL 81:68004.
+    """
+    _check_square("distances", distances)
+    if edges.ndim != 1 or len(edges) < 2:
+        raise ValueError(f"edges must be two or more numbers, got shape {edges.shape}")
+    present = jnp.ones(distances.shape[:2], bool) if present is None else present
+    if present.shape != distances.shape[:2]:
+        raise ValueError(f"present must have shape {distances.shape[:2]} (networks, nodes), got {present.shape}")
+    return choose(_PORTRAITS, implementation)(distances, edges, present)
+
+
+def portrait_divergence(
+    weights: Float[Array, "S N N"],
+    settings: PortraitSettings | None = None,
+    *,
+    pairs: Int[Array, "P 2"] | None = None,
+    implementation: str | None = None,
+) -> PortraitDivergence:
+    r"""Portrait divergence between networks: how much their numbers of nodes at each distance differ. Nodes need not correspond.
+
+    .. math::
+      D = \tfrac12 \mathrm{KL}(P \| M) + \tfrac12 \mathrm{KL}(Q \| M), \quad M = \tfrac12 (P + Q), \quad
+      P(k, l) = k B_{lk} \big/ \textstyle\sum_{l k} k B_{lk}
+
+    in bits, so that 0 ≤ D ≤ 1. `PortraitSettings.convention` has the other P.
+
+    Args:
+      weights: symmetric, `[S, N, N]`. Edges are the positive weights off the diagonal, thinned by `settings.density`; a node all of whose
+        edges are NaN is absent, one without an edge counts.
+      settings: how weights become portraits; hops at 15 % density with the spanning tree, in the authors' convention, if not given.
+      pairs: which networks to compare, `[P, 2]`; all with all if not given.
+      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+
+    Returns:
+      `PortraitDivergence`, with the settings.
+
+    Raises:
+      ValueError: weights or pairs of the wrong shape, weights that are not symmetric, infinite, or above 1 where their length would be
+        negative (values are looked at outside `jit` only), or an unknown implementation.
+
+    Memory: three arrays like `weights`, plus the portraits `[S, levels, N + 1]` when bins are common to all pairs (`"hops"`, `edges`).
+    Inside `jit` hops have N levels, outside as many as there are.
+
+    >>> star = jnp.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0.0]])
+    >>> chain = jnp.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0.0]])
+    >>> found = portrait_divergence(jnp.stack([star, chain]), PortraitSettings(density=None))
+    >>> f"{found.divergence[0, 1]:.3f}", found.settings.convention
+    ('0.598', 'author')
+
+    Source: Bagrow and Bollt 2019, Applied Network Science 4:45.
+    """
+    settings = settings or PortraitSettings()
+    _check_square("weights", weights)
+    _check_values(weights, settings)
+    if pairs is not None and (pairs.ndim != 2 or pairs.shape[1] != 2):
+        raise ValueError(f"pairs must have shape [P, 2], got {pairs.shape}")
+    choose(_DIVERGENCES, implementation)
+    graphs, present, density, negative = _graphs(weights, settings.density, settings.tree)
+    distances, edges = _distances(graphs, settings, implementation)
+    found, nodes = _divergences(distances, present, pairs, edges, settings, implementation)
+    return PortraitDivergence(found, nodes, density, negative, settings)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, Array, Array, Array]:
+    """The edges that count, which nodes there are, and the density and the share of negative weights of each network."""
+    kept = graph.positive_edges(weights) if density is None else graph.keep_strongest(weights, density, tree=tree)
+    present = graph.present(weights)
+    nodes = present.sum(1, dtype=jnp.int32)
+    edges = jnp.maximum(nodes * (nodes - 1), 1)
+    negative = (weights < 0) & ~jnp.eye(weights.shape[-1], dtype=bool)[None]
+    shares = [(edge.sum((1, 2), dtype=jnp.int32) / edges).astype(weights.dtype) for edge in (kept > 0, negative)]
+    return kept, present, shares[0], shares[1]
+
+
+def _distances(graphs: Array, settings: PortraitSettings, implementation: str | None) -> tuple[Array, Array | np.ndarray | None]:
+    """Lengths of the shortest paths, and the edges of the bins where they are common to all pairs."""
+    if settings.lengths == "hops":
+        hops = _paths(graphs, "hops", None, implementation)
+        levels = hops.shape[-1]
+        if not isinstance(hops, jax.core.Tracer):
+            farthest = int(np.max(np.asarray(hops), where=np.isfinite(hops), initial=0))
+            levels = min(levels, 1 << farthest.bit_length())  # a power of 2 ≥ farthest + 1, so that few shapes are compiled
+        return hops, np.arange(levels + 1).astype(graphs.dtype)
+    paths = _paths(graphs, settings.lengths, settings.rounding, implementation)
+    return paths, None if settings.edges is None else np.asarray(settings.edges, graphs.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _paths(graphs: Array, lengths: str, rounding: int | None, implementation: str | None) -> Array:
+    w = jnp.where(graphs > 0, graphs, 1)
+    length = {"hops": jnp.ones_like(w), "1/w": 1 / w, "1-w": 1 - w, "-log w": -jnp.log(w), "w": w}[lengths]
+    edges = jnp.where(graphs > 0, length, jnp.inf)
+    if lengths == "hops":
+        return shortest_paths(edges, hops=True, implementation=implementation)
+    if rounding is None:  # sums as Dijkstra makes them are the definition's, which adds in that order
+        return shortest_paths(edges, implementation="reference")
+    paths = shortest_paths(edges, implementation=implementation)
+    return jax.lax.reduce_precision(jnp.minimum(paths, paths.swapaxes(1, 2)), jnp.finfo(paths.dtype).nexp, rounding)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "implementation"))
+def _divergences(
+    distances: Array, present: Array, pairs: Array | None, edges: Array | None, settings: PortraitSettings, implementation: str | None
+) -> tuple[Array, Array]:
+    """The divergences of given pairs or of all, and the numbers of nodes."""
+    nodes, compare = present.sum(1, dtype=jnp.int32), choose(_DIVERGENCES, implementation)
+    if pairs is not None:
+        return compare(distances, present, pairs, edges, settings), nodes
+    rows, columns = np.triu_indices(len(distances), 1)
+    found = compare(distances, present, jnp.asarray(np.stack([rows, columns], 1), jnp.int32), edges, settings)
+    upper = jnp.zeros((len(distances),) * 2, found.dtype).at[rows, columns].set(found)
+    return jnp.where((nodes[:, None] > 0) & (nodes[None, :] > 0), upper + upper.T, jnp.nan), nodes
+
+
+def _check_square(name: str, x: Any) -> None:
+    if x.ndim != 3 or x.shape[1] != x.shape[2] or not x.shape[1]:
+        raise ValueError(f"{name} must be [networks, nodes, nodes], got shape {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _check_values(weights: Any, settings: PortraitSettings) -> None:
+    if isinstance(weights, jax.core.Tracer):
+        return
+    values = np.asarray(weights)
+    for index, network in enumerate(values):
+        off = ~np.eye(len(network), dtype=bool)
+        if np.isinf(network).any():
+            raise ValueError(f"weights must be finite or NaN, network {index} has an infinite one")
+        if not np.allclose(network, network.T, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"weights must be symmetric, network {index} differs from its transpose by {np.nanmax(np.abs(network - network.T)):.2g}"
+            )
+        largest = np.max(network, where=off & ~np.isnan(network), initial=0)
+        if settings.lengths in ("1-w", "-log w") and largest > 1:
+            raise ValueError(f"weights must be 1 or less for lengths {settings.lengths!r}, network {index} has {largest:.4g}")

@@ -1,0 +1,162 @@
+"""The implementation in use: one network or one pair at a time, so that nothing larger than a network's own table is held.
+
+Hops come from products of 0/1 matrices; lengths from Floyd and Warshall's pass, which is one min-plus product in all. The bins of a pair
+are read from the merged order of two sorted lists, found by binary search; nothing is sorted twice.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.ops.portrait.reference import distribution
+from pnet_jax.ops.portrait.settings import PortraitSettings
+
+NETWORKS = 8  # whose hops are taken at once
+PAIRS = 16  # compared at once when the bins are common to all
+STRIDE = 64  # of the sorted path lengths between two counts that are kept
+
+
+def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
+    nodes = lengths.shape[-1]
+
+    def through(k: Int[Array, ""], paths: Float[Array, "N N"]) -> Float[Array, "N N"]:
+        return jnp.minimum(paths, jax.lax.dynamic_slice_in_dim(paths, k, 1, 1) + jax.lax.dynamic_slice_in_dim(paths, k, 1, 0))
+
+    def one(lengths: Float[Array, "N N"]) -> Float[Array, "N N"]:
+        start = jnp.where(jnp.eye(nodes, dtype=bool), jnp.zeros_like(lengths), lengths)
+        return jax.lax.fori_loop(0, nodes, through, start)
+
+    return jax.lax.map(one, lengths)
+
+
+def hops(adjacency: Bool[Array, "S N N"], dtype: np.dtype) -> Float[Array, "S N N"]:
+    def one(adjacency: Bool[Array, "N N"]) -> Float[Array, "N N"]:
+        steps = adjacency.astype(jnp.float32)
+
+        def further(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            distance, front, level = state
+            # Only whether a sum of zeros and ones is 0 matters, so the precision of the product does not.
+            new = (jnp.matmul(front, steps) > 0) & jnp.isinf(distance)
+            return jnp.where(new, level, distance), new.astype(jnp.float32), level + 1
+
+        eye = jnp.eye(len(adjacency), dtype=jnp.float32)
+        start = (jnp.where(eye > 0, 0, jnp.inf).astype(dtype), eye, jnp.ones((), dtype))
+        return jax.lax.while_loop(lambda state: (state[1] > 0).any(), further, start)[0]
+
+    return jax.lax.map(one, adjacency, batch_size=NETWORKS)
+
+
+def portraits(distances: Float[Array, "S N N"], edges: Float[Array, " L+1"], present: Bool[Array, "S N"]) -> Float[Array, "S L N+1"]:
+    return jax.lax.map(lambda network: _portrait(network[0], network[1], edges), (_among(distances, present), present))
+
+
+def _among(distances: Float[Array, "S N N"], present: Bool[Array, "S N"]) -> Float[Array, "S N N"]:
+    return jnp.where(present[:, :, None] & present[:, None, :], distances, jnp.inf)
+
+
+def _portrait(distances: Float[Array, "N N"], present: Bool[Array, " N"], edges: Float[Array, " L+1"]) -> Float[Array, "L N+1"]:
+    d = distances[:, :, None]  # [N, N, 1]; the sum over its middle axis is fused with the comparison
+    below = (d < edges[None, None, :]).sum(1, dtype=jnp.int32)  # [N, L+1]
+    below = below.at[:, -1].set((distances <= edges[-1]).sum(1, dtype=jnp.int32))
+    return _count(below.T, present, distances.dtype)
+
+
+def _count(below: Int[Array, "L+1 N"], present: Bool[Array, " N"], dtype: np.dtype) -> Float[Array, "L N+1"]:
+    seen = jnp.diff(below, axis=0)  # [L, N]
+    levels, nodes = seen.shape
+    return jnp.zeros((levels, nodes + 1), dtype).at[jnp.arange(levels, dtype=jnp.int32)[:, None], seen].add(present.astype(dtype)[None, :])
+
+
+def divergences(
+    distances: Float[Array, "S N N"],
+    present: Bool[Array, "S N"],
+    pairs: Int[Array, "P 2"],
+    edges: Float[Array, " L+1"] | None,
+    settings: PortraitSettings,
+) -> Float[Array, " P"]:
+    if edges is not None:
+        p = distribution(portraits(distances, edges, present), settings.convention)
+        return jax.lax.map(lambda pair: _jensen_shannon(p[pair[0]], p[pair[1]]), pairs, batch_size=PAIRS)
+    # A path counts once where both directions have one length.
+    different = distances[0].size if settings.rounding is None else distances[0].size // 2 + 1
+    ordered = jax.lax.map(lambda network: _order(network, different), _among(distances, present))
+
+    def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
+        two = [(jax.tree.map(lambda x: x[i], ordered), present[i]) for i in pair]  # noqa: B023
+        common = _percentiles(two[0][0].different, two[1][0].different, settings.bins)
+        p, q = (distribution(_count(_below(network, common), there, distances.dtype), settings.convention) for network, there in two)
+        return _jensen_shannon(p, q)
+
+    return jax.lax.map(one, pairs)
+
+
+class _Ordered(NamedTuple):
+    """The path lengths of a network in ascending order, N² of them.
+
+    Attributes:
+      lengths: padded with inf, `[M]`.
+      rows: the node each starts from, `[M]`.
+      before: how many of the first 0, STRIDE, 2 STRIDE … start from each node, `[M / STRIDE + 1, N]`.
+      different: the different finite ones, padded with inf, `[U]`.
+    """
+
+    lengths: Float[Array, " M"]
+    rows: Int[Array, " M"]
+    before: Int[Array, "B N"]
+    different: Float[Array, " U"]
+
+
+def _order(distances: Float[Array, "N N"], size: int) -> _Ordered:
+    nodes = len(distances)
+    padded = -(-distances.size // STRIDE) * STRIDE - distances.size
+    flat = jnp.pad(distances.reshape(-1), (0, padded), constant_values=jnp.inf)
+    order = jnp.argsort(flat).astype(jnp.int32)
+    lengths, rows = flat[order], order // nodes  # the padding's row is out of range, and dropped below
+    new = jnp.concatenate([jnp.ones(1, bool), lengths[1:] != lengths[:-1]])
+    block = jnp.arange(len(rows), dtype=jnp.int32) // STRIDE + 1
+    starts = jnp.zeros((len(rows) // STRIDE + 1, nodes), jnp.int32).at[block, rows].add(1, mode="drop")
+    different = jnp.full(size, jnp.inf, lengths.dtype).at[jnp.cumsum(new) - 1].set(lengths, mode="drop")
+    return _Ordered(lengths, rows, jnp.cumsum(starts, axis=0, dtype=jnp.int32), different)
+
+
+def _below(network: _Ordered, edges: Float[Array, " L+1"]) -> Int[Array, "L+1 N"]:
+    """How many path lengths from each node lie below each edge; up to the last one, it included."""
+    cut = jnp.searchsorted(network.lengths, edges).astype(jnp.int32)
+    cut = cut.at[-1].set(jnp.searchsorted(network.lengths, edges[-1], side="right"))
+    block, rest = cut // STRIDE, cut % STRIDE
+    ahead = jnp.arange(STRIDE - 1, dtype=jnp.int32)
+    at = jnp.minimum(block[:, None] * STRIDE + ahead[None, :], len(network.rows) - 1)
+    inside = (ahead[None, :] < rest[:, None]).astype(network.before.dtype)
+    return network.before[block].at[jnp.arange(len(edges), dtype=jnp.int32)[:, None], network.rows[at]].add(inside, mode="drop")
+
+
+def _jensen_shannon(p: Float[Array, "L K"], q: Float[Array, "L K"]) -> Float[Array, ""]:
+    # Cell by cell, so that equal cells give exactly 0.
+    return ((_xlog2x(p) + _xlog2x(q)) / 2 - _xlog2x((p + q) / 2)).sum()
+
+
+def _xlog2x(x: Float[Array, "L K"]) -> Float[Array, "L K"]:
+    return x * jnp.log2(jnp.where(x > 0, x, 1))
+
+
+def _percentiles(a: Float[Array, " U"], b: Float[Array, " U"], bins: int) -> Float[Array, " L+1"]:
+    """Percentiles of the union of two sorted lists of different values, interpolated linearly as numpy does."""
+    smaller = jnp.searchsorted(b, a)  # how many of b lie before each of a
+    shared = (b[jnp.minimum(smaller, len(b) - 1)] == a) & jnp.isfinite(a)
+    shared_to = jnp.cumsum(shared, dtype=smaller.dtype)
+    rank = jnp.arange(len(a), dtype=smaller.dtype) + smaller - shared_to + shared.astype(smaller.dtype)
+    n = jnp.isfinite(a).sum(dtype=smaller.dtype) + jnp.isfinite(b).sum(dtype=smaller.dtype) - shared_to[-1]
+
+    def value(wanted: Int[Array, " L+1"]) -> Float[Array, " L+1"]:
+        before = jnp.searchsorted(rank, wanted, side="right").astype(smaller.dtype)  # of a up to the wanted one
+        i = jnp.maximum(before - 1, 0)
+        in_b = wanted - before + jnp.where(before > 0, shared_to[i], 0)
+        return jnp.where((before > 0) & (rank[i] == wanted), a[i], b[jnp.clip(in_b, 0, len(b) - 1)])
+
+    at = (n - 1).astype(a.dtype) * jnp.asarray(np.linspace(0, 100, bins + 1) / 100, a.dtype)
+    low = jnp.floor(at).astype(n.dtype)
+    x, y, t = value(low), value(jnp.minimum(low + 1, n - 1)), at - jnp.floor(at)
+    return jnp.where(t < 0.5, x + (y - x) * t, y - (y - x) * (1 - t))

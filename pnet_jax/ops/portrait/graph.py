@@ -1,0 +1,102 @@
+"""From edge weights to a graph: spanning tree, density."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.jit
+def spanning_tree(weights: Float[Array, "S N N"]) -> Bool[Array, "S N N"]:
+    """The spanning tree of largest weight, by Prim's algorithm; a forest where the positive edges do not connect all nodes.
+
+    Args:
+      weights: symmetric; an edge is a positive weight, `[S, N, N]`.
+
+    Returns:
+      Which edges are in the tree, symmetric. Of equal weights the one found first is taken.
+
+    >>> spanning_tree(jnp.array([[[0, 0.9, 0.5], [0.9, 0, 0.7], [0.5, 0.7, 0]]]))[0].astype(int).tolist()
+    [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+
+    Source: Prim 1957.
+    """
+    return jax.vmap(_prim)(weights)
+
+
+def _prim(weights: Float[Array, "N N"]) -> Bool[Array, "N N"]:
+    nodes = len(weights)
+
+    def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        inside, best, parent = state
+        node = jnp.argmax(jnp.where(inside, -1, best))
+        inside = inside.at[node].set(True)
+        closer = ~inside & (weights[node] > best)
+        return inside, jnp.where(closer, weights[node], best), jnp.where(closer, node.astype(parent.dtype), parent)
+
+    start = (jnp.zeros(nodes, bool), jnp.zeros(nodes, weights.dtype), jnp.zeros(nodes, jnp.int32))
+    _, best, parent = jax.lax.fori_loop(0, nodes, step, start)
+    half = jnp.zeros((nodes, nodes), bool).at[jnp.arange(nodes, dtype=jnp.int32), parent].set(best > 0)
+    return half | half.T
+
+
+def keep_strongest(weights: Float[Array, "S N N"], density: float, *, tree: bool = True) -> Float[Array, "S N N"]:
+    r"""The strongest positive edges of each network, as many as a density asks for.
+
+    With :math:`n` nodes, :math:`\lfloor \rho\, n (n - 1) / 2 + 1/2 \rfloor` edges are kept. With `tree` those of the spanning tree of
+    largest weight come first, however weak, so that the graph stays connected; a tree that alone exceeds the density is kept whole.
+
+    Args:
+      weights: symmetric, `[S, N, N]`; NaN, negative and diagonal values are no edges.
+      density: ρ in (0, 1], share of the pairs of nodes that have an edge; a node with NaN in all its edges is none.
+      tree: keep the spanning tree.
+
+    Returns:
+      The weights of the kept edges, 0 elsewhere. Of equal weights those of lower row and column are taken first.
+
+    Raises:
+      ValueError: a density outside (0, 1].
+
+    Memory: three arrays like `weights`.
+
+    >>> kept = keep_strongest(jnp.array([[[1, 0.9, 0.5], [0.9, 1, -0.7], [0.5, -0.7, 1]]]), 0.4)
+    >>> (kept[0] > 0).astype(int).tolist()
+    [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
+
+    Source: van Wijk, Stam and Daffertshofer 2010 on densities; Stam et al. 2014 on spanning trees.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    return _keep_strongest(weights, float(density), tree)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _keep_strongest(weights: Float[Array, "S N N"], density: float, tree: bool) -> Float[Array, "S N N"]:
+    nodes = present(weights).sum(1)
+    wanted = jnp.floor(density * (nodes * (nodes - 1)).astype(weights.dtype) / 2 + 0.5).astype(jnp.int32)
+    positive = positive_edges(weights)
+    first = spanning_tree(positive) if tree else jnp.zeros_like(positive, bool)
+    return jax.lax.map(lambda network: _strongest(*network), (positive, first, wanted))
+
+
+def _strongest(weights: Float[Array, "N N"], first: Bool[Array, "N N"], wanted: Int[Array, ""]) -> Float[Array, "N N"]:
+    rows, columns = np.triu_indices(len(weights), 1)
+    score = jnp.where(first, jnp.inf, weights)[rows, columns]
+    order = jnp.argsort(score, descending=True)  # stable
+    place = jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
+    kept = jnp.where((place < wanted) | jnp.isinf(score), weights[rows, columns], 0)
+    half = jnp.zeros_like(weights).at[rows, columns].set(kept)
+    return half + half.T
+
+
+def positive_edges(weights: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
+    """Positive weights off the diagonal, 0 elsewhere."""
+    return jnp.where((weights > 0) & ~jnp.eye(weights.shape[-1], dtype=bool)[None], weights, 0)
+
+
+def present(weights: Float[Array, "S N N"]) -> Bool[Array, "S N"]:
+    """Which nodes there are: those with an edge that is not NaN. A lone node is there when its diagonal is not NaN."""
+    off = ~jnp.eye(weights.shape[-1], dtype=bool)[None]
+    return (~jnp.isnan(weights) & (off | (weights.shape[-1] == 1))).any(2)

@@ -1,0 +1,371 @@
+"""Properties first, then foreign programs, then equality of implementations, then compiled cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
+
+from pnet_jax.ops.portrait import PortraitSettings, chunked, keep_strongest, portrait_divergence, portraits, shortest_paths, spanning_tree
+
+IMPLEMENTATIONS = ("reference", "chunked")
+HOPS = PortraitSettings()
+WEIGHTED = PortraitSettings(lengths="1/w")
+SETTINGS = {
+    "hops": HOPS,
+    "hops, netrd": PortraitSettings(convention="netrd"),
+    "every edge": PortraitSettings(lengths="1/w", density=None, bins=20),
+    "percentiles": WEIGHTED,
+    "unrounded": PortraitSettings(lengths="1-w", convention="netrd", rounding=None),
+    "coarse": PortraitSettings(lengths="-log w", rounding=4, bins=10),
+    "shared bins": PortraitSettings(lengths="1/w", edges=(0.0, 1.0, 2.5, 4.0, 8.0), tree=False),
+    "sparse": PortraitSettings(density=0.02, tree=False),
+}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    return request.param
+
+
+def networks(n=4, nodes=20, seed=0, dtype=np.float32):
+    """Correlations of signals with a few common sources, so that graphs are clustered as brains' are."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(1, nodes, 4)) + 0.7 * rng.normal(size=(n, nodes, 4))
+    signals = mixing @ rng.normal(size=(n, 4, 60)) + 1.5 * rng.normal(size=(n, nodes, 60))
+    r = np.stack([np.corrcoef(x) for x in signals])
+    return ((r + r.swapaxes(1, 2)) / 2).astype(dtype)
+
+
+def edge_lengths(weights, sparse=0.2):
+    strongest = np.asarray(keep_strongest(weights, sparse, tree=False))
+    return np.where(strongest > 0, 1 / np.where(strongest > 0, strongest, 1), np.inf)
+
+
+@functools.cache
+def compiled(function, **static):
+    return jax.jit(functools.partial(function, **static))
+
+
+def divergence(weights, settings=HOPS, implementation=None, **more):
+    return np.asarray(portrait_divergence(weights, settings, implementation=implementation, **more).divergence)
+
+
+# Graphs
+
+
+def test_as_many_edges_are_kept_as_the_density_asks_for_and_the_tree_is_among_them():
+    w = networks(3, 25)
+    for density in (0.05, 0.1, 0.2):
+        kept = np.asarray(keep_strongest(w, density))
+        tree = np.asarray(spanning_tree(np.where(w > 0, w, 0) * ~np.eye(25, dtype=bool)))
+        expected = max(int(density * 25 * 24 / 2 + 0.5), 24)
+        assert_array_equal((kept > 0).sum((1, 2)) // 2, expected)
+        assert (kept[tree] > 0).all()
+        assert_array_equal(kept, kept.swapaxes(1, 2))
+
+
+def test_without_the_tree_the_strongest_edges_are_kept():
+    w = networks(1, 25)
+    kept, upper = np.asarray(keep_strongest(w, 0.1, tree=False))[0], np.triu_indices(25, 1)
+    assert_array_equal(np.sort(kept[upper])[-30:], np.sort(w[0][upper])[-30:])
+    assert (kept > 0).sum() == 60
+
+
+def test_negative_edges_are_never_kept_and_are_reported():
+    w = networks(2, 15)
+    found = portrait_divergence(w, PortraitSettings(density=None))
+    off = ~np.eye(15, dtype=bool)
+    assert_array_equal(np.asarray(keep_strongest(w, 1.0)) > 0, (w > 0) & off)
+    assert_allclose(found.density, [(x[off] > 0).mean() for x in w], rtol=1e-6)
+    assert_allclose(found.negative, [(x[off] < 0).mean() for x in w], rtol=1e-6)
+
+
+def test_spanning_tree_equals_scipy_also_in_two_parts():
+    w = np.where(networks(3, 30) > 0, networks(3, 30), 0) * ~np.eye(30, dtype=bool)
+    w[1, :9, 9:] = w[1, 9:, :9] = 0
+    for x, tree in zip(w, np.asarray(spanning_tree(w)), strict=True):
+        expected = minimum_spanning_tree(np.where(x > 0, 2 - x, 0)).toarray() > 0
+        assert_array_equal(tree, expected | expected.T)
+
+
+# Paths
+
+
+def test_paths_equal_scipy(implementation):
+    lengths = edge_lengths(networks(3, 30))
+    lengths[2, :4] = lengths[2, :, :4] = np.inf  # four nodes alone
+    for hops in (False, True):
+        found = np.asarray(compiled(shortest_paths, hops=hops, implementation=implementation)(lengths.astype(np.float32)))
+        expected = [shortest_path(np.where(np.isfinite(x), x, 0), directed=False, unweighted=hops) for x in lengths]
+        assert_allclose(found, np.stack(expected), rtol=1e-6)
+        assert np.isinf(found[2, 0, 1:]).all()
+
+
+def test_the_definition_adds_lengths_as_dijkstra_does_to_the_last_bit():
+    with jax.enable_x64(True):
+        lengths = edge_lengths(networks(2, 30, dtype=np.float64))
+        found = np.asarray(compiled(shortest_paths, implementation="reference")(lengths))
+    assert_array_equal(found, [shortest_path(np.where(np.isfinite(x), x, 0), method="D", directed=False) for x in lengths])
+
+
+# Portraits
+
+
+def test_rows_of_a_portrait_sum_to_the_nodes_and_count_every_pair_once(implementation):
+    hops = np.asarray(compiled(shortest_paths, hops=True)(edge_lengths(networks(2, 20)).astype(np.float32)))
+    b = np.asarray(compiled(portraits, implementation=implementation)(hops, jnp.arange(21.0)))
+    assert_array_equal(b.sum(2), 20)
+    assert_array_equal(b[:, 0, 1], 20)
+    for level in range(20):
+        assert_array_equal(b[:, level] @ np.arange(21), (hops == level).sum((1, 2)))
+
+
+def test_bins_hold_their_left_edge_and_the_last_one_its_right(implementation):
+    d = np.float32([[[0, 1, 2], [1, 0, 3], [2, 3, 0]]])
+    b = np.asarray(portraits(d, jnp.array([0.0, 1.0, 3.0]), implementation=implementation))[0]
+    assert_array_equal(b, [[0, 3, 0, 0], [0, 0, 3, 0]])
+
+
+# Divergences
+
+
+@pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
+def test_divergence_is_symmetric_within_bounds_and_0_for_a_network_with_itself(settings, implementation):
+    w = networks()
+    w[3] = w[0]
+    d = divergence(w, settings, implementation)
+    assert_array_equal(d, d.T)
+    assert_allclose(d[[0, 1], [3, 1]], 0, atol=1e-7)
+    others = d[np.triu_indices(3, 1)]
+    assert (others > 0.01).all() and (others < 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-3), (np.float64, 1e-9)], ids=["float32", "float64"])
+@pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
+def test_the_order_of_the_nodes_does_not_matter(settings, dtype, atol):
+    with jax.enable_x64(dtype == np.float64):
+        w, order = networks(2, dtype=dtype)[0], np.random.default_rng(0).permutation(20)
+        assert_allclose(divergence(np.stack([w, w[order][:, order], w, w]), settings)[0, 1], 0, atol=atol)
+
+
+def test_the_two_conventions_differ():
+    w = networks()
+    author, netrd = (divergence(w, dataclasses.replace(HOPS, convention=c))[0, 1] for c in ("author", "netrd"))
+    assert abs(author - netrd) > 0.1 * netrd
+
+
+def test_graphs_without_an_edge_are_alike_and_unlike_others(implementation):
+    w = networks()
+    w[:2] = 0
+    d = divergence(w, HOPS, implementation)
+    assert d[0, 1] == 0
+    assert d[0, 2] > 0.5
+
+
+def test_an_absent_node_is_as_if_it_had_never_been():
+    padded = networks()
+    padded[:, 15:] = padded[:, :, 15:] = np.nan
+    w = padded[:, :15, :15]
+    for settings in (HOPS, dataclasses.replace(WEIGHTED, convention="netrd")):
+        found = portrait_divergence(padded, settings)
+        assert_allclose(found.divergence, divergence(w, settings), atol=1e-6)
+        assert_array_equal(found.nodes, 15)
+
+
+def test_a_network_without_a_node_is_nan_and_spoils_no_other():
+    w = networks()
+    plain = divergence(w)
+    w[3] = np.nan
+    d = divergence(w)
+    assert np.isnan(d[3]).all() and np.isnan(d[:, 3]).all()
+    assert_array_equal(d[:3, :3], plain[:3, :3])
+
+
+def test_given_pairs_are_those_of_the_table_and_the_result_knows_its_settings():
+    w, pairs = networks(), np.int32([[3, 1], [0, 2], [1, 1]])
+    for settings in (HOPS, WEIGHTED):
+        found = portrait_divergence(w, settings, pairs=pairs)
+        assert_allclose(found.divergence, divergence(w, settings)[tuple(pairs.T)], atol=1e-7)
+        assert found.settings == settings
+
+
+@pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
+def test_inside_jit_the_result_is_the_same(settings):
+    w = networks()
+    inside = jax.jit(lambda w: portrait_divergence(w, settings))(w)
+    assert_allclose(inside.divergence, divergence(w, settings), atol=1e-6)
+    assert inside.settings == settings
+
+
+# Foreign programs
+
+
+def by_networkx(nx, a, b, settings):
+    """The divergence from its definition in words, on networkx's shortest paths."""
+    paths = []
+    for x in (a, b):
+        graph = nx.from_numpy_array(np.where(x > 0, 1 if settings.lengths == "hops" else 1 / np.where(x > 0, x, 1), 0))
+        paths.append([list(to.values()) for _, to in nx.all_pairs_dijkstra_path_length(graph)])
+    different = np.unique([length for graph in paths for node in graph for length in node])
+    edges = np.append(different, np.inf) if settings.lengths == "hops" else np.percentile(different, np.linspace(0, 100, settings.bins + 1))
+    share = []
+    for graph in paths:
+        seen = np.stack([np.histogram(node, edges)[0] for node in graph], 1)  # bins, nodes
+        b = np.stack([np.bincount(row, minlength=max(len(a), 99) + 1) for row in seen])
+        pairs = b * np.arange(b.shape[1])
+        author = pairs / pairs.sum()
+        share.append(author if settings.convention == "author" else b / len(graph) * author.sum(1, keepdims=True))
+    p, q = share
+    m = (p + q) / 2
+    return sum(np.sum(x[x > 0] * np.log2(x[x > 0] / m[x > 0])) for x in (p, q)) / 2
+
+
+@pytest.mark.parametrize("convention", ["author", "netrd"])
+@pytest.mark.parametrize(
+    ("lengths", "bins", "density"), [("hops", 100, 0.1), ("hops", 100, 0.03), ("1/w", 100, 0.15), ("1/w", 10, 1.0), ("1/w", 50, 0.03)]
+)
+def test_equals_networkx(convention, lengths, bins, density, implementation):
+    nx = pytest.importorskip("networkx")
+    settings = PortraitSettings(convention, lengths, density=None, bins=bins, rounding=None)
+    with jax.enable_x64(True):
+        w = np.asarray(keep_strongest(networks(3, 40, dtype=np.float64), density, tree=False))
+        found = divergence(w, settings, implementation)
+    expected = [by_networkx(nx, w[i], w[j], settings) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert_allclose(found[[0, 0, 1], [1, 2, 2]], expected, atol=1e-9)
+
+
+@pytest.mark.skipif("PNET_NETRD_PYTHON" not in os.environ, reason="PNET_NETRD_PYTHON: an interpreter that has netrd")
+@pytest.mark.parametrize("settings", [HOPS, WEIGHTED], ids=["hops", "weighted"])
+def test_equals_netrd(settings, tmp_path):
+    settings = dataclasses.replace(settings, convention="netrd", density=None, rounding=None)
+    with jax.enable_x64(True):
+        w = np.asarray(keep_strongest(networks(3, 40, dtype=np.float64), 0.1))
+        found = divergence(w, settings)
+    there = w > 0
+    np.savez(tmp_path / "networks.npz", lengths=there * (1.0 if settings.lengths == "hops" else 1 / np.where(there, w, 1)))
+    peer = pathlib.Path(__file__).parents[2] / "benchmarks/peers/netrd_portrait.py"
+    command = [os.environ["PNET_NETRD_PYTHON"], peer, tmp_path / "networks.npz", "--pairs", "3"]
+    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert_allclose(found[tuple(np.transpose(done["pairs"]))], done["divergence"], atol=1e-9)
+
+
+def test_equals_scipy_on_paths_of_two_unlike_sizes():
+    with jax.enable_x64(True):
+        w = networks(2, 30, dtype=np.float64)
+        w[1, 22:] = w[1, :, 22:] = np.nan
+        settings = PortraitSettings(lengths="1-w", density=None, rounding=None, bins=20)
+        found = divergence(w, settings)[0, 1]
+    paths = []
+    for x in (w[0], w[1, :22, :22]):
+        paths.append(shortest_path(np.where((x > 0) & ~np.eye(len(x), dtype=bool), 1 - x, 0), method="D", directed=False))
+    edges = np.percentile(np.union1d(*paths), np.linspace(0, 100, 21))
+    p, q = (np.zeros((20, 31)) for _ in range(2))
+    for d, out in zip(paths, (p, q), strict=True):
+        for row in np.stack([np.histogram(x[np.isfinite(x)], edges)[0] for x in d]):
+            out[np.arange(20), row] += row
+        out /= out.sum()
+    m = (p + q) / 2
+    assert_allclose(found, sum(np.sum(x[x > 0] * np.log2(x[x > 0] / m[x > 0])) for x in (p, q)) / 2, atol=1e-9)
+
+
+@pytest.mark.parametrize("grain", [1000, 7], ids=["few values shared", "most values shared"])
+def test_percentiles_of_a_union_equal_numpy(grain):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        percentiles = jax.jit(chunked._percentiles, static_argnums=2)
+        for sizes in ((1, 1), (1, 40), (30, 2), (37, 41)):
+            a, b = (np.unique(np.append(0, rng.integers(0, grain, size)) / grain) for size in sizes)
+            padded = [np.pad(x, (0, 60 - len(x)), constant_values=np.inf) for x in (a, b)]
+            for bins in (4, 100):
+                expected = np.percentile(np.union1d(a, b), np.linspace(0, 100, bins + 1))
+                assert_allclose(percentiles(*padded, bins), expected, rtol=1e-14)
+
+
+# Implementations
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [*((name, (4, 20), np.float32) for name in SETTINGS), ("percentiles", (3, 9), np.float64), ("hops", (3, 9), np.float64)],
+)
+def test_implementations_agree(name, shape, dtype):
+    settings = SETTINGS[name]
+    with jax.enable_x64(dtype == np.float64):
+        w = networks(*shape, seed=1, dtype=dtype)
+        w[1, 3] = w[1, :, 3] = np.nan
+        w[0, 5] = w[0, :, 5] = 0
+        assert_allclose(divergence(w, settings), divergence(w, settings, "reference"), atol=1e-12 if dtype == np.float64 else 2e-6)
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    def temporary(pairs, settings):
+        shapes = [jax.ShapeDtypeStruct(s, t) for s, t in (((6, 48, 48), jnp.float32), ((pairs, 2), jnp.int32))]
+        run = jax.jit(lambda w, pairs: portrait_divergence(w, settings, pairs=pairs).divergence)
+        return run.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    for settings in (HOPS, WEIGHTED):
+        assert 0 < temporary(16_384, settings) < 1.3 * temporary(1024, settings)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"convention": "2018"}, r"convention must be one of \('author', 'netrd'\), got '2018'"),
+        ({"lengths": "w^2"}, r"lengths must be one of .*, got 'w\^2'"),
+        ({"density": 1.5}, r"density must be in \(0, 1\] or None, got 1.5"),
+        ({"bins": 0}, "bins must be 1 or more, got 0"),
+        ({"lengths": "w", "edges": (1.0, 0.0)}, r"ascending numbers, got \(1.0, 0.0\)"),
+        ({"edges": (0.0, 1.0)}, "edges are for lengths other than 'hops'"),
+        ({"rounding": 60}, "rounding must be 1 to 23 binary digits or None, got 60"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        PortraitSettings(**change)
+
+
+def spoiled(index, value):
+    w = networks()
+    w[index] = value
+    return w
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "message"),
+    [
+        (networks()[0], HOPS, r"weights must be \[networks, nodes, nodes\], got shape \(20, 20\)"),
+        (np.ones((2, 3, 3), np.int32), HOPS, "weights must be floating point, got int32"),
+        (spoiled((2, 1, 5), 0.9), HOPS, "weights must be symmetric, network 2"),
+        (spoiled((1, 4, 4), np.inf), HOPS, "weights must be finite or NaN, network 1"),
+        (2 * networks(), PortraitSettings(lengths="1-w"), "weights must be 1 or less for lengths '1-w', network 0 has"),
+    ],
+    ids=["flat", "whole numbers", "directed", "infinite", "too large"],
+)
+def test_weights_that_cannot_be_used_are_refused(weights, settings, message):
+    with pytest.raises(ValueError, match=message):
+        portrait_divergence(weights, settings)
+
+
+def test_other_bad_input_is_refused():
+    with pytest.raises(ValueError, match=r"pairs must have shape \[P, 2\], got \(3,\)"):
+        portrait_divergence(networks(), pairs=np.int32([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"one of \['chunked', 'reference'\], got 'fast'"):
+        portrait_divergence(networks(), implementation="fast")
+    with pytest.raises(ValueError, match=r"present must have shape \(4, 20\) \(networks, nodes\), got \(20,\)"):
+        portraits(networks(), jnp.arange(3.0), np.ones(20, bool))
+    with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
+        keep_strongest(networks(), 0)
