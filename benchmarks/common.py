@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from pnet_jax.parcellation import score
 from pnet_jax.space import LEFT, RIGHT, Space
@@ -71,7 +70,7 @@ class Judge:
         """`dcbc` and `homogeneity` of the labels, `[V]`."""
         labels = np.where(self.inside, labels, -1)
         return {
-            "dcbc": float(score.dcbc(self.r, self.pairs, labels)[0]),
+            "dcbc": score.dcbc(self.r, self.pairs, labels),
             "homogeneity": float(score.homogeneity(self.y, labels, self.n_parcels)),
         }
 
@@ -79,17 +78,8 @@ class Judge:
 def near_pairs(space: Space, locations, per_hemisphere: int, seed: int = 0) -> score.Pairs:
     """All pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4-mm ring of distance."""
     rng = np.random.default_rng(seed)
-    rings = int(np.ceil((score.FURTHEST_MM - score.BIN_MM / 2) / score.BIN_MM))
-    found = []
-    for side in (LEFT, RIGHT):
-        here = np.sort(rng.permutation(locations[space.hemisphere[locations] == side])[:per_hemisphere])
-        if len(here) < 2:
-            continue
-        i, j = here[cKDTree(space.xyz[here]).query_pairs(score.FURTHEST_MM, output_type="ndarray")].T
-        ring = np.floor((np.linalg.norm(space.xyz[i] - space.xyz[j], axis=1) - score.BIN_MM / 2) / score.BIN_MM).astype(np.int64)
-        keep = (ring >= 0) & (ring < rings)
-        found.append((i[keep], j[keep], ring[keep] + side * rings))
-    return score.Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    sides = [locations[space.hemisphere[locations] == side] for side in (LEFT, RIGHT)]
+    return score.near_pairs(space, [np.sort(rng.permutation(here)[:per_hemisphere]) for here in sides])
 
 
 def average(rows: Sequence[dict[str, float]], reduce=np.mean) -> dict[str, float]:

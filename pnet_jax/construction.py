@@ -110,24 +110,24 @@ class _Parcellation:
 
 def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parcellation:
     """Soft and hard parcels of the locations `here`, with κ, β and the decision measured on the scan's halves."""
-    y, kept, counted = _pad(scan.y[here])
+    y = scan.y[here]
     region = jnp.asarray(_pad_rows(nearest_reference(space.xyz, model.encoder.references), -1))
     candidates = _pad_rows(local.candidates, -1)
-    table = jnp.asarray(match_table(candidates, _pad_rows(space.neighbours, -1)))
+    table = match_table(candidates, _pad_rows(space.neighbours, -1), n_parcels=group.n_parcels)
     shared = (jnp.asarray(candidates), jnp.asarray(_pad_rows(local.log_prior, PADDING)), table)
     prior_labels = jnp.asarray(_pad_rows(local.labels, -1))
     clock.lap("neighbourhood")
 
-    def problem(frames) -> Problem:
-        z = embed(model.encoder, y, region, jnp.asarray(frames), counted)
+    def problem(signals) -> Problem:
+        z = embed(model.encoder, *_pad(signals, region))
         return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
 
-    halves = tuple(_mask(columns, len(kept)) for columns in split(scan))
+    halves = tuple(_mask(columns, y.shape[1]) for columns in split(scan))
     seed = _seed(scan, config.seed)
     selection = select(
-        (problem(halves[0]), problem(halves[1])),
-        scan.y[here],
-        tuple(half[: scan.y.shape[1]] for half in halves),
+        (problem(y[:, halves[0]]), problem(y[:, halves[1]])),
+        y,
+        halves,
         space,
         local.labels,
         n_parcels=group.n_parcels,
@@ -143,7 +143,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        fitted = _mixture(problem(kept), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
+        fitted = _mixture(problem(y), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
         q = np.asarray(fitted.q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
@@ -301,12 +301,12 @@ def _take(local: LocalPrior, here) -> LocalPrior:
     return dataclasses.replace(local, candidates=local.candidates[here], log_prior=local.log_prior[here], labels=local.labels[here])
 
 
-def _pad(y):
-    """Signals in a bucket's shape, on the device, with masks of the true frames and locations."""
+def _pad(y, region):
+    """Signals in a bucket's shape, on the device, between their regions and masks of the true frames and locations, as `embed` takes them."""
     locations, frames = (-(-n // b) * b for n, b in zip(y.shape, (LOCATION_BUCKET, FRAME_BUCKET), strict=True))
     padded = np.zeros((locations, frames), np.float32)
     padded[: y.shape[0], : y.shape[1]] = y
-    return jnp.asarray(padded), jnp.arange(frames) < y.shape[1], jnp.arange(locations) < y.shape[0]
+    return jnp.asarray(padded), region, jnp.arange(frames) < y.shape[1], jnp.arange(locations) < y.shape[0]
 
 
 def _pad_rows(table, value):

@@ -131,7 +131,7 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
             z,
             jnp.asarray(local.candidates),
             jnp.asarray(local.log_prior),
-            jnp.asarray(match_table(local.candidates, space.neighbours)),
+            match_table(local.candidates, space.neighbours, n_parcels=parcels),
             group_prototypes(z, jnp.asarray(labels), parcels),
         )
         q = np.asarray(_mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)

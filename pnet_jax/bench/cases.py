@@ -175,7 +175,7 @@ def _potts(shape: Shape, make: Inputs) -> Work:
         return sum_neighbours(q, table)
 
     where, beside = candidates(shape), neighbours(shape)
-    return Work(run, (make.shares(where), where, beside, match_table(where, beside)))
+    return Work(run, (make.shares(where), where, beside, np.asarray(match_table(where, beside, n_parcels=shape.K))))
 
 
 @case(
@@ -195,5 +195,5 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
 
     where = candidates(shape)
     log_prior = np.where(where < 0, 0, np.log(make.shares(where).astype(np.float32) + 1e-3)).astype(make.dtype)
-    table = match_table(where, neighbours(shape))
+    table = np.asarray(match_table(where, neighbours(shape), n_parcels=shape.K))
     return Work(run, (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D)))

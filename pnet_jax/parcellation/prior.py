@@ -186,7 +186,9 @@ def _distances(
     for k, own in zip(ks, np.split(order, starts[1:]), strict=True):
         low, high = prior.xyz[own].min(0) - CUT_MM, prior.xyz[own].max(0) + CUT_MM
         near = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(1))
-        d = cKDTree(prior.xyz[own]).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
+        beyond = np.maximum(np.maximum(low + CUT_MM - xyz[near], xyz[near] - high + CUT_MM), 0)
+        near = near[np.square(beyond).sum(1) <= CUT_MM**2]  # the corners of the box are too far
+        d = cKDTree(prior.xyz[own], balanced_tree=False, compact_nodes=False).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
         close = np.isfinite(d)
         yield k, near[close], d[close]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +17,17 @@ MIN_PAIRS = 50  # in a distance bin, within and across, for the bin to count
 
 
 class Pairs(NamedTuple):
-    """Pairs of locations of one hemisphere no further apart than 36 mm.
+    """Pairs of locations of one hemisphere no further apart than 36 mm, group by group.
 
     Attributes:
+      groups: locations of each group; pairs are within groups, G of `[M]`.
+      at: pairs of each group as places in its flattened `[M, M]` table, G of `[P_g]`.
       i, j: locations, `[P]`.
       ring: distance bin within its hemisphere; the hemispheres have bins of their own, `[P]`.
     """
 
+    groups: list[Int[np.ndarray, " M"]]
+    at: list[Int[np.ndarray, " p"]]
     i: Int[np.ndarray, " P"]
     j: Int[np.ndarray, " P"]
     ring: Int[np.ndarray, " P"]
@@ -43,76 +46,106 @@ def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, group: int =
       seed: of the deal.
     """
     rng = np.random.default_rng(seed)
-    rings = int(np.ceil((FURTHEST_MM - BIN_MM / 2) / BIN_MM))
-    found = []
+    groups: list[Int[np.ndarray, " M"]] = []
     for side in (LEFT, RIGHT):
         here = rng.permutation(locations[space.hemisphere[locations] == side])
-        for dealt in np.array_split(here, max(1, round(len(here) / group))):
-            if len(dealt) < 2:
-                continue
-            pair = cKDTree(space.xyz[dealt]).query_pairs(FURTHEST_MM, output_type="ndarray")
-            i, j = dealt[pair[:, 0]], dealt[pair[:, 1]]
-            distance = np.linalg.norm(space.xyz[i] - space.xyz[j], axis=1)
-            ring = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
-            keep = (ring >= 0) & (ring < rings)
-            found.append((i[keep], j[keep], ring[keep] + side * rings))
-    if not found:
-        return Pairs(*(np.zeros(0, np.int64),) * 3)
-    i, j, ring = (np.concatenate(part) for part in zip(*found, strict=True))
-    order = np.argsort(i, kind="stable")  # neighbours in memory are read together: twice as fast to score
-    return Pairs(i[order].astype(np.int32), j[order].astype(np.int32), ring[order].astype(np.int32))
+        groups += [np.sort(dealt) for dealt in np.array_split(here, max(1, round(len(here) / group)))]
+    return near_pairs(space, groups)
 
 
-def pair_correlations(y: Float[np.ndarray, "V T"], pairs: Pairs, blocks: int = 1) -> Float[np.ndarray, "B P"]:
-    """Contribution of each of B successive stretches of time to the correlation of each pair; their sum is r.
+def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
+    """All near pairs inside each group of locations; a group lies in one hemisphere."""
+    rings = int(np.ceil((FURTHEST_MM - BIN_MM / 2) / BIN_MM))
+    at, i, j, ring = [], [], [], []
+    for dealt in groups:
+        pair = cKDTree(space.xyz[dealt]).query_pairs(FURTHEST_MM, output_type="ndarray") if len(dealt) > 1 else np.zeros((0, 2), int)
+        distance = np.linalg.norm(space.xyz[dealt[pair[:, 0]]] - space.xyz[dealt[pair[:, 1]]], axis=1)
+        bins = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
+        keep = (bins >= 0) & (bins < rings)
+        place = np.sort(pair[keep, 0] * len(dealt) + pair[keep, 1])  # neighbours in memory are read together
+        order = np.argsort(pair[keep, 0] * len(dealt) + pair[keep, 1])
+        at.append(place)
+        i.append(dealt[place // len(dealt)].astype(np.int32))
+        j.append(dealt[place % len(dealt)].astype(np.int32))
+        side = int(space.hemisphere[dealt[0]]) if len(dealt) else 0
+        ring.append((bins[keep][order] + side * rings).astype(np.int32))
+    nothing = [np.zeros(0, np.int32)]
+    return Pairs(groups, at, *(np.concatenate(part or nothing) for part in (i, j, ring)))
+
+
+def pair_correlations(y: Float[np.ndarray, "V T"], pairs: Pairs) -> Float[np.ndarray, " P"]:
+    """Correlation of each pair; a group's are one product.
 
     Args:
       y: signals, z-scored over the T frames, `[V, T]`.
       pairs: P pairs.
-      blocks: B.
     """
-    edges = np.linspace(0, y.shape[1], blocks + 1).round().astype(int)
-    out = np.empty((blocks, len(pairs.i)), np.float32)
-    for b, (start, stop) in enumerate(itertools.pairwise(edges)):
-        piece = np.ascontiguousarray(y[:, start:stop])
-        for first in range(0, len(pairs.i), 65536):  # a bounded copy of both sides
-            rows = slice(first, first + 65536)
-            out[b, rows] = np.einsum("pt,pt->p", piece[pairs.i[rows]], piece[pairs.j[rows]])
-    return out / y.shape[1]
+    found = [np.zeros(0, np.float32)]
+    for locations, at in zip(pairs.groups, pairs.at, strict=True):
+        x = y[locations]
+        found.append((x @ x.T).ravel()[at] / np.float32(y.shape[1]))
+    return np.concatenate(found)
 
 
-def dcbc(correlations: Float[np.ndarray, "B P"], pairs: Pairs, labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
-    """Distance-controlled boundary coefficient: correlation within minus across parcels at equal distance, `[B]`.
+def dcbc(correlations: Float[np.ndarray, " P"], pairs: Pairs, labels: Int[np.ndarray, " V"]) -> float:
+    """Distance-controlled boundary coefficient: correlation within minus across parcels at equal distance.
 
-    Averaged over rings of 4 mm with weight 1 / (1 / n_within + 1 / n_across). It is linear in the correlations, so that the
-    values of stretches of time add up to the value of the whole.
+    Averaged over rings of 4 mm with weight 1 / (1 / n_within + 1 / n_across).
 
     Args:
-      correlations: from `pair_correlations`, `[B, P]`.
+      correlations: from `pair_correlations`, `[P]`.
       pairs: P pairs.
       labels: parcels, −1 outside, `[V]`.
 
     Returns:
-      Values in correlation units; NaN where no ring has 50 pairs within and across.
+      In correlation units; NaN where no ring has 50 pairs within and across.
 
     Source: Zhi et al. 2022, Human Brain Mapping.
     """
+    cell, weights = _cells(pairs, labels)
+    if weights is None:
+        return float("nan")
+    return float(np.bincount(cell, weights=correlations, minlength=len(weights)) @ weights)
+
+
+def dcbc_by_frame(y: Float[np.ndarray, "V T"], pairs: Pairs, labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " T"]:
+    """What each frame adds to the DCBC, `[T]`; they sum to it.
+
+    DCBC is linear in the correlations and a correlation is a mean of products over frames, so that frame t adds
+    :math:`x_t^T W x_t / T` with W the weights of the pairs.
+
+    Args:
+      y: signals, z-scored over the T frames, `[V, T]`.
+      pairs: P pairs.
+      labels: parcels, −1 outside, `[V]`.
+    """
+    cell, weights = _cells(pairs, labels)
+    if weights is None:
+        return np.full(y.shape[1], np.nan)
+    total, start = np.zeros(y.shape[1]), 0
+    of_pair = weights.astype(np.float32)[cell]
+    for locations, at in zip(pairs.groups, pairs.at, strict=True):
+        x, table = y[locations], np.zeros((len(locations),) * 2, np.float32)
+        table.ravel()[at] = of_pair[start : start + len(at)]
+        total, start = total + np.einsum("vt,vt->t", table @ x, x), start + len(at)
+    return total / y.shape[1]
+
+
+def _cells(pairs: Pairs, labels: Int[np.ndarray, " V"]) -> tuple[Int[np.ndarray, " P"], Float[np.ndarray, " c"] | None]:
+    """The cell of each pair (ring, within or across; the last one for pairs that do not count), and the weight of a pair in each cell."""
     own, other = labels[pairs.i], labels[pairs.j]
-    used = (own >= 0) & (other >= 0)
-    if not used.any():
-        return np.full(len(correlations), np.nan)
-    rings = int(pairs.ring.max()) + 1
+    rings = int(pairs.ring.max(initial=-1)) + 1
     cell = pairs.ring * 2 + (own == other)
-    if not used.all():  # what a scan is judged on lies inside as a rule, and copies of millions of pairs cost
-        cell, correlations = cell[used], correlations[:, used]
-    count = np.bincount(cell, minlength=2 * rings).reshape(rings, 2)
+    outside = (own < 0) | (other < 0)
+    if outside.any():
+        cell = np.where(outside, 2 * rings, cell)
+    count = np.bincount(cell, minlength=2 * rings + 1)[: 2 * rings].reshape(rings, 2)
     good = (count >= MIN_PAIRS).all(1)
     if not good.any():
-        return np.full(len(correlations), np.nan)
-    total = np.stack([np.bincount(cell, weights=r, minlength=2 * rings).reshape(rings, 2) for r in correlations])
-    mean = total[:, good] / count[good]  # [B, rings, 2]
-    weight = 1 / (1 / count[good]).sum(1)
-    return ((mean[..., 1] - mean[..., 0]) * weight).sum(1) / weight.sum()
+        return cell, None
+    share = np.where(good, 1 / (1 / np.maximum(count, 1)).sum(1), 0.0)  # of each ring
+    each = (share / share.sum())[:, None] * [-1, 1] / np.maximum(count, 1)
+    return cell, np.append(each.ravel(), 0.0)
 
 
 def homogeneity(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> float:

@@ -83,25 +83,27 @@ class _Halves:
         seed: int,
     ) -> None:
         self.n_parcels = n_parcels
-        inside = np.flatnonzero(prior_labels >= 0)
-        self.pairs = score.sample_pairs(space, inside, seed=seed)
+        self.pairs = score.sample_pairs(space, np.flatnonzero(prior_labels >= 0), seed=seed)
         self.y = [_standardised(y[: len(space), half]) for half in halves]
         shortest = min(int(half.sum()) for half in halves)
         self.blocks = max(1, int(shortest * tr / BLOCK_SECONDS))
-        self.r = [score.pair_correlations(x, self.pairs, self.blocks) for x in self.y]
-        self.whole = [r.sum(0, keepdims=True) for r in self.r]
+        self.r = [score.pair_correlations(x, self.pairs) for x in self.y]
 
     def scores(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> dict[str, float]:
         """Parcels of each half on the other half."""
         other = ((first, 1), (second, 0))
         homogeneity = np.mean([score.homogeneity(self.y[h], labels, self.n_parcels) for labels, h in other])
-        dcbc = np.mean([score.dcbc(self.whole[h], self.pairs, labels)[0] for labels, h in other])
+        dcbc = np.mean([score.dcbc(self.r[h], self.pairs, labels) for labels, h in other])
         return {"homogeneity": float(homogeneity), "dcbc": float(dcbc)}
 
     def dcbc_by_block(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
         """DCBC of each stretch of time of the other halves, on the scale of the whole."""
-        other = ((first, 1), (second, 0))
-        return np.concatenate([score.dcbc(self.r[h], self.pairs, labels) for labels, h in other]) * self.blocks
+        return np.concatenate([self._blocks(self.y[1], first), self._blocks(self.y[0], second)])
+
+    def _blocks(self, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
+        frames = score.dcbc_by_frame(y, self.pairs, labels)
+        starts = np.linspace(0, len(frames), self.blocks + 1).round().astype(int)[:-1]
+        return np.add.reduceat(frames, starts) * self.blocks
 
 
 def select(

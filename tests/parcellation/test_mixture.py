@@ -39,7 +39,7 @@ def tiny(seed=0, dtype=np.float32):
     z, prototypes = rng.normal(size=(count, 3)), rng.normal(size=(parcels, 3))
     z, prototypes = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, prototypes))
     prototypes[3] = 0
-    return Problem(z.astype(dtype), candidates, log_prior.astype(dtype), match_table(candidates, neighbours), prototypes.astype(dtype))
+    return Problem(z.astype(dtype), candidates, log_prior.astype(dtype), match_table(candidates, neighbours, n_parcels=len(prototypes)), prototypes.astype(dtype))
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def planted():
     directions = np.linalg.qr(rng.normal(size=(6, 4)))[0].T
     z = normalised(directions[truth] + 0.35 * rng.normal(size=(len(space), 6))).astype(np.float32)
     prototypes = np.asarray(group_prototypes(jnp.asarray(z), jnp.asarray(local.labels), 4))
-    table = match_table(local.candidates, space.neighbours)
+    table = match_table(local.candidates, space.neighbours, n_parcels=4)
     return Problem(z, local.candidates, local.log_prior, table, prototypes), local, truth
 
 

@@ -4,6 +4,8 @@ The table depends on the prior and the Space only, so that it is made once and u
 the sum is its own transpose and the gradient is the same gather instead of a scatter.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,23 +15,24 @@ from jaxtyping import Array, Float, Int
 def potts(
     q: Float[Array, "V C"], candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"], n_parcels: int
 ) -> Float[Array, "V C"]:
-    return sum_neighbours(q, jnp.asarray(match_table(np.asarray(candidates), np.asarray(neighbours))))
+    return sum_neighbours(q, match_table(jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels=n_parcels))
 
 
-def match_table(candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"]) -> Int[np.ndarray, "N V C"]:
+@functools.partial(jax.jit, static_argnames="n_parcels")
+def match_table(candidates: Int[Array, "V C"], neighbours: Int[Array, "V N"], *, n_parcels: int) -> Int[Array, "N V C"]:
     """Position in the flattened `[V, C]` of the same parcel at neighbour n; V·C, one past the end, where it is none."""
     size, width = candidates.shape
-    # One byte for each (location, parcel): at which place in its row a location holds a parcel; `width` says it does not.
-    place = np.full((size + 1, int(candidates.max(initial=0)) + 2), width, np.uint8)
-    rows = np.arange(size)
-    for c in range(width - 1, -1, -1):
-        place[rows, candidates[:, c]] = c
-    place[:, -1] = width  # the padding −1 was written there
-    table = np.empty((neighbours.shape[1], size, width), np.int32)
-    for n, neighbour in enumerate(neighbours.T):
-        found = place[neighbour[:, None], candidates]  # neighbour −1 reads the last row, which holds nothing
-        table[n] = np.where(found < width, neighbour[:, None] * width + found, size * width)
-    return table
+    # At which place in its row a location holds a parcel; `width` says it does not. One more row and column for the padding.
+    rows, at = jnp.arange(size)[:, None], jnp.where(candidates < 0, n_parcels, candidates)
+    place = jnp.full((size + 1, n_parcels + 1), width, jnp.uint8).at[rows, at].set(jnp.arange(width, dtype=jnp.uint8)[None, :])
+    place = place.at[:, n_parcels].set(width)
+
+    def one(neighbour: Int[Array, " V"]) -> Int[Array, "V C"]:
+        there = jnp.where(neighbour < 0, size, neighbour)[:, None]
+        found = place[there, at].astype(jnp.int32)
+        return jnp.where(found < width, there * width + found, size * width)
+
+    return jax.lax.map(one, neighbours.T)
 
 
 @jax.custom_vjp
