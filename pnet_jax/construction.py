@@ -22,7 +22,7 @@ from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.network import Network
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
-from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
+from pnet_jax.parcellation.mixture import Mixture, Problem, begin, group_prototypes, mixture
 from pnet_jax.parcellation.prior import PADDING, LocalPrior, Prior, on_space
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
 from pnet_jax.scan import Scan, split
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 LOCATION_BUCKET = 4096
 FRAME_BUCKET = 64
+FINAL_STEPS = 6
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
 
-_mixture = jax.jit(mixture, static_argnames="steps")
 _group_prototypes = jax.jit(group_prototypes, static_argnames="n_parcels")
 
 
@@ -101,6 +101,12 @@ def resolve(
     return chosen, _prior(prior if prior is not None else config.prior, parcels or config.parcels, chosen), names
 
 
+@jax.jit
+def _fit(problem: Problem, q, kappa, beta) -> Mixture:
+    """The whole scan's mixture, begun where its halves ended: their mean is nearer to the solution than the prior."""
+    return mixture(problem, kappa, beta, steps=FINAL_STEPS, start=begin(problem, jnp.log(q + 1e-6)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Parcellation:
     q: Float[np.ndarray, "V C"]
@@ -124,7 +130,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
 
     halves = tuple(_mask(columns, y.shape[1]) for columns in split(scan))
     seed = _seed(scan, config.seed)
-    selection = select(
+    selection, q = select(
         (problem(y[:, halves[0]]), problem(y[:, halves[1]])),
         y,
         halves,
@@ -143,7 +149,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     if selection.decision == "personalised":
-        fitted = _mixture(problem(y), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
+        fitted = _fit(problem(y), _pad_rows(q, 0.0), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
         q = np.asarray(fitted.q)[: len(here)]
         hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
     else:
@@ -302,7 +308,7 @@ def _take(local: LocalPrior, here) -> LocalPrior:
 
 
 def _pad(y, region):
-    """Signals in a bucket's shape, on the device, between their regions and masks of the true frames and locations, as `embed` takes them."""
+    """Signals in a bucket's shape, on the device, with their regions and masks of the true frames and locations: arguments of `embed`."""
     locations, frames = (-(-n // b) * b for n, b in zip(y.shape, (LOCATION_BUCKET, FRAME_BUCKET), strict=True))
     padded = np.zeros((locations, frames), np.float32)
     padded[: y.shape[0], : y.shape[1]] = y

@@ -60,7 +60,7 @@ def mixture(
       kappa: concentration, one number or `[V]`.
       beta: weight of the neighbours' votes.
       steps: unrolled steps.
-      start: where to begin, e.g. the result at a smaller κ; the prior itself if not given.
+      start: where to begin, e.g. the result at a smaller κ, or `begin` of other probabilities; the prior itself if not given.
 
     Returns:
       `Mixture`; differentiable in `z`, the prototypes, `kappa` and `beta`.
@@ -68,21 +68,21 @@ def mixture(
     there = problem.candidates >= 0
     log_prior = ALPHA * jnp.where(there, problem.log_prior, 0.0)
 
-    def assign(prototypes: Float[Array, "K D"], votes: Float[Array, "V C"]) -> Assignment:
-        return soft_assign(problem.z, prototypes, problem.candidates, log_prior + beta * votes, kappa)
-
-    def update(sums: Float[Array, "K D"]) -> Float[Array, "K D"]:
-        return normalise(sums + K0 * problem.prototypes)
-
     @jax.checkpoint
     def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
-        new = assign(carry.prototypes, sum_neighbours(carry.q, problem.table))
-        return Mixture(new.q, update(new.sums)), None
+        bias = log_prior + beta * sum_neighbours(carry.q, problem.table)
+        return _updated(problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa)), None
 
-    if start is None:
-        prior = soft_assign(problem.z, problem.prototypes, problem.candidates, log_prior, 0.0)
-        start = Mixture(prior.q, update(prior.sums))
-    return jax.lax.scan(step, start, length=steps)[0]
+    return jax.lax.scan(step, start or begin(problem, log_prior), length=steps)[0]
+
+
+def begin(problem: Problem, log_q: Float[Array, "V C"]) -> Mixture:
+    """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
+    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0))
+
+
+def _updated(problem: Problem, found: Assignment) -> Mixture:
+    return Mixture(found.q, normalise(found.sums + K0 * problem.prototypes))
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:

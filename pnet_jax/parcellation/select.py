@@ -118,7 +118,7 @@ def select(
     seed: int = 0,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
-) -> Selection:
+) -> tuple[Selection, Float[np.ndarray, "V C"]]:
     """Chooses κ and β for a scan and decides between the personalised parcels and the prior.
 
     The search climbs from the middle of both grids, first κ, then β, a step at a time for as long as it pays. The trial with
@@ -137,6 +137,9 @@ def select(
       seed: of the pair sample and the bootstrap.
       kappas: tried concentrations.
       betas: tried weights.
+
+    Returns:
+      What was chosen, and the mean of the two halves' probabilities there, `[V, C]`.
     """
     scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
     rows: dict[_Trial, dict[str, Any]] = {}
@@ -175,7 +178,8 @@ def select(
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
-    return Selection(best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
+    selection = Selection(best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
+    return selection, (chosen[0] + chosen[1]) / 2
 
 
 class _Trial(NamedTuple):

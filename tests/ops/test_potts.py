@@ -142,7 +142,11 @@ def test_the_table_says_where_a_neighbour_holds_the_same_parcel():
     candidates = np.array([[0, 1], [1, 2], [2, -1]], np.int32)
     neighbours = np.array([[1, -1], [0, 2], [1, -1]], np.int32)
     none = 6  # one past the end of the flattened [V, C]
-    assert match_table(candidates, neighbours, n_parcels=int(candidates.max()) + 1).tolist() == [[[none, 2], [1, none], [3, none]], [[none, none], [none, 4], [none, none]]]
+    found = match_table(candidates, neighbours, n_parcels=int(candidates.max()) + 1)
+    assert found.tolist() == [
+        [[none, 2], [1, none], [3, none]],
+        [[none, none], [none, 4], [none, none]],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,13 @@ def tiny(seed=0, dtype=np.float32):
     z, prototypes = rng.normal(size=(count, 3)), rng.normal(size=(parcels, 3))
     z, prototypes = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, prototypes))
     prototypes[3] = 0
-    return Problem(z.astype(dtype), candidates, log_prior.astype(dtype), match_table(candidates, neighbours, n_parcels=len(prototypes)), prototypes.astype(dtype))
+    return Problem(
+        z.astype(dtype),
+        candidates,
+        log_prior.astype(dtype),
+        match_table(candidates, neighbours, n_parcels=len(prototypes)),
+        prototypes.astype(dtype),
+    )
 
 
 @functools.cache
