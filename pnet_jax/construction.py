@@ -128,12 +128,11 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
         z = embed(model.encoder, *_pad(signals, region))
         return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
 
-    halves = tuple(_mask(columns, y.shape[1]) for columns in split(scan))
+    first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
     seed = _seed(scan, config.seed)
     selection, q = select(
-        (problem(y[:, halves[0]]), problem(y[:, halves[1]])),
-        y,
-        halves,
+        (problem(first), problem(second)),
+        (first, second),
         space,
         local.labels,
         n_parcels=group.n_parcels,
@@ -318,12 +317,6 @@ def _pad(y, region):
 def _pad_rows(table, value):
     rows = -(-len(table) // LOCATION_BUCKET) * LOCATION_BUCKET - len(table)
     return np.pad(table, ((0, rows),) + ((0, 0),) * (table.ndim - 1), constant_values=value)
-
-
-def _mask(columns, frames):
-    mask = np.zeros(frames, bool)
-    mask[columns] = True
-    return mask
 
 
 def _spread(values, here, size, fill):

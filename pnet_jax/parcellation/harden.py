@@ -57,7 +57,7 @@ def harden(
     moved = int((labels != first).sum())
     size, expected = (np.bincount(x[x >= 0], minlength=n_parcels) for x in (labels, prior_labels))
     restored = np.flatnonzero((size < SMALLEST_SHARE * expected) & (expected > 0))
-    for k in restored:
+    for k in restored.tolist():
         labels[_most_probable(q, candidates, prior_labels, k, math.ceil(SMALLEST_SHARE * expected[k]))] = k
     return Hardened(labels, restored.astype(np.int32), moved, _component_count(labels, pairs, n_parcels))
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pnet_jax.parcellation import score
 from pnet_jax.parcellation.harden import harden
@@ -70,46 +70,47 @@ def _fit(
 
 
 class _Halves:
-    """One scan seen from its two halves: problems to fit and signals to score on."""
+    """What is measured on one half with the parcels of the other, both at once: one thread a half."""
 
     def __init__(
         self,
-        y: Float[np.ndarray, "V T"],
-        halves: tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]],
+        signals: tuple[Float[np.ndarray, "V A"], Float[np.ndarray, "V B"]],
         space: Space,
         prior_labels: Int[np.ndarray, " V"],
         n_parcels: int,
         tr: float,
         seed: int,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self.n_parcels = n_parcels
+        self.n_parcels, self.pool = n_parcels, pool
         self.pairs = score.sample_pairs(space, np.flatnonzero(prior_labels >= 0), seed=seed)
-        self.y = [_standardised(y[: len(space), half]) for half in halves]
-        shortest = min(int(half.sum()) for half in halves)
-        self.blocks = max(1, int(shortest * tr / BLOCK_SECONDS))
-        self.r = [score.pair_correlations(x, self.pairs) for x in self.y]
+        self.blocks = max(1, int(min(y.shape[1] for y in signals) * tr / BLOCK_SECONDS))
+        self.y = list(pool.map(_standardised, signals))
+        self.r = list(pool.map(lambda y: score.pair_correlations(y, self.pairs), self.y))
 
     def scores(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> dict[str, float]:
         """Parcels of each half on the other half."""
-        other = ((first, 1), (second, 0))
-        homogeneity = np.mean([score.homogeneity(self.y[h], labels, self.n_parcels) for labels, h in other])
-        dcbc = np.mean([score.dcbc(self.r[h], self.pairs, labels) for labels, h in other])
+
+        def one(labels: Int[np.ndarray, " V"], half: int) -> tuple[float, float]:
+            return score.homogeneity(self.y[half], labels, self.n_parcels), score.dcbc(self.r[half], self.pairs, labels)
+
+        homogeneity, dcbc = np.mean(list(self.pool.map(one, (first, second), (1, 0))), axis=0)
         return {"homogeneity": float(homogeneity), "dcbc": float(dcbc)}
 
-    def dcbc_by_block(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
-        """DCBC of each stretch of time of the other halves, on the scale of the whole."""
-        return np.concatenate([self._blocks(self.y[1], first), self._blocks(self.y[0], second)])
+    def gain_by_block(self, labels: Sequence[Int[np.ndarray, " V"]], than: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
+        """DCBC of each half's parcels over that of others, for each stretch of time of the other half, on the scale of the whole."""
 
-    def _blocks(self, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
-        frames = score.dcbc_by_frame(y, self.pairs, labels)
-        starts = np.linspace(0, len(frames), self.blocks + 1).round().astype(int)[:-1]
-        return np.add.reduceat(frames, starts) * self.blocks
+        def one(labels: Int[np.ndarray, " V"], y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, " b"]:
+            frames = score.dcbc_by_frame(y, self.pairs, labels) - score.dcbc_by_frame(y, self.pairs, than)
+            starts = np.linspace(0, len(frames), self.blocks + 1).round().astype(int)[:-1]
+            return np.add.reduceat(frames, starts) * self.blocks
+
+        return np.concatenate(list(self.pool.map(one, labels, self.y[::-1])))
 
 
 def select(
     problems: tuple[Problem, Problem],
-    y: Float[np.ndarray, "V T"],
-    halves: tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]],
+    signals: tuple[Float[np.ndarray, "V A"], Float[np.ndarray, "V B"]],
     space: Space,
     prior_labels: Int[np.ndarray, " V"],
     *,
@@ -128,8 +129,7 @@ def select(
 
     Args:
       problems: the mixture's input from each half; their V may be padded beyond `len(space)`.
-      y: the whole scan's signals, `[V, T]`.
-      halves: frames of each half.
+      signals: of each half.
       space: V locations.
       prior_labels: −1 outside, `[V]`.
       n_parcels: K.
@@ -141,7 +141,6 @@ def select(
     Returns:
       What was chosen, and the mean of the two halves' probabilities there, `[V, C]`.
     """
-    scan = _Halves(y, halves, space, prior_labels, n_parcels, tr, seed)
     rows: dict[_Trial, dict[str, Any]] = {}
     fits: dict[_Trial, list[Mixture]] = {}
 
@@ -154,10 +153,11 @@ def select(
         rows[trial] = trial._asdict() | scan.scores(*labels)
         fits[trial] = [half[0] for half in found]
 
-    centroids = score.nearest_centroid(prior_labels, space)
-    null = scan.scores(centroids, centroids)
-    best = _Trial(kappas[len(kappas) // 2], betas[len(betas) // 2])
     with ThreadPoolExecutor(2) as pool:
+        scan = _Halves(signals, space, prior_labels, n_parcels, tr, seed, pool)
+        centroids = score.nearest_centroid(prior_labels, space)
+        prior, null = scan.scores(prior_labels, prior_labels), scan.scores(centroids, centroids)
+        best = _Trial(kappas[len(kappas) // 2], betas[len(betas) // 2])
         attempt(best)
         for name, grid in (("kappa", sorted(kappas)), ("beta", sorted(betas))):
             for way in (1, -1):  # on for as long as it pays, and back only if the first step up did not
@@ -169,17 +169,18 @@ def select(
                     if _best(rows, null) != trial:
                         break
                     best = trial
-    candidates = np.asarray(problems[0].candidates)[: len(space)]
-    chosen = [np.asarray(half.q)[: len(space)] for half in fits[best]]
-    own = [harden(q, candidates, space.neighbours, prior_labels, n_parcels).labels for q in chosen]
-    personalised, prior = scan.scores(*own), scan.scores(prior_labels, prior_labels)
-    difference = _interval(scan.dcbc_by_block(*own) - scan.dcbc_by_block(prior_labels, prior_labels), seed)
+        candidates = np.asarray(problems[0].candidates)[: len(space)]
+        found = [np.asarray(half.q)[: len(space)] for half in fits[best]]
+        hardened = pool.map(lambda q: harden(q, candidates, space.neighbours, prior_labels, n_parcels).labels, found)
+        own = list(hardened)
+        personalised = scan.scores(*own)
+        difference = _interval(scan.gain_by_block(own, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
     selection = Selection(best.kappa, kappa_scan, best.beta, list(rows.values()), personalised, prior, null, difference, decision, reason)
-    return selection, (chosen[0] + chosen[1]) / 2
+    return selection, (found[0] + found[1]) / 2
 
 
 class _Trial(NamedTuple):
@@ -224,5 +225,6 @@ def _interval(differences: Float[np.ndarray, " B"], seed: int) -> tuple[float, f
 
 def _standardised(y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, "V T"]:
     y = y - y.mean(1, keepdims=True)
-    spread = y.std(1, keepdims=True)
-    return np.where(spread > 0, y / np.where(spread > 0, spread, 1), 0).astype(np.float32)
+    energy = np.einsum("vt,vt->v", y, y) / y.shape[1]
+    y *= np.where(energy > 0, 1 / np.sqrt(np.where(energy > 0, energy, 1)), 0).astype(y.dtype)[:, None]
+    return y

@@ -34,12 +34,6 @@ def brain():
     return space, local, truth
 
 
-def halves():
-    masks = np.zeros((2, T), bool)
-    masks[0, TIMES["first"]] = masks[1, TIMES["second"]] = True
-    return masks[0], masks[1]
-
-
 def signals(seed, kind):
     """Parcels on noise, smooth noise without any parcel, or white noise."""
     rng = np.random.default_rng(seed)
@@ -78,7 +72,14 @@ def arguments(seed, kind):
     space, local, _ = brain()
     y = signals(seed, kind)
     pair = tuple(problem(y[:, part], local) for part in TIMES.values())
-    return {"problems": pair, "y": y, "halves": halves(), "space": space, "prior_labels": local.labels, "n_parcels": K, "tr": TR}
+    return {
+        "problems": pair,
+        "signals": tuple(y[:, part] for part in TIMES.values()),
+        "space": space,
+        "prior_labels": local.labels,
+        "n_parcels": K,
+        "tr": TR,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,7 @@ def test_scores_are_those_of_the_labels_on_the_other_half(displaced):
     given, found = displaced
     space, local, _ = brain()
     pairs = score.sample_pairs(space, np.arange(len(space)))
-    other = [given["y"][:, part] for part in TIMES.values()]
-    other = [(y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True) for y in other]
+    other = [(y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True) for y in given["signals"]]
     expected = {
         "homogeneity": np.mean([score.homogeneity(y, local.labels, K) for y in other]),
         "dcbc": np.mean([score.dcbc(score.pair_correlations(y, pairs), pairs, local.labels) for y in other]),
@@ -154,9 +154,9 @@ def test_nothing_outside_the_parcels_matters(displaced):
 
     def run(scramble):
         z = np.float32(rng.normal(size=given["problems"][0].z.shape) * scramble)
-        y = np.where(outside[:, None], np.float32(rng.normal(size=given["y"].shape) * scramble), given["y"])
+        spoiled = tuple(np.where(outside[:, None], np.float32(rng.normal(size=y.shape) * scramble), y) for y in given["signals"])
         pair = tuple(without(one, z) for one in given["problems"])
-        return chosen(**(given | {"problems": pair, "y": y, "prior_labels": labels}))
+        return chosen(**(given | {"problems": pair, "signals": spoiled, "prior_labels": labels}))
 
     same(run(0), run(7))
 
@@ -193,8 +193,7 @@ def test_kappa_of_the_whole_scan_follows_from_how_well_its_halves_agree(displace
 
 def test_halves_under_a_minute_keep_the_prior_and_say_so(displaced):
     given, _ = displaced
-    first, second = (mask & (np.cumsum(mask) <= 29) for mask in given["halves"])
-    found = chosen(**(given | {"halves": (first, second)}), kappas=(10.0,), betas=(0.4,))
+    found = chosen(**(given | {"signals": tuple(y[:, :29] for y in given["signals"])}), kappas=(10.0,), betas=(0.4,))
     assert found.decision == "prior"
     assert "fewer than 3 blocks of 20 s" in found.reason
 
