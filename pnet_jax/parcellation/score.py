@@ -102,37 +102,11 @@ def dcbc(correlations: Float[np.ndarray, " P"], pairs: Pairs, labels: Int[np.nda
 
     Source: Zhi et al. 2022, Human Brain Mapping.
     """
-    cell, weights = _cells(pairs, labels)
-    if weights is None:
-        return float("nan")
-    return float(np.bincount(cell, weights=correlations, minlength=len(weights)) @ weights)
+    return float(correlations @ pair_weights(pairs, labels)) if len(pairs.i) else float("nan")
 
 
-def dcbc_by_frame(y: Float[np.ndarray, "V T"], pairs: Pairs, labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " T"]:
-    """What each frame adds to the DCBC, `[T]`; they sum to it.
-
-    DCBC is linear in the correlations and a correlation is a mean of products over frames, so that frame t adds
-    :math:`x_t^T W x_t / T` with W the weights of the pairs.
-
-    Args:
-      y: signals, z-scored over the T frames, `[V, T]`.
-      pairs: P pairs.
-      labels: parcels, −1 outside, `[V]`.
-    """
-    cell, weights = _cells(pairs, labels)
-    if weights is None:
-        return np.full(y.shape[1], np.nan)
-    total, start = np.zeros(y.shape[1]), 0
-    of_pair = weights.astype(np.float32)[cell]
-    for locations, at in zip(pairs.groups, pairs.at, strict=True):
-        x, table = y[locations], np.zeros((len(locations),) * 2, np.float32)
-        table.ravel()[at] = of_pair[start : start + len(at)]
-        total, start = total + np.einsum("vt,vt->t", table @ x, x), start + len(at)
-    return total / y.shape[1]
-
-
-def _cells(pairs: Pairs, labels: Int[np.ndarray, " V"]) -> tuple[Int[np.ndarray, " P"], Float[np.ndarray, " c"] | None]:
-    """The cell of each pair (ring, within or across; the last one for pairs that do not count), and the weight of a pair in each cell."""
+def pair_weights(pairs: Pairs, labels: Int[np.ndarray, " V"]) -> Float[np.ndarray, " P"]:
+    """What each pair's correlation counts in the DCBC of these labels, `[P]`; NaN where it cannot be measured."""
     own, other = labels[pairs.i], labels[pairs.j]
     rings = int(pairs.ring.max(initial=-1)) + 1
     cell = pairs.ring * 2 + (own == other)
@@ -142,10 +116,29 @@ def _cells(pairs: Pairs, labels: Int[np.ndarray, " V"]) -> tuple[Int[np.ndarray,
     count = np.bincount(cell, minlength=2 * rings + 1)[: 2 * rings].reshape(rings, 2)
     good = (count >= MIN_PAIRS).all(1)
     if not good.any():
-        return cell, None
+        return np.full(len(cell), np.nan, np.float32)
     share = np.where(good, 1 / (1 / np.maximum(count, 1)).sum(1), 0.0)  # of each ring
     each = (share / share.sum())[:, None] * [-1, 1] / np.maximum(count, 1)
-    return cell, np.append(each.ravel(), 0.0)
+    return np.append(each.ravel(), 0.0).astype(np.float32)[cell]
+
+
+def sum_by_frame(y: Float[np.ndarray, "V T"], pairs: Pairs, weights: Float[np.ndarray, " P"]) -> Float[np.ndarray, " T"]:
+    r"""What each frame adds to a weighted sum of correlations, `[T]`.
+
+    A correlation is a mean of products over frames, so that frame t adds :math:`x_t^\top W x_t / T`; with `pair_weights` the frames
+    sum to the DCBC.
+
+    Args:
+      y: signals, z-scored over the T frames, `[V, T]`.
+      pairs: P pairs.
+      weights: of the pairs, `[P]`.
+    """
+    total, start = np.full(y.shape[1], 0.0 if len(weights) else np.nan), 0
+    for locations, at in zip(pairs.groups, pairs.at, strict=True):
+        x, table = y[locations], np.zeros((len(locations),) * 2, np.float32)
+        table.ravel()[at] = weights[start : start + len(at)]
+        total, start = total + np.einsum("vt,vt->t", table @ x, x), start + len(at)
+    return total / y.shape[1]
 
 
 def homogeneity(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> float:

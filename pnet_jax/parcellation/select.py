@@ -70,7 +70,10 @@ def _fit(
 
 
 class _Halves:
-    """What is measured on one half with the parcels of the other, both at once: one thread a half."""
+    """What is measured on one half with the parcels of the other.
+
+    Both at once, one thread a half, but for products of matrices: they have threads of their own.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class _Halves:
         self.pairs = score.sample_pairs(space, np.flatnonzero(prior_labels >= 0), seed=seed)
         self.blocks = max(1, int(min(y.shape[1] for y in signals) * tr / BLOCK_SECONDS))
         self.y = list(pool.map(_standardised, signals))
-        self.r = list(pool.map(lambda y: score.pair_correlations(y, self.pairs), self.y))
+        self.r = [score.pair_correlations(y, self.pairs) for y in self.y]
 
     def scores(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> dict[str, float]:
         """Parcels of each half on the other half."""
@@ -100,12 +103,13 @@ class _Halves:
     def gain_by_block(self, labels: Sequence[Int[np.ndarray, " V"]], than: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
         """DCBC of each half's parcels over that of others, for each stretch of time of the other half, on the scale of the whole."""
 
-        def one(labels: Int[np.ndarray, " V"], y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, " b"]:
-            frames = score.dcbc_by_frame(y, self.pairs, labels) - score.dcbc_by_frame(y, self.pairs, than)
+        parts = []
+        for mine, y in zip(labels, self.y[::-1], strict=True):
+            weights = score.pair_weights(self.pairs, mine) - score.pair_weights(self.pairs, than)
+            frames = score.sum_by_frame(y, self.pairs, weights)
             starts = np.linspace(0, len(frames), self.blocks + 1).round().astype(int)[:-1]
-            return np.add.reduceat(frames, starts) * self.blocks
-
-        return np.concatenate(list(self.pool.map(one, labels, self.y[::-1])))
+            parts.append(np.add.reduceat(frames, starts) * self.blocks)
+        return np.concatenate(parts)
 
 
 def select(

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.parcellation.score import MIN_PAIRS, dcbc, dcbc_by_frame, homogeneity, nearest_centroid, pair_correlations, sample_pairs
+from pnet_jax.parcellation.score import (
+    MIN_PAIRS,
+    dcbc,
+    homogeneity,
+    nearest_centroid,
+    pair_correlations,
+    pair_weights,
+    sample_pairs,
+    sum_by_frame,
+)
 from pnet_jax.space import LEFT, RIGHT, Space, grid_space, point_space
 
 T = 40
@@ -120,7 +129,7 @@ def test_correlations_are_those_of_the_pairs():
 def test_frames_add_up_to_the_whole_and_equal_the_products_of_their_own_values():
     space, y, labels = scored()
     pairs = sample_pairs(space, np.arange(len(space)), group=60)
-    frames = dcbc_by_frame(y, pairs, labels)
+    frames = sum_by_frame(y, pairs, pair_weights(pairs, labels))
     assert_allclose(frames.sum(), dcbc(pair_correlations(y, pairs), pairs, labels), atol=1e-6)
     one = [dcbc(np.float64(y[pairs.i, t]) * y[pairs.j, t], pairs, labels) / T for t in range(T)]
     assert_allclose(frames, one, atol=1e-6)
@@ -157,7 +166,7 @@ def test_what_cannot_be_measured_is_nan():
     r = pair_correlations(y, pairs)
     for unmeasured in (np.full_like(labels, -1), np.zeros_like(labels)):
         assert np.isnan(dcbc(r, pairs, unmeasured))
-        assert np.isnan(dcbc_by_frame(y, pairs, unmeasured)).all()
+        assert np.isnan(sum_by_frame(y, pairs, pair_weights(pairs, unmeasured))).all()
     assert np.isnan(homogeneity(y, np.arange(len(y), dtype=np.int32), len(y)))
 
 
