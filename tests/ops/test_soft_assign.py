@@ -181,7 +181,7 @@ def test_temporary_memory_never_holds_every_parcel_of_every_location(monkeypatch
         ({"bias": np.zeros((5, 3))}, r"one shape \(5, C\), got \(5, 2\) and \(5, 3\)"),
         ({"candidates": np.zeros((4, 2), int), "bias": np.zeros((4, 2))}, r"one shape \(5, C\), got \(4, 2\)"),
         ({"kappa": np.ones(2, np.float32)}, r"kappa must be a number or have shape \(5,\), got \(2,\)"),
-        ({"implementation": "dense"}, r"one of \['chunked', 'reference'\], got 'dense'"),
+        ({"implementation": "dense"}, r"one of \['chunked', 'pallas', 'reference'\], got 'dense'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(arguments, message):

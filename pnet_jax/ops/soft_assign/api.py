@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._choose import choose
-from pnet_jax.ops.soft_assign import chunked, reference
+from pnet_jax.ops.soft_assign import chunked, pallas_tpu, reference
 
-_IMPLEMENTATIONS = {"reference": reference.soft_assign, "chunked": chunked.soft_assign}
+_IMPLEMENTATIONS = {"reference": reference.soft_assign, "chunked": chunked.soft_assign, "pallas": pallas_tpu.soft_assign}
 
 
 class Assignment(NamedTuple):
@@ -44,15 +44,16 @@ def soft_assign(
       candidates: parcels a location may belong to, −1 padded, each at most once a row, `[V, C]`.
       bias: b, log prior plus neighbours' votes, `[V, C]`; read only where there is a candidate.
       kappa: concentration κ ≥ 0, one for all or `[V]`.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      implementation: `"reference"`, `"chunked"` or, on a TPU, `"pallas"`; `"chunked"` if not given.
 
     Returns:
       `Assignment`: q sums to 1 in each row with a candidate and is 0 elsewhere.
 
     Raises:
       ValueError: shapes that do not agree, or an unknown implementation.
+      NotImplementedError: `"pallas"` where the backend is no TPU, or for a type or a K that it does not take.
 
-    Memory: the result plus one block of `[2048, K]` (`chunked`), or `[V, K]` (`reference`).
+    Memory: the result plus one block of `[2048, K]` (`chunked`), `[V, K]` (`reference`), or the result alone (`pallas`).
 
     >>> z = jnp.eye(2); candidates = jnp.array([[0, 1], [1, -1]])
     >>> [[f"{p:.2f}" for p in row] for row in soft_assign(z, z, candidates, jnp.zeros((2, 2)), 2.0).q]
