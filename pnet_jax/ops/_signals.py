@@ -22,10 +22,11 @@ class Centred(NamedTuple):
 
 def widen(x: Array) -> Array:
     """In float32, or in float64 if it is so already."""
-    return x.astype(_wide(x))
+    return x.astype(wide(x))
 
 
-def _wide(x: Array) -> type:
+def wide(x: Array) -> type:
+    """The type that sums over x are kept in: float32, or float64 for float64."""
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -59,4 +60,4 @@ def frames_that_count(signals: Array, kept: Array | None, name: str = "signals")
     expected = (signals.shape[0], signals.shape[2])
     if kept is not None and kept.shape != expected:
         raise ValueError(f"kept must have shape {expected} (subjects, frames), got {kept.shape}")
-    return jnp.ones(expected, _wide(signals)) if kept is None else kept.astype(bool).astype(_wide(signals))
+    return jnp.ones(expected, wide(signals)) if kept is None else kept.astype(bool).astype(wide(signals))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pnet_jax.ops._choose import choose
+from pnet_jax.ops._signals import wide
 from pnet_jax.ops.fingerprint import chunked, reference
 
 _IMPLEMENTATIONS = {"reference": reference.fingerprint, "chunked": chunked.fingerprint}
@@ -23,7 +24,7 @@ def fingerprint(
     .. math:: f_{vj} = \operatorname{artanh}(\operatorname{clip}(r(y_v, r_j), \pm .99)), \qquad z_v = P^\top (f_v - \bar f)
 
     Args:
-      y: signals, any unit, `[V, T]`.
+      y: signals, any unit, float32 or bfloat16 (sums are float32 for both), `[V, T]`.
       references: reference signals, any unit, `[R, T]`; a constant one gives correlation 0.
       kept: frames that count, `[T]`; all of them if not given.
       mean: f̄, subtracted before the projection, `[R]`; 0 if not given.
@@ -53,6 +54,7 @@ def fingerprint(
         raise ValueError(f"mean must have shape ({count},), got {mean.shape}")
     if projection is not None and (projection.ndim != 2 or projection.shape[0] != count):
         raise ValueError(f"projection must have shape ({count}, D), got {projection.shape}")
-    weight = jnp.ones(frames, y.dtype) if kept is None else kept.astype(y.dtype)
-    centre = jnp.zeros(count, y.dtype) if mean is None else mean
+    sums = wide(y)
+    weight = jnp.ones(frames, sums) if kept is None else kept.astype(sums)
+    centre = jnp.zeros(count, sums) if mean is None else mean.astype(sums)
     return choose(_IMPLEMENTATIONS, implementation)(y, references, weight, centre, projection)

@@ -21,6 +21,6 @@ def fingerprint(
     @jax.checkpoint
     def block(rows: Float[Array, " T"]) -> Float[Array, " D"]:
         z = reference.fisher(reference.unit(rows[None], kept), references)[0] - mean
-        return z if projection is None else jnp.matmul(z, projection, precision="highest")
+        return z if projection is None else jnp.matmul(z, projection.astype(z.dtype), precision="highest")
 
     return jax.lax.map(block, y, batch_size=BLOCK)

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pnet_jax.ops._signals import wide, widen
+
 LIMIT = 0.99
 
 
@@ -14,17 +16,19 @@ def fingerprint(
     projection: Float[Array, "R D"] | None,
 ) -> Float[Array, "V D"]:
     z = fisher(unit(y, kept), unit(references, kept)) - mean[None, :]  # [V, R]
-    return z if projection is None else jnp.matmul(z, projection, precision="highest")
+    return z if projection is None else jnp.matmul(z, projection.astype(z.dtype), precision="highest")
 
 
 def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"]:
     """Rows centred over the kept frames and of length 1; a constant row gives 0, and a gradient of 0."""
+    dtype, x = x.dtype, widen(x)
     centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept[None, :]
     energy = jnp.square(centred).sum(-1, keepdims=True)
     varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x * kept[None, :]).max(-1, keepdims=True))
     # `where` twice: the gradient of the branch not taken must not be NaN either.
-    return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0)
+    return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0).astype(dtype)
 
 
 def fisher(y: Float[Array, "V T"], references: Float[Array, "R T"]) -> Float[Array, "V R"]:
-    return jnp.arctanh(jnp.clip(jnp.matmul(y, references.T, precision="highest"), -LIMIT, LIMIT))
+    r = jnp.matmul(y, references.T, precision="highest", preferred_element_type=wide(y))
+    return jnp.arctanh(jnp.clip(r, -LIMIT, LIMIT))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._choose import choose
+from pnet_jax.ops._signals import wide
 from pnet_jax.ops.soft_assign import chunked, pallas_tpu, reference
 
 _IMPLEMENTATIONS = {"reference": reference.soft_assign, "chunked": chunked.soft_assign, "pallas": pallas_tpu.soft_assign}
@@ -39,7 +40,7 @@ def soft_assign(
     .. math:: q_{vk} \propto \exp(\kappa_v\, z_v^\top \mu_k + b_{vk}), \quad k \in C(v)
 
     Args:
-      z: embeddings of length 1, `[V, D]`.
+      z: embeddings of length 1, float32 or bfloat16 (sums are float32 for both), `[V, D]`.
       prototypes: μ, `[K, D]`.
       candidates: parcels a location may belong to, −1 padded, each at most once a row, `[V, C]`.
       bias: b, log prior plus neighbours' votes, `[V, C]`; read only where there is a candidate.
@@ -65,7 +66,7 @@ def soft_assign(
         raise ValueError(f"z must be [V, D] and prototypes [K, D] with one D, got {z.shape} and {prototypes.shape}")
     if candidates.shape != bias.shape or candidates.ndim != 2 or len(candidates) != len(z):
         raise ValueError(f"candidates and bias must have one shape ({len(z)}, C), got {candidates.shape} and {bias.shape}")
-    kappa = jnp.asarray(kappa, z.dtype)
+    kappa = jnp.asarray(kappa, wide(z))
     if kappa.ndim and kappa.shape != (len(z),):
         raise ValueError(f"kappa must be a number or have shape ({len(z)},), got {kappa.shape}")
     return Assignment(*choose(_IMPLEMENTATIONS, implementation)(z, prototypes, candidates, bias, jnp.broadcast_to(kappa, (len(z),))))

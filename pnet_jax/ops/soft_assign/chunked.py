@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pnet_jax.ops._signals import wide
+
 BLOCK = 2048
 
 
@@ -30,13 +32,14 @@ def soft_assign(
         z, candidates, bias, kappa = rows
         there = candidates >= 0
         at = jnp.where(there, candidates, 0)
-        similarity = jnp.take_along_axis(jnp.matmul(z, prototypes.T, precision="highest"), at, axis=1)
-        logits = jnp.where(there, kappa[:, None] * similarity + bias, -1e30)
+        products = jnp.matmul(z, prototypes.T, precision="highest", preferred_element_type=wide(z))
+        similarity = jnp.take_along_axis(products, at, axis=1)
+        logits = jnp.where(there, kappa[:, None] * similarity + bias.astype(wide(z)), -1e30)
         q = jnp.where(there, jax.nn.softmax(logits, axis=1), 0.0)
-        dense = jnp.zeros((block, n_parcels), z.dtype).at[jnp.arange(block)[:, None], at].add(q)
+        dense = jnp.zeros((block, n_parcels), wide(z)).at[jnp.arange(block)[:, None], at].add(q)
         sums, masses = carry
-        return (sums + jnp.matmul(dense.T, z, precision="highest"), masses + dense.sum(0)), q
+        return (sums + jnp.matmul(dense.T, z.astype(wide(z)), precision="highest"), masses + dense.sum(0)), q
 
-    start = (jnp.zeros((n_parcels, dimensions), z.dtype), jnp.zeros(n_parcels, z.dtype))
+    start = (jnp.zeros((n_parcels, dimensions), wide(z)), jnp.zeros(n_parcels, wide(z)))
     (sums, masses), q = jax.lax.scan(step, start, (blocks(z), blocks(candidates, -1), blocks(bias), blocks(kappa)))
     return q.reshape(-1, candidates.shape[1])[: len(z)], sums, masses
