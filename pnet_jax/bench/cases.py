@@ -80,7 +80,7 @@ class Case:
 
 CASES: dict[str, Case] = {}
 SCAN_BASE = Shape("scan", V=8192, T=128, R=128, D=32, K=64, C=8, N=26)
-COHORT_BASE = Shape("cohort", S=16, T=128, K=64, P=256)
+COHORT_BASE = Shape("cohort", S=32, T=128, K=64, P=256)
 
 
 def case(
