@@ -290,14 +290,11 @@ def _permutation_case(op: str, threshold: float | None, implementations: tuple[s
     def build(shape: Shape, make: Inputs) -> Work:
         from pnet_jax.ops.permutation import permutation_test
 
-        effect = np.arange(shape.S, dtype=np.float32) % 2
+        def run(implementation: str, edges: jax.Array, effect: jax.Array) -> Any:
+            options: dict[str, Any] = {"permutations": shape.P, "threshold": threshold, "implementation": implementation}
+            return permutation_test(edges, effect, key=jax.random.key(0), **options)
 
-        def run(implementation: str, edges: jax.Array) -> Any:
-            key = jax.random.key(0)
-            options = {"permutations": shape.P, "threshold": threshold, "implementation": implementation}
-            return permutation_test(edges, effect, key=key, **options)
-
-        return Work(run, (make.normal(shape.S, shape.E),))
+        return Work(run, (make.normal(shape.S, shape.E), np.arange(shape.S, dtype=np.float32) % 2))
 
     case(
         op,
