@@ -137,7 +137,7 @@ def correlation(args) -> Task:
     def nilearn_sample():
         from sklearn.covariance import EmpiricalCovariance
 
-        return nilearn(EmpiricalCovariance())
+        return nilearn(EmpiricalCovariance(store_precision=False))  # else it inverts what nobody asked for
 
     def brainiak():
         said = _helper(args.brainiak_python, "brainiak", "brainiak_correlation.py", {"repeats": args.repeats}, signals=x)
@@ -174,9 +174,13 @@ def partial(args) -> Task:
     from pnet_jax.ops.partial import partial as ours
 
     x, step = _signals(args), jax.jit(ours)
+
+    def nilearn():
+        return _nilearn(x, "partial correlation").fit_transform(_turned(x))
+
     name = "nilearn ConnectivityMeasure"
-    programs = {"pnet_jax": lambda: np.asarray(step(x)), name: lambda: _nilearn(x, "partial correlation").fit_transform(_turned(x))}
-    return Task(f"partial correlations, {_sizes(x)}", programs, (name,), args.repeats)
+    programs = {"pnet_jax": lambda: np.asarray(step(x)), name: nilearn, f"{name}, 1 BLAS thread": _on_one_thread(nilearn)}
+    return Task(f"partial correlations, {_sizes(x)}", programs, (name, f"{name}, 1 BLAS thread"), args.repeats)
 
 
 @task
@@ -200,9 +204,9 @@ def tangent(args) -> Task:
         return np.concatenate([measure.mean_[None], vectors])
 
     name = "nilearn ConnectivityMeasure"
-    return Task(
-        f"tangent space at the cohort's mean, {_sizes(x)}", {"pnet_jax": mean_and_tangents, name: nilearn}, (name,), args.slow_repeats
-    )
+    programs = {"pnet_jax": mean_and_tangents, name: nilearn, f"{name}, 1 BLAS thread": _on_one_thread(nilearn)}
+    same = (name, f"{name}, 1 BLAS thread")
+    return Task(f"tangent space at the cohort's mean, {_sizes(x)}", programs, same, args.slow_repeats)
 
 
 @task
@@ -332,6 +336,18 @@ def _nilearn(x: np.ndarray, kind: str) -> Any:
     from nilearn.connectome import ConnectivityMeasure
 
     return ConnectivityMeasure(kind=kind, standardize=False)
+
+
+def _on_one_thread(call: Callable[[], Any]) -> Callable[[], Any]:
+    """BLAS's threads help its products and hinder its decompositions of small matrices: both ways are measured."""
+
+    def limited():
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, "blas"):
+            return call()
+
+    return limited
 
 
 def _turned(x: np.ndarray) -> list[np.ndarray]:

@@ -80,7 +80,7 @@ class Case:
 
 CASES: dict[str, Case] = {}
 SCAN_BASE = Shape("scan", V=8192, T=128, R=128, D=32, K=64, C=8, N=26)
-COHORT_BASE = Shape("cohort", S=16, T=128, K=64, P=256)
+COHORT_BASE = Shape("cohort", S=32, T=128, K=64, P=256)
 
 
 def case(
@@ -197,3 +197,114 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
     log_prior = np.where(where < 0, 0, np.log(make.shares(where).astype(np.float32) + 1e-3)).astype(make.dtype)
     table = np.asarray(match_table(where, neighbours(shape), n_parcels=shape.K))
     return Work(run, (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D)))
+
+
+@case(
+    "location_correlation",
+    shapes=SCANS,
+    flop=lambda s: s.V**2 * s.T,  # the table is symmetric: half of it is enough
+    bytes=lambda s, b: b * s.V * s.T + 4 * s.V,
+    grows="VT",
+    implementations=("chunked",),
+)
+def _location_correlation(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.location_correlation import location_correlation
+
+    def run(implementation: str, y: jax.Array) -> jax.Array:
+        return location_correlation(y, implementation=implementation)
+
+    return Work(run, (make.signals(shape.V, shape.T),))
+
+
+@case(
+    "partial",
+    shapes=COHORTS,
+    flop=lambda s: s.S * (2 * s.K**2 * s.T + 2 * s.K**3),  # a covariance and an inverse
+    bytes=lambda s, b: CASES["correlation"].bytes(s, b),
+    grows="STK",
+)
+def _partial(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.partial import partial
+
+    def run(implementation: str, signals: jax.Array) -> jax.Array:
+        return partial(signals, implementation=implementation)
+
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+
+
+@case(
+    "tangent",
+    shapes=COHORTS,
+    flop=lambda s: s.S * 6 * s.K**3,  # the logarithms at a mean that is known: two products to get there, one to put them together
+    bytes=lambda s, b: 4 * s.K**2 * (2 * s.S + 1),
+    grows="SK",
+)
+def _tangent(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.tangent import tangent
+
+    def run(implementation: str, covariances: jax.Array) -> Any:
+        return tangent(covariances, implementation=implementation)
+
+    return Work(run, (make.covariances(shape.S, shape.K),))
+
+
+@case(
+    "distance_correlation",
+    shapes=COHORTS,
+    flop=lambda s: s.S * s.K**2 * s.T**2,  # distances between frames are symmetric
+    bytes=lambda s, b: CASES["correlation"].bytes(s, b),
+    grows="STK",
+)
+def _distance_correlation(shape: Shape, make: Inputs) -> Work:
+    from pnet_jax.ops.distance_correlation import distance_correlation
+
+    def run(implementation: str, signals: jax.Array) -> jax.Array:
+        return distance_correlation(signals, implementation=implementation)
+
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+
+
+def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], float]) -> None:
+    """All pairs of S networks of K nodes; paths and counts are no products, so the roofline says little here."""
+
+    def build(shape: Shape, make: Inputs) -> Work:
+        from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence
+
+        settings = PortraitSettings(lengths=lengths, bins=bins)
+
+        def run(implementation: str, weights: jax.Array) -> jax.Array:
+            return portrait_divergence(weights, settings, implementation=implementation).divergence
+
+        return Work(run, (make.networks(shape.S, shape.K),))
+
+    case(op, shapes=COHORTS, flop=flop, bytes=lambda s, b: 4 * s.S * (s.K**2 + s.S), grows="SK", implementations=("chunked",))(build)
+
+
+# Hops: one product a level, five levels, then cells of S (S − 1) / 2 pairs of portraits.
+_portrait_case("portrait_hops", "hops", 100, lambda s: s.S * 10 * s.K**3 + s.S**2 / 2 * 5 * s.K)
+# Lengths: one min-plus product, then 100 bins a pair.
+_portrait_case("portrait_lengths", "1/w", 100, lambda s: s.S * 2 * s.K**3 + s.S**2 / 2 * 100 * s.K)
+
+
+def _permutation_case(op: str, threshold: float | None, implementations: tuple[str, ...]) -> None:
+    def build(shape: Shape, make: Inputs) -> Work:
+        from pnet_jax.ops.permutation import permutation_test
+
+        def run(implementation: str, edges: jax.Array, effect: jax.Array) -> Any:
+            options: dict[str, Any] = {"permutations": shape.P, "threshold": threshold, "implementation": implementation}
+            return permutation_test(edges, effect, key=jax.random.key(0), **options)
+
+        return Work(run, (make.normal(shape.S, shape.E), np.arange(shape.S, dtype=np.float32) % 2))
+
+    case(
+        op,
+        shapes=COHORTS,
+        flop=lambda s: 2 * s.P * s.S * s.E,
+        bytes=lambda s, b: b * s.S * s.E + 4 * (4 * s.E + s.P),
+        grows="SPK",
+        implementations=implementations,
+    )(build)
+
+
+_permutation_case("permutation", None, ("chunked",))
+_permutation_case("permutation_nbs", 3.0, ("chunked",))

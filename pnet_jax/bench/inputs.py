@@ -44,6 +44,23 @@ class Inputs:
         own = self._rng.standard_normal(sizes, dtype=np.float32)
         return (own + 0.65 * self._rng.standard_normal((*sizes[:-2], 1, sizes[-1]), dtype=np.float32)).astype(self.dtype)
 
+    def covariances(self, subjects: int, parcels: int) -> np.ndarray:
+        """Positive definite, with an even spread of variances about one matrix that all share, `[S, K, K]`."""
+        shared = self._rng.standard_normal((parcels, 2 * parcels), dtype=np.float32)
+        own = 0.5 * self._rng.standard_normal((subjects, parcels, 2 * parcels), dtype=np.float32)
+        factors = shared[None] + own
+        return (factors @ factors.swapaxes(1, 2) / (2 * parcels)).astype(self.dtype)
+
+    def networks(self, subjects: int, parcels: int) -> np.ndarray:
+        """Correlations of signals that have a few sources in common, symmetric, `[S, K, K]`."""
+        mixing = self._rng.standard_normal((1, parcels, 4), dtype=np.float32)
+        signals = mixing @ self._rng.standard_normal((subjects, 4, 64), dtype=np.float32)
+        signals += 1.5 * self._rng.standard_normal(signals.shape, dtype=np.float32)
+        signals -= signals.mean(-1, keepdims=True)
+        signals /= np.linalg.norm(signals, axis=-1, keepdims=True)
+        r = signals @ signals.swapaxes(1, 2)
+        return ((r + r.swapaxes(1, 2)) / 2).astype(self.dtype)
+
 
 @functools.lru_cache(maxsize=4)
 def positions(shape: Shape) -> np.ndarray:

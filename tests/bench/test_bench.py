@@ -40,13 +40,16 @@ def compiled(function, *arguments):
 
 
 def test_the_suite_runs_at_its_smallest_shapes_and_writes_what_it_found(tmp_path, capsys):
-    """All cases; then once more against the baseline that the first run left."""
-    assert pnet(["bench", *QUICK, "--scaling", "none", "--out", str(tmp_path), "--rebaseline"]) == 0
+    """Cases of both groups of shapes and both implementations; then once more against the baseline that the first run left."""
+    ops = ("correlation", "fingerprint", "potts")
+    assert pnet(["bench", "--ops", ",".join(ops), *QUICK, "--scaling", "none", "--out", str(tmp_path), "--rebaseline"]) == 0
     told = capsys.readouterr().out
     [file] = [f for f in tmp_path.glob("*.json") if "baseline" not in f.name]
     result = json.loads(file.read_text())
     results.check(result)
-    expected = {(op, name, shape) for op, c in CASES.items() for name in c.implementations for shape in c.shapes if shape in TINY}
+    expected = {
+        (op, name, shape) for op, c in CASES.items() if op in ops for name in c.implementations for shape in c.shapes if shape in TINY
+    }
     assert {(row["op"], row["implementation"], row["shape"]) for row in result["cases"]} == expected
     assert {row["status"] for row in result["cases"]} == {"ok"}
     for row in result["cases"]:
@@ -65,15 +68,17 @@ def test_the_suite_runs_at_its_smallest_shapes_and_writes_what_it_found(tmp_path
     assert {row["letter"]: row["exponents"]["flop"] for row in again["scaling"]["sizes"]} == {"V": 1.0, "C": 1.0}
 
 
-def test_the_suite_needs_jax_and_numpy_alone(tmp_path):
-    blocked = ("jaxtyping", "scipy", "nibabel", "nilearn", "sklearn", "pandas", "grain", "orbax", "matplotlib", "jsonargparse", "tqdm")
+def test_the_suite_runs_every_op_and_needs_jax_and_numpy_alone(tmp_path):
+    # Not scipy: JAX does not install without it.
+    blocked = ("jaxtyping", "nibabel", "nilearn", "sklearn", "pandas", "grain", "orbax", "matplotlib", "jsonargparse", "tqdm")
     code = f"import sys\nfor name in {blocked}:\n    sys.modules[name] = None\nfrom pnet_jax.bench.program import main\n"
     options = [*QUICK, "--shapes", "tiny,tiny-cohort", "--implementations", "chunked", "--scaling", "none", "--out", str(tmp_path)]
     code += f"sys.exit(main({options!r}))"
     folder = Path(pnet_jax.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "soft_assign | chunked | tiny" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    for op, case in CASES.items():
+        assert f"| {op} | chunked | {next(name for name in case.shapes if name in TINY)} |" in done.stdout
     assert [f.suffix for f in tmp_path.iterdir()].count(".png") == 0
 
 
@@ -104,30 +109,30 @@ def test_a_file_that_is_no_baseline_is_named(tmp_path):
 # --- cases that fail
 
 
-def broken(error):
+def broken(op, error):
     def build(shape, make):
         raise error
 
-    return dataclasses.replace(CASES["potts"], op="broken", build=build)
+    return dataclasses.replace(CASES["potts"], op=op, build=build)
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "reason"),
-    [
-        (RuntimeError("no luck\nat all"), "failed", "RuntimeError: no luck"),
-        (NotImplementedError("soft_assign: no pallas on cpu"), "unavailable", "NotImplementedError: soft_assign: no pallas on cpu"),
-    ],
-)
-def test_a_case_that_raises_is_a_row_and_stops_no_other(error, status, reason, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(CASES, "broken", broken(error))
-    code = main(["--ops", "broken,potts", "--implementations", "chunked", *QUICK, "--scaling", "sizes", "--out", str(tmp_path)])
+def test_a_case_that_raises_is_a_row_and_stops_no_other(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(CASES, "broken", broken("broken", RuntimeError("no luck\nat all")))
+    monkeypatch.setitem(CASES, "absent", broken("absent", NotImplementedError("soft_assign: no pallas on cpu")))
+    options = ["--shapes", "tiny", "--quick", "--repeats", "3", "--scaling", "sizes", "--out", str(tmp_path)]
+    code = main(["--ops", "broken,absent,potts", "--implementations", "chunked", *options])
     assert code == 1
+    told = capsys.readouterr().out
     result = json.loads(next(tmp_path.glob("*.json")).read_text())
     rows = {(row["op"], row["shape"]): row for row in result["cases"]}
-    assert (rows["broken", "tiny"]["status"], rows["broken", "tiny"]["reason"]) == (status, reason)
+    for op, status, reason in (
+        ("broken", "failed", "RuntimeError: no luck"),
+        ("absent", "unavailable", "NotImplementedError: soft_assign: no pallas on cpu"),
+    ):
+        assert (rows[op, "tiny"]["status"], rows[op, "tiny"]["reason"]) == (status, reason)
+        assert f"not measured: {reason}" in told
     assert rows["potts", "tiny"]["status"] == "ok"
-    assert [row["status"] for row in result["scaling"]["sizes"]] == ["failed", "failed", "ok", "ok"]
-    assert f"not measured: {reason}" in capsys.readouterr().out
+    assert [row["status"] for row in result["scaling"]["sizes"]] == ["failed"] * 4 + ["ok"] * 2
 
 
 def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):

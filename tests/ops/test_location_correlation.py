@@ -37,12 +37,33 @@ def signals(locations=29, frames=40, seed=0):
 
 
 @functools.cache
-def compiled(statistic, implementation):
-    return jax.jit(lambda y, kept, mask: location_correlation(y, statistic, kept=kept, mask=mask, implementation=implementation))
+def compiled(statistic, implementation, **options):
+    return jax.jit(lambda y, kept, mask: location_correlation(y, statistic, kept=kept, mask=mask, implementation=implementation, **options))
 
 
-def run(y, statistic="mean_z", implementation="chunked", kept=None, mask=None):
-    return np.asarray(compiled(statistic, implementation)(y, kept, mask))
+@functools.cache
+def compiled_top(k, implementation):
+    return jax.jit(lambda y, mask: top_correlations(y, k, mask=mask, implementation=implementation))
+
+
+def run(y, statistic="mean_z", implementation="chunked", kept=None, mask=None, **options):
+    kept = np.ones(y.shape[1], bool) if kept is None else kept
+    return np.asarray(compiled(statistic, implementation, **options)(y, kept, _all(y) if mask is None else mask))
+
+
+def run_top(y, k, implementation="chunked", mask=None):
+    return compiled_top(k, implementation)(y, _all(y) if mask is None else mask)
+
+
+def _all(y):
+    return np.ones(y.shape[0], bool)
+
+
+@functools.partial(jax.jit, static_argnames=("statistic", "implementation"))
+@functools.partial(jax.value_and_grad, has_aux=True)
+def step(y, mask, weights, statistic, implementation):
+    found = location_correlation(y, statistic, mask=mask, implementation=implementation)
+    return jnp.nansum(weights * found), found
 
 
 def by_numpy(y, statistic, threshold=0.25):
@@ -80,7 +101,7 @@ def test_a_function_of_r_is_summed_over_the_others(implementation):
 
 
 def test_the_threshold_is_the_one_given(implementation):
-    found = location_correlation(signals(), "degree", threshold=0.5, implementation=implementation)
+    found = run(signals(), "degree", implementation, threshold=0.5)
     assert_array_equal(found, by_numpy(signals(), "degree", 0.5))
 
 
@@ -102,28 +123,19 @@ def test_frames_that_do_not_count_have_no_say(implementation):
     assert_allclose(run(y, "mean", implementation, kept), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_summed_in_float32(implementation, dtype):
-    y = jnp.asarray(signals(), dtype)
+def test_half_precision_is_summed_in_float32(implementation):
+    y = jnp.asarray(signals(), jnp.bfloat16)
     found = run(y, "mean", implementation)
     assert found.dtype == np.float32
     assert_allclose(found, by_numpy(np.asarray(y, np.float64), "mean"), atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "statistic"), [((2, 3), "mean_z"), ((8, 20), "mean"), *(((29, 40), s) for s in ("mean_z", "strength", jnp.square))], ids=str
-)
+@pytest.mark.parametrize(("shape", "statistic"), [((2, 3), "mean_z"), ((29, 40), "mean_z"), ((16, 20), jnp.square)], ids=str)
 def test_implementations_agree_in_values_and_gradients(shape, statistic):
     y, weights = signals(*shape), np.random.default_rng(1).normal(size=shape[0]).astype(np.float32)
-
-    @functools.partial(jax.jit, static_argnums=1)
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def step(y, implementation):
-        found = location_correlation(y, statistic, implementation=implementation)
-        return (weights * found).sum(), found
-
-    (_, a), ga = step(y, "reference")
-    (_, b), gb = step(y, "chunked")
+    (_, a), ga = step(y, _all(y), weights, statistic, "reference")
+    (_, b), gb = step(y, _all(y), weights, statistic, "chunked")
+    assert np.isfinite(a).all()
     assert_allclose(b, a, atol=1e-5)
     assert_allclose(gb, ga, atol=2e-5)
 
@@ -131,7 +143,7 @@ def test_implementations_agree_in_values_and_gradients(shape, statistic):
 def test_masked_and_constant_locations_have_gradients_of_0():
     y, mask = signals(), np.arange(29) != 7
     y[3] = 5
-    found = np.asarray(jax.jit(jax.grad(lambda y: jnp.nansum(location_correlation(y, mask=mask))))(y))
+    found = np.asarray(step(y, mask, np.ones(29, np.float32), "mean_z", "chunked")[1])
     assert np.isfinite(found).all()
     assert_array_equal((found == 0).all(1), np.isin(np.arange(29), [3, 7]))
 
@@ -145,8 +157,9 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize("block", [1, 100])
 def test_block_size_changes_nothing(monkeypatch, block):
     monkeypatch.setattr(chunked, "BLOCK", block)
-    assert_allclose(location_correlation(signals(), "strength"), by_numpy(signals(), "strength"), rtol=1e-5)
-    assert_array_equal(top_correlations(signals(), 3).indices, top_by_numpy(signals(), 3)[1])
+    sums, top = jax.jit(lambda y: (location_correlation(y, "strength"), top_correlations(y, 3).indices))(signals())
+    assert_allclose(sums, by_numpy(signals(), "strength"), rtol=1e-5)
+    assert_array_equal(top, top_by_numpy(signals(), 3)[1])
 
 
 def top_by_numpy(y, k):
@@ -156,10 +169,10 @@ def top_by_numpy(y, k):
     return np.take_along_axis(r, order, 1), order
 
 
-@pytest.mark.parametrize("k", [1, 5, 28])
+@pytest.mark.parametrize("k", [1, 28])
 def test_top_equals_numpy(implementation, k):
     values, indices = top_by_numpy(signals(), k)
-    found = top_correlations(signals(), k, implementation=implementation)
+    found = run_top(signals(), k, implementation)
     assert found.indices.dtype == jnp.int32
     assert_array_equal(found.indices, indices)
     assert_allclose(found.values, values, atol=1e-6)
@@ -168,7 +181,7 @@ def test_top_equals_numpy(implementation, k):
 def test_masked_and_constant_locations_are_in_no_list_and_have_none(implementation):
     y, mask = signals(6), np.ones(6, bool)
     y[1], mask[4] = 7, False
-    values, indices = (np.asarray(x) for x in top_correlations(y, 4, mask=mask, implementation=implementation))
+    values, indices = (np.asarray(x) for x in run_top(y, 4, implementation, mask))
     assert_array_equal(indices[[1, 4]], -1)
     assert not np.isin(indices, [1, 4]).any()
     assert_array_equal(np.sort(indices[0]), [-1, 2, 3, 5])  # the three others that count

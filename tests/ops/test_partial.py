@@ -29,7 +29,14 @@ def compiled(name, implementation):
 
 
 def run(name, x, kept=None, implementation="chunked"):
+    kept = np.ones((x.shape[0], x.shape[2]), bool) if kept is None else kept
     return np.asarray(compiled(name, implementation)(x, kept))
+
+
+@jax.jit
+@jax.grad
+def pull(x, weights):
+    return jnp.nansum(weights * op.partial(x))
 
 
 def signals(shape=(5, 7, 40), seed=0):
@@ -58,14 +65,14 @@ def test_result_is_symmetric_and_permutes_with_the_parcels(name, implementation)
 
 
 def test_partial_correlations_lie_within_bounds_with_diagonal_1(implementation):
-    found = run("partial", signals((3, 30, 25)), None, implementation)
+    found = run("partial", signals((2, 30, 25)), None, implementation)
     assert_array_equal(np.diagonal(found, axis1=1, axis2=2), 1)
     assert np.abs(found).max() <= 1 + 1e-6
 
 
 def test_the_precision_undoes_the_covariance():
-    x = signals((3, 30, 25))
-    close(run("ledoit_wolf", x) @ run("precision", x), np.broadcast_to(np.eye(30), (3, 30, 30)))
+    x = signals((2, 30, 25))
+    close(run("ledoit_wolf", x) @ run("precision", x), np.broadcast_to(np.eye(30), (2, 30, 30)))
 
 
 def test_two_parcels_driven_by_a_third_have_no_partial_correlation():
@@ -76,7 +83,7 @@ def test_two_parcels_driven_by_a_third_have_no_partial_correlation():
     assert abs(run("partial", x)[0, 1, 2]) < 0.03
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 90), (2, 30, 25), (1, 1, 20), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 40), (2, 30, 25), (1, 1, 20), (1, 2, 3)], ids=str)
 def test_ledoit_wolf_equals_scikit_learn(shape, implementation):
     ledoit_wolf = pytest.importorskip("sklearn.covariance").ledoit_wolf
     expected = [ledoit_wolf(np.float64(s).T)[0] for s in signals(shape)]
@@ -84,15 +91,15 @@ def test_ledoit_wolf_equals_scikit_learn(shape, implementation):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("shape", [(3, 8, 90), (2, 30, 25)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 40), (2, 30, 25)], ids=str)
 def test_equals_nilearn(name, shape, implementation):
     close(run(name, signals(shape), None, implementation), by_nilearn(name, signals(shape)))
 
 
 @pytest.mark.parametrize("name", ["partial"])
 def test_frames_that_do_not_count_have_no_say(name, implementation):
-    x, kept = signals(), np.random.default_rng(1).random((5, 40)) < 0.7
-    expected = np.concatenate([run(name, s[None][:, :, k]) for s, k in zip(x, kept, strict=True)])
+    x, kept = signals(), np.random.default_rng(1).permuted(np.tile(np.arange(40) < 28, (5, 1)), axis=1)
+    expected = run(name, np.stack([s[:, k] for s, k in zip(x, kept, strict=True)]))
     x[~np.broadcast_to(kept[:, None], x.shape)] = np.nan
     close(run(name, x, kept, implementation), expected)
 
@@ -103,7 +110,7 @@ def test_a_constant_signal_gives_nan_in_its_own_row_and_column_and_gradients_of_
     x[0, 2] = level
     absent[0, 2, :] = absent[0, :, 2] = True
     assert_array_equal(np.isnan(run("partial", x)), absent)
-    gradient = np.asarray(jax.jit(jax.grad(lambda x: jnp.nansum(op.partial(x)[:, 0])))(x))
+    gradient = np.asarray(pull(x, np.float32(np.arange(7) == 0)[None, :, None] * np.ones((5, 7, 7), np.float32)))
     assert np.isfinite(gradient).all()
     assert_array_equal(gradient[0, 2], 0)
     assert (gradient[1:] != 0).any((1, 2)).all()
@@ -113,8 +120,7 @@ def test_a_subject_in_whom_nothing_varies_is_nan_and_spoils_no_other():
     x = signals()
     x[1] = 3
     assert_array_equal(np.isnan(run("partial", x)).all((1, 2)), np.arange(5) == 1)
-    gradient = jax.jit(jax.grad(lambda x: jnp.nansum(op.partial(x))))(x)
-    assert np.isfinite(gradient).all()
+    assert np.isfinite(pull(x, np.ones((5, 7, 7), np.float32))).all()
 
 
 @pytest.mark.parametrize("name", ["partial"])
@@ -128,7 +134,6 @@ def test_half_precision_is_summed_in_float32(name):
 @pytest.mark.parametrize(
     ("name", "shape", "masked"),
     [
-        ("ledoit_wolf", (2, 6, 20), True),
         ("precision", (2, 6, 20), True),
         ("partial", (1, 1, 5), False),
         ("partial", (17, 4, 17), False),  # two blocks and a part of one
@@ -159,7 +164,7 @@ def test_gradients_equal_finite_differences(name):
         check_grads(jax.jit(getattr(op, name)), (x,), order=1, modes=["rev"], eps=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ledoit_wolf", "partial"])
+@pytest.mark.parametrize("name", ["partial"])
 def test_temporary_memory_does_not_grow_with_subjects(name):
     def temporary(subjects):
         shape = jax.ShapeDtypeStruct((subjects, 48, 128), jnp.float32)

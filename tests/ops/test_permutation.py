@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -14,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pnet_jax.ops.permutation import chunked, false_discovery_rate, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.api import edge_table
+from pnet_jax.ops.permutation.model import Model, rearranged
 
 IMPLEMENTATIONS = ("reference", "chunked")
 KEY = jax.random.key(0)
@@ -75,12 +77,12 @@ def test_a_key_gives_the_same_again_and_more_permutations_begin_with_the_same():
 
 def test_tails_mirror_each_other():
     y = edges(planted=range(3))
-    greater = permutation_test(y, GROUP, key=KEY, permutations=199, tail="greater", threshold=2.0)
-    less = permutation_test(-y, GROUP, key=KEY, permutations=199, tail="less", threshold=2.0)
+    run = functools.partial(permutation_test, effect=GROUP, key=KEY, permutations=199, threshold=2.0)
+    greater, less = run(y, tail="greater"), run(-y, tail="less")
     assert_allclose(less.t, -greater.t, rtol=1e-6)
     assert_array_equal(less.p, greater.p)
     assert_array_equal(less.components.extent, greater.components.extent)
-    assert (np.asarray(permutation_test(y, GROUP, key=KEY, permutations=199, tail="less").p_fwe)[:3] == 1).all()
+    assert (np.asarray(run(y, tail="less").p_fwe)[:3] == 1).all()
 
 
 def test_edges_that_cannot_be_tested_are_nan_and_change_no_other(implementation):
@@ -119,7 +121,7 @@ def test_subjects_change_places_within_a_stratum_only():
 def test_a_covariate_that_explains_the_difference_takes_it_away():
     rng = np.random.default_rng(0)
     age = (GROUP * 3 + rng.normal(size=20)).astype(np.float32)
-    y = (edges(n=40) + 2 * age[:, None]).astype(np.float32)
+    y = (edges() + 2 * age[:, None]).astype(np.float32)
     assert (np.asarray(permutation_test(y, GROUP, key=KEY, permutations=199).p) < 0.05).mean() > 0.9
     assert (np.asarray(permutation_test(y, GROUP, age[:, None], key=KEY, permutations=199).p) < 0.05).mean() < 0.2
 
@@ -141,12 +143,11 @@ def test_a_planted_component_is_found_and_numbered_first():
 
 
 def test_errors_of_the_first_kind_are_as_many_as_promised():
-    @jax.jit
     def p_values(y):
-        found = permutation_test(y, GROUP, key=jax.random.key(3), permutations=99, threshold=2.5)
-        return found.p_fwe.min(), jnp.nanmin(jnp.append(found.components.p_extent, 1)), found.p[0]
+        found = permutation_test(y, GROUP, key=jax.random.key(3), permutations=199, threshold=2.5)
+        return np.min(found.p_fwe), np.nanmin(np.append(found.components.p_extent, 1)), found.p[0]
 
-    p = np.array([p_values(edges(n=28, seed=seed)) for seed in range(120)])
+    p = np.array([p_values(edges(seed=seed)) for seed in range(120)])
     # 6 of 120 are expected at .05; 13 or more happen once in 100 times.
     assert ((p <= 0.05).sum(0) <= 13).all()
     assert 0.4 < p[:, 2].mean() < 0.6
@@ -157,7 +158,7 @@ def test_errors_of_the_first_kind_are_as_many_as_promised():
 
 def test_t_equals_scipy(implementation):
     y = edges(planted=range(4))
-    found = permutation_test(y, GROUP, key=KEY, permutations=199, implementation=implementation)
+    found = permutation_test(y, GROUP, key=KEY, permutations=199, threshold=2.0, implementation=implementation)
     a, b = np.float64(y[GROUP == 1]), np.float64(y[GROUP == 0])
     assert_allclose(found.t, stats.ttest_ind(a, b).statistic, rtol=1e-4, atol=1e-5)
     assert found.df == 18
@@ -165,23 +166,21 @@ def test_t_equals_scipy(implementation):
 
 def test_t_with_covariates_equals_least_squares(implementation):
     rng = np.random.default_rng(0)
-    effect, z, y = rng.normal(size=20), rng.normal(size=(20, 3)), np.float64(edges())
+    effect, z, y = rng.normal(size=20), rng.normal(size=(20, 2)), np.float64(edges())
     found = permutation_test(np.float32(y), np.float32(effect), np.float32(z), key=KEY, permutations=199, implementation=implementation)
     x = np.column_stack([effect, np.ones(20), z])
     beta, rss, *_ = np.linalg.lstsq(x, y)
-    assert_allclose(found.t, beta[0] / np.sqrt(rss / 15 * np.linalg.inv(x.T @ x)[0, 0]), rtol=1e-4, atol=1e-5)
+    assert_allclose(found.t, beta[0] / np.sqrt(rss / 16 * np.linalg.inv(x.T @ x)[0, 0]), rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_of_permuted_residuals_equal_least_squares():
     """The maximum under Freedman and Lane's scheme, step by step, for one rearrangement."""
-    from pnet_jax.ops.permutation.model import rearranged, two_sample
-
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(20, 2)), np.float64(edges())
     found = permutation_test(np.float32(y), GROUP, np.float32(z), key=KEY, permutations=199)
-    label = jnp.arange(20, dtype=jnp.float32)[None]
-    model = two_sample(jnp.asarray(y, jnp.float32), GROUP, np.float32(z), jnp.zeros(20, jnp.int32))
-    order = np.asarray(rearranged(model._replace(rows=label), KEY, jnp.int32(1)))[0].astype(int)
+    label, anywhere = np.arange(20, dtype=np.float32)[None], np.zeros(20, np.int32)
+    model = Model(np.zeros((20, 1), np.float32), label, anywhere, np.float32(16), np.ones(1, bool))
+    order = np.asarray(jax.jit(rearranged)(model, KEY, np.int32(1)))[0].astype(int)
     null = np.column_stack([np.ones(20), z])
     fitted = null @ np.linalg.lstsq(null, y)[0]
     shuffled = np.empty_like(y)
@@ -192,7 +191,7 @@ def test_statistics_of_permuted_residuals_equal_least_squares():
     assert_allclose(found.max_t[1], np.abs(t).max(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("tail", ["both", "greater", "less"])
+@pytest.mark.parametrize("tail", ["both", "greater"])
 def test_p_equals_scipys_exact_test(tail):
     y = edges(8, 5)
     group = np.float32([1, 0, 1, 0, 0, 1, 0, 1])
@@ -220,9 +219,10 @@ def test_flips_equal_scipys_exact_test():
 def test_false_discovery_rate_equals_scipy():
     p = np.random.default_rng(0).random(200).astype(np.float32) ** 2
     p[7] = p[9]
-    assert_allclose(false_discovery_rate(p), stats.false_discovery_control(np.float64(p)), rtol=1e-5)
+    correct = jax.jit(false_discovery_rate)
+    assert_allclose(correct(p), stats.false_discovery_control(np.float64(p)), rtol=1e-5)
     p[[3, 50]] = np.nan
-    q, there = np.asarray(false_discovery_rate(p)), ~np.isnan(p)
+    q, there = np.asarray(correct(p)), ~np.isnan(p)
     assert_array_equal(np.isnan(q), ~there)
     assert_allclose(q[there], stats.false_discovery_control(np.float64(p[there])), rtol=1e-5)
 
@@ -254,7 +254,6 @@ def test_components_equal_scipy(components):
 
 
 def test_components_of_a_result_equal_networkx():
-    nx = pytest.importorskip("networkx")
     y = edges(planted=[*clique(12, range(3)), *clique(12, [8, 9])])
     found = permutation_test(y, GROUP, key=KEY, permutations=199, threshold=2.0)
     t, ends = np.asarray(found.t), np.stack(np.triu_indices(12, 1), 1)
@@ -277,9 +276,7 @@ def test_ends_may_be_given_in_any_order():
 # Implementations
 
 
-@pytest.mark.parametrize("tail", ["both", "less"])
-@pytest.mark.parametrize("covariates", [0, 2])
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("tail", "covariates", "dtype"), [("both", 0, np.float32), ("less", 2, jnp.bfloat16)], ids=["float32", "bfloat16"])
 def test_implementations_agree(tail, covariates, dtype, small_blocks):
     y = jnp.asarray(edges(planted=clique(12, range(4))), dtype)
     z = np.random.default_rng(1).normal(size=(20, covariates)).astype(np.float32)
@@ -292,15 +289,14 @@ def test_implementations_agree(tail, covariates, dtype, small_blocks):
 
 
 def test_memory_does_not_grow_with_permutations(monkeypatch):
-    monkeypatch.setattr(chunked, "NUMBERS", 1 << 16)
+    monkeypatch.setattr(chunked, "NUMBERS", 1 << 14)
 
     def temporary(permutations):
         run = functools.partial(permutation_test, effect=GROUP, key=KEY, permutations=permutations, threshold=2.0)
-        shape = jax.ShapeDtypeStruct((20, 780), jnp.float32)
+        shape = jax.ShapeDtypeStruct((20, 66), jnp.float32)
         return jax.jit(run).lower(shape).compile().memory_analysis().temp_size_in_bytes
 
-    small, large = temporary(500), temporary(5000)
-    assert 0 < large < small + 8 * 5000 * 4  # a few numbers a permutation
+    assert 0 < temporary(50_000) < 8 * 50_000 * 4  # a few numbers a permutation
 
 
 # Bad input

@@ -156,8 +156,19 @@ def portrait_divergence(
     choose(_DIVERGENCES, implementation)
     graphs, present, density, negative = _graphs(weights, settings.density, settings.tree)
     distances, edges = _distances(graphs, settings, implementation)
-    found, nodes = _divergences(distances, present, pairs, edges, settings, implementation)
+    found, nodes = _divergences(distances, present, pairs, edges, _of_pairs(settings), implementation)
     return PortraitDivergence(found, nodes, density, negative, settings)
+
+
+def _of_pairs(settings: PortraitSettings) -> PortraitSettings:
+    """What the comparison itself depends on, so that graphs made in other ways need no new program."""
+    plain, hops = PortraitSettings(), settings.lengths == "hops"
+    return dataclasses.replace(
+        plain,
+        convention=settings.convention,
+        bins=plain.bins if hops else settings.bins,
+        rounding=plain.rounding if hops or settings.rounding else None,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
