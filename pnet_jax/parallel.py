@@ -7,7 +7,7 @@ divide is padded, and a mask says which rows are real.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,6 +155,44 @@ def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
     return jax.device_put(tree, target)
 
 
+def place_as(tree: Any, mesh: Mesh, layout: Any) -> Any:
+    """`place`, with a PartitionSpec for each array: `layout` is a tree of them like `tree`, or a single one for all.
+
+    Raises:
+      ValueError: as `place`.
+    """
+    whole = jax.tree.broadcast(layout, tree, is_leaf=_is_spec)
+    return jax.tree.map(lambda spec, leaf: place(leaf, mesh, *spec), whole, tree, is_leaf=_is_spec)
+
+
+def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
+    """The compiled step of many subjects from the step of one.
+
+    Every device runs the step of its own subjects, side by side by `vmap`; nothing is exchanged, whatever the step does inside.
+    A result depends on how many subjects a device has (in its last digits), not on who they are or where they stand.
+
+    Args:
+      step: takes and returns trees of arrays of one subject.
+      shared: so many arguments, the first ones, are the same for all subjects (an encoder, a prior).
+
+    Returns:
+      A function of the same arguments, with S in front of all arrays that are not shared, and of all results.
+
+    >>> mesh = make_mesh(devices=jax.devices()[:1])
+    >>> over_subjects(lambda scale, x: scale * x.sum(), mesh, shared=1)(2.0, jnp.ones((3, 4))).tolist()
+    [8.0, 8.0, 8.0]
+    """
+    each = PartitionSpec("subject")
+
+    def run(*arguments: Any) -> Any:
+        same, own = arguments[:shared], arguments[shared:]
+        wave = jax.vmap(lambda same, *own: step(*same, *own), in_axes=(None, *(0,) * len(own)))
+        specs = (PartitionSpec(), *(each,) * len(own))
+        return jax.shard_map(wave, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)(same, *own)
+
+    return jax.jit(run)
+
+
 def global_array(local: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:
     """One array over all processes from the part that each of them holds.
 
@@ -211,3 +249,7 @@ def _check_divides(shape: tuple[int, ...], parts: dict[str, int], axes: Sequence
             raise ValueError(
                 f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]}: expected a multiple of it, got {shape[dim]}"
             )
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
