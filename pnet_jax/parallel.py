@@ -169,7 +169,7 @@ def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> C
     """The compiled step of many subjects from the step of one.
 
     Every device runs the step of its own subjects, side by side by `vmap`; nothing is exchanged, whatever the step does inside.
-    A result depends on how many subjects a device has (in its last digits), not on who they are or where they stand.
+    Who the others are and where a subject stands among them changes no bit of its result.
 
     Args:
       step: takes and returns trees of arrays of one subject.
@@ -178,17 +178,26 @@ def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> C
     Returns:
       A function of the same arguments, with S in front of all arrays that are not shared, and of all results.
 
+    Raises:
+      ValueError: when called, for arrays whose S the mesh does not divide.
+
     >>> mesh = make_mesh(devices=jax.devices()[:1])
     >>> over_subjects(lambda scale, x: scale * x.sum(), mesh, shared=1)(2.0, jnp.ones((3, 4))).tolist()
     [8.0, 8.0, 8.0]
     """
     each = PartitionSpec("subject")
 
+    def wave(same: tuple[Any, ...], own: tuple[Any, ...]) -> Any:
+        if len(jax.tree.leaves(own)[0]) > 1:
+            return jax.vmap(lambda own: step(*same, *own))(own)
+        # A batch of 1 is compiled to products that round in another way than larger ones do, and than those of one subject.
+        return jax.tree.map(lambda x: x[None], step(*same, *jax.tree.map(lambda x: x[0], own)))
+
     def run(*arguments: Any) -> Any:
         same, own = arguments[:shared], arguments[shared:]
-        wave = jax.vmap(lambda same, *own: step(*same, *own), in_axes=(None, *(0,) * len(own)))
-        specs = (PartitionSpec(), *(each,) * len(own))
-        return jax.shard_map(wave, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)(same, *own)
+        for leaf in jax.tree.leaves(own):
+            _check_divides(np.shape(leaf), {"subject": mesh.shape["subject"]}, ("subject",), "an array")
+        return jax.shard_map(wave, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)(same, own)
 
     return jax.jit(run)
 

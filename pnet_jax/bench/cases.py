@@ -166,8 +166,7 @@ def _soft_assign(shape: Shape, make: Inputs) -> Work:
     grows="VC",
 )
 def _potts(shape: Shape, make: Inputs) -> Work:
-    from pnet_jax.ops.potts import reference
-    from pnet_jax.ops.potts import halo
+    from pnet_jax.ops.potts import halo, reference
     from pnet_jax.ops.potts.chunked import match_table, sum_neighbours
 
     def run(implementation: str, q: jax.Array, candidates: jax.Array, neighbours: jax.Array, table: jax.Array) -> jax.Array:
@@ -176,9 +175,10 @@ def _potts(shape: Shape, make: Inputs) -> Work:
         return sum_neighbours(q, table)
 
     def local(implementation: str, *arguments: jax.Array) -> jax.Array:
-        q, *where, table = arguments
+        q, held, near, table = arguments
         if implementation == "reference":  # knows no parts: each device does everything
-            whole = run(implementation, *(jax.lax.all_gather(x, "location", tiled=True) for x in (q, *where)), table)
+            q_all, held, near = (jax.lax.all_gather(x, "location", tiled=True) for x in (q, held, near))
+            whole = run(implementation, q_all, held, near, table)
             return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("location") * len(q), len(q))
         return halo.sum_neighbours(q, table, halo.halo_width(beside, jax.lax.axis_size("location")), "location")
 
@@ -214,4 +214,5 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
     table = np.asarray(match_table(where, beside, n_parcels=shape.K))
     arguments = (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D))
     inputs = (P("location"), P("location"), P("location"), P(None, "location"), P())
-    return Work(run, arguments, Spread("location", inputs, Mixture(P("location"), P()), local))
+    outputs: Any = Mixture(P("location"), P())  # type: ignore[arg-type]  # layouts in place of arrays
+    return Work(run, arguments, Spread("location", inputs, outputs, local))

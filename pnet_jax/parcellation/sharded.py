@@ -20,9 +20,9 @@ from pnet_jax.ops.potts import halo as potts
 from pnet_jax.parcellation.mixture import STEPS, Links, Mixture, Problem, begin, mixture
 
 SUBJECT, LOCATION = "subject", "location"
-_NDIMS = Problem(z=2, candidates=2, log_prior=2, table=3, prototypes=2)  # of one subject
-_SPLIT = Problem(z=(LOCATION,), candidates=(LOCATION,), log_prior=(LOCATION,), table=(None, LOCATION), prototypes=())
-RESULT = Mixture(q=P(SUBJECT, LOCATION), prototypes=P(SUBJECT))
+_ONE: tuple[tuple[str | None, ...], ...] = ((LOCATION, None), (LOCATION, None), (LOCATION, None), (None, LOCATION, None), (None, None))
+# Layouts in place of arrays.
+RESULT: Any = Mixture(P(SUBJECT, LOCATION), P(SUBJECT))  # type: ignore[arg-type]
 
 
 def sharded_mixture(
@@ -70,11 +70,10 @@ def sharded_begin(mesh: Mesh, problem: Problem, log_q: Float[Array, "S V C"]) ->
     return _over(mesh, one, (problem, log_q), (layout(problem), P(SUBJECT, LOCATION)), 0)
 
 
-def layout(problem: Problem) -> Problem:
-    """How the arrays of a problem lie on the mesh: a PartitionSpec for each, for `parallel.place_as`."""
-    return Problem(
-        *(P(SUBJECT, *split) if jnp.ndim(x) > ndim else P(*split) for x, ndim, split in zip(problem, _NDIMS, _SPLIT, strict=True))
-    )
+def layout(problem: Problem) -> Any:
+    """How the arrays of a problem lie on the mesh: a `Problem` with a PartitionSpec for each, for `parallel.place_as`."""
+    each = (P(SUBJECT, *axes) if jnp.ndim(array) > len(axes) else P(*axes) for array, axes in zip(problem, _ONE, strict=True))
+    return Problem(*each)  # type: ignore[arg-type]
 
 
 def links(halo: int) -> Links:
@@ -96,8 +95,18 @@ def _over(mesh: Mesh, one: Callable[..., Mixture], arguments: tuple[Any, ...], l
     _check(mesh, arguments, layouts, halo)
     axes = jax.tree.map(lambda spec: 0 if SUBJECT in spec[:1] else None, layouts, is_leaf=_is_spec)
     # `check_vma` would want the kernels to say which of their sums begin at zeros of this device: they need not know of meshes.
-    run = jax.shard_map(jax.vmap(one, in_axes=axes), mesh=mesh, in_specs=layouts, out_specs=RESULT, check_vma=False)
-    return run(*arguments)
+    wave = _alone(one, axes) if arguments[0].z.shape[0] == mesh.shape[SUBJECT] else jax.vmap(one, in_axes=axes)
+    return jax.shard_map(wave, mesh=mesh, in_specs=layouts, out_specs=RESULT, check_vma=False)(*arguments)
+
+
+def _alone(one: Callable[..., Mixture], axes: tuple[Any, ...]) -> Callable[..., Mixture]:
+    """`vmap` where a device has one subject: a batch of 1 is compiled to products that round in another way than larger ones do."""
+
+    def run(*arguments: Any) -> Mixture:
+        found = one(*jax.tree.map(lambda axis, array: array if axis is None else array[0], axes, arguments, is_leaf=lambda x: x is None))
+        return jax.tree.map(lambda array: array[None], found)
+
+    return run
 
 
 def _check(mesh: Mesh, arguments: tuple[Any, ...], layouts: tuple[Any, ...], halo: int) -> None:
