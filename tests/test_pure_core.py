@@ -10,7 +10,7 @@ import pytest
 BLOCKED = ("nibabel", "nilearn", "grain", "orbax", "pandas", "matplotlib", "jinja2", "tqdm", "jsonargparse")
 CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.model", "encoder.tokens")
 CORE += tuple(f"ops.{op}" for op in ("correlation", "fingerprint", "potts", "soft_assign"))
-CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select")))
+CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
 
 MIXTURE = """
 import jax, numpy as np
