@@ -7,7 +7,7 @@ divide is padded, and a mask says which rows are real.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,6 +155,53 @@ def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
     return jax.device_put(tree, target)
 
 
+def place_as(tree: Any, mesh: Mesh, layout: Any) -> Any:
+    """`place`, with a PartitionSpec for each array: `layout` is a tree of them like `tree`, or a single one for all.
+
+    Raises:
+      ValueError: as `place`.
+    """
+    whole = jax.tree.broadcast(layout, tree, is_leaf=_is_spec)
+    return jax.tree.map(lambda spec, leaf: place(leaf, mesh, *spec), whole, tree, is_leaf=_is_spec)
+
+
+def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
+    """The compiled step of many subjects from the step of one.
+
+    Every device runs the step of its own subjects, side by side by `vmap`; nothing is exchanged, whatever the step does inside.
+    Who the others are and where a subject stands among them changes no bit of its result.
+
+    Args:
+      step: takes and returns trees of arrays of one subject.
+      shared: so many arguments, the first ones, are the same for all subjects (an encoder, a prior).
+
+    Returns:
+      A function of the same arguments, with S in front of all arrays that are not shared, and of all results.
+
+    Raises:
+      ValueError: when called, for arrays whose S the mesh does not divide.
+
+    >>> mesh = make_mesh(devices=jax.devices()[:1])
+    >>> over_subjects(lambda scale, x: scale * x.sum(), mesh, shared=1)(2.0, jnp.ones((3, 4))).tolist()
+    [8.0, 8.0, 8.0]
+    """
+    each = PartitionSpec("subject")
+
+    def wave(same: tuple[Any, ...], own: tuple[Any, ...]) -> Any:
+        if len(jax.tree.leaves(own)[0]) > 1:
+            return jax.vmap(lambda own: step(*same, *own))(own)
+        # A batch of 1 is compiled to products that round in another way than larger ones do, and than those of one subject.
+        return jax.tree.map(lambda x: x[None], step(*same, *jax.tree.map(lambda x: x[0], own)))
+
+    def run(*arguments: Any) -> Any:
+        same, own = arguments[:shared], arguments[shared:]
+        for leaf in jax.tree.leaves(own):
+            _check_divides(np.shape(leaf), {"subject": mesh.shape["subject"]}, ("subject",), "an array")
+        return jax.shard_map(wave, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)(same, own)
+
+    return jax.jit(run)
+
+
 def global_array(local: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:
     """One array over all processes from the part that each of them holds.
 
@@ -211,3 +258,7 @@ def _check_divides(shape: tuple[int, ...], parts: dict[str, int], axes: Sequence
             raise ValueError(
                 f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]}: expected a multiple of it, got {shape[dim]}"
             )
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)

@@ -11,7 +11,7 @@ BLOCKED = ("nibabel", "nilearn", "grain", "orbax", "pandas", "matplotlib", "jinj
 CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.model", "encoder.tokens")
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
-CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select")))
+CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
 
 MIXTURE = """
 import jax, numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,6 +42,21 @@ class Mixture(NamedTuple):
     prototypes: Float[Array, "K D"]
 
 
+class Links(NamedTuple):
+    """What a step needs to know of locations that this device does not hold; the default is that it holds all of them.
+
+    Attributes:
+      votes: sums over neighbours, of q and the table.
+      total: a sum over all locations, from the sum over those here.
+    """
+
+    votes: Callable[[Array, Array], Array] = sum_neighbours
+    total: Callable[[Array], Array] = lambda here: here
+
+
+ALONE = Links()
+
+
 def mixture(
     problem: Problem,
     kappa: Float[Array, " V"] | Float[Array, ""],
@@ -48,6 +64,7 @@ def mixture(
     *,
     steps: int = STEPS,
     start: Mixture | None = None,
+    links: Links = ALONE,
 ) -> Mixture:
     r"""Fits the mixture by unrolled mean-field steps.
 
@@ -61,6 +78,7 @@ def mixture(
       beta: weight of the neighbours' votes.
       steps: unrolled steps.
       start: where to begin, e.g. the result at a smaller κ, or `begin` of other probabilities; the prior itself if not given.
+      links: to other devices that hold the rest of the locations (`sharded`).
 
     Returns:
       `Mixture`; differentiable in `z`, the prototypes, `kappa` and `beta`.
@@ -70,19 +88,19 @@ def mixture(
 
     @jax.checkpoint
     def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
-        bias = log_prior + beta * sum_neighbours(carry.q, problem.table)
-        return _updated(problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa)), None
+        bias = log_prior + beta * links.votes(carry.q, problem.table)
+        return _updated(problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa), links), None
 
-    return jax.lax.scan(step, start or begin(problem, log_prior), length=steps)[0]
+    return jax.lax.scan(step, start or begin(problem, log_prior, links), length=steps)[0]
 
 
-def begin(problem: Problem, log_q: Float[Array, "V C"]) -> Mixture:
+def begin(problem: Problem, log_q: Float[Array, "V C"], links: Links = ALONE) -> Mixture:
     """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
-    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0))
+    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0), links)
 
 
-def _updated(problem: Problem, found: Assignment) -> Mixture:
-    return Mixture(found.q, normalise(found.sums + K0 * problem.prototypes))
+def _updated(problem: Problem, found: Assignment, links: Links) -> Mixture:
+    return Mixture(found.q, normalise(links.total(found.sums) + K0 * problem.prototypes))
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:

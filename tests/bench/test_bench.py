@@ -250,11 +250,15 @@ def test_collectives_are_counted_as_written_and_as_executed():
 
 
 def test_work_over_devices_is_shared_and_needs_no_exchange_but_the_sum():
-    rows = {op: scaling.over_devices(CASES[op], "chunked", scaling.device_shape(CASES[op])) for op in ("correlation", "soft_assign")}
+    ops = ("correlation", "soft_assign", "potts", "mixture")
+    rows = {op: scaling.over_devices(CASES[op], "chunked", scaling.device_shape(CASES[op])) for op in ops}
     for row in rows.values():
         assert_allclose(row["share"], [1, 1 / 2, 1 / 4, 1 / 8], rtol=0.02)
     assert rows["correlation"]["collectives"] == [{}] * 4
     assert rows["soft_assign"]["collectives"][1:] == [{"all-reduce": 1}] * 3
+    assert rows["potts"]["collectives"] == [{}] + [{"collective-permute": 2}] * 3
+    # The prototypes to begin with, then one sum and two halos a step.
+    assert rows["mixture"]["collectives"] == [{}] + [{"all-reduce": 13, "collective-permute": 24}] * 3
 
 
 def test_a_gather_that_the_compiler_slips_in_is_seen():
@@ -271,9 +275,18 @@ def test_a_gather_that_the_compiler_slips_in_is_seen():
 
 
 def test_the_process_with_fake_devices_answers_what_this_one_would():
-    [row, lost] = scaling.over_fake_devices([("correlation", "chunked"), ("potts", "chunked")], (1, 2))
+    pairs = [("correlation", "chunked"), ("potts", "chunked")]
+    row, other = scaling.over_fake_devices(pairs, (1, 2))
     assert row == scaling.over_devices(CASES["correlation"], "chunked", scaling.device_shape(CASES["correlation"]), (1, 2))
-    assert lost["status"] in ("ok", "unavailable")
+    assert (other["op"], other["status"]) == ("potts", "ok")
+
+
+def test_a_case_that_does_not_say_how_it_is_spread_is_reported():
+    def build(shape, make):
+        return Work(lambda implementation, y: y, (make.normal(shape.V),))
+
+    row = scaling.over_devices(dataclasses.replace(CASES["potts"], build=build), "chunked", SHAPES["tiny"], (1, 2))
+    assert (row["status"], row["reason"]) == ("unavailable", "the case does not say how it is spread")
 
 
 @pytest.mark.parametrize(("power", "expected"), [(0.5, 0.5), (1, 1.0), (2, 2.0), (0, 0.0)])
