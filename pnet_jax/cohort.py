@@ -103,6 +103,8 @@ def _one(
     start = time.perf_counter()
     row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
     try:
+        if source.problem:
+            raise ValueError(source.problem)
         entities = {"sub": source.subject, **source.entities}
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start

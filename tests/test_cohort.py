@@ -17,7 +17,7 @@ from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
-from pnet_jax.ingest import ScanSource
+from pnet_jax.ingest import ScanSource, find_scans
 from pnet_jax.outputs import read_status
 from pnet_jax.outputs.sidecars import stat_label
 
@@ -252,3 +252,15 @@ def test_a_mistake_in_the_configuration_leaves_no_folder(inputs, config, tmp_pat
     with pytest.raises(ValueError, match="unknown edge measure"):
         construct_cohort(inputs[1], tmp_path / "out", dataclasses.replace(config, edges=("foo",)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_with_a_known_problem_fails_with_it_and_the_others_go_on(inputs, config, tmp_path):
+    folder, sources = inputs
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{sources[0].bold}\nsub-09_task-rest_bold.nii.gz\n")
+    found = find_scans(listing, mask=folder / "mask.nii.gz")
+    rows = construct_cohort(found, tmp_path / "out", dataclasses.replace(config, edges=("pearson",)))
+    assert status_of(rows) == ["ok", "failed"]
+    missing = tmp_path / "sub-09_task-rest_bold.nii.gz"
+    assert rows[1]["error"] == f"sub-09_task-rest: list {listing}, line 2: bold file {missing} does not exist"
+    assert status_of(read_status(tmp_path / "out" / "status.tsv")) == ["ok", "failed"]
