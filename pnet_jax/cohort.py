@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ from pnet_jax.construction import construct, resolve
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.outputs import append_status, check_writable, load_network, read_status, save, save_edges
+from pnet_jax.outputs import append_status, check_writable, load_network, read_status, remove_result, save, save_edges
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.report import check_installed, write_index, write_report
 
@@ -38,8 +39,9 @@ def construct_cohort(
 ) -> list[dict[str, Any]]:
     """Networks of many scans, written to a derivatives folder as they are made.
 
-    A scan that fails is written down in `status.tsv` with its error, and the others go on. Cohort measures (tangent) follow once
-    every scan is done.
+    A scan that fails is written down in `status.tsv` with its error, and the others go on; what an earlier call wrote for it with as
+    many parcels, its page too, is removed, so that no result stands beside a failed row. Cohort measures (tangent) follow once every
+    scan is done.
 
     Args:
       sources: what to construct, from `find_scans`.
@@ -103,6 +105,8 @@ def _one(
     start = time.perf_counter()
     row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
     try:
+        if source.problem:
+            raise ValueError(source.problem)
         entities = {"sub": source.subject, **source.entities}
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start
@@ -115,6 +119,7 @@ def _one(
             write_report(network, folder / f"{source.label}.html")
         network.qc["seconds"]["save and report"] = round(time.perf_counter() - before, 3)
     except (ValueError, OSError, MemoryError, np.linalg.LinAlgError) as error:
+        _forget(source, folder, prior.n_parcels)
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
@@ -130,6 +135,14 @@ def _one(
         "qc_warnings": "; ".join(text for text in network.qc["warnings"] if text not in notes),
         "stages": json.dumps(network.qc["seconds"]),
     }
+
+
+def _forget(source: ScanSource, folder: Path, n_parcels: int) -> None:
+    """Removes what an earlier call made of a scan that has now failed; a disk that refuses must not hide why it failed."""
+    with contextlib.suppress(OSError):
+        (folder / f"{source.label}.html").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        remove_result(folder, source.subject, source.entities, n_parcels)
 
 
 def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -100,6 +100,8 @@ def pretrain(arguments: Sequence[str]) -> int:
             for number, source in enumerate(sources):
                 bar(source.label, number, len(sources))
                 try:
+                    if source.problem:
+                        raise ValueError(source.problem)
                     entities = {"sub": source.subject, **source.entities}
                     yield load_scan(
                         source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load

@@ -44,6 +44,11 @@ class CleaningConfig:
     def __post_init__(self):
         _at_least(self, 0, "fd_threshold", "std_dvars_threshold", "scrub", "low_pass", "high_pass")
         _at_least(self, 0, "min_frames", "min_seconds", "warn_seconds")
+        if self.low_pass and self.high_pass and self.high_pass >= self.low_pass:
+            raise ValueError(
+                f"{type(self).__name__}: expected high_pass below low_pass, got high_pass = {self.high_pass} Hz and low_pass = "
+                f"{self.low_pass} Hz; 0 leaves an edge open"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pnet_jax.parcellation.mixture import Mixture, Problem, begin, group_prototy
 from pnet_jax.parcellation.prior import PADDING, LocalPrior, Prior, on_space
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
 from pnet_jax.scan import Scan, split
-from pnet_jax.space import take
+from pnet_jax.space import LEFT, RIGHT, take
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,8 @@ LOCATION_BUCKET = 4096
 FRAME_BUCKET = 64
 FINAL_STEPS = 6
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
+RESOLUTION_TOLERANCE = 0.1  # voxel sizes of prior and scan that differ by less are the same
+WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one that was scanned
 
 _group_prototypes = jax.jit(group_prototypes, static_argnames="n_parcels")
 
@@ -201,7 +203,7 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
     low, high = scan.cleaning.get("high_pass") or 0.0, scan.cleaning.get("low_pass") or 0.5 / scan.tr
     n_eff = 2 * (float(high) - float(low)) * scan.duration
     name = np.array(group.names, object)
-    warnings = list(scan.warnings)
+    warnings = [*scan.warnings, *_misfits(scan, local, group)]
     if {"partial", "precision"} & set(names) and n_eff <= 5 * group.n_parcels:
         warnings.append(
             f"partial correlation and precision are ill-posed here: about {n_eff:.0f} effective frames for {group.n_parcels} parcels, "
@@ -237,6 +239,26 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
         "tsnr": float(np.median(scan.mean[here] / np.maximum(scan.std[here], 1e-12))),
         "warnings": warnings,
     }
+
+
+def _misfits(scan: Scan, local: LocalPrior, group: Prior) -> list[str]:
+    """What a reader should know of how the prior lies on the scan."""
+    warnings, here = [], scan.space.resolution
+    # The shipped priors are geometric: they have no borders that a voxel size could blur.
+    drawn = not group.source.startswith("geometric")
+    if drawn and scan.space.kind == "grid" and abs(here - group.resolution) > RESOLUTION_TOLERANCE * group.resolution:
+        warnings.append(
+            f"the prior's {group.resolution:.3g} mm were taken to the scan's {here:.3g} mm by nearest point: a prior at the scan's own "
+            "resolution has sharper borders"
+        )
+    for side, name in ((LEFT, "left"), (RIGHT, "right")):
+        own = scan.valid & (scan.space.hemisphere == side)
+        if own.sum() > WHOLE_SIDE * scan.valid.sum() and not (local.labels[own] >= 0).any():
+            warnings.append(
+                f"the prior has no parcel in the {name} hemisphere, where {int(own.sum())} of the scan's {int(scan.valid.sum())} "
+                "locations lie: check that prior and scan belong together"
+            )
+    return warnings
 
 
 def _provenance(scan, model, group, config) -> dict[str, Any]:

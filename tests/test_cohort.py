@@ -17,8 +17,8 @@ from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
-from pnet_jax.ingest import ScanSource
-from pnet_jax.outputs import read_status
+from pnet_jax.ingest import ScanSource, find_scans
+from pnet_jax.outputs import read_status, remove_result
 from pnet_jax.outputs.sidecars import stat_label
 
 PLAIN = CleaningConfig(strategy=(), low_pass=None, high_pass=None, detrend=False)
@@ -252,3 +252,42 @@ def test_a_mistake_in_the_configuration_leaves_no_folder(inputs, config, tmp_pat
     with pytest.raises(ValueError, match="unknown edge measure"):
         construct_cohort(inputs[1], tmp_path / "out", dataclasses.replace(config, edges=("foo",)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_with_a_known_problem_fails_with_it_and_the_others_go_on(inputs, config, tmp_path):
+    folder, sources = inputs
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{sources[0].bold}\nsub-09_task-rest_bold.nii.gz\n")
+    found = find_scans(listing, mask=folder / "mask.nii.gz")
+    rows = construct_cohort(found, tmp_path / "out", dataclasses.replace(config, edges=("pearson",)))
+    assert status_of(rows) == ["ok", "failed"]
+    missing = tmp_path / "sub-09_task-rest_bold.nii.gz"
+    assert rows[1]["error"] == f"sub-09_task-rest: list {listing}, line 2: bold file {missing} does not exist"
+    assert status_of(read_status(tmp_path / "out" / "status.tsv")) == ["ok", "failed"]
+
+
+def test_a_failed_rerun_leaves_nothing_of_the_older_result(cohort, inputs, config, tmp_path):
+    whole, *_ = cohort
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    sources, plain = inputs[1], dataclasses.replace(config, edges=("pearson",))
+    (folder / "sub-01_task-rest.html").touch()
+    (result,) = folder.rglob("sub-01_*_dseg.tsv")
+    others = [result.with_name(result.name.replace("scale-12", scale)) for scale in ("scale-120", "scale-12_res-2")]
+    for other in others:
+        other.touch()
+    kept = contents(folder / "sub-03")
+    damaged = tmp_path / sources[0].bold.name
+    damaged.write_bytes(sources[1].bold.read_bytes())
+    assert status_of(construct_cohort([dataclasses.replace(sources[0], bold=damaged)], folder, plain)) == ["failed"]
+    assert sorted(folder.rglob("sub-01*.*")) == sorted(others)
+    assert contents(folder / "sub-03") == kept
+
+
+def test_the_result_of_a_scan_without_a_space_entity_is_found_to_be_removed(tmp_path):
+    func = tmp_path / "sub-01" / "func"
+    func.mkdir(parents=True)
+    names = ["", "_space-MNI", "_run-2_space-MNI"]
+    for name in names:
+        (func / f"sub-01_task-rest{name}_atlas-pnet_scale-12_dseg.tsv").touch()
+    assert len(remove_result(tmp_path, "01", {"task": "rest"}, 12)) == 2
+    assert [file.name for file in func.iterdir()] == ["sub-01_task-rest_run-2_space-MNI_atlas-pnet_scale-12_dseg.tsv"]

@@ -85,3 +85,13 @@ def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_first_scan
     assert code == 1
     assert "is a file" in told
     assert "left out" not in told
+
+
+def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
+    for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
+        (tmp_path / f"{name}_desc-preproc_bold.nii.gz").touch()
+    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "--report", "false")
+    assert code == 1
+    assert "failed: sub-01_task-rest: subject 01 has no recording in the space that is read: expected an MNI space" in told
+    assert told.rstrip().endswith("found space-T1w")
+    assert "failed" in (tmp_path / "out" / "status.tsv").read_text("utf-8")

@@ -14,6 +14,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig
         (lambda: ConstructConfig(kappa=-1), "ConstructConfig.kappa: expected a number above 0"),
         (lambda: ConstructConfig(beta=float("nan")), "ConstructConfig.beta: expected 0 or more, got nan"),
         (lambda: CleaningConfig(low_pass=-0.1), "CleaningConfig.low_pass: expected 0 or more, got -0.1"),
+        (lambda: CleaningConfig(low_pass=0.001), "expected high_pass below low_pass, got high_pass = 0.009 Hz and low_pass = 0.001 Hz"),
         (lambda: CleaningConfig(warn_seconds=-1), "CleaningConfig.warn_seconds: expected 0 or more, got -1"),
         (lambda: PretrainConfig(dimensions=0), "PretrainConfig.dimensions: expected 1 or more, got 0"),
         (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers from 2"),
@@ -28,3 +29,4 @@ def test_nonsense_is_refused_by_name(make, message):
 def test_none_and_zero_are_allowed_where_they_mean_something():
     ConstructConfig(kappa=None, beta=0)
     CleaningConfig(low_pass=None, high_pass=0, min_seconds=0)
+    CleaningConfig(low_pass=0, high_pass=0.2)

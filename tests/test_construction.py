@@ -13,6 +13,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct, parcel_signals
 from pnet_jax.network import Network
 from pnet_jax.parcellation.harden import harden
+from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, grid_space, point_space
 
@@ -244,6 +245,29 @@ def test_partial_correlation_of_a_short_scan_is_warned_of(short, network, toy_mo
     assert not any("ill-posed" in warning for warning in network.qc["warnings"])
     found = construct(short, model=toy_model, edges=("partial",))
     assert any("ill-posed here: about 40 effective frames for 12 parcels" in warning for warning in found.qc["warnings"])
+
+
+# Prior and scan
+
+
+def test_a_prior_of_another_resolution_is_said(scan, network, toy, toy_model):
+    said = "the prior's 4 mm were taken to the scan's 8 mm by nearest point"
+    assert not any("nearest point" in warning for warning in network.qc["warnings"])
+    given = ConstructConfig(kappa=6.0, beta=0.3)
+    found = construct(scan, model=toy_model, prior=dataclasses.replace(toy.prior, resolution=4.0), config=given)
+    assert any(said in warning for warning in found.qc["warnings"])
+    geometric = dataclasses.replace(toy.prior, resolution=4.0, source="geometric, k-means on mm")
+    found = construct(scan, model=toy_model, prior=geometric, config=given)
+    assert not any("nearest point" in warning for warning in found.qc["warnings"])
+
+
+def test_a_hemisphere_without_any_parcel_is_said(scan, network, toy, toy_model):
+    assert not any("hemisphere" in warning for warning in network.qc["warnings"])
+    left = toy.space.hemisphere != RIGHT
+    half = make_prior(toy.space.xyz[left], toy.expected[left] + 1, resolution=8, source="left half")
+    found = construct(scan, model=toy_model, prior=half, config=ConstructConfig(kappa=6.0, beta=0.3))
+    said = f"the prior has no parcel in the right hemisphere, where {int((~left).sum())} of the scan's {len(left)} locations lie"
+    assert any(said in warning for warning in found.qc["warnings"])
 
 
 # ROIs

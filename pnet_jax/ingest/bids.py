@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -35,6 +34,7 @@ class ScanSource:
       confounds: table of confounds, or None.
       subject: label without `sub-`.
       entities: the other BIDS entities.
+      problem: why it cannot be read, known before it is opened (in another space, a file that is not there); empty otherwise.
     """
 
     bold: Path
@@ -42,6 +42,7 @@ class ScanSource:
     confounds: Path | None = None
     subject: str = "unknown"
     entities: dict[str, str] = dataclasses.field(default_factory=dict)
+    problem: str = ""
 
     @property
     def label(self) -> str:
@@ -61,6 +62,9 @@ def find_scans(
 ) -> list[ScanSource]:
     """The scans of an input, sorted by label.
 
+    A recording that is there in no space that is read, or whose file in a list is missing, comes with its `problem`: a batch writes
+    it down as failed and goes on.
+
     Args:
       input: a recording; a list of recordings (.txt with a path a line and # comments, or a .tsv/.csv with the column `bold` and
         optionally `mask`, `confounds`, `subject`, `session`; relative paths start at the list); or a folder of BIDS
@@ -75,7 +79,7 @@ def find_scans(
 
     Raises:
       ValueError: nothing was found, a label is not among what was found, or two scans have the same label.
-      FileNotFoundError: the input or a file in a list is not there.
+      FileNotFoundError: the input is not there.
     """
     path = Path(input)
     if not path.exists():
@@ -123,16 +127,27 @@ def _in_folder(folder: Path, space: str | None) -> list[ScanSource]:
         there = f"the recordings there are in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
         wanted = f"recordings in space-{space}" if space else "recordings"
         raise ValueError(f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}")
-    left_out = sorted({naming.entities_of(f)["sub"] for f in volumes + dense} - {naming.entities_of(f)["sub"] for f in candidates})
-    if left_out:
-        warnings.warn(
-            f"folder {folder}: {len(left_out)} subjects have recordings, but none in the space that is read: {shortlist(left_out)}",
-            stacklevel=3,
-        )
     runs: dict[str, list[Path]] = {}
     for file in candidates:
         runs.setdefault(_run_of(file), []).append(file)
-    return [_source(min(choices, key=_preference)) for choices in runs.values()]
+    sources = [_source(min(choices, key=_preference)) for choices in runs.values()]
+    expected = f"space-{space}" if space else "space-fsLR" if candidates is dense else "an MNI space (space-MNI…)"
+    return sources + _in_other_spaces(volumes + dense, {source.label for source in sources}, expected)
+
+
+def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[ScanSource]:
+    """The recordings of which no file was taken; single echoes have the label of what was combined from them."""
+    others: dict[str, list[Path]] = {}
+    for file in files:
+        others.setdefault(_source(file).label, []).append(file)
+    out = []
+    for label, choices in others.items():
+        if label not in taken:
+            found = sorted({f"space-{_space_of(f)}" if _space_of(f) else "native space (no space- entity)" for f in choices})
+            source = _source(min(choices, key=_preference))
+            problem = f"{label}: subject {source.subject} has no recording in the space that is read: expected {expected}, found "
+            out.append(dataclasses.replace(source, problem=problem + shortlist(found)))
+    return out
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -188,17 +203,19 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     if row.get("bold", "n/a") in ("", "n/a"):
         raise ValueError(f"list {listing}, line {number}: the column 'bold' is empty")
     present = [column for column in ("bold", "mask", "confounds") if row.get(column, "n/a") not in ("", "n/a")]
-    files = {column: _resolve(row[column], listing, number, column) for column in present}
+    files = {column: _resolve(row[column], listing) for column in present}
     given = {key: row[name] for key, name in (("sub", "subject"), ("ses", "session")) if row.get(name, "n/a") != "n/a"}
     source = _source(files["bold"], **given)
-    return dataclasses.replace(source, mask=files.get("mask", source.mask), confounds=files.get("confounds", source.confounds))
+    missing = [f"{column} file {file} does not exist" for column, file in files.items() if not file.is_file()]
+    problem = f"{source.label}: list {listing}, line {number}: {'; '.join(missing)}" if missing else ""
+    mask, confounds = files.get("mask", source.mask), files.get("confounds", source.confounds)
+    return dataclasses.replace(source, mask=mask, confounds=confounds, problem=problem)
 
 
-def _resolve(name: str, listing: Path, number: int, column: str) -> Path:
-    for candidate in (listing.parent / name, Path(name)):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"list {listing}, line {number}: {column} file {name} does not exist (nor {listing.parent / name})")
+def _resolve(name: str, listing: Path) -> Path:
+    """The file beside the list, else in the working folder; beside the list where it is in neither."""
+    beside = listing.parent / name
+    return Path(name) if not beside.is_file() and Path(name).is_file() else beside
 
 
 def _select(

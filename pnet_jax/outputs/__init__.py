@@ -1,7 +1,7 @@
 """Where results leave, and are read again: images, tables and their descriptions, as BIDS derivatives."""
 
 from pnet_jax.outputs.atomic import atomic_path, check_writable
-from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import append_status, read_status, write_status
@@ -20,6 +20,7 @@ __all__ = [
     "prior_image",
     "probabilities_image",
     "read_status",
+    "remove_result",
     "save",
     "save_edges",
     "scan_label",

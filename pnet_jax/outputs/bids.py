@@ -84,6 +84,33 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     return written
 
 
+def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int) -> list[Path]:
+    """Removes the files of a scan's result with K parcels, if there is one; `_dseg.tsv` first, so that no half of it looks complete.
+
+    Args:
+      folder: root of the derivatives.
+      subject: label without `sub-`.
+      entities: BIDS entities of the source; without `space` among them, results in any space are meant.
+      n_parcels: K.
+
+    Returns:
+      The files that were removed.
+
+    Raises:
+      OSError: one of them cannot be removed.
+    """
+    stem = output_stem(folder, subject, {"space": "ANY", **entities}, n_parcels)
+    name = re.escape(stem.name)
+    if not entities.get("space"):
+        name = name.replace(re.escape("_space-ANY"), "(_space-[^_]+)?")
+    # What follows must not be a further entity of the stem: that is another result.
+    own = [file for file in stem.parent.glob("sub-*") if re.fullmatch(f"{name}_(?!res-|den-).+", file.name)]
+    own.sort(key=lambda file: (not file.name.endswith("_dseg.tsv"), file.name))
+    for file in own:
+        file.unlink()
+    return own
+
+
 def save_edges(network: Network, folder: str | os.PathLike) -> list[Path]:
     """Writes (or replaces) only the `_relmat` tables of a result, e.g. a cohort's measure once every scan is known."""
     stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)

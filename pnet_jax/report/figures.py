@@ -77,7 +77,7 @@ def choice_figure(selection: Mapping[str, Any]) -> str | None:
             axes.plot(*np.array(points).reshape(-1, 2).T, "o-", ms=4, lw=1.5, color=BETAS[number % len(BETAS)], label=f"β = {beta:g}")
         _reference_lines(axes, selection, score)
         chosen = [p for p in grid if all(_number(p, key) == _number(selection, key) for key in ("kappa", "beta"))]
-        for value in [_number(p, score) for p in chosen][:1]:
+        for value in [value for p in chosen if (value := _number(p, score)) is not None][:1]:  # a score of ROIs may be NaN
             axes.plot(chosen[0]["kappa"], value, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label="chosen")
         axes.set_xscale("log")
         axes.set_xticks(kappas, [f"{kappa:g}" for kappa in kappas])

@@ -52,10 +52,26 @@ def test_space_can_be_chosen(tmp_path):
         find_scans(folder, space="MNI305")
 
 
-def test_subjects_without_a_usable_file_are_named(tmp_path):
-    touch(fmriprep(tmp_path) / "sub-03" / "func", "sub-03_task-rest_space-T1w_desc-preproc_bold.nii.gz")
-    with pytest.warns(UserWarning, match="1 subjects have recordings, but none in the space.*03"):
-        assert {s.subject for s in find_scans(tmp_path)} == {"01", "02"}
+def test_a_recording_in_another_space_only_comes_with_its_problem(tmp_path):
+    run = "sub-03_task-rest_space-T1w_desc-preproc_bold.nii.gz"
+    touch(fmriprep(tmp_path) / "sub-03" / "func", run, "sub-03_task-rest_echo-1_desc-preproc_bold.nii.gz")
+    *good, bad = find_scans(tmp_path)
+    assert {s.subject for s in good} == {"01", "02"} and not any(s.problem for s in good)
+    assert bad.label == "sub-03_task-rest"
+    assert bad.problem == (
+        "sub-03_task-rest: subject 03 has no recording in the space that is read: expected an MNI space (space-MNI…), "
+        "found native space (no space- entity), space-T1w"
+    )
+    assert find_scans(tmp_path, participant_labels=["03"]) == [bad]
+    (dense,) = find_scans(tmp_path, participant_labels=["03"], space="fsLR")
+    assert "expected space-fsLR, found" in dense.problem
+
+
+def test_single_echoes_beside_their_combination_are_no_recordings(tmp_path):
+    run = "sub-01_task-rest"
+    touch(tmp_path / "func", f"{run}_echo-1_desc-preproc_bold.nii.gz", f"{run}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
+    (source,) = find_scans(tmp_path)
+    assert source.entities["space"] == "MNI152NLin6Asym" and not source.problem
 
 
 def test_surfaces_where_there_is_no_volume(tmp_path):
@@ -117,8 +133,10 @@ def test_list_of_paths(tmp_path):
     (tmp_path / "list.txt").write_text(f"# two scans\nd/sub-02_bold.nii.gz  # relative\n\n{tmp_path / 'd' / 'sub-01_bold.nii.gz'}\n")
     assert [s.subject for s in find_scans(tmp_path / "list.txt")] == ["01", "02"]
     (tmp_path / "list.txt").write_text("d/sub-01_bold.nii.gz\nd/sub-03_bold.nii.gz\n")
-    with pytest.raises(FileNotFoundError, match=r"list\.txt, line 2: bold file d/sub-03_bold\.nii\.gz"):
-        find_scans(tmp_path / "list.txt")
+    good, bad = find_scans(tmp_path / "list.txt")
+    assert not good.problem
+    missing = tmp_path / "d" / "sub-03_bold.nii.gz"
+    assert bad.problem == f"sub-03: list {tmp_path / 'list.txt'}, line 2: bold file {missing} does not exist"
     (tmp_path / "list.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match=r"list\.txt: no recording"):
         find_scans(tmp_path / "list.txt")

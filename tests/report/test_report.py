@@ -13,6 +13,7 @@ import pytest
 
 from pnet_jax.outputs import save, scan_label, write_status
 from pnet_jax.report import write_index, write_report
+from pnet_jax.report.figures import choice_figure
 from pnet_jax.report.words import key_numbers, sentences, verdict
 
 _spec = importlib.util.spec_from_file_location("output_helpers", Path(__file__).parents[1] / "outputs" / "helpers.py")
@@ -103,6 +104,12 @@ def test_report_with_next_to_nothing(tmp_path):
     assert page.images == 3
     for expected in ("No provenance was recorded", "No grid of κ", "No parcel has a signal", "not tested", "Nothing raised"):
         assert expected in page.text, expected
+
+
+def test_a_chosen_point_without_a_score_is_drawn_without_its_mark():
+    """DCBC cannot be measured on a table of ROIs."""
+    grid = [{"kappa": k, "beta": 0.2, "dcbc": float("nan") if k == 5.0 else 0.1, "homogeneity": 0.3} for k in (2.0, 5.0, 10.0)]
+    assert choice_figure({"kappa": 5.0, "beta": 0.2, "grid": grid})
 
 
 def test_a_figure_that_fails_costs_only_itself(tmp_path, monkeypatch):
