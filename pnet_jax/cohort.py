@@ -119,7 +119,10 @@ def _one(
             write_report(network, folder / f"{source.label}.html")
         network.qc["seconds"]["save and report"] = round(time.perf_counter() - before, 3)
     except (ValueError, OSError, MemoryError, np.linalg.LinAlgError) as error:
-        _forget(source, folder, prior.n_parcels)
+        # A recording that is refused now must not leave an older result behind. Trouble of the machine (a file that is away, a full
+        # disk, too little memory) says nothing about the recording, and what was made of it before stays.
+        if isinstance(error, ValueError) and not source.problem:
+            _forget(source, folder, prior.n_parcels)
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
