@@ -39,9 +39,8 @@ def construct_cohort(
 ) -> list[dict[str, Any]]:
     """Networks of many scans, written to a derivatives folder as they are made.
 
-    A scan that fails is written down in `status.tsv` with its error, and the others go on; what an earlier call wrote for it with as
-    many parcels, its page too, is removed, so that no result stands beside a failed row. Cohort measures (tangent) follow once every
-    scan is done.
+    A scan that fails is written down in `status.tsv` with its error, and the others go on. Where the recording itself is refused, what
+    an earlier call wrote for it with as many parcels is removed, its page too. Cohort measures (tangent) follow once every scan is done.
 
     Args:
       sources: what to construct, from `find_scans`.

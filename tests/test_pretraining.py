@@ -1,4 +1,4 @@
-"""From scans to a checkpoint: references, projections, learned priors, and what is refused."""
+"""From scans to a checkpoint: references, projection, learned priors, and what is refused."""
 
 from __future__ import annotations
 

@@ -62,8 +62,9 @@ def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
         distance = np.linalg.norm(space.xyz[dealt[pair[:, 0]]] - space.xyz[dealt[pair[:, 1]]], axis=1)
         bins = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
         keep = (bins >= 0) & (bins < rings)
-        place = np.sort(pair[keep, 0] * len(dealt) + pair[keep, 1])  # neighbours in memory are read together
-        order = np.argsort(pair[keep, 0] * len(dealt) + pair[keep, 1])
+        place = pair[keep, 0] * len(dealt) + pair[keep, 1]
+        order = np.argsort(place)  # neighbours in memory are read together
+        place = place[order]
         at.append(place)
         i.append(dealt[place // len(dealt)].astype(np.int32))
         j.append(dealt[place % len(dealt)].astype(np.int32))

@@ -1,15 +1,23 @@
 """The face of the op."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops._signals import wide
-from pnet_jax.ops.soft_assign import chunked, pallas_tpu, reference
+from pnet_jax.ops.soft_assign import chunked, reference
 
-_IMPLEMENTATIONS = {"reference": reference.soft_assign, "chunked": chunked.soft_assign, "pallas": pallas_tpu.soft_assign}
+
+def _pallas(*arguments: Array) -> tuple[Array, Array, Array]:
+    from pnet_jax.ops.soft_assign import pallas_tpu  # Pallas takes longer to import than all the rest of the op
+
+    return pallas_tpu.soft_assign(*arguments)
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"reference": reference.soft_assign, "chunked": chunked.soft_assign, "pallas": _pallas}
 
 
 class Assignment(NamedTuple):
