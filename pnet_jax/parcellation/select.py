@@ -24,7 +24,7 @@ from pnet_jax.space import Space
 
 KAPPAS = (5.0, 10.0, 20.0, 40.0, 80.0)
 BETAS = (0.2, 0.4, 0.8)
-SEARCH_STEPS = 3  # each fit begins where the one before it ended, so that few are enough
+SEARCH_STEPS = 2  # each fit begins where the one before it ended, so that few are enough
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
 RESAMPLES = 2000
