@@ -10,6 +10,7 @@ import contextlib
 import errno
 import gc
 import importlib.resources
+import json
 import logging
 import pathlib
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from pnet_jax.config import nearest
@@ -93,6 +95,80 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     if model.digest != expected:
         raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
     return model
+
+
+class Saves:
+    """The states of a training run, one folder a step; `kill -9` at any moment leaves the last complete one.
+
+    Saving goes on in the background while the next steps are taken. All processes of a run call all methods.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, keep: int, config: dict[str, Any]) -> None:
+        """Opens, or begins, the states in a folder.
+
+        Args:
+          folder: of the run.
+          keep: so many last states stay.
+          config: what the run was told; a folder holds states of one configuration.
+
+        Raises:
+          ValueError: the folder holds states of another configuration or format.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self._folder = pathlib.Path(folder).absolute()
+        self._config = json.loads(json.dumps(config))  # tuples become lists, as in what is read back
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        with _quiet():
+            self._states = ocp.training.Checkpointer(
+                self._folder, save_decision_policy=always, preservation_policy=policy, cleanup_tmp_directories=True
+            )
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the last complete state."""
+        return None if self._states.latest is None else self._states.latest.step
+
+    def restore(self, like: Any) -> Any | None:
+        """The last complete state, with the shapes, types and shardings of `like`; None at the beginning of a run.
+
+        Raises:
+          ValueError: the state is damaged, or of another format or configuration.
+        """
+        step = self.latest
+        if step is None:
+            return None
+        where = f"state {step} in {self._folder}"
+        found: Any = _attempt(lambda: self._states.metadata(step).custom_metadata, f"{where} is damaged or was not written by pnet_jax")
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"{where} has format {(found or {}).get('format')}, expected {FORMAT}: begin in a new folder")
+        for key in sorted(set(found["config"]) | set(self._config)):
+            if found["config"].get(key) != self._config.get(key):
+                was, now = found["config"].get(key), self._config.get(key)
+                raise ValueError(f"{where} was made with {key} = {was}, this run has {now}: expected the same, or a new folder")
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        return _attempt(lambda: self._states.load(step, abstract), f"{where} is damaged: it cannot be read")
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state in the background; the state may be donated to the next step at once.
+
+        Raises:
+          OSError: the disk is too full, or the save before this one failed.
+        """
+        if self.latest == step:
+            return
+        _check_space(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        try:
+            with _quiet():
+                self._states.save_async(step, state, custom_metadata={"format": FORMAT, "config": self._config})
+        except Exception as error:
+            raise OSError(getattr(error, "errno", None) or errno.EIO, f"state not written ({_reason(error)})", str(self._folder)) from error
+
+    def close(self) -> None:
+        """Waits until the last state is on disk."""
+        with _quiet():
+            self._states.close()
 
 
 def list_models() -> list[str]:

@@ -126,7 +126,7 @@ class PretrainConfig:
     """A checkpoint from scans.
 
     Attributes:
-      encoder: `"linear"`.
+      encoder: `"linear"`, in closed form from scans, or `"perceiver"`, trained on a store of records.
       name: the checkpoint calls itself so.
       dimensions: D.
       references: R, even; half of them in each hemisphere.
@@ -136,6 +136,17 @@ class PretrainConfig:
       prior: dseg or dlabel file to store as prior; None stores the others only.
       seed: of everything random.
       cleaning: see `CleaningConfig`.
+      start: checkpoint with the linear encoder, references and priors that a Perceiver starts from.
+      perceiver: see `PerceiverConfig`; this and what follows is for `"perceiver"` only.
+      input: see `InputConfig`.
+      objectives: see `ObjectiveConfig`.
+      optimiser: see `OptimiserConfig`.
+      parallel: see `ParallelConfig`.
+      sharding: `"data"` keeps all weights on every device, `"fsdp"` splits them along the axis that scans are split along.
+      workers: processes that read records; 0 reads in threads of this one.
+      save_every: steps between saved states.
+      keep: states that stay.
+      log_every: steps between lines of the log.
     """
 
     encoder: str = "linear"
@@ -148,13 +159,62 @@ class PretrainConfig:
     prior: str | None = None
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+    start: str = "pnet-linear"
+    perceiver: PerceiverConfig = dataclasses.field(default_factory=lambda: PerceiverConfig())
+    input: InputConfig = dataclasses.field(default_factory=lambda: InputConfig())
+    objectives: ObjectiveConfig = dataclasses.field(default_factory=lambda: ObjectiveConfig())
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=lambda: OptimiserConfig())
+    parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
+    sharding: str = "data"
+    workers: int = 0
+    save_every: int = 200
+    keep: int = 2
+    log_every: int = 10
 
     def __post_init__(self):
-        _at_least(self, 1, "dimensions", "references")
+        _at_least(self, 1, "dimensions", "references", "save_every", "keep", "log_every")
+        _at_least(self, 0, "workers")
+        for name, known in (("encoder", ("linear", "perceiver")), ("sharding", ("data", "fsdp"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
         if any(size < 2 or size % 2 for size in self.parcels):
             raise ValueError(f"PretrainConfig.parcels: expected even numbers from 2, half a hemisphere, got {self.parcels}")
         if any(size < 1 for size in self.learn_prior):
             raise ValueError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserConfig:
+    """How weights are trained: AdamW with a warm-up and a cosine.
+
+    Attributes:
+      steps: so many in all.
+      rate: highest learning rate.
+      warmup: share of the steps until it is reached.
+      weight_decay: of matrices.
+      clip: longest gradient.
+      b2: decay of the squared gradients.
+      eps: added to their root. Larger than is usual: where a gradient is rounding alone, its root must not make a step of it, or
+        runs on other numbers of devices would part.
+      average: decay of the moving average of the weights, which is what is exported.
+      accumulate: a batch goes through in so many parts, for models that do not fit with all of it.
+    """
+
+    steps: int = 1000
+    rate: float = 3e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    b2: float = 0.95
+    eps: float = 1e-6
+    average: float = 0.999
+    accumulate: int = 1
+
+    def __post_init__(self):
+        _at_least(self, 1, "steps", "accumulate")
+        _at_least(self, 0, "rate", "warmup", "weight_decay", "clip", "eps")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"OptimiserConfig.average: expected 0 or more and below 1, got {self.average}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ divide is padded, and a mask says which rows are real.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -101,6 +102,32 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     if len(set(named)) < len(named):
         raise ValueError(f"each mesh axis splits one dimension at most, got {axes}")
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def layout(tree: Any, rules: Sequence[tuple[str, tuple[str | None, ...]]], mesh: Mesh) -> Any:
+    """How every array of a tree lies on a mesh, by its name.
+
+    Args:
+      tree: arrays or their shapes.
+      rules: pairs of a regular expression and mesh axes, one for each dimension; the first that is found in an array's path
+        (`"blocks/mlp/kernel"`) decides. An array that no rule names, or whose shape the axes do not divide, lies whole on every device.
+      mesh: the devices.
+
+    Returns:
+      A tree of shardings like `tree`.
+
+    >>> mesh = make_mesh(devices=jax.devices()[:1])
+    >>> tuple(layout({"kernel": np.ones((4, 2))}, (("kernel$", (None, "subject")),), mesh)["kernel"].spec)
+    (None, 'subject')
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf)
+        axes = next((axes for rule, axes in rules if re.search(rule, name)), ())
+        fits = len(axes) <= len(shape) and all(not axis or size % mesh.shape[axis] == 0 for size, axis in zip(shape, axes, strict=False))
+        return sharding(mesh, *(axes if fits else ()))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def padded(size: int, parts: int) -> int:
@@ -232,6 +259,15 @@ def to_host(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in any process; all of them ask."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(np.asarray(multihost_utils.process_allgather(np.array(here))).any())
 
 
 def _shapes_everywhere(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -48,10 +48,11 @@ class Roofline:
 
 def measure_roofline(*, products: tuple[int, ...] = PRODUCTS, copies: tuple[int, ...] = COPIES, repeats: int = 5) -> Roofline:
     """Square products and copies of growing size; the best sample of any counts."""
-    return Roofline({kind: _products(kind, products, repeats) for kind in KINDS}, _copies(copies, repeats))
+    return Roofline({kind: matmul_rate(kind, products, repeats) for kind in KINDS}, _copies(copies, repeats))
 
 
-def _products(kind: str, sizes: tuple[int, ...], repeats: int) -> float:
+def matmul_rate(kind: str, sizes: tuple[int, ...] = PRODUCTS, repeats: int = 5) -> float:
+    """Operations a second of square products, `kind` one of `KINDS`."""
     dtype, precision = KINDS[kind]
     product = jax.jit(functools.partial(jnp.matmul, precision=precision, preferred_element_type=jnp.float32))
 

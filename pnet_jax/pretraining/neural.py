@@ -1,0 +1,286 @@
+"""Pre-training of the neural encoder: from a store of records to a checkpoint. Reads top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import pnet_jax
+from pnet_jax import parallel
+from pnet_jax.bench import hlo
+from pnet_jax.bench.roofline import matmul_rate
+from pnet_jax.checkpoint import Saves, load_model
+from pnet_jax.config import PretrainConfig
+from pnet_jax.encoder import objectives, perceiver
+from pnet_jax.encoder.linear import LinearEncoder
+from pnet_jax.encoder.model import Model
+from pnet_jax.encoder.perceiver import PerceiverEncoder
+from pnet_jax.encoder.tokens import Segments
+from pnet_jax.pretraining.log import Log
+from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step
+from pnet_jax.records import Store, batches, open_store, split_subjects
+
+# Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
+SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
+    "data": (),
+    "fsdp": ((r"(kernel|latents|turn|damp)$", ("subject", None)),),
+}
+# Which axis of the mesh splits which dimension of a batch.
+BATCH = Segments(
+    y=("subject", None, "location", None),
+    kept=("subject", None, None),
+    references=("subject", None, None, None),
+    xyz=("subject", "location", None),
+    hemisphere=("subject", "location"),
+    counted=("subject", "location"),
+    log_tsnr=("subject", None, "location"),
+    tr=("subject", None),
+    record=("subject",),
+)
+
+
+class Finished(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+      model: to export; None where the run was told to stop before its last step.
+      step: the last one taken.
+    """
+
+    model: Model | None
+    step: int
+
+
+def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: PretrainConfig, *, progress: bool = True) -> Finished:
+    """Trains a neural encoder on a store of records; called again on the same folder it goes on where it was.
+
+    Args:
+      store_folder: written by `pnet prepare`.
+      out: folder of the run: states, metrics, and what the caller saves of the model.
+      config: `encoder="perceiver"`; see `PretrainConfig`.
+      progress: show a bar.
+
+    Raises:
+      ValueError: a store that cannot be trained on, a configuration other than the run's, a damaged state.
+      FloatingPointError: the loss is no number; the scans of the batch are named. The states before it stay.
+      RuntimeError: another process is gone.
+      OSError: the disk is full.
+    """
+    process = parallel.start(config.parallel)
+    mesh = parallel.make_mesh(config.parallel)
+    _check_divides(config, mesh, process)
+    out = pathlib.Path(out)
+
+    # Records, and the linear encoder that the neural one starts from.
+    store = open_store(store_folder, verify=True)
+    training, _ = split_subjects(store, config.input.held_out, config.input.seed)
+    base = load_model(config.start)
+
+    # The state: shapes first, then where each array lies, then its values there.
+    optimiser = make_optimiser(config.optimiser)
+    initial = functools.partial(_initial, base.encoder, config, optimiser)
+    layout = parallel.layout(jax.eval_shape(initial), SHARDINGS[config.sharding], mesh)
+    state = jax.jit(initial, out_shardings=layout)()
+    step = jax.jit(
+        make_step(_loss(base.encoder, config), optimiser, config.optimiser, config.seed),
+        in_shardings=(layout, Segments(*(parallel.sharding(mesh, *axes) for axes in BATCH))),
+        out_shardings=(layout, None),
+        donate_argnums=0,
+    )
+
+    with contextlib.ExitStack() as stack:
+        saves = stack.enter_context(contextlib.closing(Saves(out / "states", keep=config.keep, config=_told(config, store))))
+        state = saves.restore(state) or state
+        first = int(state.step)
+        if first and process.number == 0:
+            print(f"resumed from step {first}", flush=True)
+        read = batches(
+            training,
+            config.input,
+            base.encoder.references,
+            step=first,
+            process=process.number,
+            processes=process.total,
+            workers=config.workers,
+        )
+        source = stack.enter_context(contextlib.closing(read))
+        log = Log(out, steps=config.optimiser.steps, first=first, writes=process.number == 0, progress=progress)
+        stack.enter_context(contextlib.closing(log))
+        asked = stack.enter_context(_asked_to_stop())
+        run = _Run(step, mesh, store, saves, log, asked, config)
+        state = run.go(state, source)
+    last = int(state.step)
+    if last < config.optimiser.steps:
+        return Finished(None, last)
+    encoder = PerceiverEncoder(base.encoder, jax.tree.map(parallel.to_host, state.average), config.perceiver)
+    return Finished(Model(config.name, encoder, base.priors, _card(config, store, training, log.last)), last)
+
+
+class _Run:
+    """The loop around the compiled step.
+
+    The numbers of a step are looked at while the next one runs, so that the device never waits for the host.
+    """
+
+    def __init__(self, step: Any, mesh: Mesh, store: Store, saves: Saves, log: Log, asked: Callable[[], bool], config: PretrainConfig):
+        self._step, self._mesh, self._store, self._saves, self._log = step, mesh, store, saves, log
+        self._asked, self._config = asked, config
+        self._flop = self._peak = 0.0
+
+    def go(self, state: TrainState, source: Iterator[Segments]) -> TrainState:
+        """Takes the steps that are left, saves, and stops early when asked to; the last state is on its way to disk."""
+        config, taken = self._config, _Taken(int(state.step), time.perf_counter())
+        for number in range(taken.step + 1, config.optimiser.steps + 1):
+            begun = time.perf_counter()
+            local = next(source)
+            waited = time.perf_counter() - begun
+            with _others_named(number, self._saves):
+                batch = self._place(local)
+                if not self._flop:
+                    self._measure(state, batch)
+                    taken = taken._replace(at=time.perf_counter())
+                state, numbers = self._step(state, batch)
+                taken = self._look(taken)
+                taken = taken._replace(step=number, numbers=numbers, records=local.record, waited=taken.waited + waited)
+                stopping = self._asked()
+                if stopping or number % config.save_every == 0 or number == config.optimiser.steps:
+                    taken = self._look(taken)
+                    self._saves.save(number, state)
+            if stopping:
+                break
+        return state
+
+    def _place(self, local: Segments) -> Segments:
+        return Segments(*(parallel.global_array(np.asarray(x), self._mesh, *axes) for x, axes in zip(local, BATCH, strict=True)))
+
+    def _measure(self, state: TrainState, batch: Segments) -> None:
+        """Work of a step on one device, and what that device can do: their quotient is the model FLOP utilisation."""
+        self._flop = hlo.read(self._step.lower(state, batch).compile()).matmul
+        self._peak = matmul_rate(self._config.perceiver.dtype)
+
+    def _look(self, taken: _Taken) -> _Taken:
+        """Looks at the numbers of the last step: stops at one that is no number, and logs now and then."""
+        if taken.numbers is None:
+            return taken
+        numbers = {name: float(value) for name, value in jax.device_get(taken.numbers).items()}
+        if not np.isfinite(numbers["loss"] + numbers["gradient_norm"]):
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            scans = ", ".join(sorted({self._store.records[int(record)].scan for record in taken.records}))
+            raise FloatingPointError(
+                f"step {taken.step}: expected finite numbers, found {terms}. Its batch holds scans {scans}; "
+                "the last saved state is from before it"
+            )
+        if taken.step % self._config.log_every and taken.step != self._config.optimiser.steps:
+            return taken._replace(numbers=None)
+        now = time.perf_counter()
+        steps, seconds = taken.step - taken.logged, now - taken.at
+        scans = steps * self._config.input.batch / seconds
+        speed = {
+            "scans_per_second": scans,
+            "tokens_per_second": scans * 2 * self._config.input.locations,
+            "model_flop_utilisation": self._flop * steps / seconds / self._peak,
+            "data_wait": taken.waited / seconds,
+        }
+        said = f"loss {numbers['loss']:.3f}, {scans:.1f} scans/s, {speed['tokens_per_second']:.0f} tokens/s, "
+        said += f"MFU {speed['model_flop_utilisation']:.0%}, data wait {speed['data_wait']:.0%}"
+        self._log(taken.step, numbers | speed, said)
+        return _Taken(taken.step, now, logged=taken.step)
+
+
+class _Taken(NamedTuple):
+    """The last step taken, and the time since the last line of the log."""
+
+    step: int
+    at: float
+    logged: int = 0
+    waited: float = 0.0
+    numbers: Any = None
+    records: Any = None
+
+
+def _initial(linear: LinearEncoder, config: PretrainConfig, optimiser: Any) -> TrainState:
+    return begin(perceiver.init(linear, config.perceiver, jax.random.key(config.seed)).params, optimiser)
+
+
+def _loss(linear: LinearEncoder, config: PretrainConfig) -> Loss:
+    def loss(params: Any, batch: Segments, key: Any) -> Any:
+        return objectives.total(PerceiverEncoder(linear, params, config.perceiver), batch, key, config.objectives)
+
+    return loss
+
+
+def _told(config: PretrainConfig, store: Store) -> dict[str, Any]:
+    """What must be the same for a run to go on: all but where and how fast it runs."""
+    fields = ("encoder", "start", "seed", "perceiver", "input", "objectives", "optimiser")
+    whole = dataclasses.asdict(config)
+    return {name: whole[name] for name in fields} | {"store": store.digest}
+
+
+def _check_divides(config: PretrainConfig, mesh: Mesh, process: parallel.Process) -> None:
+    parts = math.lcm(mesh.shape["subject"], process.total) * config.optimiser.accumulate
+    if config.input.batch % parts:
+        raise ValueError(
+            f"input.batch is {config.input.batch}: expected a multiple of {parts}, for {mesh.shape['subject']} parts of the mesh, "
+            f"{process.total} processes and {config.optimiser.accumulate} parts of a batch (optimiser.accumulate)"
+        )
+    if config.input.locations % mesh.shape["location"]:
+        raise ValueError(f"input.locations is {config.input.locations}: expected a multiple of the mesh's {mesh.shape['location']} parts")
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or Ctrl-C came, to this process or any other: all of them stop after the same step."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def asked() -> bool:
+        return parallel.any_process(bool(came))
+
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _others_named(step: int, saves: Saves) -> Iterator[None]:
+    """With several processes, an error of the runtime mostly means that one of them is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise RuntimeError(
+            f"step {step}: another process is gone or out of reach ({str(error).splitlines()[0][:200]}). Process {jax.process_index()} "
+            f"stops; the same command goes on from step {saves.latest or 0}"
+        ) from error
+
+
+def _card(config: PretrainConfig, store: Store, training: Store, last: dict[str, float]) -> dict[str, Any]:
+    whole = dataclasses.asdict(config)
+    return {
+        "what": "neural encoder: the linear one and a correction by a Perceiver",
+        "made_with": f"pnet_jax {pnet_jax.__version__}",
+        "made_on": datetime.date.today().isoformat(),
+        "config": {name: whole[name] for name in ("start", "seed", "perceiver", "input", "objectives", "optimiser", "sharding")},
+        "store": store.digest,
+        "cleaning": store.settings,
+        "scans": len(training),
+        "subjects": len(training.subjects),
+        "held_out_subjects": len(store.subjects) - len(training.subjects),
+        "spaces": sorted({record.space for record in training.records}),
+        "last_numbers": {name: round(value, 4) for name, value in last.items() if "second" not in name},
+    }

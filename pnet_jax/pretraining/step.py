@@ -1,0 +1,94 @@
+"""One step of gradient descent: pure, compiled once, the same on one device or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pnet_jax.config import OptimiserConfig
+
+Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+      step: how many steps were taken.
+      params: weights in training.
+      average: exponential moving average of the weights: these are exported.
+      optimiser: optax's state.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    average: Any
+    optimiser: Any
+
+
+def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
+    """AdamW with clipping, a warm-up and a cosine down to 0; matrices decay, vectors (norms, biases) do not."""
+    warmup = max(1, round(config.warmup * config.steps))
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, warmup, max(config.steps, warmup + 1))
+    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(rate, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=matrices),
+    )
+
+
+def begin(params: Any, optimiser: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+
+
+def make_step(
+    loss: Loss, optimiser: optax.GradientTransformation, config: OptimiserConfig, seed: int
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The step `(state, batch) -> (state, numbers)`.
+
+    Random numbers depend on the seed and the step alone, so that a run that was stopped goes on as if it had not been. With
+    `accumulate` n the batch goes through in n parts, one after another, and their gradients are averaged.
+
+    Args:
+      loss: of weights, a batch and a key; with its terms.
+      optimiser: from `make_optimiser`.
+      config: how the average decays, and in how many parts a batch is taken.
+      seed: of everything random.
+
+    Returns:
+      The step. Its numbers are the loss, its terms, and `gradient_norm` before clipping.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def part(params: Any, batch: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
+        (value, terms), gradient = value_and_grad(params, batch, key)
+        return gradient, {"loss": value, **terms}
+
+    def whole(params: Any, batch: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
+        if config.accumulate == 1:
+            return part(params, batch, key)
+        # Rows i, i + n, i + 2n …: each part keeps a row of every device, where consecutive rows would leave devices idle.
+        parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        taken = (parts, jax.random.split(key, config.accumulate))
+        shapes = jax.eval_shape(part, params, *jax.tree.map(lambda x: x[0], taken))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, part(params, *one)), None), zero, taken)
+        return jax.tree.map(lambda x: x / config.accumulate, total)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient, numbers = whole(state.params, batch, key)
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average follows closely: the first weights are soon forgotten.
+        decay = jnp.minimum(config.average, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, params)
+        return TrainState(state.step + 1, params, average, optimiser_state), {**numbers, "gradient_norm": optax.global_norm(gradient)}
+
+    return step
