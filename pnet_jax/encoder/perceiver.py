@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.config import PerceiverConfig
 from pnet_jax.encoder.layers import Attention, Dense, Mlp, Norm, Pooled
-from pnet_jax.encoder.linear import LinearEncoder, own_metric, project, whiten
+from pnet_jax.encoder.linear import LinearEncoder, centre, own_metric, project, whiten
 from pnet_jax.encoder.tokens import FREQUENCIES, POSITIONS, position_features, signal_features
 
 SIGNALS = 2 * len(FREQUENCIES) + 1  # what `signal_features` adds to the components
@@ -66,8 +66,9 @@ class Perceiver(nnx.Module):
             latents = _stored(self.think[name], remat)(latents)
         return latents
 
-    def corrected(self, x: Float[Array, "V D"], state: Float[Array, "V w"]) -> Float[Array, "V D"]:
-        return x + self.correction(self.norm(state))
+    def listen(self, state: Float[Array, "V w"], thoughts: Float[Array, "M w"]) -> Float[Array, "V w"]:
+        """The final state of locations that read from the latents."""
+        return self.norm(self.read(state, thoughts))
 
 
 class Heads(nnx.Module):
@@ -136,7 +137,7 @@ def encode(
       hidden: locations of which only the place is known; nothing attends to them.
 
     Returns:
-      x + W h, 0 where not counted, `[V, D]`, and the state h of every location, `[V, width]`.
+      x + W h without its mean, 0 where not counted, `[V, D]`, and the state h of every location, `[V, width]`.
 
     Memory: `[V, width · mlp]` and `[heads, M, V]`; `embed_scan` where that is too much.
     """
@@ -145,8 +146,8 @@ def encode(
     latents = layers.latents[...]
     heard = counted if hidden is None else counted & ~hidden
     seen = _stored(layers.write.pool, remat)(latents, layers.write.start(latents), state, heard)
-    state = _stored(layers.read, remat)(state, layers.thoughts(seen, remat))
-    return jnp.where(counted[:, None], layers.corrected(x, state), 0.0), state
+    state = _stored(layers.listen, remat)(state, layers.thoughts(seen, remat))
+    return x + centre(layers.correction(state), counted.astype(x.dtype)), state
 
 
 def _stored(function: Callable[..., Any], remat: bool) -> Callable[..., Any]:
@@ -167,9 +168,10 @@ def embed_scan(
 ) -> Float[Array, "V D"]:
     r"""Embedding of every location of one whole scan.
 
-    .. math:: z_v = \operatorname{normalise}(M^{-1/2} (x_v + W h_v))
+    .. math:: z_v = \operatorname{normalise}(M^{-1/2} (x_v + W (h_v - \bar h)))
 
-    with x and M as in `linear.embed`: M is the scan's own shrunk covariance, here of the corrected components.
+    with x and M as in `linear.embed`: M is the scan's own shrunk covariance, here of the corrected components. What the correction
+    adds to all locations alike says nothing of any, and is taken out as the mean fingerprint is.
 
     Args:
       encoder: weights.
@@ -227,9 +229,9 @@ def components(
     seen, _ = jax.lax.scan(write, layers.write.start(latents), blocks)
     thoughts = layers.thoughts(seen, False)
 
-    def read(out: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        state, there = tokens(block[1])
-        found = layers.corrected(rows(x, block[1]), layers.read(state, thoughts))
-        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(there[:, None], found, 0.0), block[1], 0), None
+    def read(out: Array, start: Array) -> tuple[Array, None]:
+        found = layers.correction(layers.listen(tokens(start)[0], thoughts))
+        return jax.lax.dynamic_update_slice_in_dim(out, found, start, 0), None
 
-    return jax.lax.scan(read, jnp.zeros_like(x), blocks)[0]
+    correction, _ = jax.lax.scan(read, jnp.zeros_like(x), blocks[1])
+    return x + centre(correction, counted.astype(x.dtype))
