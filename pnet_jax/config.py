@@ -218,6 +218,84 @@ class OptimiserConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerceiverConfig:
+    """Sizes of the neural encoder. None of them is of V, T or TR, so that one model reads any scan.
+
+    Attributes:
+      width: of the hidden state of a location and of a latent.
+      latents: M, what all locations of a scan write to and read from.
+      depth: self-attention blocks among the latents.
+      heads: of every attention; a divisor of the width.
+      mlp: hidden width of the MLPs, in widths.
+      dimensions: D, that of the linear encoder.
+      references: R, that of the linear encoder.
+      dtype: of the factors of products, `"bfloat16"` or `"float32"`; sums, norms and softmax are float32.
+      remat: compute blocks again in the backward pass instead of storing them.
+      block: locations at a time where a whole scan is embedded.
+    """
+
+    width: int = 128
+    latents: int = 128
+    depth: int = 8
+    heads: int = 4
+    mlp: int = 4
+    dimensions: int = 64
+    references: int = 400
+    dtype: str = "bfloat16"
+    remat: bool = False
+    block: int = 4096
+
+    def __post_init__(self):
+        _at_least(self, 1, "width", "latents", "heads", "mlp", "dimensions", "references", "block")
+        _at_least(self, 0, "depth")
+        if self.width % self.heads:
+            raise ValueError(f"PerceiverConfig.heads: expected a divisor of width = {self.width}, got {self.heads}")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"PerceiverConfig.dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the five terms of pre-training, and what they are told. A term of weight 0 is not computed.
+
+    Attributes:
+      split: predict the other segment's fingerprint.
+      nce: tell a location from others of its scan and hemisphere.
+      mae: reconstruct masked balls of the brain.
+      vic: variance and covariance of the embedding.
+      dyn: forecast with a stable linear operator.
+      anchors: locations of each scan that `nce` compares.
+      negatives: others that each of them is told from.
+      near_mm: half of the negatives lie this far away, from and to; nothing nearer is a negative.
+      temperature: of `nce`.
+      masked: share of the locations that `mae` hides.
+      ball_mm: radius of the balls it hides.
+      horizon: frames that `dyn` forecasts.
+    """
+
+    split: float = 1.0
+    nce: float = 0.5
+    mae: float = 0.5
+    vic: float = 0.1
+    dyn: float = 0.1
+    anchors: int = 256
+    negatives: int = 256
+    near_mm: tuple[float, float] = (8.0, 30.0)
+    temperature: float = 0.1
+    masked: float = 0.75
+    ball_mm: float = 24.0
+    horizon: int = 4
+
+    def __post_init__(self):
+        _at_least(self, 0, "split", "nce", "mae", "vic", "dyn")
+        _at_least(self, 1, "anchors", "negatives", "horizon")
+        if not 0 < self.masked < 1:
+            raise ValueError(f"ObjectiveConfig.masked: expected a share between 0 and 1, got {self.masked}")
+        if not (self.temperature > 0 and self.ball_mm > 0):
+            raise ValueError(f"ObjectiveConfig: expected temperature and ball_mm above 0, got {self.temperature} and {self.ball_mm}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """How work is spread over devices and processes.
 

@@ -81,9 +81,18 @@ def embed(
       angles between scans do not (`project` for those).
     """
     x = project(encoder, y, region, kept, counted)
+    return whiten(x, own_metric(x))
+
+
+def own_metric(x: Float[Array, "V D"]) -> Float[Array, "D D"]:
+    """M of a scan: its own covariance with trace 1, shrunk to the identity; a scan of zeros has the identity alone."""
     covariance = jnp.matmul(x.T, x, precision="highest")
     size, total = len(covariance), jnp.trace(covariance)
-    metric = OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
+    return OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
+
+
+def whiten(x: Float[Array, "V D"], metric: Float[Array, "D D"]) -> Float[Array, "V D"]:
+    r"""Rows :math:`\operatorname{normalise}(M^{-1/2} x_v)`; the root is symmetric, so that the axes do not turn."""
     return normalise(jnp.matmul(x, _inverse_root(metric), precision="highest"))
 
 
@@ -100,9 +109,12 @@ def project(
     signals = reference_signals(y, region, len(encoder.references))
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
     projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
-    weight = counted.astype(y.dtype)
-    centred = projected - ((weight @ projected) / jnp.maximum(weight.sum(), 1.0))[None, :]
-    return centred * weight[:, None]
+    return centre(projected, counted.astype(y.dtype))
+
+
+def centre(f: Float[Array, "V D"], weight: Float[Array, " V"]) -> Float[Array, "V D"]:
+    """Rows without the mean over the locations that count (weight 1); 0 where one does not (weight 0)."""
+    return (f - ((weight @ f) / jnp.maximum(weight.sum(), 1.0))[None, :]) * weight[:, None]
 
 
 def _inverse_root(matrix: Float[Array, "D D"]) -> Float[Array, "D D"]:

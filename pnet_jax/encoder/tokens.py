@@ -1,14 +1,50 @@
-"""What an encoder reads: reference signals of a scan, and where the references are."""
+"""What an encoder reads of a scan: reference signals, and of a location its power spectrum and its place."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
+from pnet_jax.ops.fingerprint.reference import unit
+
 RADIUS_MM = 16.0
+FREQUENCIES = np.linspace(0.01, 0.10, 16, dtype=np.float32)  # Hz
+TAPERS = 3  # the band of a bin is ±(TAPERS + 1) / 2 of 1 / duration: ±.007 Hz in 5 minutes, about the distance of two bins
+LEAST_POWER = 1e-2  # 1/Hz; a signal of variance 1 within .01–.10 Hz has about 11
+WAVELENGTHS = np.geomspace(8, 160, 32, dtype=np.float32)  # mm
+POSITIONS = 4 * 2 * len(WAVELENGTHS)  # columns of `position_features`
+
+
+class Segments(NamedTuple):
+    """What the encoder reads and the objectives compare: B scans, two segments of each at the same V locations.
+
+    Attributes:
+      y: signals, z-scored over the segment's kept frames, 0 in padded frames; float16 while they travel.
+      kept: frames that count; only padding does not.
+      references: mean signal of each reference region over *all* locations of the scan, 0 where a region is empty.
+      xyz: MNI mm.
+      hemisphere: 0 left, 1 right.
+      counted: False for padding and for dead locations.
+      log_tsnr: log(mean / std) of the segment's scan, 0 where unknown.
+      tr: seconds.
+      record: number of the scan in the store's manifest, to name it in errors.
+    """
+
+    y: Float[ArrayLike, "B 2 V T"]
+    kept: Bool[ArrayLike, "B 2 T"]
+    references: Float[ArrayLike, "B 2 R T"]
+    xyz: Float[ArrayLike, "B V 3"]
+    hemisphere: Int[ArrayLike, "B V"]
+    counted: Bool[ArrayLike, "B V"]
+    log_tsnr: Float[ArrayLike, "B 2 V"]
+    tr: Float[ArrayLike, "B 2"]
+    record: Int[ArrayLike, " B"]
 
 
 def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarray, "R 3"]) -> Int[np.ndarray, " V"]:
@@ -29,3 +65,53 @@ def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: i
     total = jax.ops.segment_sum(y, at, count + 1)[:count]
     size = jax.ops.segment_sum(jnp.ones_like(y[:, 0]), at, count + 1)[:count]
     return total / jnp.maximum(size, 1.0)[:, None]
+
+
+def log_power(
+    y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]
+) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
+    r"""Log multitaper power density at .01–.10 Hz, of signals scaled to variance 1.
+
+    .. math::
+      s_{vf} = \log\Big(\frac{2\,\mathrm{TR}}{3} \sum_{k=1}^{3} \Big|\sum_t a_k(t)\, y_v(t)\, e^{-2\pi i f t\,\mathrm{TR}}\Big|^2 + .01\Big),
+      \qquad a_k(t) = \sqrt{\tfrac{2}{n + 1}} \sin \frac{\pi k (t + 1)}{n + 1}
+
+    Args:
+      y: signals, any unit, `[V, T]`.
+      kept: frames that count; padding anywhere changes nothing, `[T]`.
+      tr: seconds.
+
+    Returns:
+      The log of 1/Hz, `[V, 16]`, 0 in the bins that the segment says nothing of; and the bins that it does: those below Nyquist,
+      and so high that 0 Hz is not within their band, `[16]`.
+
+    Source: sine tapers, Riedel & Sidorenko 1995.
+    """
+    weight = kept.astype(jnp.float32)
+    count = weight.sum()
+    phase = 2 * jnp.pi * tr * FREQUENCIES[:, None] * jnp.arange(len(kept), dtype=jnp.float32)[None, :]  # [16, T]
+    order = jnp.cumsum(weight)  # 1 in the first frame that counts
+    k = jnp.arange(1, TAPERS + 1, dtype=jnp.float32)
+    taper = jnp.sqrt(2 / (count + 1)) * jnp.sin(jnp.pi * k[:, None] * order[None, :] / (count + 1)) * weight[None, :]  # [3, T]
+    waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)])  # [2, 16, T]
+    basis = (taper[:, None, None, :] * waves[None]).reshape(-1, len(kept))
+    parts = jnp.matmul(unit(y, weight), basis.T, precision="highest")  # [V, 3 · 2 · 16]
+    power = 2 * tr * count / TAPERS * jnp.square(parts).reshape(-1, 2 * TAPERS, len(FREQUENCIES)).sum(1)
+    present = (FREQUENCIES < 0.5 / tr) & (FREQUENCIES >= (TAPERS + 1) / 2 / jnp.maximum(count * tr, 1e-6))
+    return jnp.where(present[None, :], jnp.log(power + LEAST_POWER), 0.0), present
+
+
+def position_features(xyz: Float[Array, "V 3"]) -> Float[Array, "V 256"]:
+    """Sine and cosine of x, y, z and |x| at 32 wavelengths from 8 to 160 mm; |x| is the same in homotopic places, `[V, 256]`."""
+    coordinates = jnp.concatenate([xyz, jnp.abs(xyz[:, :1])], 1)  # [V, 4]
+    phase = (2 * jnp.pi * coordinates[:, :, None] / WAVELENGTHS[None, None, :]).reshape(len(xyz), -1)
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], 1)
+
+
+def signal_features(
+    x: Float[Array, "V D"], y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""], log_tsnr: Float[Array, " V"]
+) -> Float[Array, "V F"]:
+    """All that a location's signal says of it: components, log power with the bins that there are, log tSNR, `[V, D + 33]`."""
+    power, present = log_power(y, kept, tr)
+    there = jnp.broadcast_to(present.astype(power.dtype)[None, :], power.shape)
+    return jnp.concatenate([x, power, there, log_tsnr[:, None]], 1)
