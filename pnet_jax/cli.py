@@ -15,12 +15,13 @@ commands:
   construct  networks of a scan, a list of scans or an fMRIPrep folder
   report     HTML pages of results that stand already
   simulate   a cohort with known truth, as BIDS derivatives
+  prepare    records from scans, for pre-training
   pretrain   a checkpoint from scans
   bench      speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "pretrain", "bench")
+COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

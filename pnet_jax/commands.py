@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pnet_jax.config import ConstructConfig, PretrainConfig, SimulateConfig, nearest
+from pnet_jax.config import ConstructConfig, PrepareConfig, PretrainConfig, SimulateConfig, nearest
 
 MOST_WARNED = 20  # scans whose warnings are printed; status.tsv has all
 
@@ -75,6 +75,31 @@ def simulate(arguments: Sequence[str]) -> int:
         "group parcels in group_dseg.nii.gz"
     )
     return 0
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """Records from scans."""
+    parser = _parser(
+        "prepare", "Cleans the scans in INPUT and stores them in STORE as records, which pre-training reads. Goes on where it stopped."
+    )
+    parser.add_argument("input", type=str, metavar="INPUT", help="a file, a list of files, a BIDS-derivatives folder or a simulated cohort")
+    parser.add_argument("store", type=str, metavar="STORE", help="folder of records, new or to be added to")
+    _selection_options(parser)
+    config, args = _parse(parser, PrepareConfig, arguments)
+    from pnet_jax.records import prepare as store_scans
+    from pnet_jax.records import read_sites
+
+    sources, load = _sources(args)
+    sites = read_sites(args.input if Path(args.input).is_dir() else Path(args.input).parent)
+    with _Bar(len(sources), "prepare") as bar:
+        done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
+    for row in done.skipped:
+        print(f"skipped: {row['reason']}", file=sys.stderr)
+    print(
+        f"{len(done.written)} scans stored, {len(done.kept)} stood there already, {len(done.skipped)} skipped. "
+        f"{done.manifest} lists them all."
+    )
+    return 1 if done.skipped else 0
 
 
 def pretrain(arguments: Sequence[str]) -> int:

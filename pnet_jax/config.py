@@ -296,6 +296,78 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Records from scans.
+
+    Attributes:
+      dataset: name of the data set, where a store holds several: their subjects are then told apart although both have a `sub-01`.
+      window: frames of a record at most; a scan is cut into equal windows of about as many, and a short one is one window.
+      workers: processes that read scans at the same time.
+      cleaning: see `CleaningConfig`; `min_frames` also says how short a scan made in memory may be.
+    """
+
+    dataset: str = ""
+    window: int = 100
+    workers: int = 1
+    cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+
+    def __post_init__(self):
+        _at_least(self, 10, "window")
+        _at_least(self, 1, "workers")
+        if self.dataset and not self.dataset.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"PrepareConfig.dataset: expected letters, digits, - and _, got {self.dataset!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """What pre-training reads: batches of pairs of segments, all of one shape.
+
+    Attributes:
+      batch: B, scans in a batch over all processes.
+      locations: V, sampled of each scan; a scan that has fewer is padded.
+      frames: T; a longer segment is cropped, a shorter one padded.
+      min_seconds: shortest segment that is drawn.
+      max_seconds: longest segment that is drawn; lengths are log-uniform, and shrink together where a scan has no room for both.
+      gap_seconds: left out between two parts of one scan, a tenth of it at most.
+      pairs: share of two sessions (or runs) among the examples of a subject that has several on one Space.
+      balls: share of the locations that is drawn in compact balls, so that their neighbours are in the sample too.
+      ball_mm: radius of a ball.
+      ball_count: balls a sample.
+      held_out: share of the subjects that training never reads.
+      cache_mb: memory that a process keeps for reference signals it has computed.
+      threads: examples that a process reads at the same time.
+      seed: of everything random, with the number of the example.
+    """
+
+    batch: int = 16
+    locations: int = 2048
+    frames: int = 256
+    min_seconds: float = 150.0
+    max_seconds: float = 600.0
+    gap_seconds: float = 30.0
+    pairs: float = 0.5
+    balls: float = 0.5
+    ball_mm: float = 24.0
+    ball_count: int = 8
+    held_out: float = 0.1
+    cache_mb: int = 512
+    threads: int = 2
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least(self, 1, "batch", "locations", "ball_count", "threads")
+        _at_least(self, 8, "frames")
+        _at_least(self, 0, "min_seconds", "gap_seconds", "pairs", "balls", "ball_mm", "held_out", "cache_mb", "seed")
+        if not self.min_seconds <= self.max_seconds:
+            raise ValueError(f"InputConfig.max_seconds: expected {self.min_seconds:g} s (min_seconds) or more, got {self.max_seconds:g} s")
+        for name in ("pairs", "balls"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"InputConfig.{name}: expected a share 0…1, got {getattr(self, name)}")
+        if not self.held_out < 1:
+            raise ValueError(f"InputConfig.held_out: expected a share of 0 or more and below 1, got {self.held_out}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """How work is spread over devices and processes.
 

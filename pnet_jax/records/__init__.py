@@ -1,0 +1,19 @@
+"""Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only room that knows grain."""
+
+from pnet_jax.records.pipeline import Batches, batches, split_subjects
+from pnet_jax.records.prepare import Prepared, prepare, read_sites
+from pnet_jax.records.store import Record, Store, open_store, read_scan, read_space
+
+__all__ = [
+    "Batches",
+    "Prepared",
+    "Record",
+    "Store",
+    "batches",
+    "open_store",
+    "prepare",
+    "read_scan",
+    "read_sites",
+    "read_space",
+    "split_subjects",
+]

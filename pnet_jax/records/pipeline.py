@@ -1,0 +1,329 @@
+"""Store -> batches of `Segments`: an example is a function of (seed, number) alone, and grain spreads the numbers over readers."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+
+from pnet_jax.config import InputConfig
+from pnet_jax.encoder.tokens import Segments, nearest_reference
+from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw_parts, draw_stretch, stream
+from pnet_jax.records.store import Store, read_locations, read_space, read_windows
+
+Part = Literal["training", "held out", "all"]
+_EXAMPLES = 2**40  # more than anybody draws
+_FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
+_SPACES_KEPT, _LOCATIONS_KEPT = 16, 256
+_ORDER, _EXAMPLE = range(2)  # random streams
+
+
+class Batches:
+    """Iterator of batches; close it, or use it in a `with` statement."""
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Segments:
+        if self._iterator is None:
+            raise StopIteration
+        return next(self._iterator)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads and processes that read ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def batches(
+    store: Store,
+    config: InputConfig,
+    references: Float[np.ndarray, "R 3"],
+    *,
+    step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    part: Part = "training",
+) -> Batches:
+    """Endless batches from `step` on: this process's rows of them.
+
+    Batch s consists of examples s·B … s·B + B − 1, of which process p of n has the rows p, p + n, …. What an example holds depends on
+    its number, `config.seed`, the store and the references only: any number of processes and workers, and any step to start at,
+    give the same batches.
+
+    Subjects are drawn evenly: examples run through all subjects in random order, then through all again, in another. Of a subject,
+    scans are drawn evenly. A subject with many scans does not count for more: people differ more than their sessions do.
+
+    Args:
+      store: from `open_store`.
+      config: see `InputConfig`.
+      references: reference points in MNI mm.
+      step: first batch.
+      process: number of this process.
+      processes: how many share a batch; must divide it.
+      workers: reader processes; 0 reads in `config.threads` threads of this one.
+      part: `"training"` reads no subject that `split_subjects` holds out, `"held out"` those only.
+
+    Raises:
+      ValueError: a batch that the processes cannot share, or a part without subjects.
+    """
+    if not 0 <= process < processes or config.batch % processes:
+        raise ValueError(
+            f"expected processes that divide the batch of {config.batch} and a process below them, got process {process} of {processes}"
+        )
+    if step < 0 or workers < 0:
+        raise ValueError(f"expected step and workers of 0 or more, got step {step} and {workers} workers")
+    subjects = store.subjects if part == "all" else split_subjects(store, config.held_out, config.seed)[part == "held out"]
+    examples = Examples(store, config, references, subjects)
+    import grain
+
+    # The number is drawn on before the shard is cut: that makes an example the same whoever reads it.
+    data = grain.MapDataset.range(_EXAMPLES).map(examples)
+    data = data[step * config.batch + process :: processes].batch(config.batch // processes)
+    reading = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
+    ahead = data.to_iter_dataset(reading)
+    if workers:
+        _let_workers_start()
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return Batches(iter(ahead))
+
+
+def split_subjects(store: Store, held_out: float, seed: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Subjects to train on and subjects held out, sorted. A subject's side depends on its label and the seed, not on who else is there.
+
+    Where that leaves one side empty, which happens in small stores, the subject nearest to the border changes sides.
+
+    Raises:
+      ValueError: one subject only, of whom some are to be held out.
+    """
+    subjects = store.subjects
+    if held_out <= 0:
+        return subjects, ()
+    if len(subjects) < 2:
+        raise ValueError(
+            f"store {store.folder} has one subject ({subjects[0]}) in {len(store)} scans: expected two or more to hold out a share of "
+            f"{held_out:g} of them; held_out = 0 trains on all and leaves nothing to test on"
+        )
+    place = {subject: _share(f"{seed}/{subject}") for subject in subjects}
+    ranked = sorted(subjects, key=place.__getitem__)
+    count = min(max(sum(place[subject] < held_out for subject in subjects), 1), len(subjects) - 1)
+    return tuple(sorted(ranked[count:])), tuple(sorted(ranked[:count]))
+
+
+def _share(text: str) -> float:
+    """A number in [0, 1) that belongs to a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
+
+
+class _Geometry(NamedTuple):
+    """A Space as the pipeline needs it: where its locations are, which reference region each is in, and sums over the regions."""
+
+    xyz: Float[np.ndarray, "V 3"]
+    hemisphere: Int[np.ndarray, " V"]
+    tree: cKDTree
+    region: Int[np.ndarray, " V"]
+    sums: scipy.sparse.csr_matrix  # [R, V]
+
+
+class _Source(NamedTuple):
+    """A scan beside its signals: usable locations, log tSNR, and the share that turns sums over its regions into means."""
+
+    valid: Bool[np.ndarray, " V"]
+    log_tsnr: Float[np.ndarray, " V"]
+    per_region: Float[np.ndarray, "R 1"]
+
+
+class _Plan(NamedTuple):
+    """What an example reads: a scan and a stretch of it, twice, and the random numbers that are left for locations."""
+
+    scans: tuple[int, int]
+    stretches: tuple[Stretch, Stretch]
+    rng: np.random.Generator
+
+
+class Examples:
+    """The examples of a store, by number. Callable, picklable, safe to call from several threads.
+
+    Args:
+      store: from `open_store`.
+      config: see `InputConfig`.
+      references: reference points in MNI mm.
+      subjects: whose scans are read.
+
+    Raises:
+      ValueError: no subjects, or references that are no points.
+    """
+
+    def __init__(self, store: Store, config: InputConfig, references: Float[np.ndarray, "R 3"], subjects: Sequence[str]):
+        self.store, self.config = store, config
+        self.references = np.asarray(references, np.float32)
+        if self.references.ndim != 2 or self.references.shape[1] != 3 or not len(self.references):
+            raise ValueError(f"references must be points in mm, [R, 3], got shape {self.references.shape}")
+        if not subjects:
+            raise ValueError(f"store {store.folder}: no subject in this part of it, expected one or more of {len(store.subjects)}")
+        numbers: dict[str, list[int]] = {subject: [] for subject in subjects}
+        for number, record in enumerate(store.records):
+            if record.subject in numbers:
+                numbers[record.subject].append(number)
+        self.numbers = tuple(tuple(numbers[subject]) for subject in sorted(numbers))
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        self._geometry = _Cache(_SPACES_KEPT)
+        self._sources = _Cache(_LOCATIONS_KEPT)
+        self._orders = _Cache(4)
+        self._signals = _Cache(self.config.cache_mb * 2**20, size=lambda array: array.nbytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if not isinstance(value, _Cache)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_caches()
+
+    def __call__(self, number: int) -> Segments:
+        """Example `number`, without the leading B."""
+        scans, stretches, rng = self._plan(int(number))
+        geometry = self._geometry_of(self.store.records[scans[0]].space)
+        a, b = (self._source_of(scan) for scan in scans)
+        chosen = draw_locations(rng, geometry.tree, geometry.xyz, a.valid & b.valid, self.config)
+        signals, means, varies = zip(
+            *(self._read(scan, stretch, chosen) for scan, stretch in zip(scans, stretches, strict=True)), strict=True
+        )
+        counted = varies[0] & varies[1]
+        locations, frames = self.config.locations, self.config.frames
+
+        def over_locations(values: np.ndarray, dtype: Any) -> np.ndarray:
+            return _padded(values, (locations, *values.shape[1:]), dtype)
+
+        return Segments(
+            y=np.stack([_padded(y * counted[:, None], (locations, frames), np.float16) for y in signals]),
+            kept=np.stack([np.arange(frames) < stop - start for start, stop in stretches]),
+            references=np.stack([_padded(mean, (len(mean), frames), np.float32) for mean in means]),
+            xyz=over_locations(geometry.xyz[chosen], np.float32),
+            hemisphere=over_locations(geometry.hemisphere[chosen], np.int32),
+            counted=over_locations(counted, np.bool_),
+            log_tsnr=np.stack([over_locations(np.where(counted, source.log_tsnr[chosen], 0), np.float32) for source in (a, b)]),
+            tr=np.array([self.store.records[scan].tr for scan in scans], np.float32),
+            record=np.array(scans[0], np.int32),
+        )
+
+    def _plan(self, number: int) -> _Plan:
+        config = self.config
+        epoch, position = divmod(number, len(self.numbers))
+        order = self._orders.get(epoch, lambda: stream(config.seed, _ORDER, epoch).permutation(len(self.numbers)))
+        of_subject = self.numbers[order[position]]
+        rng = stream(config.seed, _EXAMPLE, number)
+        first = of_subject[rng.integers(len(of_subject))]
+        records = self.store.records
+        others = [scan for scan in of_subject if scan != first and records[scan].space == records[first].space]
+        if others and rng.random() < config.pairs:
+            second = others[rng.integers(len(others))]
+            stretches = [draw_stretch(rng, records[scan].frames, draw_length(rng, records[scan].tr, config)) for scan in (first, second)]
+            return _Plan((first, second), (stretches[0], stretches[1]), rng)
+        tr = records[first].tr
+        lengths = draw_length(rng, tr, config), draw_length(rng, tr, config)
+        return _Plan((first, first), draw_parts(rng, records[first].frames, tr, lengths, config.gap_seconds), rng)
+
+    def _geometry_of(self, name: str) -> _Geometry:
+        def make() -> _Geometry:
+            space = read_space(self.store, name)
+            region = nearest_reference(space.xyz, self.references)
+            inside = np.flatnonzero(region >= 0)
+            ones = np.ones(len(inside), np.float32)
+            sums = scipy.sparse.csr_matrix((ones, (region[inside], inside)), shape=(len(self.references), len(space)))
+            return _Geometry(space.xyz, space.hemisphere, cKDTree(space.xyz), region, sums)
+
+        return self._geometry.get(name, make)
+
+    def _source_of(self, scan: int) -> _Source:
+        def make() -> _Source:
+            own = read_locations(self.store, scan)
+            geometry = self._geometry_of(self.store.records[scan].space)
+            sizes = geometry.sums @ own.valid.astype(np.float32)
+            known = own.valid & (own.std > 0) & (own.mean > own.std)  # below 1 it is no recording's level, but a centred series
+            ratio = np.where(known, own.mean, 1) / np.where(known, own.std, 1)
+            return _Source(own.valid, np.log(ratio).astype(np.float32), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32))
+
+        return self._sources.get(scan, make)
+
+    def _read(
+        self, scan: int, stretch: Stretch, chosen: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "R t"], Bool[np.ndarray, " n"]]:
+        """Signals of the chosen locations, z-scored over the stretch, means of the reference regions, centred, and which signals vary."""
+        bounds = self.store.records[scan].bounds
+        windows = [w for w in range(len(bounds) - 1) if bounds[w] < stretch[1] and bounds[w + 1] > stretch[0]]
+        inside = [slice(max(stretch[0], bounds[w]) - bounds[w], min(stretch[1], bounds[w + 1]) - bounds[w]) for w in windows]
+        stored = read_windows(self.store, scan, windows)
+        y = np.concatenate([values[chosen, here] for values, here in zip(stored, inside, strict=True)], axis=1, dtype=np.float32)
+        means = [self._means_of(scan, window, values) for window, values in zip(windows, stored, strict=True)]
+        mean = np.concatenate([values[:, here] for values, here in zip(means, inside, strict=True)], axis=1)
+        y -= y.mean(1, keepdims=True)
+        spread = np.sqrt(np.einsum("vt,vt->v", y, y) / y.shape[1])
+        varies = spread > _FLAT
+        y /= np.where(varies, spread, 1)[:, None]
+        return y, mean - mean.mean(1, keepdims=True), varies
+
+    def _means_of(self, scan: int, window: int, values: Float[np.ndarray, "V n"]) -> Float[np.ndarray, "R n"]:
+        """Mean signal of the reference regions in a window, kept because every example that touches the window needs the same."""
+
+        def make() -> Float[np.ndarray, "R n"]:
+            geometry = self._geometry_of(self.store.records[scan].space)
+            return (geometry.sums @ values.astype(np.float32)) * self._source_of(scan).per_region
+
+        return self._signals.get((scan, window), make)
+
+
+def _padded(values: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    out = np.zeros(shape, dtype)
+    out[tuple(slice(length) for length in values.shape)] = values
+    return out
+
+
+class _Cache:
+    """The values that were used last, up to a total size."""
+
+    def __init__(self, limit: float, size: Callable[[Any], float] = lambda _: 1):
+        self.limit, self.size, self.used = limit, size, 0.0
+        self.values: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            if key in self.values:
+                self.values.move_to_end(key)
+                return self.values[key]
+        value = make()  # outside the lock: two threads may make the same, which is the same
+        with self.lock:
+            if key not in self.values:
+                self.values[key] = value
+                self.used += self.size(value)
+            while self.used > self.limit and len(self.values) > 1:
+                self.used -= self.size(self.values.popitem(last=False)[1])
+        return value
+
+
+def _let_workers_start() -> None:
+    """grain's workers read absl's flags, which nobody has parsed where absl does not own the command line."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

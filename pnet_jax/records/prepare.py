@@ -1,0 +1,259 @@
+"""Stage: scans -> store. Reads and cleans every recording once; what stands already is left alone, what cannot be read is listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pnet_jax.config import PrepareConfig
+from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.outputs.atomic import check_writable
+from pnet_jax.outputs.tables import read_rows
+from pnet_jax.records.store import (
+    MANIFEST,
+    VERSION,
+    Record,
+    digest_of,
+    read_manifest,
+    record_key,
+    record_of_row,
+    recover,
+    scan_file,
+    write_manifest,
+    write_scan,
+)
+from pnet_jax.records.workers import Died, run_tasks
+from pnet_jax.scan import Scan
+
+Progress = Callable[[str, int, int], None]
+_SAVED_EVERY = 50  # scans, or a tenth of the store; those after the last time are recovered from their own files
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a call of `prepare` did.
+
+    Attributes:
+      written: keys of the scans that were read and written.
+      kept: keys of the scans that stood there already.
+      skipped: scans that could not be used: `scan`, `source`, `reason`.
+      manifest: its file.
+    """
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    skipped: tuple[dict[str, str], ...]
+    manifest: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    item: ScanSource | Scan
+    folder: Path
+    config: PrepareConfig
+    load: dict[str, Any]
+    site: str
+    job: str
+    origin: tuple[Any, ...]
+
+    @property
+    def key(self) -> str:
+        return record_key(self.config.dataset, self.item.label)
+
+
+def prepare(
+    sources: Iterable[ScanSource | Scan],
+    folder: str | os.PathLike[str],
+    config: PrepareConfig | None = None,
+    *,
+    load: Mapping[str, Any] | None = None,
+    sites: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Writes scans into a store, new or not. Scans on any Space live side by side.
+
+    A scan that stands in the store, made of the same files by the same settings, is left alone, also where an earlier call was
+    stopped in the middle. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused,
+    what the store had of it is removed.
+
+    Memory: one scan a worker.
+
+    Args:
+      sources: what to read, from `find_scans`, or scans in memory (an iterator may make them one at a time).
+      folder: the store.
+      config: see `PrepareConfig`.
+      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      sites: site of each subject, by label (`read_sites`).
+      progress: called with the scan's key, how many are done and how many there are (0 where that is not known).
+
+    Raises:
+      ValueError: no scan was given, or the store is of another version.
+      OSError: the store cannot be written; names the file.
+    """
+    config, load = config or PrepareConfig(), dict(load or {})
+    folder = check_writable(folder)
+    manifest = _manifest_if_whole(folder)
+    standing = {record.key: record for record in (record_of_row(row) for row in manifest.get("scans", ()))}
+    skipped = {row["scan"]: row for row in manifest.get("skipped", ())}
+    total = len(sources) if isinstance(sources, list | tuple) else 0
+    written: list[str] = []
+    kept: list[str] = []
+    failed: list[dict[str, str]] = []
+    seen: set[str] = set()
+    save_at = _SAVED_EVERY
+
+    def fail(task: _Task, reason: str) -> None:
+        row = {"scan": task.key, "source": _source_of(task.item), "reason": " ".join(reason.split())}
+        skipped[task.key] = row
+        failed.append(row)
+
+    def tell(key: str) -> None:
+        if progress is not None:
+            done = len(written) + len(kept) + len(failed)
+            progress(key, done, max(total, done))
+
+    def to_do() -> Iterator[_Task]:
+        for item in sources:
+            task = _task(item, folder, config, load, sites or {})
+            problem = _problem(task, standing, seen)
+            seen.add(task.key)
+            if problem:
+                fail(task, problem)
+            elif _stands(task, standing):
+                kept.append(task.key)
+                skipped.pop(task.key, None)
+            else:
+                yield task
+            tell(task.key)
+
+    try:
+        for task, result in run_tasks(_write_one, to_do(), config.workers):
+            if isinstance(result, Record):
+                standing[task.key] = result
+                skipped.pop(task.key, None)
+                written.append(task.key)
+            else:
+                died = f"{task.key} ({_source_of(task.item)}): the process that read it died {getattr(result, 'how', '')}"
+                refused, reason = (False, died) if isinstance(result, Died) else result
+                if refused and task.key in standing:  # an older result must not stand for a recording that is refused now
+                    (folder / standing.pop(task.key).file).unlink(missing_ok=True)
+                fail(task, reason)
+            tell(task.key)
+            if len(written) >= save_at:
+                write_manifest(folder, list(standing.values()), list(skipped.values()))
+                save_at += max(_SAVED_EVERY, len(standing) // 10)
+        if not seen:
+            raise ValueError("expected at least one scan, got none")
+    finally:
+        if seen:  # also when interrupted: what was finished counts
+            file = write_manifest(folder, list(standing.values()), list(skipped.values()))
+    return Prepared(tuple(written), tuple(kept), tuple(failed), file)
+
+
+def read_sites(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Site of each subject, by label, from the column `site` (or `site_id`) of a folder's participants.tsv; empty where there is none."""
+    path = Path(folder) / "participants.tsv"
+    if not path.is_file():
+        return {}
+    rows = read_rows(path)
+    column = next((name for name in ("site", "site_id") if rows and name in rows[0]), None)
+    if column is None or "participant_id" not in rows[0]:
+        return {}
+    return {row["participant_id"].removeprefix("sub-"): row[column] for row in rows if row[column]}
+
+
+def _manifest_if_whole(folder: Path) -> dict[str, Any]:
+    try:
+        return read_manifest(folder) or {}
+    except ValueError as error:
+        if "damaged" not in str(error):
+            raise
+        (folder / MANIFEST).rename(folder / f"{MANIFEST}.damaged")  # the scans' own files say the same
+        return {}
+
+
+def _task(item: ScanSource | Scan, folder: Path, config: PrepareConfig, load: dict[str, Any], sites: Mapping[str, str]) -> _Task:
+    origin: tuple[Any, ...]
+    site = sites.get(item.subject, "")
+    if isinstance(item, Scan):
+        origin = (
+            "memory",
+            digest_of(np.ascontiguousarray(item.y).tobytes(), item.frames.tobytes(), item.mean.tobytes(), item.std.tobytes()),
+        )
+        cleaned: object = item.cleaning
+    else:
+        origin = tuple(_fingerprint(file) for file in (item.bold, item.mask, item.confounds))
+        cleaned = [dataclasses.asdict(config.cleaning), load]
+    job = digest_of(json.dumps([VERSION, config.window, site, cleaned], default=str, sort_keys=True))[:12]
+    return _Task(item, folder, config, load, site, job, origin)
+
+
+def _fingerprint(file: Path | None) -> tuple[str, int] | None:
+    """Name and size, but neither folder nor date: a copied or moved data set is the same."""
+    if file is None:
+        return None
+    return (file.name, file.stat().st_size if file.is_file() else -1)
+
+
+def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:
+    """Why a scan cannot enter the store, as far as it can be told before it is opened."""
+    if task.key in seen:
+        return f"{task.key}: two scans of this call have this name"
+    if isinstance(task.item, ScanSource) and task.item.problem:
+        return task.item.problem
+    other = standing.get(task.key)
+    source = _source_of(task.item)
+    if other is not None and isinstance(task.item, ScanSource) and other.source != source and other.origin[:1] != task.origin[:1]:
+        return (
+            f"{task.key} ({source}): the store has a scan of this name already, from {other.source}; name the data set (--dataset) to "
+            "keep both"
+        )
+    return ""
+
+
+def _stands(task: _Task, standing: dict[str, Record]) -> bool:
+    """Whether the scan is in the store already; a file that no manifest names is looked at."""
+    file = scan_file(task.config.dataset, task.item.label)
+    record = standing.get(task.key)
+    if record is None and (task.folder / file).is_file():
+        record = recover(task.folder, file)
+    if record is None or (record.job, record.origin) != (task.job, task.origin):
+        return False
+    path = task.folder / record.file
+    if not path.is_file() or path.stat().st_size != record.bytes or not (task.folder / "spaces" / f"{record.space}.npz").is_file():
+        return False
+    standing[task.key] = record
+    return True
+
+
+def _source_of(item: ScanSource | Scan) -> str:
+    return str(item.source if isinstance(item, Scan) else item.bold)
+
+
+def _write_one(task: _Task) -> Record | tuple[bool, str]:
+    """The row of a scan that was written, or whether its recording was refused, and why."""
+    config, item = task.config, task.item
+    try:
+        if isinstance(item, Scan):
+            scan = item
+        else:
+            entities = {"sub": item.subject, **item.entities}
+            scan = load_scan(item.bold, mask=item.mask, confounds=item.confounds, entities=entities, cleaning=config.cleaning, **task.load)
+        if scan.y.shape[1] < config.cleaning.min_frames:
+            raise ValueError(
+                f"{scan.label}: too short: expected {config.cleaning.min_frames} frames or more (min_frames), got {scan.y.shape[1]}"
+            )
+    except (ValueError, OSError, EOFError, MemoryError, zlib.error, np.linalg.LinAlgError) as error:
+        # Trouble of the machine (a file that is away, too little memory) says nothing about the recording.
+        message = str(error) or type(error).__name__
+        named = message if item.label in message else f"{item.label} ({_source_of(item)}): {message}"
+        return not isinstance(error, OSError | MemoryError), named
+    # Outside: a disk that is full is no scan's fault, and ends the call.
+    return write_scan(task.folder, scan, dataset=config.dataset, site=task.site, window=config.window, job=task.job, origin=task.origin)

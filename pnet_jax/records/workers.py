@@ -1,0 +1,109 @@
+"""Tasks over processes, where the death of a process is told of the task it had and stops nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+
+class WorkerError(RuntimeError):
+    """A worker process met an error that no task is to blame for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Died:
+    """In place of a result: how the worker process ended in the middle of the task."""
+
+    how: str
+
+
+def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """Results of `function` as they come: pairs of a task and its result, or `Died` where its process did.
+
+    Tasks are drawn when a process is free for them. With one worker they run here.
+
+    Args:
+      function: of a module, so that it can be sent; what it raises is raised here, and ends everything.
+      tasks: picklable.
+      workers: processes.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield task, function(task)
+        return
+    # Spawned: a fork would copy the threads' locks of JAX and BLAS as they happen to stand.
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(tasks)
+    busy: dict[Connection, tuple[Any, Any]] = {}  # connection -> its process and what it works on
+    idle: list[tuple[Connection, Any]] = []
+    try:
+        exhausted = False
+        while busy or not exhausted:
+            while not exhausted and len(busy) < workers:
+                try:
+                    task = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                connection, process = idle.pop() if idle else _start(context, function)
+                busy[connection] = (process, task)
+                connection.send(task)
+            for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
+                process, task = busy.pop(connection)
+                try:
+                    kind, result = connection.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    connection.close()
+                    yield task, Died(_how(process.exitcode))
+                    continue
+                idle.append((connection, process))
+                if kind == "error":
+                    raise result
+                yield task, result
+    finally:
+        for connection, process in [*idle, *((connection, process) for connection, (process, _) in busy.items())]:
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def _start(context: Any, function: Callable[[Any], Any]) -> tuple[Connection, Any]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        ours.recv()  # it stands: a death from here on is the task's
+    except (EOFError, OSError) as error:
+        process.join()
+        raise WorkerError(f"a worker process could not be started {_how(process.exitcode)}; workers = 1 needs none") from error
+    return ours, process
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # processes are the parallelism
+        connection.send("ready")
+        while True:
+            try:
+                task = connection.recv()
+            except (EOFError, OSError):  # the parent has ended
+                return
+            try:
+                answer = ("result", function(task))
+            except (OSError, ValueError) as error:
+                answer = ("error", error)
+            except Exception as error:  # noqa: BLE001  of a kind that may not be picklable
+                answer = ("error", WorkerError(f"{type(error).__name__}: {error}"))
+            connection.send(answer)
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"(signal {-code}{', as when memory runs out' if code == -9 else ''})"
+    return f"(exit code {code})"
