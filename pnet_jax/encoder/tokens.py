@@ -22,32 +22,6 @@ POSITIONS = 4 * 2 * len(WAVELENGTHS)  # columns of `position_features`
 
 
 class Segments(NamedTuple):
-    """What the encoder reads and the objectives compare: B scans, two segments of each at the same V locations.
-
-    Attributes:
-      y: signals, z-scored over the segment's kept frames, 0 in padded frames; float16 while they travel.
-      kept: frames that count; only padding does not.
-      references: mean signal of each reference region over *all* locations of the scan, 0 where a region is empty.
-      xyz: MNI mm.
-      hemisphere: 0 left, 1 right.
-      counted: False for padding and for dead locations.
-      log_tsnr: log(mean / std) of the segment's scan, 0 where unknown.
-      tr: seconds.
-      record: number of the scan in the store's manifest, to name it in errors.
-    """
-
-    y: Float[ArrayLike, "B 2 V T"]
-    kept: Bool[ArrayLike, "B 2 T"]
-    references: Float[ArrayLike, "B 2 R T"]
-    xyz: Float[ArrayLike, "B V 3"]
-    hemisphere: Int[ArrayLike, "B V"]
-    counted: Bool[ArrayLike, "B V"]
-    log_tsnr: Float[ArrayLike, "B 2 V"]
-    tr: Float[ArrayLike, "B 2"]
-    record: Int[ArrayLike, " B"]
-
-
-class Segments(NamedTuple):
     """A batch: two segments A and B of each of B scans, at the same V locations. What the encoder reads and the objectives compare.
 
     A and B are two sessions on one Space, or two parts of one scan with a gap between them. numpy or JAX arrays.
@@ -66,15 +40,15 @@ class Segments(NamedTuple):
       record: number of the scan in the store, of segment A's where A and B are two; errors name scans by it.
     """
 
-    y: Float[Array | np.ndarray, "... B 2 V T"]
-    kept: Bool[Array | np.ndarray, "... B 2 T"]
-    references: Float[Array | np.ndarray, "... B 2 R T"]
-    xyz: Float[Array | np.ndarray, "... B V 3"]
-    hemisphere: Int[Array | np.ndarray, "... B V"]
-    counted: Bool[Array | np.ndarray, "... B V"]
-    log_tsnr: Float[Array | np.ndarray, "... B 2 V"]
-    tr: Float[Array | np.ndarray, "... B 2"]
-    record: Int[Array | np.ndarray, "... B"]
+    y: Float[ArrayLike, "B 2 V T"]
+    kept: Bool[ArrayLike, "B 2 T"]
+    references: Float[ArrayLike, "B 2 R T"]
+    xyz: Float[ArrayLike, "B V 3"]
+    hemisphere: Int[ArrayLike, "B V"]
+    counted: Bool[ArrayLike, "B V"]
+    log_tsnr: Float[ArrayLike, "B 2 V"]
+    tr: Float[ArrayLike, "B 2"]
+    record: Int[ArrayLike, " B"]
 
 
 def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarray, "R 3"]) -> Int[np.ndarray, " V"]:

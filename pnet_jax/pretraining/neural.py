@@ -10,7 +10,7 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
 
     # Records, and the linear encoder that the neural one starts from.
     store = open_store(store_folder, verify=True)
-    training, _ = split_subjects(store, config.input.held_out, config.input.seed)
+    subjects, held_out = split_subjects(store, config.input.held_out, config.input.seed)
     base = load_model(config.start)
 
     # The state: shapes first, then where each array lies, then its values there.
@@ -107,7 +107,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         if first and process.number == 0:
             print(f"resumed from step {first}", flush=True)
         read = batches(
-            training,
+            store,
             config.input,
             base.encoder.references,
             step=first,
@@ -125,7 +125,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     if last < config.optimiser.steps:
         return Finished(None, last)
     encoder = PerceiverEncoder(base.encoder, jax.tree.map(parallel.to_host, state.average), config.perceiver)
-    return Finished(Model(config.name, encoder, base.priors, _card(config, store, training, log.last)), last)
+    return Finished(Model(config.name, encoder, base.priors, _card(config, store, subjects, held_out, log.last)), last)
 
 
 class _Run:
@@ -269,7 +269,9 @@ def _others_named(step: int, saves: Saves) -> Iterator[None]:
         ) from error
 
 
-def _card(config: PretrainConfig, store: Store, training: Store, last: dict[str, float]) -> dict[str, Any]:
+def _card(
+    config: PretrainConfig, store: Store, subjects: Sequence[str], held_out: Sequence[str], last: dict[str, float]
+) -> dict[str, Any]:
     whole = dataclasses.asdict(config)
     return {
         "what": "neural encoder: the linear one and a correction by a Perceiver",
@@ -277,10 +279,10 @@ def _card(config: PretrainConfig, store: Store, training: Store, last: dict[str,
         "made_on": datetime.date.today().isoformat(),
         "config": {name: whole[name] for name in ("start", "seed", "perceiver", "input", "objectives", "optimiser", "sharding")},
         "store": store.digest,
-        "cleaning": store.settings,
-        "scans": len(training),
-        "subjects": len(training.subjects),
-        "held_out_subjects": len(store.subjects) - len(training.subjects),
-        "spaces": sorted({record.space for record in training.records}),
+        "cleaning": store.records[0].settings,
+        "scans": sum(record.subject in subjects for record in store.records),
+        "subjects": len(subjects),
+        "held_out": list(held_out),
+        "spaces": len({record.space for record in store.records}),
         "last_numbers": {name: round(value, 4) for name, value in last.items() if "second" not in name},
     }
