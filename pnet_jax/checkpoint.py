@@ -7,6 +7,7 @@ the weights. Everything a scan has to go through is rebuilt from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import importlib.resources
@@ -22,12 +23,15 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from pnet_jax.config import nearest
+from pnet_jax.config import PerceiverConfig, nearest
+from pnet_jax.encoder import perceiver
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.encoder.model import Model
+from pnet_jax.encoder.model import Encoder, Model
+from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.parcellation.prior import Prior
 
 FORMAT = 1
+RUN_MODEL = "model"  # in the folder of a training run
 _SHIPPED = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SPARE_BYTES = 1 << 20
@@ -36,24 +40,38 @@ _LATE_SECONDS = 0.3  # reads that were under way when the first of them failed c
 T = TypeVar("T")
 
 
-def save_model(model: Model, folder: str | pathlib.Path) -> pathlib.Path:
+def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = False) -> pathlib.Path:
     """Writes a model to a new folder; orbax writes to a temporary name and renames.
 
+    Args:
+      model: what to write.
+      folder: where to.
+      replace: an older checkpoint that is there goes once the new one is complete.
+
     Raises:
-      ValueError: the folder exists.
+      ValueError: the folder exists and is not to be replaced.
       OSError: the folder cannot be made or the disk is too full; nothing of the checkpoint is left.
     """
     from orbax.checkpoint import v1 as ocp
 
     folder = pathlib.Path(folder).absolute()
+    if folder.exists() and replace:
+        new = folder.with_name(folder.name + "-new")
+        shutil.rmtree(new, ignore_errors=True)
+        save_model(model, new)
+        shutil.rmtree(folder)
+        return new.rename(folder)
     if folder.exists():
         raise ValueError(f"checkpoint {folder} exists already: expected a new folder")
     priors = {str(k): _prior_arrays(prior) for k, prior in model.priors.items()}
     texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.priors.items()}
     metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "priors": texts}
-    arrays = {"encoder": dict(model.encoder._asdict()), "priors": priors}
+    encoder, config = _encoder_arrays(model.encoder)
+    arrays = {"encoder": encoder, "priors": priors}
+    if config is not None:
+        metadata["perceiver"] = dataclasses.asdict(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, sum(np.asarray(a).nbytes for group in (arrays["encoder"], *priors.values()) for a in group.values()))
+    _check_space(folder, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     try:
         with _quiet():
             ocp.save(folder, arrays, custom_metadata=metadata)
@@ -86,12 +104,14 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
         )
 
     def read() -> tuple[Model, str]:
-        arrays: Any = ocp.load(folder)
-        encoder = LinearEncoder(**{key: np.asarray(value) for key, value in arrays["encoder"].items()})
+        arrays: Any = jax.tree.map(np.asarray, ocp.load(folder))
+        encoder = _encoder(arrays["encoder"], metadata.get("perceiver"))
         priors = {int(k): _prior(values, metadata["priors"][k]) for k, values in arrays["priors"].items()}
         return Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
 
     model, expected = _attempt(read, f"checkpoint {folder} is damaged: it cannot be read")
+    if isinstance(model.encoder, PerceiverEncoder):
+        _check_shapes(model.encoder, folder)
     if model.digest != expected:
         raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
     return model
@@ -143,12 +163,29 @@ class Saves:
         found: Any = _attempt(lambda: self._states.metadata(step).custom_metadata, f"{where} is damaged or was not written by pnet_jax")
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"{where} has format {(found or {}).get('format')}, expected {FORMAT}: begin in a new folder")
-        for key in sorted(set(found["config"]) | set(self._config)):
-            if found["config"].get(key) != self._config.get(key):
-                was, now = found["config"].get(key), self._config.get(key)
-                raise ValueError(f"{where} was made with {key} = {was}, this run has {now}: expected the same, or a new folder")
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return _attempt(lambda: self._states.load(step, abstract), f"{where} is damaged: it cannot be read")
+        for key in sorted(found["config"].keys() | self._config.keys()):
+            was, now = found["config"].get(key), self._config.get(key)
+            if was != now:
+                raise ValueError(f"{where} was made with {_differing(key, was, now)}: expected the same, or a new folder")
+        return _attempt(lambda: self._states.load(step, _abstract(like)), f"{where} is damaged: it cannot be read")
+
+    def weights(self, like: Any) -> Any:
+        """The averaged weights of the last complete state, and nothing else of it: to fine-tune, or to look at a run under way.
+
+        Args:
+          like: weights with the shapes, types and shardings wanted.
+
+        Raises:
+          ValueError: there is no state, or it is damaged.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        if self.latest is None:
+            raise ValueError(f"{self._folder} holds no state of a training run")
+        part = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+        with ocp.Context(pytree_options=part):
+            where = f"state {self.latest} in {self._folder}"
+            return _attempt(lambda: self._states.load(self.latest, {"average": _abstract(like)}), f"{where} cannot be read")["average"]
 
     def save(self, step: int, state: Any) -> None:
         """Saves a state in the background; the state may be donated to the next step at once.
@@ -169,6 +206,18 @@ class Saves:
         """Waits until the last state is on disk."""
         with _quiet():
             self._states.close()
+
+
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), like)
+
+
+def _differing(key: str, was: Any, now: Any) -> str:
+    """`optimiser.steps = 100, this run has 200`: down to the value that differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        name = next(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
+        return _differing(f"{key}.{name}", was.get(name), now.get(name))
+    return f"{key} = {was}, this run has {now}"
 
 
 def list_models() -> list[str]:
@@ -228,9 +277,42 @@ def _find(name_or_folder: str | pathlib.Path) -> pathlib.Path:
     if str(name_or_folder) in list_models():
         return pathlib.Path(str(importlib.resources.files("pnet_jax"))) / _SHIPPED / str(name_or_folder)
     if folder.is_dir():
-        return folder.absolute()
+        exported = folder / RUN_MODEL  # a folder of a training run holds its model
+        return (exported if exported.is_dir() else folder).absolute()
     hint = nearest(str(name_or_folder), list_models())
     raise ValueError(f"checkpoint {name_or_folder} is missing: expected a folder or one of {list_models()}{hint}")
+
+
+def _encoder_arrays(encoder: Encoder) -> tuple[dict[str, Any], PerceiverConfig | None]:
+    if isinstance(encoder, LinearEncoder):
+        return dict(encoder._asdict()), None
+    return {"linear": dict(encoder.linear._asdict()), "params": encoder.params}, encoder.config
+
+
+def _encoder(arrays: dict[str, Any], config: dict[str, Any] | None) -> Encoder:
+    if config is None:
+        return LinearEncoder(**arrays)
+    return PerceiverEncoder(LinearEncoder(**arrays["linear"]), arrays["params"], PerceiverConfig(**config))
+
+
+def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
+    """Refuses weights that are not those of the configuration beside them."""
+
+    def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+    try:
+        expected = shapes(jax.eval_shape(lambda: perceiver.init(encoder.linear, encoder.config, jax.random.key(0)).params))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {folder}: configuration and weights disagree: {error}") from error
+    found = shapes(encoder.params)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"checkpoint {folder}: configuration and weights disagree: {name} has shape {found.get(name, 'none')}, "
+                f"expected {expected.get(name, 'none')}"
+            )
 
 
 def _prior_arrays(prior: Prior) -> dict[str, np.ndarray]:

@@ -103,21 +103,53 @@ def prepare(arguments: Sequence[str]) -> int:
 
 
 def pretrain(arguments: Sequence[str]) -> int:
-    """A checkpoint from scans."""
-    parser = _parser("pretrain", "Fits an encoder to the scans in INPUT and writes a checkpoint folder.")
-    parser.add_argument("input", type=str, metavar="INPUT", help="a file, a list of files, or a BIDS-derivatives folder")
-    parser.add_argument("out", type=str, metavar="OUT", help="new checkpoint folder")
+    """A checkpoint from scans (linear encoder) or from a store of records (Perceiver)."""
+    parser = _parser(
+        "pretrain",
+        "Fits a linear encoder to the scans in INPUT and writes the checkpoint folder OUT; or, with encoder = perceiver, trains on the "
+        "store INPUT in the folder OUT, where the same command goes on after it was stopped.",
+    )
+    add = parser.add_argument
+    add("input", nargs="?", type=str | None, metavar="INPUT", help="a file, a list of files, a BIDS-derivatives folder, or a store of records")
+    add("out", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
+    add("--store", type=str | None, metavar="STORE", help="INPUT, as an option")
+    add("--out", dest="out_option", type=str | None, metavar="FOLDER", help="OUT, as an option")
     _selection_options(parser)
     config, args = _parse(parser, PretrainConfig, arguments)
+    source, out = args.store or args.input, args.out_option or args.out
+    if not source or not out:
+        parser.error("INPUT and OUT are needed: pnet pretrain INPUT OUT, or --store STORE --out FOLDER")
+    return (_pretrain_linear if config.encoder == "linear" else _pretrain_neural)(source, Path(out), config, args)
+
+
+def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
+    from pnet_jax import parallel
+    from pnet_jax.checkpoint import RUN_MODEL, save_model
+    from pnet_jax.pretraining.neural import train
+
+    parallel.start(config.parallel)
+    finished = train(store, out, config)
+    if finished.model is None:
+        print(f"stopped after step {finished.step} of {config.optimiser.steps}; the same command goes on from there")
+        return 0
+    if finished.leads:
+        save_model(finished.model, out / RUN_MODEL, replace=True)
+        print(f"{finished.step} steps. Checkpoint: {out / RUN_MODEL}; curves: {out / 'metrics.jsonl'}, tensorboard --logdir {out}")
+        print(f"weights digest: {finished.model.sha256}")
+    return 0
+
+
+def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
     from pnet_jax.checkpoint import save_model
     from pnet_jax.ingest import load_scan
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
 
-    if Path(args.out).exists():
-        raise ValueError(f"checkpoint {args.out} exists already: expected a new folder")
+    if out.exists():
+        raise ValueError(f"checkpoint {out} exists already: expected a new folder")
+    args.input = source
     sources, load = _sources(args)
-    check_writable(Path(args.out).absolute().parent)
+    check_writable(out.absolute().parent)
     skipped: dict[str, str] = {}
     with _Bar(len(sources), "pretrain") as bar:
 
@@ -140,9 +172,9 @@ def pretrain(arguments: Sequence[str]) -> int:
             bar.bar.close()
             for error in skipped.values():
                 print(f"left out: {error}", file=sys.stderr)
-    save_model(model, args.out)
-    print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {args.out}")
-    print(f"weights digest: {model.digest}")
+    save_model(model, out)
+    print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {out}")
+    print(f"weights digest: {model.sha256}")
     return 1 if skipped else 0
 
 

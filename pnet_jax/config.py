@@ -377,6 +377,7 @@ class ParallelConfig:
       coordinator: `"host:port"` of process 0; None asks SLURM, Open MPI, Kubernetes or the TPU pod.
       processes: how many take part; given together with `coordinator` and `process`, or not at all.
       process: number of this one, 0…processes − 1.
+      heartbeat: seconds of silence after which a process counts as dead and the others stop.
     """
 
     subject: int | None = None
@@ -384,9 +385,10 @@ class ParallelConfig:
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    heartbeat: int = 100
 
     def __post_init__(self):
-        _at_least(self, 1, "subject", "location", "processes")
+        _at_least(self, 1, "subject", "location", "processes", "heartbeat")
         _at_least(self, 0, "process")
         explicit = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
         missing = [name for name, value in explicit.items() if value is None]

@@ -16,9 +16,8 @@ from jaxtyping import Float, Int
 import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.encoder.linear import embed
-from pnet_jax.encoder.model import Model
-from pnet_jax.encoder.tokens import nearest_reference
+from pnet_jax.encoder.model import Model, embed
+from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference
 from pnet_jax.network import Network
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
@@ -119,7 +118,7 @@ class _Parcellation:
 def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parcellation:
     """Soft and hard parcels of the locations `here`, with κ, β and the decision measured on the scan's halves."""
     y = scan.y[here]
-    region = jnp.asarray(_pad_rows(nearest_reference(space.xyz, model.encoder.references), -1))
+    place = _place(scan, here, model)
     candidates = _pad_rows(local.candidates, -1)
     table = match_table(candidates, _pad_rows(space.neighbours, -1), n_parcels=group.n_parcels)
     shared = (jnp.asarray(candidates), jnp.asarray(_pad_rows(local.log_prior, PADDING)), table)
@@ -127,7 +126,7 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
     clock.lap("neighbourhood")
 
     def problem(signals) -> Problem:
-        z = embed(model.encoder, *_pad(signals, region))
+        z = embed(model.encoder, _pad(signals, place))
         return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
 
     first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
@@ -328,12 +327,22 @@ def _take(local: LocalPrior, here) -> LocalPrior:
     return dataclasses.replace(local, candidates=local.candidates[here], log_prior=local.log_prior[here], labels=local.labels[here])
 
 
-def _pad(y, region):
-    """Signals in a bucket's shape, on the device, with their regions and masks of the true frames and locations: arguments of `embed`."""
-    locations, frames = (-(-n // b) * b for n, b in zip(y.shape, (LOCATION_BUCKET, FRAME_BUCKET), strict=True))
-    padded = np.zeros((locations, frames), np.float32)
+def _place(scan: Scan, here, model: Model) -> Observed:
+    """What an encoder reads of the locations beside their signals, in a bucket's shape, on the device."""
+    xyz = scan.space.xyz[here]
+    region = nearest_reference(xyz, np.asarray(model.encoder.references))
+    tsnr = log_tsnr(scan.mean[here], scan.std[here], scan.valid[here])
+    region, xyz, tsnr = (jnp.asarray(_pad_rows(x, fill)) for x, fill in ((region, -1), (xyz, 0.0), (tsnr, 0.0)))
+    nothing = jnp.zeros(0)
+    return Observed(nothing, nothing, jnp.arange(len(region)) < len(here), region, xyz, tsnr, jnp.float32(scan.tr))
+
+
+def _pad(y, place: Observed) -> Observed:
+    """Signals in a bucket's shape, on the device, with a mask of the true frames."""
+    frames = -(-y.shape[1] // FRAME_BUCKET) * FRAME_BUCKET
+    padded = np.zeros((len(place.region), frames), np.float32)
     padded[: y.shape[0], : y.shape[1]] = y
-    return jnp.asarray(padded), region, jnp.arange(frames) < y.shape[1], jnp.arange(locations) < y.shape[0]
+    return place._replace(y=jnp.asarray(padded), kept=jnp.arange(frames) < y.shape[1])
 
 
 def _pad_rows(table, value):

@@ -49,7 +49,13 @@ def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Proces
     config = config or ParallelConfig()
     if not jax.distributed.is_initialized():
         try:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process, initialization_timeout=timeout)
+            jax.distributed.initialize(
+                config.coordinator,
+                config.processes,
+                config.process,
+                initialization_timeout=timeout,
+                heartbeat_timeout_seconds=config.heartbeat,
+            )
         except ValueError as error:
             if "coordinator_address should be defined" not in str(error):
                 raise

@@ -39,16 +39,20 @@ product.defvjp(_forward, _backward)
 
 
 class Dense(nnx.Module):
-    """x W + b; `zero` starts it at 0."""
+    """x W + b; `zero` starts it at 0.
 
-    def __init__(self, inputs: int, outputs: int, dtype: str, *, rngs: nnx.Rngs, zero: bool = False):
+    Without a bias where a constant would change nothing: its gradient were rounding alone, of which Adam makes full steps.
+    """
+
+    def __init__(self, inputs: int, outputs: int, dtype: str, *, rngs: nnx.Rngs, zero: bool = False, bias: bool = True):
         start = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(start(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
-        return product(x, self.kernel[...], self.dtype) + self.bias[...][None, :]
+        found = product(x, self.kernel[...], self.dtype)
+        return found if self.bias is None else found + self.bias[...][None, :]
 
 
 class Norm(nnx.LayerNorm):
@@ -92,7 +96,8 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, ratio: int, dtype: str, *, rngs: nnx.Rngs):
         self.norm, self.context_norm = Norm(width, rngs=rngs), Norm(width, rngs=rngs)
-        self.query, self.key, self.value, self.output = (Dense(width, width, dtype, rngs=rngs) for _ in range(4))
+        self.query, self.value, self.output = (Dense(width, width, dtype, rngs=rngs) for _ in range(3))
+        self.key = Dense(width, width, dtype, rngs=rngs, bias=False)  # one number more for all keys of a query
         self.mlp = Mlp(width, ratio, dtype, rngs=rngs)
         self.heads, self.dtype = heads, dtype
 

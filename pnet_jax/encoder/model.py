@@ -1,4 +1,4 @@
-"""Model: what a checkpoint holds."""
+"""Model: what a checkpoint holds, and the embedding it gives."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from pnet_jax.encoder import linear, perceiver
 from pnet_jax.encoder.linear import LinearEncoder
+from pnet_jax.encoder.perceiver import PerceiverEncoder
+from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference
 from pnet_jax.parcellation.prior import Prior
+from pnet_jax.scan import Scan
+
+Encoder = LinearEncoder | PerceiverEncoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,22 +27,45 @@ class Model:
 
     Attributes:
       name: of the checkpoint.
-      encoder: weights.
+      encoder: weights, of a linear or a neural encoder.
       priors: group priors by number of parcels.
       card: what it was made from, by which command and configuration, and its known limits.
     """
 
     name: str
-    encoder: LinearEncoder
+    encoder: Encoder
     priors: dict[int, Prior]
     card: dict[str, Any]
 
+    def embed(self, scan: Scan) -> Float[np.ndarray, "V D"]:
+        """Embedding of every location of a scan, rows of length 1, 0 where a location has no signal, `[V, D]`.
+
+        Angles inside a scan mean something, angles between scans do not: the axes are the scan's own.
+        """
+        kept = np.ones(scan.y.shape[1], bool)
+        region = nearest_reference(scan.space.xyz, np.asarray(self.encoder.references))
+        tsnr = log_tsnr(scan.mean, scan.std, scan.valid)
+        return np.asarray(embed(self.encoder, Observed(scan.y, kept, scan.valid, region, scan.space.xyz, tsnr, np.float32(scan.tr))))
+
     @property
-    def digest(self) -> str:
-        """SHA-256 of the weights and priors, first 16 digits."""
+    def sha256(self) -> str:
+        """SHA-256 of the weights and priors."""
         whole = hashlib.sha256()
-        for array in self.encoder:
+        for array in jax.tree.leaves(self.encoder):  # dictionaries by name
             whole.update(np.ascontiguousarray(array, "<f4").tobytes())
         for key in sorted(self.priors):
             whole.update(self.priors[key].digest.encode())
-        return whole.hexdigest()[:16]
+        return whole.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """The first 16 digits of `sha256`."""
+        return self.sha256[:16]
+
+
+def embed(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
+    """Embedding of every location of one recording by either kind of encoder; see `linear.embed` and `perceiver.embed_scan`."""
+    y, kept, counted, region, xyz, tsnr, tr = (jnp.asarray(x) for x in observed)
+    if isinstance(encoder, LinearEncoder):
+        return linear.embed(encoder, y, region, kept, counted)
+    return perceiver.embed_scan(encoder, y, region, kept, counted, xyz, tr, tsnr)

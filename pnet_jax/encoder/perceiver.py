@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -34,6 +35,11 @@ class PerceiverEncoder(NamedTuple):
     params: dict[str, Any]
     config: PerceiverConfig
 
+    @property
+    def references(self) -> Float[np.ndarray, "R 3"]:
+        """Reference points in MNI mm."""
+        return self.linear.references
+
 
 class Perceiver(nnx.Module):
     """Locations write to latents, latents think, locations read."""
@@ -50,7 +56,7 @@ class Perceiver(nnx.Module):
         self.think = nnx.Dict({f"block_{i:02d}": block() for i in range(config.depth)})
         self.read = block()
         self.norm = Norm(width, rngs=rngs)
-        self.correction = Dense(width, config.dimensions, dtype, rngs=rngs, zero=True)
+        self.correction = Dense(width, config.dimensions, dtype, rngs=rngs, zero=True, bias=False)
 
     def tokens(self, signals: Float[Array, "V F"], xyz: Float[Array, "V 3"], hidden: Bool[Array, " V"] | None) -> Float[Array, "V w"]:
         """Where a location is and what its signal says; of a hidden one only where it is."""
@@ -82,7 +88,7 @@ class Heads(nnx.Module):
 
     def __init__(self, config: PerceiverConfig, *, rngs: nnx.Rngs):
         size = config.dimensions
-        self.fingerprint = Dense(size, config.references, "float32", rngs=rngs)
+        self.fingerprint = Dense(size, config.references, "float32", rngs=rngs, bias=False)
         self.weights = Dense(config.width, config.references, config.dtype, rngs=rngs, zero=True)
         self.turn = nnx.Param(jnp.zeros((size, size), jnp.float32))
         self.damp = nnx.Param(0.3 * jnp.eye(size, dtype=jnp.float32))  # forgets in 11 s

@@ -51,6 +51,34 @@ class Segments(NamedTuple):
     record: Int[ArrayLike, " B"]
 
 
+class Observed(NamedTuple):
+    """One recording as an encoder reads it, padded to a bucket's shape.
+
+    Attributes:
+      y: signals, any unit, `[V, T]`.
+      kept: frames that count, `[T]`.
+      counted: locations that make up the scan; padding and dead locations do not, `[V]`.
+      region: reference region of each location (`nearest_reference`), `[V]`.
+      xyz: MNI mm, `[V, 3]`.
+      log_tsnr: from `log_tsnr`, `[V]`.
+      tr: seconds.
+    """
+
+    y: Float[ArrayLike, "V T"]
+    kept: Bool[ArrayLike, " T"]
+    counted: Bool[ArrayLike, " V"]
+    region: Int[ArrayLike, " V"]
+    xyz: Float[ArrayLike, "V 3"]
+    log_tsnr: Float[ArrayLike, " V"]
+    tr: Float[ArrayLike, ""]
+
+
+def log_tsnr(mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+    """log(mean / std), 0 where it is unknown: a mean below the spread is no recording's level, but a centred series', `[V]`."""
+    known = valid & (std > 0) & (mean > std)
+    return np.log(np.where(known, mean, 1) / np.where(known, std, 1)).astype(np.float32)
+
+
 def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarray, "R 3"]) -> Int[np.ndarray, " V"]:
     """Index of the reference point nearest to each location, −1 where none lies within 16 mm, `[V]`."""
     distance, nearest = cKDTree(references).query(xyz, distance_upper_bound=RADIUS_MM, workers=-1)

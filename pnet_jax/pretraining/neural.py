@@ -57,14 +57,18 @@ class Finished(NamedTuple):
     Attributes:
       model: to export; None where the run was told to stop before its last step.
       step: the last one taken.
+      leads: whether this process is the one that writes what all of them have.
     """
 
     model: Model | None
     step: int
+    leads: bool
 
 
 def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: PretrainConfig, *, progress: bool = True) -> Finished:
     """Trains a neural encoder on a store of records; called again on the same folder it goes on where it was.
+
+    With several processes all of them call it, after `parallel.start`.
 
     Args:
       store_folder: written by `pnet prepare`.
@@ -78,7 +82,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
       RuntimeError: another process is gone.
       OSError: the disk is full.
     """
-    process = parallel.start(config.parallel)
+    process = parallel.Process(jax.process_index(), jax.process_count())
     mesh = parallel.make_mesh(config.parallel)
     _check_divides(config, mesh, process)
     out = pathlib.Path(out)
@@ -123,9 +127,9 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         state = run.go(state, source)
     last = int(state.step)
     if last < config.optimiser.steps:
-        return Finished(None, last)
+        return Finished(None, last, process.number == 0)
     encoder = PerceiverEncoder(base.encoder, jax.tree.map(parallel.to_host, state.average), config.perceiver)
-    return Finished(Model(config.name, encoder, base.priors, _card(config, store, subjects, held_out, log.last)), last)
+    return Finished(Model(config.name, encoder, base.priors, _card(config, store, subjects, held_out, log.last)), last, process.number == 0)
 
 
 class _Run:
@@ -137,6 +141,7 @@ class _Run:
     def __init__(self, step: Any, mesh: Mesh, store: Store, saves: Saves, log: Log, asked: Callable[[], bool], config: PretrainConfig):
         self._step, self._mesh, self._store, self._saves, self._log = step, mesh, store, saves, log
         self._asked, self._config = asked, config
+        self._compiled: Any = None
         self._flop = self._peak = 0.0
 
     def go(self, state: TrainState, source: Iterator[Segments]) -> TrainState:
@@ -148,10 +153,10 @@ class _Run:
             waited = time.perf_counter() - begun
             with _others_named(number, self._saves):
                 batch = self._place(local)
-                if not self._flop:
-                    self._measure(state, batch)
+                if self._compiled is None:
+                    self._compile(state, batch)
                     taken = taken._replace(at=time.perf_counter())
-                state, numbers = self._step(state, batch)
+                state, numbers = self._compiled(state, batch)
                 taken = self._look(taken)
                 taken = taken._replace(step=number, numbers=numbers, records=local.record, waited=taken.waited + waited)
                 stopping = self._asked()
@@ -165,9 +170,10 @@ class _Run:
     def _place(self, local: Segments) -> Segments:
         return Segments(*(parallel.global_array(np.asarray(x), self._mesh, *axes) for x, axes in zip(local, BATCH, strict=True)))
 
-    def _measure(self, state: TrainState, batch: Segments) -> None:
-        """Work of a step on one device, and what that device can do: their quotient is the model FLOP utilisation."""
-        self._flop = hlo.read(self._step.lower(state, batch).compile()).matmul
+    def _compile(self, state: TrainState, batch: Segments) -> None:
+        """The step; its work on one device, and what that device can do: their quotient is the model FLOP utilisation."""
+        self._compiled = self._step.lower(state, batch).compile()
+        self._flop = hlo.read(self._compiled).matmul
         self._peak = matmul_rate(self._config.perceiver.dtype)
 
     def _look(self, taken: _Taken) -> _Taken:

@@ -84,11 +84,13 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient, numbers = whole(state.params, batch, key)
-        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
+            updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely: the first weights are soon forgotten.
-        decay = jnp.minimum(config.average, (1.0 + state.step) / (10.0 + state.step))
+        taken = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.average, (1.0 + taken) / (10.0 + taken))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, params)
-        return TrainState(state.step + 1, params, average, optimiser_state), {**numbers, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, average, optimiser_state), {**numbers, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
