@@ -193,6 +193,7 @@ def embed_scan(
     return whiten(x, own_metric(x))
 
 
+@jax.jit
 def components(
     encoder: PerceiverEncoder,
     y: Float[Array, "V T"],
