@@ -7,7 +7,7 @@ of .7 or 3 s, half of the references empty, 30 frames.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,34 +15,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.config import ObjectiveConfig
-from pnet_jax.encoder.linear import centre, own_metric, whiten
-from pnet_jax.encoder.perceiver import Heads, PerceiverEncoder, encode, network
-from pnet_jax.encoder.tokens import Segments, signal_features
-from pnet_jax.ops.fingerprint import fingerprint
+from pnet_jax.encoder.dynamics import dyn_loss, generator
+from pnet_jax.encoder.linear import centre
+from pnet_jax.encoder.perceiver import Heads, PerceiverEncoder, network
+from pnet_jax.encoder.tokens import Segments
+from pnet_jax.encoder.views import View, arrays, look, look_once, share, shared
 from pnet_jax.ops.fingerprint.reference import unit
 
+TERMS = ("split", "nce", "mae", "vic", "dyn")
 WINDOW_SECONDS = 32.0
 WINDOWS = 20  # of a segment at most; what comes later is not reconstructed
 COSINES = 8
 BALLS = 128  # drawn, of which as many are used as hide the share that was asked
 NOISE_FLOOR = 0.05  # of the mean noise variance, so that no reference has all the weight
-SLOWEST = 1e-3  # 1/s: the latent dynamics forget at least so fast
-
-
-class View(NamedTuple):
-    """One segment as the encoder sees it.
-
-    Attributes:
-      y: signals, 0 where they do not count, `[V, T]`.
-      fingerprint: without its mean over locations, `[V, R]`.
-      x: corrected components, `[V, D]`.
-      state: of every location, `[V, width]`.
-    """
-
-    y: Float[Array, "V T"]
-    fingerprint: Float[Array, "V R"]
-    x: Float[Array, "V D"]
-    state: Float[Array, "V w"]
 
 
 def total(
@@ -60,67 +45,35 @@ def total(
       The loss, and every term before its weight, with `split_r2` beside `split`.
     """
     terms: dict[str, Array] = {}
-    segments = segments._replace(counted=jnp.asarray(segments.counted), references=jnp.asarray(segments.references, jnp.float32))
-    keys = jax.vmap(lambda record: jax.random.fold_in(key, record))(jnp.asarray(segments.record))
+    s = arrays(segments)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, s.record)
     if config.split or config.nce or config.vic or config.dyn:
-        views, counted, heads = look(encoder, segments), segments.counted, network(encoder).heads
+        views, heads = look(encoder, segments), network(encoder).heads
     if config.split:
-        terms["split"], terms["split_r2"] = _split_term(heads, views, segments)
+        terms["split"], terms["split_r2"] = _split_term(heads, views, s)
     if config.nce or config.vic or config.dyn:
         z = jax.vmap(shared)(views.x)  # [B, 2, V, D]
     if config.nce:
         one = functools.partial(nce_loss, config=config)
-        terms["nce"] = jax.vmap(one)(z, segments.xyz, segments.hemisphere, counted, keys).mean()
+        terms["nce"] = jax.vmap(one)(z, s.xyz, s.hemisphere, s.counted, keys).mean()
     if config.mae:
-        terms["mae"] = jax.vmap(functools.partial(_mae_term, encoder, config))(segments, keys).mean()
+        terms["mae"] = jax.vmap(functools.partial(_mae_term, encoder, config))(s, keys).mean()
     if config.vic:
-        terms["vic"] = jax.vmap(jax.vmap(vic_loss, (0, None)))(z, counted).mean()
+        terms["vic"] = jax.vmap(jax.vmap(vic_loss, (0, None)))(z, s.counted).mean()
     if config.dyn:
         one = functools.partial(dyn_loss, generator(heads), horizon=config.horizon)
-        terms["dyn"] = jax.vmap(jax.vmap(one, (0, 0, 0, None, 0)))(z, views.y, segments.kept, counted, segments.tr).mean()
-    loss = sum((getattr(config, name) * terms[name] for name in ("split", "nce", "mae", "vic", "dyn") if name in terms), jnp.zeros(()))
-    return loss, terms
-
-
-def look(encoder: PerceiverEncoder, segments: Segments) -> View:
-    """Both segments of every scan, each on its own: `View` with leading axes `[B, 2]`."""
-    both = jax.vmap(functools.partial(look_once, encoder), (0, 0, 0, None, None, 0, 0))
-    s = segments
-    return jax.vmap(both)(s.y, s.kept, s.references, s.xyz, s.counted, s.log_tsnr, s.tr)
-
-
-def look_once(
-    encoder: PerceiverEncoder,
-    y: Float[Array, "V T"],
-    kept: Bool[Array, " T"],
-    references: Float[Array, "R T"],
-    xyz: Float[Array, "V 3"],
-    counted: Bool[Array, " V"],
-    log_tsnr: Float[Array, " V"],
-    tr: Float[Array, ""],
-    hidden: Bool[Array, " V"] | None = None,
-) -> View:
-    """One segment, of which the `hidden` locations show only where they are."""
-    y = jnp.where(counted[:, None] & kept[None, :], y.astype(jnp.float32), 0.0)
-    references = jnp.where(kept[None, :], references, 0.0)
-    f = centre(fingerprint(y, references, kept=kept, implementation="reference"), counted.astype(jnp.float32))
-    x = jnp.matmul(f, jnp.asarray(encoder.linear.projection), precision="highest")
-    signals = signal_features(x, y, kept, tr, jnp.where(counted, log_tsnr, 0.0))
-    return View(y, f, *encode(encoder, x, signals, xyz, counted, hidden))
-
-
-def shared(x: Float[Array, "2 V D"]) -> Float[Array, "2 V D"]:
-    """Embeddings of a scan's two segments on the same axes: both are whitened by the mean of their metrics."""
-    return jax.vmap(whiten, (0, None))(x, jax.vmap(own_metric)(x).mean(0))
+        terms["dyn"] = jax.vmap(jax.vmap(one, (0, 0, 0, None, 0)))(z, views.y, s.kept, s.counted, s.tr).mean()
+    parts = [getattr(config, name) * terms[name] for name in TERMS if name in terms]
+    return functools.reduce(jnp.add, parts, jnp.zeros(())), terms
 
 
 # split: the other segment's fingerprint
 
 
-def _split_term(heads: Heads, views: View, segments: Segments) -> tuple[Array, Array]:
+def _split_term(heads: Heads, views: View, s: Any) -> tuple[Array, Array]:
     predicted = jax.vmap(jax.vmap(heads.fingerprint))(views.x)
-    present = (jnp.abs(jnp.asarray(segments.references)).max(-1) > 0).all(1)  # [B, R]
-    return split_loss(predicted, views.fingerprint, segments.counted, present)
+    present = (jnp.abs(s.references).max(-1) > 0).all(1)  # [B, R]
+    return split_loss(predicted, views.fingerprint, s.counted, present)
 
 
 def split_loss(
@@ -142,7 +95,7 @@ def split_loss(
     weight = jax.lax.stop_gradient(1 / (noise + NOISE_FLOOR * mean + 1e-6))
     error = (jnp.square(predicted - found[:, ::-1]).sum(1) * valid).sum((0, 1))  # [R]
     variance = (jnp.square(found).sum(1) * valid).sum((0, 1))
-    return _share(error @ weight, variance @ weight), 1 - _share(error.sum(), variance.sum())
+    return share(error @ weight, variance @ weight), 1 - share(error.sum(), variance.sum())
 
 
 # nce: a location against others of its scan and hemisphere
@@ -200,11 +153,11 @@ def _largest(score: Float[Array, "n V"], able: Bool[Array, "n V"], count: int) -
 # mae: hidden balls
 
 
-def _mae_term(encoder: PerceiverEncoder, config: ObjectiveConfig, s: Segments, key: PRNGKeyArray) -> Float[Array, ""]:
+def _mae_term(encoder: PerceiverEncoder, config: ObjectiveConfig, s: Any, key: PRNGKeyArray) -> Float[Array, ""]:
     """Of one of the two segments of one scan, drawn by lot."""
     lot, balls = jax.random.split(key)
     side = jax.random.bernoulli(lot).astype(jnp.int32)
-    y, kept, references, log_tsnr, tr = (jnp.asarray(a)[side] for a in (s.y, s.kept, s.references, s.log_tsnr, s.tr))
+    y, kept, references, log_tsnr, tr = (a[side] for a in (s.y, s.kept, s.references, s.log_tsnr, s.tr))
     points = jnp.asarray(encoder.linear.references)
     hidden, dark = hide_balls(s.xyz, points, s.counted, balls, config.masked, config.ball_mm)
     view = look_once(encoder, y, kept, references, s.xyz, s.counted, log_tsnr, tr, hidden)
@@ -256,7 +209,7 @@ def mae_loss(
     own = y @ basis
     others = unit(references, weight) * jnp.sqrt(weight.sum()) @ basis
     error = jnp.square(own - weights @ others).sum(1)
-    return _share((error * hidden).sum(), (jnp.square(own).sum(1) * hidden).sum())
+    return share((error * hidden).sum(), (jnp.square(own).sum(1) * hidden).sum())
 
 
 def window_basis(kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Array, "T b"]:
@@ -273,7 +226,7 @@ def window_basis(kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Arr
     return (mean[:, :, None] * (cosines * scale[None, :])[:, None, :]).reshape(len(kept), -1)
 
 
-# vic and dyn
+# vic: no dimension empty, no two alike
 
 
 def vic_loss(z: Float[Array, "V D"], counted: Bool[Array, " V"]) -> Float[Array, ""]:
@@ -285,38 +238,3 @@ def vic_loss(z: Float[Array, "V D"], counted: Bool[Array, " V"]) -> Float[Array,
     variance = jnp.diagonal(covariance)
     lack = jax.nn.relu(1 - jnp.sqrt(variance + 1e-4)).mean()
     return lack + (jnp.square(covariance).sum() - jnp.square(variance).sum()) / dimensions
-
-
-def generator(heads: Heads) -> Float[Array, "D D"]:
-    r"""A = S − Sᵀ − B Bᵀ − ε I, in 1/s: :math:`|e^{A t}| \le e^{-\varepsilon t} < 1` for every t, whatever S and B."""
-    turn, damp = heads.turn[...], heads.damp[...]
-    return turn - turn.T - damp @ damp.T - SLOWEST * jnp.eye(len(turn), dtype=turn.dtype)
-
-
-def dyn_loss(
-    rate: Float[Array, "D D"],
-    z: Float[Array, "V D"],
-    y: Float[Array, "V T"],
-    kept: Bool[Array, " T"],
-    counted: Bool[Array, " V"],
-    tr: Float[ArrayLike, ""],
-    horizon: int,
-) -> Float[Array, ""]:
-    """Error of the latent signals zᵀy forecast 1 to `horizon` frames ahead by exp(A TR), relative to their variance."""
-    kept = kept.astype(y.dtype)
-    signals = jnp.where(counted[:, None], z, 0.0).T @ (y * kept[None, :])  # [D, T]
-    power = jnp.square(signals).sum(1, keepdims=True) / jnp.maximum(kept.sum(), 1.0)
-    signals = signals / jnp.sqrt(power + 1e-6 * power.mean() + 1e-12)
-    step = jax.scipy.linalg.expm(rate * tr)
-    error, variance, ahead = jnp.zeros(()), jnp.zeros(()), signals
-    for k in range(1, min(horizon, y.shape[1] - 1) + 1):
-        ahead = step @ ahead
-        both = (kept[k:] * kept[:-k])[None, :]
-        error += (jnp.square(signals[:, k:] - ahead[:, :-k]) * both).sum()
-        variance += (jnp.square(signals[:, k:]) * both).sum()
-    return _share(error, variance)
-
-
-def _share(part: Float[Array, ""], whole: Float[Array, ""]) -> Float[Array, ""]:
-    """part / whole, 0 where there is nothing."""
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)

@@ -103,6 +103,11 @@ class Network(nnx.Module):
 def init(linear: LinearEncoder, config: PerceiverConfig, key: PRNGKeyArray) -> PerceiverEncoder:
     """An untrained encoder, whose embedding is exactly the linear encoder's.
 
+    Args:
+      linear: where it starts from.
+      config: sizes.
+      key: of the weights.
+
     Raises:
       ValueError: the linear encoder has other dimensions or references than the configuration.
     """
@@ -199,6 +204,7 @@ def embed_scan(
     return whiten(x, own_metric(x))
 
 
+@jax.jit
 def components(
     encoder: PerceiverEncoder,
     y: Float[Array, "V T"],

@@ -99,13 +99,11 @@ def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: i
     return total / jnp.maximum(size, 1.0)[:, None]
 
 
-def log_power(
-    y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]
-) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
+def log_power(y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
     r"""Log multitaper power density at .01–.10 Hz, of signals scaled to variance 1.
 
     .. math::
-      s_{vf} = \log\Big(\frac{2\,\mathrm{TR}}{3} \sum_{k=1}^{3} \Big|\sum_t a_k(t)\, y_v(t)\, e^{-2\pi i f t\,\mathrm{TR}}\Big|^2 + .01\Big),
+      s_{vf} = \log\Big(\tfrac23 \mathrm{TR} \sum_{k=1}^{3} \Big|\sum_t a_k(t)\, y_v(t)\, e^{-2\pi i f t \mathrm{TR}}\Big|^2 + .01\Big),
       \qquad a_k(t) = \sqrt{\tfrac{2}{n + 1}} \sin \frac{\pi k (t + 1)}{n + 1}
 
     Args:
@@ -129,7 +127,8 @@ def log_power(
     basis = (taper[:, None, None, :] * waves[None]).reshape(-1, len(kept))
     parts = jnp.matmul(unit(y, weight), basis.T, precision="highest")  # [V, 3 · 2 · 16]
     power = 2 * tr * count / TAPERS * jnp.square(parts).reshape(-1, 2 * TAPERS, len(FREQUENCIES)).sum(1)
-    present = (FREQUENCIES < 0.5 / tr) & (FREQUENCIES >= (TAPERS + 1) / 2 / jnp.maximum(count * tr, 1e-6))
+    lowest, bins = (TAPERS + 1) / 2 / jnp.maximum(count * tr, 1e-6), jnp.asarray(FREQUENCIES)
+    present = (bins >= lowest) & (bins < 0.5 / tr)
     return jnp.where(present[None, :], jnp.log(power + LEAST_POWER), 0.0), present
 
 
