@@ -84,6 +84,13 @@ def batches(
 
     Raises:
       ValueError: a batch that the processes cannot share, or a part without subjects.
+
+    Example:
+      >>> from pnet_jax.records import open_store
+      >>> store = open_store("store")  # doctest: +SKIP
+      >>> with batches(store, InputConfig(batch=8), references) as data:  # doctest: +SKIP
+      ...     next(data).y.shape
+      (8, 2, 2048, 256)
     """
     if not 0 <= process < processes or config.batch % processes:
         raise ValueError(

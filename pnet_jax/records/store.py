@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -227,14 +228,15 @@ def write_scan(
     of_window = {"subject": subject, "session": session, "run": run, "site": site, "space": row.space, "tr": scan.tr, "scale": 1.0}
     path = folder / row.file
     with atomic_path(path) as part:
-        writer = ArrayRecordWriter(str(part), _WRITING)
         try:
+            writer = ArrayRecordWriter(str(part), _WRITING)
             writer.write(_pack(header, own))
             for start, stop in itertools.pairwise(bounds):
                 y = scan.y[:, start:stop].astype(np.float16)
                 writer.write(_pack(of_window | {"start": start, "position": int(scan.frames[start])}, {"y": y}))
-        finally:
-            writer.close()
+            writer.close()  # a full disk is noticed here
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error)) from error
     return dataclasses.replace(row, bytes=path.stat().st_size, sha256=file_digest(path))
 
 
@@ -252,9 +254,8 @@ def recover(folder: Path, file: str) -> Record | None:
 
 def scan_file(dataset: str, label: str) -> str:
     """File of a scan, relative to the store."""
-    key = record_key(dataset, label).replace("/", "_")
-    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in key)
-    return f"scans/{plain if plain == key else f'{plain}-{digest_of(key)[:8]}'}.array_record"
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in label)
+    return f"scans/{record_key(dataset, plain if plain == label else f'{plain}-{digest_of(label)[:8]}')}.array_record"
 
 
 def read_locations(store: Store, number: int) -> Locations:

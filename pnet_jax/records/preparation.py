@@ -83,7 +83,7 @@ def prepare(
     stopped in the middle. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused,
     what the store had of it is removed.
 
-    Memory: one scan a worker.
+    Memory: one scan a worker. One call at a time writes into a store.
 
     Args:
       sources: what to read, from `find_scans`, or scans in memory (an iterator may make them one at a time).
@@ -96,9 +96,23 @@ def prepare(
     Raises:
       ValueError: no scan was given, or the store is of another version.
       OSError: the store cannot be written; names the file.
+
+    Example:
+      >>> import tempfile
+      >>> from pnet_jax.records import open_store
+      >>> from pnet_jax.scan import make_scan
+      >>> from pnet_jax.space import point_space
+      >>> rng = np.random.default_rng(0)
+      >>> space = point_space(rng.uniform(-60, 60, (20, 3)))
+      >>> scans = [make_scan(rng.normal(size=(20, 150)), space, tr=2.0, subject=name) for name in ("01", "02")]
+      >>> done = prepare(scans, folder := tempfile.mkdtemp())
+      >>> done.written, open_store(folder).records[0].bounds
+      (('sub-01', 'sub-02'), (0, 75, 150))
     """
     config, load = config or PrepareConfig(), dict(load or {})
     folder = check_writable(folder)
+    for leftover in folder.glob("scans/**/.*.array_record"):  # of a call that was killed
+        leftover.unlink(missing_ok=True)
     manifest = _manifest_if_whole(folder)
     standing = {record.key: record for record in (record_of_row(row) for row in manifest.get("scans", ()))}
     skipped = {row["scan"]: row for row in manifest.get("skipped", ())}
