@@ -322,7 +322,7 @@ def space_hash(space: Space) -> str:
 def write_space(folder: Path, space: Space) -> str:
     """Stores a Space under its hash unless it stands there already; returns the hash."""
     name = space_hash(space)
-    path = folder / _space_file(name)
+    path = folder / space_file(name)
     if path.exists():
         return name
     text = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
@@ -355,13 +355,14 @@ def read_space(store: Store, name: str) -> Space:
     )  # fmt: skip
 
 
-def _space_file(name: str) -> str:
+def space_file(name: str) -> str:
+    """File of a Space, relative to the store."""
     return f"spaces/{name}.npz"
 
 
 @functools.lru_cache(maxsize=100_000)  # every subject may have a Space of its own, and the manifest is written often
 def _space_row(folder: Path, name: str) -> dict[str, Any]:
-    file = _space_file(name)
+    file = space_file(name)
     with np.load(folder / file) as tables:
         text, locations = json.loads(str(tables["text"])), len(tables["xyz"])
     about = {key: text[key] for key in ("kind", "name", "resolution")}

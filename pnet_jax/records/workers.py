@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -92,6 +93,7 @@ def _start(context: Any, function: Callable[[Any], Any]) -> tuple[Connection, An
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
     with threadpool_limits(1):
         connection.send("ready")
         while True:

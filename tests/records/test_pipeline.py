@@ -257,23 +257,24 @@ def test_lengths_cover_the_range_in_seconds_whatever_the_repetition_time():
         assert abs(np.median(seconds) - 300) < 25  # log-uniform
 
 
-def test_half_of_the_locations_have_company(toy):
-    xyz = toy.space.xyz
+def test_half_of_the_locations_have_company():
+    xyz = 4 * np.stack(np.meshgrid(np.arange(30), np.arange(36), np.arange(28), indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
     usable = np.ones(len(xyz), bool)
     usable[::7] = False
-    config = InputConfig(locations=64, ball_count=4)
-    drawn = draw_locations(stream(0), cKDTree(xyz), xyz, usable, config)
-    assert len(drawn) == 64
+    tree = cKDTree(xyz)
+    config = InputConfig(locations=1024)
+    drawn = draw_locations(stream(0), tree, xyz, usable, config)
+    assert len(drawn) == 1024
     assert (np.diff(drawn) > 0).all()
     assert usable[drawn].all()
 
-    def neighbours(chosen):
-        return np.quantile([len(found) - 1 for found in cKDTree(xyz[chosen]).query_ball_point(xyz[chosen], 24)], 0.75)
+    def neighbours(chosen, share):
+        return np.quantile([len(found) - 1 for found in cKDTree(xyz[chosen]).query_ball_point(xyz[chosen], 24)], share)
 
-    alone = draw_locations(stream(0), cKDTree(xyz), xyz, usable, InputConfig(locations=64, balls=0))
-    assert neighbours(drawn) > 1.5 * neighbours(alone)
-    everywhere = cKDTree(xyz[drawn]).query(xyz)[0]
-    assert np.quantile(everywhere, 0.9) < 30  # mm: no part of the brain is left out
+    alone = draw_locations(stream(0), tree, xyz, usable, InputConfig(locations=1024, balls=0))
+    assert neighbours(drawn, 0.75) > 1.5 * neighbours(alone, 0.75)
+    assert neighbours(drawn, 0.1) < neighbours(alone, 0.5)  # the other half lies everywhere
+    assert cKDTree(xyz[drawn]).query(xyz)[0].max() < 40  # mm: no part of the brain is left out
 
 
 def test_a_scan_with_fewer_locations_gives_all_of_them(toy):
