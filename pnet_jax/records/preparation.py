@@ -16,17 +16,17 @@ from pnet_jax.config import PrepareConfig
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.tables import read_rows
+from pnet_jax.records.packing import digest_of
+from pnet_jax.records.spaces import space_file
 from pnet_jax.records.store import (
     MANIFEST,
     VERSION,
     Record,
-    digest_of,
     read_manifest,
     record_key,
     record_of_row,
     recover,
     scan_file,
-    space_file,
     write_manifest,
     write_scan,
 )

@@ -14,7 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.config import PrepareConfig
 from pnet_jax.records import open_store, prepare, read_scan
-from pnet_jax.records.store import read_windows, space_hash, write_scan
+from pnet_jax.records.spaces import space_hash
+from pnet_jax.records.store import read_windows, write_scan
 from pnet_jax.space import point_space
 
 from .helpers import CLEANED, mixed_scans, rois, scan_of
