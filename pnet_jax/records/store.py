@@ -47,7 +47,7 @@ class Record:
       file: its ArrayRecord file, relative to the store.
       bytes: size of the file.
       sha256: of the file.
-      settings: how it was cleaned.
+      settings: how it was cleaned, without the names of the confounds.
       source: file it came from.
       origin: name and size of the files it came from, or a hash of the signals it was made of.
       job: hash of all that decides what is stored of these files.
@@ -208,14 +208,22 @@ def write_scan(
     frames = scan.y.shape[1]
     count = -(-frames // window)
     bounds = tuple(frames * i // count for i in range(count + 1))
-    settings = {key: scan.cleaning[key] for key in sorted(scan.cleaning) if _plain(scan.cleaning[key])}
+    cleaning = {key: scan.cleaning[key] for key in sorted(scan.cleaning) if _plain(scan.cleaning[key])}
+    settings = {key: cleaning[key] for key in cleaning if not key.startswith("confounds")}  # long lists; the scan's own file has them
     subject = record_key(dataset, scan.subject)
     session, run = scan.entities.get("ses", ""), scan.entities.get("run", "")
     row = Record(
         scan.label, subject, dataset, session, run, site, write_space(folder, scan.space), scan.tr, frames, scan.recorded, bounds,
         scan_file(dataset, scan.label), 0, "", settings, scan.source, origin, job, scan.warnings,
     )  # fmt: skip
-    header = {"format": FORMAT, "version": VERSION, "entities": scan.entities, "label": scan.subject, "row": dataclasses.asdict(row)}
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "entities": scan.entities,
+        "label": scan.subject,
+        "cleaning": cleaning,
+        "row": dataclasses.asdict(row),
+    }
     own: dict[str, np.ndarray] = {
         "valid": scan.valid,
         "mean": scan.mean.astype(np.float32),
@@ -283,7 +291,7 @@ def read_scan(store: Store, number: int) -> Scan:
         subject=header["label"],
         entities=header["entities"],
         source=record.source,
-        cleaning=dict(record.settings),
+        cleaning=header["cleaning"],
         warnings=record.warnings,
     )
 

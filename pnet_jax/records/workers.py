@@ -48,7 +48,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
     idle: list[tuple[Connection, Any]] = []
     try:
         exhausted = False
-        while busy or not exhausted:
+        while True:
             while not exhausted and len(busy) < workers:
                 try:
                     task = next(waiting)
@@ -59,6 +59,8 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
                 busy[connection] = (process, task)
                 with contextlib.suppress(BrokenPipeError):  # it died while it was idle: read below as a death
                     connection.send(task)
+            if not busy:  # to wait for nothing is to wait for ever
+                return
             for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
                 process, task = busy.pop(connection)
                 try:

@@ -131,6 +131,7 @@ def test_several_processes_write_the_same_store(made, cohort, toy, tmp_path):
     assert len(done.written) == 3
     assert [row["scan"] for row in done.skipped] == ["sub-03_ses-1_task-rest"]
     assert open_store(tmp_path, verify=True).digest == open_store(made[0]).digest
+    assert len(store_files(toy, tmp_path, find_scans(cohort)[:3], workers=2).kept) == 3  # nothing is left for the processes
 
 
 def test_a_worker_that_dies_is_told_of_its_task_and_stops_no_other():
