@@ -79,7 +79,8 @@ def batches(
       step: first batch.
       process: number of this process.
       processes: how many share a batch; must divide it.
-      workers: reader processes; 0 reads in `config.threads` threads of this one.
+      workers: reader processes of `config.threads` threads each, with a cache each; 0 reads in threads of this process. A script that asks
+        for workers needs the usual `if __name__ == "__main__":`.
       part: `"training"` reads no subject that `split_subjects` holds out, `"held out"` those only.
 
     Raises:
