@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig
+from pnet_jax.config import CleaningConfig, ConstructConfig, InputConfig, PrepareConfig, PretrainConfig
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig
         (lambda: PretrainConfig(dimensions=0), "PretrainConfig.dimensions: expected 1 or more, got 0"),
         (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers from 2"),
         (lambda: PretrainConfig(learn_prior=(0,)), "PretrainConfig.learn_prior: expected 1 or more"),
+        (lambda: PrepareConfig(window=5), "PrepareConfig.window: expected 10 or more, got 5"),
+        (lambda: PrepareConfig(workers=0), "PrepareConfig.workers: expected 1 or more, got 0"),
+        (lambda: PrepareConfig(dataset="a/b"), "PrepareConfig.dataset: expected letters, digits, - and _, got 'a/b'"),
+        (lambda: InputConfig(min_seconds=100, max_seconds=50), "max_seconds: expected 100 s .min_seconds. or more, got 50 s"),
+        (lambda: InputConfig(balls=1.5), "InputConfig.balls: expected a share 0…1, got 1.5"),
+        (lambda: InputConfig(held_out=1), "InputConfig.held_out: expected a share of 0 or more and below 1, got 1"),
     ],
 )
 def test_nonsense_is_refused_by_name(make, message):

@@ -1,7 +1,7 @@
 """Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only room that knows grain."""
 
 from pnet_jax.records.pipeline import Batches, batches, split_subjects
-from pnet_jax.records.prepare import Prepared, prepare, read_sites
+from pnet_jax.records.preparation import Prepared, prepare, read_sites
 from pnet_jax.records.store import Record, Store, open_store, read_scan, read_space
 
 __all__ = [

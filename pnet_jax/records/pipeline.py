@@ -79,11 +79,19 @@ def batches(
       step: first batch.
       process: number of this process.
       processes: how many share a batch; must divide it.
-      workers: reader processes; 0 reads in `config.threads` threads of this one.
+      workers: reader processes of `config.threads` threads each, with a cache each; 0 reads in threads of this process. A script that asks
+        for workers needs the usual `if __name__ == "__main__":`.
       part: `"training"` reads no subject that `split_subjects` holds out, `"held out"` those only.
 
     Raises:
       ValueError: a batch that the processes cannot share, or a part without subjects.
+
+    Example:
+      >>> from pnet_jax.records import open_store
+      >>> store = open_store("store")  # doctest: +SKIP
+      >>> with batches(store, InputConfig(batch=8), references) as data:  # doctest: +SKIP
+      ...     next(data).y.shape
+      (8, 2, 2048, 256)
     """
     if not 0 <= process < processes or config.batch % processes:
         raise ValueError(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import io
+import errno
 import itertools
 import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pnet_jax.outputs.atomic import atomic_path, write_bytes, write_text
+from pnet_jax.outputs.atomic import atomic_path, write_text
+from pnet_jax.records.packing import digest_of, file_digest, pack, unpack
+from pnet_jax.records.spaces import load_space, space_row, write_space
 from pnet_jax.scan import Scan
-from pnet_jax.space import Grid, Space, grid_neighbours
+from pnet_jax.space import Space
 
 FORMAT, VERSION = "pnet_jax records", 1
 MANIFEST = "manifest.json"
 # Band-limited float16 shrinks by 8 % under zstd and takes twice as long to read.
 _WRITING = "group_size:1,uncompressed"
 _READING = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord advises for random access
-_MAGIC, _ALIGNED = b"PNET", 16
 _COMPARED = ("low_pass", "high_pass", "detrend", "strategy")
 
 
@@ -49,7 +47,7 @@ class Record:
       file: its ArrayRecord file, relative to the store.
       bytes: size of the file.
       sha256: of the file.
-      settings: how it was cleaned.
+      settings: how it was cleaned, without the names of the confounds.
       source: file it came from.
       origin: name and size of the files it came from, or a hash of the signals it was made of.
       job: hash of all that decides what is stored of these files.
@@ -191,7 +189,7 @@ def write_manifest(folder: Path, records: Sequence[Record], skipped: Sequence[Ma
             "spaces": len(hashes),
             "skipped": len(skipped),
         },
-        "spaces": {name: _space_row(folder, name) for name in hashes},
+        "spaces": {name: space_row(folder, name) for name in hashes},
         "scans": [dataclasses.asdict(record) for record in sorted(records, key=lambda record: record.key)],
         "skipped": sorted((dict(row) for row in skipped), key=lambda row: row["scan"]),
     }
@@ -210,14 +208,22 @@ def write_scan(
     frames = scan.y.shape[1]
     count = -(-frames // window)
     bounds = tuple(frames * i // count for i in range(count + 1))
-    settings = {key: scan.cleaning[key] for key in sorted(scan.cleaning) if _plain(scan.cleaning[key])}
+    cleaning = {key: scan.cleaning[key] for key in sorted(scan.cleaning) if _plain(scan.cleaning[key])}
+    settings = {key: cleaning[key] for key in cleaning if not key.startswith("confounds")}  # long lists; the scan's own file has them
     subject = record_key(dataset, scan.subject)
     session, run = scan.entities.get("ses", ""), scan.entities.get("run", "")
     row = Record(
         scan.label, subject, dataset, session, run, site, write_space(folder, scan.space), scan.tr, frames, scan.recorded, bounds,
         scan_file(dataset, scan.label), 0, "", settings, scan.source, origin, job, scan.warnings,
     )  # fmt: skip
-    header = {"format": FORMAT, "version": VERSION, "entities": scan.entities, "label": scan.subject, "row": dataclasses.asdict(row)}
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "entities": scan.entities,
+        "label": scan.subject,
+        "cleaning": cleaning,
+        "row": dataclasses.asdict(row),
+    }
     own: dict[str, np.ndarray] = {
         "valid": scan.valid,
         "mean": scan.mean.astype(np.float32),
@@ -227,14 +233,15 @@ def write_scan(
     of_window = {"subject": subject, "session": session, "run": run, "site": site, "space": row.space, "tr": scan.tr, "scale": 1.0}
     path = folder / row.file
     with atomic_path(path) as part:
-        writer = ArrayRecordWriter(str(part), _WRITING)
         try:
-            writer.write(_pack(header, own))
+            writer = ArrayRecordWriter(str(part), _WRITING)
+            writer.write(pack(header, own))
             for start, stop in itertools.pairwise(bounds):
                 y = scan.y[:, start:stop].astype(np.float16)
-                writer.write(_pack(of_window | {"start": start, "position": int(scan.frames[start])}, {"y": y}))
-        finally:
-            writer.close()
+                writer.write(pack(of_window | {"start": start, "position": int(scan.frames[start])}, {"y": y}))
+            writer.close()  # a full disk is noticed here
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error)) from error
     return dataclasses.replace(row, bytes=path.stat().st_size, sha256=file_digest(path))
 
 
@@ -242,7 +249,7 @@ def recover(folder: Path, file: str) -> Record | None:
     """The row of a complete scan file that no manifest names (the process was stopped before it wrote one); None if it is unusable."""
     path = folder / file
     try:
-        header, _ = _unpack(_read(path, [0])[0])
+        header, _ = unpack(_read(path, [0])[0])
         if header["version"] != VERSION:
             return None
         return dataclasses.replace(record_of_row(header["row"]), bytes=path.stat().st_size, sha256=file_digest(path))
@@ -252,26 +259,25 @@ def recover(folder: Path, file: str) -> Record | None:
 
 def scan_file(dataset: str, label: str) -> str:
     """File of a scan, relative to the store."""
-    key = record_key(dataset, label).replace("/", "_")
-    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in key)
-    return f"scans/{plain if plain == key else f'{plain}-{digest_of(key)[:8]}'}.array_record"
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in label)
+    return f"scans/{record_key(dataset, plain if plain == label else f'{plain}-{digest_of(label)[:8]}')}.array_record"
 
 
 def read_locations(store: Store, number: int) -> Locations:
     """What a record says of its scan beside the signals."""
-    return Locations(**_unpack(_read(store.folder / store.records[number].file, [0])[0])[1])
+    return Locations(**unpack(_read(store.folder / store.records[number].file, [0])[0])[1])
 
 
 def read_windows(store: Store, number: int, windows: Sequence[int]) -> list[Float[np.ndarray, "V n"]]:
     """Signals of some windows of a scan, float16 and read-only, `[V, frames of the window]` each."""
     packed = _read(store.folder / store.records[number].file, [1 + window for window in windows])
-    return [_unpack(data)[1]["y"] for data in packed]
+    return [unpack(data)[1]["y"] for data in packed]
 
 
 def read_scan(store: Store, number: int) -> Scan:
     """A whole scan, as `prepare` was given it but for the float16 in which its signals were kept."""
     record = store.records[number]
-    header, own = _unpack(_read(store.folder / record.file, [0])[0])
+    header, own = unpack(_read(store.folder / record.file, [0])[0])
     y = np.concatenate(read_windows(store, number, range(len(record.bounds) - 1)), axis=1, dtype=np.float32)
     return Scan(
         y=y,
@@ -285,7 +291,7 @@ def read_scan(store: Store, number: int) -> Scan:
         subject=header["label"],
         entities=header["entities"],
         source=record.source,
-        cleaning=dict(record.settings),
+        cleaning=header["cleaning"],
         warnings=record.warnings,
     )
 
@@ -305,67 +311,9 @@ def _read(path: Path, numbers: Sequence[int]) -> list[bytes]:
         raise ValueError(f"{path}: this file of the store is damaged ({error}); prepare its scan again") from error
 
 
-# Spaces
-
-
-def space_hash(space: Space) -> str:
-    """Equal for Spaces with the same locations in the same order, 16 letters."""
-    return digest_of(
-        np.ascontiguousarray(np.round(space.xyz, 2) + np.float32(0)).tobytes(),
-        np.int8(space.hemisphere).tobytes(),
-        np.int16(space.structure).tobytes(),
-        json.dumps([space.structures, space.kind, space.name, space.names]),
-    )[:16]
-
-
-def write_space(folder: Path, space: Space) -> str:
-    """Stores a Space under its hash unless it stands there already; returns the hash."""
-    name = space_hash(space)
-    path = folder / _space_file(name)
-    if path.exists():
-        return name
-    text = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
-    tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
-    if space.kind != "grid":  # those of voxels are many, and found again from their places
-        tables["neighbours"] = space.neighbours
-    if space.grid is not None:
-        tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
-    packed = io.BytesIO()
-    np.savez_compressed(packed, text=json.dumps(text), **tables)
-    write_bytes(path, packed.getvalue())
-    return name
-
-
 def read_space(store: Store, name: str) -> Space:
-    """A Space of the store, without CIFTI's brain models. Neighbours of voxels come in the order of the image's own axes."""
-    path = store.folder / store.spaces[name]["file"]
-    with np.load(path) as file:
-        text, tables = json.loads(str(file["text"])), {key: file[key] for key in file.files if key != "text"}
-    grid = None
-    if "ijk" in tables:
-        x, y, z = (int(n) for n in tables.pop("shape"))
-        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"))
-    if grid is not None and "neighbours" not in tables:
-        tables["neighbours"] = grid_neighbours(grid.ijk)
-    names = None if text["names"] is None else tuple(text["names"])
-    return Space(
-        **tables, structures=tuple(text["structures"]), kind=text["kind"], name=text["name"], resolution=text["resolution"], grid=grid,
-        names=names,
-    )  # fmt: skip
-
-
-def _space_file(name: str) -> str:
-    return f"spaces/{name}.npz"
-
-
-@functools.lru_cache(maxsize=100_000)  # every subject may have a Space of its own, and the manifest is written often
-def _space_row(folder: Path, name: str) -> dict[str, Any]:
-    file = _space_file(name)
-    with np.load(folder / file) as tables:
-        text, locations = json.loads(str(tables["text"])), len(tables["xyz"])
-    about = {key: text[key] for key in ("kind", "name", "resolution")}
-    size, digest = (folder / file).stat().st_size, file_digest(folder / file)
-    return {"locations": locations, **about, "file": file, "bytes": size, "sha256": digest}
+    """A Space of the store, by its hash, without CIFTI's brain models. Neighbours of voxels come in the order of the image's own axes."""
+    return load_space(store.folder / store.spaces[name]["file"])
 
 
 # Checks
@@ -401,44 +349,6 @@ def _check_settings(folder: Path, records: Sequence[Record]) -> None:
 
 def _said(record: Record) -> str:
     return ", ".join(f"{key} = {record.settings[key]}" for key in _COMPARED if key in record.settings)
-
-
-def digest_of(*parts: str | bytes) -> str:
-    """SHA-256 of texts and bytes."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        total.update(struct.pack("<Q", len(data)) + data)
-    return total.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# Bytes of one record: magic, length of the header, header (JSON, which lists the arrays), then the arrays.
-
-
-def _pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    listed = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps({**header, "arrays": listed}, ensure_ascii=False).encode()
-    parts = [_MAGIC + struct.pack("<I", len(text)) + text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
-    return b"".join(part + b"\0" * (-len(part) % _ALIGNED) for part in parts)
-
-
-def _unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    if data[:4] != _MAGIC:
-        raise ValueError(f"not a record of pnet_jax: expected it to begin with {_MAGIC!r}, found {data[:4]!r}")
-    length = struct.unpack_from("<I", data, 4)[0]
-    header = json.loads(data[8 : 8 + length])
-    arrays, at = {}, 8 + length
-    for name, dtype, shape in header["arrays"]:
-        at += -at % _ALIGNED
-        arrays[name] = np.frombuffer(data, dtype, int(np.prod(shape)), at).reshape(shape)
-        at += arrays[name].nbytes
-    return header, arrays
 
 
 def record_of_row(row: Mapping[str, Any]) -> Record:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 
 class WorkerError(RuntimeError):
@@ -23,7 +27,8 @@ class Died:
 def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """Results of `function` as they come: pairs of a task and its result, or `Died` where its process did.
 
-    Tasks are drawn when a process is free for them. With one worker they run here.
+    Tasks are drawn when a process is free for them. With one worker they run here. BLAS has one thread either way, so that the number
+    of workers changes no bit of a result.
 
     Args:
       function: of a module, so that it can be sent; what it raises is raised here, and ends everything.
@@ -32,7 +37,9 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
     """
     if workers == 1:
         for task in tasks:
-            yield task, function(task)
+            with threadpool_limits(1):
+                result = function(task)
+            yield task, result
         return
     # Spawned: a fork would copy the threads' locks of JAX and BLAS as they happen to stand.
     context = multiprocessing.get_context("spawn")
@@ -41,7 +48,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
     idle: list[tuple[Connection, Any]] = []
     try:
         exhausted = False
-        while busy or not exhausted:
+        while True:
             while not exhausted and len(busy) < workers:
                 try:
                     task = next(waiting)
@@ -50,7 +57,10 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
                     break
                 connection, process = idle.pop() if idle else _start(context, function)
                 busy[connection] = (process, task)
-                connection.send(task)
+                with contextlib.suppress(BrokenPipeError):  # it died while it was idle: read below as a death
+                    connection.send(task)
+            if not busy:  # to wait for nothing is to wait for ever
+                return
             for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
                 process, task = busy.pop(connection)
                 try:
@@ -85,9 +95,8 @@ def _start(context: Any, function: Callable[[Any], Any]) -> tuple[Connection, An
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):  # processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
+    with threadpool_limits(1):
         connection.send("ready")
         while True:
             try:

@@ -16,11 +16,12 @@ from pnet_jax.config import PrepareConfig
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.tables import read_rows
+from pnet_jax.records.packing import digest_of
+from pnet_jax.records.spaces import space_file
 from pnet_jax.records.store import (
     MANIFEST,
     VERSION,
     Record,
-    digest_of,
     read_manifest,
     record_key,
     record_of_row,
@@ -68,6 +69,14 @@ class _Task:
         return record_key(self.config.dataset, self.item.label)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Refusal:
+    """Why a scan was not stored; final where its recording is to blame, not the machine."""
+
+    reason: str
+    final: bool
+
+
 def prepare(
     sources: Iterable[ScanSource | Scan],
     folder: str | os.PathLike[str],
@@ -83,7 +92,7 @@ def prepare(
     stopped in the middle. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused,
     what the store had of it is removed.
 
-    Memory: one scan a worker.
+    Memory: one scan a worker. One call at a time writes into a store.
 
     Args:
       sources: what to read, from `find_scans`, or scans in memory (an iterator may make them one at a time).
@@ -96,65 +105,105 @@ def prepare(
     Raises:
       ValueError: no scan was given, or the store is of another version.
       OSError: the store cannot be written; names the file.
+
+    Example:
+      >>> import tempfile
+      >>> from pnet_jax.records import open_store
+      >>> from pnet_jax.scan import make_scan
+      >>> from pnet_jax.space import point_space
+      >>> rng = np.random.default_rng(0)
+      >>> space = point_space(rng.uniform(-60, 60, (20, 3)))
+      >>> scans = [make_scan(rng.normal(size=(20, 150)), space, tr=2.0, subject=name) for name in ("01", "02")]
+      >>> done = prepare(scans, folder := tempfile.mkdtemp())
+      >>> done.written, open_store(folder).records[0].bounds
+      (('sub-01', 'sub-02'), (0, 75, 150))
     """
     config, load = config or PrepareConfig(), dict(load or {})
     folder = check_writable(folder)
-    manifest = _manifest_if_whole(folder)
-    standing = {record.key: record for record in (record_of_row(row) for row in manifest.get("scans", ()))}
-    skipped = {row["scan"]: row for row in manifest.get("skipped", ())}
-    total = len(sources) if isinstance(sources, list | tuple) else 0
-    written: list[str] = []
-    kept: list[str] = []
-    failed: list[dict[str, str]] = []
-    seen: set[str] = set()
-    save_at = _SAVED_EVERY
-
-    def fail(task: _Task, reason: str) -> None:
-        row = {"scan": task.key, "source": _source_of(task.item), "reason": " ".join(reason.split())}
-        skipped[task.key] = row
-        failed.append(row)
+    for leftover in folder.glob("scans/**/.*.array_record"):  # of a call that was killed
+        leftover.unlink(missing_ok=True)
+    book = _Book(folder)
 
     def tell(key: str) -> None:
         if progress is not None:
-            done = len(written) + len(kept) + len(failed)
-            progress(key, done, max(total, done))
+            progress(key, book.done, max(len(sources) if isinstance(sources, list | tuple) else 0, book.done))
 
     def to_do() -> Iterator[_Task]:
         for item in sources:
             task = _task(item, folder, config, load, sites or {})
-            problem = _problem(task, standing, seen)
-            seen.add(task.key)
-            if problem:
-                fail(task, problem)
-            elif _stands(task, standing):
-                kept.append(task.key)
-                skipped.pop(task.key, None)
-            else:
-                yield task
+            wanted = book.enters(task)
             tell(task.key)
+            if wanted:
+                yield task
 
     try:
         for task, result in run_tasks(_write_one, to_do(), config.workers):
-            if isinstance(result, Record):
-                standing[task.key] = result
-                skipped.pop(task.key, None)
-                written.append(task.key)
-            else:
-                died = f"{task.key} ({_source_of(task.item)}): the process that read it died {getattr(result, 'how', '')}"
-                refused, reason = (False, died) if isinstance(result, Died) else result
-                if refused and task.key in standing:  # an older result must not stand for a recording that is refused now
-                    (folder / standing.pop(task.key).file).unlink(missing_ok=True)
-                fail(task, reason)
+            book.enter(task, result)
             tell(task.key)
-            if len(written) >= save_at:
-                write_manifest(folder, list(standing.values()), list(skipped.values()))
-                save_at += max(_SAVED_EVERY, len(standing) // 10)
-        if not seen:
-            raise ValueError("expected at least one scan, got none")
     finally:
-        if seen:  # also when interrupted: what was finished counts
-            file = write_manifest(folder, list(standing.values()), list(skipped.values()))
-    return Prepared(tuple(written), tuple(kept), tuple(failed), file)
+        if book.seen:  # also when interrupted: what was finished counts
+            book.save()
+    if not book.seen:
+        raise ValueError("expected at least one scan, got none")
+    return Prepared(tuple(book.written), tuple(book.kept), tuple(book.failed), folder / MANIFEST)
+
+
+class _Book:
+    """What is in the store, what cannot be, and what this call has done."""
+
+    def __init__(self, folder: Path):
+        manifest = _manifest_if_whole(folder)
+        self.folder = folder
+        self.standing = {record.key: record for record in map(record_of_row, manifest.get("scans", ()))}
+        self.skipped: dict[str, dict[str, str]] = {row["scan"]: row for row in manifest.get("skipped", ())}
+        self.written: list[str] = []
+        self.kept: list[str] = []
+        self.failed: list[dict[str, str]] = []
+        self.seen: set[str] = set()
+        self._save_at = _SAVED_EVERY
+
+    @property
+    def done(self) -> int:
+        return len(self.written) + len(self.kept) + len(self.failed)
+
+    def enters(self, task: _Task) -> bool:
+        """Whether a scan is to be read; otherwise notes why not."""
+        problem = _problem(task, self.standing, self.seen)
+        self.seen.add(task.key)
+        if problem:
+            self._fail(task, problem)
+            return False
+        record = _standing_record(task, self.standing)
+        if record is None:
+            return True
+        self.standing[task.key] = record
+        self.skipped.pop(task.key, None)
+        self.kept.append(task.key)
+        return False
+
+    def enter(self, task: _Task, result: Record | _Refusal | Died) -> None:
+        """Notes what became of a scan."""
+        if isinstance(result, Record):
+            self.standing[task.key] = result
+            self.skipped.pop(task.key, None)
+            self.written.append(task.key)
+        elif isinstance(result, Died):
+            self._fail(task, f"{task.key} ({_source_of(task.item)}): the process that read it died {result.how}")
+        else:
+            if result.final and task.key in self.standing:  # an older result must not stand for a recording that is refused now
+                (self.folder / self.standing.pop(task.key).file).unlink(missing_ok=True)
+            self._fail(task, result.reason)
+        if len(self.written) >= self._save_at:
+            self.save()
+            self._save_at += max(_SAVED_EVERY, len(self.standing) // 10)
+
+    def save(self) -> None:
+        write_manifest(self.folder, list(self.standing.values()), list(self.skipped.values()))
+
+    def _fail(self, task: _Task, reason: str) -> None:
+        row = {"scan": task.key, "source": _source_of(task.item), "reason": " ".join(reason.split())}
+        self.skipped[task.key] = row
+        self.failed.append(row)
 
 
 def read_sites(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -218,27 +267,24 @@ def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:
     return ""
 
 
-def _stands(task: _Task, standing: dict[str, Record]) -> bool:
-    """Whether the scan is in the store already; a file that no manifest names is looked at."""
+def _standing_record(task: _Task, standing: dict[str, Record]) -> Record | None:
+    """The row of a scan that is in the store as this call would write it; a file that no manifest names is looked at."""
     file = scan_file(task.config.dataset, task.item.label)
-    record = standing.get(task.key)
-    if record is None and (task.folder / file).is_file():
-        record = recover(task.folder, file)
+    record = standing.get(task.key) or recover(task.folder, file)
     if record is None or (record.job, record.origin) != (task.job, task.origin):
-        return False
+        return None
     path = task.folder / record.file
-    if not path.is_file() or path.stat().st_size != record.bytes or not (task.folder / "spaces" / f"{record.space}.npz").is_file():
-        return False
-    standing[task.key] = record
-    return True
+    if not path.is_file() or path.stat().st_size != record.bytes or not (task.folder / space_file(record.space)).is_file():
+        return None
+    return record
 
 
 def _source_of(item: ScanSource | Scan) -> str:
     return str(item.source if isinstance(item, Scan) else item.bold)
 
 
-def _write_one(task: _Task) -> Record | tuple[bool, str]:
-    """The row of a scan that was written, or whether its recording was refused, and why."""
+def _write_one(task: _Task) -> Record | _Refusal:
+    """The row of a scan that was written, or why it was not."""
     config, item = task.config, task.item
     try:
         if isinstance(item, Scan):
@@ -254,6 +300,6 @@ def _write_one(task: _Task) -> Record | tuple[bool, str]:
         # Trouble of the machine (a file that is away, too little memory) says nothing about the recording.
         message = str(error) or type(error).__name__
         named = message if item.label in message else f"{item.label} ({_source_of(item)}): {message}"
-        return not isinstance(error, OSError | MemoryError), named
+        return _Refusal(named, final=not isinstance(error, OSError | MemoryError))
     # Outside: a disk that is full is no scan's fault, and ends the call.
     return write_scan(task.folder, scan, dataset=config.dataset, site=task.site, window=config.window, job=task.job, origin=task.origin)

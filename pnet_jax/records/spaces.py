@@ -1,0 +1,76 @@
+"""Tables of Spaces in a store: each once, in a file that is named by the hash of its locations."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pnet_jax.outputs.atomic import write_bytes
+from pnet_jax.records.packing import digest_of, file_digest
+from pnet_jax.space import Grid, Space, grid_neighbours
+
+
+def space_hash(space: Space) -> str:
+    """Equal for Spaces with the same locations in the same order, 16 letters."""
+    return digest_of(
+        np.ascontiguousarray(np.round(space.xyz, 2) + np.float32(0)).tobytes(),
+        np.int8(space.hemisphere).tobytes(),
+        np.int16(space.structure).tobytes(),
+        json.dumps([space.structures, space.kind, space.name, space.names]),
+    )[:16]
+
+
+def write_space(folder: Path, space: Space) -> str:
+    """Stores a Space under its hash unless it stands there already; returns the hash."""
+    name = space_hash(space)
+    path = folder / space_file(name)
+    if path.exists():
+        return name
+    text = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
+    tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
+    if space.kind != "grid":  # those of voxels are many, and found again from their places
+        tables["neighbours"] = space.neighbours
+    if space.grid is not None:
+        tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, text=json.dumps(text), **tables)
+    write_bytes(path, packed.getvalue())
+    return name
+
+
+def load_space(path: Path) -> Space:
+    """What `write_space` wrote, but for CIFTI's brain models; neighbours of voxels in the order of the image's own axes."""
+    with np.load(path) as file:
+        text, tables = json.loads(str(file["text"])), {key: file[key] for key in file.files if key != "text"}
+    grid = None
+    if "ijk" in tables:
+        x, y, z = (int(n) for n in tables.pop("shape"))
+        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"))
+    if grid is not None and "neighbours" not in tables:
+        tables["neighbours"] = grid_neighbours(grid.ijk)
+    names = None if text["names"] is None else tuple(text["names"])
+    return Space(
+        **tables, structures=tuple(text["structures"]), kind=text["kind"], name=text["name"], resolution=text["resolution"], grid=grid,
+        names=names,
+    )  # fmt: skip
+
+
+def space_file(name: str) -> str:
+    """File of a Space, relative to the store."""
+    return f"spaces/{name}.npz"
+
+
+@functools.lru_cache(maxsize=100_000)  # every subject may have a Space of its own, and the manifest is written often
+def space_row(folder: Path, name: str) -> dict[str, Any]:
+    """What the manifest says of a Space."""
+    file = space_file(name)
+    with np.load(folder / file) as tables:
+        text, locations = json.loads(str(tables["text"])), len(tables["xyz"])
+    about = {key: text[key] for key in ("kind", "name", "resolution")}
+    size, digest = (folder / file).stat().st_size, file_digest(folder / file)
+    return {"locations": locations, **about, "file": file, "bytes": size, "sha256": digest}

@@ -1,0 +1,214 @@
+"""From files to a store: resumable, parallel, and no bad scan stops it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pnet_jax.cli import main
+from pnet_jax.config import CleaningConfig, PrepareConfig
+from pnet_jax.ingest import find_scans, load_scan
+from pnet_jax.records import open_store, prepare, read_scan, read_sites
+from pnet_jax.records.workers import Died, run_tasks
+
+from .helpers import PLAIN, rois, scan_of, square_or_die, store_files, write_bold
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.fixture(scope="module")
+def cohort(toy, tmp_path_factory):
+    """Two people, two sessions, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("bids")
+    for number, (subject, session) in enumerate([("01", "1"), ("01", "2"), ("02", "1")]):
+        write_bold(folder, toy, subject=subject, session=session, seed=number)
+    write_bold(folder, toy, subject="03").write_bytes(b"no image")
+    (folder / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\nsub-02\tB\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(cohort, toy, tmp_path_factory):
+    store = tmp_path_factory.mktemp("made") / "store"
+    return store, store_files(toy, store, find_scans(cohort))
+
+
+def stamps(folder):
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "scans").iterdir()}
+
+
+def test_a_folder_becomes_a_store_and_the_bad_scan_is_listed(made, cohort):
+    folder, done = made
+    assert done.written == ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_ses-1_task-rest")
+    (skipped,) = done.skipped
+    assert skipped["scan"] == "sub-03_ses-1_task-rest"
+    assert "sub-03_ses-1_task-rest" in skipped["reason"]
+    store = open_store(folder, verify=True)
+    assert store.skipped == done.skipped
+    assert store.subjects == ("01", "02")
+    source = find_scans(cohort)[1]
+    scan = load_scan(source.bold, mask=source.mask, cleaning=PLAIN)
+    assert_allclose(read_scan(store, 1).y, scan.y, atol=4e-3)
+    assert store.records[1].session == "2"
+
+
+def test_a_second_call_leaves_complete_scans_alone(made, cohort, toy):
+    folder, _ = made
+    before = stamps(folder)
+    done = store_files(toy, folder, find_scans(cohort))
+    assert (len(done.written), len(done.kept), len(done.skipped)) == (0, 3, 1)
+    assert stamps(folder) == before
+
+
+def test_a_call_that_was_killed_is_taken_up(made, cohort, toy, tmp_path):
+    whole, _ = made
+    folder = shutil.copytree(whole, tmp_path / "store")
+    (folder / "manifest.json").unlink()
+    last = sorted((folder / "scans").iterdir())[-1]
+    last.rename(last.with_name(f".0123-{last.name}"))  # killed while it wrote
+    before = stamps(folder)
+    done = store_files(toy, folder, find_scans(cohort))
+    assert done.written == ("sub-02_ses-1_task-rest",)
+    assert len(done.kept) == 2
+    assert open_store(folder, verify=True).digest == open_store(whole).digest
+    after = stamps(folder)
+    assert not [name for name in after if name.startswith(".")]
+    assert {name: after[name] for name in before if name in after} == {name: before[name] for name in before if name in after}
+
+
+def test_a_truncated_file_and_a_damaged_manifest_are_made_again(made, cohort, toy, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    (folder / "manifest.json").write_text("{")
+    file = sorted((folder / "scans").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:50_000])
+    done = store_files(toy, folder, find_scans(cohort))
+    assert (len(done.written), len(done.kept)) == (1, 2)
+    open_store(folder, verify=True)
+
+
+@pytest.mark.parametrize("change", [{"window": 50}, {"cleaning": CleaningConfig(strategy=(), min_seconds=0, low_pass=0.08)}])
+def test_other_settings_make_the_scans_again(made, cohort, tmp_path, change):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    done = prepare(find_scans(cohort, participant_labels=["02"]), folder, PrepareConfig(**({"cleaning": PLAIN} | change)))
+    assert (len(done.written), len(done.kept)) == (1, 0)
+
+
+def test_a_recording_that_is_refused_now_leaves_no_older_result(toy, tmp_path):
+    bids, folder = tmp_path / "bids", tmp_path / "store"
+    files = [write_bold(bids, toy, subject=subject) for subject in ("01", "02")]
+    assert len(store_files(toy, folder, find_scans(bids)).written) == 2
+    files[1].write_bytes(b"broken")
+    done = store_files(toy, folder, find_scans(bids))
+    assert [row["scan"] for row in done.skipped] == ["sub-02_ses-1_task-rest"]
+    assert open_store(folder).subjects == ("01",)
+    assert len(list((folder / "scans").iterdir())) == 1
+
+
+def test_data_sets_with_the_same_labels_need_names(made, toy, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    other = tmp_path / "other"
+    write_bold(other, toy, subject="01", seed=9, frames=130)
+    refused = store_files(toy, folder, find_scans(other))
+    assert "the store has a scan of this name already" in refused.skipped[0]["reason"]
+    named = store_files(toy, folder, find_scans(other), dataset="other")
+    assert named.written == ("other/sub-01_ses-1_task-rest",)
+    assert open_store(folder).subjects == ("01", "02", "other/01")
+    assert [record.scan for record in open_store(folder).records].count("sub-01_ses-1_task-rest") == 2
+
+
+def test_a_data_set_that_was_moved_is_the_same(made, cohort, toy, tmp_path):
+    done = store_files(toy, shutil.copytree(made[0], tmp_path / "store"), find_scans(shutil.copytree(cohort, tmp_path / "moved")))
+    assert len(done.kept) == 3
+
+
+def test_several_processes_write_the_same_store(made, cohort, toy, tmp_path):
+    done = store_files(toy, tmp_path, find_scans(cohort), workers=2)
+    assert len(done.written) == 3
+    assert [row["scan"] for row in done.skipped] == ["sub-03_ses-1_task-rest"]
+    assert open_store(tmp_path, verify=True).digest == open_store(made[0]).digest
+    assert len(store_files(toy, tmp_path, find_scans(cohort)[:3], workers=2).kept) == 3  # nothing is left for the processes
+
+
+def test_a_worker_that_dies_is_told_of_its_task_and_stops_no_other():
+    results = dict(run_tasks(square_or_die, iter([2, 13, 4, 5]), 2))
+    assert results == {2: 4, 13: Died("(exit code 9)"), 4: 16, 5: 25}
+
+
+def test_what_a_task_raises_ends_the_call():
+    with pytest.raises(ValueError, match="seven"):
+        list(run_tasks(square_or_die, [7], 2))
+
+
+def test_a_scan_whose_worker_died_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "pnet_jax.records.preparation.run_tasks", lambda function, tasks, workers: ((task, Died("(signal 9)")) for task in tasks)
+    )
+    done = prepare([scan_of(rois(), 0)], tmp_path)
+    assert done.skipped[0]["reason"] == "sub-01_ses-1_task-rest (0.nii): the process that read it died (signal 9)"
+
+
+def test_scans_in_memory_are_taken_one_at_a_time_and_only_once(tmp_path):
+    scans = [scan_of(rois(), i, subject=str(i)) for i in range(3)]
+    assert len(prepare(iter(scans), tmp_path).written) == 3
+    again = prepare([*scans[:2], scan_of(rois(), 7, subject="2"), scans[0]], tmp_path)
+    assert again.kept == ("sub-0_ses-1_task-rest", "sub-1_ses-1_task-rest")
+    assert again.written == ("sub-2_ses-1_task-rest",)
+    assert again.skipped[0]["reason"].endswith("two scans of this call have this name")
+
+
+def test_interrupting_keeps_what_was_finished(tmp_path):
+    def scans():
+        yield scan_of(rois(), 0, subject="0")
+        yield scan_of(rois(), 1, subject="1")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(scans(), tmp_path)
+    assert open_store(tmp_path, verify=True).subjects == ("0", "1")
+
+
+def test_no_scan_at_all_and_an_old_version_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected at least one scan, got none"):
+        prepare([], tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "pnet_jax records", "version": 0}')
+    with pytest.raises(ValueError, match="another version"):
+        prepare([scan_of(rois(), 0)], tmp_path)
+
+
+def test_labels_no_file_can_have_are_told_apart(tmp_path):
+    prepare([scan_of(rois(), i, subject=name) for i, name in enumerate(("a b", "a_b", "a/b"))], tmp_path)
+    assert len({record.file for record in open_store(tmp_path, verify=True).records}) == 3
+
+
+def test_sites_come_from_the_table_of_participants(cohort, tmp_path):
+    assert read_sites(cohort) == {"01": "A", "02": "B"}
+    assert read_sites(tmp_path) == {}
+
+
+def test_the_command_stores_lists_and_goes_on(cohort, tmp_path, capsys):
+    arguments = ["prepare", str(cohort), str(tmp_path / "store"), "--cleaning.strategy", "[]", "--cleaning.min_seconds", "0"]
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("3 scans stored, 0 stood there already, 1 skipped.")
+    assert "skipped: sub-03_ses-1_task-rest" in told.err
+    assert {record.subject: record.site for record in open_store(tmp_path / "store").records} == {"01": "A", "02": "B"}
+    assert main([*arguments, "--participant-label", "01"]) == 0
+    assert capsys.readouterr().out.startswith("0 scans stored, 2 stood there already, 0 skipped.")
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "bold4d").is_dir(), reason="the real recording is absent")
+def test_a_real_recording_keeps_its_correlations(tmp_path):
+    (source,) = find_scans(SHARED / "data" / "bold4d")
+    prepare([source], tmp_path)
+    store = open_store(tmp_path, verify=True)
+    scan, back = load_scan(source.bold, mask=source.mask), read_scan(store, 0)
+    some = np.flatnonzero(scan.valid)[:: max(1, int(scan.valid.sum()) // 300)]
+    assert np.abs(np.corrcoef(back.y[some]) - np.corrcoef(scan.y[some])).max() < 1e-3
+    assert (back.tr, back.y.shape) == (scan.tr, scan.y.shape)
+    assert_array_equal(back.mean, scan.mean)
+    assert os.path.getsize(tmp_path / store.records[0].file) < 2.1 * scan.y.size
