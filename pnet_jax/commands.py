@@ -29,7 +29,7 @@ def construct(arguments: Sequence[str]) -> int:
     config, args = _parse(parser, ConstructConfig, arguments)
     from pnet_jax.cohort import construct_cohort
 
-    sources, load = _sources(args)
+    sources, load = _sources(args, args.input)
     with _Bar(len(sources), "construct") as bar:
         rows = construct_cohort(sources, args.out, config, load=load, resume=args.resume, progress=bar)
     failed = [row for row in rows if row["status"] != "ok"]
@@ -89,7 +89,7 @@ def prepare(arguments: Sequence[str]) -> int:
     from pnet_jax.records import prepare as store_scans
     from pnet_jax.records import read_sites
 
-    sources, load = _sources(args)
+    sources, load = _sources(args, args.input)
     sites = read_sites(args.input if Path(args.input).is_dir() else Path(args.input).parent)
     with _Bar(len(sources), "prepare") as bar:
         done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
@@ -110,13 +110,19 @@ def pretrain(arguments: Sequence[str]) -> int:
         "store INPUT in the folder OUT, where the same command goes on after it was stopped.",
     )
     add = parser.add_argument
-    add("input", nargs="?", type=str | None, metavar="INPUT", help="a file, a list of files, a BIDS-derivatives folder, or a store of records")
-    add("out", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
+    add(
+        "input",
+        nargs="?",
+        type=str | None,
+        metavar="INPUT",
+        help="a file, a list of files, a BIDS-derivatives folder, or a store of records",
+    )
+    add("target", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
     add("--store", type=str | None, metavar="STORE", help="INPUT, as an option")
-    add("--out", dest="out_option", type=str | None, metavar="FOLDER", help="OUT, as an option")
+    add("--out", type=str | None, metavar="FOLDER", help="OUT, as an option")
     _selection_options(parser)
     config, args = _parse(parser, PretrainConfig, arguments)
-    source, out = args.store or args.input, args.out_option or args.out
+    source, out = args.store or args.source, args.out or args.target
     if not source or not out:
         parser.error("INPUT and OUT are needed: pnet pretrain INPUT OUT, or --store STORE --out FOLDER")
     return (_pretrain_linear if config.encoder == "linear" else _pretrain_neural)(source, Path(out), config, args)
@@ -147,8 +153,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
 
     if out.exists():
         raise ValueError(f"checkpoint {out} exists already: expected a new folder")
-    args.input = source
-    sources, load = _sources(args)
+    sources, load = _sources(args, source)
     check_writable(out.absolute().parent)
     skipped: dict[str, str] = {}
     with _Bar(len(sources), "pretrain") as bar:
@@ -314,15 +319,15 @@ def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
     return found
 
 
-def _sources(args: Namespace) -> tuple[list[Any], dict[str, Any]]:
+def _sources(args: Namespace, files: str) -> tuple[list[Any], dict[str, Any]]:
     from pnet_jax.ingest import find_scans
 
     sources = find_scans(
-        args.input,
+        files,
         participant_labels=args.participant_label,
         session_labels=args.session_label,
         task=args.task,
-        space=args.space if Path(args.input).is_dir() else None,
+        space=args.space if Path(files).is_dir() else None,
         mask=args.mask,
         confounds=args.confounds,
     )

@@ -229,6 +229,8 @@ class PerceiverConfig:
       mlp: hidden width of the MLPs, in widths.
       dimensions: D, that of the linear encoder.
       references: R, that of the linear encoder.
+      place: a location that shows its signal also says where it is. With it `nce` is solved by the place alone, which is the same in
+        both segments, and parcels fall back to compact shapes (`docs/method.md`).
       dtype: of the factors of products, `"bfloat16"` or `"float32"`; sums, norms and softmax are float32.
       remat: compute blocks again in the backward pass instead of storing them.
       block: locations at a time where a whole scan is embedded.
@@ -241,6 +243,7 @@ class PerceiverConfig:
     mlp: int = 4
     dimensions: int = 64
     references: int = 400
+    place: bool = False
     dtype: str = "bfloat16"
     remat: bool = False
     block: int = 4096

@@ -330,17 +330,16 @@ def _take(local: LocalPrior, here) -> LocalPrior:
 def _place(scan: Scan, here, model: Model) -> Observed:
     """What an encoder reads of the locations beside their signals, in a bucket's shape, on the device."""
     xyz = scan.space.xyz[here]
-    region = nearest_reference(xyz, np.asarray(model.encoder.references))
-    tsnr = log_tsnr(scan.mean[here], scan.std[here], scan.valid[here])
-    region, xyz, tsnr = (jnp.asarray(_pad_rows(x, fill)) for x, fill in ((region, -1), (xyz, 0.0), (tsnr, 0.0)))
-    nothing = jnp.zeros(0)
-    return Observed(nothing, nothing, jnp.arange(len(region)) < len(here), region, xyz, tsnr, jnp.float32(scan.tr))
+    region = _pad_rows(nearest_reference(xyz, np.asarray(model.encoder.references)), -1)
+    tsnr = _pad_rows(log_tsnr(scan.mean[here], scan.std[here], scan.valid[here]), 0.0)
+    place = (jnp.arange(len(region)) < len(here), region, _pad_rows(xyz, 0.0), tsnr, np.float32(scan.tr))
+    return Observed(jnp.zeros(0), jnp.zeros(0), *(jnp.asarray(x) for x in place))
 
 
 def _pad(y, place: Observed) -> Observed:
     """Signals in a bucket's shape, on the device, with a mask of the true frames."""
     frames = -(-y.shape[1] // FRAME_BUCKET) * FRAME_BUCKET
-    padded = np.zeros((len(place.region), frames), np.float32)
+    padded = np.zeros((-(-len(y) // LOCATION_BUCKET) * LOCATION_BUCKET, frames), np.float32)
     padded[: y.shape[0], : y.shape[1]] = y
     return place._replace(y=jnp.asarray(padded), kept=jnp.arange(frames) < y.shape[1])
 

@@ -50,6 +50,7 @@ class Perceiver(nnx.Module):
         self.place = Dense(POSITIONS, width, dtype, rngs=rngs)
         self.hidden = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.token = Mlp(width, config.mlp, dtype, rngs=rngs)
+        self.tells_place = config.place
         self.latents = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.latents, width)))
         block = functools.partial(Attention, width, config.heads, config.mlp, dtype, rngs=rngs)
         self.write = block()
@@ -59,11 +60,13 @@ class Perceiver(nnx.Module):
         self.correction = Dense(width, config.dimensions, dtype, rngs=rngs, zero=True, bias=False)
 
     def tokens(self, signals: Float[Array, "V F"], xyz: Float[Array, "V 3"], hidden: Bool[Array, " V"] | None) -> Float[Array, "V w"]:
-        """Where a location is and what its signal says; of a hidden one only where it is."""
+        """What a location's signal says, and where it is if the configuration says so; of a hidden one only where it is."""
         said = self.signal(signals)
-        if hidden is not None:
-            said = jnp.where(hidden[:, None], self.hidden[...][None, :], said)
-        return self.token(said + self.place(position_features(xyz)))
+        if hidden is None and not self.tells_place:
+            return self.token(said)
+        place = self.place(position_features(xyz))
+        said = said + place if self.tells_place else said
+        return self.token(said if hidden is None else jnp.where(hidden[:, None], self.hidden[...][None, :] + place, said))
 
     def thoughts(self, seen: Pooled, remat: bool) -> Float[Array, "M w"]:
         """Latents after all locations have written to them."""

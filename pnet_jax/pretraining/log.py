@@ -20,7 +20,9 @@ class Log:
     def __init__(self, folder: pathlib.Path, *, steps: int, first: int, writes: bool = True, progress: bool = True) -> None:
         self.file = folder / "metrics.jsonl"
         self.last: dict[str, float] = {}
-        self._lines = self._curves = self._bar = None
+        self._lines: Any = None
+        self._curves: Any = None
+        self._bar: Any = None
         if not writes:
             return
         from tensorboardX import SummaryWriter

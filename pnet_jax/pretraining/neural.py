@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,7 +26,7 @@ from pnet_jax.checkpoint import Saves, load_model
 from pnet_jax.config import PretrainConfig
 from pnet_jax.encoder import objectives, perceiver
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.encoder.model import Model
+from pnet_jax.encoder.model import Encoder, Model
 from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
 from pnet_jax.pretraining.log import Log
@@ -37,8 +38,8 @@ SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
     "data": (),
     "fsdp": ((r"(kernel|latents|turn|damp)$", ("subject", None)),),
 }
-# Which axis of the mesh splits which dimension of a batch.
-BATCH = Segments(
+# Which axis of the mesh splits which dimension of a batch: fields of `Segments`.
+BATCH: dict[str, tuple[str | None, ...]] = dict(
     y=("subject", None, "location", None),
     kept=("subject", None, None),
     references=("subject", None, None, None),
@@ -91,6 +92,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     store = open_store(store_folder, verify=True)
     subjects, held_out = split_subjects(store, config.input.held_out, config.input.seed)
     base = load_model(config.start)
+    linear = base.encoder if isinstance(base.encoder, LinearEncoder) else base.encoder.linear
 
     # The state: shapes first, then where each array lies, then its values there.
     optimiser = make_optimiser(config.optimiser)
@@ -98,8 +100,8 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     layout = parallel.layout(jax.eval_shape(initial), SHARDINGS[config.sharding], mesh)
     state = jax.jit(initial, out_shardings=layout)()
     step = jax.jit(
-        make_step(_loss(base.encoder, config), optimiser, config.optimiser, config.seed),
-        in_shardings=(layout, Segments(*(parallel.sharding(mesh, *axes) for axes in BATCH))),
+        make_step(_loss(linear, config), optimiser, config.optimiser, config.seed),
+        in_shardings=(layout, _by_field(lambda name: parallel.sharding(mesh, *BATCH[name]))),
         out_shardings=(layout, None),
         donate_argnums=0,
     )
@@ -113,7 +115,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         read = batches(
             store,
             config.input,
-            base.encoder.references,
+            linear.references,
             step=first,
             process=process.number,
             processes=process.total,
@@ -128,7 +130,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     last = int(state.step)
     if last < config.optimiser.steps:
         return Finished(None, last, process.number == 0)
-    encoder = PerceiverEncoder(base.encoder, jax.tree.map(parallel.to_host, state.average), config.perceiver)
+    encoder = PerceiverEncoder(linear, jax.tree.map(parallel.to_host, state.average), config.perceiver)
     return Finished(Model(config.name, encoder, base.priors, _card(config, store, subjects, held_out, log.last)), last, process.number == 0)
 
 
@@ -146,8 +148,9 @@ class _Run:
 
     def go(self, state: TrainState, source: Iterator[Segments]) -> TrainState:
         """Takes the steps that are left, saves, and stops early when asked to; the last state is on its way to disk."""
-        config, taken = self._config, _Taken(int(state.step), time.perf_counter())
-        for number in range(taken.step + 1, config.optimiser.steps + 1):
+        config, first = self._config, int(state.step)
+        taken = _Taken(first, time.perf_counter(), logged=first)
+        for number in range(first + 1, config.optimiser.steps + 1):
             begun = time.perf_counter()
             local = next(source)
             waited = time.perf_counter() - begun
@@ -168,7 +171,7 @@ class _Run:
         return state
 
     def _place(self, local: Segments) -> Segments:
-        return Segments(*(parallel.global_array(np.asarray(x), self._mesh, *axes) for x, axes in zip(local, BATCH, strict=True)))
+        return _by_field(lambda name: parallel.global_array(np.asarray(getattr(local, name)), self._mesh, *BATCH[name]))
 
     def _compile(self, state: TrainState, batch: Segments) -> None:
         """The step; its work on one device, and what that device can do: their quotient is the model FLOP utilisation."""
@@ -182,24 +185,24 @@ class _Run:
             return taken
         numbers = {name: float(value) for name, value in jax.device_get(taken.numbers).items()}
         if not np.isfinite(numbers["loss"] + numbers["gradient_norm"]):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            scans = ", ".join(sorted({self._store.records[int(record)].scan for record in taken.records}))
+            found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            scans = ", ".join(sorted({self._store.records[int(record)].key for record in taken.records}))
             raise FloatingPointError(
-                f"step {taken.step}: expected finite numbers, found {terms}. Its batch holds scans {scans}; "
+                f"step {taken.step}: expected finite numbers, found {found}. Its batch holds scans {scans}; "
                 "the last saved state is from before it"
             )
         if taken.step % self._config.log_every and taken.step != self._config.optimiser.steps:
             return taken._replace(numbers=None)
         now = time.perf_counter()
         steps, seconds = taken.step - taken.logged, now - taken.at
-        scans = steps * self._config.input.batch / seconds
+        rate = steps * self._config.input.batch / seconds
         speed = {
-            "scans_per_second": scans,
-            "tokens_per_second": scans * 2 * self._config.input.locations,
+            "scans_per_second": rate,
+            "tokens_per_second": rate * 2 * self._config.input.locations,
             "model_flop_utilisation": self._flop * steps / seconds / self._peak,
             "data_wait": taken.waited / seconds,
         }
-        said = f"loss {numbers['loss']:.3f}, {scans:.1f} scans/s, {speed['tokens_per_second']:.0f} tokens/s, "
+        said = f"loss {numbers['loss']:.3f}, {rate:.1f} scans/s, {speed['tokens_per_second']:.0f} tokens/s, "
         said += f"MFU {speed['model_flop_utilisation']:.0%}, data wait {speed['data_wait']:.0%}"
         self._log(taken.step, numbers | speed, said)
         return _Taken(taken.step, now, logged=taken.step)
@@ -210,14 +213,23 @@ class _Taken(NamedTuple):
 
     step: int
     at: float
-    logged: int = 0
+    logged: int
     waited: float = 0.0
     numbers: Any = None
     records: Any = None
 
 
-def _initial(linear: LinearEncoder, config: PretrainConfig, optimiser: Any) -> TrainState:
-    return begin(perceiver.init(linear, config.perceiver, jax.random.key(config.seed)).params, optimiser)
+def _by_field(make: Callable[[str], Any]) -> Segments:
+    return Segments(**{name: make(name) for name in Segments._fields})
+
+
+def _initial(base: Encoder, config: PretrainConfig, optimiser: Any) -> TrainState:
+    """Fresh weights on a linear encoder, or those of a neural one to go on from."""
+    if isinstance(base, LinearEncoder):
+        return begin(perceiver.init(base, config.perceiver, jax.random.key(config.seed)).params, optimiser)
+    if base.config != config.perceiver:
+        raise ValueError(f"checkpoint {config.start} has sizes {base.config}, expected those of the configuration, {config.perceiver}")
+    return begin(jax.tree.map(jnp.asarray, base.params), optimiser)
 
 
 def _loss(linear: LinearEncoder, config: PretrainConfig) -> Loss:
@@ -275,9 +287,7 @@ def _others_named(step: int, saves: Saves) -> Iterator[None]:
         ) from error
 
 
-def _card(
-    config: PretrainConfig, store: Store, subjects: Sequence[str], held_out: Sequence[str], last: dict[str, float]
-) -> dict[str, Any]:
+def _card(config: PretrainConfig, store: Store, subjects: Sequence[str], held_out: Sequence[str], last: dict[str, float]) -> dict[str, Any]:
     whole = dataclasses.asdict(config)
     return {
         "what": "neural encoder: the linear one and a correction by a Perceiver",

@@ -81,7 +81,7 @@ def config(start) -> PretrainConfig:
         start=str(start),
         save_every=2,
         log_every=1,
-        perceiver=PerceiverConfig(16, 4, 1, 2, 2, 10, 24, "float32"),
+        perceiver=PerceiverConfig(16, 4, 1, 2, 2, 10, 24, dtype="float32"),
         input=InputConfig(batch=8, locations=64, frames=40, min_seconds=60, max_seconds=80, ball_count=2),
         objectives=ObjectiveConfig(anchors=16, negatives=16),
         optimiser=OptimiserConfig(steps=STEPS, rate=1e-3),
