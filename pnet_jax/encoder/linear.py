@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -81,7 +82,11 @@ def embed(
       angles between scans do not (`project` for those).
     """
     x = project(encoder, y, region, kept, counted)
-    covariance = jnp.matmul(x.T, x, precision="highest")
+    return whitened(x, jnp.matmul(x.T, x, precision="highest"))
+
+
+def whitened(x: Float[Array, "V D"], covariance: Float[Array, "D D"]) -> Float[Array, "V D"]:
+    """Rows of length 1 in the metric M of `embed`, from components and the sum of their products over *all* locations."""
     size, total = len(covariance), jnp.trace(covariance)
     metric = OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
     return normalise(jnp.matmul(x, _inverse_root(metric), precision="highest"))
@@ -95,14 +100,26 @@ def project(
 
     Arguments are those of `embed`.
     """
+    projected, weight = components(encoder, y, region, kept, counted), counted.astype(y.dtype)[:, None]
+    # Not as a product: on a CPU that adds up V terms one after another, with several times the rounding of this sum.
+    mean = (weight * projected).sum(0) / jnp.maximum(weight.sum(), 1.0)
+    return (projected - mean[None, :]) * weight
+
+
+def components(
+    encoder: LinearEncoder,
+    y: Float[Array, "V T"],
+    region: Int[Array, " V"],
+    kept: Bool[Array, " T"],
+    counted: Bool[Array, " V"],
+    total: Callable[[Array], Array] = lambda here: here,
+) -> Float[Array, "V D"]:
+    """What `project` is before the scan's mean is taken out; `total` as in `reference_signals`."""
     y = jnp.where(counted[:, None], y, 0.0)
     region = jnp.where(counted, region, -1)
-    signals = reference_signals(y, region, len(encoder.references))
+    signals = reference_signals(y, region, len(encoder.references), total)
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
-    projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
-    weight = counted.astype(y.dtype)
-    centred = projected - ((weight @ projected) / jnp.maximum(weight.sum(), 1.0))[None, :]
-    return centred * weight[:, None]
+    return fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
 
 
 def _inverse_root(matrix: Float[Array, "D D"]) -> Float[Array, "D D"]:
