@@ -14,6 +14,7 @@ from pnet_jax.ops.portrait import chunked, graph, reference
 from pnet_jax.ops.portrait.settings import PortraitSettings
 
 _PATHS = {"reference": reference.shortest_paths, "chunked": chunked.shortest_paths}
+_FROM_SOURCE = {"reference": reference.shortest_paths, "chunked": chunked.paths_from_source}
 _HOPS = {"reference": reference.hops, "chunked": chunked.hops}
 _PORTRAITS = {"reference": reference.portraits, "chunked": chunked.portraits}
 _DIVERGENCES = {"reference": reference.divergences, "chunked": chunked.divergences}
@@ -203,8 +204,8 @@ def _paths(graphs: Array, lengths: str, rounding: int | None, implementation: st
     edges = jnp.where(graphs > 0, length, jnp.inf)
     if lengths == "hops":
         return shortest_paths(edges, hops=True, implementation=implementation)
-    if rounding is None:  # sums as Dijkstra makes them are the definition's, which adds in that order
-        return shortest_paths(edges, implementation="reference")
+    if rounding is None:  # sums as Dijkstra makes them
+        return choose(_FROM_SOURCE, implementation)(edges)
     paths = shortest_paths(edges, implementation=implementation)
     return jax.lax.reduce_precision(jnp.minimum(paths, paths.swapaxes(1, 2)), jnp.finfo(paths.dtype).nexp, rounding)
 
