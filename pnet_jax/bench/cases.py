@@ -227,12 +227,15 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
     implementations=("chunked",),
 )
 def _location_correlation(shape: Shape, make: Inputs) -> Work:
-    from pnet_jax.ops.location_correlation import location_correlation
+    from pnet_jax.ops.location_correlation import location_correlation, ring
 
     def run(implementation: str, y: jax.Array) -> jax.Array:
         return location_correlation(y, implementation=implementation)
 
-    return Work(run, (make.signals(shape.V, shape.T),))
+    def local(implementation: str, y: jax.Array) -> jax.Array:
+        return ring.total(y, jnp.ones(y.shape[1], y.dtype), jnp.ones(len(y), bool), jnp.arctanh, "location")[0]
+
+    return Work(run, (make.signals(shape.V, shape.T),), Spread("location", (P("location"),), P("location"), local))
 
 
 @case(
