@@ -17,6 +17,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 
+from pnet_jax.bench import hlo
 from pnet_jax.ops.portrait import (
     PortraitSettings,
     api,
@@ -408,3 +409,42 @@ def test_other_bad_input_is_refused():
         portraits(networks(), jnp.arange(3.0), np.ones(20, bool))
     with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
         keep_strongest(networks(), 0)
+
+
+# Over devices
+
+
+@functools.cache
+def mesh_of(parts):
+    return jax.make_mesh((parts,), ("subject",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:parts])
+
+
+@pytest.mark.parametrize(("name", "parts"), [("hops", 8), ("percentiles", 8), ("unrounded", 2), ("shared bins", 1)])
+def test_networks_over_devices_give_what_one_device_gives(name, parts):
+    w = networks(8)
+    w[1, 3] = w[1, :, 3] = np.nan
+    found = portrait_divergence(w, SETTINGS[name], mesh=mesh_of(parts))
+    expected = portrait_divergence(w, SETTINGS[name])
+    assert_allclose(found.divergence, expected.divergence, rtol=0, atol=1e-6)
+    assert_array_equal(found.nodes, expected.nodes)
+    assert_array_equal(found.density, expected.density)
+    pairs = np.array([[0, 1], [7, 2], [3, 3]], np.int32)  # no multiple of the devices
+    some = divergence(w, SETTINGS[name], pairs=pairs, mesh=mesh_of(parts))
+    assert_allclose(some, np.asarray(expected.divergence)[pairs[:, 0], pairs[:, 1]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "gathers"), [(HOPS, 1), (WEIGHTED, 9)], ids=["hops", "percentiles"])
+def test_only_what_pairs_read_is_gathered(settings, gathers):
+    run = jax.jit(lambda w: portrait_divergence(w, settings, pairs=np.array([[0, 1]] * 8, np.int32), mesh=mesh_of(8)).divergence)
+    counts = hlo.read(run.lower(networks(8)).compile())
+    assert set(counts.collectives) == {"all-gather"}  # nothing else: paths and graphs stay where they are
+    assert counts.collectives["all-gather"] == gathers
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="the mesh splits networks into 8: expected a multiple of it, got 4; networks of NaN fill up"):
+        divergence(networks(4), mesh=mesh_of(8))
+    with pytest.raises(ValueError, match="a mesh needs the implementation 'chunked', got 'reference'"):
+        divergence(networks(8), implementation="reference", mesh=mesh_of(8))
+    with pytest.raises(ValueError, match=r"expected a mesh with an axis subject, got \('x',\)"):
+        divergence(networks(8), mesh=jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]))

@@ -4,7 +4,7 @@ Hops come from products of 0/1 matrices; lengths from Floyd and Warshall's pass,
 are read from the merged order of two sorted lists, found by a search that begins in the right one of many buckets; nothing is sorted twice.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,26 +100,41 @@ def divergences(
     edges: Float[Array, " L+1"] | None,
     settings: PortraitSettings,
 ) -> Float[Array, " P"]:
+    return compared(prepared(distances, present, edges, settings), present, pairs, edges, settings)
+
+
+def prepared(
+    distances: Float[Array, "S N N"], present: Bool[Array, "S N"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
+) -> Any:
+    """What a comparison needs to know of each network: its distribution where bins are common to all, else its paths in order."""
     if edges is not None:
-        p = distribution(portraits(distances, edges, present), settings.convention)
-        return jax.lax.map(lambda pair: _jensen_shannon(p[pair[0]], p[pair[1]]), pairs, batch_size=PAIRS)
+        return distribution(portraits(distances, edges, present), settings.convention)
     # A path counts once where both directions have one length.
     different = distances[0].size if settings.rounding is None else distances[0].size // 2 + 1
-    ordered = jax.lax.map(lambda network: _order(network, different), _among(distances, present))
+    return jax.lax.map(lambda network: _order(network, different), _among(distances, present))
+
+
+def compared(
+    networks: Any, present: Bool[Array, "S N"], pairs: Int[Array, "P 2"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
+) -> Float[Array, " P"]:
+    """The divergences of pairs of `prepared` networks."""
+    if edges is not None:
+        return jax.lax.map(lambda pair: _jensen_shannon(networks[pair[0]], networks[pair[1]]), pairs, batch_size=PAIRS)
 
     def compare(size: int) -> Float[Array, " P"]:
         def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
-            two = [(jax.tree.map(lambda x: x[i], ordered), present[i]) for i in pair]  # noqa: B023
+            two = [(jax.tree.map(lambda x: x[i], networks), present[i]) for i in pair]  # noqa: B023
             a, b = (network.lookup._replace(values=network.lookup.values[:size]) for network, _ in two)
             common = _percentiles(a, b, settings.bins)
-            p, q = (distribution(_count(_below(network, common), there, distances.dtype), settings.convention) for network, there in two)
+            p, q = (distribution(_count(_below(network, common), there, common.dtype), settings.convention) for network, there in two)
             return _jensen_shannon(p, q)
 
         return jax.lax.map(one, pairs)
 
+    different = networks.lookup.values.shape[1]
     if different <= FEW:
         return compare(different)
-    few = jnp.isinf(ordered.lookup.values[:, FEW]).all()
+    few = jnp.isinf(networks.lookup.values[:, FEW]).all()
     return jax.lax.cond(few, lambda: compare(FEW), lambda: compare(different))
 
 
