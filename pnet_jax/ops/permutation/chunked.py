@@ -54,7 +54,7 @@ def over(
     def part(model: Model, key: PRNGKeyArray, threshold: Array | None, table: Array) -> tuple[Array, ...]:
         begin = jax.lax.axis_index(SUBJECT) * share
         exceeded, *maxima = test(model, key, share, tail, threshold, table, begin, permutations)
-        return jax.lax.psum(exceeded, SUBJECT), *maxima
+        return (jax.lax.psum(exceeded, SUBJECT) if mesh.shape[SUBJECT] > 1 else exceeded), *maxima
 
     whole, own = P(), P(SUBJECT)
     run = jax.shard_map(part, mesh=mesh, in_specs=(whole, whole, whole, whole), out_specs=(whole, own, own, own), check_vma=False)
