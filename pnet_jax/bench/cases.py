@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pnet_jax.bench.inputs import Inputs, candidates, neighbours
@@ -29,12 +30,14 @@ class Spread(NamedTuple):
       inputs: a PartitionSpec for each argument.
       outputs: the same for the outputs: `local` then runs inside `shard_map`. None leaves all to the compiler.
       local: what one device does with its part, the implementation's name first; `Work.run` if None.
+      over: for ops that split their work over a mesh themselves: `over(implementation, mesh, *arguments)` in place of the others.
     """
 
     axis: str
     inputs: tuple[Any, ...]
     outputs: Any = None
     local: Callable[..., Any] | None = None
+    over: Callable[..., Any] | None = None
 
 
 class Work(NamedTuple):
@@ -227,12 +230,15 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
     implementations=("chunked",),
 )
 def _location_correlation(shape: Shape, make: Inputs) -> Work:
-    from pnet_jax.ops.location_correlation import location_correlation
+    from pnet_jax.ops.location_correlation import location_correlation, ring
 
     def run(implementation: str, y: jax.Array) -> jax.Array:
         return location_correlation(y, implementation=implementation)
 
-    return Work(run, (make.signals(shape.V, shape.T),))
+    def local(implementation: str, y: jax.Array) -> jax.Array:
+        return ring.total(y, jnp.ones(y.shape[1], y.dtype), jnp.ones(len(y), bool), jnp.arctanh, "location")[0]
+
+    return Work(run, (make.signals(shape.V, shape.T),), Spread("location", (P("location"),), P("location"), local))
 
 
 @case(
@@ -292,9 +298,12 @@ def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], flo
         settings = PortraitSettings(lengths=lengths, bins=bins)
 
         def run(implementation: str, weights: jax.Array) -> jax.Array:
-            return portrait_divergence(weights, settings, implementation=implementation).divergence
+            return over(implementation, None, weights)
 
-        return Work(run, (make.networks(shape.S, shape.K),))
+        def over(implementation: str, mesh: Mesh | None, weights: jax.Array) -> jax.Array:
+            return portrait_divergence(weights, settings, implementation=implementation, mesh=mesh).divergence
+
+        return Work(run, (make.networks(shape.S, shape.K),), Spread("subject", (P("subject"),), over=over))
 
     case(op, shapes=COHORTS, flop=flop, bytes=lambda s, b: 4 * s.S * (s.K**2 + s.S), grows="SK", implementations=("chunked",))(build)
 
@@ -310,10 +319,14 @@ def _permutation_case(op: str, threshold: float | None, implementations: tuple[s
         from pnet_jax.ops.permutation import permutation_test
 
         def run(implementation: str, edges: jax.Array, effect: jax.Array) -> Any:
-            options: dict[str, Any] = {"permutations": shape.P, "threshold": threshold, "implementation": implementation}
-            return permutation_test(edges, effect, key=jax.random.key(0), **options)
+            return over(implementation, None, edges, effect)
 
-        return Work(run, (make.normal(shape.S, shape.E), np.arange(shape.S, dtype=np.float32) % 2))
+        def over(implementation: str, mesh: Mesh | None, edges: jax.Array, effect: jax.Array) -> Any:
+            options: dict[str, Any] = {"permutations": shape.P, "threshold": threshold, "implementation": implementation}
+            return permutation_test(edges, effect, key=jax.random.key(0), mesh=mesh, **options)
+
+        arguments = make.normal(shape.S, shape.E), np.arange(shape.S, dtype=np.float32) % 2
+        return Work(run, arguments, Spread("subject", (P(), P()), over=over))
 
     case(
         op,

@@ -98,6 +98,8 @@ def _compiled_over(work: Work, implementation: str, count: int) -> Any:
     parts = ParallelConfig(subject=count) if spread.axis == "subject" else ParallelConfig(location=count)
     mesh = parallel.make_mesh(parts, devices)
     step = functools.partial(spread.local or work.run, implementation)
+    if spread.over is not None:
+        step = functools.partial(spread.over, implementation, mesh)
     if spread.outputs is not None:
         step = jax.shard_map(step, mesh=mesh, in_specs=spread.inputs, out_specs=spread.outputs, check_vma=False)
     shardings = tuple(jax.tree.map(lambda spec: parallel.sharding(mesh, *spec), spec, is_leaf=_is_spec) for spec in spread.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -85,8 +86,12 @@ def embed(
 
 
 def own_metric(x: Float[Array, "V D"]) -> Float[Array, "D D"]:
-    """M of a scan: its own covariance with trace 1, shrunk to the identity; a scan of zeros has the identity alone."""
-    covariance = jnp.matmul(x.T, x, precision="highest")
+    """M of a scan from its components."""
+    return shrunk(jnp.matmul(x.T, x, precision="highest"))
+
+
+def shrunk(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """M from the sum of products over *all* locations: trace 1, shrunk to the identity; a scan of zeros has the identity alone."""
     size, total = len(covariance), jnp.trace(covariance)
     return OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
 
@@ -104,17 +109,31 @@ def project(
 
     Arguments are those of `embed`.
     """
-    y = jnp.where(counted[:, None], y, 0.0)
-    region = jnp.where(counted, region, -1)
-    signals = reference_signals(y, region, len(encoder.references))
-    # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
-    projected = fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
-    return centre(projected, counted.astype(y.dtype))
+    return centre(components(encoder, y, region, kept, counted), counted.astype(y.dtype))
 
 
 def centre(f: Float[Array, "V D"], weight: Float[Array, " V"]) -> Float[Array, "V D"]:
     """Rows without the mean over the locations that count (weight 1); 0 where one does not (weight 0)."""
-    return (f - ((weight @ f) / jnp.maximum(weight.sum(), 1.0))[None, :]) * weight[:, None]
+    weight = weight[:, None]
+    # Not as a product: on a CPU that adds up V terms one after another, with several times the rounding of this sum.
+    mean = (weight * f).sum(0) / jnp.maximum(weight.sum(), 1.0)
+    return (f - mean[None, :]) * weight
+
+
+def components(
+    encoder: LinearEncoder,
+    y: Float[Array, "V T"],
+    region: Int[Array, " V"],
+    kept: Bool[Array, " T"],
+    counted: Bool[Array, " V"],
+    total: Callable[[Array], Array] = lambda here: here,
+) -> Float[Array, "V D"]:
+    """What `project` is before the scan's mean is taken out; `total` as in `reference_signals`."""
+    y = jnp.where(counted[:, None], y, 0.0)
+    region = jnp.where(counted, region, -1)
+    signals = reference_signals(y, region, len(encoder.references), total)
+    # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
+    return fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
 
 
 def _inverse_root(matrix: Float[Array, "D D"]) -> Float[Array, "D D"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -85,18 +86,22 @@ def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarra
     return np.where(np.isfinite(distance), nearest, -1).astype(np.int32)
 
 
-def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: int) -> Float[Array, "R T"]:
+def reference_signals(
+    y: Float[Array, "V T"], region: Int[Array, " V"], count: int, total: Callable[[Array], Array] = lambda here: here
+) -> Float[Array, "R T"]:
     """Mean signal of each reference region, `[R, T]`; 0 where a region has no location.
 
     Args:
       y: signals, `[V, T]`; rows that are 0 throughout (no signal) only scale the mean.
       region: reference of each location, −1 for none, `[V]`.
       count: R.
+      total: a sum over all locations, from the sum over those here; these are all if not given.
     """
     at = jnp.where(region < 0, count, region)
-    total = jax.ops.segment_sum(y, at, count + 1)[:count]
-    size = jax.ops.segment_sum(jnp.ones_like(y[:, 0]), at, count + 1)[:count]
-    return total / jnp.maximum(size, 1.0)[:, None]
+    sums = jax.ops.segment_sum(y, at, count + 1)[:count]
+    size = jax.ops.segment_sum(jnp.ones_like(y[:, :1]), at, count + 1)[:count]
+    both = total(jnp.concatenate([sums, size], 1))  # [R, T + 1], so that one sum over devices is enough
+    return both[:, :-1] / jnp.maximum(both[:, -1:], 1.0)
 
 
 def log_power(y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:

@@ -61,13 +61,15 @@ def sharded_mixture(
     def one(problem: Problem, kappa: Array, beta: Array, start: Mixture | None = None) -> Mixture:
         return mixture(problem, kappa, beta, steps=steps, start=start, links=links(halo))
 
-    return _over(mesh, one, arguments, layouts, halo)
+    sizes = _sizes(problem)
+    _check_halo(mesh, sizes, halo)
+    return over(mesh, one, arguments, layouts, RESULT, sizes, "z")
 
 
 def sharded_begin(mesh: Mesh, problem: Problem, log_q: Float[Array, "S V C"]) -> Mixture:
     """`begin` of S subjects over a mesh; arguments and errors as of `sharded_mixture`."""
     one = functools.partial(begin, links=links(0))
-    return _over(mesh, one, (problem, log_q), (layout(problem), P(SUBJECT, LOCATION)), 0)
+    return over(mesh, one, (problem, log_q), (layout(problem), P(SUBJECT, LOCATION)), RESULT, _sizes(problem), "z")
 
 
 def layout(problem: Problem) -> Any:
@@ -90,44 +92,62 @@ def _each(x: Array, *rest: str) -> P:
     return P(*(SUBJECT, *rest)[: x.ndim])
 
 
-def _over(mesh: Mesh, one: Callable[..., Mixture], arguments: tuple[Any, ...], layouts: tuple[Any, ...], halo: int) -> Mixture:
-    """`one` for each subject, on each device for the subjects and locations it holds."""
-    _check(mesh, arguments, layouts, halo)
+def over(
+    mesh: Mesh, one: Callable[..., Any], arguments: tuple[Any, ...], layouts: tuple[Any, ...], result: Any, sizes: tuple[int, int], of: str
+) -> Any:
+    """`one` for each subject, on each device for the subjects and locations it holds.
+
+    Args:
+      one: of the arrays of one subject, with the device's own locations; may exchange along "location".
+      arguments: trees of arrays.
+      layouts: trees of PartitionSpecs like them; an array whose first axis is no "subject" is the same for all.
+      result: layouts of what comes out, "subject" first.
+      sizes: S and V, and
+      of: the argument that has them, for the message when another disagrees.
+    """
+    _check(mesh, arguments, layouts, dict(zip((SUBJECT, LOCATION), sizes, strict=True)), of)
     axes = jax.tree.map(lambda spec: 0 if SUBJECT in spec[:1] else None, layouts, is_leaf=_is_spec)
     # `check_vma` would want the kernels to say which of their sums begin at zeros of this device: they need not know of meshes.
-    wave = _alone(one, axes) if arguments[0].z.shape[0] == mesh.shape[SUBJECT] else jax.vmap(one, in_axes=axes)
-    return jax.shard_map(wave, mesh=mesh, in_specs=layouts, out_specs=RESULT, check_vma=False)(*arguments)
+    wave = _alone(one, axes) if sizes[0] == mesh.shape[SUBJECT] else jax.vmap(one, in_axes=axes)
+    return jax.shard_map(wave, mesh=mesh, in_specs=layouts, out_specs=result, check_vma=False)(*arguments)
 
 
-def _alone(one: Callable[..., Mixture], axes: tuple[Any, ...]) -> Callable[..., Mixture]:
+def _alone(one: Callable[..., Any], axes: tuple[Any, ...]) -> Callable[..., Any]:
     """`vmap` where a device has one subject: a batch of 1 is compiled to products that round in another way than larger ones do."""
 
-    def run(*arguments: Any) -> Mixture:
+    def run(*arguments: Any) -> Any:
         found = one(*jax.tree.map(lambda axis, array: array if axis is None else array[0], axes, arguments, is_leaf=lambda x: x is None))
         return jax.tree.map(lambda array: array[None], found)
 
     return run
 
 
-def _check(mesh: Mesh, arguments: tuple[Any, ...], layouts: tuple[Any, ...], halo: int) -> None:
+def _check(mesh: Mesh, arguments: tuple[Any, ...], layouts: tuple[Any, ...], size: dict[str, int], of: str) -> None:
     if missing := {SUBJECT, LOCATION} - set(mesh.axis_names):
         raise ValueError(f"expected a mesh with axes {SUBJECT}, {LOCATION}; {', '.join(sorted(missing))} is not in {mesh.axis_names}")
-    problem = arguments[0]
-    if problem.z.ndim != 3 or problem.prototypes.ndim != 3:
-        raise ValueError(f"expected z [S, V, D] and prototypes [S, K, D], got {problem.z.shape} and {problem.prototypes.shape}")
-    size = {SUBJECT: problem.z.shape[0], LOCATION: problem.z.shape[1]}
     specs = jax.tree.leaves(layouts, is_leaf=_is_spec)
     for array, spec in zip(jax.tree.leaves(arguments), specs, strict=True):
         for dim, axis in enumerate(spec):
-            if axis and (array.ndim <= dim or array.shape[dim] != size[axis]):
-                raise ValueError(f"expected {size[axis]} {axis}s along dimension {dim}, as in z, got an array of shape {array.shape}")
+            if axis and (jnp.ndim(array) <= dim or array.shape[dim] != size[axis]):
+                raise ValueError(
+                    f"expected {size[axis]} {axis}s along dimension {dim}, as in {of}, got an array of shape {jnp.shape(array)}"
+                )
     for axis in (SUBJECT, LOCATION):
         if size[axis] % mesh.shape[axis]:
             parts = mesh.shape[axis]
             raise ValueError(f"the mesh splits {axis}s into {parts}: expected a multiple of it, got {size[axis]}; `parallel.pad` fills up")
-    rows = size[LOCATION] // mesh.shape[LOCATION]
-    if mesh.shape[LOCATION] > 1 and halo > rows:
-        raise ValueError(f"expected a halo of at most the {rows} locations of a part, got {halo}: use fewer parts")
+
+
+def _sizes(problem: Problem) -> tuple[int, int]:
+    if problem.z.ndim != 3 or problem.prototypes.ndim != 3:
+        raise ValueError(f"expected z [S, V, D] and prototypes [S, K, D], got {problem.z.shape} and {problem.prototypes.shape}")
+    return problem.z.shape[0], problem.z.shape[1]
+
+
+def _check_halo(mesh: Mesh, sizes: tuple[int, int], halo: int) -> None:
+    parts = dict(mesh.shape).get(LOCATION, 1)
+    if parts > 1 and sizes[1] % parts == 0 and halo > sizes[1] // parts:
+        raise ValueError(f"expected a halo of at most the {sizes[1] // parts} locations of a part, got {halo}: use fewer parts")
 
 
 def _is_spec(x: Any) -> bool:

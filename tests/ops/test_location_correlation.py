@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
+from pnet_jax.bench import hlo
 from pnet_jax.ops.location_correlation import chunked, location_correlation, top_correlations
 
 IMPLEMENTATIONS = ("reference", "chunked")
@@ -235,3 +237,86 @@ def test_what_cannot_be_used_is_refused(arguments, message):
 def test_a_list_longer_than_the_others_is_refused(k):
     with pytest.raises(ValueError, match=f"k must be 1 to 4 for 5 locations, got {k}"):
         top_correlations(np.ones((5, 4), np.float32), k)
+
+
+# Over devices
+
+
+PARTS = [1, 2, 3, 8]
+
+
+@functools.cache
+def mesh_of(parts):
+    return jax.make_mesh((parts,), ("location",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:parts])
+
+
+def spread(locations=72):
+    """Signals with an absent and a constant location, and frames that do not count; 9 locations a part on 8 devices: no full blocks."""
+    y, mask, kept = signals(locations), np.arange(locations) != 5, np.arange(40) < 33
+    y[31] = 2.0
+    return y, mask, kept
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("statistic", ["mean_z", "degree"])
+def test_locations_over_devices_give_what_one_device_gives(parts, statistic):
+    y, mask, kept = spread()
+    found = jax.jit(lambda y: location_correlation(y, statistic, kept=kept, mask=mask, mesh=mesh_of(parts)))(y)
+    assert_allclose(found, location_correlation(y, statistic, kept=kept, mask=mask), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("k", [3, 20])
+def test_the_largest_over_devices_are_those_of_one_device_equal_ones_too(parts, k):
+    y, mask, kept = spread()
+    y[40:60] = y[:1]  # many equal correlations, in several parts: the lower index stays
+    found = jax.jit(lambda y: top_correlations(y, k, kept=kept, mask=mask, mesh=mesh_of(parts)))(y)
+    expected = top_correlations(y, k, kept=kept, mask=mask)
+    assert_allclose(found.values, expected.values, rtol=0, atol=1e-6)
+    assert_array_equal(found.indices, expected.indices)
+
+
+def test_gradients_over_devices_are_those_of_one_device():
+    y, mask, _ = spread()
+    weights = np.linspace(-1, 1, len(y), dtype=np.float32)
+
+    def loss(y, mesh):
+        return (jnp.nan_to_num(location_correlation(y, mask=mask, mesh=mesh)) * weights).sum()
+
+    found, expected = (jax.jit(jax.grad(functools.partial(loss, mesh=mesh)))(y) for mesh in (mesh_of(8), None))
+    assert np.abs(expected).max() > 0
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_parts_travel_and_each_device_does_its_share():
+    y = signals(256)
+    step = jax.jit(lambda y, mesh: location_correlation(y, mesh=mesh), static_argnums=1)
+    one, eight = (hlo.read(step.lower(y, mesh).compile()) for mesh in (None, mesh_of(8)))
+    # Three steps with signals and sums, one with the signals of the part opposite, one home; then how many locations there are.
+    assert eight.collectives == {"collective-permute": 2 * 3 + 2, "all-reduce": 1}
+    assert (
+        eight.matmul < 1.3 / 8 * one.matmul
+    )  # blocks of 8: one on the diagonal of each part is computed whole, and so is the part opposite
+    top = jax.jit(lambda y: top_correlations(y, 3, mesh=mesh_of(8)))
+    assert hlo.read(top.lower(y).compile()).collectives == {"collective-permute": 7}
+    sizes = re.findall(r"f32\[([\d,]+)\]\S* collective-permute\(", top.lower(y).compile().as_text())
+    assert {np.prod([int(n) for n in size.split(",")]) for size in sizes} == {256 // 8 * 40}
+
+
+def test_no_table_of_all_pairs_on_any_device():
+    y = signals(1024)
+    memory = jax.jit(lambda y: location_correlation(y, mesh=mesh_of(8))).lower(y).compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes < 6 * y.nbytes  # of all eight together at most; the table would be 25 times y
+
+
+@pytest.mark.parametrize(
+    ("mesh", "more", "message"),
+    [
+        (lambda: mesh_of(3), {}, "the mesh splits locations into 3: expected a multiple of it, got 29"),
+        (lambda: jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]), {}, r"expected a mesh with an axis location, got \('x',\)"),
+        (lambda: mesh_of(1), {"implementation": "reference"}, "a mesh needs the implementation 'chunked', got 'reference'"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(mesh, more, message):
+    with pytest.raises(ValueError, match=message):
+        location_correlation(signals(), mesh=mesh(), **more)

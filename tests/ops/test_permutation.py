@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
+from pnet_jax.bench import hlo
 from pnet_jax.ops.permutation import chunked, false_discovery_rate, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.api import edge_table
 from pnet_jax.ops.permutation.model import Model, rearranged
@@ -331,3 +332,39 @@ def test_bad_input_is_refused(change, message):
 def test_one_pair_is_refused():
     with pytest.raises(ValueError, match="differences need 2 subjects or more, got 1"):
         sign_flip_test(np.ones((1, 3), np.float32), key=KEY)
+
+
+# Over devices
+
+
+@functools.cache
+def mesh_of(parts):
+    return jax.make_mesh((parts,), ("subject",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:parts])
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_rearrangements_over_devices_give_what_one_device_gives(parts):
+    edges = np.random.default_rng(0).normal(size=(20, 28)).astype(np.float32)
+    edges[:, 3] = 1.0  # cannot be tested
+    for test, given in ((permutation_test, (edges, GROUP)), (sign_flip_test, (edges,))):
+        options = {"key": KEY, "permutations": 77, "threshold": 1.0}  # no multiple of the devices
+        found, expected = (test(*given, **options, mesh=mesh) for mesh in (mesh_of(parts), None))
+        assert len(found.max_t) == 77
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_and_maxima_are_all_that_travels():
+    edges = np.random.default_rng(0).normal(size=(20, 28)).astype(np.float32)
+    step = jax.jit(lambda edges, mesh: permutation_test(edges, GROUP, key=KEY, permutations=4096, mesh=mesh), static_argnums=1)
+    one, eight = (hlo.read(step.lower(edges, mesh).compile()) for mesh in (None, mesh_of(8)))
+    assert eight.collectives == {"all-reduce": 1, "all-gather": 1}  # the largest t of each rearrangement are sorted
+    assert eight.matmul < 1.1 / 8 * one.matmul
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    edges = np.zeros((20, 28), np.float32)
+    with pytest.raises(ValueError, match=r"expected a mesh with an axis subject, got \('x',\)"):
+        sign_flip_test(edges, key=KEY, mesh=jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]))
+    with pytest.raises(ValueError, match="a mesh needs the implementation 'chunked', got 'reference'"):
+        sign_flip_test(edges, key=KEY, implementation="reference", mesh=mesh_of(1))

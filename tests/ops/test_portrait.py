@@ -17,6 +17,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 
+from pnet_jax.bench import hlo
 from pnet_jax.ops.portrait import (
     PortraitSettings,
     api,
@@ -120,10 +121,12 @@ def test_paths_equal_scipy(implementation):
         assert np.isinf(found[2, 0, 1:]).all()
 
 
-def test_the_definition_adds_lengths_as_dijkstra_does_to_the_last_bit():
+@pytest.mark.parametrize("paths", [functools.partial(shortest_paths, implementation="reference"), chunked.paths_from_source])
+def test_lengths_add_up_as_in_dijkstras_algorithm_to_the_last_bit(paths):
     with jax.enable_x64(True):
         lengths = edge_lengths(networks(dtype=np.float64))
-        found = np.asarray(compiled(shortest_paths, implementation="reference")(lengths))
+        lengths[2, :4] = lengths[2, :, :4] = np.inf
+        found = np.asarray(jax.jit(paths)(lengths))
     assert_array_equal(found, [shortest_path(np.where(np.isfinite(x), x, 0), method="D", directed=False) for x in lengths])
 
 
@@ -290,13 +293,34 @@ def test_equals_scipy_on_paths_of_two_unlike_sizes():
 def test_percentiles_of_a_union_equal_numpy(grain):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        percentiles = jax.jit(chunked._percentiles, static_argnums=2)
+        percentiles = jax.jit(lambda a, b, bins: chunked._percentiles(chunked._lookup(a), chunked._lookup(b), bins), static_argnums=2)
         for sizes in ((1, 1), (1, 40), (30, 2), (37, 41)):
             a, b = (np.unique(np.append(0, rng.integers(0, grain, size)) / grain) for size in sizes)
             padded = [np.pad(x, (0, 60 - len(x)), constant_values=np.inf) for x in (a, b)]
             for bins in (4, 100):
                 expected = np.percentile(np.union1d(a, b), np.linspace(0, 100, bins + 1))
                 assert_allclose(percentiles(*padded, bins), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_search_in_buckets_is_numpys(dtype):
+    rng = np.random.default_rng(0)
+    spreads = {
+        "even": rng.random(300),
+        "far from 0": 1000 + rng.random(300),
+        "one far from all others": np.append(rng.random(300) * 1e-6, 50),
+        "many sizes": 10.0 ** rng.uniform(-6, 6, 300),
+        "one": np.array([2.5]),
+        "none but 0": np.array([]),
+    }
+    with jax.enable_x64(dtype == np.float64):
+        search = jax.jit(lambda values, x: chunked._lookup(values).smaller(x))
+        for name, values in spreads.items():
+            held = np.unique(np.append(0, values)).astype(dtype)
+            padded = np.pad(held, (0, 320 - len(held)), constant_values=np.inf)
+            beside = [np.nextafter(held[1:], end) for end in (-np.inf, np.inf)]  # not of 0, where numbers are flushed to 0
+            asked = np.concatenate([padded, *beside, rng.random(99) * 2000]).astype(dtype)
+            assert_array_equal(search(padded, asked), np.searchsorted(padded, asked), err_msg=name)
 
 
 # Implementations
@@ -315,8 +339,18 @@ def test_implementations_agree(name, dtype):
         assert_allclose(divergence(w, settings), divergence(w, settings, "reference"), atol=1e-12 if dtype == np.float64 else 2e-6)
 
 
+@pytest.mark.parametrize("grain", [16, None], ids=["few different lengths", "many"])
+def test_how_many_different_lengths_there_are_changes_nothing(grain):
+    nodes = 40  # 1600 path lengths, more than `FEW`
+    w = networks(3, nodes, seed=2)
+    w = w if grain is None else np.round(w * grain) / grain
+    settings = PortraitSettings(lengths="w", density=None, rounding=None, convention="netrd")
+    assert nodes**2 > chunked.FEW
+    assert_allclose(divergence(w, settings), divergence(w, settings, "reference"), atol=2e-6)
+
+
 def test_memory_does_not_grow_with_the_pairs():
-    pairs, nodes = 16_384, 48
+    pairs, nodes = 65_536, 48
     for edges in (np.arange(9, dtype=np.float32), None):
         shapes = [jax.ShapeDtypeStruct(s, t) for s, t in (((6, nodes, nodes), jnp.float32), ((6, nodes), bool), ((pairs, 2), jnp.int32))]
         run = jax.jit(functools.partial(chunked.divergences, edges=edges, settings=WEIGHTED))
@@ -375,3 +409,42 @@ def test_other_bad_input_is_refused():
         portraits(networks(), jnp.arange(3.0), np.ones(20, bool))
     with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
         keep_strongest(networks(), 0)
+
+
+# Over devices
+
+
+@functools.cache
+def mesh_of(parts):
+    return jax.make_mesh((parts,), ("subject",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:parts])
+
+
+@pytest.mark.parametrize(("name", "parts"), [("hops", 8), ("percentiles", 8), ("unrounded", 2), ("shared bins", 1)])
+def test_networks_over_devices_give_what_one_device_gives(name, parts):
+    w = networks(8)
+    w[1, 3] = w[1, :, 3] = np.nan
+    found = portrait_divergence(w, SETTINGS[name], mesh=mesh_of(parts))
+    expected = portrait_divergence(w, SETTINGS[name])
+    assert_allclose(found.divergence, expected.divergence, rtol=0, atol=1e-6)
+    assert_array_equal(found.nodes, expected.nodes)
+    assert_array_equal(found.density, expected.density)
+    pairs = np.array([[0, 1], [7, 2], [3, 3]], np.int32)  # no multiple of the devices
+    some = divergence(w, SETTINGS[name], pairs=pairs, mesh=mesh_of(parts))
+    assert_allclose(some, np.asarray(expected.divergence)[pairs[:, 0], pairs[:, 1]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "gathers"), [(HOPS, 1), (WEIGHTED, 9)], ids=["hops", "percentiles"])
+def test_only_what_pairs_read_is_gathered(settings, gathers):
+    run = jax.jit(lambda w: portrait_divergence(w, settings, pairs=np.array([[0, 1]] * 8, np.int32), mesh=mesh_of(8)).divergence)
+    counts = hlo.read(run.lower(networks(8)).compile())
+    assert set(counts.collectives) == {"all-gather"}  # nothing else: paths and graphs stay where they are
+    assert counts.collectives["all-gather"] == gathers
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="the mesh splits networks into 8: expected a multiple of it, got 4; networks of NaN fill up"):
+        divergence(networks(4), mesh=mesh_of(8))
+    with pytest.raises(ValueError, match="a mesh needs the implementation 'chunked', got 'reference'"):
+        divergence(networks(8), implementation="reference", mesh=mesh_of(8))
+    with pytest.raises(ValueError, match=r"expected a mesh with an axis subject, got \('x',\)"):
+        divergence(networks(8), mesh=jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]))

@@ -98,6 +98,17 @@ def test_locations_over_devices_give_what_one_device_gives(subjects, locations, 
         assert_allclose(found.prototypes[index], alone(index).prototypes, rtol=0, atol=1e-6)
 
 
+def test_with_a_block_of_locations_on_each_device_sums_are_added_in_one_devices_order(monkeypatch):
+    """At κ = 20 q follows the rounding of the sums so closely that their order shows; blocks alike, it does not."""
+    monkeypatch.setattr("pnet_jax.ops.soft_assign.chunked.BLOCK", SHAPE.V // 8)
+    # κ and β as arguments: as constants they are folded into the products of one program in another way than into the other's.
+    sharded = jax.jit(lambda *given: sharded_mixture(mesh_of(1, 8), *given, halo=HALO))
+    single = jax.jit(lambda *given: mixture(*given))
+    for seed in (2, 4):  # 3e-6 apart otherwise
+        found, expected = sharded(many([seed]), np.float32(20), BETA), single(subject(seed), np.float32(20), BETA)
+        assert_allclose(found.q[0], expected.q, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("subjects", [1, 4, 8])
 def test_subjects_over_devices_are_bit_identical_to_each_alone(subjects):
     found = fitted(many(range(8)), subjects, 1)

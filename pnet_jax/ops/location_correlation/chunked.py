@@ -17,7 +17,7 @@ from pnet_jax.ops._signals import centre, widen
 BLOCK = 512
 
 
-class _Blocks(NamedTuple):
+class Blocks(NamedTuple):
     """Signals in N blocks of B locations, with what brings them to mean 0 and length 1; present ones have a say."""
 
     y: Float[Array, "N B T"]
@@ -33,7 +33,7 @@ class _Blocks(NamedTuple):
 def total(
     y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], function: Callable[[Array], Array]
 ) -> tuple[Float[Array, " V"], Bool[Array, " V"]]:
-    blocks = _blocks(y, kept, mask)
+    blocks = blocks_of(y, kept, mask)
     count = len(blocks.present)
     tiles = jnp.asarray(np.stack(np.triu_indices(count), 1).astype(np.int32))  # [N (N + 1) / 2, 2]
 
@@ -54,7 +54,7 @@ def total(
 
 
 def top(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], k: int) -> tuple[Float[Array, "V k"], Int[Array, "V k"]]:
-    blocks = _blocks(y, kept, mask)
+    blocks = blocks_of(y, kept, mask)
     count, block = blocks.present.shape
 
     @jax.checkpoint
@@ -78,7 +78,7 @@ def top(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"
     return jnp.where(there, values, jnp.nan), jnp.where(there, indices, -1)
 
 
-def _blocks(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> _Blocks:
+def blocks_of(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> Blocks:
     block = min(BLOCK, len(y))
     padded = -len(y) % block
     if padded:  # else there is nothing to copy
@@ -93,9 +93,9 @@ def _blocks(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, 
         mean = jnp.where(there, widen(signals), 0.0).sum(1) / jnp.maximum(kept.sum(), 1)
         return mean, jax.lax.rsqrt(energy), varies & mask
 
-    return _Blocks(y, *jax.lax.map(moments, (y, mask)))
+    return Blocks(y, *jax.lax.map(moments, (y, mask)))
 
 
-def _pairs(blocks: _Blocks, i: Int[Array, ""], j: Int[Array, ""]) -> Bool[Array, "B B"]:
+def _pairs(blocks: Blocks, i: Int[Array, ""], j: Int[Array, ""]) -> Bool[Array, "B B"]:
     other = (i != j) | ~jnp.eye(blocks.present.shape[1], dtype=bool)
     return other & blocks.present[i][:, None] & blocks.present[j][None, :]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pnet_jax.ops._choose import choose
@@ -83,6 +84,7 @@ def permutation_test(
     threshold: float | None = None,
     ends: Int[np.ndarray, "E 2"] | None = None,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> PermutationResult:
     r"""Which edges go with a group or a measure, with p values from permuted subjects.
 
@@ -103,13 +105,14 @@ def permutation_test(
       threshold: of t, > 0; for components.
       ends: the two nodes of each edge, `[E, 2]`; `numpy.triu_indices(K, 1)` in its order if not given.
       implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      mesh: whose axis "subject" splits the rearrangements, each device with all edges; not given, they are not split.
 
     Returns:
       `PermutationResult`.
 
     Raises:
       ValueError: shapes that do not agree, too few subjects, an effect that does not vary or that the covariates explain (values are looked
-        at outside `jit` only), a threshold or tail that does not exist, or an unknown implementation.
+        at outside `jit` only), a threshold or tail that does not exist, an unknown implementation, or a mesh without the axis.
 
     Memory: two arrays like `edges`, plus about 40 MB of one block of rearrangements (`chunked`), or [P, E] and [P, K, K] (`reference`).
 
@@ -136,7 +139,7 @@ def permutation_test(
         raise ValueError(f"{covariates.shape[1]} covariates need {covariates.shape[1] + 3} subjects or more, got {subjects}")
     model = _two_sample(edges, effect, covariates, strata)
     _check_effect(model)
-    return _test(model, key, permutations, tail, threshold, ends, implementation)
+    return _test(model, key, permutations, tail, threshold, ends, implementation, mesh)
 
 
 def sign_flip_test(
@@ -148,6 +151,7 @@ def sign_flip_test(
     threshold: float | None = None,
     ends: Int[np.ndarray, "E 2"] | None = None,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> PermutationResult:
     r"""Which edges differ from 0 on average, such as those of pairs, with p values from flipped signs.
 
@@ -155,7 +159,7 @@ def sign_flip_test(
 
     Args:
       differences: second minus first of each pair, or any values that are symmetric about 0 under the null, `[S, E]`.
-      key, permutations, tail, threshold, ends, implementation: as in `permutation_test`; a subject's edges flip together.
+      key, permutations, tail, threshold, ends, implementation, mesh: as in `permutation_test`; a subject's edges flip together.
 
     Returns:
       `PermutationResult`.
@@ -174,7 +178,7 @@ def sign_flip_test(
     differences = _floating(differences)
     if len(differences) < 2:
         raise ValueError(f"differences need 2 subjects or more, got {len(differences)}")
-    return _test(_one_sample(differences), key, permutations, tail, threshold, ends, implementation)
+    return _test(_one_sample(differences), key, permutations, tail, threshold, ends, implementation, mesh)
 
 
 _two_sample, _one_sample = jax.jit(two_sample), jax.jit(one_sample)
@@ -188,6 +192,7 @@ def _test(
     threshold: float | None,
     ends: Int[np.ndarray, "E 2"] | None,
     implementation: str | None,
+    mesh: Mesh | None,
 ) -> PermutationResult:
     if permutations < 1:
         raise ValueError(f"permutations must be 1 or more, got {permutations}")
@@ -196,17 +201,30 @@ def _test(
     if threshold is not None and not threshold > 0:
         raise ValueError(f"threshold must be above 0, got {threshold}")
     choose(_TESTS, implementation)
+    if mesh is not None and chunked.SUBJECT not in mesh.axis_names:
+        raise ValueError(f"expected a mesh with an axis {chunked.SUBJECT}, got {mesh.axis_names}")
+    if mesh is not None and implementation == "reference":
+        raise ValueError("a mesh needs the implementation 'chunked', got 'reference'")
     table = np.zeros((1, 1), np.int32) if threshold is None else edge_table(model.data.shape[1], ends)
     cut = None if threshold is None else np.asarray(threshold, model.data.dtype)
-    return _run(model, key, table, cut, permutations=permutations, tail=tail, implementation=implementation)
+    return _run(model, key, table, cut, permutations=permutations, tail=tail, implementation=implementation, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation"))
+@functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation", "mesh"))
 def _run(
-    model: Model, key: Array, table: Array, threshold: Array | None, *, permutations: int, tail: str, implementation: str | None
+    model: Model,
+    key: Array,
+    table: Array,
+    threshold: Array | None,
+    *,
+    permutations: int,
+    tail: str,
+    implementation: str | None,
+    mesh: Mesh | None,
 ) -> PermutationResult:
     r = correlations(model, model.rows[None])[0]
-    exceeded, largest, *maxima = choose(_TESTS, implementation)(model, key, permutations, tail, threshold, table)
+    test = choose(_TESTS, implementation) if mesh is None else functools.partial(chunked.over, mesh)
+    exceeded, largest, *maxima = test(model, key, permutations, tail, threshold, table)
 
     def blank(x: Array) -> Array:
         return jnp.where(model.tested, x, jnp.nan)

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.ops._choose import choose
-from pnet_jax.ops.portrait import chunked, graph, reference
+from pnet_jax.ops.portrait import chunked, graph, reference, spread
 from pnet_jax.ops.portrait.settings import PortraitSettings
 
 _PATHS = {"reference": reference.shortest_paths, "chunked": chunked.shortest_paths}
+_FROM_SOURCE = {"reference": reference.shortest_paths, "chunked": chunked.paths_from_source}
 _HOPS = {"reference": reference.hops, "chunked": chunked.hops}
 _PORTRAITS = {"reference": reference.portraits, "chunked": chunked.portraits}
 _DIVERGENCES = {"reference": reference.divergences, "chunked": chunked.divergences}
@@ -114,6 +116,7 @@ def portrait_divergence(
     *,
     pairs: Int[Array, "P 2"] | None = None,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> PortraitDivergence:
     r"""Portrait divergence between networks: how much their numbers of nodes at each distance differ. Nodes need not correspond.
 
@@ -129,13 +132,16 @@ def portrait_divergence(
       settings: how weights become portraits; hops at 15 % density with the spanning tree, in the authors' convention, if not given.
       pairs: which networks to compare, `[P, 2]`; all with all if not given.
       implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      mesh: with an axis "subject" that splits the networks and the pairs; not given, they are not split. What a comparison reads of
+        each network is gathered once.
 
     Returns:
       `PortraitDivergence`, with the settings.
 
     Raises:
       ValueError: weights or pairs of the wrong shape, weights that are not symmetric, infinite, or above 1 where their length would be
-        negative (values are looked at outside `jit` only), or an unknown implementation.
+        negative (values are looked at outside `jit` only), an unknown implementation, or a mesh without the axis or with parts that do
+        not divide S.
 
     Memory: three arrays like `weights`, plus the portraits `[S, levels, N + 1]` when bins are common to all pairs (`"hops"`, `edges`).
     Inside `jit` hops have N levels, outside as many as there are.
@@ -154,9 +160,10 @@ def portrait_divergence(
     if pairs is not None and (pairs.ndim != 2 or pairs.shape[1] != 2):
         raise ValueError(f"pairs must have shape [P, 2], got {pairs.shape}")
     choose(_DIVERGENCES, implementation)
-    graphs, present, density, negative = _graphs(weights, settings.density, settings.tree)
-    distances, edges = _distances(graphs, settings, implementation)
-    found, nodes = _divergences(distances, present, pairs, edges, _of_pairs(settings), implementation)
+    spread.check(mesh, len(weights), implementation)
+    graphs, present, density, negative = spread.each(mesh, _graphs, settings.density, settings.tree)(weights)
+    distances, edges = _distances(graphs, settings, implementation, mesh)
+    found, nodes = _divergences(distances, present, pairs, edges, _of_pairs(settings), implementation, mesh)
     return PortraitDivergence(found, nodes, density, negative, settings)
 
 
@@ -183,16 +190,18 @@ def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, A
     return kept, present, shares[0], shares[1]
 
 
-def _distances(graphs: Array, settings: PortraitSettings, implementation: str | None) -> tuple[Array, Array | np.ndarray | None]:
+def _distances(
+    graphs: Array, settings: PortraitSettings, implementation: str | None, mesh: Mesh | None
+) -> tuple[Array, Array | np.ndarray | None]:
     """Lengths of the shortest paths, and the edges of the bins where they are common to all pairs."""
     if settings.lengths == "hops":
-        hops = _paths(graphs, "hops", None, implementation)
+        hops = spread.each(mesh, _paths, "hops", None, implementation)(graphs)
         levels = hops.shape[-1]
         if not isinstance(hops, jax.core.Tracer):
-            farthest = int(np.max(np.asarray(hops), where=np.isfinite(hops), initial=0))
+            farthest = int(jnp.max(hops, where=jnp.isfinite(hops), initial=0))
             levels = min(levels, 1 << farthest.bit_length())  # a power of 2 ≥ farthest + 1, so that few shapes are compiled
         return hops, np.arange(levels + 1).astype(graphs.dtype)
-    paths = _paths(graphs, settings.lengths, settings.rounding, implementation)
+    paths = spread.each(mesh, _paths, settings.lengths, settings.rounding, implementation)(graphs)
     return paths, None if settings.edges is None else np.asarray(settings.edges, graphs.dtype)
 
 
@@ -203,18 +212,26 @@ def _paths(graphs: Array, lengths: str, rounding: int | None, implementation: st
     edges = jnp.where(graphs > 0, length, jnp.inf)
     if lengths == "hops":
         return shortest_paths(edges, hops=True, implementation=implementation)
-    if rounding is None:  # sums as Dijkstra makes them are the definition's, which adds in that order
-        return shortest_paths(edges, implementation="reference")
+    if rounding is None:  # sums as Dijkstra makes them
+        return choose(_FROM_SOURCE, implementation)(edges)
     paths = shortest_paths(edges, implementation=implementation)
     return jax.lax.reduce_precision(jnp.minimum(paths, paths.swapaxes(1, 2)), jnp.finfo(paths.dtype).nexp, rounding)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "implementation"))
+@functools.partial(jax.jit, static_argnames=("settings", "implementation", "mesh"))
 def _divergences(
-    distances: Array, present: Array, pairs: Array | None, edges: Array | None, settings: PortraitSettings, implementation: str | None
+    distances: Array,
+    present: Array,
+    pairs: Array | None,
+    edges: Array | None,
+    settings: PortraitSettings,
+    implementation: str | None,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array]:
     """The divergences of given pairs or of all, and the numbers of nodes."""
     nodes, compare = present.sum(1, dtype=jnp.int32), choose(_DIVERGENCES, implementation)
+    if mesh is not None:
+        compare = functools.partial(spread.divergences, mesh)
     if pairs is not None:
         return compare(distances, present, pairs, edges, settings), nodes
     rows, columns = np.triu_indices(len(distances), 1)

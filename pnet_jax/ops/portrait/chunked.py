@@ -1,10 +1,10 @@
 """The implementation in use: one network or one pair at a time, so that nothing larger than a network's own table is held.
 
 Hops come from products of 0/1 matrices; lengths from Floyd and Warshall's pass, which is one min-plus product in all. The bins of a pair
-are read from the merged order of two sorted lists, found by binary search; nothing is sorted twice.
+are read from the merged order of two sorted lists, found by a search that begins in the right one of many buckets; nothing is sorted twice.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from pnet_jax.ops.portrait.settings import PortraitSettings
 NETWORKS = 8  # whose hops are taken at once
 PAIRS = 16  # compared at once when the bins are common to all
 STRIDE = 64  # of the sorted path lengths between two counts that are kept
+FEW = 1024  # different path lengths in every network: so few are searched by themselves, without the padding
+BUCKETS = 1 << 15  # of equal width, at most, in which different path lengths are looked up
 
 
 def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
@@ -28,6 +30,27 @@ def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
     def one(lengths: Float[Array, "N N"]) -> Float[Array, "N N"]:
         start = jnp.where(jnp.eye(nodes, dtype=bool), jnp.zeros_like(lengths), lengths)
         return jax.lax.fori_loop(0, nodes, through, start)
+
+    return jax.lax.map(one, lengths)
+
+
+def paths_from_source(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
+    """Paths whose lengths are added up from the source outward, as the definition's are, to the last bit.
+
+    Sweeps as in `shortest_paths`, but with an edge behind the path in place of a second path, until nothing changes. Rounded sums are
+    monotone, so that the end does not depend on the order in which paths are found.
+    """
+
+    def one(lengths: Float[Array, "N N"]) -> Float[Array, "N N"]:
+        def through(k: Int[Array, ""], paths: Float[Array, "N N"]) -> Float[Array, "N N"]:
+            return jnp.minimum(paths, jax.lax.dynamic_slice_in_dim(paths, k, 1, 1) + jax.lax.dynamic_slice_in_dim(lengths, k, 1, 0))
+
+        def sweep(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            paths = jax.lax.fori_loop(0, len(lengths), through, state[0])
+            return paths, jnp.any(paths < state[0])
+
+        start = jnp.where(jnp.eye(len(lengths), dtype=bool), jnp.zeros_like(lengths), lengths)
+        return jax.lax.while_loop(lambda state: state[1], sweep, (start, jnp.array(True)))[0]
 
     return jax.lax.map(one, lengths)
 
@@ -77,20 +100,86 @@ def divergences(
     edges: Float[Array, " L+1"] | None,
     settings: PortraitSettings,
 ) -> Float[Array, " P"]:
+    return compared(prepared(distances, present, edges, settings), present, pairs, edges, settings)
+
+
+def prepared(
+    distances: Float[Array, "S N N"], present: Bool[Array, "S N"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
+) -> Any:
+    """What a comparison needs to know of each network: its distribution where bins are common to all, else its paths in order."""
     if edges is not None:
-        p = distribution(portraits(distances, edges, present), settings.convention)
-        return jax.lax.map(lambda pair: _jensen_shannon(p[pair[0]], p[pair[1]]), pairs, batch_size=PAIRS)
+        return distribution(portraits(distances, edges, present), settings.convention)
     # A path counts once where both directions have one length.
     different = distances[0].size if settings.rounding is None else distances[0].size // 2 + 1
-    ordered = jax.lax.map(lambda network: _order(network, different), _among(distances, present))
+    return jax.lax.map(lambda network: _order(network, different), _among(distances, present))
 
-    def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
-        two = [(jax.tree.map(lambda x: x[i], ordered), present[i]) for i in pair]  # noqa: B023
-        common = _percentiles(two[0][0].different, two[1][0].different, settings.bins)
-        p, q = (distribution(_count(_below(network, common), there, distances.dtype), settings.convention) for network, there in two)
-        return _jensen_shannon(p, q)
 
-    return jax.lax.map(one, pairs)
+def compared(
+    networks: Any, present: Bool[Array, "S N"], pairs: Int[Array, "P 2"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
+) -> Float[Array, " P"]:
+    """The divergences of pairs of `prepared` networks."""
+    if edges is not None:
+        return jax.lax.map(lambda pair: _jensen_shannon(networks[pair[0]], networks[pair[1]]), pairs, batch_size=PAIRS)
+
+    def compare(size: int) -> Float[Array, " P"]:
+        def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
+            two = [(jax.tree.map(lambda x: x[i], networks), present[i]) for i in pair]  # noqa: B023
+            a, b = (network.lookup._replace(values=network.lookup.values[:size]) for network, _ in two)
+            common = _percentiles(a, b, settings.bins)
+            p, q = (distribution(_count(_below(network, common), there, common.dtype), settings.convention) for network, there in two)
+            return _jensen_shannon(p, q)
+
+        return jax.lax.map(one, pairs)
+
+    different = networks.lookup.values.shape[1]
+    if different <= FEW:
+        return compare(different)
+    few = jnp.isinf(networks.lookup.values[:, FEW]).all()
+    return jax.lax.cond(few, lambda: compare(FEW), lambda: compare(different))
+
+
+class _Lookup(NamedTuple):
+    """Different values in ascending order, and where to look for one.
+
+    Attributes:
+      values: padded with inf, `[U]`.
+      first: the place of the first value of each bucket, and of the first inf behind the last one, `[B + 1]`.
+      origin, scale: a value x is in the bucket numbered (x − origin) · scale, held inside the range.
+      steps: of a binary search in the fullest bucket.
+    """
+
+    values: Float[Array, " U"]
+    first: Int[Array, " B+1"]
+    origin: Float[Array, ""]
+    scale: Float[Array, ""]
+    steps: Int[Array, ""]
+
+    def bucket(self, x: Float[Array, " M"]) -> Int[Array, " M"]:
+        return jnp.clip((x - self.origin) * self.scale, 0, len(self.first) - 2).astype(jnp.int32)
+
+    def smaller(self, x: Float[Array, " M"]) -> Int[Array, " M"]:
+        """How many values lie before each x: `searchsorted`, with as many steps as the fullest bucket needs."""
+        bucket = self.bucket(x)
+
+        def halve(_: Int[Array, ""], ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) // 2
+            before = (self.values[jnp.minimum(middle, len(self.values) - 1)] < x) & (low < high)
+            return jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
+
+        return jax.lax.fori_loop(0, self.steps, halve, (self.first[bucket], self.first[bucket + 1]))[0]
+
+
+def _lookup(values: Float[Array, " U"]) -> _Lookup:
+    finite, buckets = jnp.isfinite(values), min(BUCKETS, len(values))
+    # The first is the 0 of the diagonal, which may lie far from the others.
+    origin, last = values[min(1, len(values) - 1)], jnp.max(values, initial=0, where=finite)
+    wide = jnp.isfinite(origin) & (last > origin)
+    found = _Lookup(values, jnp.zeros(buckets + 1, jnp.int32), jnp.where(wide, origin, 0), jnp.zeros_like(last), jnp.zeros((), jnp.int32))
+    found = found._replace(scale=jnp.where(wide, buckets / jnp.where(wide, last - origin, 1), 0))
+    held = jnp.zeros(buckets, jnp.int32).at[found.bucket(values)].add(finite.astype(jnp.int32))
+    first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(held, dtype=jnp.int32)])
+    return found._replace(first=first, steps=32 - jax.lax.clz(held.max()))
 
 
 class _Ordered(NamedTuple):
@@ -100,13 +189,13 @@ class _Ordered(NamedTuple):
       lengths: padded with inf, `[M]`.
       rows: the node each starts from, `[M]`.
       before: how many of the first 0, STRIDE, 2 STRIDE … start from each node, `[M / STRIDE + 1, N]`.
-      different: the different finite ones, padded with inf, `[U]`.
+      lookup: of the different finite ones.
     """
 
     lengths: Float[Array, " M"]
     rows: Int[Array, " M"]
     before: Int[Array, "B N"]
-    different: Float[Array, " U"]
+    lookup: _Lookup
 
 
 def _order(distances: Float[Array, "N N"], size: int) -> _Ordered:
@@ -125,7 +214,7 @@ def _order(distances: Float[Array, "N N"], size: int) -> _Ordered:
         rows = rows[jnp.argsort(flat)]
     block = jnp.arange(len(rows), dtype=jnp.int32) // STRIDE + 1
     starts = jnp.zeros((len(rows) // STRIDE + 1, nodes), jnp.int32).at[block, rows].add(1, mode="drop")
-    return _Ordered(ascending, rows, jnp.cumsum(starts, axis=0, dtype=jnp.int32), different)
+    return _Ordered(ascending, rows, jnp.cumsum(starts, axis=0, dtype=jnp.int32), _lookup(different))
 
 
 def _sorted(x: Float[Array, " M"]) -> Float[Array, " M"]:
@@ -154,16 +243,15 @@ def _xlog2x(x: Float[Array, "L K"]) -> Float[Array, "L K"]:
     return x * jnp.log2(jnp.where(x > 0, x, 1))
 
 
-def _percentiles(a: Float[Array, " U"], b: Float[Array, " U"], bins: int) -> Float[Array, " L+1"]:
-    """Percentiles of the union of two sorted lists of different values, interpolated linearly as numpy does.
+def _percentiles(one: _Lookup, other: _Lookup, bins: int) -> Float[Array, " L+1"]:
+    """Percentiles of the union of two sorted lists a and b of different values, interpolated linearly as numpy does.
 
     A value's place in the union is its place in a, plus how many of b lie before it, less how many before it both have. Shared ones are
     counted a block at a time; inside a block only where a value is wanted.
     """
-    finite = jnp.isfinite(b).sum(dtype=jnp.int32)
-    padded = -len(a) % STRIDE
-    a = jnp.pad(a, (0, padded), constant_values=jnp.inf)
-    smaller = jnp.searchsorted(b, a).astype(jnp.int32)  # how many of b lie before each of a
+    b, finite = other.values, other.first[-1]
+    a = jnp.pad(one.values, (0, -len(one.values) % STRIDE), constant_values=jnp.inf)
+    smaller = other.smaller(a)  # how many of b lie before each of a
     shared = (b[jnp.minimum(smaller, len(b) - 1)] == a) & jnp.isfinite(a)
     smaller, inside = smaller.reshape(-1, STRIDE), shared.reshape(-1, STRIDE)
     in_blocks = jnp.cumsum(inside.sum(1, dtype=jnp.int32))

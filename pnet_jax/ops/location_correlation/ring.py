@@ -1,0 +1,132 @@
+"""Where the locations lie on several devices in equal parts: the parts travel round a ring of the devices, one step at a time.
+
+A device never holds more signals than its own part and a visiting one. For a sum, each pair of parts meets once: the sums over the
+visitor's rows travel with it, half way round, and are sent home. For the largest correlations, parts go all the way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.ops.location_correlation import chunked
+
+_Best = tuple[Float[Array, "N B k"], Int[Array, "N B k"]]
+
+
+def total(
+    y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], function: Callable[[Array], Array], axis: str
+) -> tuple[Float[Array, " V"], Bool[Array, " V"]]:
+    """`chunked.total` inside `shard_map`: n // 2 permutes of signals over n devices, and as many of their sums."""
+    parts = jax.lax.axis_size(axis)
+    sums, present = chunked.total(y, kept, mask, function)
+    own = _unit(y, kept, mask)
+
+    def step(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
+        mine, visitor, theirs = carry
+        visitor, theirs = (_onward(x, axis) for x in (visitor, theirs))
+        rows, columns = _meet(own, visitor, function)
+        return (mine + rows, visitor, theirs + columns), None
+
+    none, half = jnp.zeros(own.shape[:2], own.dtype), (parts - 1) // 2
+    (mine, visitor, theirs), _ = jax.lax.scan(step, (none, own, none), length=half)
+    mine += _onward(theirs, axis, -half) if half else 0.0
+    if parts % 2 == 0:  # the part opposite: both compute the pair, and each takes its own rows
+        mine += _meet(own, _onward(visitor, axis), function)[0]
+    return sums + mine.reshape(-1)[: len(y)], present
+
+
+def top(
+    y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], k: int, axis: str
+) -> tuple[Float[Array, "V k"], Int[Array, "V k"]]:
+    """`chunked.top` inside `shard_map`, by n − 1 permutes of signals over n devices; indices are those of all locations."""
+    parts, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    own = _unit(y, kept, mask)
+    none = jnp.full((*own.shape[:2], k), -jnp.inf, own.dtype), jnp.full((*own.shape[:2], k), -1, jnp.int32)
+
+    def visit(best: _Best, held: _Best, visitor: Float[Array, "N B T"], number: Int[Array, ""]) -> tuple[_Best, _Best]:
+        who = jax.lax.rem(here + number, jnp.int32(parts))
+        # Parts come in ascending order, but for the jump from the last to the first: what was found before it is held apart and put
+        # behind the rest in the end. So among equals the lower index stays, as on one device.
+        first = who == 0
+        held, best = _where(first, best, held), _where(first, none, best)
+        return _merged(own, visitor, best, who * len(y), who == here), held
+
+    def step(carry: tuple[_Best, _Best, Array], number: Int[Array, ""]) -> tuple[tuple[_Best, _Best, Array], None]:
+        best, held, visitor = carry
+        return (*visit(best, held, visitor, number), _onward(visitor, axis, -1)), None
+
+    (best, held, visitor), _ = jax.lax.scan(step, (none, none, own), jnp.arange(parts - 1, dtype=jnp.int32))
+    best, held = visit(best, held, visitor, jnp.int32(parts - 1))
+    values, at = jax.lax.top_k(jnp.concatenate([best[0], held[0]], 2), k)
+    indices = jnp.take_along_axis(jnp.concatenate([best[1], held[1]], 2), at, axis=2)
+    values, indices = values.reshape(-1, k)[: len(y)], indices.reshape(-1, k)[: len(y)]
+    there = values > -jnp.inf
+    return jnp.where(there, values, jnp.nan), jnp.where(there, indices, -1)
+
+
+def _unit(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> Float[Array, "N B T"]:
+    """Signals of length 1; 0 where one is not present, which no signal of length 1 is: nothing else has to travel."""
+    blocks = chunked.blocks_of(y, kept, mask)
+    return jax.lax.map(lambda at: blocks.unit(at, kept), jnp.arange(len(blocks.present), dtype=jnp.int32))
+
+
+def _present(unit: Float[Array, "... T"]) -> Bool[Array, " ..."]:
+    return (unit != 0).any(-1)
+
+
+def _meet(
+    own: Float[Array, "N B T"], visitor: Float[Array, "N B T"], function: Callable[[Array], Array]
+) -> tuple[Float[Array, "N B"], Float[Array, "N B"]]:
+    """Sums over a visiting part for each of the own locations, and over the own part for each of the visitor's."""
+    tiles = jnp.asarray(np.argwhere(np.ones((len(own), len(own)))).astype(np.int32))  # [N², 2]
+
+    @jax.checkpoint
+    def share(tile: Int[Array, " 2"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        a, b = own[tile[0]], visitor[tile[1]]
+        r = jnp.matmul(a, b.T, precision="highest")  # [B, B]
+        part = jnp.where(_present(a)[:, None] & _present(b)[None, :], function(r), 0.0)
+        return part.sum(1), part.sum(0)
+
+    def step(sums: tuple[Array, Array], tile: Int[Array, " 2"]) -> tuple[tuple[Array, Array], None]:
+        rows, columns = share(tile)
+        return (sums[0].at[tile[0]].add(rows), sums[1].at[tile[1]].add(columns)), None
+
+    none = jnp.zeros(own.shape[:2], own.dtype)
+    return jax.lax.scan(step, (none, none), tiles)[0]
+
+
+def _merged(own: Float[Array, "N B T"], visitor: Float[Array, "N B T"], best: _Best, first: Int[Array, ""], same: Bool[Array, ""]) -> _Best:
+    """The best so far with those of a visiting part, whose first location has the index `first`."""
+    count, block, _ = own.shape
+    order = jnp.arange(count, dtype=jnp.int32)
+
+    @jax.checkpoint
+    def rows(i: Int[Array, ""], values: Float[Array, "B k"], indices: Int[Array, "B k"]) -> tuple[Array, Array]:
+        @jax.checkpoint
+        def step(best: tuple[Array, Array], j: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
+            itself = jnp.eye(block, dtype=bool) & same & (i == j)
+            pairs = _present(own[i])[:, None] & _present(visitor[j])[None, :] & ~itself
+            r = jnp.where(pairs, jnp.matmul(own[i], visitor[j].T, precision="highest"), -jnp.inf)
+            here = jnp.broadcast_to((first + j * block + jnp.arange(block, dtype=jnp.int32))[None, :], r.shape)
+            values, at = jax.lax.top_k(jnp.concatenate([best[0], r], 1), best[0].shape[1])
+            return (values, jnp.take_along_axis(jnp.concatenate([best[1], here], 1), at, axis=1)), None
+
+        return jax.lax.scan(step, (values, indices), order)[0]
+
+    return jax.lax.map(lambda row: rows(*row), (order, *best))
+
+
+def _where(choice: Bool[Array, ""], a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), a, b)
+
+
+def _onward(x: Array, axis: str, steps: int = 1) -> Array:
+    """From each device to the one `steps` further on."""
+    parts = jax.lax.axis_size(axis)
+    return jax.lax.ppermute(x, axis, [(part, (part + steps) % parts) for part in range(parts)])
