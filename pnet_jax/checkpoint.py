@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from pnet_jax import parallel
 from pnet_jax.config import PerceiverConfig, nearest
 from pnet_jax.encoder import perceiver
 from pnet_jax.encoder.linear import LinearEncoder
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = False) -> pathlib.Path:
-    """Writes a model to a new folder; orbax writes to a temporary name and renames.
+    """Writes a model to a new folder; orbax writes to a temporary name and renames. With several processes all of them call it.
 
     Args:
       model: what to write.
@@ -54,14 +55,20 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
     """
     from orbax.checkpoint import v1 as ocp
 
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and replace:
+    folder, leads = pathlib.Path(folder).absolute(), jax.process_index() == 0
+    there = folder.exists()
+    parallel.meet("saving a model")  # all have looked
+    if there and replace:
         new = folder.with_name(folder.name + "-new")
-        shutil.rmtree(new, ignore_errors=True)
+        if leads:
+            shutil.rmtree(new, ignore_errors=True)
         save_model(model, new)
-        shutil.rmtree(folder)
-        return new.rename(folder)
-    if folder.exists():
+        if leads:
+            shutil.rmtree(folder)
+            new.rename(folder)
+        parallel.meet("model replaced")
+        return folder
+    if there:
         raise ValueError(f"checkpoint {folder} exists already: expected a new folder")
     priors = {str(k): _prior_arrays(prior) for k, prior in model.priors.items()}
     texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.priors.items()}
@@ -76,7 +83,7 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
         with _quiet():
             ocp.save(folder, arrays, custom_metadata=metadata)
         marker = folder / "commit_success.txt"
-        if marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
+        if leads and marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
             marker.write_text("complete\n", "utf-8")
     except BaseException as error:
         shutil.rmtree(folder.with_name(folder.name + _UNFINISHED), ignore_errors=True)

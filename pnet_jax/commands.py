@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import tomllib
@@ -110,13 +111,7 @@ def pretrain(arguments: Sequence[str]) -> int:
         "store INPUT in the folder OUT, where the same command goes on after it was stopped.",
     )
     add = parser.add_argument
-    add(
-        "input",
-        nargs="?",
-        type=str | None,
-        metavar="INPUT",
-        help="a file, a list of files, a BIDS-derivatives folder, or a store of records",
-    )
+    add("source", nargs="?", type=str | None, metavar="INPUT", help="file, list of files, BIDS-derivatives folder, or store of records")
     add("target", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
     add("--store", type=str | None, metavar="STORE", help="INPUT, as an option")
     add("--out", type=str | None, metavar="FOLDER", help="OUT, as an option")
@@ -133,13 +128,24 @@ def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namesp
     from pnet_jax.checkpoint import RUN_MODEL, save_model
     from pnet_jax.pretraining.neural import train
 
+    def lost(said: str) -> None:
+        print(
+            f"pnet pretrain: {said}. This process stops; the same command goes on from the last state saved.", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # an orderly end would wait for the process that is gone
+
     parallel.start(config.parallel)
-    finished = train(store, out, config)
+    watched = parallel.watch(config.parallel, lost)
+    try:
+        finished = train(store, out, config)
+    except parallel.ProcessLostError as error:
+        lost(str(error))
+    watched()
     if finished.model is None:
         print(f"stopped after step {finished.step} of {config.optimiser.steps}; the same command goes on from there")
         return 0
+    save_model(finished.model, out / RUN_MODEL, replace=True)
     if finished.leads:
-        save_model(finished.model, out / RUN_MODEL, replace=True)
         print(f"{finished.step} steps. Checkpoint: {out / RUN_MODEL}; curves: {out / 'metrics.jsonl'}, tensorboard --logdir {out}")
         print(f"weights digest: {finished.model.sha256}")
     return 0

@@ -6,20 +6,29 @@ divide is padded, and a mask says which rows are real.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import re
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # the processes' shared table; JAX has no public name for it
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pnet_jax.config import ParallelConfig
 
 AXES = ("subject", "location")
 _MOST_DIMENSIONS = 8  # of an array whose shape is compared across processes
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the job is gone: nothing that needs all of them can be done any more, not even a clean end."""
 
 
 class Process(NamedTuple):
@@ -54,13 +63,50 @@ def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Proces
                 config.processes,
                 config.process,
                 initialization_timeout=timeout,
-                heartbeat_timeout_seconds=config.heartbeat,
+                heartbeat_timeout_seconds=2 * config.heartbeat + 30,  # `watch` is to speak first
             )
         except ValueError as error:
             if "coordinator_address should be defined" not in str(error):
                 raise
             return Process(0, 1)  # no cluster: JAX looked and found no coordinator
     return Process(jax.process_index(), jax.process_count())
+
+
+def watch(config: ParallelConfig, lost: Callable[[str], None]) -> Callable[[], None]:
+    """Calls `lost` with a sentence once another process has been silent for `config.heartbeat` seconds.
+
+    JAX ends the others too, later, with a stack trace of its own; a process that waits for a lost one in a collective could say
+    nothing. So a thread asks.
+
+    Returns:
+      Ends the watch.
+    """
+    over = threading.Event()
+    client = distributed.global_state.client
+    if jax.process_count() == 1 or client is None:
+        return over.set
+    own, pause = jax.process_index(), max(config.heartbeat / 5, 0.2)
+    others = [number for number in range(jax.process_count()) if number != own]
+    seen: dict[int, tuple[str, float]] = {}
+
+    def look(number: int, beat: int) -> None:
+        client.key_value_set(f"pnet_jax/beat/{own}", str(beat), allow_overwrite=True)
+        found, now = client.key_value_try_get(f"pnet_jax/beat/{number}"), time.monotonic()
+        if number not in seen or seen[number][0] != found:
+            seen[number] = found, now
+
+    def ask() -> None:
+        for beat in itertools.count():
+            for number in others:
+                with contextlib.suppress(jax.errors.JaxRuntimeError):  # not there yet, or the one that keeps the beats is gone
+                    look(number, beat)
+                if number in seen and time.monotonic() - seen[number][1] > config.heartbeat and not over.is_set():
+                    return lost(f"process {number} has been silent for {config.heartbeat} s")
+            if over.wait(pause):
+                return
+
+    threading.Thread(target=ask, daemon=True).start()
+    return over.set
 
 
 def make_mesh(config: ParallelConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -274,6 +320,14 @@ def any_process(here: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.asarray(multihost_utils.process_allgather(np.array(here))).any())
+
+
+def meet(why: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(why)
 
 
 def _shapes_everywhere(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -93,7 +93,7 @@ def own_metric(x: Float[Array, "V D"]) -> Float[Array, "D D"]:
 def shrunk(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
     """M from the sum of products over *all* locations: trace 1, shrunk to the identity; a scan of zeros has the identity alone."""
     size, total = len(covariance), jnp.trace(covariance)
-    return OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=x.dtype)
+    return OWN_SHARE * covariance / jnp.where(total > 0, total, 1.0) + (1 - OWN_SHARE) / size * jnp.eye(size, dtype=covariance.dtype)
 
 
 def whiten(x: Float[Array, "V D"], metric: Float[Array, "D D"]) -> Float[Array, "V D"]:

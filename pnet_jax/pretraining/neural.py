@@ -33,6 +33,7 @@ from pnet_jax.pretraining.log import Log
 from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step
 from pnet_jax.records import Store, batches, open_store, split_subjects
 
+PEAK_SIZES = (1024, 2048)  # of the products that say what a device can do
 # Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
 SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
     "data": (),
@@ -80,7 +81,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     Raises:
       ValueError: a store that cannot be trained on, a configuration other than the run's, a damaged state.
       FloatingPointError: the loss is no number; the scans of the batch are named. The states before it stay.
-      RuntimeError: another process is gone.
+      ProcessLostError: another process is gone.
       OSError: the disk is full.
     """
     process = parallel.Process(jax.process_index(), jax.process_count())
@@ -107,7 +108,9 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     )
 
     with contextlib.ExitStack() as stack:
-        saves = stack.enter_context(contextlib.closing(Saves(out / "states", keep=config.keep, config=_told(config, store))))
+        saves = Saves(out / "states", keep=config.keep, config=_told(config, store))
+        # With a process lost, the state on its way to disk will never be complete.
+        stack.push(lambda _, error, __: None if isinstance(error, parallel.ProcessLostError) else saves.close())
         state = saves.restore(state) or state
         first = int(state.step)
         if first and process.number == 0:
@@ -154,7 +157,7 @@ class _Run:
             begun = time.perf_counter()
             local = next(source)
             waited = time.perf_counter() - begun
-            with _others_named(number, self._saves):
+            with _others_named(number):
                 batch = self._place(local)
                 if self._compiled is None:
                     self._compile(state, batch)
@@ -177,7 +180,7 @@ class _Run:
         """The step; its work on one device, and what that device can do: their quotient is the model FLOP utilisation."""
         self._compiled = self._step.lower(state, batch).compile()
         self._flop = hlo.read(self._compiled).matmul
-        self._peak = matmul_rate(self._config.perceiver.dtype)
+        self._peak = matmul_rate(self._config.perceiver.dtype, PEAK_SIZES, repeats=3)
 
     def _look(self, taken: _Taken) -> _Taken:
         """Looks at the numbers of the last step: stops at one that is no number, and logs now and then."""
@@ -274,16 +277,15 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _others_named(step: int, saves: Saves) -> Iterator[None]:
+def _others_named(step: int) -> Iterator[None]:
     """With several processes, an error of the runtime mostly means that one of them is gone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        raise RuntimeError(
-            f"step {step}: another process is gone or out of reach ({str(error).splitlines()[0][:200]}). Process {jax.process_index()} "
-            f"stops; the same command goes on from step {saves.latest or 0}"
+        raise parallel.ProcessLostError(
+            f"step {step}: another process is gone or out of reach ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
