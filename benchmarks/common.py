@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pnet_jax.parcellation import score
-from pnet_jax.space import LEFT, RIGHT, Space
+from pnet_jax.evaluate.parcellation import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pnet_jax", "jax", "numpy", "scipy", "nilearn", "scikit-learn")
@@ -48,38 +47,6 @@ def need(folder: Path, *names: str) -> list[Path]:
 def atlas(regions: int) -> str:
     """File of the Schaefer atlas with that many cortical regions, with 16 subcortical ones of Tian's."""
     return f"atlases/Schaefer{regions}TianS1_res-2_dseg.nii.gz"
-
-
-class Judge:
-    """Signals that parcels made from other signals are scored on.
-
-    Args:
-      y: z-scored signals, `[V, T]`.
-      space: V locations.
-      inside: the locations that count, the same for all that are compared, `[V]`.
-      n_parcels: K.
-      per_hemisphere: sample for the DCBC.
-    """
-
-    def __init__(self, y, space: Space, inside, n_parcels: int, *, per_hemisphere: int = 4000):
-        self.y, self.inside, self.n_parcels = y, np.asarray(inside, bool), n_parcels
-        self.pairs = near_pairs(space, np.flatnonzero(self.inside), per_hemisphere)
-        self.r = score.pair_correlations(y, self.pairs)
-
-    def __call__(self, labels) -> dict[str, float]:
-        """`dcbc` and `homogeneity` of the labels, `[V]`."""
-        labels = np.where(self.inside, labels, -1)
-        return {
-            "dcbc": score.dcbc(self.r, self.pairs, labels),
-            "homogeneity": float(score.homogeneity(self.y, labels, self.n_parcels)),
-        }
-
-
-def near_pairs(space: Space, locations, per_hemisphere: int, seed: int = 0) -> score.Pairs:
-    """All pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4-mm ring of distance."""
-    rng = np.random.default_rng(seed)
-    sides = [locations[space.hemisphere[locations] == side] for side in (LEFT, RIGHT)]
-    return score.near_pairs(space, [np.sort(rng.permutation(here)[:per_hemisphere]) for here in sides])
 
 
 def average(rows: Sequence[dict[str, float]], reduce=np.mean) -> dict[str, float]:

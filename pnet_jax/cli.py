@@ -17,11 +17,12 @@ commands:
   simulate   a cohort with known truth, as BIDS derivatives
   prepare    records from scans, for pre-training
   pretrain   a checkpoint from scans
+  evaluate   encoders beside each other, on people that none has seen
   bench      speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "bench")
+COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "evaluate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,283 @@
+"""What the encoders are compared on: two recordings of one person, under one condition."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pnet_jax.config import SimulateConfig, nearest
+from pnet_jax.construction import parcel_signals
+from pnet_jax.parcellation.prior import Prior, make_prior, on_space
+from pnet_jax.scan import Scan, make_scan, split
+from pnet_jax.simulate import cleaned_scan, simulate_subject
+from pnet_jax.simulate.space import centroids
+from pnet_jax.space import Space, point_space, take
+
+MINUTES = {"6min": 6.0, "3min": 3.0, "1min": 1.0}
+CONDITIONS = ("full", *MINUTES, "tr", "roi", "resolution")
+RECORDED = ("full", *MINUTES, "roi")  # those that recordings have too
+UNSEEN_TR = (0.72, 3.5)  # seconds; the sites of the simulator have 1.5 to 3
+UNSEEN_RESOLUTION, FINEST = 3, 2  # mm
+HELD_OUT_SEED = 1_000_000  # of the first simulated subject; nothing is trained on seeds from here on
+LEAST_SHARED = 0.5  # of the locations of two sessions, for them to be a pair
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """Two recordings of one person to be told from each other by nothing but noise.
+
+    Attributes:
+      name: the condition, e.g. `"full"`, `"3min"`, `"tr 0.72 s"`.
+      subject: label without `sub-`.
+      scans: on one Space: two sessions, or two halves of one scan with a gap between them.
+      prior: parcels that every model starts from.
+      truth: the person's own parcel of each location, −1 outside, or None where nobody knows, `[V]`.
+      kind: `"sessions"` or `"halves"`.
+    """
+
+    name: str
+    subject: str
+    scans: tuple[Scan, Scan]
+    prior: Prior
+    truth: Int[np.ndarray, " V"] | None = None
+    kind: str = "sessions"
+
+    @property
+    def is_points(self) -> bool:
+        """Whether the locations are ROIs, which have no neighbours and are no parcellation's material."""
+        return self.scans[0].space.kind == "points"
+
+
+def check_conditions(conditions: Sequence[str], known: Sequence[str] = CONDITIONS) -> tuple[str, ...]:
+    """The conditions, each once.
+
+    Raises:
+      ValueError: none, or one that is not known (the nearest is named).
+    """
+    if not conditions:
+        raise ValueError(f"expected one or more conditions of {', '.join(known)}, got none")
+    for condition in conditions:
+        if condition not in known:
+            raise ValueError(f"unknown condition {condition!r}: expected one of {', '.join(known)}{nearest(condition, known)}")
+    return tuple(dict.fromkeys(conditions))
+
+
+# simulated people, whose parcels are known
+
+
+def simulated_cases(
+    conditions: Sequence[str] = CONDITIONS,
+    config: SimulateConfig | None = None,
+    *,
+    prior: Prior | None = None,
+    full: bool = False,
+) -> Iterator[Case]:
+    """Cases of simulated people whose seeds are held out.
+
+    Subject i is the first of a cohort of its own, seed `config.seed + i`: another group's parcels and modules each time, so that an
+    interval over subjects is one over populations too.
+
+    Args:
+      conditions: of `CONDITIONS`.
+      config: medium tier, 4 mm, two sessions of 10 min and seed `HELD_OUT_SEED` if not given; two sessions are always made.
+      prior: to start from; the cohort's group parcels if not given.
+      full: 2 mm for the unseen resolution (204,000 voxels) and not 3 mm (64,000).
+
+    Returns:
+      One case a condition (two for `"tr"`) and subject, made when asked for; conditions longer than the recordings are left out.
+
+    Raises:
+      ValueError: an unknown condition, or a configuration that makes no sense.
+    """
+    chosen = check_conditions(conditions)
+    config = config or SimulateConfig(subjects=3, seed=HELD_OUT_SEED)
+    chosen = _not_too_long(chosen, config.minutes)
+    finer = FINEST if full else UNSEEN_RESOLUTION
+    variants = [(f"tr {tr:g} s", dataclasses.replace(config, tr=tr)) for tr in UNSEEN_TR] if "tr" in chosen else []
+    if "resolution" in chosen:
+        variants.append((f"{finer} mm", dataclasses.replace(config, resolution=finer)))
+    plain = [condition for condition in chosen if condition not in ("tr", "resolution")]
+
+    def cases() -> Iterator[Case]:
+        for number in range(config.subjects):
+            if plain:
+                whole = _simulated("full", config, number, prior)
+                yield from (_under(condition, whole) for condition in plain)
+            for name, other in variants:
+                yield _simulated(name, other, number, prior)
+
+    return cases()
+
+
+def count_simulated(conditions: Sequence[str], config: SimulateConfig) -> int:
+    """How many cases `simulated_cases` makes."""
+    names = [name for name in check_conditions(conditions) if MINUTES.get(name, 0) <= config.minutes]
+    return config.subjects * (len(names) + (len(UNSEEN_TR) - 1) * ("tr" in names))
+
+
+def _not_too_long(conditions: Sequence[str], minutes: float) -> tuple[str, ...]:
+    short = tuple(name for name in conditions if MINUTES.get(name, 0) <= minutes)
+    if not short:
+        raise ValueError(f"expected a condition no longer than the {minutes:g} min of the recordings, got {', '.join(conditions)}")
+    return short
+
+
+def _simulated(name: str, config: SimulateConfig, number: int, prior: Prior | None) -> Case:
+    one = dataclasses.replace(config, subjects=1, sessions=2, seed=config.seed + number)
+    person = simulate_subject(one, 0)
+    first, second = (dataclasses.replace(cleaned_scan(session), subject=f"{number + 1:03d}") for session in person.sessions)
+    space = person.space
+    group = prior or make_prior(
+        space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group", space=space.name
+    )
+    return Case(name, first.subject, (first, second), group, person.labels)
+
+
+# people who were recorded
+
+
+def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = RECORDED) -> Iterator[Case]:
+    """Cases of recordings.
+
+    Sessions of a person on one Space, or on Spaces that share half of their locations or more, are paired: the first with the second,
+    the third with the fourth, task by task. Of a person without such a pair every recording is cut into halves, with a gap of 30 s.
+
+    Args:
+      scans: a person's recordings one after another, as `find_scans` sorts them; one person's are held at a time.
+      prior: parcels that every model starts from.
+      conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of each of the two) and `"roi"`: mean signals of the prior's
+        parcels. Of a pair shorter than a condition there is no case, and a warning says so.
+
+    Raises:
+      ValueError: an unknown condition, or one that only the simulator has.
+    """
+    for condition in conditions:
+        if condition in ("tr", "resolution"):
+            raise ValueError(
+                f"condition {condition!r} is for simulated scans: a recording's own cannot be changed; expected {', '.join(RECORDED)}"
+            )
+    chosen = check_conditions(conditions, RECORDED)
+
+    def cases() -> Iterator[Case]:
+        for subject, own in itertools.groupby(scans, key=lambda scan: scan.subject):
+            for first, second, kind in pairs(list(own)):
+                whole = Case("full", subject, (first, second), prior, kind=kind)
+                for condition in chosen:
+                    if MINUTES.get(condition, 0) * 60 > 1.02 * min(map(_seconds, whole.scans)):
+                        _warn_short(whole, condition)
+                    else:
+                        yield _under(condition, whole)
+
+    return cases()
+
+
+def pairs(scans: Sequence[Scan]) -> list[tuple[Scan, Scan, str]]:
+    """One person's recordings two by two, and whether these are `"sessions"` or `"halves"`."""
+    found, left = [], list(scans)
+    while left:
+        first = left.pop(0)
+        for place, other in enumerate(left):
+            if _are_sessions(first, other) and (both := on_common_locations(first, other)) is not None:
+                found.append((*both, "sessions"))
+                left.pop(place)
+                break
+    return found or [(*halves(scan), "halves") for scan in scans]
+
+
+def _are_sessions(a: Scan, b: Scan) -> bool:
+    return a.entities.get("ses") != b.entities.get("ses") and a.entities.get("task") == b.entities.get("task")
+
+
+def on_common_locations(a: Scan, b: Scan) -> tuple[Scan, Scan] | None:
+    """Both on the locations that they share, which differ where each session has a brain mask of its own; None where too few are."""
+    if a.space is b.space or np.array_equal(a.space.xyz, b.space.xyz):
+        return a, dataclasses.replace(b, space=a.space)
+    if a.space.kind != b.space.kind:
+        return None
+    keys = [np.ascontiguousarray(s.space.xyz + np.float32(0)).view([("", np.float32)] * 3).ravel() for s in (a, b)]  # −0 is 0
+    _, in_a, in_b = np.intersect1d(*keys, return_indices=True)
+    if len(in_a) < LEAST_SHARED * max(len(a.space), len(b.space)):
+        return None
+    order = np.argsort(in_a)
+    space = take(a.space, in_a[order])
+    first, second = _locations(a, in_a[order]), _locations(b, in_b[order])
+    return dataclasses.replace(first, space=space), dataclasses.replace(second, space=space)
+
+
+def halves(scan: Scan) -> tuple[Scan, Scan]:
+    """The two halves of a recording, with a gap between them."""
+    first, second = (_columns(scan, columns) for columns in split(scan))
+    return first, second
+
+
+# one pair under a condition
+
+
+def _under(condition: str, case: Case) -> Case:
+    if condition == "full":
+        return case
+    if condition == "roi":
+        return rois(case)
+    first, second = (first_minutes(scan, MINUTES[condition]) for scan in case.scans)
+    return dataclasses.replace(case, name=condition, scans=(first, second))
+
+
+def first_minutes(scan: Scan, minutes: float) -> Scan:
+    """The recording as if it had been stopped after some minutes; it was cleaned as a whole."""
+    return _columns(scan, np.flatnonzero((scan.frames - scan.frames[0]) * scan.tr < minutes * 60 - 1e-6))
+
+
+def rois(case: Case) -> Case:
+    """Mean signals of parcels at their centroids: the true parcels where they are known, else the prior's."""
+    first, second = case.scans
+    labels, count = case.truth, case.prior.n_parcels
+    if labels is None:
+        labels = on_space(case.prior, first.space, first.valid & second.valid).labels
+    else:
+        count = int(labels.max()) + 1
+    there = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=count) > 0)
+    inside = labels >= 0
+    xyz = centroids(labels[inside], first.space.xyz[inside], count)[there]
+    space = point_space(xyz, name=first.space.name)
+
+    def one(scan: Scan) -> Scan:
+        return _again(scan, parcel_signals(scan.y, labels, count)[there], scan.frames, space)
+
+    return dataclasses.replace(case, name="roi", scans=(one(first), one(second)), truth=None)
+
+
+def _columns(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
+    part = _again(scan, scan.y[:, columns], scan.frames[columns], scan.space)
+    return dataclasses.replace(part, mean=scan.mean, std=scan.std * part.std, displacement=scan.displacement)
+
+
+def _again(scan: Scan, y: Float[np.ndarray, "V n"], frames: Int[np.ndarray, " n"], space: Space) -> Scan:
+    return make_scan(
+        y,
+        space,
+        tr=scan.tr,
+        frames=frames,
+        recorded=scan.recorded,
+        subject=scan.subject,
+        entities=dict(scan.entities),
+        source=scan.source,
+        cleaning=scan.cleaning,
+    )
+
+
+def _locations(scan: Scan, keep: Int[np.ndarray, " n"]) -> Scan:
+    return dataclasses.replace(scan, y=scan.y[keep], valid=scan.valid[keep], mean=scan.mean[keep], std=scan.std[keep])
+
+
+def _seconds(scan: Scan) -> float:
+    return float(scan.frames[-1] - scan.frames[0] + 1) * scan.tr
+
+
+def _warn_short(case: Case, condition: str) -> None:
+    length = min(map(_seconds, case.scans)) / 60
+    warnings.warn(f"{case.scans[0].label}: {length:.1f} min of each of the two, too short for condition {condition}", stacklevel=3)

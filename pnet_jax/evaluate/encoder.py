@@ -1,0 +1,302 @@
+r"""The gate: neural against linear encoders on people that neither has seen.
+
+Parcels made from one recording of a person are scored on another, in both directions, by the distance-controlled boundary
+coefficient (DCBC, the one to judge by) and homogeneity, and against the truth where there is one (ARI). Personalised parcels are
+taken even where a scan could not show that they beat its prior: what is compared is the encoders, and not that decision.
+
+Without any parcels, an encoder is judged by how much of the *other* recording's fingerprints it predicts:
+
+.. math:: R^2 = 1 - \frac{\sum_{v,r} (\hat f^A_{vr} - f^B_{vr})^2}{\sum_{v,r} (f^B_{vr})^2}
+
+with f the fingerprints (Fisher z to R references) without their mean over locations, and :math:`\hat f` what the model's decoder makes
+of the first recording's components.
+
+Three baselines stand beside the models. `prior`: its parcels as they are. `centroids`: every location to the nearest centroid of these,
+which compact shapes alone achieve. `weighted`: the linear decoder with its components weighted by their reliability Λ, which is the best
+linear guess at *another* recording and needs no training; a neural head that was trained to make this guess should beat it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction import FRAME_BUCKET, LOCATION_BUCKET, construct
+from pnet_jax.encoder import linear, perceiver
+from pnet_jax.encoder.linear import LinearEncoder, centre
+from pnet_jax.encoder.model import Encoder, Model
+from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference, reference_signals
+from pnet_jax.evaluate.cases import Case
+from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.ops.fingerprint import fingerprint
+from pnet_jax.parcellation.score import nearest_centroid
+from pnet_jax.scan import Scan
+
+MEASURES = ("dcbc", "homogeneity", "ari", "r2")
+BASELINES = ("prior", "centroids", "weighted")
+LEAST_SUBJECTS = 3  # for an interval
+RESAMPLES = 2000
+
+Row = dict[str, Any]
+
+
+def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
+    """Every model, and the baselines, on every case.
+
+    Args:
+      models: their names tell them apart; the first is the one that others are compared with.
+      cases: from `simulated_cases` or `scan_cases`, or made by hand.
+
+    Returns:
+      Rows with `condition`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
+      directions, NaN where it cannot be measured (of ROIs all but `r2`).
+
+    Raises:
+      ValueError: no model or no case, two models of one name or one of a baseline's, or a prior that does not overlap a scan.
+    """
+    names = [model.name for model in models]
+    if not models:
+        raise ValueError("expected one or more models, got none")
+    if len(set(names) | set(BASELINES)) < len(names) + len(BASELINES):
+        raise ValueError(f"expected models with names of their own, none of {', '.join(BASELINES)}; got {', '.join(names)}")
+    rows: list[Row] = []
+    for case in cases:
+        try:
+            scores = _scores(models, case)
+        except ValueError as error:
+            raise ValueError(f"condition {case.name}, subject {case.subject}: {error}") from error
+        shared = {"condition": case.name, "subject": case.subject, "pair": case.kind}
+        rows += [{**shared, "model": name, **dict.fromkeys(MEASURES, math.nan), **found} for name, found in scores.items()]
+    if not rows:
+        raise ValueError("expected one or more pairs of recordings, got none: no two sessions and no scan long enough for its halves")
+    return rows
+
+
+def _scores(models: Sequence[Model], case: Case) -> dict[str, dict[str, float]]:
+    first = models[0].encoder
+    plain = first if isinstance(first, LinearEncoder) else first.linear
+    weighted = plain._replace(decoder=plain.reliability[:, None] * plain.decoder)
+    fixed, maps = (None, {}) if case.is_points else _maps(models, case)
+    scores = {name: _parcel_scores(labels, fixed, case) for name, labels in maps.items()}
+    for name, encoder in [(model.name, model.encoder) for model in models] + [("weighted", weighted)]:
+        scores.setdefault(name, {})["r2"] = split_half_r2(encoder, *case.scans)
+    return {name: scores[name] for name in [model.name for model in models] + list(BASELINES) if name in scores}
+
+
+# parcels
+
+
+def _maps(models: Sequence[Model], case: Case) -> tuple[Any, dict[str, list[Int[np.ndarray, " V"]]]]:
+    """Where all maps are judged, and every map's labels from either recording."""
+    config = ConstructConfig(force_personalised=True, edges=())
+    networks = {model.name: [construct(scan, prior=case.prior, model=model, config=config) for scan in case.scans] for model in models}
+    prior = [network.prior_labels for network in next(iter(networks.values()))]
+    inside = (prior[0] >= 0) & (prior[1] >= 0)
+    maps = {name: [network.labels for network in both] for name, both in networks.items()}
+    maps["prior"] = prior
+    maps["centroids"] = [nearest_centroid(np.where(inside, labels, -1), case.scans[0].space) for labels in prior]
+    judges = [Judge(scan.y, scan.space, inside, case.prior.n_parcels) for scan in case.scans]
+    return (inside, judges), maps
+
+
+def _parcel_scores(maps: list[Int[np.ndarray, " V"]], fixed: Any, case: Case) -> dict[str, float]:
+    inside, judges = fixed
+    both = [judges[1](maps[0]), judges[0](maps[1])]
+    scores = {name: float(np.mean([found[name] for found in both])) for name in both[0]}
+    if case.truth is not None:
+        counted = inside & (case.truth >= 0)
+        scores["ari"] = float(np.mean([_rand_index(case.truth[counted], labels[counted]) for labels in maps]))
+    return scores
+
+
+def _rand_index(truth: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> float:
+    try:
+        from sklearn.metrics import adjusted_rand_score
+    except ImportError as error:
+        raise ValueError("the adjusted Rand index needs scikit-learn, not installed here: pip install 'pnet_jax[evaluate]'") from error
+    return float(adjusted_rand_score(truth, labels))
+
+
+# fingerprints
+
+
+def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
+    """Share of the variance of a recording's fingerprints that an encoder predicts from the other, mean of both directions.
+
+    Locations with a signal in both and references present in both count, all the same. A prediction worse than 0 gives a negative
+    share.
+
+    Args:
+      encoder: linear, which predicts by its decoder, or a Perceiver, which does by its head.
+      first, second: on one Space, of V locations.
+    """
+    counted = first.valid & second.valid
+    (here, guess), (there, other) = (_seen_and_predicted(encoder, _observe(scan, counted, encoder)) for scan in (first, second))
+    return float(_explained(jnp.stack([guess, other]), jnp.stack([there, here])))
+
+
+@jax.jit
+def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -> Float[Array, ""]:
+    # The fingerprints of a reference without locations are 0 in every location.
+    present = (jnp.abs(found) > 0).any(1).all(0).astype(found.dtype)[None, None, :]
+    error = (jnp.square(predicted - found) * present).sum((1, 2))
+    variance = (jnp.square(found) * present).sum((1, 2))
+    return (1 - error / jnp.where(variance > 0, variance, jnp.nan)).mean()
+
+
+@jax.jit
+def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Array, "V R"], Float[Array, "V R"]]:
+    """A recording's fingerprints without their mean, and what the encoder expects of another's."""
+    y, kept, counted, region, xyz, tsnr, tr = (jnp.asarray(part) for part in observed)
+    signals = reference_signals(jnp.where(counted[:, None], y, 0.0), region, len(encoder.references))
+    seen = centre(fingerprint(y, signals, kept=kept), counted.astype(y.dtype))
+    if isinstance(encoder, LinearEncoder):
+        x, decoder = linear.project(encoder, y, region, kept, counted), encoder.decoder
+    else:
+        x = perceiver.components(encoder, y, region, kept, counted, xyz, tr, tsnr)
+        decoder = encoder.params["heads"]["fingerprint"]["kernel"]
+    return seen, jnp.matmul(x, jnp.asarray(decoder), precision="highest")
+
+
+def _observe(scan: Scan, counted: np.ndarray, encoder: Encoder) -> Observed:
+    """A recording in a bucket's shape, so that cases share compiled steps."""
+    locations, frames = (-(-n // bucket) * bucket for n, bucket in zip(scan.y.shape, (LOCATION_BUCKET, FRAME_BUCKET), strict=True))
+    rows = (0, locations - len(scan.y))
+    region = np.where(counted, nearest_reference(scan.space.xyz, np.asarray(encoder.references)), -1)
+    return Observed(
+        y=np.pad(np.where(counted[:, None], scan.y, 0), (rows, (0, frames - scan.y.shape[1]))),
+        kept=np.arange(frames) < scan.y.shape[1],
+        counted=np.pad(counted, rows),
+        region=np.pad(region, rows, constant_values=-1).astype(np.int32),
+        xyz=np.pad(scan.space.xyz, (rows, (0, 0))),
+        log_tsnr=np.pad(log_tsnr(scan.mean, scan.std, counted), rows),
+        tr=np.float32(scan.tr),
+    )
+
+
+# over subjects
+
+
+def summary(rows: Sequence[Row], *, seed: int = 0) -> list[Row]:
+    """Means over subjects, and paired differences from the first model.
+
+    A subject with several pairs of recordings counts once, by their mean.
+
+    Args:
+      rows: from `gate`.
+      seed: of the bootstrap.
+
+    Returns:
+      A row for each condition and model, in the order of `rows`: `condition`, `model`, `subjects`, the `MEASURES`, and `difference`, for
+      each measure `{"mean", "low", "high"}` of the subjects' differences from the first model's, with a 95 % bootstrap interval over
+      subjects; `low` and `high` are NaN where there are fewer than 3 subjects.
+    """
+    reference = rows[0]["model"]
+    out = []
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        here = [row for row in rows if row["condition"] == condition]
+        by_subject = {name: _by_subject(here, name) for name in dict.fromkeys(row["model"] for row in here)}
+        for name, values in by_subject.items():
+            means = {measure: _mean(values[:, i]) for i, measure in enumerate(MEASURES)}
+            apart = values - by_subject[reference]
+            difference = {measure: _interval(apart[:, i], seed) for i, measure in enumerate(MEASURES)}
+            out.append({"condition": condition, "model": name, "subjects": len(values), **means, "difference": difference})
+    return out
+
+
+def better(summed: Sequence[Row]) -> list[Row]:
+    """Which model is the best of each condition, by DCBC, or by R² where there are no parcels (ROIs).
+
+    Args:
+      summed: from `summary`.
+
+    Returns:
+      A row a condition: `condition`, `measure`, `model`, and `certain`: whether 95 % intervals set it apart, from the first model, or, if
+      it is the first, from every other; None where there are too few subjects to say.
+    """
+    out = []
+    for condition in dict.fromkeys(row["condition"] for row in summed):
+        here = [row for row in summed if row["condition"] == condition and row["model"] not in BASELINES]
+        measure = deciding(here)
+        best = max(here, key=lambda row: -math.inf if math.isnan(row[measure]) else row[measure])
+        # The first model's differences are 0: where it wins, the others' must lie below.
+        apart = [row["difference"][measure] for row in (here[1:] if best is here[0] else [best])]
+        known = bool(apart) and not any(math.isnan(one["low"]) for one in apart)
+        certain = all(one["high"] < 0 if best is here[0] else one["low"] > 0 for one in apart) if known else None
+        out.append({"condition": condition, "measure": measure, "model": best["model"], "certain": certain})
+    return out
+
+
+def deciding(rows: Sequence[Row]) -> str:
+    """The measure that decides between models: DCBC where any of them has one, else R²."""
+    return "r2" if all(math.isnan(row["dcbc"]) for row in rows) else "dcbc"
+
+
+def _by_subject(rows: Sequence[Row], model: str) -> Float[np.ndarray, "S 4"]:
+    """The measures of every subject, in the order in which they came."""
+    subjects = dict.fromkeys(row["subject"] for row in rows)
+    own = [[[row[m] for m in MEASURES] for row in rows if row["model"] == model and row["subject"] == subject] for subject in subjects]
+    return np.array([[_mean(np.array(column)) for column in zip(*pairs, strict=True)] or [math.nan] * len(MEASURES) for pairs in own])
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _interval(apart: Float[np.ndarray, " S"], seed: int) -> dict[str, float]:
+    known = apart[np.isfinite(apart)]
+    low = high = math.nan
+    if len(known) >= LEAST_SUBJECTS:
+        drawn = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
+        low, high = (float(x) for x in np.percentile(known[drawn].mean(1), (2.5, 97.5)))
+    return {"mean": _mean(apart), "low": low, "high": high}
+
+
+def table(summed: Sequence[Row]) -> list[str]:
+    """Lines that show a summary: means, and the difference from the first model in the measure that decides."""
+    reference = summed[0]["model"]
+    head = ["condition", "model", "subjects", "DCBC", "homogeneity", "ARI", "R²", f"minus {reference} [95 %]"]
+    cells, last = [head], ""
+    for row in summed:
+        here = [one for one in summed if one["condition"] == row["condition"]]
+        shown = [row["condition"] if row["condition"] != last else "", row["model"], str(row["subjects"])]
+        apart = "" if row["model"] == reference else _difference(row["difference"][deciding(here)])
+        cells.append([*shown, *(_number(row[measure]) for measure in MEASURES), apart])
+        last = row["condition"]
+    width = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    left = (0, 1, len(head) - 1)
+    padded = [[c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, width, strict=True))] for row in cells]
+    return ["  ".join(row).rstrip() for row in padded]
+
+
+def verdicts(summed: Sequence[Row]) -> list[str]:
+    """A line a condition: which model is better, and whether the subjects are enough to say so."""
+    sure = {True: "", False: ", but the 95 % interval holds 0", None: f", of fewer than {LEAST_SUBJECTS} subjects: not certain"}
+    names = {"dcbc": "DCBC", "r2": "R²"}
+    return [f"{one['condition']}: {one['model']} by {names[one['measure']]}{sure[one['certain']]}" for one in better(summed)]
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _number(value: float, form: str = ".4f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _difference(one: dict[str, float]) -> str:
+    interval = "" if math.isnan(one["low"]) else f" [{one['low']:+.4f} {one['high']:+.4f}]"
+    return f"{_number(one['mean'], '+.4f')}{interval}"
