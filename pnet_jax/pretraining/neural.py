@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
-import math
 import pathlib
 import signal
 import time
@@ -14,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,33 +21,16 @@ from pnet_jax.bench import hlo
 from pnet_jax.bench.roofline import matmul_rate
 from pnet_jax.checkpoint import Saves, load_model
 from pnet_jax.config import PretrainConfig
-from pnet_jax.encoder import objectives, perceiver
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.encoder.model import Encoder, Model
+from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
 from pnet_jax.pretraining.log import Log
-from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step
+from pnet_jax.pretraining.spread import BATCH, by_field, check_divides, spread
+from pnet_jax.pretraining.step import TrainState
 from pnet_jax.records import Store, batches, open_store, split_subjects
 
 PEAK_SIZES = (1024, 2048)  # of the products that say what a device can do
-# Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
-SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
-    "data": (),
-    "fsdp": ((r"(kernel|latents|turn|damp)$", ("subject", None)),),
-}
-# Which axis of the mesh splits which dimension of a batch: fields of `Segments`.
-BATCH: dict[str, tuple[str | None, ...]] = dict(
-    y=("subject", None, "location", None),
-    kept=("subject", None, None),
-    references=("subject", None, None, None),
-    xyz=("subject", "location", None),
-    hemisphere=("subject", "location"),
-    counted=("subject", "location"),
-    log_tsnr=("subject", None, "location"),
-    tr=("subject", None),
-    record=("subject",),
-)
 
 
 class Finished(NamedTuple):
@@ -86,7 +66,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     """
     process = parallel.Process(jax.process_index(), jax.process_count())
     mesh = parallel.make_mesh(config.parallel)
-    _check_divides(config, mesh, process)
+    check_divides(config, mesh, process.total)
     out = pathlib.Path(out)
 
     # Records, and the linear encoder that the neural one starts from.
@@ -96,16 +76,8 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     linear = base.encoder if isinstance(base.encoder, LinearEncoder) else base.encoder.linear
 
     # The state: shapes first, then where each array lies, then its values there.
-    optimiser = make_optimiser(config.optimiser)
-    initial = functools.partial(_initial, base.encoder, config, optimiser)
-    layout = parallel.layout(jax.eval_shape(initial), SHARDINGS[config.sharding], mesh)
+    initial, layout, step = spread(base.encoder, config, mesh)
     state = jax.jit(initial, out_shardings=layout)()
-    step = jax.jit(
-        make_step(_loss(linear, config), optimiser, config.optimiser, config.seed),
-        in_shardings=(layout, _by_field(lambda name: parallel.sharding(mesh, *BATCH[name]))),
-        out_shardings=(layout, None),
-        donate_argnums=0,
-    )
 
     with contextlib.ExitStack() as stack:
         saves = Saves(out / "states", keep=config.keep, config=_told(config, store))
@@ -174,7 +146,7 @@ class _Run:
         return state
 
     def _place(self, local: Segments) -> Segments:
-        return _by_field(lambda name: parallel.global_array(np.asarray(getattr(local, name)), self._mesh, *BATCH[name]))
+        return by_field(lambda name: parallel.global_array(np.asarray(getattr(local, name)), self._mesh, *BATCH[name]))
 
     def _compile(self, state: TrainState, batch: Segments) -> None:
         """The step; its work on one device, and what that device can do: their quotient is the model FLOP utilisation."""
@@ -222,42 +194,11 @@ class _Taken(NamedTuple):
     records: Any = None
 
 
-def _by_field(make: Callable[[str], Any]) -> Segments:
-    return Segments(**{name: make(name) for name in Segments._fields})
-
-
-def _initial(base: Encoder, config: PretrainConfig, optimiser: Any) -> TrainState:
-    """Fresh weights on a linear encoder, or those of a neural one to go on from."""
-    if isinstance(base, LinearEncoder):
-        return begin(perceiver.init(base, config.perceiver, jax.random.key(config.seed)).params, optimiser)
-    if base.config != config.perceiver:
-        raise ValueError(f"checkpoint {config.start} has sizes {base.config}, expected those of the configuration, {config.perceiver}")
-    return begin(jax.tree.map(jnp.asarray, base.params), optimiser)
-
-
-def _loss(linear: LinearEncoder, config: PretrainConfig) -> Loss:
-    def loss(params: Any, batch: Segments, key: Any) -> Any:
-        return objectives.total(PerceiverEncoder(linear, params, config.perceiver), batch, key, config.objectives)
-
-    return loss
-
-
 def _told(config: PretrainConfig, store: Store) -> dict[str, Any]:
     """What must be the same for a run to go on: all but where and how fast it runs."""
     fields = ("encoder", "start", "seed", "perceiver", "input", "objectives", "optimiser")
     whole = dataclasses.asdict(config)
     return {name: whole[name] for name in fields} | {"store": store.digest}
-
-
-def _check_divides(config: PretrainConfig, mesh: Mesh, process: parallel.Process) -> None:
-    parts = math.lcm(mesh.shape["subject"], process.total) * config.optimiser.accumulate
-    if config.input.batch % parts:
-        raise ValueError(
-            f"input.batch is {config.input.batch}: expected a multiple of {parts}, for {mesh.shape['subject']} parts of the mesh, "
-            f"{process.total} processes and {config.optimiser.accumulate} parts of a batch (optimiser.accumulate)"
-        )
-    if config.input.locations % mesh.shape["location"]:
-        raise ValueError(f"input.locations is {config.input.locations}: expected a multiple of the mesh's {mesh.shape['location']} parts")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.checkpoint import load_model, save_model
 from pnet_jax.config import InputConfig, ObjectiveConfig, OptimiserConfig, ParallelConfig, PerceiverConfig, PretrainConfig
-from pnet_jax.pretraining import neural
+from pnet_jax.pretraining import neural, spread
 from pnet_jax.pretraining.log import read_log
 from pnet_jax.records import prepare
 
@@ -181,13 +181,13 @@ def test_states_restore_on_fewer_devices(whole, store, config, tmp_path, monkeyp
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_scans(store, config, tmp_path, monkeypatch):
-    honest = neural.objectives.total
+    honest = spread.objectives.total
 
     def broken(encoder, batch, key, weights):
         loss, terms = honest(encoder, batch, key, weights)
         return loss / (batch.record >= 0).sum(dtype=np.int32).astype(np.float32) * np.float32("nan"), terms
 
-    monkeypatch.setattr(neural.objectives, "total", broken)
+    monkeypatch.setattr(spread.objectives, "total", broken)
     with pytest.raises(FloatingPointError, match=r"step 1: .*loss nan.*sub-0\d_ses-[12]"):
         neural.train(store, tmp_path, config, progress=False)
 
@@ -324,7 +324,7 @@ def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store,
     _, err = one.communicate(timeout=60)
     assert one.returncode != 0 and time.time() - begun < 30
     assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "goes on from the last state" in err, err[-2000:]
-    said = [done(process) for process in two(store, out, start, steps=60)][0]
+    said, _ = (done(process) for process in two(store, out, start, steps=60))
     rows = [row["step"] for row in read_log(out / "metrics.jsonl")]
     assert "resumed from step" in said and digest(said)
     assert rows == list(range(1, 61))
