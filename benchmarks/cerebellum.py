@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.stats
-from common import CEREBELLUM, Judge, average, need, parser, table, write
+from common import CEREBELLUM, average, need, parser, table, write
 
 import pnet_jax
+from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.scan import make_scan
 from pnet_jax.space import grid_space

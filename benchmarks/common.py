@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pnet_jax.evaluate.parcellation import Judge
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pnet_jax", "jax", "numpy", "scipy", "nilearn", "scikit-learn")
 BOLD = "bold4d/sub-RAPIDTIDETEST_task-rest_space-MNI152NLin6Asym_res-4_desc-preproc_bold.nii.gz"

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
-from common import BOLD, MASK, Judge, atlas, average, need, parser, table, write
+from common import BOLD, MASK, atlas, average, need, parser, table, write
 
 import pnet_jax
 from pnet_jax.encoder.linear import LinearEncoder
+from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.pretraining import reference_points
 from pnet_jax.simulate.space import grey_matter_space

@@ -14,13 +14,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from common import Judge, average, parser, table, write
+from common import average, parser, table, write
 from sklearn.metrics import adjusted_rand_score
 
 import pnet_jax
 from pnet_jax.config import SimulateConfig
 from pnet_jax.construction import parcel_signals
 from pnet_jax.edges import compute
+from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.simulate import cleaned_scan, simulate_cohort

@@ -264,10 +264,11 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     with _Bar(total, "evaluate", "pair") as bar:
 
         def watched():
-            for number, case in enumerate(cases):
-                bar(f"{case.name}, {case.subject}", number, max(total, number + 1))
+            done = 0
+            for done, case in enumerate(cases, 1):
+                bar(f"{case.name}, {case.subject}", done - 1, max(total, done))
                 yield case
-            bar("", total, total)
+            bar("", done, done)
 
         try:
             rows = encoder.gate(models, watched())
@@ -278,6 +279,8 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     summed = encoder.summary(rows)
     print("\n".join(encoder.table(summed)))
     print("Parcels of one recording are scored on another of the same person; personalised ones always, to compare encoders.")
+    if any(not encoder.same_references(model, models[0]) for model in models):
+        print("R² of models with other references is of other fingerprints, and no comparison.")
     for line in encoder.verdicts(summed) if len(models) > 1 else ():
         print(line)
     if args.out:

@@ -14,7 +14,7 @@ from pnet_jax.config import SimulateConfig, nearest
 from pnet_jax.construction import parcel_signals
 from pnet_jax.parcellation.prior import Prior, make_prior, on_space
 from pnet_jax.scan import Scan, make_scan, split
-from pnet_jax.simulate import cleaned_scan, simulate_subject
+from pnet_jax.simulate import check, cleaned_scan, simulate_subject
 from pnet_jax.simulate.space import centroids
 from pnet_jax.space import Space, point_space, take
 
@@ -101,6 +101,8 @@ def simulated_cases(
     variants = [(f"tr {tr:g} s", dataclasses.replace(config, tr=tr)) for tr in UNSEEN_TR] if "tr" in chosen else []
     if "resolution" in chosen:
         variants.append((f"{finer} mm", dataclasses.replace(config, resolution=finer)))
+    for one in (config, *(other for _, other in variants)):
+        check(one)
     plain = [condition for condition in chosen if condition not in ("tr", "resolution")]
 
     def cases() -> Iterator[Case]:
@@ -199,14 +201,18 @@ def on_common_locations(a: Scan, b: Scan) -> tuple[Scan, Scan] | None:
         return a, dataclasses.replace(b, space=a.space)
     if a.space.kind != b.space.kind:
         return None
-    keys = [np.ascontiguousarray(s.space.xyz + np.float32(0)).view([("", np.float32)] * 3).ravel() for s in (a, b)]  # −0 is 0
-    _, in_a, in_b = np.intersect1d(*keys, return_indices=True)
+    _, in_a, in_b = np.intersect1d(_keys(a.space), _keys(b.space), return_indices=True)
     if len(in_a) < LEAST_SHARED * max(len(a.space), len(b.space)):
         return None
     order = np.argsort(in_a)
     space = take(a.space, in_a[order])
     first, second = _locations(a, in_a[order]), _locations(b, in_b[order])
     return dataclasses.replace(first, space=space), dataclasses.replace(second, space=space)
+
+
+def _keys(space: Space) -> np.ndarray:
+    """A location's coordinates as one value that can be sorted."""
+    return np.ascontiguousarray(space.xyz + np.float32(0)).view([("", np.float32)] * 3).ravel()  # + 0 makes −0 equal 0
 
 
 def halves(scan: Scan) -> tuple[Scan, Scan]:

@@ -142,6 +142,11 @@ def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
     return float(_explained(jnp.stack([guess, other]), jnp.stack([there, here])))
 
 
+def same_references(a: Model, b: Model) -> bool:
+    """Whether two models speak of the same fingerprints; else their R² are of different things."""
+    return np.array_equal(np.asarray(a.encoder.references), np.asarray(b.encoder.references))
+
+
 @jax.jit
 def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -> Float[Array, ""]:
     # The fingerprints of a reference without locations are 0 in every location.
@@ -218,19 +223,22 @@ def better(summed: Sequence[Row]) -> list[Row]:
       summed: from `summary`.
 
     Returns:
-      A row a condition: `condition`, `measure`, `model`, and `certain`: whether 95 % intervals set it apart, from the first model, or, if
-      it is the first, from every other; None where there are too few subjects to say.
+      A row a condition: `condition`, `measure`, `model`; `certain`: whether 95 % intervals set it apart, from the first model, or, if
+      it is the first, from every other; None where there are too few subjects to say; and `behind`: the baselines that are as good or
+      better, so that being the best of the models is worth little.
     """
     out = []
     for condition in dict.fromkeys(row["condition"] for row in summed):
-        here = [row for row in summed if row["condition"] == condition and row["model"] not in BASELINES]
+        everyone = [row for row in summed if row["condition"] == condition]
+        here = [row for row in everyone if row["model"] not in BASELINES]
         measure = deciding(here)
         best = max(here, key=lambda row: -math.inf if math.isnan(row[measure]) else row[measure])
         # The first model's differences are 0: where it wins, the others' must lie below.
         apart = [row["difference"][measure] for row in (here[1:] if best is here[0] else [best])]
         known = bool(apart) and not any(math.isnan(one["low"]) for one in apart)
         certain = all(one["high"] < 0 if best is here[0] else one["low"] > 0 for one in apart) if known else None
-        out.append({"condition": condition, "measure": measure, "model": best["model"], "certain": certain})
+        behind = [row["model"] for row in everyone if row["model"] in BASELINES and row[measure] >= best[measure]]
+        out.append({"condition": condition, "measure": measure, "model": best["model"], "certain": certain, "behind": behind})
     return out
 
 
@@ -281,7 +289,12 @@ def verdicts(summed: Sequence[Row]) -> list[str]:
     """A line a condition: which model is better, and whether the subjects are enough to say so."""
     sure = {True: "", False: ", but the 95 % interval holds 0", None: f", of fewer than {LEAST_SUBJECTS} subjects: not certain"}
     names = {"dcbc": "DCBC", "r2": "R²"}
-    return [f"{one['condition']}: {one['model']} by {names[one['measure']]}{sure[one['certain']]}" for one in better(summed)]
+
+    def line(one: Row) -> str:
+        behind = f"; the baseline {' and '.join(one['behind'])} is as good or better" if one["behind"] else ""
+        return f"{one['condition']}: {one['model']} by {names[one['measure']]}{sure[one['certain']]}{behind}"
+
+    return [line(one) for one in better(summed)]
 
 
 def without_nan(value: Any) -> Any:
