@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install checkpoint clean
+.PHONY: demo test lint install checkpoint pnet-small clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pnet demo --out demo
@@ -24,6 +24,17 @@ checkpoint: $(VENV)/.installed
 	rm -rf build/cohort pnet_jax/checkpoints/pnet-linear
 	$(BIN)/pnet simulate build/cohort --config configs/simulate_pretraining.toml
 	$(BIN)/pnet pretrain build/cohort pnet_jax/checkpoints/pnet-linear --config configs/pretrain_linear.toml
+
+# The shipped neural model, from nothing; where it was stopped it goes on.
+pnet-small: $(VENV)/.installed
+	grep -v '^#' configs/simulate_small.tsv | tail -n +2 | while read name tier resolution parcels tr seed; do \
+	  test -f build/small/$$name/participants.tsv || $(BIN)/pnet simulate build/small/$$name --subjects 4 --sessions 2 --sites 4 --minutes 10 \
+	    --tier $$tier --resolution $$resolution --parcels $$parcels --tr $$tr --seed $$seed || exit 1; \
+	  $(BIN)/pnet prepare build/small/$$name build/small_store --dataset $$name --cleaning.strategy global_signal,motion,scrub || exit 1; \
+	done
+	$(BIN)/pnet pretrain --config configs/pretrain_small.toml --store build/small_store --out build/small_run
+	rm -rf pnet_jax/checkpoints/pnet-small
+	cp -r build/small_run/model pnet_jax/checkpoints/pnet-small
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pnet_jax needs Python 3.11 or newer, this is " + sys.version.split()[0])'

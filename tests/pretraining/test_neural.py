@@ -25,6 +25,7 @@ from pnet_jax.pretraining.log import read_log
 from pnet_jax.records import prepare
 
 STEPS = 12
+SOME_TERMS = ObjectiveConfig(anchors=16, negatives=16, mae=0, dyn=0)  # compile in half the time of all five
 CONFIG = """
 encoder = "perceiver"
 name = "tiny"
@@ -50,6 +51,8 @@ ball_count = 2
 [objectives]
 anchors = 16
 negatives = 16
+mae = 0
+dyn = 0
 [optimiser]
 steps = {steps}
 rate = 1e-3
@@ -83,7 +86,7 @@ def config(start) -> PretrainConfig:
         log_every=1,
         perceiver=PerceiverConfig(16, 4, 1, 2, 2, 10, 24, dtype="float32"),
         input=InputConfig(batch=8, locations=64, frames=40, min_seconds=60, max_seconds=80, ball_count=2),
-        objectives=ObjectiveConfig(anchors=16, negatives=16),
+        objectives=SOME_TERMS,
         optimiser=OptimiserConfig(steps=STEPS, rate=1e-3),
         parallel=ParallelConfig(subject=8, location=1),
     )
@@ -107,15 +110,17 @@ def test_every_step_is_logged_and_curves_are_written(whole):
     finished, out = whole
     rows = read_log(out / "metrics.jsonl")
     assert finished.step == STEPS and [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    names = {"loss", "split", "split_r2", "nce", "mae", "vic", "dyn", "gradient_norm"}
+    names = {"loss", "split", "split_r2", "nce", "vic", "gradient_norm"}
     names |= {"scans_per_second", "tokens_per_second", "model_flop_utilisation", "data_wait"}
     assert names <= rows[0].keys() and all(np.isfinite(list(row.values())).all() for row in rows)
     assert list((out / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_the_loss_falls_on_people_it_learns_from(store, config, tmp_path):
-    longer = dataclasses.replace(config, optimiser=OptimiserConfig(steps=60, rate=3e-3), save_every=60)
+    terms = ObjectiveConfig(anchors=16, negatives=16)
+    longer = dataclasses.replace(config, objectives=terms, optimiser=OptimiserConfig(steps=60, rate=3e-3), save_every=60)
     neural.train(store, tmp_path, longer, progress=False)
+    assert {"split", "nce", "mae", "vic", "dyn"} <= read_log(tmp_path / "metrics.jsonl")[0].keys()
     found = losses(tmp_path)
     assert np.mean(found[-8:]) < np.mean(found[:8]) - 0.1
 
@@ -196,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_scans(store, config, tmp_p
     ("change", "message"),
     [
         ({"optimiser": OptimiserConfig(steps=STEPS, rate=2e-3)}, r"optimiser.rate = 0.001, this run has 0.002"),
-        ({"objectives": ObjectiveConfig(anchors=16, negatives=16, mae=0)}, r"objectives.mae = 0.5, this run has 0"),
+        ({"objectives": dataclasses.replace(SOME_TERMS, vic=0)}, r"objectives.vic = 0.1, this run has 0"),
     ],
 )
 def test_a_folder_holds_one_run(whole, store, config, change, message):
@@ -316,7 +321,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(whole, store, start, tmp
 
 def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store, start, tmp_path):
     out = tmp_path / "dead"
-    one, other = two(store, out, start, "--parallel.heartbeat", "5", steps=60)
+    one, other = two(store, out, start, "--parallel.heartbeat", "5", steps=24)
     wait_for_step(out, 4, one)
     other.kill()
     other.communicate()
@@ -324,10 +329,10 @@ def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store,
     _, err = one.communicate(timeout=60)
     assert one.returncode != 0 and time.time() - begun < 30
     assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "goes on from the last state" in err, err[-2000:]
-    said, _ = (done(process) for process in two(store, out, start, steps=60))
+    said, _ = (done(process) for process in two(store, out, start, steps=24))
     rows = [row["step"] for row in read_log(out / "metrics.jsonl")]
     assert "resumed from step" in said and digest(said)
-    assert rows == list(range(1, 61))
+    assert rows == list(range(1, 25))
 
 
 def test_numbers_of_the_log_are_json_a_line(whole):
