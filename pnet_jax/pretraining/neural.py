@@ -238,7 +238,7 @@ def _card(config: PretrainConfig, store: Store, subjects: Sequence[str], held_ou
         "made_on": datetime.date.today().isoformat(),
         "config": {name: whole[name] for name in ("start", "seed", "perceiver", "input", "objectives", "optimiser", "sharding")},
         "store": store.digest,
-        "cleaning": store.records[0].settings,
+        "cleaning": {name: store.records[0].settings.get(name) for name in ("strategy", "detrend", "high_pass", "low_pass")},
         "scans": sum(record.subject in subjects for record in store.records),
         "subjects": len(subjects),
         "held_out": list(held_out),

@@ -252,7 +252,7 @@ def command(store: Path, out: Path, start: Path, *more: str, devices: int = 1, s
     )
 
 
-def done(process: subprocess.Popen, timeout: float = 120) -> str:
+def done(process: subprocess.Popen, timeout: float = 300) -> str:
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err[-3000:]
     return out
