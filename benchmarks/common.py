@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -72,7 +73,7 @@ def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
         "program": Path(sys.argv[0]).name,
         "date": datetime.date.today().isoformat(),
         "arguments": given,
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | _versions(),
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
@@ -81,6 +82,15 @@ def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(_rounded(result), indent=2) + "\n")
     print(f"written: {args.out.name}")
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed; a machine with an accelerator may have few."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _names_only(value):

@@ -167,14 +167,23 @@ class Saves:
         if step is None:
             return None
         where = f"state {step} in {self._folder}"
-        found: Any = _attempt(lambda: self._states.metadata(step).custom_metadata, f"{where} is damaged or was not written by pnet_jax")
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise ValueError(f"{where} has format {(found or {}).get('format')}, expected {FORMAT}: begin in a new folder")
+        damaged = f"{where} is damaged or was not written by pnet_jax; {self._way_back(step)}"
+        found: Any = _attempt(lambda: self._states.metadata(step).custom_metadata, damaged)
+        if not isinstance(found, dict) or "format" not in found:
+            raise ValueError(damaged)
+        if found["format"] != FORMAT:
+            raise ValueError(f"{where} has format {found['format']}, expected {FORMAT}: begin in a new folder")
         for key in sorted(found["config"].keys() | self._config.keys()):
             was, now = found["config"].get(key), self._config.get(key)
             if was != now:
                 raise ValueError(f"{where} was made with {_differing(key, was, now)}: expected the same, or a new folder")
-        return _attempt(lambda: self._states.load(step, _abstract(like)), f"{where} is damaged: it cannot be read")
+        return _attempt(lambda: self._states.load(step, _abstract(like)), f"{where} is damaged: it cannot be read; {self._way_back(step)}")
+
+    def _way_back(self, step: int) -> str:
+        """What to do about a state that cannot be used; nothing is removed unasked."""
+        earlier = [state.step for state in self._states.checkpoints if state.step < step]
+        then = f"go on from state {max(earlier)}" if earlier else "begin again, for there is no earlier one"
+        return f"remove the folder {self._folder / str(step)} to {then}"
 
     def weights(self, like: Any) -> Any:
         """The averaged weights of the last complete state, and nothing else of it: to fine-tune, or to look at a run under way.

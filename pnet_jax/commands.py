@@ -157,9 +157,12 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     from pnet_jax.ingest import load_scan
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
+    from pnet_jax.records.store import MANIFEST
 
     if out.exists():
         raise ValueError(f"checkpoint {out} exists already: expected a new folder")
+    if (Path(source) / MANIFEST).is_file():
+        raise ValueError(f"input {source} is a store of records, which encoder = perceiver reads; encoder = linear expects scans")
     sources, load = _sources(args, source)
     check_writable(out.absolute().parent)
     skipped: dict[str, str] = {}

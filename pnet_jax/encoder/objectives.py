@@ -112,7 +112,7 @@ def nce_loss(
     """InfoNCE of one scan: to find a location of one segment in the other, among the others' `negatives`, in nats."""
     first, second = jax.random.split(key)
     order = jnp.where(counted, jax.random.uniform(first, counted.shape), -1.0)
-    anchors = jax.lax.top_k(order, min(config.anchors, len(order)))[1]  # [n]
+    anchors = _first(order, config.anchors)  # [n]
     against = negatives(anchors, xyz, hemisphere, counted, second, config)  # [n, V]
     some = counted[anchors] & against.any(1)
 
@@ -147,7 +147,12 @@ def negatives(
 def _largest(score: Float[Array, "n V"], able: Bool[Array, "n V"], count: int) -> Bool[Array, "n V"]:
     """The `count` highest scores of those able; all of these where they are fewer."""
     score = jnp.where(able, score, -1.0)
-    return able & (score >= jax.lax.top_k(score, count)[0][:, -1:])
+    return able & (score >= jnp.sort(score, axis=1)[:, -count][:, None])
+
+
+def _first(order: Float[Array, " V"], count: int) -> Int[Array, " n"]:
+    """Where the highest values are, the highest first. `jax.lax.top_k` would bring the scans of all devices to each of them."""
+    return jnp.argsort(-order)[:count]
 
 
 # mae: hidden balls
@@ -175,7 +180,7 @@ def hide_balls(
 ) -> tuple[Bool[Array, " V"], Bool[Array, " R"]]:
     """Locations and reference points inside random balls: as many balls as hide `share` of the locations at most, at least one."""
     order = jnp.where(counted, jax.random.uniform(key, counted.shape), -1.0)
-    centres = jax.lax.top_k(order, min(BALLS, len(order)))[1]
+    centres = _first(order, BALLS)
     count = len(centres)
 
     def first(places: Array) -> Array:

@@ -25,6 +25,7 @@ from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
+from pnet_jax.outputs.lock import only_here
 from pnet_jax.pretraining.log import Log
 from pnet_jax.pretraining.spread import BATCH, by_field, check_divides, spread
 from pnet_jax.pretraining.step import TrainState
@@ -80,6 +81,8 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     state = jax.jit(initial, out_shardings=layout)()
 
     with contextlib.ExitStack() as stack:
+        if process.number == 0:
+            stack.enter_context(only_here(out, "pnet pretrain"))
         saves = Saves(out / "states", keep=config.keep, config=_told(config, store))
         # With a process lost, the state on its way to disk will never be complete.
         stack.push(lambda _, error, __: None if isinstance(error, parallel.ProcessLostError) else saves.close())

@@ -17,6 +17,7 @@ from pnet_jax.config import InputConfig
 from pnet_jax.encoder.tokens import Segments, nearest_reference
 from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw_parts, draw_stretch, stream
 from pnet_jax.records.store import Store, read_locations, read_space, read_windows
+from pnet_jax.records.workers import check_workers
 
 Part = Literal["training", "held out", "all"]
 _EXAMPLES = 2**40  # more than anybody draws
@@ -97,6 +98,7 @@ def batches(
         raise ValueError(
             f"expected processes that divide the batch of {config.batch} and a process below them, got process {process} of {processes}"
         )
+    check_workers(workers, "PretrainConfig.workers")
     if step < 0 or workers < 0:
         raise ValueError(f"expected step and workers of 0 or more, got step {step} and {workers} workers")
     subjects = store.subjects if part == "all" else split_subjects(store, config.held_out, config.seed)[part == "held out"]

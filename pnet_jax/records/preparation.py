@@ -15,6 +15,7 @@ import numpy as np
 from pnet_jax.config import PrepareConfig
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.outputs.atomic import check_writable
+from pnet_jax.outputs.lock import only_here
 from pnet_jax.outputs.tables import read_rows
 from pnet_jax.records.packing import digest_of
 from pnet_jax.records.spaces import space_file
@@ -30,7 +31,7 @@ from pnet_jax.records.store import (
     write_manifest,
     write_scan,
 )
-from pnet_jax.records.workers import Died, run_tasks
+from pnet_jax.records.workers import Died, check_workers, run_tasks
 from pnet_jax.scan import Scan
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +93,7 @@ def prepare(
     stopped in the middle. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused,
     what the store had of it is removed.
 
-    Memory: one scan a worker. One call at a time writes into a store.
+    Memory: one scan a worker. One call at a time writes into a store; another is refused.
 
     Args:
       sources: what to read, from `find_scans`, or scans in memory (an iterator may make them one at a time).
@@ -103,7 +104,7 @@ def prepare(
       progress: called with the scan's key, how many are done and how many there are (0 where that is not known).
 
     Raises:
-      ValueError: no scan was given, or the store is of another version.
+      ValueError: no scan was given, the store is of another version, another process writes into it, or too many workers.
       OSError: the store cannot be written; names the file.
 
     Example:
@@ -119,7 +120,20 @@ def prepare(
       (('sub-01', 'sub-02'), (0, 75, 150))
     """
     config, load = config or PrepareConfig(), dict(load or {})
+    check_workers(config.workers, "PrepareConfig.workers")
     folder = check_writable(folder)
+    with only_here(folder, "pnet prepare"):
+        return _prepare(sources, folder, config, load, sites or {}, progress)
+
+
+def _prepare(
+    sources: Iterable[ScanSource | Scan],
+    folder: Path,
+    config: PrepareConfig,
+    load: dict[str, Any],
+    sites: Mapping[str, str],
+    progress: Progress | None,
+) -> Prepared:
     for leftover in folder.glob("scans/**/.*.array_record"):  # of a call that was killed
         leftover.unlink(missing_ok=True)
     book = _Book(folder)
@@ -130,7 +144,7 @@ def prepare(
 
     def to_do() -> Iterator[_Task]:
         for item in sources:
-            task = _task(item, folder, config, load, sites or {})
+            task = _task(item, folder, config, load, sites)
             wanted = book.enters(task)
             tell(task.key)
             if wanted:

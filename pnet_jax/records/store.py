@@ -137,7 +137,8 @@ def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mi
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise FileNotFoundError(f"store {folder}: no {MANIFEST} in it; expected a folder that `pnet prepare` wrote")
+        hint = f", which makes one of scans: `pnet prepare {folder} STORE`" if folder.exists() else ""
+        raise FileNotFoundError(f"store {folder}: no {MANIFEST} in it; expected a folder that `pnet prepare` wrote{hint}")
     records = tuple(record_of_row(row) for row in manifest["scans"])
     skipped = tuple(manifest["skipped"])
     if not records:

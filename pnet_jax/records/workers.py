@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from threadpoolctl import threadpool_limits
+
+MOST_WORKERS = 64  # or four a core, where there are many
 
 
 class WorkerError(RuntimeError):
@@ -22,6 +25,13 @@ class Died:
     """In place of a result: how the worker process ended in the middle of the task."""
 
     how: str
+
+
+def check_workers(workers: int, name: str) -> None:
+    """Raises ValueError for more processes than any machine of this size has a use for: each takes memory of its own."""
+    most = max(MOST_WORKERS, 4 * (os.cpu_count() or 1))
+    if workers > most:
+        raise ValueError(f"{name}: expected {most} or fewer on this machine of {os.cpu_count()} cores, got {workers}")
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.checkpoint import load_model, save_model
+from pnet_jax.cli import main
 from pnet_jax.config import InputConfig, ObjectiveConfig, OptimiserConfig, ParallelConfig, PerceiverConfig, PretrainConfig
+from pnet_jax.outputs.lock import only_here
 from pnet_jax.pretraining import neural, spread
 from pnet_jax.pretraining.log import read_log
 from pnet_jax.records import prepare
@@ -223,8 +226,6 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(store, config, tmp
 
 
 def test_a_full_disk_is_said_and_the_state_before_it_stays(whole, store, config, tmp_path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     left = iter([usage.free, usage.free] + [0] * 20)
     with monkeypatch.context() as patch:
@@ -338,3 +339,30 @@ def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store,
 def test_numbers_of_the_log_are_json_a_line(whole):
     for line in (whole[1] / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["step"] >= 1
+
+
+def test_a_folder_is_trained_in_once_at_a_time(store, config, tmp_path):
+    with only_here(tmp_path, "pnet pretrain"), pytest.raises(ValueError, match="in use by pnet pretrain, process"):
+        neural.train(store, tmp_path, config, progress=False)
+
+
+def test_a_damaged_state_is_named_with_the_way_back(whole, store, config, tmp_path):
+    shutil.copytree(whole[1] / "states", tmp_path / "states")
+    (data,) = (tmp_path / "states" / str(STEPS)).glob("*/ocdbt.process_0/d/*")
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"state {STEPS} .* is damaged.*remove the folder .*{STEPS} to go on from state {STEPS - 2}"):
+        neural.train(store, tmp_path, config, progress=False)
+    shutil.rmtree(tmp_path / "states" / str(STEPS))
+    assert neural.train(store, tmp_path, config, progress=False).model.sha256 == whole[0].model.sha256
+
+
+def test_workers_beyond_all_measure_are_refused(store, config, tmp_path):
+    with pytest.raises(ValueError, match=r"PretrainConfig.workers: expected \d+ or fewer on this machine of \d+ cores, got 100000"):
+        neural.train(store, tmp_path, dataclasses.replace(config, workers=100_000), progress=False)
+
+
+def test_scans_and_stores_taken_for_each_other_are_named(store, tmp_path, capsys):
+    assert main(["pretrain", str(store), str(tmp_path / "out")]) == 1
+    assert "is a store of records, which encoder = perceiver reads" in capsys.readouterr().err
+    assert main(["pretrain", str(tmp_path), str(tmp_path / "out"), "--encoder", "perceiver"]) == 1
+    assert f"`pnet prepare {tmp_path} STORE`" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""One process at a time in a folder that is written over a long time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = ".in-use"
+
+
+@contextlib.contextmanager
+def only_here(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Keeps other processes out of a folder until the block ends, or this process does, however it does.
+
+    The operating system holds the lock and drops it with the process, so that none is ever left behind; the file says who it is. On
+    file systems without locks there is a warning and no protection.
+
+    Args:
+      folder: made if needed.
+      what: the command, for the message that another one gets.
+
+    Raises:
+      ValueError: another process works there; it is named.
+
+    >>> import tempfile
+    >>> with only_here(folder := tempfile.mkdtemp(), "an example"):
+    ...     os.listdir(folder)
+    ['.in-use']
+    >>> os.listdir(folder)
+    []
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(path)
+    try:
+        os.truncate(file, 0)
+        os.write(file, f"{what}, process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is let go: who waits for the name finds it gone, and makes it anew
+        os.close(file)
+
+
+def _locked(path: Path) -> int:
+    """The file, open and locked."""
+    import fcntl
+
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(file, 1000).decode(errors="replace") or "another process"
+            os.close(file)
+            raise ValueError(f"{path.parent} is in use by {holder}: expected one at a time; wait for it, or take another folder") from error
+        except OSError as error:
+            warnings.warn(f"{path.parent}: no lock on this file system ({error.strerror}); see that nothing else writes here", stacklevel=4)
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)  # whoever had it has removed it since
