@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, Self
@@ -22,6 +23,7 @@ from pnet_jax.records.workers import check_workers
 Part = Literal["training", "held out", "all"]
 _EXAMPLES = 2**40  # more than anybody draws
 _FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
+_TRACKER = "ignore:resource_tracker:UserWarning"
 _SPACES_KEPT, _LOCATIONS_KEPT = 16, 256
 _ORDER, _EXAMPLE = range(2)  # random streams
 
@@ -332,8 +334,15 @@ class _Cache:
 
 
 def _let_workers_start() -> None:
-    """grain's workers read absl's flags, which nobody has parsed where absl does not own the command line."""
+    """Before grain starts workers.
+
+    They read absl's flags, which nobody has parsed where absl does not own the command line. And when they are stopped, batches that
+    they have made and nobody fetched lie in shared memory: Python's own tracker frees it at exit, and would say so as of an error.
+    """
     from absl import flags
+
+    if _TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKER)  # the tracker is a process, and is started with these
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
