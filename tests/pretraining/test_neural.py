@@ -266,7 +266,7 @@ def digest(said: str) -> str:
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if process.poll() is not None or any(row["step"] >= step for row in read_log(out / "metrics.jsonl")):
             return
         time.sleep(0.05)
