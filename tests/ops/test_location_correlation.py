@@ -132,7 +132,9 @@ def test_half_precision_is_summed_in_float32(implementation):
     assert_allclose(found, by_numpy(np.asarray(y, np.float64), "mean"), atol=2e-6)
 
 
-@pytest.mark.parametrize(("shape", "statistic"), [((2, 3), "mean_z"), ((29, 40), "mean_z"), ((16, 20), jnp.square)], ids=["small", "blocks", "own statistic"])
+@pytest.mark.parametrize(
+    ("shape", "statistic"), [((2, 3), "mean_z"), ((29, 40), "mean_z"), ((16, 20), jnp.square)], ids=["small", "blocks", "own statistic"]
+)
 def test_implementations_agree_in_values_and_gradients(shape, statistic):
     y, weights = signals(*shape), np.random.default_rng(1).normal(size=shape[0]).astype(np.float32)
     (_, a), ga = step(y, _all(y), weights, statistic, "reference")
