@@ -18,18 +18,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 
 from pnet_jax import parallel
 from pnet_jax.config import PerceiverConfig, nearest
-from pnet_jax.encoder import perceiver
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model
-from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.parcellation.prior import Prior
+
+if TYPE_CHECKING:
+    from pnet_jax.encoder.perceiver import PerceiverEncoder
 
 FORMAT = 1
 RUN_MODEL = "model"  # in the folder of a training run
@@ -117,7 +118,7 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
         return Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
 
     model, expected = _attempt(read, f"checkpoint {folder} is damaged: it cannot be read")
-    if isinstance(model.encoder, PerceiverEncoder):
+    if not isinstance(model.encoder, LinearEncoder):
         _check_shapes(model.encoder, folder)
     if model.digest != expected:
         raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
@@ -308,18 +309,21 @@ def _encoder_arrays(encoder: Encoder) -> tuple[dict[str, Any], PerceiverConfig |
 def _encoder(arrays: dict[str, Any], config: dict[str, Any] | None) -> Encoder:
     if config is None:
         return LinearEncoder(**arrays)
+    from pnet_jax.encoder.perceiver import PerceiverEncoder  # with flax, which a linear checkpoint can do without
+
     return PerceiverEncoder(LinearEncoder(**arrays["linear"]), arrays["params"], PerceiverConfig(**config))
 
 
 def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
     """Refuses weights that are not those of the configuration beside them."""
+    from pnet_jax.encoder.perceiver import init
 
     def shapes(params: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(params)
         return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
     try:
-        expected = shapes(jax.eval_shape(lambda: perceiver.init(encoder.linear, encoder.config, jax.random.key(0)).params))
+        expected = shapes(jax.eval_shape(lambda: init(encoder.linear, encoder.config, jax.random.key(0)).params))
     except ValueError as error:
         raise ValueError(f"checkpoint {folder}: configuration and weights disagree: {error}") from error
     found = shapes(encoder.params)

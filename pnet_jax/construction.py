@@ -17,7 +17,7 @@ import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.encoder.model import Model, embed
-from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference
+from pnet_jax.encoder.tokens import bucketed, observe
 from pnet_jax.network import Network
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
@@ -117,8 +117,8 @@ class _Parcellation:
 
 def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parcellation:
     """Soft and hard parcels of the locations `here`, with κ, β and the decision measured on the scan's halves."""
-    y = scan.y[here]
-    place = _place(scan, here, model)
+    seen = observe(scan, model.encoder.references, here=here)
+    y = np.asarray(seen.y)
     candidates = _pad_rows(local.candidates, -1)
     table = match_table(candidates, _pad_rows(space.neighbours, -1), n_parcels=group.n_parcels)
     shared = (jnp.asarray(candidates), jnp.asarray(_pad_rows(local.log_prior, PADDING)), table)
@@ -126,7 +126,8 @@ def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parce
     clock.lap("neighbourhood")
 
     def problem(signals) -> Problem:
-        z = embed(model.encoder, _pad(signals, place))
+        part = seen._replace(y=signals, kept=np.ones(signals.shape[1], bool))
+        z = embed(model.encoder, bucketed(part, LOCATION_BUCKET, FRAME_BUCKET))
         return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
 
     first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
@@ -325,23 +326,6 @@ def _seed(scan: Scan, seed: int) -> int:
 
 def _take(local: LocalPrior, here) -> LocalPrior:
     return dataclasses.replace(local, candidates=local.candidates[here], log_prior=local.log_prior[here], labels=local.labels[here])
-
-
-def _place(scan: Scan, here, model: Model) -> Observed:
-    """What an encoder reads of the locations beside their signals, in a bucket's shape, on the device."""
-    xyz = scan.space.xyz[here]
-    region = _pad_rows(nearest_reference(xyz, np.asarray(model.encoder.references)), -1)
-    tsnr = _pad_rows(log_tsnr(scan.mean[here], scan.std[here], scan.valid[here]), 0.0)
-    place = (jnp.arange(len(region)) < len(here), region, _pad_rows(xyz, 0.0), tsnr, np.float32(scan.tr))
-    return Observed(jnp.zeros(0), jnp.zeros(0), *(jnp.asarray(x) for x in place))
-
-
-def _pad(y, place: Observed) -> Observed:
-    """Signals in a bucket's shape, on the device, with a mask of the true frames."""
-    frames = -(-y.shape[1] // FRAME_BUCKET) * FRAME_BUCKET
-    padded = np.zeros((-(-len(y) // LOCATION_BUCKET) * LOCATION_BUCKET, frames), np.float32)
-    padded[: y.shape[0], : y.shape[1]] = y
-    return place._replace(y=jnp.asarray(padded), kept=jnp.arange(frames) < y.shape[1])
 
 
 def _pad_rows(table, value):

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed  # the processes' shared table; JAX has no public name for it
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pnet_jax.config import ParallelConfig
@@ -81,6 +80,8 @@ def watch(config: ParallelConfig, lost: Callable[[str], None]) -> Callable[[], N
     Returns:
       Ends the watch.
     """
+    from jax._src import distributed  # the processes' shared table; JAX has no public name for it
+
     over = threading.Event()
     client = distributed.global_state.client
     if jax.process_count() == 1 or client is None:

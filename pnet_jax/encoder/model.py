@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pnet_jax.encoder import linear, perceiver
+from pnet_jax.encoder import linear
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.encoder.perceiver import PerceiverEncoder
-from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference
+from pnet_jax.encoder.tokens import Observed, observe
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.scan import Scan
 
-Encoder = LinearEncoder | PerceiverEncoder
+if TYPE_CHECKING:
+    from pnet_jax.encoder.perceiver import PerceiverEncoder
+
+Encoder: TypeAlias = "LinearEncoder | PerceiverEncoder"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,10 +44,7 @@ class Model:
 
         Angles inside a scan mean something, angles between scans do not: the axes are the scan's own.
         """
-        kept = np.ones(scan.y.shape[1], bool)
-        region = nearest_reference(scan.space.xyz, np.asarray(self.encoder.references))
-        tsnr = log_tsnr(scan.mean, scan.std, scan.valid)
-        return np.asarray(embed(self.encoder, Observed(scan.y, kept, scan.valid, region, scan.space.xyz, tsnr, np.float32(scan.tr))))
+        return np.asarray(embed(self.encoder, observe(scan, self.encoder.references)))
 
     @property
     def sha256(self) -> str:
@@ -65,7 +64,9 @@ class Model:
 
 def embed(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
     """Embedding of every location of one recording by either kind of encoder; see `linear.embed` and `perceiver.embed_scan`."""
-    y, kept, counted, region, xyz, tsnr, tr = (jnp.asarray(x) for x in observed)
+    observed = Observed(*(jnp.asarray(x) for x in observed))
     if isinstance(encoder, LinearEncoder):
-        return linear.embed(encoder, y, region, kept, counted)
-    return perceiver.embed_scan(encoder, y, region, kept, counted, xyz, tr, tsnr)
+        return linear.embed(encoder, observed.y, observed.region, observed.kept, observed.counted)
+    from pnet_jax.encoder.perceiver import embed_scan  # with flax, a quarter of a second that only it needs
+
+    return embed_scan(encoder, observed)

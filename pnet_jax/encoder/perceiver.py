@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pnet_jax.config import PerceiverConfig
 from pnet_jax.encoder.layers import Attention, Dense, Mlp, Norm, Pooled
 from pnet_jax.encoder.linear import LinearEncoder, centre, own_metric, project, whiten
-from pnet_jax.encoder.tokens import FREQUENCIES, POSITIONS, position_features, signal_features
+from pnet_jax.encoder.tokens import FREQUENCIES, POSITIONS, Observed, position_features, signal_features
 
 SIGNALS = 2 * len(FREQUENCIES) + 1  # what `signal_features` adds to the components
 
@@ -170,16 +170,7 @@ def _stored(function: Callable[..., Any], remat: bool) -> Callable[..., Any]:
 
 
 @jax.jit
-def embed_scan(
-    encoder: PerceiverEncoder,
-    y: Float[Array, "V T"],
-    region: Int[Array, " V"],
-    kept: Bool[Array, " T"],
-    counted: Bool[Array, " V"],
-    xyz: Float[Array, "V 3"],
-    tr: Float[Array, ""],
-    log_tsnr: Float[Array, " V"],
-) -> Float[Array, "V D"]:
+def embed_scan(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
     r"""Embedding of every location of one whole scan.
 
     .. math:: z_v = \operatorname{normalise}(M^{-1/2} (x_v + W (h_v - \bar h)))
@@ -189,13 +180,7 @@ def embed_scan(
 
     Args:
       encoder: weights.
-      y: signals, any unit, `[V, T]`.
-      region: reference region of each location (`tokens.nearest_reference`), `[V]`.
-      kept: frames that count, `[T]`.
-      counted: locations that make up the scan, `[V]`.
-      xyz: MNI mm, `[V, 3]`.
-      tr: seconds.
-      log_tsnr: log(mean / std) of each location, 0 where unknown, `[V]`.
+      observed: one recording.
 
     Returns:
       z, rows of length 1, 0 where not counted, `[V, D]`.
@@ -203,22 +188,14 @@ def embed_scan(
     Memory: y and a few `[V, D]`, and `config.block` locations' states: the locations go through the network in blocks, once to
     write to the latents, once to read from them.
     """
-    x = components(encoder, y, region, kept, counted, xyz, tr, log_tsnr)
+    x = components(encoder, observed)
     return whiten(x, own_metric(x))
 
 
 @jax.jit
-def components(
-    encoder: PerceiverEncoder,
-    y: Float[Array, "V T"],
-    region: Int[Array, " V"],
-    kept: Bool[Array, " T"],
-    counted: Bool[Array, " V"],
-    xyz: Float[Array, "V 3"],
-    tr: Float[Array, ""],
-    log_tsnr: Float[Array, " V"],
-) -> Float[Array, "V D"]:
+def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
     """Corrected components on axes that all scans share, in blocks; arguments are those of `embed_scan`."""
+    y, kept, counted, region, xyz, log_tsnr, tr = (jnp.asarray(x) for x in observed)
     layers, count = network(encoder).perceiver, len(y)
     x = project(encoder.linear, y, region, kept, counted)
     size = min(encoder.config.block, count)

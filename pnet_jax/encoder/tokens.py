@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.ops.fingerprint.reference import unit
+from pnet_jax.scan import Scan
 
 RADIUS_MM = 16.0
 FREQUENCIES = np.linspace(0.01, 0.10, 16, dtype=np.float32)  # Hz
@@ -53,7 +54,7 @@ class Segments(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """One recording as an encoder reads it, padded to a bucket's shape.
+    """One recording as an encoder reads it.
 
     Attributes:
       y: signals, any unit, `[V, T]`.
@@ -78,6 +79,44 @@ def log_tsnr(mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid:
     """log(mean / std), 0 where it is unknown: a mean below the spread is no recording's level, but a centred series', `[V]`."""
     known = valid & (std > 0) & (mean > std)
     return np.log(np.where(known, mean, 1) / np.where(known, std, 1)).astype(np.float32)
+
+
+def observe(
+    scan: Scan,
+    references: Float[np.ndarray, "R 3"],
+    *,
+    here: Int[np.ndarray, " n"] | None = None,
+    counted: Bool[np.ndarray, " V"] | None = None,
+) -> Observed:
+    """A scan as an encoder reads it.
+
+    Args:
+      scan: V locations.
+      references: the encoder's reference points in MNI mm.
+      here: only these locations; all if not given.
+      counted: those that make up the scan; the ones with a signal if not given.
+    """
+    rows = slice(None) if here is None else here
+    counted = (scan.valid if counted is None else counted)[rows]
+    xyz = scan.space.xyz[rows]
+    region = np.where(counted, nearest_reference(xyz, np.asarray(references)), -1).astype(np.int32)
+    tsnr = log_tsnr(scan.mean[rows], scan.std[rows], counted)
+    return Observed(scan.y[rows], np.ones(scan.y.shape[1], bool), counted, region, xyz, tsnr, np.float32(scan.tr))
+
+
+def bucketed(observed: Observed, locations: int, frames: int) -> Observed:
+    """Padded to multiples of `locations` and `frames`, so that scans of like sizes share a compiled step; padding does not count."""
+    y, kept, counted, region, xyz, tsnr, tr = (np.asarray(part) for part in observed)
+    v, t = ((0, -size % multiple) for size, multiple in zip(y.shape, (locations, frames), strict=True))
+    return Observed(
+        np.pad(y, (v, t)),
+        np.pad(kept, t),
+        np.pad(counted, v),
+        np.pad(region, v, constant_values=-1),
+        np.pad(xyz, (v, (0, 0))),
+        np.pad(tsnr, v),
+        tr,
+    )
 
 
 def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarray, "R 3"]) -> Int[np.ndarray, " V"]:

@@ -32,7 +32,7 @@ from pnet_jax.construction import FRAME_BUCKET, LOCATION_BUCKET, construct
 from pnet_jax.encoder import linear, perceiver
 from pnet_jax.encoder.linear import LinearEncoder, centre
 from pnet_jax.encoder.model import Encoder, Model
-from pnet_jax.encoder.tokens import Observed, log_tsnr, nearest_reference, reference_signals
+from pnet_jax.encoder.tokens import Observed, bucketed, observe, reference_signals
 from pnet_jax.evaluate.cases import Case
 from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.ops.fingerprint import fingerprint
@@ -138,7 +138,11 @@ def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
       first, second: on one Space, of V locations.
     """
     counted = first.valid & second.valid
-    (here, guess), (there, other) = (_seen_and_predicted(encoder, _observe(scan, counted, encoder)) for scan in (first, second))
+
+    def observed(scan: Scan) -> Observed:
+        return bucketed(observe(scan, encoder.references, counted=counted), LOCATION_BUCKET, FRAME_BUCKET)
+
+    (here, guess), (there, other) = (_seen_and_predicted(encoder, observed(scan)) for scan in (first, second))
     return float(_explained(jnp.stack([guess, other]), jnp.stack([there, here])))
 
 
@@ -159,31 +163,16 @@ def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -
 @jax.jit
 def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Array, "V R"], Float[Array, "V R"]]:
     """A recording's fingerprints without their mean, and what the encoder expects of another's."""
-    y, kept, counted, region, xyz, tsnr, tr = (jnp.asarray(part) for part in observed)
-    signals = reference_signals(jnp.where(counted[:, None], y, 0.0), region, len(encoder.references))
+    y, kept, counted, region, *_ = (jnp.asarray(part) for part in observed)
+    y = jnp.where(counted[:, None], y, 0.0)
+    signals = reference_signals(y, region, len(encoder.references))
     seen = centre(fingerprint(y, signals, kept=kept), counted.astype(y.dtype))
     if isinstance(encoder, LinearEncoder):
         x, decoder = linear.project(encoder, y, region, kept, counted), encoder.decoder
     else:
-        x = perceiver.components(encoder, y, region, kept, counted, xyz, tr, tsnr)
+        x = perceiver.components(encoder, observed)
         decoder = encoder.params["heads"]["fingerprint"]["kernel"]
     return seen, jnp.matmul(x, jnp.asarray(decoder), precision="highest")
-
-
-def _observe(scan: Scan, counted: np.ndarray, encoder: Encoder) -> Observed:
-    """A recording in a bucket's shape, so that cases share compiled steps."""
-    locations, frames = (-(-n // bucket) * bucket for n, bucket in zip(scan.y.shape, (LOCATION_BUCKET, FRAME_BUCKET), strict=True))
-    rows = (0, locations - len(scan.y))
-    region = np.where(counted, nearest_reference(scan.space.xyz, np.asarray(encoder.references)), -1)
-    return Observed(
-        y=np.pad(np.where(counted[:, None], scan.y, 0), (rows, (0, frames - scan.y.shape[1]))),
-        kept=np.arange(frames) < scan.y.shape[1],
-        counted=np.pad(counted, rows),
-        region=np.pad(region, rows, constant_values=-1).astype(np.int32),
-        xyz=np.pad(scan.space.xyz, (rows, (0, 0))),
-        log_tsnr=np.pad(log_tsnr(scan.mean, scan.std, counted), rows),
-        tr=np.float32(scan.tr),
-    )
 
 
 # over subjects

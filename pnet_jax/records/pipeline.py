@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.config import InputConfig
-from pnet_jax.encoder.tokens import Segments, nearest_reference
+from pnet_jax.encoder.tokens import Segments, log_tsnr, nearest_reference
 from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw_parts, draw_stretch, stream
 from pnet_jax.records.store import Store, read_locations, read_space, read_windows
 from pnet_jax.records.workers import check_workers
@@ -271,9 +271,7 @@ class Examples:
             own = read_locations(self.store, scan)
             geometry = self._geometry_of(self.store.records[scan].space)
             sizes = geometry.sums @ own.valid.astype(np.float32)
-            known = own.valid & (own.std > 0) & (own.mean > own.std)  # below 1 it is no recording's level, but a centred series
-            ratio = np.where(known, own.mean, 1) / np.where(known, own.std, 1)
-            return _Source(own.valid, np.log(ratio).astype(np.float32), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32))
+            return _Source(own.valid, log_tsnr(own.mean, own.std, own.valid), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32))
 
         return self._sources.get(scan, make)
 

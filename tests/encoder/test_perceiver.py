@@ -16,7 +16,7 @@ from pnet_jax.encoder import perceiver, views
 from pnet_jax.encoder.layers import Attention, product
 from pnet_jax.encoder.linear import embed, own_metric, project, whiten
 from pnet_jax.encoder.perceiver import embed_scan, init
-from pnet_jax.encoder.tokens import nearest_reference, signal_features
+from pnet_jax.encoder.tokens import Observed, nearest_reference, signal_features
 
 look, look_once, encode = (jax.jit(f) for f in (views.look, views.look_once, perceiver.encode))
 
@@ -26,7 +26,7 @@ TR = np.float32(2)
 
 @pytest.fixture(scope="module")
 def recording(reference_points):
-    """The arguments of `embed_scan` after the encoder, by name."""
+    """The fields of an `Observed`, by name."""
     rng = np.random.default_rng(0)
     xyz = (reference_points[np.arange(V) % len(reference_points)] + rng.normal(scale=5, size=(V, 3))).astype(np.float32)
     region = nearest_reference(xyz, reference_points)
@@ -55,34 +55,34 @@ def rows(recording, order):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_untrained_encoder_gives_the_linear_embedding(make_encoder, linear, recording, dtype):
     given = (recording[name] for name in ("y", "region", "kept", "counted"))
-    assert_allclose(embed_scan(make_encoder(trained=False, dtype=dtype), **recording), embed(linear, *given), atol=1e-6)
+    assert_allclose(embed_scan(make_encoder(trained=False, dtype=dtype), Observed(**recording)), embed(linear, *given), atol=1e-6)
 
 
 def test_a_trained_one_does_not(make_encoder, linear, recording):
     given = (recording[name] for name in ("y", "region", "kept", "counted"))
-    assert np.abs(embed_scan(make_encoder(), **recording) - embed(linear, *given)).max() > 0.1
+    assert np.abs(embed_scan(make_encoder(), Observed(**recording)) - embed(linear, *given)).max() > 0.1
 
 
 def test_rows_have_length_1_or_are_0_where_not_counted(make_encoder, recording):
-    z = np.asarray(embed_scan(make_encoder(), **recording))
+    z = np.asarray(embed_scan(make_encoder(), Observed(**recording)))
     assert_allclose(np.linalg.norm(z, axis=1), recording["counted"], atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [32, 89])
 def test_blocks_of_locations_equal_the_whole(make_encoder, recording, block):
-    whole = embed_scan(make_encoder(), **recording)
-    assert_allclose(embed_scan(make_encoder(block=block), **recording), whole, atol=1e-5)
+    whole = embed_scan(make_encoder(), Observed(**recording))
+    assert_allclose(embed_scan(make_encoder(block=block), Observed(**recording)), whole, atol=1e-5)
 
 
 def test_the_blocked_scan_equals_the_encoder_that_is_trained(make_encoder, recording):
     encoder, r = make_encoder(block=32), recording
     x = project(encoder.linear, r["y"], r["region"], r["kept"], r["counted"])
     x, _ = encode(encoder, x, signal_features(x, r["y"], r["kept"], TR, r["log_tsnr"]), r["xyz"], r["counted"])
-    assert_allclose(embed_scan(encoder, **r), whiten(x, own_metric(x)), atol=1e-5)
+    assert_allclose(embed_scan(encoder, Observed(**r)), whiten(x, own_metric(x)), atol=1e-5)
 
 
 def test_half_precision_is_close(make_encoder, recording):
-    exact, half = (embed_scan(make_encoder(dtype=dtype), **recording) for dtype in ("float32", "bfloat16"))
+    exact, half = (embed_scan(make_encoder(dtype=dtype), Observed(**recording)) for dtype in ("float32", "bfloat16"))
     assert exact.dtype == half.dtype == jnp.float32
     assert 1e-5 < np.abs(exact - half).max() < 0.15
 
@@ -118,25 +118,27 @@ def test_products_round_their_factors_only_and_so_do_their_gradients():
 
 def test_order_of_locations(make_encoder, recording):
     order = np.random.default_rng(3).permutation(V)
-    z = embed_scan(make_encoder(block=32), **recording)
-    assert_allclose(embed_scan(make_encoder(block=32), **rows(recording, order)), z[order], atol=1e-5)
+    z = embed_scan(make_encoder(block=32), Observed(**recording))
+    assert_allclose(embed_scan(make_encoder(block=32), Observed(**rows(recording, order))), z[order], atol=1e-5)
 
 
 def test_padding_of_locations_and_frames(make_encoder, recording):
-    z = embed_scan(make_encoder(), **recording)
+    z = embed_scan(make_encoder(), Observed(**recording))
     more = rows(recording, np.r_[np.arange(V), np.zeros(9, int)])
     more["counted"][V:] = False
     for name in ("y", "xyz", "log_tsnr"):
         more[name][V:] = np.nan
     more |= {"y": np.pad(more["y"], ((0, 0), (0, 6)), constant_values=9), "kept": np.arange(T + 6) < T}
-    padded = np.asarray(embed_scan(make_encoder(), **more))
+    padded = np.asarray(embed_scan(make_encoder(), Observed(**more)))
     assert_allclose(padded[:V], z, atol=1e-4)
     assert_array_equal(padded[V:], 0)
 
 
 def test_unit_of_the_signals(make_encoder, recording):
     assert_allclose(
-        embed_scan(make_encoder(), **(recording | {"y": 40 * recording["y"] + 3})), embed_scan(make_encoder(), **recording), atol=1e-3
+        embed_scan(make_encoder(), Observed(**(recording | {"y": 40 * recording["y"] + 3}))),
+        embed_scan(make_encoder(), Observed(**recording)),
+        atol=1e-3,
     )
 
 
@@ -161,7 +163,7 @@ def test_what_is_not_counted_is_not_read(make_encoder, make_segments):
 
 
 def test_a_scan_without_any_counted_location_gives_zeros(make_encoder, recording):
-    assert_array_equal(embed_scan(make_encoder(), **(recording | {"counted": np.zeros(V, bool)})), 0)
+    assert_array_equal(embed_scan(make_encoder(), Observed(**(recording | {"counted": np.zeros(V, bool)}))), 0)
 
 
 def test_of_hidden_locations_only_the_place_is_known(make_encoder, make_segments):
@@ -238,8 +240,11 @@ def test_gradients_equal_finite_differences_and_those_of_remat(make_encoder, rec
 def compiled(encoder, locations, frames=32):
     shape = jax.ShapeDtypeStruct
     f32, flag = jnp.float32, jnp.bool_
-    given = [shape((locations, frames), f32), shape((locations,), jnp.int32), shape((frames,), flag), shape((locations,), flag)]
-    return embed_scan.lower(encoder, *given, shape((locations, 3), f32), shape((), f32), shape((locations,), f32)).compile()
+    one = {name: shape((locations,), dtype) for name, dtype in (("counted", flag), ("region", jnp.int32), ("log_tsnr", f32))}
+    seen = Observed(
+        y=shape((locations, frames), f32), kept=shape((frames,), flag), xyz=shape((locations, 3), f32), tr=shape((), f32), **one
+    )
+    return embed_scan.lower(encoder, seen).compile()
 
 
 def test_memory_of_a_whole_scan_grows_by_a_few_components_a_location(make_encoder):
@@ -263,7 +268,7 @@ def test_work_is_linear_in_locations(make_encoder):
 def test_other_weights_are_no_other_compilation(make_encoder, recording):
     embed_scan.clear_cache()
     for seed in (0, 1):
-        embed_scan(make_encoder(seed=seed), **recording)
+        embed_scan(make_encoder(seed=seed), Observed(**recording))
     assert embed_scan._cache_size() == 1
 
 
