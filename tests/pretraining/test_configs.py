@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from pnet_jax import commands
+import pnet_jax
 from pnet_jax.checkpoint import load_model
+from pnet_jax.commands.options import make_parser, parse, selection_options
 from pnet_jax.config import PretrainConfig
 from pnet_jax.encoder import perceiver
 
@@ -20,9 +21,9 @@ MOST_SHIPPED = 10e6  # bytes
 
 def read(file: Path) -> PretrainConfig:
     """As `pnet pretrain --config FILE` does."""
-    parser = commands._parser("pretrain", "")
-    commands._selection_options(parser)
-    return commands._parse(parser, PretrainConfig, ["--config", str(file)])[0]
+    parser = make_parser("pretrain", "")
+    selection_options(parser)
+    return parse(parser, PretrainConfig, ["--config", str(file)])[0]
 
 
 def head(file: Path) -> str:
@@ -52,7 +53,7 @@ def test_the_head_says_hardware_time_and_the_number_of_parameters(size):
 
 def test_sizes_are_what_was_asked_for():
     found = {size: parameters(read(CONFIGS / f"pretrain_{size}.toml")) for size in SIZES}
-    shipped = sum(file.stat().st_size for file in Path(commands.__file__).parent.glob("checkpoints/pnet-linear/**/*") if file.is_file())
+    shipped = sum(file.stat().st_size for file in Path(pnet_jax.__file__).parent.glob("checkpoints/pnet-linear/**/*") if file.is_file())
     assert 4 * found["small"] + shipped < MOST_SHIPPED  # a neural checkpoint holds the linear encoder and its priors too
     assert 18e6 < found["base"] < 22e6 and found["large"] > 100e6
 

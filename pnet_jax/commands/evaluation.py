@@ -1,0 +1,186 @@
+"""What the parts are worth: models on people that none has seen, kernels on this device."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
+from pnet_jax.config import ConstructConfig, SimulateConfig, nearest
+
+EVALUATIONS = ("encoder",)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """What a trained thing is worth; the first word says which."""
+    given = arguments[0] if arguments else ""
+    if given in EVALUATIONS:
+        return _evaluate_encoder(arguments[1:])
+    known = ", ".join(EVALUATIONS)
+    if given in ("-h", "--help"):
+        print(f"usage: pnet evaluate <what> [options]\n\nwhat: {known}\n\npnet evaluate <what> --help says more.")
+        return 0
+    said = f"found {given!r}{nearest(given, EVALUATIONS)}" if given else "found nothing"
+    print(f"pnet evaluate: expected one of {known} as the first word, {said}", file=sys.stderr)
+    return 2
+
+
+def _evaluate_encoder(arguments: Sequence[str]) -> int:
+    from pnet_jax.evaluate.cases import CONDITIONS, HELD_OUT_SEED
+
+    parser = make_parser(
+        "evaluate encoder",
+        "Compares models on simulated people that none has seen, or on the scans in INPUT: parcels of one recording of a person scored on "
+        "another. The first model is the one that others are compared with.",
+    )
+    add = parser.add_argument
+    add(
+        "input",
+        nargs="?",
+        type=str | None,
+        metavar="INPUT",
+        help="a file, a list of files, or a BIDS-derivatives folder; else simulated people",
+    )
+    add(
+        "--models",
+        nargs="+",
+        type=str,
+        default=["pnet-linear"],
+        metavar="MODEL",
+        help="names, checkpoint folders or folders of training runs",
+    )
+    add(
+        "--conditions",
+        nargs="+",
+        type=str | None,
+        metavar="NAME",
+        help=f"of {' '.join(CONDITIONS)} (default: all; with INPUT all but tr and resolution)",
+    )
+    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file that all models start from")
+    add(
+        "--parcels",
+        type=int | None,
+        metavar="K",
+        help="parcels of the first model's own prior (default: 200); without INPUT the true ones (100)",
+    )
+    add("--subjects", type=int, default=3, help="simulated people")
+    add("--minutes", type=float, default=10.0, help="length of a simulated session")
+    add("--tier", type=str, default="medium", help="easy, medium or hard")
+    add("--full", action="store_true", help="unseen resolution of 2 mm and not 3 mm")
+    add("--seed", type=int, default=HELD_OUT_SEED, help="of the first simulated person; the next has the next")
+    add("--out", type=str | None, metavar="FILE", help="write all rows to this JSON file")
+    selection_options(parser)
+    _, args = parse(parser, None, arguments)
+    from pnet_jax.checkpoint import load_model
+    from pnet_jax.evaluate import encoder
+    from pnet_jax.ingest import load_prior
+    from pnet_jax.outputs import check_writable
+
+    if args.out:
+        check_writable(Path(args.out).absolute().parent)
+    models = [dataclasses.replace(load_model(given), name=name) for given, name in zip(args.models, _short_names(args.models), strict=True)]
+    prior = load_prior(args.prior) if args.prior else None
+    skipped: dict[str, str] = {}
+    cases, total = _recorded(args, models[0], prior, skipped) if args.input else _simulated(args, prior)
+    with Bar(total, "evaluate", "pair") as bar:
+
+        def watched():
+            done = 0
+            for done, case in enumerate(cases, 1):
+                bar(f"{case.name}, {case.subject}", done - 1, max(total, done))
+                yield case
+            bar("", done, done)
+
+        try:
+            rows = encoder.gate(models, watched())
+        finally:
+            bar.bar.close()
+            for error in skipped.values():
+                print(f"left out: {error}", file=sys.stderr)
+    summed = encoder.summary(rows)
+    print("\n".join(encoder.table(summed)))
+    print("Parcels of one recording are scored on another of the same person; personalised ones always, to compare encoders.")
+    if any(not encoder.same_references(model, models[0]) for model in models):
+        print("R² of models with other references is of other fingerprints, and no comparison.")
+    for line in encoder.verdicts(summed) if len(models) > 1 else ():
+        print(line)
+    if args.out:
+        _write_evaluation(args, models, rows, summed)
+        print(f"Rows: {args.out}")
+    return 1 if skipped else 0
+
+
+def _short_names(given: Sequence[str]) -> list[str]:
+    """What a folder is called, unless two are called the same."""
+    names = [Path(one).name or one for one in given]
+    return names if len(set(names)) == len(names) else list(given)
+
+
+def _simulated(args: Namespace, prior: Any) -> tuple[Iterator[Any], int]:
+    from pnet_jax.evaluate.cases import CONDITIONS, count_simulated, simulated_cases
+
+    for name in ("participant_label", "session_label", "task", "mask", "confounds"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for scans: give INPUT, or leave it out")
+    parcels = args.parcels or 100
+    config = SimulateConfig(subjects=args.subjects, tier=args.tier, parcels=parcels, minutes=args.minutes, seed=args.seed)
+    conditions = args.conditions or CONDITIONS
+    return simulated_cases(conditions, config, prior=prior, full=args.full), count_simulated(conditions, config)
+
+
+def _recorded(args: Namespace, model: Any, prior: Any, skipped: dict[str, str]) -> tuple[Iterator[Any], int]:
+    """Cases of scans, and how many there are at most; what could not be read is left in `skipped`."""
+    from pnet_jax.construction import resolve
+    from pnet_jax.evaluate.cases import RECORDED, scan_cases
+    from pnet_jax.ingest import load_scan
+
+    _, prior, _ = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=model)
+    sources, load = sources_of(args, args.input)
+    conditions = args.conditions or RECORDED
+
+    def scans():
+        for source in sources:
+            try:
+                if source.problem:
+                    raise ValueError(source.problem)
+                entities = {"sub": source.subject, **source.entities}
+                yield load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, **load)
+            except (ValueError, OSError) as error:
+                skipped[source.label] = str(error)
+
+    return scan_cases(scans(), prior, conditions), len(sources) * len(conditions)
+
+
+def _write_evaluation(args: Namespace, models: Sequence[Any], rows: Sequence[Any], summed: Sequence[Any]) -> None:
+    import json
+
+    import jax
+
+    from pnet_jax.bench.results import describe_versions, today
+    from pnet_jax.evaluate import encoder
+    from pnet_jax.outputs.atomic import write_text
+
+    result = {
+        "program": "pnet evaluate encoder",
+        "date": today(),
+        "seed": None if args.input else args.seed,
+        "versions": describe_versions(),
+        "device": jax.devices()[0].device_kind,
+        "models": [{"name": m.name, "digest": m.digest, "encoder": type(m.encoder).__name__} for m in models],
+        "rows": rows,
+        "summary": summed,
+        "better": encoder.better(summed),
+    }
+    write_text(args.out, json.dumps(encoder.without_nan(result), indent=2) + "\n")
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Speed of the kernels on this device. `python -m pnet_jax.bench` is the same where only JAX is installed."""
+    from pnet_jax.bench.program import main
+
+    return main(arguments)

@@ -1,0 +1,178 @@
+"""What the commands have in common: parsers that say which option was meant, the choice of scans, progress bars."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pnet_jax.config import nearest
+
+
+class Parser(ArgumentParser):
+    """Says which option was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known, message = self.known(), _plainly(message)
+        for word in re.findall(r"--([\w.]+)|option '([\w.]+)'|[Kk]ey '?\"?([\w.]+)", message):
+            name = next(filter(None, word))
+            if name not in known:
+                group = re.search(r"Group '([\w.]+)'", message)
+                message += nearest(f"{group[1]}.{name}" if group else name, known)
+                break
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def known(self) -> list[str]:
+        """Names of the options, without dashes."""
+        return [option.lstrip("-") for action in self._actions for option in action.option_strings]
+
+    def check_config(self, file: str) -> None:
+        """Refuses a configuration file that is missing, no TOML, or has unknown keys; jsonargparse would not name the file."""
+        try:
+            keys = list(_keys(tomllib.loads(Path(file).read_text("utf-8"))))
+        except OSError as error:
+            self.error(f"config file {file}: {(error.strerror or str(error)).lower()}")
+        except ValueError as error:
+            self.error(f"config file {file} is no valid TOML: {error}")
+        known = [name.replace("-", "_") for name in self.known()]
+        for key in keys:
+            if key not in known:
+                self.error(f"config file {file}: unknown key {key!r}")  # which adds the nearest
+
+
+def _keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _plainly(message: str) -> str:
+    """jsonargparse's account of a value of the wrong type, in one line."""
+    found = re.search(r'Parser key "([\w.]+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL)
+    types = dict.fromkeys(re.findall(r"<class '(\w+)'>", message.split("Given value type")[0]))
+    if not found or not types:
+        return message
+    names = " or ".join({"NoneType": "null", "tuple": "list"}.get(name, name) for name in types)
+    return f"--{found[1]}: expected {names}, found {found[2].strip()!r}"
+
+
+def make_parser(command: str, about: str) -> Parser:
+    return Parser(prog=f"pnet {command}", description=about, parser_mode="toml", allow_abbrev=False)
+
+
+def selection_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--mask", type=str | None, metavar="FILE", help="brain mask, instead of the one beside each scan")
+    add("--confounds", type=str | None, metavar="FILE", help="confounds table of the scan, instead of the one beside it")
+    add("--participant-label", nargs="+", type=str, metavar="LABEL", help="these subjects only, with or without sub-")
+    add("--session-label", nargs="+", type=str, metavar="LABEL", help="these sessions only, with or without ses-")
+    add("--task", type=str | None, help="this task only")
+    add("--space", type=str | None, help="files in this space only; for files without a space entity, the space they are in")
+    add("--tr", type=float | None, metavar="SECONDS", help="repetition time, where the files do not say it")
+    add("--native-to-mni", type=str | None, metavar="FILE", help="4 x 4 matrix in a text file: native mm to MNI mm; nothing is resampled")
+    add("--atlas", type=str | None, metavar="FILE", help="where the ROIs of a table are: dseg image or table with x, y, z")
+    add("--surfaces", nargs=2, type=str, metavar="GIFTI", help="left and right surface in MNI mm, for CIFTI files with vertices")
+
+
+def parse(parser: ArgumentParser, config_class: type | None, arguments: Sequence[str]) -> tuple[Any, Namespace]:
+    """The configuration (defaults, then --config files, then options) and the other arguments."""
+    if config_class is not None:
+        parser.add_argument("--config", action="config", help="TOML file with any of the options below; options win over it")
+        parser.add_class_arguments(config_class, None)
+    _enable_compilation_cache()
+    lists = [f"--{name}" for name in _tuples(config_class)]
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if config_class is not None and (before == "--config" or argument.startswith("--config=")):
+            parser.check_config(argument.removeprefix("--config="))
+    args = parser.parse_args(_split_lists(arguments, lists))
+    if config_class is None:
+        return None, args
+    made = parser.instantiate(args)
+    config = config_class(**{field.name: made[field.name] for field in dataclasses.fields(config_class)})
+    return config, args
+
+
+def _split_lists(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--edges pearson,partial` as the list that the parser reads, for the options whose value is a list."""
+    out: list[str] = []
+    for position, argument in enumerate(arguments):
+        before = arguments[position - 1] if position else ""
+        option, equals, value = argument.partition("=")
+        if before in names and not argument.startswith(("[", "--")):
+            out.append(_as_list(argument))
+        elif option in names and equals and not value.startswith("["):
+            out.append(f"{option}={_as_list(value)}")
+        else:
+            out.append(argument)
+    return out
+
+
+def _as_list(text: str) -> str:
+    items: list[Any] = [item.strip() for item in text.split(",") if item.strip()]
+    return "[" + ", ".join(item if item.lstrip("-").isdigit() else f'"{item}"' for item in items) + "]"
+
+
+def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(config_class) if config_class else ():
+        if dataclasses.is_dataclass(field.default_factory):
+            found += _tuples(field.default_factory, f"{prefix}{field.name}.")
+        elif str(field.type).startswith("tuple"):
+            found.append(prefix + field.name)
+    return found
+
+
+def sources_of(args: Namespace, files: str) -> tuple[list[Any], dict[str, Any]]:
+    from pnet_jax.ingest import find_scans
+
+    sources = find_scans(
+        files,
+        participant_labels=args.participant_label,
+        session_labels=args.session_label,
+        task=args.task,
+        space=args.space if Path(files).is_dir() else None,
+        mask=args.mask,
+        confounds=args.confounds,
+    )
+    load = {name: getattr(args, name) for name in ("tr", "native_to_mni", "atlas", "surfaces", "space")}
+    return sources, {name: value for name, value in load.items() if value is not None}
+
+
+def _enable_compilation_cache() -> None:
+    """Compiled steps of an earlier run are read back: seconds less at every start. JAX's own setting wins."""
+    import jax
+
+    from pnet_jax.demo import cache_folder
+
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+class Bar:
+    """Progress on standard error: label, done, total."""
+
+    def __init__(self, total: int, what: str, unit: str = "scan"):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self.bar.total = total
+        self.bar.set_postfix_str(label)
+        self.bar.update(done - self.bar.n)

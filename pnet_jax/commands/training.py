@@ -1,0 +1,143 @@
+"""Commands from scans to checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
+from pnet_jax.config import PrepareConfig, PretrainConfig, SimulateConfig
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    """A cohort with known truth."""
+    parser = make_parser("simulate", "Writes a simulated cohort to OUT: BIDS-derivatives NIfTI, confounds, and truth.npz for each subject.")
+    parser.add_argument("out", type=str, metavar="OUT", help="folder to write to")
+    config, args = parse(parser, SimulateConfig, arguments)
+    from pnet_jax.outputs.simulated import write_cohort
+
+    with Bar(config.subjects * config.sessions, "simulate") as bar:
+        written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
+    print(
+        f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); "
+        "group parcels in group_dseg.nii.gz"
+    )
+    return 0
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """Records from scans."""
+    parser = make_parser(
+        "prepare", "Cleans the scans in INPUT and stores them in STORE as records, which pre-training reads. Goes on where it stopped."
+    )
+    parser.add_argument("input", type=str, metavar="INPUT", help="a file, a list of files, a BIDS-derivatives folder or a simulated cohort")
+    parser.add_argument("store", type=str, metavar="STORE", help="folder of records, new or to be added to")
+    selection_options(parser)
+    config, args = parse(parser, PrepareConfig, arguments)
+    from pnet_jax.records import prepare as store_scans
+    from pnet_jax.records import read_sites
+
+    sources, load = sources_of(args, args.input)
+    sites = read_sites(args.input if Path(args.input).is_dir() else Path(args.input).parent)
+    with Bar(len(sources), "prepare") as bar:
+        done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
+    for row in done.skipped:
+        print(f"skipped: {row['reason']}", file=sys.stderr)
+    print(
+        f"{len(done.written)} scans stored, {len(done.kept)} stood there already, {len(done.skipped)} skipped. "
+        f"{done.manifest} lists them all."
+    )
+    return 1 if done.skipped else 0
+
+
+def pretrain(arguments: Sequence[str]) -> int:
+    """A checkpoint from scans (linear encoder) or from a store of records (Perceiver)."""
+    parser = make_parser(
+        "pretrain",
+        "Fits a linear encoder to the scans in INPUT and writes the checkpoint folder OUT; or, with encoder = perceiver, trains on the "
+        "store INPUT in the folder OUT, where the same command goes on after it was stopped.",
+    )
+    add = parser.add_argument
+    add("source", nargs="?", type=str | None, metavar="INPUT", help="file, list of files, BIDS-derivatives folder, or store of records")
+    add("target", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
+    add("--store", type=str | None, metavar="STORE", help="INPUT, as an option")
+    add("--out", type=str | None, metavar="FOLDER", help="OUT, as an option")
+    selection_options(parser)
+    config, args = parse(parser, PretrainConfig, arguments)
+    source, out = args.store or args.source, args.out or args.target
+    if not source or not out:
+        parser.error("INPUT and OUT are needed: pnet pretrain INPUT OUT, or --store STORE --out FOLDER")
+    return (_pretrain_linear if config.encoder == "linear" else _pretrain_neural)(source, Path(out), config, args)
+
+
+def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
+    from pnet_jax import parallel
+    from pnet_jax.checkpoint import RUN_MODEL, save_model
+    from pnet_jax.pretraining.neural import train
+
+    def lost(said: str) -> None:
+        print(
+            f"pnet pretrain: {said}. This process stops; the same command goes on from the last state saved.", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # an orderly end would wait for the process that is gone
+
+    parallel.start(config.parallel)
+    watched = parallel.watch(config.parallel, lost)
+    try:
+        finished = train(store, out, config)
+    except parallel.ProcessLostError as error:
+        lost(str(error))
+    watched()
+    if finished.model is None:
+        print(f"stopped after step {finished.step} of {config.optimiser.steps}; the same command goes on from there")
+        return 0
+    save_model(finished.model, out / RUN_MODEL, replace=True)
+    if finished.leads:
+        print(f"{finished.step} steps. Checkpoint: {out / RUN_MODEL}; curves: {out / 'metrics.jsonl'}, tensorboard --logdir {out}")
+        print(f"weights digest: {finished.model.sha256}")
+    return 0
+
+
+def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
+    from pnet_jax.checkpoint import save_model
+    from pnet_jax.ingest import load_scan
+    from pnet_jax.outputs import check_writable
+    from pnet_jax.pretraining import pretrain as fit
+    from pnet_jax.records.store import MANIFEST
+
+    if out.exists():
+        raise ValueError(f"checkpoint {out} exists already: expected a new folder")
+    if (Path(source) / MANIFEST).is_file():
+        raise ValueError(f"input {source} is a store of records, which encoder = perceiver reads; encoder = linear expects scans")
+    sources, load = sources_of(args, source)
+    check_writable(out.absolute().parent)
+    skipped: dict[str, str] = {}
+    with Bar(len(sources), "pretrain") as bar:
+
+        def scans():
+            for number, source in enumerate(sources):
+                bar(source.label, number, len(sources))
+                try:
+                    if source.problem:
+                        raise ValueError(source.problem)
+                    entities = {"sub": source.subject, **source.entities}
+                    yield load_scan(
+                        source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load
+                    )
+                except (ValueError, OSError) as error:
+                    skipped[source.label] = str(error)
+
+        try:
+            model = fit(scans, config)
+        finally:
+            bar.bar.close()
+            for error in skipped.values():
+                print(f"left out: {error}", file=sys.stderr)
+    save_model(model, out)
+    print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {out}")
+    print(f"weights digest: {model.sha256}")
+    return 1 if skipped else 0
