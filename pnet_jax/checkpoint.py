@@ -25,6 +25,9 @@ import numpy as np
 
 from pnet_jax import parallel
 from pnet_jax.config import PerceiverConfig, nearest
+from pnet_jax.dynamics.fit import Hierarchy
+from pnet_jax.dynamics.linear_stochastic import Params
+from pnet_jax.dynamics.people import People
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model
 from pnet_jax.parcellation.prior import Prior
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN_MODEL = "model"  # in the folder of a training run
+PEOPLE = "people"  # in the folder of a personalisation
 _SHIPPED = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SPARE_BYTES = 1 << 20
@@ -54,8 +58,6 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
       ValueError: the folder exists and is not to be replaced.
       OSError: the folder cannot be made or the disk is too full; nothing of the checkpoint is left.
     """
-    from orbax.checkpoint import v1 as ocp
-
     folder, leads = pathlib.Path(folder).absolute(), jax.process_index() == 0
     there = folder.exists()
     parallel.meet("saving a model")  # all have looked
@@ -78,20 +80,64 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
     arrays = {"encoder": encoder, "priors": priors}
     if config is not None:
         metadata["perceiver"] = dataclasses.asdict(config)
+    _write(folder, arrays, metadata)
+    return folder
+
+
+def _write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
+    from orbax.checkpoint import v1 as ocp
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     _check_space(folder, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     try:
         with _quiet():
             ocp.save(folder, arrays, custom_metadata=metadata)
         marker = folder / "commit_success.txt"
-        if leads and marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
+        if jax.process_index() == 0 and marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
             marker.write_text("complete\n", "utf-8")
     except BaseException as error:
         shutil.rmtree(folder.with_name(folder.name + _UNFINISHED), ignore_errors=True)
         if isinstance(error, OSError | ValueError):
             raise OSError(getattr(error, "errno", None) or errno.EIO, f"checkpoint not written ({_reason(error)})", str(folder)) from error
         raise
+
+
+def save_arrays(arrays: dict[str, Any], folder: str | pathlib.Path, *, kind: str, metadata: dict[str, Any]) -> pathlib.Path:
+    """Writes arrays that belong together, and what they are, to a new folder.
+
+    Args:
+      arrays: nested dicts.
+      folder: where to.
+      kind: what they are, in a word; who reads them asks for it.
+      metadata: what JSON can hold.
+
+    Raises:
+      ValueError: the folder exists.
+      OSError: the folder cannot be made or the disk is too full; nothing is left of it.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: expected a new folder")
+    _write(folder, arrays, {**metadata, "format": FORMAT, "kind": kind})
     return folder
+
+
+def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `save_arrays` wrote: arrays and metadata.
+
+    Raises:
+      ValueError: there is no such folder, it is damaged, of another kind or of another format.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    folder = pathlib.Path(folder).absolute()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist: expected a folder with {kind}")
+    metadata: Any = _attempt(lambda: ocp.metadata(folder).custom_metadata, f"{folder} is damaged or holds no {kind}")
+    if not isinstance(metadata, dict) or metadata.get("kind") != kind or metadata.get("format") != FORMAT:
+        raise ValueError(f"{folder} holds no {kind} of format {FORMAT}")
+    arrays: Any = _attempt(lambda: jax.tree.map(np.asarray, ocp.load(folder)), f"{folder} is damaged: it cannot be read")
+    return arrays, metadata
 
 
 def load_model(name_or_folder: str | pathlib.Path) -> Model:
@@ -123,6 +169,31 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     if model.digest != expected:
         raise ValueError(f"checkpoint {folder} is damaged: expected weights digest {expected}, found {model.digest}")
     return model
+
+
+def save_people(people: People, folder: str | pathlib.Path) -> None:
+    """Writes the dynamics of people to a new folder.
+
+    Raises:
+      ValueError, OSError: as `save_arrays`.
+    """
+    h = people.hierarchy
+    arrays = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance}
+    about = {"sites": list(people.sites), "prior": people.prior, "subjects": people.subjects}
+    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="dynamics of people", metadata=about)
+
+
+def load_people(folder: str | pathlib.Path) -> People:
+    """The dynamics of people from the folder of a `pnet personalize`, or the one that `save_people` wrote.
+
+    Raises:
+      ValueError: it holds none, or is damaged.
+    """
+    folder = pathlib.Path(folder)
+    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="dynamics of people")
+    arrays = jax.tree.map(np.asarray, arrays)
+    hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
+    return People(hierarchy, tuple(about["sites"]), about["prior"], about["subjects"])
 
 
 class Saves:

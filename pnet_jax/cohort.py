@@ -17,7 +17,8 @@ import numpy as np
 
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.construction import construct, resolve
+from pnet_jax.construction import construct, resolve, resolve_people
+from pnet_jax.dynamics.people import People
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
@@ -65,6 +66,7 @@ def construct_cohort(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model, prior, names = resolve(config)
+        people = resolve_people(config, prior)
     notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the prior's file: they belong to every result
     for note in notes:
         warnings.warn(note, stacklevel=2)
@@ -80,7 +82,7 @@ def construct_cohort(
         if earlier.get("status") == "ok" and earlier.get("job") == job and (folder / earlier["dseg"]).exists():
             rows.append(dict(earlier))
             continue
-        rows.append(_one(source, folder, config, model, prior, alone, load or {}, notes) | {"job": job})
+        rows.append(_one(source, folder, config, model, prior, people, alone, load or {}, notes) | {"job": job})
         append_status(folder / "status.tsv", rows[-1:])
     if "tangent" in names and any(row not in done.values() for row in rows):
         _write_tangent(folder, rows)
@@ -97,6 +99,7 @@ def _one(
     config: ConstructConfig,
     model: Model,
     prior: Prior,
+    people: People | None,
     names: Sequence[str],
     load: dict[str, Any],
     notes: Sequence[str],
@@ -109,7 +112,7 @@ def _one(
         entities = {"sub": source.subject, **source.entities}
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start
-        network = construct(scan, prior=prior, model=model, edges=names, config=config)
+        network = construct(scan, prior=prior, model=model, edges=names, people=people, config=config)
         network.qc["warnings"] += notes
         network.qc["seconds"] = {"load": round(loaded, 3)} | network.qc["seconds"]
         before = time.perf_counter()

@@ -95,6 +95,9 @@ class ConstructConfig:
       beta: weight of the neighbours; None measures it on each scan.
       force_personalised: keep the personalised parcels where the scan cannot show that they beat the prior.
       min_coverage: parcels the scan covers less of are named in the report.
+      dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs `people`.
+      people: folder of `pnet personalize`, with the dynamics of many people's parcels of the same prior.
+      personalize: see `PersonalizeConfig`.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       seed: of the pair sample and the bootstrap.
@@ -109,6 +112,9 @@ class ConstructConfig:
     beta: float | None = None
     force_personalised: bool = False
     min_coverage: float = 0.5
+    dynamics: bool = False
+    people: str | None = None
+    personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     report: bool = True
     probabilities: bool = True
     seed: int = 0
@@ -296,6 +302,48 @@ class ObjectiveConfig:
             raise ValueError(f"ObjectiveConfig.masked: expected a share between 0 and 1, got {self.masked}")
         if not (self.temperature > 0 and self.ball_mm > 0):
             raise ValueError(f"ObjectiveConfig: expected temperature and ball_mm above 0, got {self.temperature} and {self.ball_mm}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonalizeConfig:
+    """Fine-tuning on one person's own recording.
+
+    Attributes:
+      rounds: times that the parcels are made anew.
+      steps: optimiser steps a round; only the first of a round goes through the locations.
+      rate: of Adam.
+      rank: of the change of the projection.
+      held_out: share of the recording, its end, that says when to stop.
+      dynamics_weight: of the likelihood of the parcels' signals; 0 fits the representation alone.
+      anatomy_weight: of differences between neighbours, and by distance of coupling that the group does not have.
+      prior_weight: of the adapter's own size.
+      adapter_sd: expected size of an entry of the change of the projection.
+      offset_sd: expected size of an entry of a prototype's offset.
+      wave: recordings that are fine-tuned beside each other at most; fewer where they do not fit into memory.
+      seed: of the directions that the change of the projection reads first.
+    """
+
+    rounds: int = 10
+    steps: int = 10
+    rate: float = 1e-2
+    rank: int = 4
+    held_out: float = 0.2
+    dynamics_weight: float = 0.5
+    anatomy_weight: float = 0.1
+    prior_weight: float = 1e-3
+    adapter_sd: float = 0.1
+    offset_sd: float = 0.1
+    wave: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least(self, 1, "rounds", "steps", "rank", "wave")
+        _at_least(self, 0, "dynamics_weight", "anatomy_weight", "prior_weight", "seed")
+        for name in ("rate", "adapter_sd", "offset_sd"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"PersonalizeConfig.{name}: expected a number above 0, got {getattr(self, name)}")
+        if not 0.05 <= self.held_out <= 0.5:
+            raise ValueError(f"PersonalizeConfig.held_out: expected a share from 0.05 to 0.5, got {self.held_out}")
 
 
 @dataclasses.dataclass(frozen=True)

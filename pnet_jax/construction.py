@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,28 +16,29 @@ from jaxtyping import Float, Int
 import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
+from pnet_jax.dynamics.people import People
+from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
 from pnet_jax.encoder.tokens import bucketed, observe
+from pnet_jax.finetune.person import Dynamics, dynamics_of, dynamics_prior, judge, tune
+from pnet_jax.finetune.subject import make_subject
 from pnet_jax.network import Network
-from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
-from pnet_jax.parcellation.mixture import Mixture, Problem, begin, group_prototypes, mixture
-from pnet_jax.parcellation.prior import PADDING, LocalPrior, Prior, on_space
+from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
+from pnet_jax.parcellation.mixture import begin as begin_mixture
+from pnet_jax.parcellation.placed import Placed, pad_rows, place
+from pnet_jax.parcellation.prior import LocalPrior, Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
 from pnet_jax.scan import Scan, split
-from pnet_jax.space import LEFT, RIGHT, take
+from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOCATION_BUCKET = 4096
-FRAME_BUCKET = 64
 FINAL_STEPS = 6
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
 RESOLUTION_TOLERANCE = 0.1  # voxel sizes of prior and scan that differ by less are the same
 WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one that was scanned
-
-_group_prototypes = jax.jit(group_prototypes, static_argnames="n_parcels")
 
 
 def construct(
@@ -47,6 +48,7 @@ def construct(
     parcels: int | None = None,
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
+    people: People | str | Path | None = None,
     config: ConstructConfig | None = None,
 ) -> Network:
     """A subject's personalised parcellation and network.
@@ -61,21 +63,30 @@ def construct(
       parcels: K; 200 if neither it nor a prior is given.
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
+      people: the dynamics of other people's parcels, of the same prior, or a folder with them; for `config.dynamics`.
       config: everything else; the arguments above win over it.
 
     Raises:
-      ValueError: no overlap of scan and prior, an unknown measure, a K that prior or model do not have.
+      ValueError: no overlap of scan and prior, an unknown measure, a K that prior or model do not have, dynamics of no people or of
+        another prior's parcels.
     """
     config = config or ConstructConfig()
     model, group, names = resolve(config, prior=prior, parcels=parcels, model=model, edges=edges)
+    people = resolve_people(config, group, people)
     clock = _Clock()
-    local = on_space(group, scan.space, scan.valid)
-    here = np.flatnonzero(local.labels >= 0)
-    space, local_here = take(scan.space, here), _take(local, here)
-    clock.lap("prior")
-    parcellation = _parcellate(scan, here, space, local_here, group, model, config, clock)
-    network = _network(scan, here, local, local_here, group, parcellation, names, config)
+    start = begin(scan, model, group, config, clock.lap)
+    parcellation = _parcellate(scan, start, model, config)
+    clock.lap("parcellation")
+    informed = None
+    if people is not None:
+        informed = _inform(scan, start, parcellation, model, group, people, config)
+        parcellation = informed.parcellation
+        clock.lap("dynamics")
+    placed = start.placed
+    network = _network(scan, placed, group, parcellation, names, config)
     clock.lap("edges")
+    if informed is not None:
+        _add_dynamics(network, informed)
     network.qc["seconds"] = clock.seconds
     used = dataclasses.replace(config, parcels=group.n_parcels, prior=group.source, checkpoint=model.name, edges=names)
     network.provenance.update(_provenance(scan, model, group, used))
@@ -102,10 +113,88 @@ def resolve(
     return chosen, _prior(prior if prior is not None else config.prior, parcels or config.parcels, chosen), names
 
 
+def resolve_people(config: ConstructConfig, group: Prior, people: People | str | Path | None = None) -> People | None:
+    """The people whose dynamics inform a construction; None where it is not to be informed.
+
+    Raises:
+      ValueError: there are none although the configuration asks for them, or their parcels are another prior's.
+    """
+    people = people if people is not None else config.people
+    if not config.dynamics:
+        return None
+    if people is None:
+        raise ValueError(
+            "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (people)"
+        )
+    if not isinstance(people, People):
+        from pnet_jax.checkpoint import load_people
+
+        people = load_people(people)
+    if people.prior != group.digest:
+        raise ValueError(
+            f"the dynamics are of the parcels of another prior: expected {group.digest} ({group.source}), found {people.prior}"
+        )
+    return people
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """A scan with a prior on it, and what its halves say of how far the parcels may move.
+
+    Attributes:
+      placed: the prior on the scan.
+      selection: κ, β and the decision.
+      q: mean of the halves' probabilities there, `[n, C]`.
+    """
+
+    placed: Placed
+    selection: Selection
+    q: Float[np.ndarray, "n C"]
+
+
+def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: Callable[[str], None] = lambda name: None) -> Start:
+    """Places the prior on a scan and measures κ, β and the decision on its halves.
+
+    Raises:
+      ValueError: no overlap of scan and prior.
+    """
+    placed = place(scan, group)
+    lap("prior")
+    y = _signals(scan, placed)
+    first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
+    selection, q = select(
+        (placed.problem(_embedding(scan, placed, model, first)), placed.problem(_embedding(scan, placed, model, second))),
+        (first, second),
+        placed.space,
+        placed.local.labels,
+        n_parcels=placed.n_parcels,
+        tr=scan.tr,
+        seed=_seed(scan, config.seed),
+        kappas=KAPPAS if config.kappa is None else (config.kappa,),
+        betas=BETAS if config.beta is None else (config.beta,),
+    )
+    if config.force_personalised and selection.decision == "prior":
+        selection = dataclasses.replace(
+            selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
+        )
+    lap("selection")
+    return Start(placed, selection, q)
+
+
+def _signals(scan: Scan, placed: Placed) -> Float[np.ndarray, "n T"]:
+    return scan.y[placed.here]
+
+
+def _embedding(scan: Scan, placed: Placed, model: Model, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
+    """Embedding of the locations with a prior from some of the scan's frames, as this person's encoder gives it."""
+    seen = observe(scan, model.encoder.references, here=placed.here)
+    return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))), adapter)
+
+
 @jax.jit
 def _fit(problem: Problem, q, kappa, beta) -> Mixture:
     """The whole scan's mixture, begun where its halves ended: their mean is nearer to the solution than the prior."""
-    return mixture(problem, kappa, beta, steps=FINAL_STEPS, start=begin(problem, jnp.log(q + 1e-6)))
+    return mixture(problem, kappa, beta, steps=FINAL_STEPS, start=begin_mixture(problem, jnp.log(q + 1e-6)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,59 +204,57 @@ class _Parcellation:
     selection: Selection
 
 
-def _parcellate(scan, here, space, local, group, model, config, clock) -> _Parcellation:
-    """Soft and hard parcels of the locations `here`, with κ, β and the decision measured on the scan's halves."""
-    seen = observe(scan, model.encoder.references, here=here)
-    y = np.asarray(seen.y)
-    candidates = _pad_rows(local.candidates, -1)
-    table = match_table(candidates, _pad_rows(space.neighbours, -1), n_parcels=group.n_parcels)
-    shared = (jnp.asarray(candidates), jnp.asarray(_pad_rows(local.log_prior, PADDING)), table)
-    prior_labels = jnp.asarray(_pad_rows(local.labels, -1))
-    clock.lap("neighbourhood")
-
-    def problem(signals) -> Problem:
-        part = seen._replace(y=signals, kept=np.ones(signals.shape[1], bool))
-        z = embed(model.encoder, bucketed(part, LOCATION_BUCKET, FRAME_BUCKET))
-        return Problem(z, *shared, _group_prototypes(z, prior_labels, n_parcels=group.n_parcels))
-
-    first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
-    seed = _seed(scan, config.seed)
-    selection, q = select(
-        (problem(first), problem(second)),
-        (first, second),
-        space,
-        local.labels,
-        n_parcels=group.n_parcels,
-        tr=scan.tr,
-        seed=seed,
-        kappas=KAPPAS if config.kappa is None else (config.kappa,),
-        betas=BETAS if config.beta is None else (config.beta,),
-    )
-    clock.lap("selection")
-    forced = config.force_personalised and selection.decision == "prior"
-    if forced:
-        selection = dataclasses.replace(
-            selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
-        )
+def _parcellate(scan, start, model, config, adapter=None) -> _Parcellation:
+    """Soft and hard parcels of the locations with a prior: the person's, or the prior's if that is the decision."""
+    placed, local, selection = start.placed, start.placed.local, start.selection
     if selection.decision == "personalised":
-        fitted = _fit(problem(y), _pad_rows(q, 0.0), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
-        q = np.asarray(fitted.q)[: len(here)]
-        hardened = harden(q, local.candidates, space.neighbours, local.labels, group.n_parcels)
+        z = _embedding(scan, placed, model, _signals(scan, placed), adapter)
+        problem = placed.problem(z, None if adapter is None else adapter.offsets)
+        fitted = _fit(problem, pad_rows(start.q, 0.0), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
+        q = np.asarray(fitted.q)[: len(placed.here)]
+        hardened = harden(q, local.candidates, placed.space.neighbours, local.labels, placed.n_parcels)
     else:
         q = np.exp(local.log_prior) * (local.candidates >= 0)
-        hardened = unchanged(local.labels, space.neighbours, group.n_parcels)
-    clock.lap("parcellation")
+        hardened = unchanged(local.labels, placed.space.neighbours, placed.n_parcels)
     return _Parcellation(q.astype(np.float32), hardened, selection)
 
 
-def _network(scan, here, local, local_here, group, parcellation, names, config) -> Network:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Informed:
+    parcellation: _Parcellation
+    dynamics: Dynamics
+    report: dict[str, Any]
+
+
+def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
+    """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
+    own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
+    report: dict[str, Any] = {"people": people.subjects, "prior": people.prior}
+    if start.selection.decision == "personalised":
+        s = start.selection
+        subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
+        tuned = tune(own, subject, tuning)
+        verdict = judge(scan, start.placed, subject, own, tuned, tuning)
+        report |= {"round": int(tuned.round), "curve": np.asarray(tuned.curve).tolist(), "parcels": verdict._asdict()}
+        if verdict.kept:
+            parcellation = _parcellate(scan, start, model, config, tuned.own.adapter)
+    else:
+        report["parcels"] = {"kept": False, "reason": "the prior's parcels are returned, and none are fine-tuned"}
+    signals = parcel_signals(scan.y[start.placed.here], parcellation.hardened.labels, group.n_parcels)
+    found = dynamics_of(scan, signals, own, tuning)
+    fitted = {name: getattr(found.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
+    return _Informed(parcellation, found, report | {"fit": fitted})
+
+
+def _network(scan, placed, group, parcellation, names, config) -> Network:
+    here, local = placed.here, placed.whole
     labels = _spread(parcellation.hardened.labels, here, len(scan.space), -1)
     signals = parcel_signals(scan.y, labels, group.n_parcels)
     qc = _quality(scan, here, local, group, parcellation, labels, names, config)
     return Network(
         space=scan.space,
         labels=labels,
-        candidates=_spread(local_here.candidates, here, len(scan.space), -1),
+        candidates=_spread(placed.local.candidates, here, len(scan.space), -1),
         probabilities=_spread(parcellation.q, here, len(scan.space), 0.0),
         signals=signals,
         edges={name: measures.compute(name, signals) for name in names if measures.measure(name).function is not None},
@@ -185,6 +272,30 @@ def _network(scan, here, local, local_here, group, parcellation, names, config) 
         mean=scan.mean,
         displacement=scan.displacement,
     )
+
+
+def _add_dynamics(network: Network, informed: _Informed) -> None:
+    """The coupling J and its standard errors beside the other edges, and what fine-tuning did."""
+    network.qc["dynamics"] = informed.report
+    network.edges["coupling"] = spread_present(informed.dynamics.coupling, network.signals)
+    network.uncertainty["coupling"] = spread_present(informed.dynamics.error, network.signals)
+    fitted = informed.report["fit"]
+    if not fitted["ok"]:
+        network.qc["warnings"].append(
+            "the scan could not show that its dynamics differ from those of other people: the coupling is theirs, of the same prior"
+        )
+    if fitted["regularised"]:
+        network.qc["warnings"].append(
+            "the scan has fewer independent values than parcels: the coupling is for a good part that of other people"
+        )
+
+
+def spread_present(values: Float[np.ndarray, "k k"], signals: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"]:
+    """Values of the parcels that have a signal among all K, NaN for the others."""
+    present = np.isfinite(signals).all(1)
+    out = np.full((len(signals),) * 2, np.nan, np.float32)
+    out[np.ix_(present, present)] = values
+    return out
 
 
 def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, "K T"]:
@@ -322,15 +433,6 @@ def _prior(prior, parcels, model) -> Prior:
 def _seed(scan: Scan, seed: int) -> int:
     """Depends on who the scan is, never on what is processed beside it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{scan.label}".encode()).digest()[:4], "big")
-
-
-def _take(local: LocalPrior, here) -> LocalPrior:
-    return dataclasses.replace(local, candidates=local.candidates[here], log_prior=local.log_prior[here], labels=local.labels[here])
-
-
-def _pad_rows(table, value):
-    rows = -(-len(table) // LOCATION_BUCKET) * LOCATION_BUCKET - len(table)
-    return np.pad(table, ((0, rows),) + ((0, 0),) * (table.ndim - 1), constant_values=value)
 
 
 def _spread(values, here, size, fill):

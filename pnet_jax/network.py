@@ -34,6 +34,7 @@ class Network:
       subject: label without `sub-`.
       entities: BIDS entities of the source.
       qc: numbers and tables a reader judges the result by.
+      uncertainty: measure name to the standard error of each edge, `[K, K]`, of the measures that know it.
       provenance: versions, checkpoint and prior digests, config, seed, source.
     """
 
@@ -56,6 +57,7 @@ class Network:
     provenance: dict[str, Any]
     mean: Float[np.ndarray, " V"] | None = None
     displacement: Float[np.ndarray, " recorded"] | None = None
+    uncertainty: dict[str, Float[np.ndarray, "K K"]] = dataclasses.field(default_factory=dict)
 
     @property
     def n_parcels(self) -> int:

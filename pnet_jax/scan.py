@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from pnet_jax.space import Space
 
+LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
@@ -50,6 +52,12 @@ class Scan:
     def duration(self) -> float:
         """Seconds of signal that were kept."""
         return len(self.frames) * self.tr
+
+    @property
+    def band(self) -> tuple[float | None, float | None]:
+        """Edges of the band-pass that the signals went through in Hz, None for one that was not."""
+        low, high = (self.cleaning.get(name) for name in ("high_pass", "low_pass"))
+        return (float(low) if isinstance(low, int | float) else None, float(high) if isinstance(high, int | float) else None)
 
     @property
     def label(self) -> str:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.encoder import linear
+from pnet_jax.encoder.adapter import Adapter, adapt
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.encoder.tokens import Observed, observe
+from pnet_jax.encoder.tokens import Observed, observe, reference_signals
+from pnet_jax.ops.fingerprint import fingerprint
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.scan import Scan
 
@@ -62,11 +64,55 @@ class Model:
         return self.sha256[:16]
 
 
-def embed(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
-    """Embedding of every location of one recording by either kind of encoder; see `linear.embed` and `perceiver.embed_scan`."""
+def embed(encoder: Encoder, observed: Observed, adapter: Adapter | None = None) -> Float[Array, "V D"]:
+    """Embedding of every location of one recording by either kind of encoder; see `linear.embed` and `perceiver.embed_scan`.
+
+    Args:
+      encoder: weights.
+      observed: the recording.
+      adapter: what the person's own data changes of the components; nothing if not given.
+    """
+    if adapter is not None:
+        return _adapted(adapter, components(encoder, observed))
     observed = Observed(*(jnp.asarray(x) for x in observed))
     if isinstance(encoder, LinearEncoder):
         return linear.embed(encoder, observed.y, observed.region, observed.kept, observed.counted)
     from pnet_jax.encoder.perceiver import embed_scan  # with flax, a quarter of a second that only it needs
 
     return embed_scan(encoder, observed)
+
+
+@jax.jit
+def _adapted(adapter: Adapter, x: Float[Array, "V D"]) -> Float[Array, "V D"]:
+    x = adapt(adapter, x)
+    return linear.whiten(x, linear.own_metric(x))
+
+
+def components(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
+    """The components of a recording's locations, on axes that all scans share, `[V, D]`."""
+    observed = Observed(*(jnp.asarray(x) for x in observed))
+    if isinstance(encoder, LinearEncoder):
+        return linear.project(encoder, observed.y, observed.region, observed.kept, observed.counted)
+    from pnet_jax.encoder import perceiver
+
+    return perceiver.components(encoder, observed)
+
+
+def fingerprints(encoder: Encoder, observed: Observed) -> Float[Array, "V R"]:
+    """A recording's fingerprints without their mean, `[V, R]`."""
+    y, kept, counted, region, *_ = (jnp.asarray(x) for x in observed)
+    return _centred_fingerprints(y, kept, counted, region, jnp.asarray(encoder.references))
+
+
+def decoder(encoder: Encoder) -> Float[Array, "D R"]:
+    """From components to the fingerprint, without its mean, that another recording is expected to have."""
+    return jnp.asarray(encoder.decoder if isinstance(encoder, LinearEncoder) else encoder.params["heads"]["fingerprint"]["kernel"])
+
+
+@jax.jit
+def _centred_fingerprints(
+    y: Float[Array, "V T"], kept: Bool[Array, " T"], counted: Bool[Array, " V"], region: Int[Array, " V"], references: Float[Array, "R 3"]
+) -> Float[Array, "V R"]:
+    y = jnp.where(counted[:, None], y, 0.0)
+    seen = fingerprint(y, reference_signals(y, region, len(references)), kept=kept)
+    return linear.centre(seen, counted.astype(y.dtype))

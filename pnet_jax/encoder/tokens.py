@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.ops.fingerprint.reference import unit
-from pnet_jax.scan import Scan
+from pnet_jax.scan import FRAME_BUCKET, LOCATION_BUCKET, Scan
 
 RADIUS_MM = 16.0
 FREQUENCIES = np.linspace(0.01, 0.10, 16, dtype=np.float32)  # Hz
@@ -104,7 +104,7 @@ def observe(
     return Observed(scan.y[rows], np.ones(scan.y.shape[1], bool), counted, region, xyz, tsnr, np.float32(scan.tr))
 
 
-def bucketed(observed: Observed, locations: int, frames: int) -> Observed:
+def bucketed(observed: Observed, locations: int = LOCATION_BUCKET, frames: int = FRAME_BUCKET) -> Observed:
     """Padded to multiples of `locations` and `frames`, so that scans of like sizes share a compiled step; padding does not count."""
     y, kept, counted, region, xyz, tsnr, tr = (np.asarray(part) for part in observed)
     v, t = ((0, -size % multiple) for size, multiple in zip(y.shape, (locations, frames), strict=True))

@@ -28,14 +28,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.config import ConstructConfig
-from pnet_jax.construction import FRAME_BUCKET, LOCATION_BUCKET, construct
-from pnet_jax.encoder import linear, perceiver
-from pnet_jax.encoder.linear import LinearEncoder, centre
-from pnet_jax.encoder.model import Encoder, Model
-from pnet_jax.encoder.tokens import Observed, bucketed, observe, reference_signals
+from pnet_jax.construction import construct
+from pnet_jax.encoder.linear import LinearEncoder
+from pnet_jax.encoder.model import Encoder, Model, components, decoder, fingerprints
+from pnet_jax.encoder.tokens import Observed, bucketed, observe
 from pnet_jax.evaluate.cases import Case
 from pnet_jax.evaluate.parcellation import Judge
-from pnet_jax.ops.fingerprint import fingerprint
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.scan import Scan
 
@@ -140,7 +138,7 @@ def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
     counted = first.valid & second.valid
 
     def observed(scan: Scan) -> Observed:
-        return bucketed(observe(scan, encoder.references, counted=counted), LOCATION_BUCKET, FRAME_BUCKET)
+        return bucketed(observe(scan, encoder.references, counted=counted))
 
     (here, guess), (there, other) = (_seen_and_predicted(encoder, observed(scan)) for scan in (first, second))
     return float(_explained(jnp.stack([guess, other]), jnp.stack([there, here])))
@@ -160,19 +158,9 @@ def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -
     return (1 - error / jnp.where(variance > 0, variance, jnp.nan)).mean()
 
 
-@jax.jit
 def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Array, "V R"], Float[Array, "V R"]]:
     """A recording's fingerprints without their mean, and what the encoder expects of another's."""
-    y, kept, counted, region, *_ = (jnp.asarray(part) for part in observed)
-    y = jnp.where(counted[:, None], y, 0.0)
-    signals = reference_signals(y, region, len(encoder.references))
-    seen = centre(fingerprint(y, signals, kept=kept), counted.astype(y.dtype))
-    if isinstance(encoder, LinearEncoder):
-        x, decoder = linear.project(encoder, y, region, kept, counted), encoder.decoder
-    else:
-        x = perceiver.components(encoder, observed)
-        decoder = encoder.params["heads"]["fingerprint"]["kernel"]
-    return seen, jnp.matmul(x, jnp.asarray(decoder), precision="highest")
+    return fingerprints(encoder, observed), jnp.matmul(components(encoder, observed), decoder(encoder), precision="highest")
 
 
 # over subjects

@@ -15,6 +15,7 @@ from pnet_jax.ops.soft_assign import Assignment, soft_assign
 ALPHA = 1.0  # weight of the spatial prior
 K0 = 10.0  # weight of a group prototype, in locations
 STEPS = 12
+BLOCK = 4096  # locations whose probabilities are dense at a time
 
 
 class Problem(NamedTuple):
@@ -106,6 +107,29 @@ def _updated(problem: Problem, found: Assignment, links: Links) -> Mixture:
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:
     """Mean direction of the embeddings inside each prior parcel, `[K, D]`; 0 where a parcel has no location."""
     return normalise(jax.ops.segment_sum(z, jnp.where(labels < 0, n_parcels, labels), n_parcels + 1)[:n_parcels])
+
+
+def soft_sums(
+    q: Float[Array, "V C"], candidates: Int[Array, "V C"], rows: Float[Array, "V n"], n_parcels: int
+) -> tuple[Float[Array, "K n"], Float[Array, " K"]]:
+    """Rows summed over the locations of each parcel by their probabilities, and these sums' weights, `[K, n]` and `[K]`.
+
+    Memory: `[block, K]` at a time, and nothing of it for the backward pass.
+    """
+    block = min(BLOCK, len(q))
+    padded = -(-len(q) // block) * block - len(q)
+    q, candidates, rows = (jnp.pad(x, ((0, padded), (0, 0))) for x in (q, candidates, rows))
+
+    @jax.checkpoint
+    def step(carry: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        q, candidates, rows = part
+        at = jnp.where(candidates >= 0, candidates, 0)
+        weight = jnp.where(candidates >= 0, q, 0.0)
+        dense = jnp.zeros((block, n_parcels), q.dtype).at[jnp.arange(block)[:, None], at].add(weight)
+        return (carry[0] + jnp.matmul(dense.T, rows, precision="highest"), carry[1] + dense.sum(0)), None
+
+    start = jnp.zeros((n_parcels, rows.shape[1]), rows.dtype), jnp.zeros(n_parcels, rows.dtype)
+    return jax.lax.scan(step, start, tuple(x.reshape(-1, block, x.shape[1]) for x in (q, candidates, rows)))[0]
 
 
 def normalise(x: Float[Array, "n D"]) -> Float[Array, "n D"]:

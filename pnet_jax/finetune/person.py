@@ -1,0 +1,120 @@
+"""One person's fine-tuning from beginning to end: the parameters, whether their parcels are kept, and the dynamics of those."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from pnet_jax.config import PersonalizeConfig
+from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, subject_prior
+from pnet_jax.dynamics.linear_stochastic import standard_errors
+from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
+from pnet_jax.finetune.objective import Subject, parcels
+from pnet_jax.finetune.subject import bins_of, parts_of
+from pnet_jax.finetune.wave import Tuned, begin, fine_tune
+from pnet_jax.parcellation import score
+from pnet_jax.parcellation.harden import harden
+from pnet_jax.parcellation.placed import Placed
+from pnet_jax.parcellation.prior import Prior as Parcels
+from pnet_jax.scan import Scan
+
+FINAL_STEPS = 6
+
+tune = functools.partial(jax.jit, static_argnames="config")(fine_tune)
+_parcels = jax.jit(parcels, static_argnames="steps")
+_fit = jax.jit(fit, static_argnames=("steps", "rate", "every"))
+
+
+class Verdict(NamedTuple):
+    """Whether the fine-tuned parcels are kept.
+
+    Attributes:
+      kept: they are.
+      dcbc: of them on the part of the recording that was held out.
+      without: of the parcels without fine-tuning, there too.
+      reason: one sentence.
+    """
+
+    kept: bool
+    dcbc: float
+    without: float
+    reason: str
+
+
+class Dynamics(NamedTuple):
+    """Dynamics of a person's parcels, of the K' that are present.
+
+    Attributes:
+      fit: see `dynamics.fit.Fit`.
+      coupling: J in 1/s, `[K', K']`.
+      error: standard error of each entry, `[K', K']`.
+    """
+
+    fit: Fit
+    coupling: Float[np.ndarray, "k k"]
+    error: Float[np.ndarray, "k k"]
+
+
+def dynamics_prior(people: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
+    """What a new person's dynamics are expected to be, with coupling that costs more the further it reaches."""
+    centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
+    distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    typical = float(1 / np.median(np.asarray(people.variance)))
+    return subject_prior(people, anatomy=distance_precision(distance, config.anatomy_weight * typical / 4))
+
+
+def judge(scan: Scan, placed: Placed, subject: Subject, prior: Prior, tuned: Tuned, config: PersonalizeConfig) -> Verdict:
+    """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that was held out.
+
+    A gain that is no more than the same parcels' is none: the parcels without fine-tuning are kept.
+    """
+    if not bool(tuned.ok):
+        return Verdict(False, float("nan"), float("nan"), "fine-tuning was not finite")
+    if int(tuned.round) == 0:
+        return Verdict(False, float("nan"), float("nan"), "no round foretold the held-out part better than no fine-tuning")
+    rest = np.ascontiguousarray(scan.y[placed.here][:, parts_of(scan, config)[1]])
+    pairs = score.sample_pairs(placed.space, np.arange(len(placed.here)))
+    r = score.pair_correlations(rest, pairs)
+    plain = begin(subject.x.shape[1], prior, config).adapter
+    with_, without = (
+        score.dcbc(r, pairs, _hard(placed, _parcels(adapter, subject, subject.q, steps=FINAL_STEPS)[0].q))
+        for adapter in (tuned.own.adapter, plain)
+    )
+    said = f"held-out DCBC {with_:.4f} with fine-tuning, {without:.4f} without"
+    return Verdict(bool(with_ > without), float(with_), float(without), said)
+
+
+def _hard(placed: Placed, q: jax.Array) -> Int[np.ndarray, " n"]:
+    found = np.asarray(q)[: len(placed.here)]
+    local = placed.local
+    return harden(found, local.candidates, placed.space.neighbours, local.labels, placed.n_parcels).labels
+
+
+def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, config: PersonalizeConfig) -> Dynamics:
+    """Dynamics of the parcels that have a signal.
+
+    Raises:
+      ValueError: too few frames for the band; names the scan.
+    """
+    present = np.flatnonzero(np.isfinite(signals).all(1))
+    some = jnp.asarray(signals[present])
+    bins = bins_of(scan, config)
+    seen, later = (spectra(some, one) for one in bins)
+    scale = scale_of(seen)
+    seen, later = standardise(seen), standardise(later, scale)
+    own = _present(prior, present)
+    found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.rate)
+    from pnet_jax.dynamics.linear_stochastic import jacobian
+
+    return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(standard_errors(found.params, seen)))
+
+
+def _present(prior: Prior, present: Int[np.ndarray, " k"]) -> Prior:
+    at = np.ix_(present, present)
+    one = [params._replace(coupling=params.coupling[at]) for params in prior]
+    return Prior(*one)

@@ -1,0 +1,272 @@
+"""Personalisation: from a store of records to every person's own parameters, a wave of people at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pnet_jax import parallel
+from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
+from pnet_jax.construction import begin as begin_scan
+from pnet_jax.construction import parcel_signals
+from pnet_jax.dynamics.fit import Prior as DynamicsPrior
+from pnet_jax.dynamics.linear_stochastic import Params
+from pnet_jax.dynamics.people import People, fit_people
+from pnet_jax.dynamics.spectra import Spectra, frequency_bins, spectra, standardise
+from pnet_jax.encoder.adapter import Adapter
+from pnet_jax.encoder.model import Model
+from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, make_subject, shape_of, stacked
+from pnet_jax.finetune.person import dynamics_prior, judge
+from pnet_jax.outputs import append_status, check_writable, read_status
+from pnet_jax.outputs.lock import only_here
+from pnet_jax.parcellation.placed import Placed, place
+from pnet_jax.parcellation.prior import Prior
+from pnet_jax.records import Store, read_scan
+from pnet_jax.scan import Scan
+
+WAVES, STATUS = "adapters", "status.tsv"
+SHARE_OF_MEMORY = 0.5  # that a wave may take
+_COPIES = 4  # of a subject that its gradient holds at the same time
+
+Progress = Callable[[str, int, int], None]
+
+
+def personalize(
+    store: Store,
+    folder: str | Path,
+    config: PersonalizeConfig | None = None,
+    *,
+    model: Model,
+    prior: Prior,
+    people: People | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Fine-tunes model, parcels and dynamics on every recording of a store.
+
+    First the dynamics of all people together and what they differ by, unless they are given; then every recording's own parameters, in
+    waves that one compiled step takes, spread over the devices. A recording that fails is written down with its error, and the others
+    go on; what stands already is not made again.
+
+    Args:
+      store: of `pnet prepare`.
+      folder: for `people/`, `adapters/` (a folder a wave, arrays with the subjects first) and `status.tsv`.
+      config: see `PersonalizeConfig`.
+      model: encoder to adapt.
+      prior: parcels to begin with.
+      people: of other people; those of the store if not given.
+      progress: called with the recording's key, how many are done and how many there are.
+      say: told the size of the waves before they begin.
+
+    Returns:
+      The status row of each recording.
+
+    Raises:
+      ValueError: too few people, `people` of other parcels, or results of other settings in the folder.
+      OSError: the folder cannot be written.
+    """
+    config = config or PersonalizeConfig()
+    folder = check_writable(folder)
+    with only_here(folder, "pnet personalize"):
+        people = people or _people(store, folder / PEOPLE, prior, progress)
+        if people.prior != prior.digest:
+            raise ValueError(f"the dynamics are of other parcels: expected prior {prior.digest}, found {people.prior}")
+        own_prior = dynamics_prior(people.hierarchy, prior, config)
+        settings = {"model": model.digest, "prior": prior.digest, "config": dataclasses.asdict(config)}
+        done = _done(folder, settings)
+        rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
+        mesh = parallel.make_mesh()
+        step = parallel.over_subjects(lambda same, subject: fine_tune(same, subject, config), mesh, shared=1)
+        number = len(list((folder / WAVES).glob("wave-*"))) if (folder / WAVES).is_dir() else 0
+        for size, wave in _waves(store, left, model, prior, config, mesh.shape["subject"], rows, folder, progress, say):
+            name = f"wave-{number:05d}"
+            rows += _take(wave, size, own_prior, step, config, folder / WAVES / name, settings)
+            append_status(folder / STATUS, rows[-len(wave) :])
+            number += 1
+        if progress is not None:
+            progress("", len(store), len(store))
+    return rows
+
+
+# all people
+
+
+def _people(store: Store, folder: Path, prior: Prior, progress: Progress | None) -> People:
+    """As they stand in the folder, or else made from the first recording of each subject and written there."""
+    if folder.is_dir():
+        return load_people(folder)
+    found, sites, seen = [], [], set()
+    for number, record in enumerate(store.records):
+        if progress is not None:
+            progress(f"dynamics of all, {record.key}", 0, len(store))
+        if record.subject in seen:
+            continue
+        seen.add(record.subject)
+        scan = read_scan(store, number)
+        try:
+            found.append(_spectra(scan, place(scan, prior)))
+            sites.append(record.site)
+        except ValueError as error:
+            warnings.warn(f"left out of the dynamics of all people: {error}", stacklevel=3)
+    people = fit_people(found, sites, prior.digest)
+    save_people(people, folder)
+    return people
+
+
+def _spectra(scan: Scan, placed: Placed) -> Spectra:
+    """Spectra of the prior's parcels of a whole recording; a parcel without locations has none, and no say."""
+    signals = np.nan_to_num(parcel_signals(scan.y, placed.whole.labels, placed.n_parcels))
+    bins = frequency_bins(np.ones(signals.shape[1], bool), scan.tr, frames=scan.frames, filtered=scan.band)
+    return standardise(spectra(jnp.asarray(signals), bins))
+
+
+# waves
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ready:
+    row: dict[str, Any]
+    scan: Scan
+    placed: Placed
+    subject: Subject
+    decision: str
+
+
+def _waves(
+    store: Store,
+    numbers: Sequence[int],
+    model: Model,
+    prior: Prior,
+    config: PersonalizeConfig,
+    devices: int,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> Iterator[tuple[int, list[_Ready]]]:
+    """Recordings of one shape together, as many as fit; those that cannot be used become rows at once."""
+    waiting: dict[Any, list[_Ready]] = {}
+    sizes: dict[Any, int] = {}
+    for at, number in enumerate(numbers):
+        record = store.records[number]
+        if progress is not None:
+            progress(record.key, len(store) - len(numbers) + at, len(store))
+        row = {"scan": record.key, "subject": record.subject, "source": record.source}
+        try:
+            scan = read_scan(store, number)
+            start = begin_scan(scan, model, prior, ConstructConfig())
+            s = start.selection
+            subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=config)
+        except (ValueError, OSError, MemoryError) as error:
+            rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
+            append_status(folder / STATUS, rows[-1:])
+            continue
+        shape = shape_of(subject)
+        if shape not in sizes:
+            sizes[shape] = wave_size(subject, devices, min(config.wave, len(numbers)))
+            say(f"waves of {sizes[shape]}: {memory_of(subject) / 2**20:.0f} MB a recording of {len(subject.x)} locations")
+        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, s.decision))
+        if len(waiting[shape]) == sizes[shape]:
+            yield sizes[shape], waiting.pop(shape)
+    yield from ((sizes[shape], wave) for shape, wave in waiting.items())
+
+
+def memory_of(subject: Subject) -> int:
+    """Bytes that fine-tuning takes for one recording, about."""
+    return _COPIES * sum(leaf.nbytes for leaf in jax.tree.leaves(subject))
+
+
+def wave_size(subject: Subject, devices: int, most: int) -> int:
+    """How many recordings a wave holds: as fit into half of the memory, a multiple of the devices, `most` at most."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = jax.local_devices()[0].memory_stats() or {}
+    room = SHARE_OF_MEMORY * limit.get("bytes_limit", free / devices)
+    fit = max(1, int(room // memory_of(subject)))
+    return devices * max(1, min(fit, most // devices))
+
+
+def _take(
+    wave: list[_Ready],
+    size: int,
+    prior: DynamicsPrior,
+    step: Callable[..., Tuned],
+    config: PersonalizeConfig,
+    folder: Path,
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One wave: its parameters, written to a folder, and its rows."""
+    full = wave + [wave[-1]] * (size - len(wave))  # one compiled step for all waves, the last one too
+    found: Tuned = jax.tree.map(np.asarray, step(prior, stacked([one.subject for one in full])))
+    rows = []
+    for at, one in enumerate(wave):
+        tuned: Tuned = jax.tree.map(lambda leaf, at=at: leaf[at], found)
+        if not tuned.ok:
+            rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; nothing of it is kept"})
+            continue
+        verdict = judge(one.scan, one.placed, one.subject, prior, tuned, config)
+        rows.append(
+            one.row
+            | {
+                "status": "ok",
+                "error": "",
+                "wave": folder.name,
+                "place": at,
+                "round": int(tuned.round),
+                "parcels": "fine-tuned" if verdict.kept and one.decision == "personalised" else "as before",
+                "held_out_dcbc": round(verdict.dcbc, 5),
+                "dcbc_before": round(verdict.without, 5),
+                "representation": round(float(tuned.curve[tuned.round, 0] - tuned.curve[0, 0]), 5),
+                "dynamics": round(float(tuned.curve[tuned.round, 1] - tuned.curve[0, 1]), 5),
+            }
+        )
+    own = jax.tree.map(lambda leaf: leaf[: len(wave)], found.own)
+    arrays = {"adapter": own.adapter._asdict(), "dynamics": own.dynamics._asdict()}
+    save_arrays(arrays, folder, kind="adapters", metadata=settings | {"scans": [one.row["scan"] for one in wave]})
+    return rows
+
+
+def load_adapter(folder: str | Path, scan: str) -> Own:
+    """One recording's parameters, from a folder that `pnet personalize` wrote.
+
+    Args:
+      folder: of the run.
+      scan: the recording's key in the store.
+
+    Raises:
+      ValueError: there is none of that recording, or it is damaged.
+    """
+    rows = {row["scan"]: row for row in read_status(Path(folder) / STATUS)}
+    if scan not in rows or rows[scan]["status"] != "ok":
+        said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)} in {STATUS}"
+        raise ValueError(f"{folder} has no parameters of {scan}: {said}")
+    arrays, about = load_arrays(Path(folder) / WAVES / rows[scan]["wave"], kind="adapters")
+    at = about["scans"].index(scan)
+    one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
+    return Own(Adapter(**one["adapter"]), Params(**one["dynamics"]))
+
+
+def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of recordings that stand already.
+
+    Raises:
+      ValueError: what stands was made by other settings.
+    """
+    rows = {row["scan"]: row for row in read_status(folder / STATUS) if row["status"] == "ok"}
+    waves = sorted({row["wave"] for row in rows.values()})
+    for wave in waves[:1]:
+        found = load_arrays(folder / WAVES / wave, kind="adapters")[1]
+        for key, value in settings.items():
+            if found[key] != value:
+                raise ValueError(
+                    f"{folder} holds results with {key} {found[key]}, this run has {value}: expected the same, or a new folder"
+                )
+    return {scan: dict(row) for scan, row in rows.items() if (folder / WAVES / row["wave"]).is_dir()}
