@@ -1,5 +1,6 @@
 """Neural dynamics of parcel signals: models with closed-form spectra, their likelihood, their fit."""
 
+from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, empirical_bayes, fit_group, structural, subject_prior
 from pnet_jax.dynamics.linear_stochastic import (
     Params,
     correlation,
@@ -13,10 +14,16 @@ from pnet_jax.dynamics.spectra import Bins, Spectra, frequency_bins, last_held_o
 
 __all__ = [
     "Bins",
+    "Fit",
+    "Hierarchy",
     "Params",
+    "Prior",
     "Spectra",
     "correlation",
     "covariance",
+    "distance_precision",
+    "empirical_bayes",
+    "fit_group",
     "frequency_bins",
     "from_jacobian",
     "jacobian",
@@ -27,4 +34,6 @@ __all__ = [
     "spectra",
     "standard_errors",
     "standardise",
+    "structural",
+    "subject_prior",
 ]

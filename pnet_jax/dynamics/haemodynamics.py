@@ -23,7 +23,7 @@ def response(frequency: Float[ArrayLike, " F"], delay: Float[ArrayLike, ""] = 0.
     Returns:
       `[F]`, complex; 1 − 1/6 at 0 Hz.
 
-    >>> response(jnp.zeros(1))[0].real.round(3).item()
+    >>> round(float(response(jnp.zeros(1))[0].real), 3)
     0.833
 
     Source: Friston 1998; the shapes are SPM's.

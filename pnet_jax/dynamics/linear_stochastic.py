@@ -189,6 +189,30 @@ def one_step(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Flo
     return jacobian(params) + moved, jnp.sqrt(variance_of_entries(modes, 1 / info))
 
 
+def scoring_step(params: Params, spectra: Spectra, slope: Params, precision: Params) -> Params:
+    """Slope over information, for Fisher scoring: of the coupling in the modes, of the three levels together.
+
+    Args:
+      params: where.
+      spectra: what was seen.
+      slope: gradient of the objective there.
+      precision: of the prior, added to the information; the mean of the coupling's, which must be the same in all modes, counts.
+    """
+    modes, info = information(params, spectra)
+    rates, _ = _modes(_symmetric(params.coupling))
+    pairs = 2 - jnp.eye(len(modes), dtype=modes.dtype)
+    info = info * _differences(rates) ** 2 + pairs * precision.coupling.mean() / 2 * (1 + jnp.eye(len(modes), dtype=modes.dtype))
+    inside = _inside(modes, _symmetric(slope.coupling)) * pairs / info
+
+    def log_density(levels: Float[Array, " 3"]) -> Float[Array, "F K"]:
+        drive, noise = _levels(params._replace(log_sigma_x=levels[0], log_sigma_e=levels[1], delay=levels[2]), spectra.frequency)
+        return jnp.log(drive[:, None] / (_squared(spectra.frequency)[:, None] + jnp.square(rates)[None, :]) + noise)
+
+    own = jax.jacfwd(log_density)(jnp.stack(params[1:]))  # [F, K, 3]
+    levels = jnp.einsum("f,fka,fkb->ab", spectra.weight, own, own) + jnp.diag(jnp.stack(precision[1:]))
+    return Params(_outside(modes, inside), *jnp.linalg.solve(levels, jnp.stack(slope[1:])))
+
+
 def band_grid(band: tuple[float, float]) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
     """Frequencies and weights of the trapezoid rule over a band, in Hz."""
     frequency = np.linspace(*band, BAND_POINTS)

@@ -1,0 +1,113 @@
+r"""The linearised Hopf model: nodes that oscillate below their bifurcation, coupled by diffusion, driven by noise.
+
+.. math:: dz_j = (a + i\omega_j) z_j\,dt + g \sum_k C_{jk} (z_k - z_j)\,dt + \beta\,d\eta_j
+
+Its real and imaginary parts are 2K linear equations, so covariances are closed forms: of all frequencies by a Lyapunov equation, of a band
+by its spectral density. The real part is the signal; there is no haemodynamic response, the frequencies are those of the signal itself.
+Source: Ponce-Alvarez and Deco 2024.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from pnet_jax.dynamics.linear_stochastic import band_grid
+from pnet_jax.dynamics.spectra import Spectra
+
+DAMPING = -0.02  # a in 1/s; below 0 the nodes are quiet without noise
+SMOOTH_HZ = 0.01  # of the power in which a node's peak is sought
+DOUBLINGS = 20
+
+
+def node_frequencies(spectra: Spectra, smooth: float = SMOOTH_HZ) -> Float[Array, " K"]:
+    """Frequency in Hz at which each signal has most power, smoothed by a Gaussian of `smooth` Hz, `[K]`."""
+    power = jnp.square(spectra.dft).sum(1)  # [F, K]
+    apart = (spectra.frequency[:, None] - spectra.frequency[None, :]) / smooth
+    kernel = jnp.exp(-jnp.square(apart) / 2) * spectra.weight[None, :]
+    level = jnp.matmul(kernel, power, precision="highest") / jnp.maximum(kernel.sum(1), 1e-12)[:, None]
+    return spectra.frequency[jnp.argmax(jnp.where(spectra.weight[:, None] > 0, level, -jnp.inf), axis=0)]
+
+
+def hopf_jacobian(
+    coupling: Float[ArrayLike, "K K"], frequency: Float[ArrayLike, " K"], *, gain: float | Array = 1.0, damping: float | Array = DAMPING
+) -> Float[Array, "2K 2K"]:
+    """Jacobian of the real parts, then the imaginary parts, in 1/s.
+
+    Args:
+      coupling: C ≥ 0, `[K, K]`; row j receives. The diagonal is not read.
+      frequency: of each node in Hz, `[K]`.
+      gain: g in 1/s.
+      damping: a in 1/s, below 0.
+
+    Raises:
+      ValueError: shapes that do not agree.
+
+    >>> hopf_jacobian(jnp.zeros((1, 1)), jnp.array([0.05]), damping=-1.0).round(2).tolist()
+    [[-1.0, -0.31], [0.31, -1.0]]
+    """
+    c, hz = jnp.asarray(coupling), jnp.asarray(frequency)
+    if c.shape != (len(hz), len(hz)):
+        raise ValueError(f"expected a coupling of shape {(len(hz), len(hz))}, as the frequencies are, got {c.shape}")
+    eye = jnp.eye(len(hz), dtype=c.dtype)
+    c = c * (1 - eye)
+    still = gain * (c - jnp.diag(c.sum(1))) + damping * eye
+    turn = jnp.diag(2 * jnp.pi * hz)
+    return jnp.block([[still, -turn], [turn, still]])
+
+
+def covariance(
+    jacobian: Float[Array, "2K 2K"], *, sigma: float | Array = 1.0, band: tuple[float, float] | None = None
+) -> Float[Array, "K K"]:
+    """Covariance of the real parts, `[K, K]`, under white noise of amplitude `sigma` in both parts.
+
+    Args:
+      jacobian: of `hopf_jacobian`, stable.
+      sigma: β.
+      band: Hz; None is all frequencies.
+    """
+    size = len(jacobian) // 2
+    eye = jnp.eye(len(jacobian), dtype=jacobian.dtype)
+    if band is None:
+        return lyapunov(jacobian, jnp.square(sigma) * eye)[:size, :size]
+    frequency, share = (jnp.asarray(x, jacobian.dtype) for x in band_grid(band))
+
+    def one(hz: Array) -> Array:
+        # (iω − J)⁻¹ by real solves: (ω² + J²) X = −J, (ω² + J²) Y = −ω, X + iY.
+        both = jnp.linalg.solve(
+            jnp.square(2 * jnp.pi * hz) * eye + jacobian @ jacobian, jnp.concatenate([-jacobian, -2 * jnp.pi * hz * eye], 1)
+        )
+        rows = both[:size]
+        return jnp.matmul(rows, rows.T, precision="highest")
+
+    each = jax.lax.map(one, frequency)
+    return 2 * jnp.square(sigma) * (share[:, None, None] * each).sum(0)
+
+
+def correlation(jacobian: Float[Array, "2K 2K"], band: tuple[float, float] | None = None) -> Float[Array, "K K"]:
+    """Functional connectivity of the model, `[K, K]`, diagonal 1."""
+    c = covariance(jacobian, band=band)
+    scale = jax.lax.rsqrt(jnp.diagonal(c))
+    return c * scale[:, None] * scale[None, :]
+
+
+def lyapunov(jacobian: Float[Array, "n n"], noise: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    r"""P with :math:`J P + P J^T + Q = 0`, for a stable J, by products alone, differentiable, on any device.
+
+    A Cayley transform makes it :math:`P = B P B^T + R`, whose series is summed by doubling (Smith 1968).
+    """
+    eye = jnp.eye(len(jacobian), dtype=jacobian.dtype)
+    shift = jnp.sqrt(jnp.square(jacobian).sum(1).max())  # about the largest rate
+    inverse = jnp.linalg.inv(shift * eye - jacobian)
+    step = jnp.matmul(inverse, shift * eye + jacobian, precision="highest")
+    total = 2 * shift * jnp.matmul(jnp.matmul(inverse, noise, precision="highest"), inverse.T, precision="highest")
+
+    def double(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        step, total = carry
+        total = total + jnp.matmul(jnp.matmul(step, total, precision="highest"), step.T, precision="highest")
+        return (jnp.matmul(step, step, precision="highest"), total), None
+
+    (_, total), _ = jax.lax.scan(double, (step, total), None, length=DOUBLINGS)
+    return total
