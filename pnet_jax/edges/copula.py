@@ -37,7 +37,7 @@ def gaussian_copula(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     No monotone change of a signal alters it. It is the information of the pair if their copula is Gaussian, and a lower bound on the
     information otherwise, up to sampling: a relation that is not monotone is missed. Positive and negative relations look alike.
 
-    Independent signals do not give 0: over n independent frames the expectation is ½[ψ((n−1)/2) − ψ((n−2)/2)], about 1/(2n). It is
+    Independent signals do not give 0: over n independent frames the expectation is ½[ψ((n−1)/2) − ψ((n−2)/2)], about 1/(2n − 5). It is
     not subtracted, because the effective n of autocorrelated frames differs between pairs; compare scans of one length and band only.
     Beyond 6.9 nats (r² above 1 − 1e-6) float32 tells no difference, and 6.9 is given.
 

@@ -250,8 +250,8 @@ def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, s
     label = np.argsort(order)[label]
     parts = tuple(np.split(label, np.cumsum([len(one.at) for one in recordings])[:-1]))
     occupancy = np.stack([np.bincount(part, minlength=n_states) / len(part) for part in parts])
-    visits = [_visits(part, one, n_states) for part, one in zip(parts, recordings, strict=True)]
-    return States(_square(centres[order], seen, upper), parts, occupancy, *(np.stack(x) for x in zip(*visits, strict=True)), inertia)
+    dwell, transitions = zip(*(_visits(part, one, n_states) for part, one in zip(parts, recordings, strict=True)), strict=True)
+    return States(_square(centres[order], seen, upper), parts, occupancy, np.stack(dwell), np.stack(transitions), inertia)
 
 
 def _plan(
@@ -307,7 +307,7 @@ def _variance(recording: Recording, weights: Array, starts: Array) -> Float[Arra
     return jnp.where(own, 0.0, squares / (n - 1))
 
 
-def _fisher(r: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def _fisher(r: Float[np.ndarray, "W E"]) -> Float[np.ndarray, "W E"]:
     return np.arctanh(np.clip(r, -MOST_R, MOST_R)).astype(np.float32)
 
 

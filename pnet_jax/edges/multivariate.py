@@ -23,7 +23,7 @@ _Tiles = Float[Array, "N V B"]
 
 
 def cka(
-    y: Float[Array, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, debiased: bool = True
+    y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, debiased: bool = True
 ) -> Float[Array, "K K"]:
     r"""Linear centred kernel alignment of parcels as sets of locations; without `debiased` it is the RV coefficient.
 
@@ -62,7 +62,7 @@ def cka(
 
 
 def distance_correlation(
-    y: Float[Array, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, bias_corrected: bool = True
+    y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, bias_corrected: bool = True
 ) -> Float[Array, "K K"]:
     r"""Distance correlation of parcels as sets of locations: 0 in expectation only for independent patterns, linear relation or not.
 
@@ -111,7 +111,7 @@ def _rv(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], label
     units="debiased linear CKA",
     diagonal="1",
     signed=True,
-    description="Debiased linear centred kernel alignment of parcels as sets of locations; values below 0 are those of unrelated parcels",
+    description="Debiased linear centred kernel alignment of parcels as sets of locations; unrelated parcels may lie below 0",
     needs=_LOCATIONS,
 )
 def _cka(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[Array, "K K"]:
@@ -123,14 +123,14 @@ def _cka(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labe
     units="bias-corrected squared distance correlation",
     diagonal="1",
     signed=True,
-    description="Bias-corrected squared distance correlation of parcels as sets of locations; values below 0 are those of unrelated parcels",
+    description="Bias-corrected squared distance correlation of parcels as sets of locations; unrelated parcels may lie below 0",
     needs=_LOCATIONS,
 )
 def _distance(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[Array, "K K"]:
     return distance_correlation(y, labels, len(signals))
 
 
-def _prepared(y: Float[Array, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> tuple[Array, Array]:
+def _prepared(y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> tuple[Array, Array]:
     """Checked signals as float32 and the locations of each parcel, V where it has no more, `[K, n]`."""
     y, labels = jnp.asarray(y, jnp.float32), np.asarray(labels)
     if y.ndim != 2 or labels.shape != y.shape[:1]:
@@ -151,15 +151,19 @@ def _prepared(y: Float[Array, "V T"], labels: Int[np.ndarray, " V"], n_parcels: 
 @functools.partial(jax.jit, static_argnames=("distances", "unbiased"))
 def _alike(y: Float[Array, "V T"], members: Int[Array, "K n"], *, distances: bool, unbiased: bool) -> Float[Array, "K K"]:
     frames = y.shape[1]
+    level = jnp.square(y).sum(1, keepdims=True)
     y = y - y.mean(1, keepdims=True)
-    rounding = jnp.square(y).sum(1, keepdims=True) <= 1e-9 * frames * jnp.square(jnp.max(jnp.abs(y)))
-    y = jnp.where(rounding, 0.0, y)
+    y = jnp.where(jnp.square(y).sum(1, keepdims=True) > 1e-10 * level, y, 0.0)  # less is the rounding of a constant
     y = jnp.pad(y, ((0, 1), (0, -frames % TILE)))  # location V is 0 in all frames: no location
     tiles = jnp.swapaxes(y.reshape(len(y), -1, TILE), 0, 1)  # [N, V + 1, B]
     there = (jnp.arange(y.shape[1]) < frames).astype(y.dtype).reshape(-1, TILE)  # [N, B]
     tile = functools.partial(_tile, tiles, there, members, distances, unbiased)
     count = len(tiles)
-    sums = jax.lax.map(lambda i: jax.lax.fori_loop(0, count, lambda j, s: s + tile(i, j).sum(2), jnp.zeros((len(members), TILE))), jnp.arange(count))
+
+    def sums_of_rows(i: Array) -> Float[Array, "K B"]:
+        return jax.lax.fori_loop(0, count, lambda j, sums: sums + tile(i, j).sum(2), jnp.zeros((len(members), TILE)))
+
+    sums = jax.lax.map(sums_of_rows, jnp.arange(count))  # [N, K, B]
     at_rows, at_all = (frames - 2, (frames - 1) * (frames - 2)) if unbiased else (frames, frames * frames)
     means, total = sums / at_rows, sums.sum((0, 2)) / at_all  # [N, K, B] and [K]
 
@@ -174,8 +178,7 @@ def _alike(y: Float[Array, "V T"], members: Int[Array, "K n"], *, distances: boo
     upper = jnp.asarray(np.stack(np.triu_indices(count), 1).astype(np.int32))
     products, _ = jax.lax.scan(add, jnp.zeros((len(members),) * 2), upper)
     spread = jnp.diag(products)
-    usable = (spread > 0) & (jnp.zeros(len(members)) < jnp.abs(sums).sum((0, 2)) + spread)
-    scale = jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, spread, 1.0)), jnp.nan)
+    scale = jnp.where(spread > 0, jax.lax.rsqrt(jnp.where(spread > 0, spread, 1.0)), jnp.nan)
     return products * scale[:, None] * scale[None]
 
 
@@ -199,5 +202,8 @@ def _tile(
         apart = jnp.where((i == j) & jnp.eye(TILE, dtype=bool), 0.0, apart)
         return jnp.sqrt(jnp.maximum(apart, 0.0))
 
-    made = jax.lax.map(of_parcel, members, batch_size=PARCELS_AT_A_TIME)
-    return made * _pairs(there, i, j, unbiased)[None]
+    parcels = len(members)
+    block = min(PARCELS_AT_A_TIME, parcels)
+    members = jnp.pad(members, ((0, -parcels % block), (0, 0)), constant_values=tiles.shape[1] - 1)
+    made = jax.lax.map(jax.vmap(of_parcel), members.reshape(-1, block, members.shape[1]))  # [K / 16, 16, B, B]
+    return made.reshape(-1, TILE, TILE)[:parcels] * _pairs(there, i, j, unbiased)[None]
