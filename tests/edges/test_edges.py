@@ -12,7 +12,6 @@ from sklearn.covariance import LedoitWolf
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
 from pnet_jax import edges
-from pnet_jax.construction import construct
 from pnet_jax.edges import registry
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.ops.tangent import geometric_mean
@@ -192,13 +191,3 @@ def test_a_measure_can_only_need_what_there_is():
     with pytest.raises(ValueError, match=r"edge measure 'x' may need some of .*, got \['sex'\]"):
         registry.register("x", units="", diagonal="", signed=True, description="", needs=("tr", "sex"))
     assert "x" not in edges.names()
-
-
-def test_a_network_has_edges_that_need_the_scan_s_clock_and_its_locations(toy, toy_model):
-    asked = ("lagged", "cka", "dynamic_variability")
-    scan = toy.scan(frames=100)
-    network = construct(scan, model=toy_model, parcels=12, edges=asked)
-    for name in asked:
-        found = edges.compute(name, network.signals, tr=2.0, frames=scan.frames, y=scan.y, labels=network.labels)
-        assert_array_equal(network.edges[name], found)
-        assert np.isfinite(found).all()
