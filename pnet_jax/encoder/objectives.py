@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.config import ObjectiveConfig
-from pnet_jax.encoder.dynamics import dyn_loss, generator
+from pnet_jax.dynamics.forecast import generator
+from pnet_jax.encoder.dynamics import dyn_loss
 from pnet_jax.encoder.linear import centre
 from pnet_jax.encoder.perceiver import Heads, PerceiverEncoder, network
 from pnet_jax.encoder.tokens import Segments
@@ -61,7 +62,7 @@ def total(
     if config.vic:
         terms["vic"] = jax.vmap(jax.vmap(vic_loss, (0, None)))(z, s.counted).mean()
     if config.dyn:
-        one = functools.partial(dyn_loss, generator(heads), horizon=config.horizon)
+        one = functools.partial(dyn_loss, generator(heads.turn[...], heads.damp[...]), horizon=config.horizon)
         terms["dyn"] = jax.vmap(jax.vmap(one, (0, 0, 0, None, 0)))(z, views.y, s.kept, s.counted, s.tr).mean()
     parts = [getattr(config, name) * terms[name] for name in TERMS if name in terms]
     return functools.reduce(jnp.add, parts, jnp.zeros(())), terms

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Complex, Float
 from scipy import fft
 
-BAND_HZ = (0.009, 0.1)  # of the analysis, and so of the true connectivity
-HRF_PEAK_SHAPE, HRF_UNDERSHOOT_SHAPE, HRF_RATIO = 6, 16, 6.0  # double gamma, 1 s scale: peak at 5 s
+from pnet_jax.dynamics.haemodynamics import PEAK_SECONDS, PEAK_SHAPE, UNDERSHOOT_RATIO, UNDERSHOOT_SHAPE
+from pnet_jax.dynamics.spectra import BAND_HZ  # of the analysis, and so of the true connectivity
+
 HRF_DELAY_SD_SECONDS = 0.5  # between subjects
 STEP_SECONDS = 0.25  # fine enough: the response passes nothing above 2 Hz
 PAD_SECONDS = 120.0  # the transform is periodic; so much is cut off that start and end do not meet
@@ -52,8 +53,8 @@ def linear_model(jacobian: Float[np.ndarray, "K K"], *, delay: float = 0.0) -> L
     values, modes = np.linalg.eigh(jacobian)
     if values[-1] >= 0:
         raise ValueError(f"expected a stable Jacobian, all eigenvalues below 0, got {values[-1]:.3g} 1/s")
-    if delay <= 1 - HRF_PEAK_SHAPE:
-        raise ValueError(f"expected a delay above {1 - HRF_PEAK_SHAPE} s, got {delay}")
+    if delay <= -PEAK_SECONDS:
+        raise ValueError(f"expected a delay above {-PEAK_SECONDS:g} s, got {delay}")
     return LinearModel(modes, -values, float(delay))
 
 
@@ -64,8 +65,8 @@ def haemodynamic_response(frequency: Float[np.ndarray, " F"], delay: float = 0.0
       frequency: Hz, `[F]`.
       delay: of the peak in seconds, by the time scale s = 1 + delay / 5.
     """
-    base = 1 + 2j * np.pi * frequency * (1 + delay / (HRF_PEAK_SHAPE - 1))
-    return base**-HRF_PEAK_SHAPE - base**-HRF_UNDERSHOOT_SHAPE / HRF_RATIO
+    base = 1 + 2j * np.pi * frequency * (1 + delay / PEAK_SECONDS)
+    return base**-PEAK_SHAPE - base**-UNDERSHOOT_SHAPE / UNDERSHOOT_RATIO
 
 
 def true_fc(model: LinearModel, band: tuple[float, float] = BAND_HZ) -> Float[np.ndarray, "K K"]:

@@ -14,7 +14,8 @@ import scipy.linalg
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.config import ObjectiveConfig
-from pnet_jax.encoder.dynamics import dyn_loss, generator, transition
+from pnet_jax.dynamics.forecast import generator, transition
+from pnet_jax.encoder.dynamics import dyn_loss
 from pnet_jax.encoder.objectives import TERMS, hide_balls, mae_loss, nce_loss, negatives, split_loss, total, vic_loss, window_basis
 from pnet_jax.encoder.perceiver import network
 
@@ -260,13 +261,15 @@ def test_no_weights_and_no_tr_make_the_dynamics_grow(make_encoder, size, tr):
     rng = np.random.default_rng(0)
     for name in ("turn", "damp"):
         encoder.params["heads"][name] = jnp.asarray(size * rng.normal(size=(5, 5)), jnp.float32)
-    rate = generator(network(encoder).heads)
+    heads = network(encoder).heads
+    rate = generator(heads.turn[...], heads.damp[...])
     assert np.linalg.eigvalsh(np.float64(rate) + np.float64(rate).T).max() < 0
     assert np.linalg.norm(np.asarray(transition(rate, tr)), 2) < 1 + 1e-4
 
 
 def test_transitions_equal_the_matrix_exponential(make_encoder):
-    rate = generator(network(make_encoder()).heads)
+    heads = network(make_encoder()).heads
+    rate = generator(heads.turn[...], heads.damp[...])
     for tr in (0.7, 2.0, 3.0):
         assert_allclose(transition(rate, tr), scipy.linalg.expm(np.float64(rate) * tr), atol=1e-5)
 

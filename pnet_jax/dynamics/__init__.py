@@ -1,0 +1,30 @@
+"""Neural dynamics of parcel signals: models with closed-form spectra, their likelihood, their fit."""
+
+from pnet_jax.dynamics.linear_stochastic import (
+    Params,
+    correlation,
+    covariance,
+    from_jacobian,
+    jacobian,
+    negative_log_likelihood,
+    standard_errors,
+)
+from pnet_jax.dynamics.spectra import Bins, Spectra, frequency_bins, last_held_out, pool, scale_of, spectra, standardise
+
+__all__ = [
+    "Bins",
+    "Params",
+    "Spectra",
+    "correlation",
+    "covariance",
+    "frequency_bins",
+    "from_jacobian",
+    "jacobian",
+    "last_held_out",
+    "negative_log_likelihood",
+    "pool",
+    "scale_of",
+    "spectra",
+    "standard_errors",
+    "standardise",
+]
