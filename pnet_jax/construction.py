@@ -251,13 +251,14 @@ def _network(scan, placed, group, parcellation, names, config) -> Network:
     labels = _spread(parcellation.hardened.labels, here, len(scan.space), -1)
     signals = parcel_signals(scan.y, labels, group.n_parcels)
     qc = _quality(scan, here, local, group, parcellation, labels, names, config)
+    known = {"tr": scan.tr, "frames": scan.frames, "y": scan.y, "labels": labels}
     return Network(
         space=scan.space,
         labels=labels,
         candidates=_spread(placed.local.candidates, here, len(scan.space), -1),
         probabilities=_spread(parcellation.q, here, len(scan.space), 0.0),
         signals=signals,
-        edges={name: measures.compute(name, signals) for name in names if measures.measure(name).function is not None},
+        edges={name: measures.compute(name, signals, **known) for name in names if measures.measure(name).function is not None},
         ids=group.ids,
         names=group.names,
         hemispheres=group.hemispheres,

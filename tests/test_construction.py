@@ -18,7 +18,7 @@ from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, grid_space, point_space
 
 K = 12
-MEASURES = ("pearson", "partial", "covariance", "precision")
+MEASURES = ("pearson", "partial", "covariance", "precision", "lagged", "cka")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,9 @@ def test_signals_are_means_over_the_hard_labels_and_edges_follow_from_them(netwo
     expected = np.stack([scan.y[network.labels == k].mean(0) for k in range(K)])
     assert_allclose(network.signals, expected, atol=1e-5)
     assert_allclose(network.edges["pearson"], np.corrcoef(np.float64(expected)), atol=1e-5)
+    known = {"tr": scan.tr, "frames": scan.frames, "y": scan.y, "labels": network.labels}
     for name in MEASURES:
-        assert_array_equal(network.edges[name], measures.compute(name, network.signals))
+        assert_array_equal(network.edges[name], measures.compute(name, network.signals, **known))
 
 
 def test_quality_and_provenance_say_what_was_done(network, toy, toy_model):

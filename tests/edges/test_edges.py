@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
 from pnet_jax import edges
+from pnet_jax.edges import registry
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.ops.tangent import geometric_mean
 
@@ -24,6 +25,11 @@ def signals(seed=0, parcels=K, frames=T):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(parcels, parcels)) @ rng.normal(size=(parcels, frames)) + rng.normal(size=(parcels, frames))
     return (x * rng.uniform(0.5, 2, (parcels, 1)) + rng.normal(size=(parcels, 1))).astype(np.float32)
+
+
+def compute(name, x):
+    """Edges by a registered measure, where each parcel has one location and no frame was left out."""
+    return edges.compute(name, x, tr=2.0, frames=np.arange(x.shape[1]), y=np.nan_to_num(x), labels=np.arange(len(x)))
 
 
 def by_nilearn(kind, subjects):
@@ -93,7 +99,7 @@ def test_the_geometric_mean_of_commuting_matrices_is_that_of_their_eigenvalues()
 
 @pytest.mark.parametrize("name", ALONE)
 def test_every_measure_is_symmetric_and_float32(name):
-    found = edges.compute(name, signals())
+    found = compute(name, signals())
     assert found.shape == (K, K)
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
@@ -102,17 +108,17 @@ def test_every_measure_is_symmetric_and_float32(name):
 
 @pytest.mark.parametrize("name", ALONE)
 def test_permuting_parcels_permutes_the_edges(name):
-    order, plain = np.random.default_rng(0).permutation(K), edges.compute(name, signals())
-    assert_allclose(edges.compute(name, signals()[order]), plain[np.ix_(order, order)], atol=1e-4 * np.abs(plain).max())
+    order, plain = np.random.default_rng(0).permutation(K), compute(name, signals())
+    assert_allclose(compute(name, signals()[order]), plain[np.ix_(order, order)], atol=1e-4 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_absent_parcels_are_nan_and_the_others_as_if_they_were_not_there(name):
     x, present = signals(), np.ones(K, bool)
     present[[2, 7]] = False
-    alone = edges.compute(name, x[present])
+    alone = compute(name, x[present])
     x[~present] = np.nan
-    found = edges.compute(name, x)
+    found = compute(name, x)
     assert found.shape == (K, K)
     assert_array_equal(np.isnan(found), ~(present[:, None] & present[None]))
     assert_array_equal(found[np.ix_(present, present)], alone)
@@ -127,12 +133,12 @@ def test_a_constant_signal_has_no_correlation_and_spoils_no_other():
     assert_allclose(found[np.ix_(others, others)], np.corrcoef(np.float64(x[others])), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pearson", "partial", "distance_correlation"])
+@pytest.mark.parametrize("name", [name for name in ALONE if name not in ("covariance", "precision")])
 def test_a_constant_signal_is_nan_in_its_own_row_and_column_only(name):
     x = signals()
     x[3] = 5
     flat = np.arange(K) == 3
-    assert_array_equal(np.isnan(edges.compute(name, x)), flat[:, None] | flat[None])
+    assert_array_equal(np.isnan(compute(name, x)), flat[:, None] | flat[None])
 
 
 def test_distance_correlation_sees_a_relation_that_is_no_line():
@@ -167,3 +173,21 @@ def test_a_measure_that_is_like_no_other_gets_no_guess():
 def test_a_measure_of_a_cohort_is_refused_for_one_subject():
     with pytest.raises(ValueError, match="'tangent' is defined over a cohort: expected several subjects, got one"):
         edges.compute("tangent", signals())
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_scan_without_any_parcel_has_no_edges(name):
+    assert np.isnan(compute(name, np.full((3, 90), np.nan, np.float32))).all()
+
+
+@pytest.mark.parametrize(("name", "missing"), [("lagged", "tr, frames"), ("cka", "y, labels")])
+def test_a_measure_says_what_it_was_not_given(name, missing):
+    with pytest.raises(ValueError, match=f"edge measure '{name}' needs {missing}: not given {missing}"):
+        edges.compute(name, signals())
+    assert edges.measure(name).of_locations == (name == "cka")
+
+
+def test_a_measure_can_only_need_what_there_is():
+    with pytest.raises(ValueError, match=r"edge measure 'x' may need some of .*, got \['sex'\]"):
+        registry.register("x", units="", diagonal="", signed=True, description="", needs=("tr", "sex"))
+    assert "x" not in edges.names()
