@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CleaningConfig": "config",
     "ConstructConfig": "config",
+    "PersonalizeConfig": "config",
+    "PrepareConfig": "config",
     "PretrainConfig": "config",
     "SimulateConfig": "config",
     "Model": "encoder.model",
@@ -27,6 +29,7 @@ _PUBLIC = {
     "Space": "space",
     "construct": "construction",
     "construct_cohort": "cohort",
+    "explain": "report.words",
     "find_scans": "ingest",
     "labels_image": "outputs",
     "list_models": "checkpoint",
@@ -35,7 +38,11 @@ _PUBLIC = {
     "load_prior": "ingest",
     "load_scan": "ingest",
     "make_scan": "scan",
+    "open_store": "records",
+    "personalize": "personalization",
+    "prepare": "records",
     "pretrain": "pretraining",
+    "train": "pretraining.neural",
     "save": "outputs",
     "save_model": "checkpoint",
     "write_report": "report",
@@ -45,15 +52,19 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from pnet_jax.checkpoint import list_models, load_model, save_model
     from pnet_jax.cohort import construct_cohort
-    from pnet_jax.config import CleaningConfig, ConstructConfig, PretrainConfig, SimulateConfig
+    from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model
     from pnet_jax.ingest import find_scans, load_prior, load_scan
     from pnet_jax.network import Network
     from pnet_jax.outputs import labels_image, load_network, save
     from pnet_jax.parcellation.prior import Prior
+    from pnet_jax.personalization import personalize
     from pnet_jax.pretraining import pretrain
+    from pnet_jax.pretraining.neural import train
+    from pnet_jax.records import open_store, prepare
     from pnet_jax.report import write_report
+    from pnet_jax.report.words import explain
     from pnet_jax.scan import Scan, make_scan
     from pnet_jax.space import Space
 

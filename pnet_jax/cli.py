@@ -11,18 +11,19 @@ HELP = """usage: pnet <command> [options]
 From a person's resting-state fMRI to that person's brain functional network.
 
 commands:
-  demo       one real scan from download to report
-  construct  networks of a scan, a list of scans or an fMRIPrep folder
-  report     HTML pages of results that stand already
-  simulate   a cohort with known truth, as BIDS derivatives
-  prepare    records from scans, for pre-training
-  pretrain   a checkpoint from scans
-  evaluate   encoders beside each other, on people that none has seen
-  bench      speed of the kernels on this device
+  demo         one real scan from download to report
+  construct    networks of a scan, a list of scans or an fMRIPrep folder
+  report       HTML pages of results that stand already
+  simulate     a cohort with known truth, as BIDS derivatives
+  prepare      records from scans, for pre-training
+  pretrain     a checkpoint from scans
+  personalize  every person's own parameters, from a store of records
+  evaluate     encoders beside each other, on people that none has seen
+  bench        speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "evaluate", "bench")
+COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "personalize", "evaluate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

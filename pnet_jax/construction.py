@@ -110,6 +110,8 @@ def resolve(
     names = tuple(edges if edges is not None else config.edges)
     for name in names:
         measures.measure(name)
+        if name == "coupling" and not config.dynamics:
+            raise ValueError('edge measure "coupling" is made by fitting dynamics: ask for these too (--dynamics true)')
     return chosen, _prior(prior if prior is not None else config.prior, parcels or config.parcels, chosen), names
 
 

@@ -295,7 +295,7 @@ def test_a_scan_of_rois_goes_through_and_keeps_the_prior(toy, toy_model):
 def test_an_unknown_measure_is_refused_before_any_work(toy_model, monkeypatch):
     from pnet_jax import construction
 
-    monkeypatch.setattr(construction, "on_space", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(construction, "place", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=r"unknown edge measure 'pearsn'.*did you mean 'pearson'"):
         construct(None, model=toy_model, edges=("pearson", "pearsn"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
-from pnet_jax.config import PrepareConfig, PretrainConfig, SimulateConfig
+from pnet_jax.config import PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
 
 
 def simulate(arguments: Sequence[str]) -> int:
@@ -141,3 +141,42 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {out}")
     print(f"weights digest: {model.sha256}")
     return 1 if skipped else 0
+
+
+def personalize(arguments: Sequence[str]) -> int:
+    """Every person's own parameters."""
+    parser = make_parser(
+        "personalize",
+        "Fine-tunes model, parcels and dynamics on each recording in STORE, a wave of them at a time, and writes what differs to OUT; "
+        "the same command goes on where it stopped.",
+    )
+    add = parser.add_argument
+    add("store", type=str, metavar="STORE", help="folder of records, from pnet prepare")
+    add("out", type=str, metavar="OUT", help="folder to write to")
+    add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="name of a shipped model, or folder of a checkpoint")
+    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
+    add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own prior (default: 200)")
+    add("--people", type=str | None, metavar="FOLDER", help="dynamics of other people, from an earlier OUT; else those of STORE")
+    config, args = parse(parser, PersonalizeConfig, arguments)
+    from pnet_jax.checkpoint import load_people
+    from pnet_jax.config import ConstructConfig
+    from pnet_jax.construction import resolve
+    from pnet_jax.personalization import STATUS
+    from pnet_jax.personalization import personalize as stage
+    from pnet_jax.records import open_store
+
+    store = open_store(args.store)
+    model, prior, _ = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
+    people = load_people(args.people) if args.people else None
+    with Bar(len(store), "personalize") as bar:
+        rows = stage(store, args.out, config, model=model, prior=prior, people=people, progress=bar, say=bar.bar.write)
+    failed = [row for row in rows if row["status"] != "ok"]
+    for row in failed:
+        print(f"failed: {row['error']}", file=sys.stderr)
+    told = sum(float(row["dynamics"]) < 0 for row in rows if row["status"] == "ok")
+    kept = sum(row.get("parcels") == "fine-tuned" for row in rows)
+    print(
+        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told} the person's own dynamics foretold the "
+        f"held-out part better than other people's; {kept} keep fine-tuned parcels. {Path(args.out) / STATUS} has a row for each."
+    )
+    return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from pnet_jax.edges import copula as _copula
 from pnet_jax.edges import correlation as _correlation
+from pnet_jax.edges import coupling as _coupling
 from pnet_jax.edges import distance as _distance
 from pnet_jax.edges import dynamic as _dynamic
 from pnet_jax.edges import inverse as _inverse

@@ -25,13 +25,15 @@ class Measure:
 
     Attributes:
       name: what users call it.
-      function: signals of the present parcels `[K, T]` to `[K, K]`, and what it `needs` by keyword; None for measures that need a
-        cohort.
+      function: signals of the present parcels `[K, T]` to `[K, K]`, and what it `needs` by keyword; None for measures that are
+        `made_by` something else.
       units: of the values.
       diagonal: what stands on it.
       signed: whether values below 0 occur.
       description: one sentence for sidecars.
       needs: what the function takes beside the signals, of `NEEDS`.
+      made_by: where the edges come from, if not from this function.
+      error_units: of the standard errors, where they are not the edges' own.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Measure:
     signed: bool
     description: str
     needs: tuple[str, ...] = ()
+    made_by: str = ""
+    error_units: str = ""
 
     @property
     def of_locations(self) -> bool:
@@ -98,7 +102,7 @@ def compute(name: str, signals: Float[np.ndarray, "K T"], **given: Any) -> Float
     """
     found = measure(name)
     if found.function is None:
-        raise ValueError(f"edge measure {name!r} is defined over a cohort: expected several subjects, got one")
+        raise ValueError(f"edge measure {name!r} is not made of one subject's signals: it needs {found.made_by}")
     if missing := [need for need in found.needs if given.get(need) is None]:
         raise ValueError(f"edge measure {name!r} needs {', '.join(found.needs)}: not given {', '.join(missing)}")
     present = np.isfinite(signals).all(1)

@@ -12,6 +12,7 @@ _MEASURES["tangent"] = Measure(
     diagonal="log variance ratio to the cohort",
     signed=True,
     description="Matrix logarithm of the Ledoit-Wolf covariance whitened by the cohort's geometric mean",
+    made_by="a cohort of several subjects",
 )
 
 tangent = jax.jit(op.tangent, static_argnames="implementation")

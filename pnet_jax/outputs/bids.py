@@ -39,7 +39,8 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-prior_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
       (CIFTI: `_desc-locations_dseg.dscalar.nii`); outside MNI space `_desc-mean_boldref.nii.gz`
-    - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
+    - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`;
+      `_stat-<measure>_desc-error_relmat` beside those that know their standard errors
     - `_desc-motion_timeseries.tsv` with `.json`, where head motion is known
     - `_desc-pnet_qc.json`
 
@@ -234,6 +235,10 @@ def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
         file = f"stat-{sidecars.stat_label(measure)}_relmat"
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
         yield write_json(beside(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
+    for measure, matrix in network.uncertainty.items():
+        file = f"stat-{sidecars.stat_label(measure)}_{sidecars.ERROR}_relmat"
+        yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
+        yield write_json(beside(stem, f"{file}.json"), sidecars.error_sidecar(network, measure))
 
 
 def check_shapes(network: Network) -> None:
@@ -249,6 +254,7 @@ def check_shapes(network: Network) -> None:
     }
     shapes = {name: (getattr(network, name).shape, shape) for name, shape in expected.items()}
     shapes |= {f"edges[{measure!r}]": (matrix.shape, (parcels, parcels)) for measure, matrix in network.edges.items()}
+    shapes |= {f"uncertainty[{measure!r}]": (matrix.shape, (parcels, parcels)) for measure, matrix in network.uncertainty.items()}
     shapes |= {"names": ((len(network.names),), (parcels,)), "hemispheres": ((len(network.hemispheres),), (parcels,))}
     for name, (got, wanted) in shapes.items():
         if got != wanted:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pnet_jax.edges import Measure
 
 STAT_LABELS = {"pearson": "pearsoncorrelation", "partial": "partialcorrelation"}
+ERROR = "desc-error"  # in the name of a table of standard errors
 ROWS = "Parcels stand in the order of the rows of _dseg.tsv; parcels without any location keep their place and are n/a."
 
 
@@ -191,6 +192,17 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
         "Diagonal": (known.diagonal if known else "by definition of the measure") + (", carries no information" if constant else ""),
         "StorageFormat": "Full",
         "NonNegative": bool(len(finite)) and bool((finite >= 0).all()),
+        "Nodes": "Names in the header and in the first column, `Node`",
+    } | _common(network)
+
+
+def error_sidecar(network: Network, measure: str) -> dict[str, Any]:
+    """Sidecar of the standard errors of one connectome."""
+    known = _registered(measure)
+    return {
+        "Description": f"Standard error of each edge of the measure. {ROWS}",
+        "Measure": measure,
+        "Units": known.error_units or known.units if known else "see the measure",
         "Nodes": "Names in the header and in the first column, `Node`",
     } | _common(network)
 

@@ -10,6 +10,7 @@ import numpy as np
 from pnet_jax.network import Network
 
 DEFAULT_COVERAGE = 0.5
+MOST_NAMED = 3  # parcels that moved
 
 
 def minutes_kept(network: Network) -> float:
@@ -55,6 +56,66 @@ def sentence(text: Any) -> str:
 def sentences(network: Network) -> dict[str, str]:
     """The three sentences a page opens with: what it is, whether the scan supports the change, what to beware of."""
     return {"what": _what(network), "change": _change(network), "beware": _beware(network)}
+
+
+def explain(network: Network) -> str:
+    """What a network rests on, a line each: which prior, what moved and where, what the dynamics changed, what the data left open.
+
+    Args:
+      network: from `construct`, or read back by `load_network`.
+
+    >>> print(explain(network))  # doctest: +SKIP
+    Prior: 200 parcels of geometric 200, on sub-01's 22829 locations; pnet-linear made the embedding.
+    """
+    return "\n".join(filter(None, (_origin(network), _moves(network), _dynamics(network), _open(network))))
+
+
+def _origin(network: Network) -> str:
+    prior, checkpoint = (network.provenance.get(key) or {} for key in ("prior", "checkpoint"))
+    named = f" of {prior['source']}" if prior.get("source") else ""
+    made = f"; {checkpoint['name']} made the embedding" if checkpoint.get("name") else ""
+    return f"Prior: {network.n_parcels} parcels{named}, on sub-{network.subject}'s {int((network.labels >= 0).sum())} locations{made}."
+
+
+def _moves(network: Network) -> str:
+    inside = (network.prior_labels >= 0) & (network.labels >= 0)
+    changed = network.labels != network.prior_labels
+    share = np.bincount(network.prior_labels[inside], weights=changed[inside], minlength=network.n_parcels)
+    size = np.maximum(np.bincount(network.prior_labels[inside], minlength=network.n_parcels), 1)
+    most = [
+        f"{network.names[k]} ({_percent(share[k] / size[k])})" for k in np.argsort(-share / size, kind="stable")[:MOST_NAMED] if share[k]
+    ]
+    if not most:
+        return "Parcels: those of the prior, none moved. " + _change(network)
+    moved = int((share > 0).sum())
+    return f"Parcels: {moved} of {network.n_parcels} gave up locations, most of all {', '.join(most)}. " + _change(network)
+
+
+def _dynamics(network: Network) -> str:
+    found = network.qc.get("dynamics")
+    if not found:
+        return ""
+    fitted, parcels = found["fit"], found["parcels"]
+    gain = fitted["prior_held_out"] - fitted["held_out"]
+    told = (
+        f"this person's own dynamics foretold the held-out part better than those of {found['people']} other people "
+        f"(log-likelihood +{gain:.4f} a parcel and a bin)"
+        if fitted["ok"]
+        else f"the held-out part was foretold best by the dynamics of {found['people']} other people, which are given"
+    )
+    kept = "the fine-tuned parcels are kept" if parcels["kept"] else "the parcels are those without fine-tuning"
+    return f"Dynamics: {told}; {kept} ({parcels['reason']})."
+
+
+def _open(network: Network) -> str:
+    absent, restored = absent_parcels(network), network.qc.get("restored") or []
+    said = [f"{len(absent)} parcels have no location"] * bool(absent)
+    said += [f"{len(restored)} were too small and are the prior's"] * bool(restored)
+    if (network.qc.get("selection") or {}).get("decision") == "prior":
+        said.append("whether any border should move")
+    if (network.qc.get("dynamics") or {}).get("fit", {}).get("regularised"):
+        said.append("much of the coupling, which is other people's where the scan says little")
+    return f"Left open by the data: {'; '.join(said)}." if said else "Left open by the data: nothing that was asked of it."
 
 
 def verdict(network: Network) -> tuple[str, str]:
