@@ -11,7 +11,7 @@ BLOCKED = ("nibabel", "nilearn", "grain", "array_record", "orbax", "pandas", "ma
 CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.model", "encoder.tokens", "encoder.objectives")
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
-CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "hopf", "forecast", "fit"))
+CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
 CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
 
 MIXTURE = """

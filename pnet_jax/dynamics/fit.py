@@ -85,6 +85,9 @@ class Fit(NamedTuple):
     regularised: Bool[Array, ""]
 
 
+_Search = tuple[Params, optax.OptState, Params, Array, Array]  # where it is, Adam's state; the best, its score, its step
+
+
 def fit(
     spectra: Spectra, prior: Prior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100, rate: float = 1e-2,
     every: int = 5,
@@ -123,7 +126,7 @@ def fit(
             updates, state = optimiser.update(jax.grad(objective)(params), state)
             return optax.apply_updates(params, updates), state
 
-    def look(carry: tuple[Params, optax.OptState, Params, Array, Array], number: Array) -> tuple[tuple[Params, optax.OptState, Params, Array, Array], None]:  # fmt: skip
+    def look(carry: _Search, number: Array) -> tuple[_Search, None]:
         params, state, best, best_score, best_step = carry
         params, state = jax.lax.fori_loop(0, every, one, (params, state))
         score = objective(params) if held_out is None else negative_log_likelihood(params, held_out)
@@ -259,7 +262,9 @@ def subject_prior(
 
 
 def distance_precision(distance: Float[ArrayLike, "K K"], strength: float = 1.0) -> Float[Array, "K K"]:
-    r"""New coupling over long distances costs more: the precision whose penalty is :math:`\lambda \sum_{k,l} (1 - e^{-d_{kl}/20\,mm}) (J_{kl} - J^{grp}_{kl})^2`.
+    r"""Precision by which new coupling over long distances costs more.
+
+    .. math:: \lambda \sum_{k,l} (1 - e^{-d_{kl}/20\,mm}) (J_{kl} - J^{grp}_{kl})^2
 
     Args:
       distance: between parcels in mm, `[K, K]`.

@@ -154,25 +154,29 @@ def information(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], 
     return modes, (2 - jnp.eye(len(rates), dtype=rates.dtype)) * _sums(rates) ** 2 * gram
 
 
-def variance_of_entries(modes: Float[Array, "K K"], variance: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Variance of each entry of U B Uᵀ where the entries of the symmetric B are independent up to symmetry, `[K, K]`.
+def variance_of_entries(modes: Float[Array, "K K"], variance: Float[Array, "K K"], crossed: Float[Array, "K K"]) -> Float[Array, "K K"]:
+    """Variance of each entry of U B Uᵀ where an entry (i, j) of B depends on none but (j, i), `[K, K]`.
+
+    Args:
+      modes: U.
+      variance: of each entry of B.
+      crossed: covariance of (i, j) with (j, i); the variance itself where B is symmetric.
 
     Memory: `[K, K]` a few times; K⁴ operations.
     """
-    squares = jnp.square(modes)
-    apart = variance * (1 - jnp.eye(len(modes), dtype=modes.dtype))
+    apart = crossed * (1 - jnp.eye(len(modes), dtype=modes.dtype))
 
     def row(mode: Float[Array, " K"]) -> Float[Array, " K"]:
         both = mode[None, :] * modes  # [K, K]: U_ki U_li of this k
         return (jnp.matmul(both, apart, precision="highest") * both).sum(1)
 
-    return _outside(squares, variance) + jax.lax.map(row, modes)
+    return _outside(jnp.square(modes), variance) + jax.lax.map(row, modes)
 
 
 def standard_errors(params: Params, spectra: Spectra) -> Float[Array, "K K"]:
     """Standard error of each entry of J from the expected information, in 1/s, `[K, K]`; inf where the data say nothing."""
     modes, info = information(params, spectra)
-    return jnp.sqrt(variance_of_entries(modes, 1 / info))
+    return jnp.sqrt(variance_of_entries(modes, 1 / info, 1 / info))
 
 
 def one_step(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
@@ -186,7 +190,7 @@ def one_step(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Flo
     slope = jax.grad(negative_log_likelihood)(params, spectra).coupling * (len(modes) * jnp.maximum(spectra.weight.sum(), 1.0))
     slope = _inside(modes, _symmetric(slope)) / _differences(rates)  # by A, in the modes
     moved = _outside(modes, slope * (2 - jnp.eye(len(modes), dtype=modes.dtype)) / info)
-    return jacobian(params) + moved, jnp.sqrt(variance_of_entries(modes, 1 / info))
+    return jacobian(params) + moved, jnp.sqrt(variance_of_entries(modes, 1 / info, 1 / info))
 
 
 def scoring_step(params: Params, spectra: Spectra, slope: Params, precision: Params) -> Params:
