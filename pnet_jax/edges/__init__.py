@@ -1,4 +1,4 @@
-"""Edges: one file a measure, and the registry of their names."""
+"""Edges: one file a measure, and the registry of their names; their layers, raw, shrunk and guided."""
 
 from pnet_jax.edges import copula as _copula
 from pnet_jax.edges import correlation as _correlation
@@ -9,7 +9,12 @@ from pnet_jax.edges import inverse as _inverse
 from pnet_jax.edges import lagged as _lagged
 from pnet_jax.edges import multivariate as _multivariate
 from pnet_jax.edges import tangent as _tangent
+from pnet_jax.edges import whitened as _whitened
+from pnet_jax.edges.guided import Guide, fit_guided, guide
+from pnet_jax.edges.layers import MEANT_FOR, Layer, case_control_layer, layers, meant_for
 from pnet_jax.edges.registry import Measure, compute, measure, names
+from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage, shrink
 from pnet_jax.edges.tangent import tangent
 
-__all__ = ["Measure", "compute", "measure", "names", "tangent"]
+__all__ = ["MEANT_FOR", "Guide", "Layer", "Measure", "Shrinkage", "case_control_layer", "compute", "fit_guided", "fit_shrinkage"]
+__all__ += ["guide", "layers", "meant_for", "measure", "names", "shrink", "tangent"]

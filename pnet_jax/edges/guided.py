@@ -1,0 +1,273 @@
+"""Guided edges: a posterior from several views of one scan, in edges and in the group's own modes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pnet_jax.edges.shrinkage import checked_pairs, correlations, fisher
+
+POOLING = 10.0  # people whose weight the average over all edges has beside an edge's own moments
+SMALLEST = 1e-3  # share of the mean variance of a view that every direction of the views keeps
+BLOCK = 16  # people whose matrices are rotated at once
+
+
+class Moments(NamedTuple):
+    """How views of one quantity vary together: of each edge, or of each pair of modes.
+
+    Attributes:
+      signal: covariance between people of what lasts from one recording to the next, `[K, K, P, P]`.
+      noise: covariance that one independent frame leaves, `[K, K, P, P]`.
+    """
+
+    signal: Float[Array, "K K P P"]
+    noise: Float[Array, "K K P P"]
+
+
+class Guide(NamedTuple):
+    """What a cohort teaches about the edges of another person; a pytree.
+
+    Attributes:
+      mean: Fisher z of each of the P views, `[P, K, K]`; NaN where no one has the edge.
+      modes: eigenvectors of the group's correlations, `[K, K]`.
+      edges: moments of the edges.
+      pairs: moments in the modes, one for each pair of them.
+      share: weight of the estimate in the modes, 0…1.
+      scale: by which the posterior variance is multiplied to fit the errors on people left out.
+    """
+
+    mean: Float[Array, "P K K"]
+    modes: Float[Array, "K K"]
+    edges: Moments
+    pairs: Moments
+    share: Float[Array, ""]
+    scale: Float[Array, ""]
+
+
+def fit_guided(
+    first: Float[Array, "S P K K"],
+    second: Float[Array, "S P K K"],
+    n_eff_first: Float[Array, " S"],
+    n_eff_second: Float[Array, " S"] | None = None,
+    *,
+    pooling: float = POOLING,
+) -> Guide:
+    r"""Learns the guide from two recordings (or two halves of one) of each person.
+
+    Every edge has P views: view 0 is the raw one that is to be estimated, others are further estimates from the same frames
+    (`whitened`). Deviations :math:`d` from the group mean are Gaussian with a covariance T that lasts and one N / n_eff that does not:
+
+    .. math:: T = \tfrac{S}{S-1} \langle d^A {d^B}^\top \rangle_\mathrm{sym}, \qquad
+      N = \Big\langle \frac{(d^A - d^B)(d^A - d^B)^\top}{1/n^A + 1/n^B} \Big\rangle
+
+    once for each edge, and once for each pair of the group's modes U in :math:`U^\top d\, U`: deviations are smooth over the network,
+    and noise of correlations is nearly uncorrelated between modes. `share` and `scale` come from people left out in two folds.
+    Nothing else is learnt, so a few dozen people are enough; no location, parcel order or number of parcels is in it.
+
+    Args:
+      first: correlations of the first recordings, view 0 the raw ones, `[S, P, K, K]`; NaN for absent parcels.
+      second: of the second ones, people in the same order.
+      n_eff_first: independent frames of the raw band, about 2 · bandwidth · seconds, `[S]`.
+      n_eff_second: of the second recordings; those of the first if not given.
+      pooling: people whose weight the mean of T and N over all edges has beside an edge's own.
+
+    Returns:
+      The guide of `guide`. A person who is guided must not be one of those it was fitted on.
+
+    Raises:
+      ValueError: fewer than four people, shapes that do not agree, n_eff that is not above 0, or a parcel that fewer than two people have
+        in a fold.
+
+    Memory: about 6 times one of the inputs.
+
+    Source: Efron & Morris 1973 for several variables at once; noise of correlations: Wishart theory.
+    """
+    n_first, n_second = checked_pairs(first, second, n_eff_first, n_eff_second, ndim=4)
+    if len(n_first) < 4:
+        raise ValueError(f"a guide needs at least 4 people, got {len(n_first)}")
+    z = fisher(first), fisher(second)
+    order = np.arange(len(n_first))
+    gram, right, wanted, expected = jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(()), jnp.zeros(())
+    tests = [order % 2 == fold for fold in (0, 1)]
+    for test in tests:
+        fit, here = np.flatnonzero(~test), np.flatnonzero(test)
+        taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
+        sums = _score(z[0][here], z[1][here], n_first[here], n_second[here], taught)
+        gram, right = gram + sums[0], right + sums[1]
+    # Weights are 1 − share and share: raw edges must come back from an endless recording.
+    difference = gram[0, 0] + gram[1, 1] - 2 * gram[0, 1]
+    share = jnp.clip((right[1] - right[0] - gram[0, 1] + gram[0, 0]) / jnp.maximum(difference, 1e-12), 0.0, 1.0)
+    for test in tests:
+        fit, here = np.flatnonzero(~test), np.flatnonzero(test)
+        taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
+        error, variance = _spread(z[0][here], z[1][here], n_first[here], n_second[here], taught._replace(share=share))
+        wanted, expected = wanted + error, expected + variance
+    scale = jnp.clip(wanted / jnp.maximum(expected, 1e-12), 0.1, 10.0)
+    return _fit(*z, n_first, n_second, jnp.float32(pooling))._replace(share=share, scale=scale)
+
+
+@jax.jit
+def guide(
+    views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]
+) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+    r"""Posterior mean and standard deviation of one person's raw edges, given every view of them.
+
+    .. math:: \hat z = m + (1 - w)\, E(d) + w\, U\, M(U^\top d\, U)\, U^\top, \qquad
+      E, M:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
+
+    As n_eff grows this becomes the raw edge, whatever the other views say; as it falls to 0, the group's. For description and
+    identification only: a patient is pulled towards the people the guide was fitted on, see `case_control_layer`.
+
+    Args:
+      views: correlations, the raw ones first, `[P, K, K]`; fewer views than the guide was fitted with are enough, in its order.
+      taught: by `fit_guided`, on other people.
+      n_eff: independent frames of this recording.
+
+    Returns:
+      Correlations with diagonal 1, and the standard deviation *in Fisher z* with diagonal 0; NaN where the raw edge or the group is.
+
+    Raises:
+      ValueError: more views than the guide knows.
+
+    Memory: a few `[K, K, P, P]`.
+    """
+    known = taught.mean.shape[0]
+    if views.ndim != 3 or not 1 <= len(views) <= known:
+        raise ValueError(f"expected 1 to {known} views of shape [P, K, K], the raw one first, got an array of shape {views.shape}")
+    z = fisher(views)
+    d = z - taught.mean[: len(views)]
+    mean, variance = _posterior(d, taught, jnp.asarray(n_eff, jnp.float32))
+    own = jnp.eye(d.shape[-1], dtype=bool)
+    edges = jnp.where(jnp.isnan(d[0]), jnp.nan, taught.mean[0] + mean)
+    sd = jnp.where(jnp.isnan(d[0]), jnp.nan, jnp.sqrt(taught.scale * variance))
+    return correlations(edges), jnp.where(own, 0.0, sd)
+
+
+def _posterior(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+    """Mean and variance of the raw deviation; what is not there counts as no deviation."""
+    by_edge, by_mode, parts = _estimates(d, taught, n_eff)
+    return (1 - taught.share) * by_edge + taught.share * by_mode, (1 - taught.share) * parts[0] + taught.share * parts[1]
+
+
+def _estimates(
+    d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]
+) -> tuple[Float[Array, "K K"], Float[Array, "K K"], tuple[Float[Array, "K K"], Float[Array, "K K"]]]:
+    d, u = jnp.nan_to_num(d), taught.modes
+    by_edge, own = _linear(d, taught.edges, n_eff)
+    rotated, spread = _linear(_rotate(d, u), taught.pairs, n_eff)
+    # Modes are taken as independent; products of different eigenvectors' loadings nearly cancel.
+    loadings = jnp.square(u)
+    return by_edge, _rotate(rotated, u.T), (own, _rotate(spread, loadings.T))
+
+
+def _linear(d: Float[Array, "P K K"], moments: Moments, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+    """Posterior mean and variance of view 0 of each element by itself."""
+    views = d.shape[0]
+    signal, noise = moments.signal[..., :views, :views], moments.noise[..., :views, :views]
+    target = signal[..., :1]  # [K, K, P, 1]
+    weight = jnp.linalg.solve(signal + noise / n_eff, target)[..., 0]  # [K, K, P]
+    mean = jnp.sum(weight * jnp.moveaxis(d, 0, -1), axis=-1)
+    return mean, jnp.maximum(signal[..., 0, 0] - jnp.sum(weight * target[..., 0], axis=-1), 0.0)
+
+
+def _rotate(d: Float[Array, "*B K K"], u: Float[Array, "K K"]) -> Float[Array, "*B K K"]:
+    return jnp.einsum("ki,...kl,lj->...ij", u, d, u, precision="highest", optimize="optimal")
+
+
+@jax.jit
+def _fit(
+    a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], pooling: Float[Array, ""]
+) -> Guide:
+    there = jnp.isfinite(a) & jnp.isfinite(b)
+    count = jnp.sum(there, axis=0, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(there, (a + b) / 2, 0.0), axis=0)
+    mean = jnp.where(count > 1, total / jnp.maximum(count, 1), jnp.nan)
+    da, db = jnp.nan_to_num(a - mean[None]), jnp.nan_to_num(b - mean[None])
+    group = jnp.nan_to_num(correlations(mean[0]))
+    modes = jnp.linalg.eigh(group)[1]
+    turned = [jax.lax.map(lambda one: _rotate(one, modes), x, batch_size=BLOCK) for x in (da, db)]
+    one = jnp.float32(1)
+    per_edge = jnp.maximum(count[0], 2)
+    return Guide(
+        mean,
+        modes,
+        _moments(da, db, n_a, n_b, per_edge, pooling),
+        _moments(*turned, n_a, n_b, jnp.full_like(per_edge, len(n_a)), pooling),
+        one / 2,
+        one,
+    )
+
+
+def _moments(
+    a: Float[Array, "S P K K"],
+    b: Float[Array, "S P K K"],
+    n_a: Float[Array, " S"],
+    n_b: Float[Array, " S"],
+    count: Float[Array, "K K"],
+    pooling: Float[Array, ""],
+) -> Moments:
+    """Method of moments, drawn towards the mean over all elements where people are few."""
+
+    def product(x: Float[Array, "S P K K"], y: Float[Array, "S P K K"]) -> Float[Array, "K K P P"]:
+        return jnp.einsum("spkl,sqkl->klpq", x, y, precision="highest") / count[..., None, None]
+
+    def pooled(values: Float[Array, "K K P P"]) -> Float[Array, "K K P P"]:
+        everywhere = jnp.mean(values, axis=(0, 1), keepdims=True)
+        people = count[..., None, None]
+        return (people * values + pooling * everywhere) / (people + pooling)
+
+    cross = product(a, b) * (count / (count - 1))[..., None, None]
+    difference = (a - b) * jax.lax.rsqrt(1 / n_a + 1 / n_b)[:, None, None, None]
+    return Moments(_positive(pooled((cross + jnp.swapaxes(cross, 2, 3)) / 2)), _positive(pooled(product(difference, difference))))
+
+
+def _positive(values: Float[Array, "K K P P"]) -> Float[Array, "K K P P"]:
+    """The nearest covariance whose every direction keeps a small share of the mean variance: moments need not be one."""
+    level = jnp.mean(jnp.trace(values, axis1=2, axis2=3)) / values.shape[-1]
+    size, direction = jnp.linalg.eigh(values)
+    size = jnp.maximum(size, SMALLEST * jnp.maximum(level, 1e-12))
+    return jnp.einsum("klpi,kli,klqi->klpq", direction, size, direction, precision="highest")
+
+
+@jax.jit
+def _score(
+    a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
+) -> tuple[Float[Array, "2 2"], Float[Array, " 2"]]:
+    """Gram matrix of the two estimates and their products with the other recording's raw edges, summed over people and edges."""
+
+    def one(carry, person):  # type: ignore[no-untyped-def]
+        da, db, n_one, n_two = person
+        gram, right = carry
+        for d, other, n_eff in ((da, db, n_one), (db, da, n_two)):
+            counted = jnp.isfinite(d[0]) & jnp.isfinite(other[0])
+            both = jnp.where(counted[None], jnp.stack(_estimates(d, taught, n_eff)[:2]), 0.0)
+            gram += jnp.einsum("ikl,jkl->ij", both, both, precision="highest")
+            right += jnp.einsum("ikl,kl->i", both, jnp.where(counted, other[0], 0.0), precision="highest")
+        return (gram, right), None
+
+    start = (jnp.zeros((2, 2)), jnp.zeros(2))
+    return jax.lax.scan(one, start, (a - taught.mean[None], b - taught.mean[None], n_a, n_b))[0]
+
+
+@jax.jit
+def _spread(
+    a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Squared errors less the noise of the recording that is predicted, and the variances that were foretold, summed."""
+    noise = taught.edges.noise[..., 0, 0]
+
+    def one(carry, person):  # type: ignore[no-untyped-def]
+        da, db, n_one, n_two = person
+        error, foretold = carry
+        for d, other, n_eff, n_other in ((da, db, n_one, n_two), (db, da, n_two, n_one)):
+            mean, variance = _posterior(d, taught, n_eff)
+            counted = jnp.isfinite(d[0]) & jnp.isfinite(other[0]) & ~jnp.eye(d.shape[-1], dtype=bool)
+            error += jnp.sum(jnp.where(counted, jnp.square(other[0] - mean) - noise / n_other, 0.0))
+            foretold += jnp.sum(jnp.where(counted, variance, 0.0))
+        return (error, foretold), None
+
+    return jax.lax.scan(one, (jnp.zeros(()), jnp.zeros(())), (a - taught.mean[None], b - taught.mean[None], n_a, n_b))[0]

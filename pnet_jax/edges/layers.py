@@ -1,0 +1,127 @@
+"""The layers of a network's edges, what each is meant for, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pnet_jax.config import nearest
+from pnet_jax.edges.guided import Guide, guide
+from pnet_jax.edges.shrinkage import Shrinkage, shrink
+
+MEANT_FOR = {
+    "raw": "inference, diagnosis, circuits",
+    "shrunk": "description, identification",
+    "guided": "description, identification",
+}
+
+
+class Layer(NamedTuple):
+    """One estimate of all edges.
+
+    Attributes:
+      edges: correlations with diagonal 1, `[K, K]`; NaN for absent parcels.
+      uncertainty: standard deviation in Fisher z with diagonal 0, `[K, K]`.
+    """
+
+    edges: Float[np.ndarray, "K K"]
+    uncertainty: Float[np.ndarray, "K K"]
+
+
+def layers(
+    raw: Float[np.ndarray, "K K"],
+    n_eff: float,
+    group: Shrinkage | None = None,
+    taught: Guide | None = None,
+    views: Sequence[Float[np.ndarray, "K K"]] = (),
+) -> dict[str, Layer]:
+    """Every layer that can be made of a scan: `raw`, with a group `shrunk`, with a guide `guided`.
+
+    Args:
+      raw: Pearson correlations, `[K, K]`; NaN for absent parcels.
+      n_eff: independent frames, about 2 · bandwidth · seconds (`network.qc["n_eff"]`).
+      group: of other people, by `fit_shrinkage`.
+      taught: by `fit_guided`, on other people.
+      views: further views of the same scan in the order in which the guide was fitted.
+
+    Returns:
+      Layers by name. The uncertainty of `raw` is the group's measured noise, or 1/√(n_eff − 3) without a group.
+
+    Raises:
+      ValueError: n_eff is not above 0, or a group or guide has another K.
+
+    >>> import numpy as np
+    >>> made = layers(np.array([[1, 0.5], [0.5, 1]], np.float32), n_eff=103)
+    >>> list(made), f"{made['raw'].uncertainty[0, 1]:.2f}"
+    (['raw'], '0.10')
+    """
+    raw = np.asarray(raw, np.float32)
+    if not n_eff > 0:
+        raise ValueError(f"n_eff: expected a number above 0, got {n_eff}")
+    for name, known in (("group", group and group.mean.shape), ("guide", taught and taught.modes.shape)):
+        if known and known[-1] != len(raw):
+            raise ValueError(f"the {name} was fitted with {known[-1]} parcels, the scan has {len(raw)}: expected the same prior")
+    noise = np.full(raw.shape, n_eff / max(n_eff - 3, 1), np.float32) if group is None else np.asarray(group.noise)
+    spread = np.where(np.isnan(raw), np.nan, np.sqrt(noise / np.float32(n_eff))).astype(np.float32)
+    np.fill_diagonal(spread, 0)
+    made = {"raw": Layer(raw, spread)}
+    if group is not None:
+        made["shrunk"] = Layer(*map(np.asarray, shrink(jnp.asarray(raw), group, n_eff)))
+    if taught is not None:
+        stack: Float[Array, "P K K"] = jnp.stack([jnp.asarray(view, jnp.float32) for view in (raw, *views)])
+        made["guided"] = Layer(*map(np.asarray, guide(stack, taught, n_eff)))
+    return made
+
+
+def meant_for(name: str) -> str:
+    """What a layer is meant for.
+
+    Raises:
+      ValueError: there is no such layer.
+
+    >>> meant_for("raw")
+    'inference, diagnosis, circuits'
+    """
+    if name not in MEANT_FOR:
+        raise ValueError(f"unknown layer {name!r}: expected one of {list(MEANT_FOR)}{nearest(name, MEANT_FOR)}")
+    return MEANT_FOR[name]
+
+
+def case_control_layer(name: str, *, force: bool = False) -> str:
+    """Lets a layer pass into a test of patients against controls, or refuses it. Every such test calls this first.
+
+    A shrunk or guided edge is drawn towards the people that the group was fitted on. Fitted on healthy people, it takes for noise what makes
+    patients different: in a simulation the guided edges found none of 43 planted differences, where the raw ones found 10. Fitted on both, it draws
+    the two groups together all the same, and errors are no longer independent between people, so that permutation tests do not hold.
+
+    Args:
+      name: of the layer.
+      force: let it pass with a warning.
+
+    Returns:
+      The name.
+
+    Raises:
+      ValueError: the layer is shrunk or guided and `force` is not set, or there is no such layer.
+
+    Warns:
+      UserWarning: it is, and `force` is set.
+
+    >>> case_control_layer("raw")
+    'raw'
+    """
+    purpose = meant_for(name)
+    if name != "raw":
+        said = (
+            f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are drawn towards the people they were "
+            "fitted on, which erases effects of disease"
+        )
+        if not force:
+            raise ValueError(f'{said}. Expected the layer "raw", got "{name}"; force=True tests it all the same')
+        warnings.warn(said, UserWarning, stacklevel=2)
+    return name
