@@ -18,6 +18,14 @@ from pnet_jax.encoder.model import Model
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Every damaged file is followed by a search for garbage: seconds, where it goes through all that earlier tests left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def model(toy, toy_model) -> Model:
     """With two priors."""

@@ -83,9 +83,8 @@ def test_the_step_knows_nothing_of_the_size_of_a_cohort(toy, tmp_path):
     assert found[0] == found[1] == expected
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_copies_of_the_weights_exchange_gradients_and_nothing_else(devices):
-    config = settings(batch=8)
+def test_copies_of_the_weights_exchange_gradients_and_nothing_else():
+    config, devices = settings(batch=8), 8
     counts = hlo.read(compiled(config, devices))
     assert counts.collectives.keys() == {"all-reduce"} and counts.collectives["all-reduce"] <= 3
     weights = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(over(config).initial).params))
