@@ -34,7 +34,7 @@ def main() -> None:
     store, shipped = args.work / "store", pnet_jax.load_model("pnet-linear")
     prepare(people(table, atlas, test=False), store)
     linear = _fitted(lambda: people(table, atlas, test=False), args.work / "linear", len(shipped.encoder.references))
-    models = [shipped, linear]
+    models = [shipped, linear, _weighted(linear)]
     for start in (shipped.name, args.work / "linear"):
         models.append(_trained(args, store, str(start)))
     rows = encoder.gate(models, scan_cases(people(table, atlas, test=True), shipped.priors[200], args.conditions))
@@ -47,6 +47,14 @@ def _fitted(scans, folder: Path, references: int):
     if not folder.exists():
         save_model(pretrain(scans, PretrainConfig(name="linear, real people", references=references)), folder)
     return pnet_jax.load_model(folder)
+
+
+def _weighted(model):
+    """The linear model with its components weighted by how well each repeats: the best linear guess at another recording."""
+    encoder = model.encoder
+    return dataclasses.replace(
+        model, name=f"{model.name}, weighted", encoder=encoder._replace(decoder=encoder.reliability[:, None] * encoder.decoder)
+    )
 
 
 def _trained(args, store: Path, start: str):

@@ -113,16 +113,16 @@ def _people(store: Store, folder: Path, prior: Prior, progress: Progress | None)
         seen.add(record.subject)
         scan = read_scan(store, number)
         try:
-            found.append(_spectra(scan, place(scan, prior)))
+            found.append(spectra_of(scan, place(scan, prior)))
             sites.append(record.site)
         except ValueError as error:
-            warnings.warn(f"left out of the dynamics of all people: {error}", stacklevel=3)
+            warnings.warn(f"left out of the dynamics of all people: {record.key}: {error}", stacklevel=3)
     people = fit_people(found, sites, prior.digest)
     save_people(people, folder)
     return people
 
 
-def _spectra(scan: Scan, placed: Placed) -> Spectra:
+def spectra_of(scan: Scan, placed: Placed) -> Spectra:
     """Spectra of the prior's parcels of a whole recording; a parcel without locations has none, and no say."""
     signals = np.nan_to_num(parcel_signals(scan.y, placed.whole.labels, placed.n_parcels))
     bins = frequency_bins(np.ones(signals.shape[1], bool), scan.tr, frames=scan.frames, filtered=scan.band)

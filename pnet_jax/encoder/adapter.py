@@ -36,7 +36,7 @@ def init(dimensions: int, n_parcels: int, rank: int, key: PRNGKeyArray) -> Adapt
       rank: r.
       key: of the directions that it reads first.
     """
-    down = jax.random.normal(key, (dimensions, rank)) / jnp.sqrt(dimensions)
+    down = jax.random.normal(key, (dimensions, rank)) * dimensions**-0.5
     return Adapter(down, jnp.zeros((rank, dimensions)), jnp.zeros((n_parcels, dimensions)))
 
 

@@ -134,9 +134,9 @@ def both_halves(adapter: Adapter, subject: Subject) -> Float[Array, ""]:
 
 def roughness(z: Float[Array, "V D"], pairs: Int[Array, "P 2"]) -> Float[Array, ""]:
     """How much neighbours differ, saturating where they differ much: a border costs the same however sharp it is."""
-    there = (pairs >= 0).all(1)
+    there = (pairs >= 0).all(1).astype(z.dtype)
     apart = 1 - (z[pairs[:, 0]] * z[pairs[:, 1]]).sum(1)
-    return jnp.where(there, apart / (apart + BORDER), 0.0).sum() / jnp.maximum(there.sum(), 1)
+    return (there * apart / (apart + BORDER)).sum() / jnp.maximum(there.sum(), 1.0)
 
 
 def size(adapter: Adapter, config: PersonalizeConfig) -> Float[Array, ""]:

@@ -96,8 +96,9 @@ def _precision(first: Float[Array, "V R"], second: Float[Array, "V R"]) -> Float
     """Inverse noise variance of each reference; 0 where one has no location."""
     noise = jnp.square(first - second).mean(0) / 2
     present = (jnp.abs(first) > 0).any(0) & (jnp.abs(second) > 0).any(0)
-    mean = noise.sum() / jnp.maximum(present.sum(), 1)
-    return jnp.where(present, mean / (noise + NOISE_FLOOR * mean + 1e-9), 0.0)
+    present = present.astype(noise.dtype)
+    mean = (noise * present).sum() / jnp.maximum(present.sum(), 1.0)
+    return present * mean / (noise + NOISE_FLOOR * mean + 1e-9)
 
 
 def parts_of(scan: Scan, config: PersonalizeConfig) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:

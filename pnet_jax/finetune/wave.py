@@ -26,6 +26,7 @@ from pnet_jax.finetune.objective import (
 )
 
 PARCEL_STEPS = 2  # of the mixture a round; it goes on from the round before
+ADAM_EPS = 1e-5  # gradients that are rounding alone must not become steps: results would depend on the size of the wave
 
 
 class Tuned(NamedTuple):
@@ -63,7 +64,7 @@ def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tune
       subject: one recording.
       config: see `PersonalizeConfig`.
     """
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.rate))
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.rate, eps=ADAM_EPS))
     n_parcels = len(prior.mean.coupling)
 
     def on_signals(own: Own, seen: Spectra) -> Array:

@@ -1,0 +1,234 @@
+"""Fine-tuning: what its errors are, that it changes nothing where nothing is gained, and that nobody's neighbours matter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pnet_jax import parallel
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
+from pnet_jax.construction import begin as begin_scan
+from pnet_jax.dynamics.people import fit_people
+from pnet_jax.dynamics.spectra import scale_of
+from pnet_jax.encoder.adapter import adapt
+from pnet_jax.finetune import begin, fine_tune, make_subject, stacked
+from pnet_jax.finetune.objective import (
+    both_halves,
+    dynamics_loss,
+    held_out,
+    parcel_spectra,
+    parcels,
+    predicted,
+    roughness,
+    split_loss,
+)
+from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge
+from pnet_jax.parcellation.mixture import soft_sums
+from pnet_jax.personalization import spectra_of
+
+CONFIG = PersonalizeConfig(rounds=3, steps=3)
+K = 12
+
+
+@pytest.fixture(scope="module")
+def scans(toy):
+    return [toy.scan(seed, subject=f"{seed:02d}") for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def starts(scans, toy_model):
+    return [begin_scan(scan, toy_model, toy_model.priors[K], ConstructConfig()) for scan in scans]
+
+
+@pytest.fixture(scope="module")
+def people(scans, starts, toy_model):
+    found = [spectra_of(scan, start.placed) for scan, start in zip(scans, starts, strict=True)]
+    return fit_people(found, ["a", "a", "a", "b"], toy_model.priors[K].digest)
+
+
+@pytest.fixture(scope="module")
+def prior(people, toy_model):
+    return dynamics_prior(people.hierarchy, toy_model.priors[K], CONFIG)
+
+
+@pytest.fixture(scope="module")
+def subjects(scans, starts, toy_model):
+    return [
+        make_subject(scan, start.placed, toy_model, start.q, kappa=start.selection.kappa_scan, beta=start.selection.beta, config=CONFIG)
+        for scan, start in zip(scans, starts, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def wave(prior, subjects):
+    return jax.tree.map(np.asarray, step_over(1)(prior, stacked(subjects)))
+
+
+def step_over(devices: int):
+    mesh = parallel.make_mesh(devices=jax.devices()[:devices])
+    return parallel.over_subjects(lambda prior, subject: fine_tune(prior, subject, CONFIG), mesh, shared=1)
+
+
+# the errors
+
+
+def test_split_loss_is_the_error_of_the_fingerprints_themselves(subjects, prior):
+    subject, rng = subjects[0], np.random.default_rng(0)
+    own = begin(subject.x.shape[1], prior, CONFIG).adapter
+    own = own._replace(up=jnp.asarray(rng.normal(0, 0.05, own.up.shape), jnp.float32))
+    x, other = np.asarray(subject.x), rng.normal(size=(len(subject.x), subject.decoder.shape[1])).astype(np.float32)
+    halves = subject.later._replace(own=jnp.asarray(x.T @ x), across=jnp.asarray(x.T @ other), energy=jnp.asarray((other**2).sum(0)))
+    told = np.asarray(adapt(own, subject.x)) @ np.asarray(subject.decoder)
+    weight = np.asarray(subject.weight)
+    expected = (((told - other) ** 2).sum(0) @ weight) / ((other**2).sum(0) @ weight)
+    assert_allclose(split_loss(own, subject, halves), expected, rtol=1e-4)
+
+
+def test_soft_sums_are_those_of_the_dense_table():
+    rng = np.random.default_rng(1)
+    candidates = np.stack([rng.permutation(7)[:4] for _ in range(30)]).astype(np.int32)
+    candidates[3, 2:] = -1
+    q, rows = rng.random((30, 4)).astype(np.float32), rng.normal(size=(30, 5)).astype(np.float32)
+    dense = np.zeros((30, 7), np.float32)
+    for v, c in zip(*np.nonzero(candidates >= 0), strict=True):
+        dense[v, candidates[v, c]] = q[v, c]
+    sums, masses = soft_sums(jnp.asarray(q), jnp.asarray(candidates), jnp.asarray(rows), 7)
+    assert_allclose(sums, dense.T @ rows, atol=1e-5)
+    assert_allclose(masses, dense.sum(0), atol=1e-5)
+
+
+def test_spectra_of_soft_parcels_are_those_of_their_mean_signals(subjects, scans, starts, prior):
+    subject, placed = subjects[0], starts[0].placed
+    hard = jax.nn.one_hot(jnp.asarray(subject.q.argmax(1)), subject.q.shape[1])
+    seen, _ = parcel_spectra(subject, hard, K)
+    signals = np.stack([
+        np.asarray(scans[0].y)[placed.here][np.asarray(subject.candidates)[: len(placed.here)][np.arange(len(placed.here)),
+        np.asarray(subject.q.argmax(1))[: len(placed.here)]] == k].mean(0) for k in range(K)
+    ])  # fmt: skip
+    from pnet_jax.dynamics.spectra import spectra, standardise
+    from pnet_jax.finetune.subject import bins_of
+
+    expected = standardise(spectra(jnp.asarray(signals), bins_of(scans[0], CONFIG)[0]))
+    assert_allclose(seen.dft, expected.dft, atol=2e-4)
+    assert_allclose(scale_of(seen), 1, atol=1e-4)
+
+
+def test_without_a_change_the_dynamics_tell_as_much_as_the_groups(subjects, prior):
+    own = begin(subjects[0].x.shape[1], prior, CONFIG)
+    seen, later = parcel_spectra(subjects[0], subjects[0].q, K)
+    assert float(predicted(own, prior, seen)) == 0 == float(dynamics_loss(own, prior, seen))
+    told, foretold = held_out(own, subjects[0], prior, later, CONFIG)
+    assert foretold == 0 and 0 < told < 1.5
+
+
+def test_gradients_of_the_likelihood_reach_adapter_and_offsets(subjects, prior):
+    soft = subjects[0]._replace(kappa=jnp.float32(3))  # parcels that give way
+    own = begin(soft.x.shape[1], prior, CONFIG)
+    rng = np.random.default_rng(2)
+    other = own.dynamics._replace(coupling=own.dynamics.coupling + jnp.asarray(0.5 * np.eye(K), jnp.float32))
+    own = own._replace(dynamics=other, adapter=own.adapter._replace(up=jnp.asarray(rng.normal(0, 0.05, own.adapter.up.shape), jnp.float32)))
+
+    @jax.jit
+    def loss(adapter):
+        found, z = parcels(adapter, soft, soft.q, 2)
+        return predicted(own._replace(adapter=adapter), prior, parcel_spectra(soft, found.q, K)[0]) + roughness(z, soft.pairs)
+
+    gradient = jax.jit(jax.grad(loss))(own.adapter)
+    for name in ("up", "offsets"):
+        slope = np.asarray(getattr(gradient, name))
+        at = np.unravel_index(np.abs(slope).argmax(), slope.shape)
+        ends = []
+        for step in (5e-2, -5e-2):
+            moved = np.array(getattr(own.adapter, name))
+            moved[at] += step
+            ends.append(float(loss(own.adapter._replace(**{name: jnp.asarray(moved)}))))
+        assert slope[at] != 0
+        assert (ends[0] - ends[1]) / 1e-1 == pytest.approx(slope[at], rel=0.1)
+
+
+def test_borders_cost_the_same_however_sharp():
+    z = jnp.asarray([[1.0, 0], [1, 0], [0, 1], [-1, 0]], jnp.float32)
+    near, far = (float(roughness(z, jnp.asarray([pair, [-1, -1]], jnp.int32))) for pair in ([1, 2], [1, 3]))
+    assert float(roughness(z, jnp.asarray([[0, 1], [-1, -1]], jnp.int32))) == 0
+    assert near < far < 1.2 * near
+
+
+# a person
+
+
+def test_the_best_round_is_kept_and_the_error_of_the_halves_falls(wave, subjects, prior):
+    assert wave.ok.all()
+    assert_array_equal(wave.round, wave.curve.sum(2).argmin(1))
+    plain = begin(subjects[0].x.shape[1], prior, CONFIG).adapter
+    improved = wave.round > 0
+    assert improved.any()
+    for at in np.flatnonzero(improved):
+        own = jax.tree.map(lambda leaf, at=at: jnp.asarray(leaf[at]), wave.own.adapter)
+        assert both_halves(own, subjects[at]) < both_halves(plain, subjects[at])
+
+
+def test_no_dynamics_leave_the_group_its_own(subjects, prior):
+    alone = jax.jit(lambda prior, subject: fine_tune(prior, subject, dataclasses.replace(CONFIG, dynamics_weight=0.0)))
+    found = alone(prior, subjects[0])
+    assert_array_equal(found.own.dynamics.coupling, prior.mean.coupling)
+    assert_array_equal(found.curve[:, 1], 0)
+
+
+def test_parcels_are_kept_only_where_the_held_out_part_gains(wave, subjects, scans, starts, prior):
+    for at, (scan, start) in enumerate(zip(scans, starts, strict=True)):
+        tuned = jax.tree.map(lambda leaf, at=at: jnp.asarray(leaf[at]), wave)
+        found = judge(scan, start.placed, subjects[at], prior, tuned, CONFIG)
+        assert found.kept == (found.dcbc > found.without)
+    nothing = tuned._replace(round=jnp.zeros((), jnp.int32))
+    assert not judge(scans[-1], starts[-1].placed, subjects[-1], prior, nothing, CONFIG).kept
+
+
+def test_absent_parcels_have_no_dynamics(scans, prior):
+    signals = np.random.default_rng(0).normal(size=(K, scans[0].y.shape[1])).astype(np.float32)
+    signals[3] = np.nan
+    found = dynamics_of(scans[0], signals, prior, CONFIG)
+    assert found.coupling.shape == (K - 1, K - 1) == found.error.shape
+    assert np.linalg.eigvalsh(found.coupling).max() < 0
+
+
+def test_a_scan_too_short_for_the_band_is_named(toy, toy_model):
+    scan = toy.scan(0, frames=45, subject="07")
+    start = begin_scan(scan, toy_model, toy_model.priors[K], ConstructConfig())
+    with pytest.raises(ValueError, match=r"sub-07.*part of the recording.*too few frames"):
+        make_subject(scan, start.placed, toy_model, start.q, kappa=10, beta=0.4, config=CONFIG)
+
+
+# isolation
+
+
+def test_neighbours_and_position_change_no_bit(wave, subjects, prior):
+    order = [2, 0, 3, 1]
+    bad = subjects[3]._replace(x=jnp.full_like(subjects[3].x, jnp.nan), rows=jnp.full_like(subjects[3].rows, jnp.nan))
+    turned = step_over(1)(prior, stacked([*(subjects[i] for i in order[:2]), bad, subjects[1]]))
+    for place, at in ((0, 2), (1, 0), (3, 1)):
+        for new, old in zip(jax.tree.leaves(turned), jax.tree.leaves(wave), strict=True):
+            assert_array_equal(np.asarray(new)[place], old[at])
+    assert not turned.ok[2]
+
+
+@pytest.mark.parametrize(("size", "devices"), [(2, 1), (4, 4)])
+def test_wave_size_and_devices_change_nothing_that_matters(wave, subjects, prior, size, devices):
+    found = step_over(devices)(prior, stacked(subjects[:size]))
+    assert_array_equal(found.round, wave.round[:size])
+    for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(wave), strict=True):
+        assert_allclose(np.asarray(new, np.float64), np.asarray(old[:size], np.float64), atol=1e-5, rtol=1e-5)
+
+
+def test_steps_between_the_rounds_do_not_go_through_the_locations(subjects, prior):
+    def flops(steps: int) -> float:
+        config = dataclasses.replace(CONFIG, rounds=1, steps=steps)
+        lowered = jax.jit(lambda prior, subject: fine_tune(prior, subject, config)).lower(prior, subjects[0])
+        return lowered.compile().cost_analysis()["flops"]
+
+    whole, more = flops(1), flops(3) - flops(2)  # a loop's body counts once, however often it runs
+    assert more == 0 or more < 0.1 * whole

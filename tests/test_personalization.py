@@ -1,0 +1,152 @@
+"""Personalisation of a store: waves, results on disk, one that fails, going on, and construction informed by it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import pnet_jax
+from pnet_jax.checkpoint import load_people
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
+from pnet_jax.construction import construct
+from pnet_jax.outputs import load_network, read_status, save
+from pnet_jax.personalization import STATUS, load_adapter, memory_of, personalize, wave_size
+from pnet_jax.records import open_store, prepare
+
+CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
+K = 12
+
+
+@pytest.fixture(scope="module")
+def scans(toy):
+    whole = [toy.scan(seed, subject=f"{seed:02d}") for seed in range(4)]
+    return [*whole, toy.scan(4, frames=34, subject="04")]  # too short for the band
+
+
+@pytest.fixture(scope="module")
+def store(scans, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    prepare(scans, folder)
+    return open_store(folder)
+
+
+@pytest.fixture(scope="module")
+def done(store, toy_model, tmp_path_factory):
+    """Folder, rows, and what was said."""
+    folder, said = tmp_path_factory.mktemp("personal"), []
+    with pytest.warns(UserWarning, match="left out of the dynamics of all people.*sub-04"):
+        rows = personalize(store, folder, CONFIG, model=toy_model, prior=toy_model.priors[K], say=said.append)
+    return folder, rows, said
+
+
+def test_everybody_has_a_row_and_the_one_that_fails_is_named(done, store):
+    folder, rows, said = done
+    assert [row["scan"] for row in sorted(rows, key=lambda row: row["scan"])] == [record.key for record in store.records]
+    failed = [row for row in rows if row["status"] != "ok"]
+    assert [row["subject"] for row in failed] == ["04"]
+    assert "sub-04" in failed[0]["error"] and "too few frames" in failed[0]["error"]
+    assert {row["scan"]: row["status"] for row in read_status(folder / STATUS)} == {row["scan"]: row["status"] for row in rows}
+    assert len(said) == 1 and said[0].startswith("waves of 2: ")
+    assert sorted(path.name for path in (folder / "adapters").iterdir()) == ["wave-00000", "wave-00001"]
+
+
+def test_one_persons_parameters_are_read_by_themselves(done, store):
+    folder, rows, _ = done
+    own = [load_adapter(folder, row["scan"]) for row in rows if row["status"] == "ok"]
+    assert {one.adapter.offsets.shape for one in own} == {(K, 64)} or {one.adapter.offsets.shape[0] for one in own} == {K}
+    with pytest.raises(ValueError, match="no parameters of sub-04.*it failed"):
+        load_adapter(folder, store.records[4].key)
+    with pytest.raises(ValueError, match="no parameters of sub-99.*expected one of 5"):
+        load_adapter(folder, "sub-99_task-rest")
+
+
+def test_what_stands_is_not_made_again(done, store, toy_model, monkeypatch):
+    folder, rows, _ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
+    monkeypatch.setattr("pnet_jax.personalization._take", lambda *_: pytest.fail("a wave was made again"))
+    again = personalize(store, folder, CONFIG, model=toy_model, prior=toy_model.priors[K])
+    assert {row["scan"]: str(row["round"]) for row in again if row["status"] == "ok"} == {
+        row["scan"]: str(row["round"]) for row in rows if row["status"] == "ok"
+    }
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
+
+
+def test_results_of_other_settings_are_not_mixed(done, store, toy_model):
+    other = dataclasses.replace(CONFIG, rate=0.5)
+    with pytest.raises(ValueError, match=r"holds results of config .*this run has"):
+        personalize(store, done[0], other, model=toy_model, prior=toy_model.priors[K])
+
+
+def test_too_few_people(toy, toy_model, tmp_path):
+    prepare([toy.scan(0, subject="00")], tmp_path / "store")
+    with pytest.raises(ValueError, match="expected 3 people or more .* got 1"):
+        personalize(open_store(tmp_path / "store"), tmp_path / "out", CONFIG, model=toy_model, prior=toy_model.priors[K])
+
+
+def test_a_wave_fits_into_memory_and_divides_over_devices(done, store, toy_model):
+    leaf = np.zeros(2**20, np.float32)
+    size = memory_of((leaf, leaf))
+    assert size > 2 * leaf.nbytes
+    assert wave_size((leaf,), devices=1, most=8) == 8
+    assert wave_size((leaf,), devices=4, most=6) == 4
+    huge = jax.ShapeDtypeStruct((2**50,), np.float32)
+    assert wave_size((_Sized(2**60),), devices=2, most=8) == 2
+    del huge
+
+
+class _Sized:
+    def __init__(self, nbytes: int):
+        self.nbytes = nbytes
+
+
+# construction
+
+
+@pytest.fixture(scope="module")
+def network(done, scans, toy_model):
+    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
+    return construct(scans[0], model=toy_model, config=config)
+
+
+def test_an_informed_network_has_coupling_and_its_errors(network):
+    coupling, error = network.edges["coupling"], network.uncertainty["coupling"]
+    assert coupling.shape == error.shape == (K, K)
+    assert_allclose(coupling, coupling.T, atol=1e-5)
+    assert np.linalg.eigvalsh(coupling).max() < 0 and (error > 0).all()
+    assert network.qc["dynamics"]["people"] == 4
+    fitted = network.qc["dynamics"]["fit"]
+    assert fitted["ok"] == (fitted["held_out"] < fitted["prior_held_out"])
+
+
+def test_coupling_and_errors_come_back_from_disk(network, tmp_path):
+    again = load_network(save(network, tmp_path)[-1])
+    assert_allclose(again.uncertainty["coupling"], network.uncertainty["coupling"], rtol=1e-5)
+    assert_allclose(again.edges["coupling"], network.edges["coupling"], rtol=1e-5, atol=1e-7)
+    assert list(again.edges) == list(network.edges)
+
+
+def test_explain_says_what_it_rests_on(network):
+    said = pnet_jax.explain(network).splitlines()
+    assert [line.split(":")[0] for line in said] == ["Prior", "Parcels", "Dynamics", "Left open by the data"]
+    assert "12 parcels" in said[0] and "gave up locations" in said[1] and "4 other people" in said[2]
+
+
+def test_without_dynamics_nothing_differs(scans, toy_model, network):
+    plain = construct(scans[0], model=toy_model)
+    assert "coupling" not in plain.edges and not plain.uncertainty and "dynamics" not in plain.qc
+    if not network.qc["dynamics"]["parcels"]["kept"]:
+        assert_array_equal(plain.labels, network.labels)
+
+
+def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
+    with pytest.raises(ValueError, match="give the folder of a `pnet personalize`"):
+        construct(scans[0], model=toy_model, config=ConstructConfig(dynamics=True))
+    with pytest.raises(ValueError, match='"coupling" is made by fitting dynamics'):
+        construct(scans[0], model=toy_model, edges=("coupling",))
+    other = dataclasses.replace(load_people(done[0]), prior="another")
+    with pytest.raises(ValueError, match="of another prior's parcels: expected .*, found another"):
+        construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
