@@ -30,6 +30,7 @@ from pnet_jax.dynamics.spectra import BAND_HZ, POOL_HZ, Spectra
 
 MOST_PARCELS = 200
 DENSE = 60  # parcels up to which standard errors come from the full information
+ROUNDS = 4  # of fits, each with the prior's width measured at the last
 STEER_DENSE = 30  # parcels up to which every step of a fit uses it as well
 LEVEL_SDS = (2.0, 2.0, 0.5)  # of log σx, log σe and the delay about where a fit begins
 
@@ -176,12 +177,20 @@ def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: tuple[float,
     Raises:
       ValueError: shapes that do not agree, K above 200, or a prior that is not stable.
     """
-    sd = measured_sd(seen, prior) if sd is None else sd
     slowest = np.linalg.eigvals(np.asarray(prior.jacobian, np.float64)).real.max()
     if not slowest < 0:
         raise ValueError(f"expected a stable prior, real parts of all eigenvalues below 0, got {slowest:.3g} 1/s")
+    own = measured_sd(seen, prior) if sd is None else sd
+    found = _fit(seen, prior, own, steps, prior)
+    for _ in range(ROUNDS if sd is None and len(prior.jacobian) <= STEER_DENSE and bool(found.ok) else 0):
+        own = _expected_sd(seen, prior, found.params, own)
+        found = _fit(seen, prior, own, steps, found.params)
+    return found
+
+
+def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], steps: int, start: DirectedParams) -> DirectedFit:
     precision = jnp.asarray(sd, jnp.float32) ** -2
-    best, share, moved = prior, 1.0, False
+    best, share, moved = start, 1.0, start is not prior
     lowest = float(_evaluate(best, prior, seen, precision))
     for _ in range(steps):
         step, tried = (_dense_step if len(prior.jacobian) <= STEER_DENSE else _advance)(best, prior, seen, precision), None
@@ -324,6 +333,19 @@ def _scoring_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpec
 
 _evaluate, _objective_slope = jax.jit(_objective), jax.jit(jax.grad(_objective))
 _advance, _slope = jax.jit(_scoring_step), jax.jit(jax.grad(negative_log_likelihood))
+
+
+def _expected_sd(seen: CrossSpectra, prior: DirectedParams, at: DirectedParams, sd: tuple[float, float]) -> tuple[float, float]:
+    """One step of EM at a fit, with its full information: what J's change and its uncertainty make of `sd`."""
+    size = len(at.jacobian)
+    scatter = np.linalg.inv(_dense_information(at, seen, np.asarray(sd, float) ** -2.0))[:-3, :-3]
+    turned = np.arange(size**2).reshape(size, size).T.ravel()
+    alone, tied = np.diag(scatter), scatter[np.arange(size**2), turned]
+    change = np.asarray(at.jacobian - prior.jacobian, np.float64)
+    alone, tied, apart = alone + alone[turned], 2 * tied, ~np.eye(size, dtype=bool).ravel()
+    even = ((change + change.T).ravel() ** 2 + alone + tied)[apart].mean() / 2
+    odd = ((change - change.T).ravel() ** 2 + alone - tied)[apart].mean() / 2
+    return float(even**0.5), float(odd**0.5)
 
 
 def _dense_errors(params: DirectedParams, seen: CrossSpectra, precision: np.ndarray) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_a_known_directed_jacobian_is_recovered_with_calibrated_errors():
         skew = j - j.T
         assert np.corrcoef(skew[APART], (truth - truth.T)[APART])[0, 1] > 0.7
         inside.append((np.abs(j - truth) < 1.96 * error)[APART].mean())
-    assert 0.9 < np.mean(inside) <= 0.98
+    assert 0.88 < np.mean(inside) <= 0.99  # of 168 entries
 
 
 def test_a_strong_prior_is_returned_and_a_hopeless_scan_says_so():
