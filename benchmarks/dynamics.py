@@ -50,7 +50,7 @@ from pnet_jax.dynamics.spectra import BAND_HZ
 from pnet_jax.simulate import coupling, dynamics, group_truth
 
 PARTS = ("simulated", "recovery", "abide", "hcp")
-STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 16.0)
 NOISE = 0.6  # white, beside signals of variance 1
 MINUTES = (3, 10, 30, 60)
 ABIDE = "abide_cc200/abide1_cc200_int8.npz"

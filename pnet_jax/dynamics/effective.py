@@ -183,7 +183,9 @@ def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: tuple[float,
     own = measured_sd(seen, prior) if sd is None else sd
     found = _fit(seen, prior, own, steps, prior)
     for _ in range(ROUNDS if sd is None and len(prior.jacobian) <= STEER_DENSE and bool(found.ok) else 0):
-        own = _expected_sd(seen, prior, found.params, own)
+        before, own = own, _expected_sd(seen, prior, found.params, own)
+        if max(abs(np.log(np.array(own) / before))) < np.log(2):
+            break  # EM run to its end makes a prior that is too sure where coupling is sparse; this one covers
         found = _fit(seen, prior, own, steps, found.params)
     return found
 
