@@ -9,8 +9,7 @@ The expected information about J is, per bin and without forming it, a sum of tw
 .. math:: I_{(ij),(kl)} = 2\,\mathrm{Re}\,(X_{jk} X_{li} + Y_{jl} Z_{ki}), \quad X = C S^{-1} R,\; Y = C S^{-1} C,\; Z = R^H S^{-1} R
 
 with :math:`C = |H|^2\sigma_x^2 R R^H`. Where J is symmetric it falls apart, in the modes of J, into 2 × 2 blocks of (i, j) and (j, i).
-Those blocks steer the fit at any K (Fisher scoring, safeguarded), and give its standard errors above `DENSE` parcels, where the full
-matrix of K² × K² would not fit.
+The full matrix steers the fit (Fisher scoring, safeguarded) up to 30 parcels and gives standard errors up to 60; above that the blocks do.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from pnet_jax.dynamics.spectra import BAND_HZ, POOL_HZ, Spectra
 
 MOST_PARCELS = 200
 DENSE = 60  # parcels up to which standard errors come from the full information
+ROUNDS = 4  # of fits, each with the prior's width measured at the last
+STEER_DENSE = 30  # parcels up to which every step of a fit uses it as well
 LEVEL_SDS = (2.0, 2.0, 0.5)  # of log σx, log σe and the delay about where a fit begins
 
 
@@ -162,13 +163,15 @@ def correlation(params: DirectedParams, lag: Float[ArrayLike, ""] = 0.0, band: t
     return covariance(params, lag, band) * jax.lax.rsqrt(now)[:, None] * jax.lax.rsqrt(now)[None, :]
 
 
-def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: float = 0.1, steps: int = 25) -> DirectedFit:
+def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: tuple[float, float] | None = None, steps: int = 60) -> DirectedFit:
     """Maximum a posteriori of directed coupling and its standard errors.
 
     Args:
       seen: of `cross_spectra`.
-      prior: where the fit begins and what it is drawn to: a stable J, e.g. the symmetric one of the same scan or of the group.
-      sd: of each entry of J about the prior's, in 1/s; large for maximum likelihood.
+      prior: where the fit begins and what it is drawn to: a stable J that was *not* fitted to the same scan, e.g. the group's or a multiple
+        of the identity; else the standard errors are too small.
+      sd: of J about the prior's in 1/s, of its symmetric and of its skew part: an entry's variance is the mean of both squares. Large for
+        maximum likelihood. None measures both on the scan (`measured_sd`), so that intervals hold the truth as often as they say.
       steps: of scoring, each taken only where it is finite, stable and better.
 
     Raises:
@@ -177,15 +180,25 @@ def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: float = 0.1,
     slowest = np.linalg.eigvals(np.asarray(prior.jacobian, np.float64)).real.max()
     if not slowest < 0:
         raise ValueError(f"expected a stable prior, real parts of all eigenvalues below 0, got {slowest:.3g} 1/s")
-    evaluate, advance = jax.jit(_objective), jax.jit(_scoring_step)
-    precision = jnp.asarray(sd**-2, jnp.float32)
-    best, share, moved = prior, 1.0, False
-    lowest = float(evaluate(prior, prior, seen, precision))
+    own = measured_sd(seen, prior) if sd is None else sd
+    found = _fit(seen, prior, own, steps, prior)
+    for _ in range(ROUNDS if sd is None and len(prior.jacobian) <= STEER_DENSE and bool(found.ok) else 0):
+        before, own = own, _expected_sd(seen, prior, found.params, own)
+        if max(abs(np.log(np.array(own) / before))) < np.log(2):
+            break  # EM run to its end makes a prior that is too sure where coupling is sparse; this one covers
+        found = _fit(seen, prior, own, steps, found.params)
+    return found
+
+
+def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], steps: int, start: DirectedParams) -> DirectedFit:
+    precision = jnp.asarray(sd, jnp.float32) ** -2
+    best, share, moved = start, 1.0, start is not prior
+    lowest = float(_evaluate(best, prior, seen, precision))
     for _ in range(steps):
-        step, tried = advance(best, prior, seen, precision), None
+        step, tried = (_dense_step if len(prior.jacobian) <= STEER_DENSE else _advance)(best, prior, seen, precision), None
         while share > 1e-3:
             tried = DirectedParams(*(jnp.asarray(a - share * d, jnp.float32) for a, d in zip(best, step, strict=True)))
-            value = float(evaluate(tried, prior, seen, precision))
+            value = float(_evaluate(tried, prior, seen, precision))
             if np.isfinite(value) and value < lowest and np.linalg.eigvals(np.asarray(tried.jacobian, np.float64)).real.max() < 0:
                 break
             share, tried = share / 4, None
@@ -200,17 +213,35 @@ def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: float = 0.1,
     )  # fmt: skip
 
 
-def standard_errors(params: DirectedParams, seen: CrossSpectra, *, sd: float = np.inf) -> Float[Array, "K K"]:
+def measured_sd(seen: CrossSpectra, prior: DirectedParams, iterations: int = 200) -> tuple[float, float]:
+    """Standard deviations of the symmetric and the skew part of J about the prior's that a scan speaks for, in 1/s.
+
+    EM, with the likelihood taken as normal around the prior, whose symmetric part should be most of it; closed in its modes.
+    """
+    slope = _slope(prior, seen).jacobian * (seen.gram.shape[-1] * seen.weight.sum())
+    modes, own, cross = (np.asarray(x, np.float64) for x in _blocks(prior, seen))
+    pull = -modes.T @ np.asarray(slope, np.float64) @ modes  # the score
+    even, odd, apart = 0.01, 0.01, ~np.eye(len(modes), dtype=bool)
+    for _ in range(iterations if np.isfinite(pull).all() else 0):
+        sharp, tied = own + (1 / even + 1 / odd) / 2, cross + (1 / even - 1 / odd) / 2
+        determinant = sharp * sharp.T - tied**2
+        mean, variance, between = (sharp.T * pull - tied * pull.T) / determinant, (sharp + sharp.T) / determinant, -2 * tied / determinant
+        even = float((((mean + mean.T) ** 2 + variance + between) / 2)[apart].mean())
+        odd = float((((mean - mean.T) ** 2 + variance - between) / 2)[apart].mean())
+    return even**0.5, odd**0.5
+
+
+def standard_errors(params: DirectedParams, seen: CrossSpectra, *, sd: tuple[float, float] = (np.inf, np.inf)) -> Float[Array, "K K"]:
     """Standard error of each entry of J, in 1/s, `[K, K]`, from the expected information and a prior of `sd`.
 
     Up to 60 parcels from the full information, with the levels and the delay as unknown; above that from the 2 × 2 blocks in the modes of
     the symmetric part, which are exact for a symmetric J and levels that are known.
     """
-    precision = 0.0 if np.isinf(sd) else sd**-2
+    precision = np.asarray(sd, float) ** -2
     if len(params.jacobian) <= DENSE:
         return jnp.asarray(_dense_errors(params, seen, precision), jnp.float32)
     modes, own, cross = _blocks(params, seen)
-    own = own + precision
+    own, cross = own + float(precision.mean()), cross + float(precision[0] - precision[1]) / 2
     determinant = own * own.T - jnp.square(cross)
     eye = jnp.eye(len(modes), dtype=modes.dtype)
     variance = jnp.where(eye > 0, 1 / (own + cross), own.T / determinant)
@@ -259,7 +290,8 @@ _whittle.defvjp(_whittle_forward, _whittle_backward)
 
 
 def _objective(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra, precision: Array) -> Array:
-    apart = precision * jnp.square(params.jacobian - prior.jacobian).sum()
+    change = params.jacobian - prior.jacobian
+    apart = (precision[0] * jnp.square(change + change.T).sum() + precision[1] * jnp.square(change - change.T).sum()) / 4
     levels = sum(jnp.square((a - b) / sd) for a, b, sd in zip(params[1:], prior[1:], LEVEL_SDS, strict=True))
     return negative_log_likelihood(params, seen) + (apart + levels) / (2 * seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0))
 
@@ -283,7 +315,7 @@ def _scoring_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpec
     counts = seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     slope = jax.tree.map(lambda x: counts * x, jax.grad(_objective)(params, prior, seen, precision))
     modes, own, cross = _blocks(params, seen)
-    own = own + precision + 1e-6 * own.mean()
+    own, cross = own + precision.mean() + 1e-6 * own.mean(), cross + (precision[0] - precision[1]) / 2
     inside = jnp.matmul(jnp.matmul(modes.T, slope.jacobian, precision="highest"), modes, precision="highest")
     eye = jnp.eye(len(modes), dtype=modes.dtype)
     pair = (own.T * inside - cross * inside.T) / (own * own.T - jnp.square(cross) + eye)
@@ -301,8 +333,40 @@ def _scoring_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpec
     return DirectedParams(step, *jnp.linalg.solve(info, jnp.stack(slope[1:])))
 
 
-def _dense_errors(params: DirectedParams, seen: CrossSpectra, precision: float) -> np.ndarray:
-    """From the full information of J and the three levels, in float64 on the host."""
+_evaluate, _objective_slope = jax.jit(_objective), jax.jit(jax.grad(_objective))
+_advance, _slope = jax.jit(_scoring_step), jax.jit(jax.grad(negative_log_likelihood))
+
+
+def _expected_sd(seen: CrossSpectra, prior: DirectedParams, at: DirectedParams, sd: tuple[float, float]) -> tuple[float, float]:
+    """One step of EM at a fit, with its full information: what J's change and its uncertainty make of `sd`."""
+    size = len(at.jacobian)
+    scatter = np.linalg.inv(_dense_information(at, seen, np.asarray(sd, float) ** -2.0))[:-3, :-3]
+    turned = np.arange(size**2).reshape(size, size).T.ravel()
+    alone, tied = np.diag(scatter), scatter[np.arange(size**2), turned]
+    change = np.asarray(at.jacobian - prior.jacobian, np.float64)
+    alone, tied, apart = alone + alone[turned], 2 * tied, ~np.eye(size, dtype=bool).ravel()
+    even = ((change + change.T).ravel() ** 2 + alone + tied)[apart].mean() / 2
+    odd = ((change - change.T).ravel() ** 2 + alone - tied)[apart].mean() / 2
+    return float(even**0.5), float(odd**0.5)
+
+
+def _dense_errors(params: DirectedParams, seen: CrossSpectra, precision: np.ndarray) -> np.ndarray:
+    info = _dense_information(params, seen, precision)
+    return np.sqrt(np.maximum(np.diag(np.linalg.inv(info))[:-3], 0)).reshape(params.jacobian.shape)
+
+
+def _dense_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra, precision: Array) -> DirectedParams:
+    counts = float(seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0))
+    slope = _objective_slope(params, prior, seen, precision)
+    flat = counts * np.concatenate([np.asarray(x, np.float64).ravel() for x in slope])
+    if not np.isfinite(flat).all():
+        return slope
+    step = np.linalg.solve(_dense_information(params, seen, np.asarray(precision, np.float64)), flat)
+    return DirectedParams(jnp.asarray(step[:-3].reshape(params.jacobian.shape)), *map(jnp.asarray, step[-3:]))
+
+
+def _dense_information(params: DirectedParams, seen: CrossSpectra, precision: np.ndarray) -> np.ndarray:
+    """Of J and the three levels, with the prior's, `[K² + 3, K² + 3]`, in float64 on the host."""
     j, frequency, weight = (np.asarray(x, np.float64) for x in (params.jacobian, seen.frequency, seen.weight))
     size, eye = len(j), np.eye(len(j))
     drive, noise = (np.asarray(x, np.float64) for x in _levels(params, seen.frequency))
@@ -320,5 +384,7 @@ def _dense_errors(params: DirectedParams, seen: CrossSpectra, precision: float) 
         info[:-3, a - 3] = info[a - 3, :-3] = 2 * (w * (c @ inverse @ left @ inverse @ r)).sum(0).real.T.ravel()
         for b, right in enumerate(by_level):
             info[a - 3, b - 3] = np.einsum("f,fij,fji->", weight, inverse @ left, inverse @ right).real
-    info += np.diag(np.r_[np.full(size**2, precision), np.asarray(LEVEL_SDS) ** -2.0])
-    return np.sqrt(np.maximum(np.diag(np.linalg.inv(info))[:-3], 0)).reshape(size, size)
+    info += np.diag(np.r_[np.full(size**2, precision.mean()), np.asarray(LEVEL_SDS) ** -2.0])
+    turned = np.arange(size**2).reshape(size, size).T.ravel()  # where (j, i) stands
+    info[np.arange(size**2), turned] += (precision[0] - precision[1]) / 2
+    return info

@@ -77,10 +77,10 @@ def test_information_blocks_are_the_full_ones_for_a_symmetric_jacobian(monkeypat
     j = (known_jacobian() + known_jacobian().T) / 2
     seen = drawn(params(j))
     monkeypatch.setattr(effective, "LEVEL_SDS", (1e-4, 1e-4, 1e-4))  # levels that are known
-    dense = effective.standard_errors(params(j), seen, sd=0.5)
+    dense = effective.standard_errors(params(j), seen, sd=(0.5, 0.2))
     monkeypatch.setattr(effective, "DENSE", 0)
     # The prior is isotropic in both; on the diagonal of the modes as well.
-    assert_allclose(effective.standard_errors(params(j), seen, sd=0.5), dense, rtol=2e-2)
+    assert_allclose(effective.standard_errors(params(j), seen, sd=(0.5, 0.2)), dense, rtol=2e-2)
 
 
 def test_a_known_directed_jacobian_is_recovered_with_calibrated_errors():
@@ -89,7 +89,7 @@ def test_a_known_directed_jacobian_is_recovered_with_calibrated_errors():
         truth = known_jacobian(seed)
         seen = drawn(params(truth), repeats=20, seed=seed)
         start = params(-0.8 * np.eye(K))
-        found = effective.fit_effective(seen, start, sd=3.0)
+        found = effective.fit_effective(seen, start)
         assert found.ok and not found.regularised
         j, error = np.asarray(found.params.jacobian), np.asarray(found.standard_errors)
         assert np.corrcoef(j[APART], truth[APART])[0, 1] > 0.8
@@ -98,13 +98,13 @@ def test_a_known_directed_jacobian_is_recovered_with_calibrated_errors():
         skew = j - j.T
         assert np.corrcoef(skew[APART], (truth - truth.T)[APART])[0, 1] > 0.7
         inside.append((np.abs(j - truth) < 1.96 * error)[APART].mean())
-    assert 0.88 < np.mean(inside) <= 1
+    assert 0.88 < np.mean(inside) <= 0.99  # of 168 entries
 
 
 def test_a_strong_prior_is_returned_and_a_hopeless_scan_says_so():
     seen = drawn(params())
     start = params(-0.8 * np.eye(K))
-    assert_allclose(effective.fit_effective(seen, start, sd=1e-4).params.jacobian, start.jacobian, atol=1e-3)
+    assert_allclose(effective.fit_effective(seen, start, sd=(1e-4, 1e-4)).params.jacobian, start.jacobian, atol=1e-3)
     broken = seen._replace(gram=seen.gram * np.nan)
     found = effective.fit_effective(broken, start)
     assert not found.ok
