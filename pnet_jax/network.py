@@ -23,7 +23,8 @@ class Network:
       candidates: parcels that a location may belong to, −1 padded, `[V, C]`, int32.
       probabilities: probability of each candidate, `[V, C]`, float32; sums to 1 inside, to 0 outside.
       signals: mean signal of each parcel over its locations (hard labels), `[K, T]`, float32.
-      edges: measure name to `[K, K]`; correlations as r with diagonal 1.
+      edges: measure name to `[K, K]`; correlations as r with diagonal 1. `"shrunk"` and `"guided"` are layers of `"pearson"`, which is the
+        raw one: see `pnet_jax.edges.layers` for what each is meant for.
       ids: the prior's own id of each parcel, `[K]`; images carry these.
       names: the prior's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
@@ -35,6 +36,9 @@ class Network:
       entities: BIDS entities of the source.
       qc: numbers and tables a reader judges the result by.
       provenance: versions, checkpoint and prior digests, config, seed, source.
+      mean: mean image before cleaning, `[V]`.
+      displacement: framewise displacement in mm of every recorded frame.
+      uncertainty: standard deviation of the edges of a measure or layer, in Fisher z with diagonal 0, `[K, K]`; not every one has it.
     """
 
     space: Space
@@ -56,6 +60,7 @@ class Network:
     provenance: dict[str, Any]
     mean: Float[np.ndarray, " V"] | None = None
     displacement: Float[np.ndarray, " recorded"] | None = None
+    uncertainty: dict[str, Float[np.ndarray, "K K"]] = dataclasses.field(default_factory=dict)
 
     @property
     def n_parcels(self) -> int:

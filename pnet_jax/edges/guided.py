@@ -111,9 +111,7 @@ def fit_guided(
 
 
 @jax.jit
-def guide(
-    views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]
-) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
     r"""Posterior mean and standard deviation of one person's raw edges, given every view of them.
 
     .. math:: \hat z = m + (1 - w)\, E(d) + w\, U\, M(U^\top d\, U)\, U^\top, \qquad
@@ -189,14 +187,14 @@ def _fit(
     da, db = jnp.nan_to_num(a - mean[None]), jnp.nan_to_num(b - mean[None])
     group = jnp.nan_to_num(correlations(mean[0]))
     modes = jnp.linalg.eigh(group)[1]
-    turned = [jax.lax.map(lambda one: _rotate(one, modes), x, batch_size=BLOCK) for x in (da, db)]
+    turned_a, turned_b = (jax.lax.map(lambda one: _rotate(one, modes), x, batch_size=BLOCK) for x in (da, db))
     one = jnp.float32(1)
     per_edge = jnp.maximum(count[0], 2)
     return Guide(
         mean,
         modes,
         _moments(da, db, n_a, n_b, per_edge, pooling),
-        _moments(*turned, n_a, n_b, jnp.full_like(per_edge, len(n_a)), pooling),
+        _moments(turned_a, turned_b, n_a, n_b, jnp.full_like(per_edge, len(n_a)), pooling),
         one / 2,
         one,
     )

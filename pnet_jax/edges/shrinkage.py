@@ -46,7 +46,8 @@ def fit_shrinkage(
       \tau^2 = \tfrac{S}{S-1} \langle (z^A - m)(z^B - m) \rangle, \quad
       \text{noise} = \Big\langle \frac{(z^A - z^B)^2}{1/n^A + 1/n^B} \Big\rangle
 
-    Noise of a recording is inversely proportional to its number of independent frames, so that pairs of other lengths than the scan's will do.
+    Noise of a recording is inversely proportional to its number of independent frames, so that pairs of other lengths than the scan's
+    will do.
 
     Args:
       first: correlations of each person's first recording, `[S, K, K]`; NaN for absent parcels.
@@ -75,9 +76,7 @@ def fit_shrinkage(
 
 
 @jax.jit
-def shrink(
-    r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]
-) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
     r"""Posterior mean and standard deviation of one person's edges.
 
     .. math:: \hat z = m + B (z - m), \quad B = \frac{\tau^2}{\tau^2 + s^2}, \quad
