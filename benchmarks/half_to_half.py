@@ -70,7 +70,9 @@ def main() -> None:
     figures = {name: summary(values, people["empirical Bayes"]) for name, values in people.items()}
     rows = [(name, *(_text(f[key]) for key in f)) for name, f in figures.items()]
     table(("edges", *next(iter(figures.values()))), rows)
-    write(args, figures)
+    by_site = sites(people, np.concatenate([test.sites for _, test in pairs]))
+    table(("site", *next(iter(by_site.values()))), [(name, *row.values()) for name, row in by_site.items()])
+    write(args, figures | {"sites": by_site})
 
 
 def load(file) -> list[Scan]:
@@ -202,6 +204,20 @@ def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
         out[f"{key} − EB [95 %]"] = interval(values[key] - reference[key])
     out["coverage of 95 %"] = float(values["coverage"].mean()) if "coverage" in values else None
     return out
+
+
+def sites(people: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each site's means: a gain that only one scanner shows would be the scanner's."""
+    shown = {"EB": "empirical Bayes", "guided": "guided"}
+    return {
+        str(site): {"people": int((where == site).sum()), "TR": SECONDS.get(str(site), 2.0)}
+        | {
+            f"{key} {short}": float(people[name][key][where == site].mean())
+            for key in ("individual", "mse")
+            for short, name in shown.items()
+        }
+        for site in np.unique(where)
+    }
 
 
 def interval(difference: np.ndarray) -> list[float]:

@@ -166,10 +166,25 @@ def _linear(d: Float[Array, "P K K"], moments: Moments, n_eff: Float[Array, ""])
     """Posterior mean and variance of view 0 of each element by itself."""
     views = d.shape[0]
     signal, noise = moments.signal[..., :views, :views], moments.noise[..., :views, :views]
-    target = signal[..., :1]  # [K, K, P, 1]
-    weight = jnp.linalg.solve(signal + noise / n_eff, target)[..., 0]  # [K, K, P]
+    target = signal[..., 0]  # [K, K, P]
+    weight = _solve(signal + noise / n_eff, target)
     mean = jnp.sum(weight * jnp.moveaxis(d, 0, -1), axis=-1)
-    return mean, jnp.maximum(signal[..., 0, 0] - jnp.sum(weight * target[..., 0], axis=-1), 0.0)
+    return mean, jnp.maximum(target[..., 0] - jnp.sum(weight * target, axis=-1), 0.0)
+
+
+def _solve(matrix: Float[Array, "K K P P"], right: Float[Array, "K K P"]) -> Float[Array, "K K P"]:
+    """Gaussian elimination for all elements at once: P is small and matrices are positive, so no library call an element is needed."""
+    size = right.shape[-1]
+    rows = [[matrix[..., i, j] for j in range(size)] + [right[..., i]] for i in range(size)]
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = rows[j][i] / rows[i][i]
+            rows[j] = [below - factor * above for below, above in zip(rows[j], rows[i], strict=True)]
+    found: list[Float[Array, "K K"]] = [right[..., 0]] * size
+    for i in reversed(range(size)):
+        known = sum((rows[i][j] * found[j] for j in range(i + 1, size)), jnp.zeros_like(right[..., 0]))
+        found[i] = (rows[i][size] - known) / rows[i][i]
+    return jnp.stack(found, axis=-1)
 
 
 def _rotate(d: Float[Array, "*B K K"], u: Float[Array, "K K"]) -> Float[Array, "*B K K"]:
