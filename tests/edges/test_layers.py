@@ -45,7 +45,7 @@ def people():
 
 @pytest.fixture(scope="module")
 def group(people):
-    return edges.fit_shrinkage(people[1][:, 0], people[2][:, 0], np.full(S, N_EFF))
+    return edges.fit_shrinkage(people[1][:, 0], people[2][:, 0], np.full(S, N_EFF), pooling=0)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,15 @@ def test_the_fit_is_the_method_of_moments_by_numpy(people, group):
     assert_allclose(group.mean[UPPER], mean, atol=1e-5)
     assert_allclose(group.signal[UPPER], np.maximum(((a - mean) * (b - mean)).sum(0) / (S - 1), 1e-5), atol=1e-6)
     assert_allclose(group.noise[UPPER], ((a - b) ** 2).mean(0) / (2 / N_EFF), rtol=1e-4)
+
+
+def test_few_people_share_what_they_know_of_variances(people):
+    few = [x[:5, 0] for x in people[1:]]
+    own, shared = (edges.fit_shrinkage(*few, np.full(5, N_EFF), pooling=pooling) for pooling in (0, 10))
+    for one, both in zip(own[1:], shared[1:], strict=True):
+        assert np.std(both[UPPER]) < 0.5 * np.std(one[UPPER])
+        assert_allclose(np.mean(both[UPPER]), np.mean(one[UPPER]), rtol=0.3)
+    assert_array_equal(own.mean, shared.mean)
 
 
 def test_the_fit_finds_the_variances_that_made_the_cohort():
@@ -137,9 +146,9 @@ def test_an_absent_parcel_is_nan_and_shrinks_no_other_edge(people, group):
 def test_people_without_a_parcel_do_not_count_in_its_edges(people):
     first, second = people[1][:, 0].copy(), people[2][:, 0]
     first[:20, 3], first[:20, :, 3] = np.nan, np.nan
-    found = edges.fit_shrinkage(first, second, np.full(S, N_EFF))
-    others = edges.fit_shrinkage(first[20:], second[20:], np.full(S - 20, N_EFF))
-    everyone = edges.fit_shrinkage(people[1][:, 0], second, np.full(S, N_EFF))
+    found = edges.fit_shrinkage(first, second, np.full(S, N_EFF), pooling=0)
+    others = edges.fit_shrinkage(first[20:], second[20:], np.full(S - 20, N_EFF), pooling=0)
+    everyone = edges.fit_shrinkage(people[1][:, 0], second, np.full(S, N_EFF), pooling=0)
     for got, few, all_ in zip(found, others, everyone, strict=True):
         assert_allclose(got[3], few[3], atol=1e-6, rtol=1e-4)
         assert_allclose(got[4, 5:], all_[4, 5:], atol=1e-6, rtol=1e-4)
