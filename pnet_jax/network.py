@@ -23,7 +23,8 @@ class Network:
       candidates: parcels that a location may belong to, −1 padded, `[V, C]`, int32.
       probabilities: probability of each candidate, `[V, C]`, float32; sums to 1 inside, to 0 outside.
       signals: mean signal of each parcel over its locations (hard labels), `[K, T]`, float32.
-      edges: measure name to `[K, K]`; correlations as r with diagonal 1.
+      edges: measure name to `[K, K]`; correlations as r with diagonal 1. `"shrunk"` and `"guided"` are layers of `"pearson"`, which is the
+        raw one: see `pnet_jax.edges.layers` for what each is meant for.
       ids: the prior's own id of each parcel, `[K]`; images carry these.
       names: the prior's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
@@ -34,8 +35,11 @@ class Network:
       subject: label without `sub-`.
       entities: BIDS entities of the source.
       qc: numbers and tables a reader judges the result by.
-      uncertainty: measure name to the standard error of each edge, `[K, K]`, of the measures that know it.
       provenance: versions, checkpoint and prior digests, config, seed, source.
+      mean: mean image before cleaning, `[V]`.
+      displacement: framewise displacement in mm of every recorded frame.
+      uncertainty: standard deviation of the edges of a measure or layer, `[K, K]`, not of every one: of correlations in Fisher z, of the
+        coupling in 1/s.
     """
 
     space: Space

@@ -11,10 +11,21 @@ from pnet_jax.edges import multivariate as _multivariate
 from pnet_jax.edges import tangent as _tangent
 from pnet_jax.edges import whitened as _whitened
 from pnet_jax.edges.guided import Guide, fit_guided, guide
-from pnet_jax.edges.layers import MEANT_FOR, Layer, case_control_layer, layers, meant_for
+from pnet_jax.edges.layers import MEANT_FOR, Layer, add_layers, case_control_layer, layers, meant_for
 from pnet_jax.edges.registry import Measure, compute, measure, names
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage, shrink
 from pnet_jax.edges.tangent import tangent
 
-__all__ = ["MEANT_FOR", "Guide", "Layer", "Measure", "Shrinkage", "case_control_layer", "compute", "fit_guided", "fit_shrinkage"]
+__all__ = [
+    "MEANT_FOR",
+    "Guide",
+    "Layer",
+    "Measure",
+    "Shrinkage",
+    "add_layers",
+    "case_control_layer",
+    "compute",
+    "fit_guided",
+    "fit_shrinkage",
+]
 __all__ += ["guide", "layers", "meant_for", "measure", "names", "shrink", "tangent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from pnet_jax.config import nearest
 from pnet_jax.edges.guided import Guide, guide
 from pnet_jax.edges.shrinkage import Shrinkage, shrink
+from pnet_jax.network import Network
 
 MEANT_FOR = {
     "raw": "inference, diagnosis, circuits",
@@ -78,6 +80,16 @@ def layers(
     return made
 
 
+def add_layers(network: Network, made: dict[str, Layer]) -> Network:
+    """The network with the layers among its edges and their uncertainty beside them; the raw layer stays under `"pearson"`."""
+    named = {"pearson" if name == "raw" else name: layer for name, layer in made.items()}
+    return dataclasses.replace(
+        network,
+        edges=network.edges | {name: layer.edges for name, layer in named.items()},
+        uncertainty=network.uncertainty | {name: layer.uncertainty for name, layer in named.items()},
+    )
+
+
 def meant_for(name: str) -> str:
     """What a layer is meant for.
 
@@ -95,9 +107,12 @@ def meant_for(name: str) -> str:
 def case_control_layer(name: str, *, force: bool = False) -> str:
     """Lets a layer pass into a test of patients against controls, or refuses it. Every such test calls this first.
 
-    A shrunk or guided edge is drawn towards the people that the group was fitted on. Fitted on healthy people, it takes for noise what makes
-    patients different: in a simulation the guided edges found none of 43 planted differences, where the raw ones found 10. Fitted on both, it draws
-    the two groups together all the same, and errors are no longer independent between people, so that permutation tests do not hold.
+    A shrunk or guided edge is drawn towards the people that the group was fitted on. What sets patients apart gets smaller with everything
+    else that is individual (`benchmarks/planted_difference.py`: to a third and to half), and by how much depends on the length of a scan:
+    where patients have fewer frames left than controls, as patients do who move, differences vanish or appear that no brain has. Guided
+    edges also spread a local change over the edges that vary together in the group. A guide learnt on healthy people by a neural network
+    found none of 43 planted differences where the raw edges found 10. Of people whom the group was fitted on, the errors are not
+    independent, and permutation tests do not hold.
 
     Args:
       name: of the layer.
@@ -118,8 +133,8 @@ def case_control_layer(name: str, *, force: bool = False) -> str:
     purpose = meant_for(name)
     if name != "raw":
         said = (
-            f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are drawn towards the people they were "
-            "fitted on, which erases effects of disease"
+            f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are drawn towards the "
+            "people they were fitted on, which erases effects of disease"
         )
         if not force:
             raise ValueError(f'{said}. Expected the layer "raw", got "{name}"; force=True tests it all the same')

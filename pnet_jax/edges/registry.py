@@ -33,7 +33,6 @@ class Measure:
       description: one sentence for sidecars.
       needs: what the function takes beside the signals, of `NEEDS`.
       made_by: where the edges come from, if not from this function.
-      error_units: of the standard errors, where they are not the edges' own.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Measure:
     description: str
     needs: tuple[str, ...] = ()
     made_by: str = ""
-    error_units: str = ""
 
     @property
     def of_locations(self) -> bool:

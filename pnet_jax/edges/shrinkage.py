@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+POOLING = 10.0  # people whose weight the average over all edges has beside an edge's own variances
 CLIP = 0.99  # largest correlation whose Fisher z is taken
 SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between people below which nothing can be told from the group
 
@@ -39,6 +40,8 @@ def fit_shrinkage(
     second: Float[Array, "S K K"],
     n_eff_first: Float[Array, " S"],
     n_eff_second: Float[Array, " S"] | None = None,
+    *,
+    pooling: float = POOLING,
 ) -> Shrinkage:
     r"""Group mean, signal and noise of each edge from two recordings (or two halves of one) of each person.
 
@@ -46,13 +49,15 @@ def fit_shrinkage(
       \tau^2 = \tfrac{S}{S-1} \langle (z^A - m)(z^B - m) \rangle, \quad
       \text{noise} = \Big\langle \frac{(z^A - z^B)^2}{1/n^A + 1/n^B} \Big\rangle
 
-    Noise of a recording is inversely proportional to its number of independent frames, so that pairs of other lengths than the scan's will do.
+    Noise of a recording is inversely proportional to its number of independent frames, so that pairs of other lengths than the scan's
+    will do.
 
     Args:
       first: correlations of each person's first recording, `[S, K, K]`; NaN for absent parcels.
       second: of the second one, in the same order.
       n_eff_first: independent frames, about 2 · bandwidth · seconds, `[S]`.
       n_eff_second: of the second recordings; those of the first if not given.
+      pooling: people whose weight the mean of the variances over all edges has beside an edge's own: few people know little of one edge.
 
     Returns:
       The group, to `shrink` other people with. A person who is shrunk towards a group must not be one of it.
@@ -64,20 +69,18 @@ def fit_shrinkage(
 
     >>> import jax.numpy as jnp
     >>> pairs = jnp.tanh(jnp.array([[[[0, .2], [.2, 0]], [[0, .6], [.6, 0]]], [[[0, .4], [.4, 0]], [[0, .8], [.8, 0]]]]))
-    >>> group = fit_shrinkage(*pairs, n_eff_first=jnp.array([50.0, 50.0]))
+    >>> group = fit_shrinkage(*pairs, n_eff_first=jnp.array([50.0, 50.0]), pooling=0)
     >>> [f"{x[0, 1]:.2f}" for x in group]
     ['0.50', '0.06', '1.00']
 
     Source: Efron & Morris 1973; for connectomes Mejia et al. 2018, NeuroImage 172.
     """
     n_first, n_second = checked_pairs(first, second, n_eff_first, n_eff_second, ndim=3)
-    return _fit(fisher(first), fisher(second), n_first, n_second)
+    return _fit(fisher(first), fisher(second), n_first, n_second, jnp.float32(pooling))
 
 
 @jax.jit
-def shrink(
-    r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]
-) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
     r"""Posterior mean and standard deviation of one person's edges.
 
     .. math:: \hat z = m + B (z - m), \quad B = \frac{\tau^2}{\tau^2 + s^2}, \quad
@@ -129,7 +132,9 @@ def checked_pairs(
 
 
 @jax.jit
-def _fit(a: Float[Array, "S K K"], b: Float[Array, "S K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"]) -> Shrinkage:
+def _fit(
+    a: Float[Array, "S K K"], b: Float[Array, "S K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], pooling: Float[Array, ""]
+) -> Shrinkage:
     there = jnp.isfinite(a) & jnp.isfinite(b)
     count = jnp.sum(there, axis=0, dtype=jnp.float32)
 
@@ -137,11 +142,15 @@ def _fit(a: Float[Array, "S K K"], b: Float[Array, "S K K"], n_a: Float[Array, "
         total = jnp.sum(jnp.where(there, values, 0.0), axis=0)
         return jnp.where(count > 1, total / jnp.maximum(count, 1), jnp.nan)
 
+    def pooled(variance: Float[Array, "K K"]) -> Float[Array, "K K"]:
+        everywhere = jnp.nanmean(jnp.where(jnp.eye(len(variance), dtype=bool), jnp.nan, variance))
+        return (count * variance + pooling * everywhere) / (count + pooling)
+
     centre = mean((a + b) / 2)
     # The mean was taken from the same people: one degree of freedom.
     unbiased = count / jnp.maximum(count - 1, 1)
-    signal = jnp.maximum(mean((a - centre[None]) * (b - centre[None])) * unbiased, SMALLEST_SIGNAL)
-    noise = mean(jnp.square(a - b) / (1 / n_a + 1 / n_b)[:, None, None])
+    signal = jnp.maximum(pooled(mean((a - centre[None]) * (b - centre[None])) * unbiased), SMALLEST_SIGNAL)
+    noise = pooled(mean(jnp.square(a - b) / (1 / n_a + 1 / n_b)[:, None, None]))
     return Shrinkage(centre, signal, noise)
 
 

@@ -23,9 +23,10 @@ def whitened(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     .. math:: r_{kl} \propto \mathrm{Re} \sum_\omega \hat x_k(\omega)\, \overline{\hat x_l(\omega)} \,/\, \sqrt{P(\omega)},
       \qquad P = \text{mean power over parcels}
 
-    A resting spectrum falls steeply, so that a plain correlation rests on few slow cycles. Here fast ones count as well: the standard error is
-    smaller. What it estimates is not quite the same, so it is a *second view* for `fit_guided`, and no replacement of Pearson's r.
-    Give it signals without a low-pass filter (`CleaningConfig(low_pass=None)`), or there is little to win. Frames are taken to be evenly spaced.
+    A resting spectrum falls steeply, so that a plain correlation rests on few slow cycles. Here fast ones count as well: the standard
+    error is smaller. What it estimates is not quite the same, so it is a *second view* for `fit_guided`, and no replacement of Pearson's
+    r. Give it signals without a low-pass filter (`CleaningConfig(low_pass=None)`), or there is little to win. Frames are taken to be
+    evenly spaced.
 
     Args:
       signals: of the parcels, without slow drift, `[K, T]`.
@@ -39,8 +40,8 @@ def whitened(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     spectrum = jnp.fft.rfft(centred / jnp.where(flat, 1.0, size), axis=1)[:, 1:]  # [K, F]; the mean is gone already
     power = jnp.mean(jnp.square(jnp.abs(spectrum)), axis=0)  # [F]
     power = jnp.convolve(jnp.pad(power, SMOOTHING // 2, mode="edge"), jnp.full(SMOOTHING, 1 / SMOOTHING), mode="valid")
-    weighed = spectrum * jnp.power(jnp.maximum(power, 1e-6 * jnp.max(power) + 1e-30), -0.25)[None]
-    parts = jnp.concatenate([weighed.real, weighed.imag], axis=1)  # [K, 2F]
+    gain = jnp.power(jnp.maximum(power, 1e-6 * jnp.max(power) + 1e-30), -0.25)[None]
+    parts = jnp.concatenate([spectrum.real * gain, spectrum.imag * gain], axis=1)  # [K, 2F]
     length = jnp.linalg.norm(parts, axis=1, keepdims=True)
     unit = jnp.where(flat, jnp.nan, parts / jnp.where(flat, 1.0, length))
     r = jnp.clip(jnp.matmul(unit, unit.T, precision="highest"), -1, 1)

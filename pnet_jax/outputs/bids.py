@@ -39,8 +39,9 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-prior_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
       (CIFTI: `_desc-locations_dseg.dscalar.nii`); outside MNI space `_desc-mean_boldref.nii.gz`
-    - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`;
-      `_stat-<measure>_desc-error_relmat` beside those that know their standard errors
+    - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
+    - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,
+      `…_desc-shrunksd_relmat`, `…_desc-guidedsd_relmat` for the uncertainty of what has one, each `.tsv` with `.json`
     - `_desc-motion_timeseries.tsv` with `.json`, where head motion is known
     - `_desc-pnet_qc.json`
 
@@ -236,9 +237,9 @@ def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
         yield write_json(beside(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
     for measure, matrix in network.uncertainty.items():
-        file = f"stat-{sidecars.stat_label(measure)}_{sidecars.ERROR}_relmat"
+        file = f"stat-{sidecars.uncertainty_label(measure)}_relmat"
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
-        yield write_json(beside(stem, f"{file}.json"), sidecars.error_sidecar(network, measure))
+        yield write_json(beside(stem, f"{file}.json"), sidecars.uncertainty_sidecar(network, measure))
 
 
 def check_shapes(network: Network) -> None:

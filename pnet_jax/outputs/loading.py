@@ -17,7 +17,7 @@ from pnet_jax.ingest.nifti import attempt, open_image
 from pnet_jax.network import Network
 from pnet_jax.outputs.bids import check_shapes
 from pnet_jax.outputs.locations import CIFTI_MAPS, LOCATIONS, MASK, MEAN, MOTION, PRIOR
-from pnet_jax.outputs.sidecars import ERROR, stat_label
+from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.outputs.tables import beside, read_matrix, read_rows
 from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_space, hemisphere_of, point_space
 
@@ -70,7 +70,6 @@ def _read(stem: Path) -> Network:
         probabilities=probabilities,
         signals=read_matrix(_there(beside(stem, "stat-mean_timeseries.tsv"))).T,
         edges=_edges(stem, scan["Measures"]),
-        uncertainty=_errors(stem),
         ids=ids,
         names=tuple(row["name"] for row in parcels),
         hemispheres=tuple(row["hemisphere"] for row in parcels),
@@ -84,6 +83,7 @@ def _read(stem: Path) -> Network:
         provenance=provenance,
         mean=_mean(beside(stem, f"{MEAN}.nii.gz"), space),
         displacement=_displacement(beside(stem, f"{MOTION}.tsv")),
+        uncertainty={of: read_matrix(_there(file), index=True) for of, file in _matrices(stem, "UncertaintyOf")},
     )
 
 
@@ -188,16 +188,19 @@ def _volumes(image: Any, at: tuple[np.ndarray, ...], n_parcels: int, file: Path)
 def _edges(stem: Path, measures: list[str]) -> dict[str, Float[np.ndarray, "K K"]]:
     """Measures in the order they were asked for, then those that came later (a cohort's)."""
     files = {measure: beside(stem, f"stat-{stat_label(measure)}_relmat.tsv") for measure in measures}
-    for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
-        if ERROR in about.name:
-            continue
-        files.setdefault(_json(about, "Measure")["Measure"], about.with_suffix(".tsv"))
+    for measure, file in _matrices(stem, "Measure"):
+        files.setdefault(measure, file)
     return {measure: read_matrix(_there(file), index=True) for measure, file in files.items()}
 
 
-def _errors(stem: Path) -> dict[str, Float[np.ndarray, "K K"]]:
-    found = sorted(stem.parent.glob(f"{stem.name}_stat-*_{ERROR}_relmat.json"))
-    return {_json(about, "Measure")["Measure"]: read_matrix(_there(about.with_suffix(".tsv")), index=True) for about in found}
+def _matrices(stem: Path, key: str) -> Iterator[tuple[str, Path]]:
+    """Tables whose sidecar names a measure under `key`, with that name."""
+    for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
+        said = _json(about)
+        if not {"Measure", "UncertaintyOf"} & set(said):
+            raise ValueError(f"{about}: lacks Measure: damaged, or of a version that noted less; construct the scan again")
+        if key in said:
+            yield said[key], about.with_suffix(".tsv")
 
 
 def _mean(file: Path, space: Space) -> Float[np.ndarray, " V"] | None:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from pnet_jax.edges import Measure
 
 STAT_LABELS = {"pearson": "pearsoncorrelation", "partial": "partialcorrelation"}
-ERROR = "desc-error"  # in the name of a table of standard errors
+# Layers are further estimates of the same correlation.
+STAT_LABELS |= {layer: f"pearsoncorrelation_desc-{layer}" for layer in ("shrunk", "guided")}
+LAYERS = {
+    "shrunk": "Pearson correlation drawn towards the group, edge by edge, by empirical Bayes",
+    "guided": "Pearson correlation as a posterior mean, given every view of the scan and what a cohort taught of each edge and mode",
+}
 ROWS = "Parcels stand in the order of the rows of _dseg.tsv; parcels without any location keep their place and are n/a."
 
 
@@ -28,6 +33,17 @@ def stat_label(measure: str) -> str:
       ('partialcorrelation', 'distancecorrelation')
     """
     return STAT_LABELS.get(measure) or re.sub(r"[^a-zA-Z0-9]", "", measure)
+
+
+def uncertainty_label(measure: str) -> str:
+    """The same for the uncertainty of a measure or layer.
+
+    Example:
+      >>> uncertainty_label("pearson"), uncertainty_label("guided")
+      ('pearsoncorrelation_desc-sd', 'pearsoncorrelation_desc-guidedsd')
+    """
+    label = stat_label(measure)
+    return f"{label}sd" if "_desc-" in label else f"{label}_desc-sd"
 
 
 def dataset_description() -> dict[str, Any]:
@@ -177,14 +193,15 @@ def signals_sidecar(network: Network) -> dict[str, Any]:
 def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
     """Sidecar of one connectome."""
     matrix = network.edges[measure]
-    known = _registered(measure)
+    known = _registered("pearson" if measure in LAYERS else measure)
     finite = matrix[np.isfinite(matrix)]
     own = np.diagonal(matrix)[np.isfinite(np.diagonal(matrix))]
     constant = not len(own) or np.ptp(own) < 1e-4
     return {
         "Description": f"One value for each pair of parcels. {ROWS}",
-        "RelationshipMeasure": known.description if known else measure,
+        "RelationshipMeasure": LAYERS.get(measure) or (known.description if known else measure),
         "Measure": measure,
+        "MeantFor": _purpose(measure),
         "Units": known.units if known else "see the measure",
         "Weighted": True,
         "Directed": not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True),
@@ -196,15 +213,27 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
     } | _common(network)
 
 
-def error_sidecar(network: Network, measure: str) -> dict[str, Any]:
-    """Sidecar of the standard errors of one connectome."""
+def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
+    """Sidecar of the uncertainty of one connectome: of correlations in Fisher z, of what else there is in its own units."""
     known = _registered(measure)
+    own = known is not None and not known.units.startswith("correlation")
     return {
-        "Description": f"Standard error of each edge of the measure. {ROWS}",
-        "Measure": measure,
-        "Units": known.error_units or known.units if known else "see the measure",
+        "Description": f"Standard deviation of each edge{'' if own else chr(39) + 's Fisher z'}. {ROWS}",
+        "UncertaintyOf": measure,
+        "Units": known.units if own and known else "Fisher z",
+        "Weighted": True,
+        "Directed": False,
+        "ValidDiagonal": False,
+        "StorageFormat": "Full",
+        "NonNegative": True,
         "Nodes": "Names in the header and in the first column, `Node`",
     } | _common(network)
+
+
+def _purpose(measure: str) -> str:
+    from pnet_jax import edges
+
+    return edges.meant_for(measure if measure in LAYERS else "raw")
 
 
 def _registered(measure: str) -> Measure | None:

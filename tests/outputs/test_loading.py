@@ -139,6 +139,26 @@ def test_an_older_result_leaves_nothing_behind(tmp_path):
     assert there == kept and kept < files and list(load_network(next(tmp_path.rglob("*8_dseg.tsv"))).edges) == ["pearson"]
 
 
+def test_layers_and_their_uncertainty_come_back(tmp_path):
+    network = make_network(grid_space(*flip_x(phantom_mask(), AFFINE), name="MNI152NLin6Asym"))
+    raw = network.edges["pearson"]
+    layered = {"pearson": raw, "shrunk": 0.5 * raw, "guided": 0.6 * raw}
+    spread = {name: np.abs(matrix) / 10 for name, matrix in layered.items()}
+    files = save(dataclasses.replace(network, edges=layered, uncertainty=spread), tmp_path)
+    names = {file.name.partition("_stat-")[2] for file in files}
+    assert {f"pearsoncorrelation_desc-{of}_relmat.tsv" for of in ("shrunk", "guided", "sd", "shrunksd", "guidedsd")} < names
+    found = load_network(files[-1])
+    assert list(found.edges) == list(layered)
+    assert set(found.uncertainty) == set(spread)
+    for name in layered:
+        np.testing.assert_allclose(found.edges[name], layered[name], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(found.uncertainty[name], spread[name], rtol=1e-6, atol=1e-12)
+    said = [json.loads(next(tmp_path.rglob(f"*_desc-{of}_relmat.json")).read_text()) for of in ("shrunk", "guidedsd")]
+    assert said[0]["MeantFor"] == "description, identification"
+    assert said[1]["UncertaintyOf"] == "guided"
+    assert "Measure" not in said[1]
+
+
 def test_edges_that_came_later_are_read(tmp_path):
     network = make_network()
     table = save(network, tmp_path)[-1]

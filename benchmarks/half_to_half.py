@@ -1,0 +1,244 @@
+"""Edges from one half of a real scan, scored on the raw edges of its other half, in people of sites that took no part.
+
+ABIDE I, 200 ROIs, .009–.1 Hz, mean signal removed, 10 frames left out between the halves. Everything is fitted on 390 people of nine
+sites and scored on 127 of five others. `individual` is the correlation over edges after the training mean is taken away, so that a
+constant network scores 0; `mse` is in Fisher z and holds the noise of the half that is predicted. Differences are to edge-wise empirical
+Bayes, with bootstrap intervals over people. `--sites` scores folds of training sites instead: what choices were made on.
+
+    python benchmarks/half_to_half.py --out benchmarks/results/half_to_half.json
+    python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the training sites' group network
+    python benchmarks/half_to_half.py --minutes 1.5          # only the last minutes of a test scan's first half are seen
+    python benchmarks/half_to_half.py --people 40            # fitted on few people
+    python benchmarks/half_to_half.py --sites                # five folds of training sites; the test sites are not read
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from common import need, parser, table, write
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.signal import butter, sosfiltfilt
+
+from pnet_jax import edges
+
+FILE = "abide_cc200/abide1_cc200_int8.npz"
+TEST_SITES = ("KKI", "Caltech", "CMU_a", "MaxMun_d", "Leuven_1")
+SECONDS = {"CMU_b": 1.5, "KKI": 2.5, "Leuven_1": 1.667, "MaxMun_a": 3.0, "MaxMun_b": 3.0, "MaxMun_c": 3.0, "MaxMun_d": 3.0}
+SECONDS |= {"OHSU": 2.5, "Olin": 1.5, "Pitt": 1.5, "SBL": 2.2, "UCLA_2": 3.0}  # the other sites 2.0
+LOW, HIGH = 0.009, 0.1
+GAP_FRAMES, MIN_FRAMES = 10, 140
+BOOTSTRAPS = 2000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    """One recording: ROI signals without their mean, and its place."""
+
+    signals: np.ndarray  # [T, K]
+    site: str
+    tr: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cohort:
+    """Both halves of everybody: views (raw, whitened) `[S, 2, K, K]` and independent frames `[S]`."""
+
+    views: tuple[np.ndarray, np.ndarray]
+    n_eff: tuple[np.ndarray, np.ndarray]
+    sites: np.ndarray
+
+    def take(self, who: np.ndarray) -> Cohort:
+        return Cohort(tuple(v[who] for v in self.views), tuple(n[who] for n in self.n_eff), self.sites[who])
+
+
+def main() -> None:
+    args = _arguments()
+    scans = load(need(args.data, FILE)[0])
+    train = [scan for scan in scans if scan.site not in TEST_SITES]
+    merge = merged(train, args.parcels)
+    taught = halves(train, merge)
+    if args.sites:
+        pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites)]
+    else:
+        pairs = [(taught, halves([scan for scan in scans if scan.site in TEST_SITES], merge, args.minutes))]
+    parts = [score(few(fit, args.people), test) for fit, test in pairs]
+    people = {name: {key: np.concatenate([p[name][key] for p in parts]) for key in parts[0][name]} for name in parts[0]}
+    print(f"{' + '.join(str(len(few(fit, args.people).sites)) for fit, _ in pairs)} people fitted, {len(people['raw']['mse'])} scored")
+    figures = {name: summary(values, people["empirical Bayes"]) for name, values in people.items()}
+    rows = [(name, *(_text(f[key]) for key in f)) for name, f in figures.items()]
+    table(("edges", *next(iter(figures.values()))), rows)
+    by_site = sites(people, np.concatenate([test.sites for _, test in pairs]))
+    table(("site", *next(iter(by_site.values()))), [(name, *row.values()) for name, row in by_site.items()])
+    write(args, figures | {"sites": by_site})
+
+
+def load(file) -> list[Scan]:
+    """Recordings that are long enough and in which every ROI varies."""
+    with np.load(file) as stored:
+        content = {name: stored[name] for name in ("z", "offset", "site", "clip")}
+    scans = []
+    for start, stop, site in zip(content["offset"], content["offset"][1:], content["site"], strict=False):
+        x = content["z"][start:stop].astype(np.float32) / 127 * float(content["clip"])
+        if len(x) >= MIN_FRAMES and (x.std(0) >= 1e-3).all():
+            scans.append(Scan(x - x.mean(1, keepdims=True), str(site), SECONDS.get(str(site), 2.0)))
+    return scans
+
+
+def merged(train: list[Scan], parcels: int | None) -> np.ndarray | None:
+    """A matrix that averages alike ROIs, `[200, K]`: Ward on the mean network of the training sites."""
+    if parcels is None:
+        return None
+    group = np.mean([np.corrcoef(scan.signals.T) for scan in train], 0)
+    labels = fcluster(linkage(group, "ward"), parcels, "maxclust") - 1
+    share = np.eye(parcels, dtype=np.float32)[labels]
+    return share / share.sum(0)
+
+
+def halves(scans: list[Scan], merge: np.ndarray | None, minutes: float | None = None) -> Cohort:
+    """Views of both halves; `minutes` shortens the first."""
+    views, n_eff, sites = [], [], []
+    for scan in scans:
+        x = scan.signals if merge is None else scan.signals @ merge
+        band = LOW, min(HIGH, 0.45 / scan.tr)
+        filtered = sosfiltfilt(butter(2, band, "band", fs=1 / scan.tr, output="sos"), x, axis=0).astype(np.float32)
+        cuts = slice(None, len(x) // 2 - GAP_FRAMES // 2), slice(len(x) // 2 + GAP_FRAMES // 2, None)
+        if minutes is not None:
+            cuts = slice(max(0, cuts[0].stop - round(60 * minutes / scan.tr)), cuts[0].stop), cuts[1]
+        # The second view is made of the half's own frames alone.
+        pair = [(np.corrcoef(filtered[cut].T), edges.compute("whitened", without_drift(x[cut], scan.tr).T)) for cut in cuts]
+        if np.isfinite(pair).all():
+            views.append(np.array(pair, np.float32))
+            n_eff.append([2 * (band[1] - band[0]) * len(x[cut]) * scan.tr for cut in cuts])
+            sites.append(scan.site)
+    table_, frames = np.array(views), np.array(n_eff, np.float32)
+    return Cohort((table_[:, 0], table_[:, 1]), (frames[:, 0], frames[:, 1]), np.array(sites))
+
+
+def without_drift(x: np.ndarray, tr: float) -> np.ndarray:
+    """Signals less the cosines below the band, so that no frame of the other half enters as by a filter."""
+    orders = np.arange(int(2 * len(x) * tr * LOW) + 1)
+    cosines = np.cos(np.pi * (np.arange(len(x))[:, None] + 0.5) * orders / len(x))
+    return (x - cosines @ np.linalg.lstsq(cosines, x, rcond=None)[0]).astype(np.float32)
+
+
+def folds(sites: np.ndarray, number: int = 5) -> list[np.ndarray]:
+    """Whole sites, dealt by falling size to the smallest fold."""
+    names, sizes = np.unique(sites, return_counts=True)
+    dealt: list[list[str]] = [[] for _ in range(number)]
+    filled = np.zeros(number)
+    for i in np.argsort(-sizes):
+        dealt[filled.argmin()].append(names[i])
+        filled[filled.argmin()] += sizes[i]
+    return [np.isin(sites, group) for group in dealt]
+
+
+def few(cohort: Cohort, people: int | None) -> Cohort:
+    """That many people by chance."""
+    return cohort if people is None else cohort.take(np.random.default_rng(0).permutation(len(cohort.sites))[:people])
+
+
+def score(fit: Cohort, test: Cohort) -> dict[str, dict[str, np.ndarray]]:
+    """Each person's figures for each estimate of the first half."""
+    upper = np.triu_indices(fit.views[0].shape[-1], 1)
+    a, b = (fisher(views[:, 0])[:, *upper] for views in fit.views)
+    seen, truth = (fisher(views[:, 0])[:, *upper] for views in test.views)
+    mean, noise = (a.mean(0) + b.mean(0)) / 2, ((a - b) ** 2).mean(0) / 2
+    signal = np.maximum(np.concatenate([a, b]).var(0) - noise, 1e-5)
+    group = edges.fit_shrinkage(fit.views[0][:, 0], fit.views[1][:, 0], *fit.n_eff)
+    spread = np.asarray(group.noise)[upper]
+    n_seen, n_truth = test.n_eff
+
+    def judged(predicted: np.ndarray, sd: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        out = one_by_one(predicted, truth, mean)
+        if sd is not None:
+            out["coverage"] = (np.abs(predicted - truth) < 1.96 * np.sqrt(sd**2 + spread / n_truth[:, None])).mean(1)
+        return out
+
+    def estimated(function) -> dict[str, np.ndarray]:
+        made = [
+            [fisher(np.asarray(x))[upper] if i == 0 else np.asarray(x)[upper] for i, x in enumerate(function(s))] for s in range(len(truth))
+        ]
+        return judged(*np.array(made).swapaxes(0, 1))
+
+    rows = {"raw": judged(seen), "empirical Bayes": judged(mean + signal / (signal + noise) * (seen - mean))}
+    rows["shrunk"] = estimated(lambda s: edges.shrink(test.views[0][s, 0], group, n_seen[s]))
+    run = jax.jit(edges.guide)
+    for name, views in (("guided, raw view only", slice(0, 1)), ("guided", slice(0, 2))):
+        taught = edges.fit_guided(fit.views[0][:, views], fit.views[1][:, views], *fit.n_eff)
+        rows[name] = estimated(lambda s, v=views, t=taught: run(test.views[0][s, v], t, n_seen[s]))
+        print(f"{name}: share of the modes {float(taught.share):.3f}, scale of the variance {float(taught.scale):.3f}", flush=True)
+    rows["guided, whitened view only"] = judged(_alone(fit, test, upper, mean))
+    return rows
+
+
+def _alone(fit: Cohort, test: Cohort, upper, mean: np.ndarray) -> np.ndarray:
+    """Each edge's best line from the whitened view to the other half's raw edge."""
+    (a, b), (y, x) = ([fisher(views[:, 1])[:, *upper] for views in fit.views], [fisher(v[:, 0])[:, *upper] for v in fit.views])
+    centre = (a.mean(0) + b.mean(0)) / 2
+    slope = ((a - centre) * (x - mean) + (b - centre) * (y - mean)).mean(0) / ((a - centre) ** 2 + (b - centre) ** 2).mean(0)
+    return mean + slope * (fisher(test.views[0][:, 1])[:, *upper] - centre)
+
+
+def fisher(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(np.clip(r, -0.99, 0.99))
+
+
+def one_by_one(predicted: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> dict[str, np.ndarray]:
+    p, t = (x - mean - (x - mean).mean(1, keepdims=True) for x in (predicted, truth))
+    p, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (p, t))
+    table_ = p @ t.T
+    return {
+        "individual": np.diag(table_).copy(),
+        "mse": ((predicted - truth) ** 2).mean(1),
+        "identification": (table_.argmax(1) == np.arange(len(p))).astype(float),
+    }
+
+
+def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, object]:
+    """Means, and differences of people to the reference with bootstrap intervals."""
+    out: dict[str, object] = {key: float(values[key].mean()) for key in ("individual", "mse", "identification")}
+    for key in ("individual", "mse"):
+        out[f"{key} − EB [95 %]"] = interval(values[key] - reference[key])
+    out["coverage of 95 %"] = float(values["coverage"].mean()) if "coverage" in values else None
+    return out
+
+
+def sites(people: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each site's means: a gain that only one scanner shows would be the scanner's."""
+    shown = {"EB": "empirical Bayes", "guided": "guided"}
+    return {
+        str(site): {"people": int((where == site).sum()), "TR": SECONDS.get(str(site), 2.0)}
+        | {
+            f"{key} {short}": float(people[name][key][where == site].mean())
+            for key in ("individual", "mse")
+            for short, name in shown.items()
+        }
+        for site in np.unique(where)
+    }
+
+
+def interval(difference: np.ndarray) -> list[float]:
+    draws = np.random.default_rng(0).integers(0, len(difference), (BOOTSTRAPS, len(difference)))
+    return [float(difference.mean()), *map(float, np.percentile(difference[draws].mean(1), [2.5, 97.5]))]
+
+
+def _text(value: object) -> object:
+    if isinstance(value, list):
+        return f"{value[0]:+.4f} [{value[1]:+.4f}, {value[2]:+.4f}]"
+    return value
+
+
+def _arguments():
+    arguments = parser(__doc__)
+    arguments.add_argument("--parcels", type=int, help="merge the 200 ROIs to that many")
+    arguments.add_argument("--minutes", type=float, help="of a test scan's first half that are seen")
+    arguments.add_argument("--people", type=int, help="how many of the training people are used")
+    arguments.add_argument("--sites", action="store_true", help="score folds of training sites, not the test sites")
+    return arguments.parse_args()
+
+
+if __name__ == "__main__":
+    main()
