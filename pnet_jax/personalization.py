@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
@@ -48,6 +49,7 @@ def personalize(
     model: Model,
     prior: Prior,
     people: People | None = None,
+    mesh: Mesh | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
@@ -64,6 +66,7 @@ def personalize(
       model: encoder to adapt.
       prior: parcels to begin with.
       people: of other people; those of the store if not given.
+      mesh: devices that a wave is spread over, along "subject"; all if not given.
       progress: called with the recording's key, how many are done and how many there are.
       say: told the size of the waves before they begin.
 
@@ -84,7 +87,7 @@ def personalize(
         settings = {"model": model.digest, "prior": prior.digest, "config": dataclasses.asdict(config)}
         done = _done(folder, settings)
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
-        mesh = parallel.make_mesh()
+        mesh = parallel.make_mesh() if mesh is None else mesh
         step = parallel.over_subjects(lambda same, subject: fine_tune(same, subject, config), mesh, shared=1)
         number = len(list((folder / WAVES).glob("wave-*"))) if (folder / WAVES).is_dir() else 0
         for size, wave in _waves(store, left, model, prior, config, mesh.shape["subject"], rows, folder, progress, say):
