@@ -27,10 +27,12 @@ from pnet_jax import parallel
 from pnet_jax.config import PerceiverConfig, nearest
 from pnet_jax.dynamics.fit import Hierarchy
 from pnet_jax.dynamics.linear_stochastic import Params
-from pnet_jax.dynamics.people import People
+from pnet_jax.edges.guided import Guide, Moments
+from pnet_jax.edges.shrinkage import Shrinkage
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model
 from pnet_jax.parcellation.prior import Prior
+from pnet_jax.people import People
 
 if TYPE_CHECKING:
     from pnet_jax.encoder.perceiver import PerceiverEncoder
@@ -172,28 +174,34 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
 
 
 def save_people(people: People, folder: str | pathlib.Path) -> None:
-    """Writes the dynamics of people to a new folder.
+    """Writes what people have in common to a new folder.
 
     Raises:
       ValueError, OSError: as `save_arrays`.
     """
-    h = people.hierarchy
-    arrays = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance}
-    about = {"sites": list(people.sites), "prior": people.prior, "subjects": people.subjects}
-    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="dynamics of people", metadata=about)
+    h, guide = people.hierarchy, people.guide
+    arrays: dict[str, Any] = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance}
+    if people.shrinkage is not None and guide is not None:
+        arrays["shrinkage"] = people.shrinkage._asdict()
+        arrays["guide"] = guide._asdict() | {"edges": guide.edges._asdict(), "pairs": guide.pairs._asdict()}
+    about = {"sites": list(people.sites), "prior": people.prior, "subjects": list(people.subjects)}
+    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="what people have in common", metadata=about)
 
 
 def load_people(folder: str | pathlib.Path) -> People:
-    """The dynamics of people from the folder of a `pnet personalize`, or the one that `save_people` wrote.
+    """What people have in common, from the folder of a `pnet personalize`, or the one that `save_people` wrote.
 
     Raises:
       ValueError: it holds none, or is damaged.
     """
     folder = pathlib.Path(folder)
-    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="dynamics of people")
-    arrays = jax.tree.map(np.asarray, arrays)
+    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="what people have in common")
     hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
-    return People(hierarchy, tuple(about["sites"]), about["prior"], about["subjects"])
+    shrinkage, guide = None, None
+    if "guide" in arrays:
+        taught = {name: Moments(**part) if name in ("edges", "pairs") else part for name, part in arrays["guide"].items()}
+        shrinkage, guide = Shrinkage(**arrays["shrinkage"]), Guide(**taught)
+    return People(hierarchy, shrinkage, guide, tuple(about["sites"]), about["prior"], tuple(about["subjects"]))
 
 
 class Saves:

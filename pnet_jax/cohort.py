@@ -18,12 +18,12 @@ import numpy as np
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct, resolve, resolve_people
-from pnet_jax.dynamics.people import People
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.outputs import append_status, check_writable, load_network, read_status, remove_result, save, save_edges
 from pnet_jax.parcellation.prior import Prior
+from pnet_jax.people import People
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.dynamics.people import People
+from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
 from pnet_jax.encoder.tokens import bucketed, observe
@@ -29,7 +29,8 @@ from pnet_jax.parcellation.mixture import begin as begin_mixture
 from pnet_jax.parcellation.placed import Placed, pad_rows, place
 from pnet_jax.parcellation.prior import LocalPrior, Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
-from pnet_jax.scan import Scan, split
+from pnet_jax.people import People
+from pnet_jax.scan import Scan, n_eff, split
 from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def construct(
     clock.lap("edges")
     if informed is not None:
         _add_dynamics(network, informed)
+    if people is not None:
+        network = _add_layers(network, people)
     network.qc["seconds"] = clock.seconds
     used = dataclasses.replace(config, parcels=group.n_parcels, prior=group.source, checkpoint=model.name, edges=names)
     network.provenance.update(_provenance(scan, model, group, used))
@@ -231,7 +234,7 @@ class _Informed:
 def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
-    report: dict[str, Any] = {"people": people.subjects, "prior": people.prior}
+    report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
     if start.selection.decision == "personalised":
         s = start.selection
         subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
@@ -293,6 +296,17 @@ def _add_dynamics(network: Network, informed: _Informed) -> None:
         )
 
 
+def _add_layers(network: Network, people: People) -> Network:
+    """The shrunk and the guided layer of the edges beside the raw one, where Pearson edges were asked for."""
+    if network.subject in people.subjects:
+        network.qc["warnings"].append(
+            "this person is one of those that coupling and layers were learned from: give other people for numbers that are to be compared"
+        )
+    if "pearson" not in network.edges or people.shrinkage is None:
+        return network
+    return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide))
+
+
 def spread_present(values: Float[np.ndarray, "k k"], signals: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"]:
     """Values of the parcels that have a signal among all K, NaN for the others."""
     present = np.isfinite(signals).all(1)
@@ -314,13 +328,12 @@ def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n
 
 def _quality(scan, here, local, group, parcellation, labels, names, config) -> dict[str, Any]:
     size = np.bincount(labels[labels >= 0], minlength=group.n_parcels)
-    low, high = scan.cleaning.get("high_pass") or 0.0, scan.cleaning.get("low_pass") or 0.5 / scan.tr
-    n_eff = 2 * (float(high) - float(low)) * scan.duration
+    independent = n_eff(scan)
     name = np.array(group.names, object)
     warnings = [*scan.warnings, *_misfits(scan, local, group)]
-    if {"partial", "precision"} & set(names) and n_eff <= 5 * group.n_parcels:
+    if {"partial", "precision"} & set(names) and independent <= 5 * group.n_parcels:
         warnings.append(
-            f"partial correlation and precision are ill-posed here: about {n_eff:.0f} effective frames for {group.n_parcels} parcels, "
+            f"partial correlation and precision are ill-posed here: {independent:.0f} effective frames for {group.n_parcels} parcels, "
             f"expected more than {5 * group.n_parcels}"
         )
     selection = dataclasses.asdict(parcellation.selection)
@@ -348,7 +361,7 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
         "recorded_frames": int(scan.recorded),
         "minutes": scan.duration / 60,
         "low_coverage": name[local.coverage < config.min_coverage].tolist(),
-        "n_eff": n_eff,
+        "n_eff": independent,
         "mean_displacement": None if scan.displacement is None else float(np.nanmean(scan.displacement)),
         "tsnr": float(np.median(scan.mean[here] / np.maximum(scan.std[here], 1e-12))),
         "warnings": warnings,

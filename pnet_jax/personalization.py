@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pnet_jax import edges as measures
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
@@ -21,8 +22,7 @@ from pnet_jax.construction import begin as begin_scan
 from pnet_jax.construction import parcel_signals
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
-from pnet_jax.dynamics.people import People, fit_people
-from pnet_jax.dynamics.spectra import Spectra, frequency_bins, spectra, standardise
+from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
 from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, make_subject, shape_of, stacked
@@ -31,8 +31,9 @@ from pnet_jax.outputs import append_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.parcellation.placed import Placed, place
 from pnet_jax.parcellation.prior import Prior
+from pnet_jax.people import Member, People, fit_people
 from pnet_jax.records import Store, read_scan
-from pnet_jax.scan import Scan
+from pnet_jax.scan import Scan, n_eff, split
 
 WAVES, STATUS = "adapters", "status.tsv"
 SHARE_OF_MEMORY = 0.5  # that a wave may take
@@ -82,7 +83,7 @@ def personalize(
     with only_here(folder, "pnet personalize"):
         people = people or _people(store, folder / PEOPLE, prior, progress)
         if people.prior != prior.digest:
-            raise ValueError(f"the dynamics are of other parcels: expected prior {prior.digest}, found {people.prior}")
+            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
         own_prior = dynamics_prior(people.hierarchy, prior, config)
         settings = {"model": model.digest, "prior": prior.digest, "config": dataclasses.asdict(config)}
         done = _done(folder, settings)
@@ -107,29 +108,36 @@ def _people(store: Store, folder: Path, prior: Prior, progress: Progress | None)
     """As they stand in the folder, or else made from the first recording of each subject and written there."""
     if folder.is_dir():
         return load_people(folder)
-    found, sites, seen = [], [], set()
-    for number, record in enumerate(store.records):
+    members: list[Member] = []
+    first = {record.subject: number for number, record in reversed(list(enumerate(store.records)))}
+    for number in sorted(first.values()):
+        record = store.records[number]
         if progress is not None:
-            progress(f"dynamics of all, {record.key}", 0, len(store))
-        if record.subject in seen:
-            continue
-        seen.add(record.subject)
+            progress(f"all people, {record.key}", 0, len(store))
         scan = read_scan(store, number)
         try:
-            found.append(spectra_of(scan, place(scan, prior)))
-            sites.append(record.site)
+            members.append(member(scan, prior, record.site))
         except ValueError as error:
-            warnings.warn(f"left out of the dynamics of all people: {record.key}: {error}", stacklevel=3)
-    people = fit_people(found, sites, prior.digest)
+            warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
+    people = fit_people(members, prior.digest)
     save_people(people, folder)
     return people
 
 
-def spectra_of(scan: Scan, placed: Placed) -> Spectra:
-    """Spectra of the prior's parcels of a whole recording; a parcel without locations has none, and no say."""
-    signals = np.nan_to_num(parcel_signals(scan.y, placed.whole.labels, placed.n_parcels))
+def member(scan: Scan, prior: Prior, site: str = "") -> Member:
+    """What is learned from of one person's recording: spectra of the prior's parcels, and the edges of its halves.
+
+    Raises:
+      ValueError: too few frames for the band, or no overlap with the prior.
+    """
+    placed = place(scan, prior)
+    signals = parcel_signals(scan.y, placed.whole.labels, placed.n_parcels)
     bins = frequency_bins(np.ones(signals.shape[1], bool), scan.tr, frames=scan.frames, filtered=scan.band)
-    return standardise(spectra(jnp.asarray(signals), bins))
+    # A parcel without locations has no spectrum, and no say.
+    seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
+    halves = split(scan)
+    edges = np.stack([measures.compute("pearson", signals[:, columns]) for columns in halves])
+    return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject, site)
 
 
 # waves

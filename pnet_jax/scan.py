@@ -67,6 +67,18 @@ class Scan:
         return "_".join(parts)
 
 
+def n_eff(scan: Scan, frames: int | None = None) -> float:
+    """Independent frames of a band-limited recording, about 2 · bandwidth · seconds.
+
+    Args:
+      scan: its band and TR.
+      frames: so many of them; all that were kept if not given.
+    """
+    low, high = scan.band
+    seconds = scan.duration if frames is None else frames * scan.tr
+    return 2 * ((high or 0.5 / scan.tr) - (low or 0.0)) * seconds
+
+
 def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields: object) -> Scan:
     """A Scan from cleaned signals in memory: checks shapes, marks constant or non-finite locations, z-scores over time.
 

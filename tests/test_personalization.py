@@ -43,7 +43,7 @@ def store(scans, tmp_path_factory):
 def done(store, toy_model, tmp_path_factory):
     """Folder, rows, and what was said."""
     folder, said = tmp_path_factory.mktemp("personal"), []
-    with pytest.warns(UserWarning, match="left out of the dynamics of all people.*sub-04"):
+    with pytest.warns(UserWarning, match="left out of what people have in common.*sub-04"):
         rows = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], say=said.append)
     return folder, rows, said
 
@@ -124,6 +124,17 @@ def test_an_informed_network_has_coupling_and_its_errors(network):
     assert network.qc["dynamics"]["people"] == 4
     fitted = network.qc["dynamics"]["fit"]
     assert fitted["ok"] == (fitted["held_out"] < fitted["prior_held_out"])
+
+
+def test_layers_stand_beside_the_raw_edges(network, done):
+    assert {"pearson", "shrunk", "guided", "coupling"} == set(network.edges) == set(network.uncertainty)
+    people = load_people(done[0])
+    assert people.subjects == ("00", "01", "02", "03")
+    apart = ~np.eye(K, dtype=bool)
+    raw, shrunk = (np.arctanh(network.edges[name][apart]) for name in ("pearson", "shrunk"))
+    mean = people.shrinkage.mean[apart]
+    assert (np.abs(shrunk - mean) <= np.abs(raw - mean) + 1e-5).all()
+    assert any("one of those that coupling and layers were learned from" in text for text in network.qc["warnings"])
 
 
 def test_coupling_and_errors_come_back_from_disk(network, tmp_path):

@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import begin as begin_scan
-from pnet_jax.dynamics.people import fit_people
 from pnet_jax.dynamics.spectra import scale_of
 from pnet_jax.encoder.adapter import adapt
 from pnet_jax.finetune import begin, fine_tune, make_subject, stacked
@@ -29,7 +28,8 @@ from pnet_jax.finetune.objective import (
 )
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge
 from pnet_jax.parcellation.mixture import soft_sums
-from pnet_jax.personalization import spectra_of
+from pnet_jax.people import fit_people
+from pnet_jax.personalization import member
 
 CONFIG = PersonalizeConfig(rounds=3, steps=3)
 K = 12
@@ -46,9 +46,9 @@ def starts(scans, toy_model):
 
 
 @pytest.fixture(scope="module")
-def people(scans, starts, toy_model):
-    found = [spectra_of(scan, start.placed) for scan, start in zip(scans, starts, strict=True)]
-    return fit_people(found, ["a", "a", "a", "b"], toy_model.priors[K].digest)
+def people(scans, toy_model):
+    prior = toy_model.priors[K]
+    return fit_people([member(scan, prior, site) for scan, site in zip(scans, "aaab", strict=True)], prior.digest)
 
 
 @pytest.fixture(scope="module")

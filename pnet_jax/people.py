@@ -1,0 +1,84 @@
+"""People: what is known of a prior's parcels before a person is seen: their dynamics, and how their edges vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, fit_group
+from pnet_jax.dynamics.spectra import Spectra, pool
+from pnet_jax.edges.guided import Guide, fit_guided
+from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
+
+LEAST = 3  # people to learn what people differ by, and of a site for it to stand for itself
+LEAST_FOR_LAYERS = 4  # people to fit a guide in two folds
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class People:
+    """What many people's parcels have in common, and what these people differ by.
+
+    Attributes:
+      hierarchy: of the dynamics, see `dynamics.fit.Hierarchy`.
+      shrinkage: of the edges, see `edges.fit_shrinkage`; None of fewer than 4 people.
+      guide: see `edges.fit_guided`; None of fewer than 4 people.
+      sites: names of the subgroups; one empty name where there is one group.
+      prior: digest of the parcels.
+      subjects: labels of those who were read.
+    """
+
+    hierarchy: Hierarchy
+    shrinkage: Shrinkage | None
+    guide: Guide | None
+    sites: tuple[str, ...]
+    prior: str
+    subjects: tuple[str, ...]
+
+
+class Member(NamedTuple):
+    """What is learned from of one person.
+
+    Attributes:
+      spectra: of a recording of the prior's parcels, standardised.
+      halves: Pearson correlations of two recordings, or of two halves of one, `[2, K, K]`; NaN for absent parcels.
+      n_eff: independent frames of each of the two, `[2]`.
+      subject: label.
+      site: or empty.
+    """
+
+    spectra: Spectra
+    halves: Float[np.ndarray, "2 K K"]
+    n_eff: Float[np.ndarray, 2]
+    subject: str
+    site: str
+
+
+def fit_people(members: Sequence[Member], prior: str) -> People:
+    """Dynamics and edges of a group, and what its members differ by.
+
+    Args:
+      members: one of each person; sites with fewer than 3 people are taken together.
+      prior: digest of the parcels.
+
+    Raises:
+      ValueError: fewer than 3 people.
+    """
+    if len(members) < LEAST:
+        raise ValueError(f"expected {LEAST} people or more to learn what people differ by, got {len(members)}")
+    sites = [member.site for member in members]
+    enough = [site if sites.count(site) >= LEAST else "" for site in sites]
+    names, recordings = tuple(sorted(set(enough))), [member.spectra for member in members]
+    hierarchy = empirical_bayes(fit_group(pool(recordings)), recordings, [names.index(site) for site in enough])
+    shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
+    return People(hierarchy, shrinkage, guide, names, prior, tuple(member.subject for member in members))
+
+
+def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:
+    first, second = np.stack([member.halves for member in members], 1).astype(np.float32)
+    n_eff = np.stack([member.n_eff for member in members], 1).astype(np.float32)
+    shrinkage = fit_shrinkage(first, second, *n_eff)
+    return shrinkage, fit_guided(first[:, None], second[:, None], *n_eff)
