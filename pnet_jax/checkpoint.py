@@ -199,8 +199,9 @@ def load_people(folder: str | pathlib.Path) -> People:
     hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
     shrinkage, guide = None, None
     if "guide" in arrays:
-        taught = {name: Moments(**part) if name in ("edges", "pairs") else part for name, part in arrays["guide"].items()}
-        shrinkage, guide = Shrinkage(**arrays["shrinkage"]), Guide(**taught)
+        g = arrays["guide"]
+        shrinkage = Shrinkage(**arrays["shrinkage"])
+        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["share"], g["scale"])
     return People(hierarchy, shrinkage, guide, tuple(about["sites"]), about["prior"], tuple(about["subjects"]))
 
 
