@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, subject_prior
-from pnet_jax.dynamics.linear_stochastic import standard_errors
+from pnet_jax.dynamics.linear_stochastic import jacobian, standard_errors
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
 from pnet_jax.finetune.objective import Subject, parcels
 from pnet_jax.finetune.subject import bins_of, parts_of
@@ -21,6 +21,7 @@ from pnet_jax.parcellation import score
 from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.placed import Placed
 from pnet_jax.parcellation.prior import Prior as Parcels
+from pnet_jax.parcellation.select import BLOCK_SECONDS, MIN_BLOCKS
 from pnet_jax.scan import Scan
 
 FINAL_STEPS = 6
@@ -71,22 +72,24 @@ def dynamics_prior(people: Hierarchy, parcels: Parcels, config: PersonalizeConfi
 def judge(scan: Scan, placed: Placed, subject: Subject, prior: Prior, tuned: Tuned, config: PersonalizeConfig) -> Verdict:
     """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that was held out.
 
-    A gain that is no more than the same parcels' is none: the parcels without fine-tuning are kept.
+    They are kept only where the bootstrap interval of the gain in DCBC over stretches of the held-out time lies above 0: few rounds
+    were tried, but the part is short, and parcels that differ by chance gain as often as they lose.
     """
+    nothing = float("nan")
     if not bool(tuned.ok):
-        return Verdict(False, float("nan"), float("nan"), "fine-tuning was not finite")
+        return Verdict(False, nothing, nothing, "fine-tuning was not finite")
     if int(tuned.round) == 0:
-        return Verdict(False, float("nan"), float("nan"), "no round foretold the held-out part better than no fine-tuning")
-    rest = np.ascontiguousarray(scan.y[placed.here][:, parts_of(scan, config)[1]])
+        return Verdict(False, nothing, nothing, "no round foretold the held-out part better than no fine-tuning")
+    rest = score.standardised(np.ascontiguousarray(scan.y[placed.here][:, parts_of(scan, config)[1]]))
     pairs = score.sample_pairs(placed.space, np.arange(len(placed.here)))
     r = score.pair_correlations(rest, pairs)
     plain = begin(subject.x.shape[1], prior, config).adapter
-    with_, without = (
-        score.dcbc(r, pairs, _hard(placed, _parcels(adapter, subject, subject.q, steps=FINAL_STEPS)[0].q))
-        for adapter in (tuned.own.adapter, plain)
-    )
-    said = f"held-out DCBC {with_:.4f} with fine-tuning, {without:.4f} without"
-    return Verdict(bool(with_ > without), float(with_), float(without), said)
+    ours, before = (_hard(placed, _parcels(adapter, subject, subject.q, steps=FINAL_STEPS)[0].q) for adapter in (tuned.own.adapter, plain))
+    blocks = max(1, int(rest.shape[1] * scan.tr / BLOCK_SECONDS))
+    low, middle, high = score.bootstrap_interval(score.gain_by_block(rest, pairs, ours, before, blocks), config.seed)
+    gain = f"the gain in held-out DCBC is {middle:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+    kept = blocks >= MIN_BLOCKS and low > 0
+    return Verdict(bool(kept), score.dcbc(r, pairs, ours), score.dcbc(r, pairs, before), gain)
 
 
 def _hard(placed: Placed, q: jax.Array) -> Int[np.ndarray, " n"]:
@@ -109,8 +112,6 @@ def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, con
     seen, later = standardise(seen), standardise(later, scale)
     own = _present(prior, present)
     found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.rate)
-    from pnet_jax.dynamics.linear_stochastic import jacobian
-
     return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(standard_errors(found.params, seen)))
 
 

@@ -15,6 +15,8 @@ BIN_MM = 4.0
 FURTHEST_MM = 36.0
 MIN_PAIRS = 50  # in a distance bin, within and across, for the bin to count
 
+RESAMPLES = 2000  # of the bootstrap
+
 
 class Pairs(NamedTuple):
     """Pairs of locations of one hemisphere no further apart than 36 mm, group by group.
@@ -178,3 +180,35 @@ def nearest_centroid(labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndar
             centroid = np.stack([np.bincount(index, weights=space.xyz[here, a]) for a in range(3)], 1) / count
             out[here] = parcels[cKDTree(centroid).query(space.xyz[here])[1]]
     return out
+
+
+def gain_by_block(
+    y: Float[np.ndarray, "V T"], pairs: Pairs, labels: Int[np.ndarray, " V"], than: Int[np.ndarray, " V"], blocks: int
+) -> Float[np.ndarray, " B"]:
+    """DCBC of a map over that of another, for each of B stretches of time, on the scale of the whole.
+
+    Args:
+      y: signals as `standardised` makes them.
+      pairs: of locations.
+      labels, than: the map and the other.
+      blocks: B.
+    """
+    frames = sum_by_frame(y, pairs, pair_weights(pairs, labels) - pair_weights(pairs, than))
+    starts = np.linspace(0, len(frames), blocks + 1).round().astype(int)[:-1]
+    return np.add.reduceat(frames, starts) * blocks
+
+
+def bootstrap_interval(differences: Float[np.ndarray, " B"], seed: int) -> tuple[float, float, float]:
+    """2.5 %, 50 % and 97.5 % of the mean over stretches of time, drawn again with replacement."""
+    rng = np.random.default_rng([seed, len(differences)])
+    resampled = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
+    low, middle, high = np.percentile(resampled, [2.5, 50, 97.5])
+    return float(low), float(middle), float(high)
+
+
+def standardised(y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, "V T"]:
+    """Signals of mean 0 and variance 1 over these frames; 0 where one does not vary."""
+    y = y - y.mean(1, keepdims=True)
+    energy = np.einsum("vt,vt->v", y, y) / y.shape[1]
+    y *= np.where(energy > 0, 1 / np.sqrt(np.where(energy > 0, energy, 1)), 0).astype(y.dtype)[:, None]
+    return y

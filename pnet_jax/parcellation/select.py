@@ -27,7 +27,6 @@ BETAS = (0.2, 0.4, 0.8)
 SEARCH_STEPS = 2  # each fit begins where the one before it ended, so that few are enough
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
-RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ class _Halves:
         self.n_parcels, self.pool = n_parcels, pool
         self.pairs = score.sample_pairs(space, np.flatnonzero(prior_labels >= 0), seed=seed)
         self.blocks = max(1, int(min(y.shape[1] for y in signals) * tr / BLOCK_SECONDS))
-        self.y = list(pool.map(_standardised, signals))
+        self.y = list(pool.map(score.standardised, signals))
         self.r = [score.pair_correlations(y, self.pairs) for y in self.y]
 
     def scores(self, first: Int[np.ndarray, " V"], second: Int[np.ndarray, " V"]) -> dict[str, float]:
@@ -102,14 +101,8 @@ class _Halves:
 
     def gain_by_block(self, labels: Sequence[Int[np.ndarray, " V"]], than: Int[np.ndarray, " V"]) -> Float[np.ndarray, " B"]:
         """DCBC of each half's parcels over that of others, for each stretch of time of the other half, on the scale of the whole."""
-
-        parts = []
-        for mine, y in zip(labels, self.y[::-1], strict=True):
-            weights = score.pair_weights(self.pairs, mine) - score.pair_weights(self.pairs, than)
-            frames = score.sum_by_frame(y, self.pairs, weights)
-            starts = np.linspace(0, len(frames), self.blocks + 1).round().astype(int)[:-1]
-            parts.append(np.add.reduceat(frames, starts) * self.blocks)
-        return np.concatenate(parts)
+        both = zip(labels, self.y[::-1], strict=True)
+        return np.concatenate([score.gain_by_block(y, self.pairs, mine, than, self.blocks) for mine, y in both])
 
 
 def select(
@@ -178,7 +171,7 @@ def select(
         hardened = pool.map(lambda q: harden(q, candidates, space.neighbours, prior_labels, n_parcels).labels, found)
         own = list(hardened)
         personalised = scan.scores(*own)
-        difference = _interval(scan.gain_by_block(own, prior_labels), seed)
+        difference = score.bootstrap_interval(scan.gain_by_block(own, prior_labels), seed)
     decision, reason = _decide(difference, scan.blocks)
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
@@ -218,17 +211,3 @@ def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, s
     if low > 0:
         return "personalised", f"across halves the personalised parcels beat the prior by {span} in DCBC"
     return "prior", f"across halves the gain over the prior is {span} in DCBC, which does not exclude zero, so the prior is kept"
-
-
-def _interval(differences: Float[np.ndarray, " B"], seed: int) -> tuple[float, float, float]:
-    rng = np.random.default_rng([seed, len(differences)])
-    resampled = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
-    low, middle, high = np.percentile(resampled, [2.5, 50, 97.5])
-    return float(low), float(middle), float(high)
-
-
-def _standardised(y: Float[np.ndarray, "V T"]) -> Float[np.ndarray, "V T"]:
-    y = y - y.mean(1, keepdims=True)
-    energy = np.einsum("vt,vt->v", y, y) / y.shape[1]
-    y *= np.where(energy > 0, 1 / np.sqrt(np.where(energy > 0, energy, 1)), 0).astype(y.dtype)[:, None]
-    return y

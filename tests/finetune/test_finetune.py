@@ -183,7 +183,8 @@ def test_parcels_are_kept_only_where_the_held_out_part_gains(wave, subjects, sca
     for at, (scan, start) in enumerate(zip(scans, starts, strict=True)):
         tuned = jax.tree.map(lambda leaf, at=at: jnp.asarray(leaf[at]), wave)
         found = judge(scan, start.placed, subjects[at], prior, tuned, CONFIG)
-        assert found.kept == (found.dcbc > found.without)
+        assert not found.kept or found.dcbc > found.without
+        assert found.kept or tuned.round == 0 or "95 % interval" in found.reason
     nothing = tuned._replace(round=jnp.zeros((), jnp.int32))
     assert not judge(scans[-1], starts[-1].placed, subjects[-1], prior, nothing, CONFIG).kept
 
