@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +21,41 @@ BAND_HZ = (0.009, 0.1)
 LEAST_FRAMES = 140
 
 
-def people(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
-    """Scans of the people of the training or of the test sites, band-passed and without their mean signal; short ones left out."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording:
+    """Signals of 200 regions without their mean, `[T, K]`, and whose they are."""
+
+    signals: np.ndarray
+    site: str
+    tr: float
+    subject: str
+
+    @property
+    def test(self) -> bool:
+        """Whether it is of a site that is kept for testing."""
+        return self.site in TEST_SITES
+
+
+def recordings(table: Path) -> list[Recording]:
+    """All that are long enough and in which every region varies."""
     with np.load(table) as file:
-        data = {name: file[name] for name in file.files}
-    space = regions(atlas, data["roi_id"])
-    for i, site in enumerate(map(str, data["site"])):
-        y = data["z"][data["offset"][i] : data["offset"][i + 1]].astype(np.float32) / 127 * float(data["clip"])
-        if (site in TEST_SITES) == test and len(y) >= LEAST_FRAMES and (y.std(0) > 1e-3).all():
-            yield make_scan(cleaned(y, tr := TR.get(site, OTHER_TR)).T, space, tr=tr, subject=f"{site}{data['sub_id'][i]}".replace("_", ""))
+        data = {name: file[name] for name in ("z", "clip", "offset", "site", "sub_id")}
+    out = []
+    for start, stop, site, subject in zip(data["offset"], data["offset"][1:], data["site"], data["sub_id"], strict=False):
+        x = data["z"][start:stop].astype(np.float32) / 127 * float(data["clip"])
+        if len(x) >= LEAST_FRAMES and (x.std(0) >= 1e-3).all():
+            label = f"{site}{subject}".replace("_", "")
+            out.append(Recording(x - x.mean(1, keepdims=True), str(site), TR.get(str(site), OTHER_TR), label))
+    return out
+
+
+def people(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
+    """Scans of the people of the training or of the test sites, band-passed."""
+    with np.load(table) as file:
+        space = regions(atlas, file["roi_id"])
+    for one in recordings(table):
+        if one.test == test:
+            yield make_scan(band_passed(one.signals, one.tr).T, space, tr=one.tr, subject=one.subject)
 
 
 def regions(atlas: Path, ids: np.ndarray) -> Space:
@@ -41,7 +68,11 @@ def regions(atlas: Path, ids: np.ndarray) -> Space:
     return point_space(np.array([place[int(one)] for one in ids]), names=[str(one) for one in ids], name="MNI152NLin6Asym")
 
 
-def cleaned(y: np.ndarray, tr: float) -> np.ndarray:
-    """`[T, V]` without the mean signal, within the band."""
-    high = min(BAND_HZ[1], 0.45 / tr)
-    return sosfiltfilt(butter(2, (BAND_HZ[0], high), "band", fs=1 / tr, output="sos"), y - y.mean(1, keepdims=True), axis=0)
+def band_of(tr: float) -> tuple[float, float]:
+    """The band in Hz, as far as a repetition time allows."""
+    return BAND_HZ[0], min(BAND_HZ[1], 0.45 / tr)
+
+
+def band_passed(x: np.ndarray, tr: float) -> np.ndarray:
+    """`[T, K]` within the band."""
+    return sosfiltfilt(butter(2, band_of(tr), "band", fs=1 / tr, output="sos"), x, axis=0).astype(np.float32)

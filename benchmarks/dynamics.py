@@ -26,6 +26,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from abide import TABLE as ABIDE
+from abide import recordings
 from common import parser, table, write
 
 from pnet_jax.dynamics import (
@@ -53,10 +55,6 @@ PARTS = ("simulated", "recovery", "abide", "hcp")
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 16.0)
 NOISE = 0.6  # white, beside signals of variance 1
 MINUTES = (3, 10, 30, 60)
-ABIDE = "abide_cc200/abide1_cc200_int8.npz"
-TEST_SITES = ("KKI", "Caltech", "CMU_a", "MaxMun_d", "Leuven_1")
-TR = {"CMU_b": 1.5, "KKI": 2.5, "Leuven_1": 1.667, "MaxMun_a": 3.0, "MaxMun_b": 3.0, "MaxMun_c": 3.0, "MaxMun_d": 3.0, "OHSU": 2.5}
-TR |= {"Olin": 1.5, "Pitt": 1.5, "SBL": 2.2, "UCLA_2": 3.0}  # seconds; the other sites 2.0
 likelihood = jax.jit(negative_log_likelihood)
 fit_one = jax.jit(fit, static_argnames="steps")
 
@@ -205,15 +203,11 @@ def abide(args):
 
 
 def abide_recordings(file: Path, train: int, test: int, seed: int):
-    with np.load(file) as f:
-        data = {key: f[key] for key in ("z", "clip", "offset", "site")}
-    out: tuple[list, list] = ([], [])
-    for i in np.random.default_rng(seed).permutation(len(data["site"])):
-        y = data["z"][data["offset"][i] : data["offset"][i + 1]].T.astype(np.float32) / 127 * data["clip"]
-        side = out[str(data["site"][i]) in TEST_SITES]
-        if len(side) < (test if side is out[1] else train) and y.shape[1] >= 140 and (y.std(1) > 1e-3).all():
-            side.append((y - y.mean(0), TR.get(str(data["site"][i]), 2.0)))
-    return out
+    """Signals and TR of so many people of the training sites and of the test sites."""
+    found = recordings(file)
+    order = np.random.default_rng(seed).permutation(len(found))
+    sides = [[(found[i].signals.T, found[i].tr) for i in order if found[i].test == test_site] for test_site in (False, True)]
+    return sides[0][:train], sides[1][:test]
 
 
 def hcp(args):

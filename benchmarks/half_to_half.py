@@ -18,28 +18,14 @@ import dataclasses
 
 import jax
 import numpy as np
+from abide import BAND_HZ, OTHER_TR, TABLE, TR, Recording, band_of, band_passed, recordings
 from common import need, parser, table, write
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.signal import butter, sosfiltfilt
 
 from pnet_jax import edges
 
-FILE = "abide_cc200/abide1_cc200_int8.npz"
-TEST_SITES = ("KKI", "Caltech", "CMU_a", "MaxMun_d", "Leuven_1")
-SECONDS = {"CMU_b": 1.5, "KKI": 2.5, "Leuven_1": 1.667, "MaxMun_a": 3.0, "MaxMun_b": 3.0, "MaxMun_c": 3.0, "MaxMun_d": 3.0}
-SECONDS |= {"OHSU": 2.5, "Olin": 1.5, "Pitt": 1.5, "SBL": 2.2, "UCLA_2": 3.0}  # the other sites 2.0
-LOW, HIGH = 0.009, 0.1
-GAP_FRAMES, MIN_FRAMES = 10, 140
+GAP_FRAMES = 10
 BOOTSTRAPS = 2000
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scan:
-    """One recording: ROI signals without their mean, and its place."""
-
-    signals: np.ndarray  # [T, K]
-    site: str
-    tr: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,14 +42,14 @@ class Cohort:
 
 def main() -> None:
     args = _arguments()
-    scans = load(need(args.data, FILE)[0])
-    train = [scan for scan in scans if scan.site not in TEST_SITES]
+    scans = recordings(need(args.data, TABLE)[0])
+    train = [scan for scan in scans if not scan.test]
     merge = merged(train, args.parcels)
     taught = halves(train, merge)
     if args.sites:
         pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites)]
     else:
-        pairs = [(taught, halves([scan for scan in scans if scan.site in TEST_SITES], merge, args.minutes))]
+        pairs = [(taught, halves([scan for scan in scans if scan.test], merge, args.minutes))]
     parts = [score(few(fit, args.people), test) for fit, test in pairs]
     people = {name: {key: np.concatenate([p[name][key] for p in parts]) for key in parts[0][name]} for name in parts[0]}
     print(f"{' + '.join(str(len(few(fit, args.people).sites)) for fit, _ in pairs)} people fitted, {len(people['raw']['mse'])} scored")
@@ -75,19 +61,7 @@ def main() -> None:
     write(args, figures | {"sites": by_site})
 
 
-def load(file) -> list[Scan]:
-    """Recordings that are long enough and in which every ROI varies."""
-    with np.load(file) as stored:
-        content = {name: stored[name] for name in ("z", "offset", "site", "clip")}
-    scans = []
-    for start, stop, site in zip(content["offset"], content["offset"][1:], content["site"], strict=False):
-        x = content["z"][start:stop].astype(np.float32) / 127 * float(content["clip"])
-        if len(x) >= MIN_FRAMES and (x.std(0) >= 1e-3).all():
-            scans.append(Scan(x - x.mean(1, keepdims=True), str(site), SECONDS.get(str(site), 2.0)))
-    return scans
-
-
-def merged(train: list[Scan], parcels: int | None) -> np.ndarray | None:
+def merged(train: list[Recording], parcels: int | None) -> np.ndarray | None:
     """A matrix that averages alike ROIs, `[200, K]`: Ward on the mean network of the training sites."""
     if parcels is None:
         return None
@@ -97,13 +71,12 @@ def merged(train: list[Scan], parcels: int | None) -> np.ndarray | None:
     return share / share.sum(0)
 
 
-def halves(scans: list[Scan], merge: np.ndarray | None, minutes: float | None = None) -> Cohort:
+def halves(scans: list[Recording], merge: np.ndarray | None, minutes: float | None = None) -> Cohort:
     """Views of both halves; `minutes` shortens the first."""
     views, n_eff, sites = [], [], []
     for scan in scans:
         x = scan.signals if merge is None else scan.signals @ merge
-        band = LOW, min(HIGH, 0.45 / scan.tr)
-        filtered = sosfiltfilt(butter(2, band, "band", fs=1 / scan.tr, output="sos"), x, axis=0).astype(np.float32)
+        band, filtered = band_of(scan.tr), band_passed(x, scan.tr)
         cuts = slice(None, len(x) // 2 - GAP_FRAMES // 2), slice(len(x) // 2 + GAP_FRAMES // 2, None)
         if minutes is not None:
             cuts = slice(max(0, cuts[0].stop - round(60 * minutes / scan.tr)), cuts[0].stop), cuts[1]
@@ -119,7 +92,7 @@ def halves(scans: list[Scan], merge: np.ndarray | None, minutes: float | None = 
 
 def without_drift(x: np.ndarray, tr: float) -> np.ndarray:
     """Signals less the cosines below the band, so that no frame of the other half enters as by a filter."""
-    orders = np.arange(int(2 * len(x) * tr * LOW) + 1)
+    orders = np.arange(int(2 * len(x) * tr * BAND_HZ[0]) + 1)
     cosines = np.cos(np.pi * (np.arange(len(x))[:, None] + 0.5) * orders / len(x))
     return (x - cosines @ np.linalg.lstsq(cosines, x, rcond=None)[0]).astype(np.float32)
 
@@ -210,7 +183,7 @@ def sites(people: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[s
     """Each site's means: a gain that only one scanner shows would be the scanner's."""
     shown = {"EB": "empirical Bayes", "guided": "guided"}
     return {
-        str(site): {"people": int((where == site).sum()), "TR": SECONDS.get(str(site), 2.0)}
+        str(site): {"people": int((where == site).sum()), "TR": TR.get(str(site), OTHER_TR)}
         | {
             f"{key} {short}": float(people[name][key][where == site].mean())
             for key in ("individual", "mse")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from abide import TABLE, recordings
 from common import average, need, parser, table, write
-from half_to_half import FILE, TEST_SITES, fisher, halves, load, merged
+from half_to_half import fisher, halves, merged
 
 from pnet_jax import edges
 from pnet_jax.ops.permutation import permutation_test
@@ -24,8 +25,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=6)
     args = arguments.parse_args()
-    scans = load(need(args.data, FILE)[0])
-    train, test = ([scan for scan in scans if (scan.site in TEST_SITES) == held] for held in (False, True))
+    scans = recordings(need(args.data, TABLE)[0])
+    train, test = ([scan for scan in scans if scan.test == held] for held in (False, True))
     merge = merged(train, PARCELS)
     fit = halves(train, merge)
     cohorts = {"one length": halves(test, merge), "patients short": halves(test, merge, SHORT_MINUTES)}
