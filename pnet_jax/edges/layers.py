@@ -108,7 +108,7 @@ def case_control_layer(name: str, *, force: bool = False) -> str:
     """Lets a layer pass into a test of patients against controls, or refuses it. Every such test calls this first.
 
     A shrunk or guided edge is drawn towards the people that the group was fitted on. What sets patients apart gets smaller with everything
-    else that is individual (`benchmarks/planted_difference.py`: to a third and to half), and by how much depends on the length of a scan:
+    else that is individual (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:
     where patients have fewer frames left than controls, as patients do who move, differences vanish or appear that no brain has. Guided
     edges also spread a local change over the edges that vary together in the group. A guide learnt on healthy people by a neural network
     found none of 43 planted differences where the raw edges found 10. Of people whom the group was fitted on, the errors are not
