@@ -34,6 +34,7 @@ from pnet_jax.people import fit_people
 from pnet_jax.personalization import member, memory_of
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
+FD_MM = 0.5
 EDGES = ("fixed parcels", "raw", "raw, with dynamics", "shrunk", "guided", "dynamics")
 
 
@@ -56,7 +57,7 @@ def simulated(args, tier: str) -> dict[str, object]:
     rows, edges, truths = [], {name: [] for name in EDGES}, []
     for person in rest:
         start = time.perf_counter()
-        first, second = (cleaned_scan(session) for session in person.sessions)
+        first, second = (_scan(args, session) for session in person.sessions)
         networks = {
             "without": pnet_jax.construct(first, prior=prior, model=model, config=plain),
             "with": pnet_jax.construct(first, prior=prior, model=model, config=informed, people=people),
@@ -84,6 +85,10 @@ def simulated(args, tier: str) -> dict[str, object]:
     return {"people": len(rest), "parcels": mean, "edges": scored}
 
 
+def _scan(args, session):
+    return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None)
+
+
 def _cohort(args, tier: str):
     """Model, what is learned from the first people, and the others; all of one group."""
     sizes = {"subjects": args.others + args.people, "sessions": 2}
@@ -94,7 +99,7 @@ def _cohort(args, tier: str):
         if prior is None:
             prior = make_prior(space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
         if number < args.others:
-            members.append(member(cleaned_scan(person.sessions[0]), prior))
+            members.append(member(_scan(args, person.sessions[0]), prior))
         else:
             rest.append(person)
     return pnet_jax.load_model(args.checkpoint), fit_people(members, prior.digest), rest, prior
@@ -130,7 +135,7 @@ def cost(args) -> dict[str, float]:
     """Seconds a subject in a full wave, compiled before, and the most memory a subject's arrays take."""
     args.others, args.people = 3, 1
     model, people, rest, prior = _cohort(args, "medium")
-    config, scan = PersonalizeConfig(), cleaned_scan(rest[0].sessions[0])
+    config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     start = begin(scan, model, prior, ConstructConfig())
     s = start.selection
     before = time.perf_counter()
@@ -171,6 +176,7 @@ def _arguments():
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument("--wave", type=int, default=8)
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
     return arguments.parse_args()

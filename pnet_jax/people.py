@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, fit_group
+from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, fit_group, moments, structural
 from pnet_jax.dynamics.spectra import Spectra, pool
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
@@ -57,22 +57,25 @@ class Member(NamedTuple):
     site: str
 
 
-def fit_people(members: Sequence[Member], prior: str) -> People:
+def fit_people(members: Sequence[Member], prior: str, connectome: Float[np.ndarray, "K K"] | None = None) -> People:
     """Dynamics and edges of a group, and what its members differ by.
 
     Args:
       members: one of each person; sites with fewer than 3 people are taken together.
       prior: digest of the parcels.
+      connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
     Raises:
-      ValueError: fewer than 3 people.
+      ValueError: fewer than 3 people, or a connectome of other parcels.
     """
     if len(members) < LEAST:
         raise ValueError(f"expected {LEAST} people or more to learn what people differ by, got {len(members)}")
     sites = [member.site for member in members]
     enough = [site if sites.count(site) >= LEAST else "" for site in sites]
     names, recordings = tuple(sorted(set(enough))), [member.spectra for member in members]
-    hierarchy = empirical_bayes(fit_group(pool(recordings)), recordings, [names.index(site) for site in enough])
+    pooled = pool(recordings)
+    expected = None if connectome is None else structural(moments(pooled), connectome)
+    hierarchy = empirical_bayes(fit_group(pooled, mean=expected), recordings, [names.index(site) for site in enough])
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     return People(hierarchy, shrinkage, guide, names, prior, tuple(member.subject for member in members))
 

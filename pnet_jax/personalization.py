@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from pnet_jax import edges as measures
 from pnet_jax import parallel
@@ -50,6 +51,7 @@ def personalize(
     model: Model,
     prior: Prior,
     people: People | None = None,
+    connectome: Float[np.ndarray, "K K"] | None = None,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -67,6 +69,7 @@ def personalize(
       model: encoder to adapt.
       prior: parcels to begin with.
       people: of other people; those of the store if not given.
+      connectome: structural, of the prior's parcels in their order; the group's coupling is drawn towards it.
       mesh: devices that a wave is spread over, along "subject"; all if not given.
       progress: called with the recording's key, how many are done and how many there are.
       say: told the size of the waves before they begin.
@@ -81,7 +84,7 @@ def personalize(
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
     with only_here(folder, "pnet personalize"):
-        people = people or _people(store, folder / PEOPLE, prior, progress)
+        people = people or _people(store, folder / PEOPLE, prior, connectome, progress)
         if people.prior != prior.digest:
             raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
         own_prior = dynamics_prior(people.hierarchy, prior, config)
@@ -104,7 +107,7 @@ def personalize(
 # all people
 
 
-def _people(store: Store, folder: Path, prior: Prior, progress: Progress | None) -> People:
+def _people(store: Store, folder: Path, prior: Prior, connectome: Float[np.ndarray, "K K"] | None, progress: Progress | None) -> People:
     """As they stand in the folder, or else made from the first recording of each subject and written there."""
     if folder.is_dir():
         return load_people(folder)
@@ -119,7 +122,7 @@ def _people(store: Store, folder: Path, prior: Prior, progress: Progress | None)
             members.append(member(scan, prior, record.site))
         except ValueError as error:
             warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
-    people = fit_people(members, prior.digest)
+    people = fit_people(members, prior.digest, connectome)
     save_people(people, folder)
     return people
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import pnet_jax
 from pnet_jax import parallel
-from pnet_jax.checkpoint import load_people
+from pnet_jax.checkpoint import load_people, save_model
+from pnet_jax.cli import main
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import construct
 from pnet_jax.outputs import load_network, read_status, save
@@ -93,6 +95,16 @@ def test_too_few_people(toy, toy_model, tmp_path):
         personalize(open_store(tmp_path / "store"), tmp_path / "out", CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K])
 
 
+def test_a_structural_connectome_of_other_parcels_is_refused(store, toy_model, tmp_path):
+    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
+    with (
+        pytest.raises(ValueError, match=r"expected a structural connectome of shape \(12, 12\).* got \(11, 11\)"),
+        pytest.warns(UserWarning, match="sub-04"),
+    ):
+        personalize(store, tmp_path, CONFIG, connectome=np.ones((11, 11)), **arguments)
+    assert not (tmp_path / "people").exists()
+
+
 def test_a_wave_fits_into_memory_and_divides_over_devices(done, store, toy_model):
     leaf = np.zeros(2**20, np.float32)
     size = memory_of((leaf, leaf))
@@ -165,3 +177,26 @@ def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
     other = dataclasses.replace(load_people(done[0]), prior="another")
     with pytest.raises(ValueError, match="of the parcels of another prior: expected .*, found another"):
         construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
+
+
+# the command
+
+
+def test_the_command_goes_from_a_store_to_rows(store, toy_model, tmp_path, capsys):
+    save_model(toy_model, tmp_path / "model")
+    given = ["--checkpoint", str(tmp_path / "model"), "--parcels", str(K), "--rounds", "1", "--steps", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # the command prints them
+        assert main(["personalize", str(store.folder), str(tmp_path / "out"), *given]) == 1  # one of five fails
+    said = capsys.readouterr()
+    assert "left out of what people have in common: sub-04" in said.err
+    assert "4 of 5 recordings done, 1 failed" in said.out
+    assert "failed: sub-04" in said.err and "waves of 8" in said.err
+    assert main(["personalize", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_the_command_names_a_connectome_of_another_size(store, tmp_path, capsys):
+    np.savetxt(tmp_path / "sc.csv", np.ones((3, 3)), delimiter=",")
+    assert main(["personalize", str(store.folder), str(tmp_path / "out"), "--structural", str(tmp_path / "sc.csv")]) == 1
+    assert "sc.csv: expected 200 x 200 values" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -157,6 +158,7 @@ def personalize(arguments: Sequence[str]) -> int:
     add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
     add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own prior (default: 200)")
     add("--people", type=str | None, metavar="FOLDER", help="dynamics of other people, from an earlier OUT; else those of STORE")
+    add("--structural", type=str | None, metavar="FILE", help="structural connectome, a K x K table in the order of the prior's parcels")
     config, args = parse(parser, PersonalizeConfig, arguments)
     from pnet_jax.checkpoint import load_people
     from pnet_jax.config import ConstructConfig
@@ -168,8 +170,11 @@ def personalize(arguments: Sequence[str]) -> int:
     store = open_store(args.store)
     model, prior, _ = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
     people = load_people(args.people) if args.people else None
+    connectome = _connectome(args.structural, prior.n_parcels) if args.structural else None
     with Bar(len(store), "personalize") as bar:
-        rows = stage(store, args.out, config, model=model, prior=prior, people=people, progress=bar, say=bar.bar.write)
+        rows = stage(
+            store, args.out, config, model=model, prior=prior, people=people, connectome=connectome, progress=bar, say=bar.bar.write
+        )
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed:
         print(f"failed: {row['error']}", file=sys.stderr)
@@ -180,3 +185,19 @@ def personalize(arguments: Sequence[str]) -> int:
         f"held-out part better than other people's; {kept} keep fine-tuned parcels. {Path(args.out) / STATUS} has a row for each."
     )
     return 1 if failed else 0
+
+
+def _connectome(file: str, n_parcels: int) -> Any:
+    """A square table of numbers, with or without a header.
+
+    Raises:
+      ValueError: it is not of the prior's parcels; names the file.
+    """
+    from pnet_jax.ingest.roi import read_roi_table
+
+    values, _ = read_roi_table(Path(file), f"structural connectome {file}")
+    if values.shape != (n_parcels, n_parcels):
+        raise ValueError(
+            f"structural connectome {file}: expected {n_parcels} x {n_parcels} values, as the prior has parcels, found {values.shape}"
+        )
+    return values
