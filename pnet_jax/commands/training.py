@@ -173,7 +173,15 @@ def personalize(arguments: Sequence[str]) -> int:
     connectome = _connectome(args.structural, prior.n_parcels) if args.structural else None
     with Bar(len(store), "personalize") as bar:
         rows = stage(
-            store, args.out, config, model=model, prior=prior, people=people, connectome=connectome, progress=bar, say=bar.bar.write
+            store,
+            args.out,
+            config,
+            model=model,
+            prior=prior,
+            people=people,
+            connectome=connectome,
+            progress=bar,
+            say=lambda text: bar.bar.write(text, file=sys.stderr),
         )
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed:
