@@ -311,7 +311,8 @@ class PersonalizeConfig:
     Attributes:
       rounds: times that the parcels are made anew.
       steps: optimiser steps a round; only the first of a round goes through the locations.
-      rate: of Adam.
+      rate: of Adam, for encoder and prototypes.
+      dynamics_rate: of Adam, for the dynamics; a step moves all K entries of a row at once, so that it must be small beside 1 / K.
       rank: of the change of the projection.
       held_out: share of the recording, its end, that says when to stop.
       dynamics_weight: of the likelihood of the parcels' signals; 0 fits the representation alone.
@@ -326,6 +327,7 @@ class PersonalizeConfig:
     rounds: int = 10
     steps: int = 10
     rate: float = 1e-2
+    dynamics_rate: float = 1e-3
     rank: int = 4
     held_out: float = 0.2
     dynamics_weight: float = 0.5
@@ -339,7 +341,7 @@ class PersonalizeConfig:
     def __post_init__(self):
         _at_least(self, 1, "rounds", "steps", "rank", "wave")
         _at_least(self, 0, "dynamics_weight", "anatomy_weight", "prior_weight", "seed")
-        for name in ("rate", "adapter_sd", "offset_sd"):
+        for name in ("rate", "dynamics_rate", "adapter_sd", "offset_sd"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"PersonalizeConfig.{name}: expected a number above 0, got {getattr(self, name)}")
         if not 0.05 <= self.held_out <= 0.5:

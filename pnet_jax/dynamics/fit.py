@@ -89,7 +89,7 @@ _Search = tuple[Params, optax.OptState, Params, Array, Array]  # where it is, Ad
 
 
 def fit(
-    spectra: Spectra, prior: Prior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100, rate: float = 1e-2,
+    spectra: Spectra, prior: Prior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100, rate: float = 1e-3,
     every: int = 5,
 ) -> Fit:  # fmt: skip
     r"""Maximum a posteriori of one recording.

@@ -17,6 +17,7 @@ from scipy import signal
 
 BAND_HZ = (0.009, 0.1)
 MIN_SECONDS = 40.0  # shorter segments are left out
+BRIDGED_SECONDS = 6.0  # frames that lack no more than this in a row are drawn in as a line between their neighbours
 MIN_BINS = 8
 MIN_GAIN = 0.5  # of the filter's power, for a bin to be used
 BUTTERWORTH_ORDER = 5  # nilearn's, forward and backward
@@ -73,8 +74,8 @@ def frequency_bins(
       kept: frames that count, `[T]`.
       tr: seconds between frames.
       band: lowest and highest frequency in Hz.
-      frames: position of each frame in the recording, ascending, `[T]` (`Scan.frames`); 0…T−1 if not given. Where kept frames do not
-        follow each other, a new segment begins.
+      frames: position of each frame in the recording, ascending, `[T]` (`Scan.frames`); 0…T−1 if not given. Gaps of 6 s at most are
+        bridged by a line, which band-limited signals differ little from; after a longer one a new segment begins.
       filtered: `(high_pass, low_pass)` in Hz of the Butterworth filter that the signals went through; None for no edge. It is divided
         out, and bins it left less than half the power of are not used.
       size: F to fill up to; as many as there are if not given.
@@ -91,9 +92,10 @@ def frequency_bins(
     kept = np.asarray(kept, bool)
     if not (0 < band[0] < band[1] and tr > 0):
         raise ValueError(f"expected a band of two ascending frequencies above 0 Hz and tr above 0 s, got {band} Hz and {tr} s")
-    segments = _segments(kept, np.arange(len(kept)) if frames is None else np.asarray(frames))
+    position = np.arange(len(kept)) if frames is None else np.asarray(frames)
+    segments = _segments(kept, position, 1 + BRIDGED_SECONDS / tr)
     long = [s for s in segments if len(s) * tr >= min_seconds]
-    parts = [_segment_bins(columns, len(kept), tr, band, filtered) for columns in long]
+    parts = [_segment_bins(columns, position[columns], len(kept), tr, band, filtered) for columns in long]
     frequency, operator, gain = (np.concatenate([p[i] for p in parts]) if parts else np.zeros(0) for i in range(3))
     found = len(frequency)
     if found < min_bins:
@@ -203,17 +205,22 @@ def pool(recordings: Sequence[Spectra], band: tuple[float, float] = BAND_HZ, ste
     return Spectra(jnp.asarray(frequency, jnp.float32), jnp.asarray(root, jnp.float32), jnp.asarray(weight, jnp.float32))
 
 
-def _segments(kept: Bool[np.ndarray, " T"], frames: Int[np.ndarray, " T"]) -> list[Int[np.ndarray, " n"]]:
-    """Columns of each run of kept frames that follow each other."""
+def _segments(kept: Bool[np.ndarray, " T"], frames: Int[np.ndarray, " T"], most: float) -> list[Int[np.ndarray, " n"]]:
+    """Columns of each run of kept frames that are no further from each other than `most`."""
     columns = np.flatnonzero(kept)
-    runs = np.split(columns, np.flatnonzero(np.diff(frames[columns]) != 1) + 1)
+    runs = np.split(columns, np.flatnonzero(np.diff(frames[columns]) > most) + 1)
     return [run for run in runs if len(run)]
 
 
 def _segment_bins(
-    columns: Int[np.ndarray, " n"], total: int, tr: float, band: tuple[float, float], filtered: tuple[float | None, float | None]
+    columns: Int[np.ndarray, " k"],
+    position: Int[np.ndarray, " k"],
+    total: int,
+    tr: float,
+    band: tuple[float, float],
+    filtered: tuple[float | None, float | None],
 ) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, "F 2 T"], Float[np.ndarray, " F"]]:
-    n = len(columns)
+    n = int(position[-1] - position[0]) + 1
     hz = np.arange(1, (n - 1) // 2 + 1) / (n * tr)  # neither 0 Hz nor Nyquist, where the transform is real
     hz = hz[(hz >= band[0]) & (hz <= band[1])]
     gain = power_gain(hz, tr, filtered)
@@ -222,5 +229,10 @@ def _segment_bins(
     rows = np.stack([np.cos(angle), np.sin(angle)], 1) / np.sqrt(n * gain)[:, None, None]  # [F, 2, n]
     trend = np.linalg.qr(np.stack([np.ones(n), np.arange(n)], 1))[0]
     operator = np.zeros((len(hz), 2, total))
-    operator[:, :, columns] = rows - (rows @ trend) @ trend.T
+    operator[:, :, columns] = (rows - (rows @ trend) @ trend.T) @ _bridge(position - position[0], n)
     return hz, operator, gain
+
+
+def _bridge(position: Int[np.ndarray, " k"], n: int) -> Float[np.ndarray, "n k"]:
+    """From frames that were kept to all of a segment: lines between neighbours where frames are missing."""
+    return np.stack([np.interp(np.arange(n), position, one) for one in np.eye(len(position))], 1)

@@ -25,6 +25,7 @@ from pnet_jax.parcellation.select import BLOCK_SECONDS, MIN_BLOCKS
 from pnet_jax.scan import Scan
 
 FINAL_STEPS = 6
+LOOK_EVERY = 2  # steps between looks at the held-out part
 
 tune = functools.partial(jax.jit, static_argnames="config")(fine_tune)
 _parcels = jax.jit(parcels, static_argnames="steps")
@@ -111,7 +112,7 @@ def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, con
     scale = scale_of(seen)
     seen, later = standardise(seen), standardise(later, scale)
     own = _present(prior, present)
-    found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.rate)
+    found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.dynamics_rate, every=LOOK_EVERY)
     return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(standard_errors(found.params, seen)))
 
 

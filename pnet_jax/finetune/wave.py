@@ -64,7 +64,8 @@ def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tune
       subject: one recording.
       config: see `PersonalizeConfig`.
     """
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.rate, eps=ADAM_EPS))
+    each = {"adapter": optax.adam(config.rate, eps=ADAM_EPS), "dynamics": optax.adam(config.dynamics_rate, eps=ADAM_EPS)}
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.partition(each, Own("adapter", "dynamics")))  # type: ignore[arg-type]
     n_parcels = len(prior.mean.coupling)
 
     def on_signals(own: Own, seen: Spectra) -> Array:

@@ -29,14 +29,25 @@ def test_bins_are_those_of_the_detrended_transform():
 
 def test_segments_between_gaps_have_bins_of_their_own_and_short_ones_are_dropped_and_counted():
     x, kept = signals(frames=200), np.ones(200, bool)
-    kept[[80, 95, 96]] = False  # 80, 14 and 103 frames at 2 s
+    kept[80:84] = kept[98:102] = False  # 80, 14 and 98 frames at 2 s
     bins = frequency_bins(kept, 2.0)
     x[:, ~kept] = 1e6
     found = spectra(x, bins)
-    first, last = spectra(x[:, :80], frequency_bins(np.ones(80, bool), 2.0)), spectra(x[:, 97:], frequency_bins(np.ones(103, bool), 2.0))
+    first, last = spectra(x[:, :80], frequency_bins(np.ones(80, bool), 2.0)), spectra(x[:, 102:], frequency_bins(np.ones(98, bool), 2.0))
     assert int(bins.dropped) == 1
     assert_allclose(found.frequency, np.r_[first.frequency, last.frequency])
     assert_allclose(found.dft, np.concatenate([first.dft, last.dft]), atol=1e-4)
+
+
+def test_short_gaps_are_bridged_by_a_line():
+    x, kept = signals(frames=200), np.ones(200, bool)
+    kept[[40, 41, 120, 121, 122]] = False
+    drawn = np.stack([np.interp(np.arange(200), np.flatnonzero(kept), row[kept]) for row in x])
+    expected = spectra(drawn.astype(np.float32), frequency_bins(np.ones(200, bool), 2.0))
+    found = frequency_bins(kept, 2.0)
+    x[:, ~kept] = 1e6
+    assert int(found.dropped) == 0
+    assert_allclose(spectra(x, found).dft, expected.dft, atol=1e-4)
 
 
 def test_frames_say_where_a_recording_was_cut():
@@ -113,7 +124,7 @@ def test_the_last_fifth_of_the_kept_time_is_held_out():
 
 def test_a_recording_that_is_too_short_is_refused_with_what_was_found():
     with pytest.raises(ValueError, match=r"at least 8 bins, found 6 in 30 of 50 frames of 2 s \(1 segments, 1 shorter"):
-        frequency_bins(np.r_[np.ones(30, bool), False, np.ones(19, bool)], 2.0)
+        frequency_bins(np.r_[np.ones(30, bool), np.zeros(4, bool), np.ones(16, bool)], 2.0)
     with pytest.raises(ValueError, match="at least 8 bins, found 0"):
         frequency_bins(np.zeros(50, bool), 2.0)
     with pytest.raises(ValueError, match="at most size = 10 bins, found"):
