@@ -333,8 +333,8 @@ def _quality(scan, here, local, group, parcellation, labels, names, config) -> d
     warnings = [*scan.warnings, *_misfits(scan, local, group)]
     if {"partial", "precision"} & set(names) and independent <= 5 * group.n_parcels:
         warnings.append(
-            f"partial correlation and precision are ill-posed here: {independent:.0f} effective frames for {group.n_parcels} parcels, "
-            f"expected more than {5 * group.n_parcels}"
+            f"partial correlation and precision are ill-posed here: about {independent:.0f} effective frames for "
+            f"{group.n_parcels} parcels, expected more than {5 * group.n_parcels}"
         )
     selection = dataclasses.asdict(parcellation.selection)
     selection["difference"] = {"dcbc": selection["difference"]}

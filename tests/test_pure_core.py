@@ -12,6 +12,7 @@ CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
+CORE += ("people", "finetune", "finetune.person", "encoder.adapter", "parcellation.placed")
 CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
 
 MIXTURE = """

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pnet_jax
 from pnet_jax.network import Network
 from pnet_jax.outputs.atomic import write_text
@@ -60,6 +62,8 @@ def render(network: Network) -> str:
         backdrop=_backdrop(network),
         has_motion=network.displacement is not None,
         parcels=_parcels(network),
+        layers=_layers(network),
+        explanation=words.explain(network).splitlines(),
         min_coverage=words.min_coverage(network),
         warnings=[str(text) for text in network.qc.get("warnings") or []],
         seconds=_seconds(network),
@@ -132,6 +136,19 @@ def _parcels(network: Network) -> list[dict[str, Any]]:
     for row, name in zip(rows, network.names, strict=True):
         notes = ["absent"] * row["absent"] + ["low coverage"] * (name in low or row["coverage"] < least)
         row["notes"] = notes + ["restored from the prior"] * (name in restored)
+    return rows
+
+
+def _layers(network: Network) -> list[dict[str, str]]:
+    """Edges whose uncertainty is known: what each is meant for, and how sure it is."""
+    from pnet_jax.edges import meant_for, measure, names
+
+    rows = []
+    for name, sd in network.uncertainty.items():
+        typical = float(np.nanmedian(sd[~np.eye(len(sd), dtype=bool)]))
+        units = measure(name).units if name in names() and name != "pearson" else "Fisher z"
+        purpose = "mechanism, virtual modulation" if name == "coupling" else meant_for("raw" if name == "pearson" else name)
+        rows.append({"name": "raw (pearson)" if name == "pearson" else name, "meant_for": purpose, "sd": f"{typical:.3f} {units}"})
     return rows
 
 
