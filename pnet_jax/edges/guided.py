@@ -199,17 +199,38 @@ def _rotate(d: Float[Array, "*B K K"], u: Float[Array, "K K"]) -> Float[Array, "
     return jnp.einsum("ki,...kl,lj->...ij", u, d, u, precision="highest", optimize="optimal")
 
 
-@jax.jit
 def _fit(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], pooling: Float[Array, ""]
 ) -> Guide:
+    mean = _mean(a, b)
+    # Decompositions are done on the host: many in one compiled program beside large products never came back on two cores (K = 419).
+    modes = np.linalg.eigh(np.nan_to_num(np.asarray(correlations(mean[0]))))[1]
+    guide = _fit_in_modes(a, b, n_a, n_b, pooling, mean, jnp.asarray(modes))
+    edges, pairs = (Moments(*(jnp.asarray(_positive(np.asarray(part))) for part in moments)) for moments in (guide.edges, guide.pairs))
+    return guide._replace(edges=edges, pairs=pairs)
+
+
+@jax.jit
+def _mean(a: Float[Array, "S P K K"], b: Float[Array, "S P K K"]) -> Float[Array, "P K K"]:
     there = jnp.isfinite(a) & jnp.isfinite(b)
     count = jnp.sum(there, axis=0, dtype=jnp.float32)
     total = jnp.sum(jnp.where(there, (a + b) / 2, 0.0), axis=0)
-    mean = jnp.where(count > 1, total / jnp.maximum(count, 1), jnp.nan)
+    return jnp.where(count > 1, total / jnp.maximum(count, 1), jnp.nan)
+
+
+@jax.jit
+def _fit_in_modes(
+    a: Float[Array, "S P K K"],
+    b: Float[Array, "S P K K"],
+    n_a: Float[Array, " S"],
+    n_b: Float[Array, " S"],
+    pooling: Float[Array, ""],
+    mean: Float[Array, "P K K"],
+    modes: Float[Array, "K K"],
+) -> Guide:
+    there = jnp.isfinite(a) & jnp.isfinite(b)
+    count = jnp.sum(there, axis=0, dtype=jnp.float32)
     da, db = jnp.nan_to_num(a - mean[None]), jnp.nan_to_num(b - mean[None])
-    group = jnp.nan_to_num(correlations(mean[0]))
-    modes = jnp.linalg.eigh(group)[1]
     turned_a, turned_b = (jax.lax.map(lambda one: _rotate(one, modes), x, batch_size=BLOCK) for x in (da, db))
     one = jnp.float32(1)
     per_edge = jnp.maximum(count[0], 2)
@@ -243,15 +264,15 @@ def _moments(
 
     cross = product(a, b) * (count / (count - 1))[..., None, None]
     difference = (a - b) * jax.lax.rsqrt(1 / n_a + 1 / n_b)[:, None, None, None]
-    return Moments(_positive(pooled((cross + jnp.swapaxes(cross, 2, 3)) / 2)), _positive(pooled(product(difference, difference))))
+    return Moments(pooled((cross + jnp.swapaxes(cross, 2, 3)) / 2), pooled(product(difference, difference)))
 
 
-def _positive(values: Float[Array, "K K P P"]) -> Float[Array, "K K P P"]:
+def _positive(values: Float[np.ndarray, "K K P P"]) -> Float[np.ndarray, "K K P P"]:
     """The nearest covariance whose every direction keeps a small share of the mean variance: moments need not be one."""
-    level = jnp.mean(jnp.trace(values, axis1=2, axis2=3)) / values.shape[-1]
-    size, direction = jnp.linalg.eigh(values)
-    size = jnp.maximum(size, SMALLEST * jnp.maximum(level, 1e-12))
-    return jnp.einsum("klpi,kli,klqi->klpq", direction, size, direction, precision="highest")
+    level = np.trace(values, axis1=2, axis2=3).mean() / values.shape[-1]
+    size, direction = np.linalg.eigh(values)
+    size = np.maximum(size, SMALLEST * max(float(level), 1e-12)).astype(values.dtype)
+    return np.asarray((direction * size[..., None, :]) @ direction.swapaxes(2, 3), values.dtype)
 
 
 @jax.jit
