@@ -1,9 +1,9 @@
 """Edges of one session scored on another of the same person, months later: patients with a first episode of psychosis (STAGES).
 
 Recordings of 234 frames (TR 2 s), 419 regions, band-passed and without the global signal: the guided layer has the raw view only.
-Group and guide are fitted on the people of four folds and applied to those of the fifth. `individual` is the correlation over edges with the
+Group and guide are fitted on the people of four folds and applied to the fifth's. `individual` is the correlation over edges with the
 raw edges of the other session after the training mean is taken away, `mse` in Fisher z; both directions. `ICC` is the median over edges of
-ICC(1,1) of the two sessions' estimates (shrinking moves both alike). `identification`:
+ICC(1,1) of the two sessions' estimates. `identification`:
 a person's first session is more like their own second one than like anybody else's.
 
     python benchmarks/sessions.py --out benchmarks/results/sessions.json

@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("dynamics", "edges"):
+        return importlib.import_module(f"pnet_jax.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'pnet_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pnet_jax.{_PUBLIC[name]}"), name)

@@ -185,7 +185,7 @@ def save_people(people: People, folder: str | pathlib.Path) -> None:
         arrays["shrinkage"] = people.shrinkage._asdict()
         arrays["guide"] = guide._asdict() | {"edges": guide.edges._asdict(), "pairs": guide.pairs._asdict()}
     about = {"sites": list(people.sites), "prior": people.prior, "subjects": list(people.subjects)}
-    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="what people have in common", metadata=about)
+    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="dynamics and edges of people", metadata=about)
 
 
 def load_people(folder: str | pathlib.Path) -> People:
@@ -195,7 +195,7 @@ def load_people(folder: str | pathlib.Path) -> People:
       ValueError: it holds none, or is damaged.
     """
     folder = pathlib.Path(folder)
-    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="what people have in common")
+    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="dynamics and edges of people")
     hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
     shrinkage, guide = None, None
     if "guide" in arrays:

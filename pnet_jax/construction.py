@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FINAL_STEPS = 6
+FEW_PEOPLE = 20  # from which on variances between people are known well enough
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
 RESOLUTION_TOLERANCE = 0.1  # voxel sizes of prior and scan that differ by less are the same
 WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one that was scanned
@@ -78,16 +79,21 @@ def construct(
     start = begin(scan, model, group, config, clock.lap)
     parcellation = _parcellate(scan, start, model, config)
     clock.lap("parcellation")
-    informed = None
+    informed, refused = None, ""
     if people is not None:
-        informed = _inform(scan, start, parcellation, model, group, people, config)
-        parcellation = informed.parcellation
+        try:
+            informed = _inform(scan, start, parcellation, model, group, people, config)
+            parcellation = informed.parcellation
+        except ValueError as error:  # too short for the band: the network stands without
+            refused = str(error)
         clock.lap("dynamics")
     placed = start.placed
     network = _network(scan, placed, group, parcellation, names, config)
     clock.lap("edges")
     if informed is not None:
         _add_dynamics(network, informed)
+    if refused:
+        network.qc["warnings"].append(f"no dynamics were fitted: {refused}")
     if people is not None:
         network = _add_layers(network, people)
     network.qc["seconds"] = clock.seconds
@@ -126,10 +132,12 @@ def resolve_people(config: ConstructConfig, group: Prior, people: People | str |
     """
     people = people if people is not None else config.people
     if not config.dynamics:
+        if people is not None:
+            raise ValueError("people were given, but no dynamics asked for: add --dynamics true, or leave people out")
         return None
     if people is None:
         raise ValueError(
-            "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (people)"
+            "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (--people)"
         )
     if not isinstance(people, People):
         from pnet_jax.checkpoint import load_people
@@ -298,12 +306,18 @@ def _add_dynamics(network: Network, informed: _Informed) -> None:
 
 def _add_layers(network: Network, people: People) -> Network:
     """The shrunk and the guided layer of the edges beside the raw one, where Pearson edges were asked for."""
-    if network.subject in people.subjects:
+    if network.subject in {label.rpartition("/")[2] for label in people.subjects}:
         network.qc["warnings"].append(
-            "this person is one of those that coupling and layers were learned from: give other people for numbers that are to be compared"
+            f"one of the people that coupling and layers were learned from is called sub-{network.subject} too: if it is this person, "
+            "give other people for numbers that are to be compared"
         )
     if "pearson" not in network.edges or people.shrinkage is None:
         return network
+    if len(people.subjects) < FEW_PEOPLE:
+        network.qc["warnings"].append(
+            f"shrunk and guided edges were learned from {len(people.subjects)} people, fewer than {FEW_PEOPLE}: their standard deviations "
+            "are too small"
+        )
     return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide))
 
 

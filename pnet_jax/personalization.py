@@ -32,7 +32,7 @@ from pnet_jax.outputs import append_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.parcellation.placed import Placed, place
 from pnet_jax.parcellation.prior import Prior
-from pnet_jax.people import Member, People, fit_people
+from pnet_jax.people import LEAST_FOR_LAYERS, Member, People, fit_people
 from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan, n_eff, split
 
@@ -84,7 +84,7 @@ def personalize(
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
     with only_here(folder, "pnet personalize"):
-        people = people or _people(store, folder / PEOPLE, prior, connectome, progress)
+        people = people or _people(store, folder / PEOPLE, prior, connectome, progress, say)
         if people.prior != prior.digest:
             raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
         own_prior = dynamics_prior(people.hierarchy, prior, config)
@@ -107,22 +107,36 @@ def personalize(
 # all people
 
 
-def _people(store: Store, folder: Path, prior: Prior, connectome: Float[np.ndarray, "K K"] | None, progress: Progress | None) -> People:
+def _people(
+    store: Store,
+    folder: Path,
+    prior: Prior,
+    connectome: Float[np.ndarray, "K K"] | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> People:
     """As they stand in the folder, or else made from the first recording of each subject and written there."""
     if folder.is_dir():
-        return load_people(folder)
+        people = load_people(folder)
+        if len(people.subjects) < len(store.subjects):
+            say(
+                f"{folder} was learned from {len(people.subjects)} people, the store has {len(store.subjects)}: begin in a new folder to "
+                "learn from all"
+            )
+        return people
     members: list[Member] = []
     first = {record.subject: number for number, record in reversed(list(enumerate(store.records)))}
     for number in sorted(first.values()):
         record = store.records[number]
         if progress is not None:
             progress(f"all people, {record.key}", 0, len(store))
-        scan = read_scan(store, number)
         try:
-            members.append(member(scan, prior, record.site))
+            members.append(member(read_scan(store, number), prior, record.site)._replace(subject=record.subject))
         except ValueError as error:
             warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
     people = fit_people(members, prior.digest, connectome)
+    if people.guide is None:
+        say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
     save_people(people, folder)
     return people
 
@@ -276,7 +290,7 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     rows = {row["scan"]: row for row in read_status(folder / STATUS) if row["status"] == "ok"}
     waves = sorted({row["wave"] for row in rows.values()})
-    for wave in waves[:1]:
+    for wave in waves:
         found = load_arrays(folder / WAVES / wave, kind="adapters")[1]
         for key, value in settings.items():
             if found[key] != value:

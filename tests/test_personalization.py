@@ -146,7 +146,7 @@ def test_layers_stand_beside_the_raw_edges(network, done):
     raw, shrunk = (np.arctanh(network.edges[name][apart]) for name in ("pearson", "shrunk"))
     mean = people.shrinkage.mean[apart]
     assert (np.abs(shrunk - mean) <= np.abs(raw - mean) + 1e-5).all()
-    assert any("one of those that coupling and layers were learned from" in text for text in network.qc["warnings"])
+    assert any("is called sub-00 too" in text for text in network.qc["warnings"])
 
 
 def test_coupling_and_errors_come_back_from_disk(network, tmp_path):
@@ -160,6 +160,17 @@ def test_explain_says_what_it_rests_on(network):
     said = pnet_jax.explain(network).splitlines()
     assert [line.split(":")[0] for line in said] == ["Prior", "Parcels", "Dynamics", "Left open by the data"]
     assert "12 parcels" in said[0] and "gave up locations" in said[1] and "4 other people" in said[2]
+
+
+def test_a_scan_too_short_for_dynamics_has_a_network_without(done, scans, toy_model):
+    found = construct(scans[4], model=toy_model, config=ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG))
+    assert "coupling" not in found.edges and {"pearson", "shrunk", "guided"} <= set(found.edges)
+    assert any("no dynamics were fitted: sub-04" in text and "too few frames" in text for text in found.qc["warnings"])
+
+
+def test_people_without_dynamics_are_refused(done, scans, toy_model):
+    with pytest.raises(ValueError, match="people were given, but no dynamics asked for"):
+        construct(scans[0], model=toy_model, people=str(done[0]))
 
 
 def test_without_dynamics_nothing_differs(scans, toy_model, network):

@@ -20,6 +20,7 @@ MEANT_FOR = {
     "raw": "inference, diagnosis, circuits",
     "shrunk": "description, identification",
     "guided": "description, identification",
+    "coupling": "mechanism, virtual modulation; drawn towards other people, and so not for tests between groups",
 }
 
 

@@ -233,7 +233,7 @@ def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
 def _purpose(measure: str) -> str:
     from pnet_jax import edges
 
-    return edges.meant_for(measure if measure in LAYERS else "raw")
+    return edges.meant_for(measure if measure in (*LAYERS, "coupling") else "raw")
 
 
 def _registered(measure: str) -> Measure | None:

@@ -147,7 +147,7 @@ def _layers(network: Network) -> list[dict[str, str]]:
     for name, sd in network.uncertainty.items():
         typical = float(np.nanmedian(sd[~np.eye(len(sd), dtype=bool)]))
         units = measure(name).units if name in names() and name != "pearson" else "Fisher z"
-        purpose = "mechanism, virtual modulation" if name == "coupling" else meant_for("raw" if name == "pearson" else name)
+        purpose = meant_for("raw" if name == "pearson" else name)
         rows.append({"name": "raw (pearson)" if name == "pearson" else name, "meant_for": purpose, "sd": f"{typical:.3f} {units}"})
     return rows
 

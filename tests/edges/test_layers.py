@@ -322,7 +322,7 @@ def test_layers_are_made_of_what_is_known(people, group, taught):
     raw, white = people[1][0]
     assert list(edges.layers(raw, N_EFF)) == ["raw"]
     made = edges.layers(raw, N_EFF, group, taught, [white])
-    assert list(made) == list(edges.MEANT_FOR) == ["raw", "shrunk", "guided"]
+    assert list(made) == ["raw", "shrunk", "guided"] and set(made) < set(edges.MEANT_FOR)
     assert_array_equal(made["raw"].edges, raw)
     assert_allclose(made["raw"].uncertainty[UPPER], np.sqrt(np.asarray(group.noise)[UPPER] / N_EFF), rtol=1e-5)
     for layer in made.values():
