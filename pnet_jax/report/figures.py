@@ -11,7 +11,7 @@ from pnet_jax.network import Network
 from pnet_jax.report.style import ABSENT, ALARM, BETAS, GRID, INK, NULL, PERSONAL, PRIOR, SOFT, as_png, new_figure
 from pnet_jax.report.words import gain_interval, min_coverage, recorded_frames
 
-MAX_MATRICES = 4
+MAX_MATRICES = 6
 LEFT_OUT = "#fde2d3"
 _MAPS = {"personalised": ("personalised", PERSONAL), "prior": ("group prior", PRIOR), "null": ("nearest centroid", NULL)}
 _SCORES = {"dcbc": "DCBC", "homogeneity": "Homogeneity"}
@@ -143,7 +143,8 @@ def measure_title(measure: str) -> str:
     """A measure's name with what it is in, e.g. `pearson: correlation (r)`."""
     from pnet_jax import edges
 
-    return f"{measure}: {edges.measure(measure).units}" if measure in edges.names() else measure
+    known = "pearson" if measure in ("shrunk", "guided") else measure
+    return f"{measure}: {edges.measure(known).units}" if known in edges.names() else measure
 
 
 def _distribution(axes, matrix, measure):
