@@ -25,17 +25,13 @@ import numpy as np
 
 from pnet_jax import parallel
 from pnet_jax.config import PerceiverConfig, nearest
-from pnet_jax.dynamics.fit import Hierarchy
-from pnet_jax.dynamics.linear_stochastic import Params
-from pnet_jax.edges.guided import Guide, Moments
-from pnet_jax.edges.shrinkage import Shrinkage
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model
 from pnet_jax.parcellation.prior import Prior
-from pnet_jax.people import People
 
 if TYPE_CHECKING:
     from pnet_jax.encoder.perceiver import PerceiverEncoder
+    from pnet_jax.people import People
 
 FORMAT = 1
 RUN_MODEL = "model"  # in the folder of a training run
@@ -184,7 +180,7 @@ def save_people(people: People, folder: str | pathlib.Path) -> None:
     if people.shrinkage is not None and guide is not None:
         arrays["shrinkage"] = people.shrinkage._asdict()
         arrays["guide"] = guide._asdict() | {"edges": guide.edges._asdict(), "pairs": guide.pairs._asdict()}
-    about = {"sites": list(people.sites), "prior": people.prior, "subjects": list(people.subjects)}
+    about = {"prior": people.prior, "subjects": list(people.subjects)}
     save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="dynamics and edges of people", metadata=about)
 
 
@@ -194,6 +190,12 @@ def load_people(folder: str | pathlib.Path) -> People:
     Raises:
       ValueError: it holds none, or is damaged.
     """
+    from pnet_jax.dynamics.fit import Hierarchy  # with optax, which networks without dynamics do without
+    from pnet_jax.dynamics.linear_stochastic import Params
+    from pnet_jax.edges.guided import Guide, Moments
+    from pnet_jax.edges.shrinkage import Shrinkage
+    from pnet_jax.people import People
+
     folder = pathlib.Path(folder)
     arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="dynamics and edges of people")
     hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
@@ -202,7 +204,7 @@ def load_people(folder: str | pathlib.Path) -> People:
         g = arrays["guide"]
         shrinkage = Shrinkage(**arrays["shrinkage"])
         guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["share"], g["scale"])
-    return People(hierarchy, shrinkage, guide, tuple(about["sites"]), about["prior"], tuple(about["subjects"]))
+    return People(hierarchy, shrinkage, guide, about["prior"], tuple(about["subjects"]))
 
 
 class Saves:

@@ -19,9 +19,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
-from pnet_jax.encoder.tokens import bucketed, observe
-from pnet_jax.finetune.person import Dynamics, dynamics_of, dynamics_prior, judge, tune
-from pnet_jax.finetune.subject import make_subject
+from pnet_jax.encoder.tokens import Observed, bucketed, observe
 from pnet_jax.network import Network
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
@@ -29,12 +27,14 @@ from pnet_jax.parcellation.mixture import begin as begin_mixture
 from pnet_jax.parcellation.placed import Placed, pad_rows, place
 from pnet_jax.parcellation.prior import LocalPrior, Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
-from pnet_jax.people import People
 from pnet_jax.scan import Scan, n_eff, split
 from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pnet_jax.finetune.person import Dynamics
+    from pnet_jax.people import People
 
 FINAL_STEPS = 6
 FEW_PEOPLE = 20  # from which on variances between people are known well enough
@@ -77,7 +77,7 @@ def construct(
     people = resolve_people(config, group, people)
     clock = _Clock()
     start = begin(scan, model, group, config, clock.lap)
-    parcellation = _parcellate(scan, start, model, config)
+    parcellation = _parcellate(start, model)
     clock.lap("parcellation")
     informed, refused = None, ""
     if people is not None:
@@ -139,6 +139,8 @@ def resolve_people(config: ConstructConfig, group: Prior, people: People | str |
         raise ValueError(
             "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (--people)"
         )
+    from pnet_jax.people import People  # with optax, which only dynamics need
+
     if not isinstance(people, People):
         from pnet_jax.checkpoint import load_people
 
@@ -156,11 +158,13 @@ class Start:
 
     Attributes:
       placed: the prior on the scan.
+      seen: the locations with a prior, as an encoder reads them.
       selection: κ, β and the decision.
       q: mean of the halves' probabilities there, `[n, C]`.
     """
 
     placed: Placed
+    seen: Observed
     selection: Selection
     q: Float[np.ndarray, "n C"]
 
@@ -173,10 +177,10 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
     """
     placed = place(scan, group)
     lap("prior")
-    y = _signals(scan, placed)
-    first, second = (np.ascontiguousarray(y[:, columns]) for columns in split(scan))
+    seen = observe(scan, model.encoder.references, here=placed.here)
+    first, second = (np.ascontiguousarray(np.asarray(seen.y)[:, columns]) for columns in split(scan))
     selection, q = select(
-        (placed.problem(_embedding(scan, placed, model, first)), placed.problem(_embedding(scan, placed, model, second))),
+        (placed.problem(_embedding(model, seen, first)), placed.problem(_embedding(model, seen, second))),
         (first, second),
         placed.space,
         placed.local.labels,
@@ -191,16 +195,11 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     lap("selection")
-    return Start(placed, selection, q)
+    return Start(placed, seen, selection, q)
 
 
-def _signals(scan: Scan, placed: Placed) -> Float[np.ndarray, "n T"]:
-    return scan.y[placed.here]
-
-
-def _embedding(scan: Scan, placed: Placed, model: Model, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
+def _embedding(model: Model, seen: Observed, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
     """Embedding of the locations with a prior from some of the scan's frames, as this person's encoder gives it."""
-    seen = observe(scan, model.encoder.references, here=placed.here)
     return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))), adapter)
 
 
@@ -217,11 +216,11 @@ class _Parcellation:
     selection: Selection
 
 
-def _parcellate(scan, start, model, config, adapter=None) -> _Parcellation:
+def _parcellate(start, model, adapter=None) -> _Parcellation:
     """Soft and hard parcels of the locations with a prior: the person's, or the prior's if that is the decision."""
     placed, local, selection = start.placed, start.placed.local, start.selection
     if selection.decision == "personalised":
-        z = _embedding(scan, placed, model, _signals(scan, placed), adapter)
+        z = _embedding(model, start.seen, np.asarray(start.seen.y), adapter)
         problem = placed.problem(z, None if adapter is None else adapter.offsets)
         fitted = _fit(problem, pad_rows(start.q, 0.0), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
         q = np.asarray(fitted.q)[: len(placed.here)]
@@ -241,6 +240,9 @@ class _Informed:
 
 def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
+    from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge, tune
+    from pnet_jax.finetune.subject import make_subject
+
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
     report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
     if start.selection.decision == "personalised":
@@ -250,10 +252,10 @@ def _inform(scan, start, parcellation, model, group, people, config) -> _Informe
         verdict = judge(scan, start.placed, subject, own, tuned, tuning)
         report |= {"round": int(tuned.round), "curve": np.asarray(tuned.curve).tolist(), "parcels": verdict._asdict()}
         if verdict.kept:
-            parcellation = _parcellate(scan, start, model, config, tuned.own.adapter)
+            parcellation = _parcellate(start, model, tuned.own.adapter)
     else:
         report["parcels"] = {"kept": False, "reason": "the prior's parcels are returned, and none are fine-tuned"}
-    signals = parcel_signals(scan.y[start.placed.here], parcellation.hardened.labels, group.n_parcels)
+    signals = parcel_signals(np.asarray(start.seen.y), parcellation.hardened.labels, group.n_parcels)
     found = dynamics_of(scan, signals, own, tuning)
     fitted = {name: getattr(found.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
     return _Informed(parcellation, found, report | {"fit": fitted})

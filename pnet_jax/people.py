@@ -14,7 +14,7 @@ from pnet_jax.dynamics.spectra import Spectra, pool
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
 
-LEAST = 3  # people to learn what people differ by, and of a site for it to stand for itself
+LEAST = 3  # people to learn what people differ by
 LEAST_FOR_LAYERS = 4  # people to fit a guide in two folds
 
 
@@ -26,7 +26,6 @@ class People:
       hierarchy: of the dynamics, see `dynamics.fit.Hierarchy`.
       shrinkage: of the edges, see `edges.fit_shrinkage`; None of fewer than 4 people.
       guide: see `edges.fit_guided`; None of fewer than 4 people.
-      sites: names of the subgroups; one empty name where there is one group.
       prior: digest of the parcels.
       subjects: labels of those who were read.
     """
@@ -34,7 +33,6 @@ class People:
     hierarchy: Hierarchy
     shrinkage: Shrinkage | None
     guide: Guide | None
-    sites: tuple[str, ...]
     prior: str
     subjects: tuple[str, ...]
 
@@ -47,21 +45,19 @@ class Member(NamedTuple):
       halves: Pearson correlations of two recordings, or of two halves of one, `[2, K, K]`; NaN for absent parcels.
       n_eff: independent frames of each of the two, `[2]`.
       subject: label.
-      site: or empty.
     """
 
     spectra: Spectra
     halves: Float[np.ndarray, "2 K K"]
     n_eff: Float[np.ndarray, 2]
     subject: str
-    site: str
 
 
 def fit_people(members: Sequence[Member], prior: str, connectome: Float[np.ndarray, "K K"] | None = None) -> People:
     """Dynamics and edges of a group, and what its members differ by.
 
     Args:
-      members: one of each person; sites with fewer than 3 people are taken together.
+      members: one of each person.
       prior: digest of the parcels.
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
@@ -70,14 +66,12 @@ def fit_people(members: Sequence[Member], prior: str, connectome: Float[np.ndarr
     """
     if len(members) < LEAST:
         raise ValueError(f"expected {LEAST} people or more to learn what people differ by, got {len(members)}")
-    sites = [member.site for member in members]
-    enough = [site if sites.count(site) >= LEAST else "" for site in sites]
-    names, recordings = tuple(sorted(set(enough))), [member.spectra for member in members]
+    recordings = [member.spectra for member in members]
     pooled = pool(recordings)
     expected = None if connectome is None else structural(moments(pooled), connectome)
-    hierarchy = empirical_bayes(fit_group(pooled, mean=expected), recordings, [names.index(site) for site in enough])
+    hierarchy = empirical_bayes(fit_group(pooled, mean=expected), recordings)
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
-    return People(hierarchy, shrinkage, guide, names, prior, tuple(member.subject for member in members))
+    return People(hierarchy, shrinkage, guide, prior, tuple(member.subject for member in members))
 
 
 def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:

@@ -131,7 +131,7 @@ def _people(
         if progress is not None:
             progress(f"all people, {record.key}", 0, len(store))
         try:
-            members.append(member(read_scan(store, number), prior, record.site)._replace(subject=record.subject))
+            members.append(member(read_scan(store, number), prior)._replace(subject=record.subject))
         except ValueError as error:
             warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
     people = fit_people(members, prior.digest, connectome)
@@ -141,7 +141,7 @@ def _people(
     return people
 
 
-def member(scan: Scan, prior: Prior, site: str = "") -> Member:
+def member(scan: Scan, prior: Prior) -> Member:
     """What is learned from of one person's recording: spectra of the prior's parcels, and the edges of its halves.
 
     Raises:
@@ -154,7 +154,7 @@ def member(scan: Scan, prior: Prior, site: str = "") -> Member:
     seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
     halves = split(scan)
     edges = np.stack([measures.compute("pearson", signals[:, columns]) for columns in halves])
-    return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject, site)
+    return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject)
 
 
 # waves
@@ -297,4 +297,4 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 raise ValueError(
                     f"{folder} holds results with {key} {found[key]}, this run has {value}: expected the same, or a new folder"
                 )
-    return {scan: dict(row) for scan, row in rows.items() if (folder / WAVES / row["wave"]).is_dir()}
+    return {scan: dict(row) for scan, row in rows.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,22 +118,12 @@ def bins_of(scan: Scan, config: PersonalizeConfig) -> tuple[Bins, Bins]:
 
 
 def _bins(scan: Scan, columns: Bool[np.ndarray, " T"], where: str, **least: Any) -> Bins:
+    plan = functools.partial(frequency_bins, columns, scan.tr, frames=scan.frames, filtered=scan.band, **least)
     try:
-        made = frequency_bins(columns, scan.tr, frames=scan.frames, filtered=scan.band, **least)
+        found = len(plan().frequency)
     except ValueError as error:
         raise ValueError(f"{scan.label}, the part of the recording that is {where}: {error}") from error
-    return _filled(made, -(-len(made.frequency) // BIN_BUCKET) * BIN_BUCKET)
-
-
-def _filled(bins: Bins, size: int) -> Bins:
-    """With bins of weight 0 up to a size."""
-    more = size - len(bins.frequency)
-    filled = {"frequency": float(bins.frequency[0]), "gain": 1.0}
-
-    def one(name: str, x: Any) -> Any:
-        return x if not np.ndim(x) else np.pad(x, ((0, more),) + ((0, 0),) * (np.ndim(x) - 1), constant_values=filled.get(name, 0.0))
-
-    return Bins(**{name: one(name, x) for name, x in bins._asdict().items()})
+    return plan(size=-(-found // BIN_BUCKET) * BIN_BUCKET)
 
 
 def _rows(y: Float[np.ndarray, "n T"], bins: Bins) -> Float[np.ndarray, "n m"]:

@@ -114,7 +114,7 @@ def _open(network: Network) -> str:
     if (network.qc.get("selection") or {}).get("decision") == "prior":
         said.append("whether any border should move")
     if (network.qc.get("dynamics") or {}).get("fit", {}).get("regularised"):
-        said.append("much of the coupling, which is other people's where the scan says little")
+        said.append("how much of the coupling is this person's own")
     return f"Left open by the data: {'; '.join(said)}." if said else "Left open by the data: nothing that was asked of it."
 
 
