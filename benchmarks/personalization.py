@@ -86,7 +86,7 @@ def simulated(args, tier: str) -> dict[str, object]:
 
 
 def _scan(args, session):
-    return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None)
+    return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None, wide=True)
 
 
 def _cohort(args, tier: str):

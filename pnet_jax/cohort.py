@@ -70,6 +70,8 @@ def construct_cohort(
     notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the prior's file: they belong to every result
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    if people is not None and people.guide is not None and len(people.guide.mean) > 1:
+        config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = _job([_deciding(config), load, model.digest, prior.digest])

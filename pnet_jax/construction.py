@@ -95,7 +95,7 @@ def construct(
     if refused:
         network.qc["warnings"].append(f"no dynamics were fitted: {refused}")
     if people is not None:
-        network = _add_layers(network, people)
+        network = _add_layers(network, people, scan)
     network.qc["seconds"] = clock.seconds
     used = dataclasses.replace(config, parcels=group.n_parcels, prior=group.source, checkpoint=model.name, edges=names)
     network.provenance.update(_provenance(scan, model, group, used))
@@ -306,7 +306,7 @@ def _add_dynamics(network: Network, informed: _Informed) -> None:
         )
 
 
-def _add_layers(network: Network, people: People) -> Network:
+def _add_layers(network: Network, people: People, scan: Scan) -> Network:
     """The shrunk and the guided layer of the edges beside the raw one, where Pearson edges were asked for."""
     if network.subject in {label.rpartition("/")[2] for label in people.subjects}:
         network.qc["warnings"].append(
@@ -320,7 +320,14 @@ def _add_layers(network: Network, people: People) -> Network:
             f"shrunk and guided edges were learned from {len(people.subjects)} people, fewer than {FEW_PEOPLE}: their standard deviations "
             "are too small"
         )
-    return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide))
+    known = 1 if people.guide is None else len(people.guide.mean)
+    views = edge_views(scan, network.signals, network.labels)[1:known]
+    if len(views) < known - 1:
+        network.qc["warnings"].append(
+            "guided edges are made of Pearson's alone, although those of the people they were learned from had a second view: keep the "
+            "signals before the low-pass (cleaning.wide)"
+        )
+    return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide, views))
 
 
 def spread_present(values: Float[np.ndarray, "k k"], signals: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"]:
@@ -340,6 +347,18 @@ def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n
     share = csr_matrix((np.ones(len(inside), np.float32), (labels[inside], inside)), shape=(n_parcels, len(labels)))
     with np.errstate(invalid="ignore"):
         return (share @ y) / np.where(size > 0, size, np.nan)[:, None]
+
+
+def edge_views(
+    scan: Scan, signals: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], columns: Int[np.ndarray, " t"] | slice = slice(None)
+) -> list[Float[np.ndarray, "K K"]]:
+    """What a guide reads of some frames of a scan: Pearson's r, and `whitened` where signals without a low-pass are known."""
+    views = [measures.compute("pearson", signals[:, columns])]
+    if scan.wide is not None:
+        views.append(measures.compute("whitened", parcel_signals(scan.wide, labels, len(signals))[:, columns]))
+    elif "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
+        views.append(measures.compute("whitened", signals[:, columns]))
+    return views
 
 
 def _quality(scan, here, local, group, parcellation, labels, names, config) -> dict[str, Any]:

@@ -15,12 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pnet_jax import edges as measures
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import begin as begin_scan
-from pnet_jax.construction import parcel_signals
+from pnet_jax.construction import edge_views, parcel_signals
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
@@ -153,7 +152,7 @@ def member(scan: Scan, prior: Prior) -> Member:
     # A parcel without locations has no spectrum, and no say.
     seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
     halves = split(scan)
-    edges = np.stack([measures.compute("pearson", signals[:, columns]) for columns in halves])
+    edges = np.stack([edge_views(scan, signals, placed.whole.labels, columns) for columns in halves])
     return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject)
 
 

@@ -29,6 +29,7 @@ class Scan:
       entities: the other BIDS entities of the source (`ses`, `task`, `run`, `space`, `res`, …).
       source: file the recording came from.
       displacement: framewise displacement in mm of all recorded frames, or None.
+      wide: the signals before the low-pass, z-scored, `[V, T]`, float16; None where they were not kept, or there is no low-pass.
       cleaning: what was done to the signals, for provenance.
       warnings: what the reader should know.
     """
@@ -45,6 +46,7 @@ class Scan:
     entities: dict[str, str] = dataclasses.field(default_factory=dict)
     source: str = ""
     displacement: Float[np.ndarray, " recorded"] | None = None
+    wide: Float[np.ndarray, "V T"] | None = None
     cleaning: dict[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

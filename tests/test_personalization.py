@@ -15,9 +15,11 @@ from pnet_jax import parallel
 from pnet_jax.checkpoint import load_people, save_model
 from pnet_jax.cli import main
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
-from pnet_jax.construction import construct
+from pnet_jax.construction import construct, edge_views
+from pnet_jax.edges import layers
 from pnet_jax.outputs import load_network, read_status, save
-from pnet_jax.personalization import STATUS, load_adapter, memory_of, personalize, wave_size
+from pnet_jax.people import fit_people
+from pnet_jax.personalization import STATUS, load_adapter, member, memory_of, personalize, wave_size
 from pnet_jax.records import open_store, prepare
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
@@ -188,6 +190,29 @@ def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
     other = dataclasses.replace(load_people(done[0]), prior="another")
     with pytest.raises(ValueError, match="of the parcels of another prior: expected .*, found another"):
         construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
+
+
+def test_a_second_view_enters_the_guided_edges(toy, toy_model):
+    def scan(number):
+        one = toy.scan(number, subject=f"{number:02d}")
+        return dataclasses.replace(one, wide=toy.scan(number + 50).y.astype(np.float16), cleaning={"low_pass": 0.1})
+
+    people = fit_people([member(scan(number), toy.prior) for number in range(4)], toy.prior.digest)
+    assert people.guide.mean.shape == (2, K, K)
+    config = ConstructConfig(dynamics=True, personalize=CONFIG)
+    whole = scan(9)
+    both = construct(whole, prior=toy.prior, model=toy_model, people=people, config=config)
+    alone = construct(dataclasses.replace(whole, wide=None), prior=toy.prior, model=toy_model, people=people, config=config)
+    views = edge_views(whole, both.signals, both.labels)
+    made = layers(views[0], both.qc["n_eff"], people.shrinkage, people.guide, views[1:])
+    assert_array_equal(both.edges["guided"], made["guided"].edges)
+    assert_array_equal(both.edges["pearson"], alone.edges["pearson"])
+    assert np.abs(both.edges["guided"] - alone.edges["guided"]).max() > 1e-4
+    asked = "keep the signals before the low-pass"
+    assert any(asked in text for text in alone.qc["warnings"]) and not any(asked in text for text in both.qc["warnings"])
+    # Signals without any low-pass are a second view of themselves; of signals that come without a word, nobody knows.
+    unfiltered, unknown = (dataclasses.replace(whole, wide=None, cleaning=cleaning) for cleaning in ({"low_pass": None}, {}))
+    assert len(edge_views(unfiltered, both.signals, both.labels)) == 2 and len(edge_views(unknown, both.signals, both.labels)) == 1
 
 
 # the command
