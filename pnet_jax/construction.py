@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 import pnet_jax
 from pnet_jax import edges as measures
-from pnet_jax.config import ConstructConfig
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
@@ -27,12 +27,13 @@ from pnet_jax.parcellation.mixture import begin as begin_mixture
 from pnet_jax.parcellation.placed import Placed, pad_rows, place
 from pnet_jax.parcellation.prior import LocalPrior, Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
-from pnet_jax.scan import Scan, n_eff, split
+from pnet_jax.scan import Scan, n_eff, some_frames, split
 from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pnet_jax.finetune.objective import Subject
     from pnet_jax.finetune.person import Dynamics
     from pnet_jax.people import People
 
@@ -198,6 +199,20 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
     return Start(placed, seen, selection, q)
 
 
+def tunable(scan: Scan, model: Model, group: Prior, tuning: PersonalizeConfig) -> tuple[Start, Subject]:
+    """A recording ready to be fine-tuned: what its parcels begin with is measured on the part that is fitted alone.
+
+    Raises:
+      ValueError: no overlap of scan and prior, or too few frames in one of the parts.
+    """
+    from pnet_jax.finetune.subject import make_subject, parts_of
+
+    fitted = some_frames(scan, np.flatnonzero(parts_of(scan, tuning)[0]))
+    start = begin(dataclasses.replace(fitted, valid=scan.valid), model, group, ConstructConfig())
+    s = start.selection
+    return start, make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
+
+
 def _embedding(model: Model, seen: Observed, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
     """Embedding of the locations with a prior from some of the scan's frames, as this person's encoder gives it."""
     return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))), adapter)
@@ -241,13 +256,11 @@ class _Informed:
 def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
     from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge, tune
-    from pnet_jax.finetune.subject import make_subject
 
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
     report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
     if start.selection.decision == "personalised":
-        s = start.selection
-        subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
+        _, subject = tunable(scan, model, group, tuning)
         tuned = tune(own, subject, tuning)
         verdict = judge(scan, start.placed, subject, own, tuned, tuning)
         report |= {"round": int(tuned.round), "curve": np.asarray(tuned.curve).tolist(), "parcels": verdict._asdict()}

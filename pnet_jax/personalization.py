@@ -17,15 +17,14 @@ from jaxtyping import Float
 
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
-from pnet_jax.config import ConstructConfig, PersonalizeConfig
-from pnet_jax.construction import begin as begin_scan
-from pnet_jax.construction import edge_views, parcel_signals
+from pnet_jax.config import PersonalizeConfig
+from pnet_jax.construction import edge_views, parcel_signals, tunable
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
-from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, make_subject, shape_of, stacked
+from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import dynamics_prior, judge
 from pnet_jax.outputs import append_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
@@ -190,9 +189,7 @@ def _waves(
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
             scan = read_scan(store, number)
-            start = begin_scan(scan, model, prior, ConstructConfig())
-            s = start.selection
-            subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=config)
+            start, subject = tunable(scan, model, prior, config)
         except (ValueError, OSError, MemoryError) as error:
             rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
             append_status(folder / STATUS, rows[-1:])
@@ -201,7 +198,7 @@ def _waves(
         if shape not in sizes:
             sizes[shape] = wave_size(subject, devices, min(config.wave, len(numbers)))
             say(f"waves of {sizes[shape]}: {memory_of(subject) / 2**20:.0f} MB a recording of {len(subject.x)} locations")
-        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, s.decision))
+        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, start.selection.decision))
         if len(waiting[shape]) == sizes[shape]:
             yield sizes[shape], waiting.pop(shape)
     yield from ((sizes[shape], wave) for shape, wave in waiting.items())

@@ -105,6 +105,14 @@ def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields:
     return Scan(y=y, space=space, tr=float(tr), **(given | fields))  # type: ignore[arg-type]
 
 
+def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
+    """Some columns of a scan, standardised anew; it was cleaned as a whole. At least 3."""
+    y = np.array(scan.y[:, columns], np.float32)
+    _, std, valid = zscore_in_place(y)
+    wide = None if scan.wide is None else scan.wide[:, columns]
+    return dataclasses.replace(scan, y=y, frames=scan.frames[columns], std=scan.std * std, valid=valid, wide=wide)
+
+
 def zscore_in_place(
     y: Float[np.ndarray, "V T"], block: int = 8192
 ) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
