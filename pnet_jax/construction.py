@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pnet_jax.finetune.objective import Subject
-    from pnet_jax.finetune.person import Dynamics
+    from pnet_jax.finetune.person import Dynamics, Personal
     from pnet_jax.people import People
 
 FINAL_STEPS = 6
@@ -52,6 +52,7 @@ def construct(
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
     people: People | str | Path | None = None,
+    personal: Personal | None = None,
     config: ConstructConfig | None = None,
 ) -> Network:
     """A subject's personalised parcellation and network.
@@ -67,6 +68,7 @@ def construct(
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
       people: the dynamics of other people's parcels, of the same prior, or a folder with them; for `config.dynamics`.
+      personal: what `personalize` found for this recording (`load_personal`); with dynamics, it is fine-tuned here if not given.
       config: everything else; the arguments above win over it.
 
     Raises:
@@ -83,7 +85,7 @@ def construct(
     informed, refused = None, ""
     if people is not None:
         try:
-            informed = _inform(scan, start, parcellation, model, group, people, config)
+            informed = _inform(scan, start, parcellation, model, group, people, personal, config)
             parcellation = informed.parcellation
         except ValueError as error:  # too short for the band: the network stands without
             refused = str(error)
@@ -253,19 +255,20 @@ class _Informed:
     report: dict[str, Any]
 
 
-def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
+def _inform(scan, start, parcellation, model, group, people, personal, config) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
-    from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge, tune
+    from pnet_jax.finetune.person import Personal, dynamics_of, dynamics_prior, judge, tune
 
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
     report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
     if start.selection.decision == "personalised":
-        _, subject = tunable(scan, model, group, tuning)
-        tuned = tune(own, subject, tuning)
-        verdict = judge(scan, start.placed, subject, own, tuned, tuning)
-        report |= {"round": int(tuned.round), "curve": np.asarray(tuned.curve).tolist(), "parcels": verdict._asdict()}
-        if verdict.kept:
-            parcellation = _parcellate(start, model, tuned.own.adapter)
+        if personal is None:
+            _, subject = tunable(scan, model, group, tuning)
+            tuned = tune(own, subject, tuning)
+            personal = Personal(tuned.own, int(tuned.round), judge(scan, start.placed, subject, own, tuned, tuning))
+        report |= {"round": personal.round, "parcels": personal.verdict._asdict()}
+        if personal.verdict.kept:
+            parcellation = _parcellate(start, model, personal.own.adapter)
     else:
         report["parcels"] = {"kept": False, "reason": "the prior's parcels are returned, and none are fine-tuned"}
     signals = parcel_signals(np.asarray(start.seen.y), parcellation.hardened.labels, group.n_parcels)
