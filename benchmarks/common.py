@@ -67,12 +67,10 @@ def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
         return
     import jax
 
-    # Folders say where somebody keeps things, not what was measured: names only.
-    given = {k: _names_only(v) for k, v in vars(args).items() if k not in ("out", "data")}
     result = {
         "program": Path(sys.argv[0]).name,
         "date": datetime.date.today().isoformat(),
-        "arguments": given,
+        "arguments": given(args),
         "versions": {"python": platform.python_version()} | _versions(),
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -82,6 +80,11 @@ def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(_rounded(result), indent=2) + "\n")
     print(f"written: {args.out.name}")
+
+
+def given(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments as they are written: folders say where somebody keeps things, not what was measured, so names only."""
+    return {key: _names_only(value) for key, value in vars(args).items() if key not in ("out", "data")}
 
 
 def _versions() -> dict[str, str]:

@@ -1,10 +1,14 @@
 """What fine-tuning with dynamics, and the layers of the edges, change: simulated people with and without, and what a wave costs.
 
 A cohort shares its group parcels. From some of its people the dynamics of all and the layers are learned; the others are constructed from
-session 1 with and without dynamics. Parcels: adjusted Rand index to the person's own, DCBC on session 2. Edges, against the closed-form
-truth: correlation over edges of Fisher z; the individual part, which is what is left without the mean over people; 1 − portrait divergence
-to the truth (hops, 15 % of the edges with a spanning tree). Dynamics: share of the people whose own foretell held-out time better than the
-group's, and by how much (log-likelihood a parcel and a bin).
+each of two sessions, with and without dynamics. Parcels: adjusted Rand index to the person's own, DCBC on session 2. Edges, against the
+closed-form truth: correlation over edges of Fisher z; the individual part, which is what is left without the mean over people; 1 − portrait
+divergence to the truth (hops, 15 % of the edges with a spanning tree). Dynamics: share of the people whose own foretold held-out time
+better than the group's, and by how much (log-likelihood a parcel and a bin): the end of session 1, which also said when to stop, and
+session 2, which nothing was stopped on, in the parcels of session 1. Sessions: a person's labels (Dice) and edges (correlation beyond the
+mean of others) are identified where those of their other session are the most alike; ICC(1,1) is the median over edges.
+
+Figures are means over `--seeds` cohorts, with the standard deviation over these. `--go-on` takes the cohorts that `--out` has already.
 
     python benchmarks/personalization.py simulated --tiers medium hard --out benchmarks/results/personalization.json
     python benchmarks/personalization.py cost --wave 8
@@ -12,22 +16,25 @@ group's, and by how much (log-likelihood a parcel and a bin).
 
 from __future__ import annotations
 
+import json
 import time
 
 import jax
 import numpy as np
-from common import parser, table, write
+from common import average, given, parser, table, write
+from sessions import score
 from sklearn.metrics import adjusted_rand_score
 
 import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig, SimulateConfig
 from pnet_jax.construction import begin, parcel_signals
-from pnet_jax.dynamics import correlation, from_jacobian
+from pnet_jax.dynamics import correlation, frequency_bins, from_jacobian, negative_log_likelihood, spectra, standardise
 from pnet_jax.edges import compute
 from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.finetune import fine_tune, make_subject, stacked
-from pnet_jax.finetune.person import dynamics_prior
+from pnet_jax.finetune.person import dynamics_of, dynamics_prior
+from pnet_jax.network import Network
 from pnet_jax.ops.portrait import portrait_divergence
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.people import fit_people
@@ -38,61 +45,162 @@ FD_MM = 0.5
 EDGES = ("fixed parcels", "raw", "raw, with dynamics", "shrunk", "guided", "dynamics")
 
 
+LAYERS = ("fixed parcels", "raw", "shrunk", "guided")  # that are scored between sessions
+likelihood = jax.jit(negative_log_likelihood)
+
+
 def main() -> None:
     args = _arguments()
-    figures = {}
     if args.what == "cost":
-        figures["cost"] = row = cost(args)
+        row = cost(args)
         table(tuple(row), [tuple(row.values())])
-    else:
-        for tier in args.tiers:
-            figures[tier] = simulated(args, tier)
-    write(args, figures)
+        write(args, {"cost": row})
+        return
+    cohorts, figures = _standing(args), {}
+    for tier in args.tiers:
+        made = cohorts.setdefault(tier, {})
+        for seed in map(str, range(args.seed, args.seed + args.seeds)):
+            if seed not in made:
+                made[seed] = simulated(args, tier, int(seed))
+                write(args, figures | {"cohorts": cohorts})
+        wanted = [made[str(seed)] for seed in range(args.seed, args.seed + args.seeds)]
+        figures[tier] = {"people": args.people, "cohorts": len(wanted)} | _over_cohorts(wanted)
+        _show(tier, figures[tier])
+    write(args, figures | {"cohorts": cohorts})
 
 
-def simulated(args, tier: str) -> dict[str, object]:
+def _standing(args) -> dict[str, dict[str, dict]]:
+    """Cohorts by tier and seed that were made before with the same arguments."""
+    if not (args.go_on and args.out is not None and args.out.is_file()):
+        return {}
+    found, free = json.loads(args.out.read_text()), ("seed", "seeds", "tiers", "go_on")
+    before, now = ({key: value for key, value in some.items() if key not in free} for some in (found["arguments"], given(args)))
+    if before != now:
+        raise SystemExit(f"{args.out.name} was made with other arguments: expected {now}, found {before}; leave out --go-on")
+    return found["figures"]["cohorts"]
+
+
+def _over_cohorts(cohorts: list[dict]) -> dict[str, dict]:
+    """Mean of each figure, and under `sd` its standard deviation over the cohorts (0 for one)."""
+    return _each(np.mean, cohorts) | {"sd": _each(lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0, cohorts)}
+
+
+def _each(reduce, figures: list):
+    if isinstance(figures[0], dict):
+        return {name: _each(reduce, [one[name] for one in figures]) for name in figures[0]}
+    return float(reduce(figures))
+
+
+def _show(tier: str, found: dict) -> None:
+    def cells(*path):
+        mean, sd = found, found["sd"]
+        for key in path:
+            mean, sd = mean[key], sd[key]
+        return [f"{value:.3f} ± {sd[name]:.3f}" for name, value in mean.items()]
+
+    head = f"{tier}, {found['cohorts']} cohorts of {found['people']} people"
+    maps = tuple(found["parcels"])
+    table((head, *found["parcels"]["prior"]), [(name, *cells("parcels", name)) for name in maps])
+    table(("labels between sessions", *found["labels"]["with"]), [(name, *cells("labels", name)) for name in found["labels"]])
+    table(("dynamics", *found["dynamics"]), [("", *cells("dynamics"))])
+    table(("edges and the truth", *found["edges"]["raw"]), [(name, *cells("edges", name)) for name in EDGES])
+    table(("edges of the other session", *found["sessions"]["raw"]), [(name, *cells("sessions", name)) for name in LAYERS])
+    print(flush=True)
+
+
+def simulated(args, tier: str, seed: int) -> dict[str, dict]:
     """One cohort: figures of parcels, edges and dynamics, averaged over the people that nothing was learned from."""
-    model, people, rest, prior = _cohort(args, tier)
-    plain, informed = ConstructConfig(), ConstructConfig(dynamics=True)
-    rows, edges, truths = [], {name: [] for name in EDGES}, []
+    model, people, rest, prior = _cohort(args, tier, seed)
+    maps: dict[str, list] = {"prior": [], "without": [], "with": []}
+    labels: dict[str, list] = {"without": [], "with": []}
+    edges: dict[str, list] = {name: [] for name in EDGES}
+    dynamics = []
     for person in rest:
         start = time.perf_counter()
-        first, second = (_scan(args, session) for session in person.sessions)
-        networks = {
-            "without": pnet_jax.construct(first, prior=prior, model=model, config=plain),
-            "with": pnet_jax.construct(first, prior=prior, model=model, config=informed, people=people),
-        }
-        judge = Judge(second.y, person.space, second.valid, prior.n_parcels)
-        maps = {"prior": networks["with"].prior_labels} | {name: network.labels for name, network in networks.items()}
-        row = {f"{name}: ARI": adjusted_rand_score(person.labels, labels) for name, labels in maps.items()}
-        row |= {f"{name}: DCBC": judge(labels)["dcbc"] for name, labels in maps.items()}
-        report = networks["with"].qc["dynamics"]
-        row["kept"] = float(report["parcels"]["kept"])
-        row["foretold"] = float(report["fit"]["ok"])
-        row["gain"] = report["fit"]["prior_held_out"] - report["fit"]["held_out"]
-        rows.append(row)
-        truths.append(person.true_fc)
-        for name, found in _edges(first, networks, prior).items():
-            edges[name].append(found)
-        print(f"{tier}, {person.subject}: {time.perf_counter() - start:.0f} s", flush=True)
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    scored = {name: _against(np.stack(found), np.stack(truths)) for name, found in edges.items()}
-    table(
-        (f"{tier}, {len(rest)} people", "ARI", "DCBC"), [(n, mean[f"{n}: ARI"], mean[f"{n}: DCBC"]) for n in ("prior", "without", "with")]
-    )
-    print(f"own dynamics better on held-out time in {mean['foretold']:.0%}, by {mean['gain']:.4f}; parcels kept in {mean['kept']:.0%}")
-    table(("edges", *scored["raw"]), [(name, *scores.values()) for name, scores in scored.items()])
-    return {"people": len(rest), "parcels": mean, "edges": scored}
+        scans = [_scan(args, session) for session in person.sessions]
+        networks = [_networks(scan, prior, model, people) for scan in scans]
+        first = networks[0]
+        judge = Judge(scans[1].y, person.space, scans[1].valid, prior.n_parcels)
+        for name, own in {"prior": first["with"].prior_labels, "without": first["without"].labels, "with": first["with"].labels}.items():
+            maps[name].append({"ARI": adjusted_rand_score(person.labels, own), "DCBC": judge(own)["dcbc"]})
+        for name, both in labels.items():
+            both.append([network[name].labels for network in networks])
+        report = first["with"].qc["dynamics"]
+        row = {"parcels kept": float(report["parcels"]["kept"]), "better at the end": float(report["fit"]["ok"])}
+        row["gain at the end"] = report["fit"]["prior_held_out"] - report["fit"]["held_out"]
+        dynamics.append(row | next_session(*scans, first["with"], people, prior))
+        found = [_edges(scan, network, prior) for scan, network in zip(scans, networks, strict=True)]
+        for name, both in edges.items():
+            both.append([one[name] for one in found])
+        print(f"{tier} {seed}, {person.subject}: {time.perf_counter() - start:.0f} s", flush=True)
+    truths = np.stack([person.true_fc for person in rest])
+    return {
+        "parcels": {name: average(rows) for name, rows in maps.items()},
+        "labels": {name: _told_apart(np.stack(both), prior.n_parcels) for name, both in labels.items()},
+        "dynamics": average(dynamics),
+        "edges": {name: _against(np.stack(both)[:, 0], truths) for name, both in edges.items()},
+        "sessions": _between_sessions({name: np.stack(edges[name]) for name in LAYERS}, np.asarray(people.shrinkage.mean)),
+    }
+
+
+def _networks(scan, prior, model, people) -> dict[str, Network]:
+    return {
+        "without": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig()),
+        "with": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig(dynamics=True), people=people),
+    }
+
+
+def next_session(first, second, network, people, prior) -> dict[str, float]:
+    """How well dynamics fitted to session 1 foretell session 2, in the same parcels, beside the group's.
+
+    Session 2 is brought to power 1 for both; its units say nothing.
+    """
+    config = PersonalizeConfig()
+    there = parcel_signals(second.y, network.labels, prior.n_parcels)
+    here = np.where(np.isfinite(there).all(1)[:, None], network.signals, np.nan)
+    present = np.flatnonzero(np.isfinite(here).all(1))
+    expected = dynamics_prior(people.hierarchy, prior, config)
+    own = dynamics_of(first, here, expected, config).fit.params
+    group = expected.mean._replace(coupling=expected.mean.coupling[np.ix_(present, present)])
+    bins = frequency_bins(np.ones(second.y.shape[1], bool), second.tr, frames=second.frames, filtered=second.band)
+    seen = standardise(spectra(there[present], bins))
+    levels = group._replace(log_sigma_x=own.log_sigma_x, log_sigma_e=own.log_sigma_e, delay=own.delay)
+    personal, all_of_them, in_between = (float(likelihood(params, seen)) for params in (own, group, levels))
+    return {
+        "better in session 2": float(personal < all_of_them),
+        "gain in session 2": all_of_them - personal,
+        "gain beyond own levels": in_between - personal,
+    }
+
+
+def _told_apart(labels: np.ndarray, n_parcels: int) -> dict[str, float]:
+    """Dice of people's labels `[S, 2, V]` between sessions, mean over parcels: their own, others', and whose is the most alike."""
+    parcels = [labels[:, session, None, :] == np.arange(n_parcels)[:, None] for session in (0, 1)]  # [S, K, V] each
+    both = np.einsum("skv,tkv->stk", *(one.astype(np.float32) for one in parcels))
+    size = [one.sum(-1) for one in parcels]
+    dice = (2 * both / np.maximum(size[0][:, None] + size[1][None], 1)).mean(-1)
+    apart = ~np.eye(len(dice), dtype=bool)
+    found = (dice.argmax(1) == np.arange(len(dice))).mean()
+    return {"own Dice": float(np.diagonal(dice).mean()), "others' Dice": float(dice[apart].mean()), "identification": float(found)}
+
+
+def _between_sessions(edges: dict[str, np.ndarray], mean: np.ndarray) -> dict[str, dict[str, float]]:
+    """Figures of edges `[S, 2, K, K]` against the raw ones of the other session, without the mean of those who were learned from."""
+    upper = np.triu_indices(len(mean), 1)
+    z = {name: np.arctanh(np.clip(found[:, :, *upper], -0.99, 0.99)) for name, found in edges.items()}
+    known = np.isfinite(mean[upper]) & np.all([np.isfinite(found).all((0, 1)) for found in z.values()], 0)
+    centre = np.broadcast_to(mean[upper][known], z["raw"][..., known].shape)
+    return {name: score(found[..., known], z["raw"][..., known], centre) for name, found in z.items()}
 
 
 def _scan(args, session):
     return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None, wide=True)
 
 
-def _cohort(args, tier: str):
+def _cohort(args, tier: str, seed: int):
     """Model, what is learned from the first people, and the others; all of one group."""
     sizes = {"subjects": args.others + args.people, "sessions": 2}
-    config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=args.seed)
+    config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
     members, rest, prior = [], [], None
     for number, person in enumerate(simulate_cohort(config)):
         space = person.space
@@ -134,7 +242,7 @@ def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 def cost(args) -> dict[str, float]:
     """Seconds a subject in a full wave, compiled before, and the most memory a subject's arrays take."""
     args.others, args.people = 3, 1
-    model, people, rest, prior = _cohort(args, "medium")
+    model, people, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     start = begin(scan, model, prior, ConstructConfig())
     s = start.selection
@@ -175,7 +283,9 @@ def _arguments():
     arguments.add_argument("--others", type=int, default=8, help="that dynamics and layers are learned from")
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--seed", type=int, default=0, help="of the first cohort")
+    arguments.add_argument("--seeds", type=int, default=1, help="cohorts")
+    arguments.add_argument("--go-on", action="store_true", help="take the cohorts that --out has already, made with the same arguments")
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument("--wave", type=int, default=8)
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
