@@ -202,8 +202,10 @@ def load_people(folder: str | pathlib.Path) -> People:
     shrinkage, guide = None, None
     if "guide" in arrays:
         g = arrays["guide"]
+        if "weights" not in g:
+            raise ValueError(f"{folder} was written by an earlier pnet_jax: its guide has no weights; personalize again into a new folder")
         shrinkage = Shrinkage(**arrays["shrinkage"])
-        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["share"], g["scale"])
+        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["weights"], g["scale"])
     return People(hierarchy, shrinkage, guide, about["prior"], tuple(about["subjects"]))
 
 
