@@ -17,7 +17,7 @@ from pnet_jax.checkpoint import load_model, load_people, save_model
 from pnet_jax.cli import main
 from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
-from pnet_jax.construction import construct, edge_views, tunable
+from pnet_jax.construction import construct, edge_views, parcel_signals, tunable
 from pnet_jax.edges import layers
 from pnet_jax.ingest import ScanSource
 from pnet_jax.outputs import load_network, read_status, save
@@ -200,7 +200,8 @@ def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
 def test_a_second_view_enters_the_guided_edges(toy, toy_model):
     def scan(number):
         one = toy.scan(number, subject=f"{number:02d}")
-        return dataclasses.replace(one, wide=toy.scan(number + 50).y.astype(np.float16), cleaning={"low_pass": 0.1})
+        clear = parcel_signals(one.y, toy.truth, K)[toy.truth]  # less noise than there is in the first view
+        return dataclasses.replace(one, wide=(one.y + 4 * clear).astype(np.float16), cleaning={"low_pass": 0.1})
 
     people = fit_people([member(scan(number), toy.prior) for number in range(4)], toy.prior.digest)
     assert people.guide.mean.shape == (2, K, K)
