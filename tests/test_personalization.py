@@ -175,9 +175,11 @@ def test_a_scan_too_short_for_dynamics_has_a_network_without(done, scans, toy_mo
     assert any("no dynamics were fitted: sub-04" in text and "too few frames" in text for text in found.qc["warnings"])
 
 
-def test_people_without_dynamics_are_refused(done, scans, toy_model):
-    with pytest.raises(ValueError, match="people were given, but no dynamics asked for"):
-        construct(scans[0], model=toy_model, people=str(done[0]))
+def test_people_without_dynamics_give_layers_alone(done, scans, toy_model, network):
+    found = construct(scans[0], model=toy_model, people=str(done[0]))
+    assert set(found.edges) == {"pearson", "shrunk", "guided"} and "dynamics" not in found.qc
+    if not network.qc["dynamics"]["parcels"]["kept"]:
+        assert_array_equal(found.edges["guided"], network.edges["guided"])
 
 
 def test_without_dynamics_nothing_differs(scans, toy_model, network):
