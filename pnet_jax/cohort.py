@@ -21,7 +21,7 @@ from pnet_jax.construction import construct, resolve, resolve_people
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.outputs import append_status, check_writable, load_network, read_status, remove_result, save, save_edges
+from pnet_jax.outputs import append_status, check_status, check_writable, load_network, read_status, remove_result, save, save_edges
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.people import People
 from pnet_jax.report import check_installed, write_index, write_report
@@ -55,7 +55,7 @@ def construct_cohort(
       The status row of each scan of this call, in order.
 
     Raises:
-      ValueError: no scan, unknown measures, or a prior or checkpoint that cannot be used.
+      ValueError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
@@ -71,6 +71,7 @@ def construct_cohort(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     folder = check_writable(folder)
+    check_status(folder / "status.tsv", "pnet construct")
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = _job([_deciding(config), load, model.digest, prior.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
