@@ -4,12 +4,13 @@ A simulated cohort of 25 patients and 25 controls, taken in turn, with a planted
 among 6 others strengthened; 43 edges in all, the same in every patient. Every edge between two parcels that all people have is tested by
 a two-sample t of Fisher z; found is what passes a false discovery rate of .05 (Benjamini and Hochberg), or max-T over 2,000 rearrangements
 (family-wise .05). A changed coupling propagates: of what is found elsewhere, "elsewhere, real" are the edges whose closed-form correlation
-is changed by .05 or more on average over the patients, "false" all others. AUC: how well |t| tells planted edges from those that are
-neither planted nor changed.
+is changed by .05 or more on average over the patients, "false" all others, smaller true changes among them. AUC: how well |t| tells
+planted edges from those others. Last: mean |t| and mean difference in Fisher z of the planted edges.
 
 Edges of one recording each: of the group's own parcels without personalisation (fixed atlas; the group is the cohort's true one, which no
 real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy people who took no part, and two upper bounds: of the
-person's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds).
+person's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
+length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`.
 
     python benchmarks/disease.py --scrub --keep FOLDER --out benchmarks/results/disease.json
 """
@@ -36,7 +37,7 @@ from pnet_jax.simulate import cleaned_scan, simulate_subject
 
 FD_MM, LEVEL, PERMUTATIONS, CHANGED = 0.5, 0.05, 2000, 0.05
 LAYERS = ("fixed atlas", "raw", "shrunk", "guided", "true parcels", "closed form")
-SCORES = ("planted, found", "elsewhere, real", "false", "planted, max-T", "AUC", "planted |t|")
+SCORES = ("planted, found", "elsewhere, real", "false", "planted, max-T", "AUC", "|t|", "difference")
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
             mean = {layer: average([seed[layer] for seed in seeds]) for layer in LAYERS}
             table((f"{name}, {args.seeds} cohorts", *SCORES), [(layer, *mean[layer].values()) for layer in LAYERS])
             about = average([seed["about"] for seed in seeds])
+            about["raw : fixed atlas"] = mean["raw"][SCORES[0]] / max(mean["fixed atlas"][SCORES[0]], 1e-9)
             print("  ".join(f"{said} {value:.3g}" for said, value in about.items()), flush=True)
             figures[name] = {"mean": mean, "about": about, "seeds": seeds}
     write(args, figures)
@@ -111,9 +113,9 @@ def scored(r: np.ndarray, ill: np.ndarray, planted: np.ndarray, changed: np.ndar
     auc = (ranks.sum() - hit.sum() * (hit.sum() + 1) / 2) / (hit.sum() * still.sum())
     real = changed & ~planted
     elsewhere = (found & ~planted & ~changed).sum()
-    return tuple(
-        float(x) for x in ((found & planted).sum(), (found & real).sum(), elsewhere, (family & planted).sum(), auc, size[hit].mean())
-    )
+    difference = np.abs(z[ill].mean(0) - z[~ill].mean(0))[known][hit].mean()
+    counts = (found & planted).sum(), (found & real).sum(), elsewhere, (family & planted).sum()
+    return tuple(float(x) for x in (*counts, auc, size[hit].mean(), difference))
 
 
 def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, np.ndarray]:
