@@ -218,7 +218,7 @@ def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
     known = _registered(measure)
     own = known is not None and not known.units.startswith("correlation")
     layer = {"pearson": "raw"}.get(measure, measure if measure in LAYERS else None)
-    of = f", the {layer} layer of the Pearson correlations" if layer else f", {measure}"
+    of = f", the {layer} layer of the Pearson correlations" if layer else f" of {measure}"
     return {
         "Description": f"Standard deviation of each edge{'' if own else chr(39) + 's Fisher z'}{of}. {ROWS}",
         "UncertaintyOf": measure,
