@@ -10,7 +10,8 @@ planted edges from those others. Last: mean |t| and mean difference in Fisher z 
 Edges of one recording each: of the group's own parcels without personalisation (fixed atlas; the group is the cohort's true one, which no
 real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy people who took no part, and two upper bounds: of the
 person's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
-length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`.
+length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`. A second
+table says what is found with fewer people, where less is at its ceiling.
 
     python benchmarks/disease.py --scrub --keep FOLDER --out benchmarks/results/disease.json
 """
@@ -34,10 +35,13 @@ from pnet_jax.ops.permutation import permutation_test
 from pnet_jax.parcellation.prior import Prior, make_prior
 from pnet_jax.scan import n_eff, split
 from pnet_jax.simulate import cleaned_scan, simulate_subject
+from pnet_jax.simulate.cohort import group_truth
 
 FD_MM, LEVEL, PERMUTATIONS, CHANGED = 0.5, 0.05, 2000, 0.05
+COUNTED = ("planted, found", "planted, max-T")
 LAYERS = ("fixed atlas", "raw", "shrunk", "guided", "true parcels", "closed form")
-SCORES = ("planted, found", "elsewhere, real", "false", "planted, max-T", "AUC", "|t|", "difference")
+SCORES = ("planted, found", "weakened", "strengthened", "elsewhere, real", "false", "planted, max-T", "AUC", "|t|", "difference")
+FEWER = (10, 15, 20)  # people of each group, the first of the cohort
 
 
 def main() -> None:
@@ -51,9 +55,14 @@ def main() -> None:
             mean = {layer: average([seed[layer] for seed in seeds]) for layer in LAYERS}
             table((f"{name}, {args.seeds} cohorts", *SCORES), [(layer, *mean[layer].values()) for layer in LAYERS])
             about = average([seed["about"] for seed in seeds])
-            about["raw : fixed atlas"] = mean["raw"][SCORES[0]] / max(mean["fixed atlas"][SCORES[0]], 1e-9)
-            print("  ".join(f"{said} {value:.3g}" for said, value in about.items()), flush=True)
-            figures[name] = {"mean": mean, "about": about, "seeds": seeds}
+            print("  ".join(f"{said} {value:.3g}" for said, value in about.items()))
+            times = {
+                score: _times([seed["raw"][score] for seed in seeds], [seed["fixed atlas"][score] for seed in seeds]) for score in COUNTED
+            }
+            table(("raw against fixed atlas", *times[COUNTED[0]]), [(score, *row.values()) for score, row in times.items()])
+            fewer = {layer: average([seed["fewer"][layer] for seed in seeds]) for layer in LAYERS}
+            table(("planted, found, of people in a group", *fewer["raw"]), [(layer, *row.values()) for layer, row in fewer.items()])
+            figures[name] = {"mean": mean, "fewer people": fewer, "raw against fixed atlas": times, "about": about, "seeds": seeds}
     write(args, figures)
 
 
@@ -78,10 +87,10 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
     upper = np.triu_indices(args.parcels, 1)
     planted = np.any([person["planted"] for person in people], 0)[upper]
     change = np.mean([person["change"] for person in people if person["patient"]], 0)[upper]
-    scores = {
-        name: dict(zip(SCORES, scored(np.stack(found)[:, *upper], ill, planted, np.abs(change) >= CHANGED, seed), strict=True))
-        for name, found in made.items()
-    }
+    strong = np.isin(upper, group_truth(config.resolution, args.parcels, seed).plan.strong).all(0)
+    truth, values = (planted, strong, np.abs(change) >= CHANGED), {name: fisher(np.stack(found)[:, *upper]) for name, found in made.items()}
+    scores = {name: dict(zip(SCORES, scored(z, ill, *truth, seed), strict=True)) for name, z in values.items()}
+    fewer = {name: {f"{n}": float(discovered(z[: 2 * n], ill[: 2 * n])[planted].sum()) for n in FEWER} for name, z in values.items()}
     print(
         f"{tier}, severity {severity:g}, seed {seed}: " + "  ".join(f"{n} {s['planted, found']:.0f}" for n, s in scores.items()), flush=True
     )
@@ -95,26 +104,46 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
         "ARI of the group": np.mean([person["group_ari"] for person in people]),
         "ARI personalised": np.mean([person["own_ari"] for person in people]),
     }
-    return {**scores, "about": {name: float(value) for name, value in about.items()}}
+    return {**scores, "fewer": fewer, "about": {name: float(value) for name, value in about.items()}}
 
 
-def scored(r: np.ndarray, ill: np.ndarray, planted: np.ndarray, changed: np.ndarray, seed: int) -> tuple[float, ...]:
-    """The scores of people's edges, `[S, E]`."""
-    z = np.arctanh(np.clip(r, -0.999, 0.999).astype(np.float64))
-    known = np.isfinite(z).all(0)
-    t, p = ttest_ind(z[ill][:, known], z[~ill][:, known])
-    found, family = np.zeros(len(known), bool), np.zeros(len(known), bool)
-    found[known] = false_discovery_control(p) < LEVEL
-    test = permutation_test(z[:, known].astype(np.float32), ill.astype(np.float32), key=jax.random.key(seed), permutations=PERMUTATIONS)
-    family[known] = np.asarray(test.p_fwe) < LEVEL
-    size, still = np.abs(t), (~planted & ~changed)[known]
-    hit = planted[known]
+def _times(ours: list[float], plain: list[float]) -> dict[str, float | None]:
+    """How many times as many edges are found; None where the plain one found nothing."""
+    sums = {"of means": (np.mean(ours), np.mean(plain)), "of medians": (np.median(ours), np.median(plain))}
+    return {name: float(a / b) if b else None for name, (a, b) in sums.items()} | {
+        "cohorts with more": float(np.sum(np.greater(ours, plain))),
+        "with fewer": float(np.sum(np.less(ours, plain))),
+    }
+
+
+def fisher(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(np.clip(r, -0.999, 0.999).astype(np.float64))
+
+
+def discovered(z: np.ndarray, ill: np.ndarray) -> np.ndarray:
+    """Edges that pass the false discovery rate, `[E]`; what a person lacks is not tested."""
+    known, out = np.isfinite(z).all(0), np.zeros(z.shape[1], bool)
+    out[known] = false_discovery_control(ttest_ind(z[ill][:, known], z[~ill][:, known]).pvalue) < LEVEL
+    return out
+
+
+def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarray, changed: np.ndarray, seed: int) -> tuple[float, ...]:
+    """The scores of people's edges in Fisher z, `[S, E]`."""
+    found, known = discovered(z, ill), np.isfinite(z).all(0)
+    z, hit, still = z[:, known], planted[known], (~planted & ~changed)[known]
+    size = np.abs(ttest_ind(z[ill], z[~ill]).statistic)
+    test = permutation_test(z.astype(np.float32), ill.astype(np.float32), key=jax.random.key(seed), permutations=PERMUTATIONS)
     ranks = rankdata(np.concatenate([size[hit], size[still]]))[: hit.sum()]
     auc = (ranks.sum() - hit.sum() * (hit.sum() + 1) / 2) / (hit.sum() * still.sum())
-    real = changed & ~planted
-    elsewhere = (found & ~planted & ~changed).sum()
-    difference = np.abs(z[ill].mean(0) - z[~ill].mean(0))[known][hit].mean()
-    counts = (found & planted).sum(), (found & real).sum(), elsewhere, (family & planted).sum()
+    counts = (
+        (found & planted).sum(),
+        (found & planted & ~strong).sum(),
+        (found & planted & strong).sum(),
+        (found & changed & ~planted).sum(),
+        (found & ~changed & ~planted).sum(),
+        (np.asarray(test.p_fwe)[hit] < LEVEL).sum(),
+    )
+    difference = np.abs(z[ill].mean(0) - z[~ill].mean(0))[hit].mean()
     return tuple(float(x) for x in (*counts, auc, size[hit].mean(), difference))
 
 
@@ -175,8 +204,10 @@ def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
 def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("--tiers", nargs="+", default=["medium"], choices=("easy", "medium", "hard"))
-    arguments.add_argument("--severities", nargs="+", type=float, default=[1.0, 0.5], help="of the disease, 0…1; the simulator's own is 1")
-    arguments.add_argument("--seeds", type=int, default=3, help="cohorts, seeds 0, 1, …")
+    arguments.add_argument(
+        "--severities", nargs="+", type=float, default=[1.0, 0.75, 0.5], help="of the disease, 0…1; the simulator's own is 1"
+    )
+    arguments.add_argument("--seeds", type=int, default=5, help="cohorts, seeds 0, 1, …")
     arguments.add_argument("--people", type=int, default=50, help="half of them patients")
     arguments.add_argument("--others", type=int, default=24, help="healthy people that the layers are learned from")
     arguments.add_argument("--parcels", type=int, default=100)
