@@ -138,6 +138,8 @@ def _people(
     people = fit_people(members, prior.digest, connectome)
     if people.guide is None:
         say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
+    elif len(people.guide.mean) == 1:
+        say("guided edges will be made of one view: `pnet prepare --cleaning.wide true` keeps the second, the signals before the low-pass")
     save_people(people, folder)
     return people
 
