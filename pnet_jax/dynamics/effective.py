@@ -43,7 +43,7 @@ DENSE = 60  # parcels up to which standard errors come from the full information
 ROUND = 8  # steps of a fit between two measurements of the prior's widths
 SETTLED = 1.1  # factor between rounds below which widths are taken as found
 NARROWEST = 1e-3  # of the widest
-ENOUGH = 0.05  # of log-likelihood that a step must gain for another
+ENOUGH = 1e-3  # of log-likelihood, times K², that a step must gain for another: entries are then within some hundredths of their errors
 RATE_SD = 0.5  # of the logarithm of the mean rate about the prior's
 STEER_DENSE = 30  # parcels up to which every step of a fit uses it as well
 LEVEL_SDS = (2.0, 2.0, 0.5)  # of log σx, log σe and the delay about where a fit begins
@@ -224,7 +224,7 @@ def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], ste
     precision, parcels = jnp.asarray(sd, jnp.float32) ** -2, len(prior.jacobian)
     best, share, moved, done = start, 1.0, False, False
     lowest = float(_evaluate(best, prior, seen, precision))
-    enough = max(ENOUGH / (parcels * float(seen.weight.sum())), 1e-7)
+    enough = max(ENOUGH * parcels / float(seen.weight.sum()), 1e-7)
     for _ in range(steps):
         step, tried = (_dense_step if parcels <= STEER_DENSE else _advance)(best, prior, seen, precision), None
         while share > 1e-3:

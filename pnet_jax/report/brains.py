@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 
@@ -69,20 +70,22 @@ def glass_figure(network: Network, measure: str) -> str:
     shown = np.where((np.abs(matrix) >= weakest) & (matrix != 0), matrix, 0)
     degree = ((shown != 0) | (shown.T != 0)).sum(1)
     figure = new_figure(3.1)
-    plotting.plot_connectome(
-        shown,
-        centre[present],
-        figure=figure,
-        axes=(0, 0, 0.93, 1),
-        display_mode="lyrz",
-        node_size=4 + 5 * np.sqrt(degree),
-        node_color=[tuple(color) for color in images.parcel_colors(network.ids)[present]],
-        edge_cmap="RdBu_r",
-        edge_vmin=-np.abs(shown).max() if shown.any() else -1,
-        edge_vmax=np.abs(shown).max() if shown.any() else 1,
-        edge_kwargs={"linewidth": 1.1, "alpha": 0.85},
-        colorbar=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*adjacency_matrix.* is not symmetric")  # it need not be
+        plotting.plot_connectome(
+            shown,
+            centre[present],
+            figure=figure,
+            axes=(0, 0, 0.93, 1),
+            display_mode="lyrz",
+            node_size=4 + 5 * np.sqrt(degree),
+            node_color=[tuple(color) for color in images.parcel_colors(network.ids)[present]],
+            edge_cmap="RdBu_r",
+            edge_vmin=-np.abs(shown).max() if shown.any() else -1,
+            edge_vmax=np.abs(shown).max() if shown.any() else 1,
+            edge_kwargs={"linewidth": 1.1, "alpha": 0.85},
+            colorbar=False,
+        )
     _edge_bar(figure, float(np.abs(shown).max()) if shown.any() else 1.0, measure)
     return as_png(figure)
 
