@@ -159,10 +159,10 @@ def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, sy
     first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, config))
     scale = scale_of(first)
     seen = cross_spectra([standardise(first), standardise(later, scale)])
-    typical = DirectedParams(*(jacobian(own := _present(prior, present).mean), *own[1:]))
-    begin_at = DirectedParams(jnp.asarray(symmetric.coupling), *symmetric.fit.params[1:])
+    people, own = _present(prior, present).mean, symmetric.fit.params
+    typical, start = (DirectedParams(jacobian(one), *one[1:]) for one in (people, own))
     try:
-        found = fit_effective(seen, typical, start=begin_at)
+        found = fit_effective(seen, typical, start=start)
         coupling, error = np.asarray(found.params.jacobian), np.asarray(found.standard_errors)
         stable = np.isfinite(coupling).all() and np.linalg.eigvals(coupling.astype(np.float64)).real.max() < 0
         ok = bool(found.ok) and bool(stable) and bool(np.isfinite(error).all())
