@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pnet_jax.finetune.objective import Subject
-    from pnet_jax.finetune.person import Dynamics, Personal
+    from pnet_jax.finetune.person import Dynamics, Effective, Personal
     from pnet_jax.people import People
 
 FINAL_STEPS = 6
@@ -86,7 +86,7 @@ def construct(
     informed, refused = None, ""
     if people is not None and config.dynamics:
         try:
-            informed = _inform(scan, start, parcellation, model, group, people, personal, config)
+            informed = _inform(scan, start, parcellation, model, group, people, personal, config, directed="effective" in names)
             parcellation = informed.parcellation
         except ValueError as error:  # too short for the band: the network stands without
             refused = str(error)
@@ -123,9 +123,14 @@ def resolve(
     names = tuple(edges if edges is not None else config.edges)
     for name in names:
         measures.measure(name)
-        if name == "coupling" and not config.dynamics:
-            raise ValueError('edge measure "coupling" is made by fitting dynamics: ask for these too (--dynamics true)')
-    return chosen, _prior(prior if prior is not None else config.prior, parcels or config.parcels, chosen), names
+        if name in ("coupling", "effective") and not config.dynamics:
+            raise ValueError(f'edge measure "{name}" is made by fitting dynamics: ask for these too (--dynamics true)')
+    group = _prior(prior if prior is not None else config.prior, parcels or config.parcels, chosen)
+    if "effective" in names:
+        from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
+
+        refuse_directed(group)
+    return chosen, group, names
 
 
 def resolve_people(config: ConstructConfig, group: Prior, people: People | str | Path | None = None) -> People | None:
@@ -252,11 +257,12 @@ class _Informed:
     parcellation: _Parcellation
     dynamics: Dynamics
     report: dict[str, Any]
+    effective: Effective | None = None
 
 
-def _inform(scan, start, parcellation, model, group, people, personal, config) -> _Informed:
+def _inform(scan, start, parcellation, model, group, people, personal, config, directed=False) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
-    from pnet_jax.finetune.person import Personal, dynamics_of, dynamics_prior, judge, tune
+    from pnet_jax.finetune.person import Personal, dynamics_of, dynamics_prior, effective_of, judge, tune
 
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
     report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
@@ -273,7 +279,11 @@ def _inform(scan, start, parcellation, model, group, people, personal, config) -
     signals = parcel_signals(np.asarray(start.seen.y), parcellation.hardened.labels, group.n_parcels)
     found = dynamics_of(scan, signals, own, tuning)
     fitted = {name: getattr(found.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
-    return _Informed(parcellation, found, report | {"fit": fitted})
+    report |= {"fit": fitted}
+    if not directed:
+        return _Informed(parcellation, found, report)
+    effective = effective_of(scan, signals, own, found, tuning)
+    return _Informed(parcellation, found, report | {"effective": {"ok": effective.ok, "sd": list(effective.sd)}}, effective)
 
 
 def _network(scan, placed, group, parcellation, names, config) -> Network:
@@ -310,6 +320,14 @@ def _add_dynamics(network: Network, informed: _Informed) -> None:
     network.qc["dynamics"] = informed.report
     network.edges["coupling"] = spread_present(informed.dynamics.coupling, network.signals)
     network.uncertainty["coupling"] = spread_present(informed.dynamics.error, network.signals)
+    if (directed := informed.effective) is not None:
+        network.edges["effective"] = spread_present(directed.coupling, network.signals)
+        network.uncertainty["effective"] = spread_present(directed.error, network.signals)
+        if not directed.ok:
+            network.qc["warnings"].append(
+                "the directed coupling could not be fitted (not finite, not stable, or no better than the symmetric one): the symmetric "
+                "coupling stands in its place, which has no direction"
+            )
     fitted = informed.report["fit"]
     if not fitted["ok"]:
         network.qc["warnings"].append(

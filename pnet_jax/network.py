@@ -24,7 +24,7 @@ class Network:
       probabilities: probability of each candidate, `[V, C]`, float32; sums to 1 inside, to 0 outside.
       signals: mean signal of each parcel over its locations (hard labels), `[K, T]`, float32.
       edges: measure name to `[K, K]`; correlations as r with diagonal 1. `"shrunk"` and `"guided"` are layers of `"pearson"`, which is the
-        raw one: see `pnet_jax.edges.layers` for what each is meant for.
+        raw one: see `pnet_jax.edges.layers` for what each is meant for. Of `"effective"`, row k, column l is what l does to k.
       ids: the prior's own id of each parcel, `[K]`; images carry these.
       names: the prior's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
@@ -39,7 +39,7 @@ class Network:
       mean: mean image before cleaning, `[V]`.
       displacement: framewise displacement in mm of every recorded frame.
       uncertainty: standard deviation of the edges of a measure or layer, `[K, K]`, not of every one: of correlations in Fisher z, of the
-        coupling in 1/s.
+        coupling, symmetric and directed, in 1/s.
     """
 
     space: Space

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import warnings
 
@@ -18,11 +19,12 @@ from pnet_jax.checkpoint import load_model, load_people, save_model
 from pnet_jax.cli import main
 from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
-from pnet_jax.construction import construct, edge_views, parcel_signals, tunable
+from pnet_jax.construction import construct, edge_views, parcel_signals, resolve, tunable
 from pnet_jax.edges import layers
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
 from pnet_jax.outputs import append_status, load_network, read_status, save
+from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.people import fit_people
 from pnet_jax.personalization import STATUS, load_personal, member, memory_of, personalize, wave_size
 from pnet_jax.records import open_store, prepare
@@ -222,6 +224,12 @@ def network(done, scans, toy_model):
     return construct(scans[0], model=toy_model, config=config)
 
 
+@pytest.fixture(scope="module")
+def directed(done, scans, toy_model):
+    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
+    return construct(scans[0], model=toy_model, edges=("pearson", "effective"), config=config)
+
+
 def test_an_informed_network_has_coupling_and_its_errors(network):
     coupling, error = network.edges["coupling"], network.uncertainty["coupling"]
     assert coupling.shape == error.shape == (K, K)
@@ -248,6 +256,40 @@ def test_coupling_and_errors_come_back_from_disk(network, tmp_path):
     assert_allclose(again.uncertainty["coupling"], network.uncertainty["coupling"], rtol=1e-5)
     assert_allclose(again.edges["coupling"], network.edges["coupling"], rtol=1e-5, atol=1e-7)
     assert list(again.edges) == list(network.edges)
+
+
+def test_directed_coupling_comes_with_errors_and_only_where_it_is_asked_for(directed, network):
+    assert "effective" not in network.edges and "effective" not in network.qc["dynamics"]
+    effective, error = directed.edges["effective"], directed.uncertainty["effective"]
+    assert effective.shape == error.shape == (K, K) and (error > 0).all()
+    assert np.linalg.eigvals(effective).real.max() < 0 and np.abs(effective - effective.T).max() > 1e-3
+    assert directed.qc["dynamics"]["effective"]["ok"]
+    assert_array_equal(directed.edges["coupling"], network.edges["coupling"])
+    assert "directed coupling was fitted" in pnet_jax.explain(directed)
+
+
+def test_directed_coupling_comes_back_from_disk_with_its_direction(directed, tmp_path):
+    files = save(directed, tmp_path)
+    again = load_network(files[-1])
+    assert_allclose(again.edges["effective"], directed.edges["effective"], rtol=1e-5, atol=1e-7)
+    assert_allclose(again.uncertainty["effective"], directed.uncertainty["effective"], rtol=1e-5)
+    (sidecar,) = (json.loads(file.read_text()) for file in files if file.name.endswith("stat-effective_relmat.json"))
+    assert sidecar["Directed"] and sidecar["Units"] == "1/s" and "direction" in sidecar["MeantFor"]
+    assert "column l is what parcel l does to parcel k" in sidecar["RelationshipMeasure"]
+    assert any(file.name.endswith("stat-effective_desc-sd_relmat.json") for file in files)
+
+
+def test_where_direction_cannot_be_fitted_the_symmetric_coupling_stands(done, scans, toy_model, monkeypatch):
+    def refused(*_, **__):
+        raise ValueError("expected a stable start")
+
+    monkeypatch.setattr("pnet_jax.finetune.person.fit_effective", refused)
+    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
+    found = construct(scans[0], model=toy_model, edges=("effective",), config=config)
+    assert_array_equal(found.edges["effective"], found.edges["coupling"])
+    assert_array_equal(found.uncertainty["effective"], found.uncertainty["coupling"])
+    assert any("directed coupling could not be fitted" in text for text in found.qc["warnings"])
+    assert "in which direction" in pnet_jax.explain(found)
 
 
 def test_explain_says_what_it_rests_on(network):
@@ -279,8 +321,9 @@ def test_without_dynamics_nothing_differs(scans, toy_model, network):
 def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
     with pytest.raises(ValueError, match="give the folder of a `pnet personalize`"):
         construct(scans[0], model=toy_model, config=ConstructConfig(dynamics=True))
-    with pytest.raises(ValueError, match='"coupling" is made by fitting dynamics'):
-        construct(scans[0], model=toy_model, edges=("coupling",))
+    for name in ("coupling", "effective"):
+        with pytest.raises(ValueError, match=f'"{name}" is made by fitting dynamics'):
+            construct(scans[0], model=toy_model, edges=(name,))
     other = dataclasses.replace(load_people(done[0]), prior="another")
     with pytest.raises(ValueError, match="of the parcels of another prior: expected .*, found another"):
         construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
@@ -336,6 +379,15 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     assert network.qc["dynamics"]["parcels"]["reason"] == stored.verdict.reason
     construct_cohort(sources[:1], tmp_path / "again", dataclasses.replace(config, personalize=dataclasses.replace(CONFIG, steps=1)))
     assert made  # other settings: fine-tuned anew
+
+
+def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_model):
+    xyz = np.random.default_rng(0).uniform(-60, 60, (402, 3))
+    many = make_prior(xyz, np.arange(402) // 2 + 1, resolution=8, names=[f"area-{k}" for k in range(201)], source="many", space="MNI")
+    config = ConstructConfig(dynamics=True)
+    with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
+        resolve(config, prior=many, model=toy_model, edges=("pearson", "effective"))
+    assert resolve(config, prior=many, model=toy_model, edges=("coupling",))[1] is many
 
 
 # the command

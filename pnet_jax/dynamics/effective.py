@@ -8,14 +8,24 @@ The expected information about J is, per bin and without forming it, a sum of tw
 
 .. math:: I_{(ij),(kl)} = 2\,\mathrm{Re}\,(X_{jk} X_{li} + Y_{jl} Z_{ki}), \quad X = C S^{-1} R,\; Y = C S^{-1} C,\; Z = R^H S^{-1} R
 
-with :math:`C = |H|^2\sigma_x^2 R R^H`. Where J is symmetric it falls apart, in the modes of J, into 2 × 2 blocks of (i, j) and (j, i).
-The full matrix steers the fit (Fisher scoring, safeguarded) up to 30 parcels and gives standard errors up to 60; above that the blocks do.
+with :math:`C = |H|^2\sigma_x^2 R R^H`. Where J is symmetric it falls apart, in the modes of J, into 2 × 2 blocks of (i, j) and (j, i) and
+one of the diagonal and the levels. The full matrix steers the fit (Fisher scoring, safeguarded) up to 30 parcels and gives standard errors
+up to 60; above that the blocks do.
+
+Three things keep the intervals honest:
+
+- In a band that ends at .1 Hz rates of about 1/s are hardly told from one another. The prior is therefore of J's *shape*, J over its mean
+  rate, and the rate has a wide prior of its own; else a scan that says little of the rate would shrink all of J.
+- How wide the prior of the shape is, apart for its symmetric and its skew part, is measured on the scan (empirical Bayes).
+- K² entries explain part of the noise. The joint maximum over them, the noise, the rate and the delay therefore finds no noise and slow
+  rates. So J's volume, half the log-determinant of the information about its shape, stands in the objective (Laplace): the levels are then
+  those of the likelihood with J integrated out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +40,11 @@ from pnet_jax.dynamics.spectra import BAND_HZ, POOL_HZ, Spectra
 
 MOST_PARCELS = 200
 DENSE = 60  # parcels up to which standard errors come from the full information
-ROUNDS = 4  # of fits, each with the prior's width measured at the last
+ROUND = 8  # steps of a fit between two measurements of the prior's widths
+SETTLED = 1.1  # factor between rounds below which widths are taken as found
+NARROWEST = 1e-3  # of the widest
+ENOUGH = 1e-3  # of log-likelihood, times K², that a step must gain for another: entries are then within some hundredths of their errors
+RATE_SD = 0.5  # of the logarithm of the mean rate about the prior's
 STEER_DENSE = 30  # parcels up to which every step of a fit uses it as well
 LEVEL_SDS = (2.0, 2.0, 0.5)  # of log σx, log σe and the delay about where a fit begins
 
@@ -70,16 +84,18 @@ class DirectedFit(NamedTuple):
     """A fit of directed coupling.
 
     Attributes:
-      params: maximum a posteriori, or the prior where `ok` is False.
+      params: maximum a posteriori, or where it began if `ok` is False.
       standard_errors: of J in 1/s, `[K, K]`.
-      objective: negative log-likelihood and prior together, a parcel and a bin.
-      ok: False where no step from the prior was finite, stable and better.
+      objective: negative log-likelihood, prior and volume together, a parcel and a bin.
+      sd: of the prior that was used, of the symmetric and of the skew part; see `fit_effective`.
+      ok: False where no step from the start was finite, stable and better.
       regularised: True where the scan has fewer independent values than parcels.
     """
 
     params: DirectedParams
     standard_errors: Float[Array, "K K"]
     objective: Float[Array, ""]
+    sd: tuple[float, float]
     ok: Bool[Array, ""]
     regularised: Bool[Array, ""]
 
@@ -163,90 +179,108 @@ def correlation(params: DirectedParams, lag: Float[ArrayLike, ""] = 0.0, band: t
     return covariance(params, lag, band) * jax.lax.rsqrt(now)[:, None] * jax.lax.rsqrt(now)[None, :]
 
 
-def fit_effective(seen: CrossSpectra, prior: DirectedParams, *, sd: tuple[float, float] | None = None, steps: int = 60) -> DirectedFit:
+def fit_effective(
+    seen: CrossSpectra,
+    prior: DirectedParams,
+    *,
+    sd: tuple[float, float] | None = None,
+    start: DirectedParams | None = None,
+    steps: int = 60,
+) -> DirectedFit:
     """Maximum a posteriori of directed coupling and its standard errors.
 
     Args:
       seen: of `cross_spectra`.
-      prior: where the fit begins and what it is drawn to: a stable J that was *not* fitted to the same scan, e.g. the group's or a multiple
-        of the identity; else the standard errors are too small.
-      sd: of J about the prior's in 1/s, of its symmetric and of its skew part: an entry's variance is the mean of both squares. Large for
-        maximum likelihood. None measures both on the scan (`measured_sd`), so that intervals hold the truth as often as they say.
-      steps: of scoring, each taken only where it is finite, stable and better.
+      prior: what J's shape is drawn to: a stable J that was *not* fitted to the same scan, e.g. the group's or a multiple of the identity;
+        else the standard errors are too small.
+      sd: of J about the prior's in 1/s, of its symmetric and of its skew part, at the prior's mean rate: an entry's variance is the mean of
+        both squares. Large for a flat prior. None measures both on the scan (`measured_sd`), so that intervals hold the truth as often as
+        they say.
+      start: where the fit begins, any stable J, e.g. the same scan's symmetric one; the prior if not given.
+      steps: of scoring at most, each taken only where it is finite, stable and better.
 
     Raises:
-      ValueError: shapes that do not agree, K above 200, or a prior that is not stable.
+      ValueError: shapes that do not agree, K above 200, or a prior or start that is not stable.
     """
-    slowest = np.linalg.eigvals(np.asarray(prior.jacobian, np.float64)).real.max()
-    if not slowest < 0:
-        raise ValueError(f"expected a stable prior, real parts of all eigenvalues below 0, got {slowest:.3g} 1/s")
-    own = measured_sd(seen, prior) if sd is None else sd
-    found = _fit(seen, prior, own, steps, prior)
-    for _ in range(ROUNDS if sd is None and len(prior.jacobian) <= STEER_DENSE and bool(found.ok) else 0):
-        before, own = own, _expected_sd(seen, prior, found.params, own)
-        if max(abs(np.log(np.array(own) / before))) < np.log(2):
-            break  # EM run to its end makes a prior that is too sure where coupling is sparse; this one covers
-        found = _fit(seen, prior, own, steps, found.params)
-    return found
+    start = prior if start is None else start
+    for name, one in (("prior", prior), ("start", start)):
+        slowest = np.linalg.eigvals(np.asarray(one.jacobian, np.float64)).real.max()
+        if not slowest < 0:
+            raise ValueError(f"expected a stable {name}, real parts of all eigenvalues below 0, got {slowest:.3g} 1/s")
+    own = (widest(prior),) * 2 if sd is None else sd
+    found, done = _fit(seen, prior, own, min(ROUND, steps), start)
+    for _ in range(steps // ROUND - 1 if found.ok else 0):
+        before, own = own, measured_sd(found.params, seen, prior, own) if sd is None else sd
+        if done and max(abs(np.log(np.array(own) / before))) < np.log(SETTLED):
+            break
+        again, done = _fit(seen, prior, own, ROUND, found.params)
+        found = again._replace(ok=found.ok)
+    scale = _at_rate(found.params, prior)
+    return found._replace(standard_errors=standard_errors(found.params, seen, sd=(scale * found.sd[0], scale * found.sd[1])))
 
 
-def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], steps: int, start: DirectedParams) -> DirectedFit:
-    precision = jnp.asarray(sd, jnp.float32) ** -2
-    best, share, moved = start, 1.0, start is not prior
+def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], steps: int, start: DirectedParams) -> tuple[DirectedFit, bool]:
+    """A fit with a prior of given widths, without standard errors; and whether it came to its end."""
+    precision, parcels = jnp.asarray(sd, jnp.float32) ** -2, len(prior.jacobian)
+    best, share, moved, done = start, 1.0, False, False
     lowest = float(_evaluate(best, prior, seen, precision))
+    enough = max(ENOUGH * parcels / float(seen.weight.sum()), 1e-7)
     for _ in range(steps):
-        step, tried = (_dense_step if len(prior.jacobian) <= STEER_DENSE else _advance)(best, prior, seen, precision), None
+        step, tried = (_dense_step if parcels <= STEER_DENSE else _advance)(best, prior, seen, precision), None
         while share > 1e-3:
             tried = DirectedParams(*(jnp.asarray(a - share * d, jnp.float32) for a, d in zip(best, step, strict=True)))
             value = float(_evaluate(tried, prior, seen, precision))
             if np.isfinite(value) and value < lowest and np.linalg.eigvals(np.asarray(tried.jacobian, np.float64)).real.max() < 0:
                 break
             share, tried = share / 4, None
-        if tried is None:
+        if done := tried is None:
             break
         gained, lowest, best, share, moved = lowest - value, value, tried, min(1.0, 2 * share), True
-        if gained < 1e-7:
+        if done := gained < enough:
             break
-    parcels = len(prior.jacobian)
-    return DirectedFit(
-        best, standard_errors(best, seen, sd=sd), jnp.asarray(lowest), jnp.asarray(moved), parcels > 2 * seen.weight.sum()
-    )  # fmt: skip
+    unknown = jnp.full((parcels, parcels), jnp.nan)
+    return DirectedFit(best, unknown, jnp.asarray(lowest), sd, jnp.asarray(moved), parcels > 2 * seen.weight.sum()), done
 
 
-def measured_sd(seen: CrossSpectra, prior: DirectedParams, iterations: int = 200) -> tuple[float, float]:
-    """Standard deviations of the symmetric and the skew part of J about the prior's that a scan speaks for, in 1/s.
+def widest(prior: DirectedParams) -> float:
+    """Width in 1/s at which a random change of J just reaches the border of stability, by Wigner's semicircle."""
+    return -float(jnp.trace(prior.jacobian)) / len(prior.jacobian) / (2 * len(prior.jacobian)) ** 0.5
 
-    EM, with the likelihood taken as normal around the prior, whose symmetric part should be most of it; closed in its modes.
+
+def measured_sd(params: DirectedParams, seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float]) -> tuple[float, float]:
+    r"""Widths of the symmetric and the skew part of J about the prior's that a fit speaks for: one step of empirical Bayes.
+
+    .. math:: \tau^2 = |\text{change}|^2 / \gamma, \qquad \gamma = n - \mathrm{tr}\,\Sigma / \tau^2_{\text{before}}
+
+    of the n values of a part γ are decided by the scan and not by the prior. From the blocks in the modes, whatever K.
+
+    Args:
+      params: of a fit with `sd`.
+      seen: what it was fitted to.
+      prior: about which.
+      sd: that it was fitted with.
+
+    Source: MacKay 1992.
     """
-    slope = _slope(prior, seen).jacobian * (seen.gram.shape[-1] * seen.weight.sum())
-    modes, own, cross = (np.asarray(x, np.float64) for x in _blocks(prior, seen))
-    pull = -modes.T @ np.asarray(slope, np.float64) @ modes  # the score
-    even, odd, apart = 0.01, 0.01, ~np.eye(len(modes), dtype=bool)
-    for _ in range(iterations if np.isfinite(pull).all() else 0):
-        sharp, tied = own + (1 / even + 1 / odd) / 2, cross + (1 / even - 1 / odd) / 2
-        determinant = sharp * sharp.T - tied**2
-        mean, variance, between = (sharp.T * pull - tied * pull.T) / determinant, (sharp + sharp.T) / determinant, -2 * tied / determinant
-        even = float((((mean + mean.T) ** 2 + variance + between) / 2)[apart].mean())
-        odd = float((((mean - mean.T) ** 2 + variance - between) / 2)[apart].mean())
-    return even**0.5, odd**0.5
+    size, scale = len(params.jacobian), _at_rate(params, prior)
+    change = np.asarray(_apart(params, prior)[0], np.float64)
+    left = np.asarray(_spread(params, seen, (jnp.asarray(sd) * scale) ** -2), np.float64) / scale**2
+    count, square = np.array([size * (size + 1) / 2 - 1, size * (size - 1) / 2]), np.array([change + change.T, change - change.T]) / 2
+    found = np.sqrt(np.square(square).sum((1, 2)) / np.maximum(count - left / np.square(sd), 1e-6))
+    symmetric, skew = np.clip(found, NARROWEST * widest(prior), 2 * widest(prior)).tolist()
+    return symmetric, skew
 
 
 def standard_errors(params: DirectedParams, seen: CrossSpectra, *, sd: tuple[float, float] = (np.inf, np.inf)) -> Float[Array, "K K"]:
-    """Standard error of each entry of J, in 1/s, `[K, K]`, from the expected information and a prior of `sd`.
+    """Standard error of each entry of J, in 1/s, `[K, K]`, from the expected information and a prior of `sd` at J's own mean rate.
 
-    Up to 60 parcels from the full information, with the levels and the delay as unknown; above that from the 2 × 2 blocks in the modes of
-    the symmetric part, which are exact for a symmetric J and levels that are known.
+    The levels, the delay and the rate count as unknown. Up to 60 parcels from the full information; above that from the blocks in the modes
+    of the symmetric part, which are exact for a symmetric J.
     """
-    precision = np.asarray(sd, float) ** -2
     if len(params.jacobian) <= DENSE:
-        return jnp.asarray(_dense_errors(params, seen, precision), jnp.float32)
-    modes, own, cross = _blocks(params, seen)
-    own, cross = own + float(precision.mean()), cross + float(precision[0] - precision[1]) / 2
-    determinant = own * own.T - jnp.square(cross)
-    eye = jnp.eye(len(modes), dtype=modes.dtype)
-    variance = jnp.where(eye > 0, 1 / (own + cross), own.T / determinant)
-    between = jnp.where(eye > 0, 0.0, -cross / determinant)
-    return jnp.sqrt(variance_of_entries(modes, variance, between))
+        scatter = np.linalg.inv(_dense_information(params, seen, np.asarray(sd, float) ** -2.0))
+        return jnp.asarray(np.sqrt(np.maximum(np.diag(scatter)[:-3], 0)).reshape(params.jacobian.shape), jnp.float32)
+    return jnp.sqrt(variance_of_entries(*_scatter(params, seen, jnp.asarray(sd) ** -2)[:3]))
 
 
 def _levels(params: DirectedParams, frequency: Float[Array, " F"]) -> tuple[Float[Array, " F"], Float[Array, ""]]:
@@ -271,8 +305,12 @@ def _whittle(jacobian: Array, drive: Array, noise: Array, seen: CrossSpectra) ->
 
 def _whittle_forward(jacobian: Array, drive: Array, noise: Array, seen: CrossSpectra) -> tuple[Array, _Saved]:
     r, c, s = _parts(jacobian, drive, noise, seen.frequency)
-    inverse = jnp.linalg.inv(s)
-    each = jnp.linalg.slogdet(s)[1] + (inverse * seen.gram.swapaxes(1, 2)).sum((1, 2)).real
+    root = jnp.linalg.cholesky(s)  # NaN where S is not positive definite
+    eye = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape)
+    whitened = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
+    inverse = jnp.matmul(whitened.conj().swapaxes(1, 2), whitened, precision="highest")
+    log_det = 2 * jnp.log(jnp.diagonal(root, axis1=1, axis2=2).real).sum(1)
+    each = log_det + (inverse * seen.gram.swapaxes(1, 2)).sum((1, 2)).real
     return (seen.weight * each).sum(), (r, c, inverse, drive, seen)
 
 
@@ -290,69 +328,120 @@ _whittle.defvjp(_whittle_forward, _whittle_backward)
 
 
 def _objective(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra, precision: Array) -> Array:
-    change = params.jacobian - prior.jacobian
+    change, faster = _apart(params, prior)
     apart = (precision[0] * jnp.square(change + change.T).sum() + precision[1] * jnp.square(change - change.T).sum()) / 4
     levels = sum(jnp.square((a - b) / sd) for a, b, sd in zip(params[1:], prior[1:], LEVEL_SDS, strict=True))
-    return negative_log_likelihood(params, seen) + (apart + levels) / (2 * seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0))
+    cost = apart + jnp.square(faster / RATE_SD) + levels + _volume(params, seen, precision, jnp.exp(2 * faster))
+    return negative_log_likelihood(params, seen) + cost / (2 * seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0))
 
 
-def _blocks(params: DirectedParams, seen: CrossSpectra) -> tuple[Array, Array, Array]:
-    """Modes of the symmetric part, and the information about entry (i, j) alone and with (j, i), `[K, K]` each."""
+def _apart(params: DirectedParams, prior: DirectedParams) -> tuple[Float[Array, "K K"], Float[Array, ""]]:
+    """Change of J's shape, at the prior's mean rate, and the logarithm of the mean rate over the prior's."""
+    own, typical = jnp.trace(params.jacobian), jnp.trace(prior.jacobian)
+    return params.jacobian * (typical / own) - prior.jacobian, jnp.log(own / typical)
+
+
+def _at_rate(params: DirectedParams, prior: DirectedParams) -> float:
+    """Mean rate over the prior's: by which a width of J's shape becomes one of J."""
+    return float(jnp.trace(params.jacobian) / jnp.trace(prior.jacobian))
+
+
+def _modes(params: DirectedParams) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
     values, modes = jnp.linalg.eigh((params.jacobian + params.jacobian.T) / 2)
-    rates = jnp.maximum(-values, 1e-2)[None, :]
+    return jnp.maximum(-values, 1e-2), modes
+
+
+def _pairs(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+    """Information about entry (i, j) in the modes alone, and with (j, i)."""
     omega = (2 * jnp.pi * seen.frequency)[:, None]
     drive, noise = _levels(params, seen.frequency)
-    power = 1 / (jnp.square(omega) + jnp.square(rates))  # |r|²
+    power = 1 / (jnp.square(omega) + jnp.square(rates)[None, :])  # |r|²
     c = drive[:, None] * power
     s, weight = c + noise, seen.weight[:, None]
-    real, imaginary = rates * power * c / s, omega * power * c / s
+    real, imaginary = rates[None, :] * power * c / s, omega * power * c / s
     own = 2 * jnp.matmul((weight * power / s).T, jnp.square(c) / s, precision="highest")
     in_phase, apart = (jnp.matmul((weight * part).T, part, precision="highest") for part in (real, imaginary))
-    return modes, own, 2 * (in_phase - apart)
+    return own, 2 * (in_phase - apart)
+
+
+def _volume(params: DirectedParams, seen: CrossSpectra, precision: Array, scale: Float[Array, ""]) -> Float[Array, ""]:
+    """log det of the information about J's shape, of which an entry is √scale times less than of J; of the blocks in the modes.
+
+    Eigenvalues only: their derivative needs no gap between them.
+    """
+    rates = jnp.maximum(-jnp.linalg.eigvalsh((params.jacobian + params.jacobian.T) / 2), 1e-2)
+    own, cross = (scale * x for x in _pairs(rates, params, seen))
+    own, cross = own + precision.mean(), cross + (precision[0] - precision[1]) / 2
+    eye = jnp.eye(len(rates), dtype=bool)
+    apart = jnp.where(eye, 1.0, own * own.T - jnp.square(cross))
+    return jnp.where(eye, jnp.log(own + cross), jnp.log(jnp.maximum(apart, 1e-30)) / 2).sum()
+
+
+def _central(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpectra, precision: Array) -> Float[Array, "K+3 K+3"]:
+    """Information about the diagonal in the modes and the three levels, with the prior's."""
+
+    def log_density(diagonal: Array, levels: Array) -> Array:
+        drive, noise = _levels(params._replace(log_sigma_x=levels[0], log_sigma_e=levels[1], delay=levels[2]), seen.frequency)
+        return jnp.log(drive[:, None] / (jnp.square(2 * jnp.pi * seen.frequency)[:, None] + jnp.square(diagonal)[None, :]) + noise)
+
+    ones, levels = jnp.ones_like(rates), jnp.stack(params[1:])
+    by_own = jax.jvp(lambda diagonal: log_density(diagonal, levels), (-rates,), (ones,))[1]  # [F, K]
+    by_level = jax.jacfwd(lambda levels: log_density(-rates, levels))(levels)  # [F, K, 3]
+    crossed = jnp.einsum("f,fk,fka->ka", seen.weight, by_own, by_level)
+    info = jnp.diag(seen.weight @ jnp.square(by_own)) + _of_shape(jnp.diag(precision[0] * ones), -rates, ones / rates.sum())
+    last = jnp.einsum("f,fka,fkb->ab", seen.weight, by_level, by_level) + jnp.diag(jnp.asarray(LEVEL_SDS, info.dtype) ** -2)
+    return jnp.block([[info, crossed], [crossed.T, last]])
+
+
+def _of_shape(pull: Any, own: Any, one: Any) -> Any:
+    """Prior's precision of J where `pull` is that of its shape at the same rate: a J of the same shape costs no more than its rate does."""
+    pulled = pull @ own
+    lower = pulled[:, None] * one[None, :]
+    both = one[:, None] * one[None, :]
+    return pull + lower + lower.T + (own @ pulled + RATE_SD**-2) * both
+
+
+def _scatter(params: DirectedParams, seen: CrossSpectra, precision: Array) -> tuple[Array, Array, Array, Array]:
+    """Modes, variance of each entry of J in them, and its covariance with its mirror image; and that of the diagonal, `[K, K]` each."""
+    rates, modes = _modes(params)
+    own, cross = _pairs(rates, params, seen)
+    own, cross = own + precision.mean(), cross + (precision[0] - precision[1]) / 2
+    eye = jnp.eye(len(modes), dtype=bool)
+    determinant = jnp.where(eye, 1.0, own * own.T - jnp.square(cross))
+    diagonal = jnp.linalg.inv(_central(rates, params, seen, precision))[:-3, :-3]
+    # Of U B Uᵀ, the covariance of (i, i) and (j, j) counts just as that of (i, j) and (j, i) does.
+    return modes, jnp.where(eye, diagonal, own.T / determinant), jnp.where(eye, 0.0, diagonal - cross / determinant), diagonal
+
+
+@jax.jit
+def _spread(params: DirectedParams, seen: CrossSpectra, precision: Array) -> Float[Array, " 2"]:
+    """Summed variance of the symmetric and of the skew part of J's shape, at J's rate."""
+    _, variance, crossed, diagonal = _scatter(params, seen, precision)
+    rates, _ = _modes(params)
+    eye = jnp.eye(len(rates), dtype=bool)
+    alone, tied = jnp.where(eye, 0.0, variance).sum(), jnp.where(eye, 0.0, crossed - diagonal).sum()
+    turn = jnp.eye(len(rates), dtype=variance.dtype) - rates[:, None] / rates.sum()  # without the rate
+    own = jnp.trace(turn @ diagonal @ turn.T)
+    return jnp.stack([(alone + tied) / 2 + own, (alone - tied) / 2])
 
 
 def _scoring_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra, precision: Array) -> DirectedParams:
     counts = seen.gram.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     slope = jax.tree.map(lambda x: counts * x, jax.grad(_objective)(params, prior, seen, precision))
-    modes, own, cross = _blocks(params, seen)
+    precision = precision * jnp.exp(-2 * _apart(params, prior)[1])
+    rates, modes = _modes(params)
+    own, cross = _pairs(rates, params, seen)
     own, cross = own + precision.mean() + 1e-6 * own.mean(), cross + (precision[0] - precision[1]) / 2
     inside = jnp.matmul(jnp.matmul(modes.T, slope.jacobian, precision="highest"), modes, precision="highest")
     eye = jnp.eye(len(modes), dtype=modes.dtype)
     pair = (own.T * inside - cross * inside.T) / (own * own.T - jnp.square(cross) + eye)
-    step = jnp.where(eye > 0, inside / (own + cross), pair)
-    step = jnp.matmul(jnp.matmul(modes, step, precision="highest"), modes.T, precision="highest")
-
-    def log_density(levels: Array) -> Array:
-        drive, noise = _levels(params._replace(log_sigma_x=levels[0], log_sigma_e=levels[1], delay=levels[2]), seen.frequency)
-        rates = jnp.maximum(-jnp.linalg.eigvalsh((params.jacobian + params.jacobian.T) / 2), 1e-2)
-        return jnp.log(drive[:, None] / (jnp.square(2 * jnp.pi * seen.frequency)[:, None] + jnp.square(rates)[None, :]) + noise)
-
-    own_levels = jax.jacfwd(log_density)(jnp.stack(params[1:]))
-    info = jnp.einsum("f,fka,fkb->ab", seen.weight, own_levels, own_levels)
-    info = info + jnp.diag(jnp.asarray(LEVEL_SDS, info.dtype) ** -2)
-    return DirectedParams(step, *jnp.linalg.solve(info, jnp.stack(slope[1:])))
+    central = jnp.linalg.solve(_central(rates, params, seen, precision), jnp.concatenate([jnp.diagonal(inside), jnp.stack(slope[1:])]))
+    step = jnp.where(eye > 0, jnp.diag(central[:-3]), pair)
+    return DirectedParams(jnp.matmul(jnp.matmul(modes, step, precision="highest"), modes.T, precision="highest"), *central[-3:])
 
 
 _evaluate, _objective_slope = jax.jit(_objective), jax.jit(jax.grad(_objective))
-_advance, _slope = jax.jit(_scoring_step), jax.jit(jax.grad(negative_log_likelihood))
-
-
-def _expected_sd(seen: CrossSpectra, prior: DirectedParams, at: DirectedParams, sd: tuple[float, float]) -> tuple[float, float]:
-    """One step of EM at a fit, with its full information: what J's change and its uncertainty make of `sd`."""
-    size = len(at.jacobian)
-    scatter = np.linalg.inv(_dense_information(at, seen, np.asarray(sd, float) ** -2.0))[:-3, :-3]
-    turned = np.arange(size**2).reshape(size, size).T.ravel()
-    alone, tied = np.diag(scatter), scatter[np.arange(size**2), turned]
-    change = np.asarray(at.jacobian - prior.jacobian, np.float64)
-    alone, tied, apart = alone + alone[turned], 2 * tied, ~np.eye(size, dtype=bool).ravel()
-    even = ((change + change.T).ravel() ** 2 + alone + tied)[apart].mean() / 2
-    odd = ((change - change.T).ravel() ** 2 + alone - tied)[apart].mean() / 2
-    return float(even**0.5), float(odd**0.5)
-
-
-def _dense_errors(params: DirectedParams, seen: CrossSpectra, precision: np.ndarray) -> np.ndarray:
-    info = _dense_information(params, seen, precision)
-    return np.sqrt(np.maximum(np.diag(np.linalg.inv(info))[:-3], 0)).reshape(params.jacobian.shape)
+_advance = jax.jit(_scoring_step)
 
 
 def _dense_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra, precision: Array) -> DirectedParams:
@@ -361,7 +450,8 @@ def _dense_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpectr
     flat = counts * np.concatenate([np.asarray(x, np.float64).ravel() for x in slope])
     if not np.isfinite(flat).all():
         return slope
-    step = np.linalg.solve(_dense_information(params, seen, np.asarray(precision, np.float64)), flat)
+    at_rate = np.asarray(precision, np.float64) / _at_rate(params, prior) ** 2
+    step = np.linalg.solve(_dense_information(params, seen, at_rate), flat)
     return DirectedParams(jnp.asarray(step[:-3].reshape(params.jacobian.shape)), *map(jnp.asarray, step[-3:]))
 
 
@@ -384,7 +474,9 @@ def _dense_information(params: DirectedParams, seen: CrossSpectra, precision: np
         info[:-3, a - 3] = info[a - 3, :-3] = 2 * (w * (c @ inverse @ left @ inverse @ r)).sum(0).real.T.ravel()
         for b, right in enumerate(by_level):
             info[a - 3, b - 3] = np.einsum("f,fij,fji->", weight, inverse @ left, inverse @ right).real
-    info += np.diag(np.r_[np.full(size**2, precision.mean()), np.asarray(LEVEL_SDS) ** -2.0])
+    info[range(-3, 0), range(-3, 0)] += np.asarray(LEVEL_SDS) ** -2.0
     turned = np.arange(size**2).reshape(size, size).T.ravel()  # where (j, i) stands
-    info[np.arange(size**2), turned] += (precision[0] - precision[1]) / 2
+    pull = np.diag(np.full(size**2, precision.mean()))
+    pull[np.arange(size**2), turned] += (precision[0] - precision[1]) / 2
+    info[:-3, :-3] += _of_shape(pull, j.ravel(), -eye.ravel() / np.trace(j))
     return info

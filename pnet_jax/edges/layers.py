@@ -21,6 +21,7 @@ MEANT_FOR = {
     "shrunk": "description, identification",
     "guided": "description, identification",
     "coupling": "mechanism, virtual modulation; drawn towards other people, and so not for tests between groups",
+    "effective": "mechanism, direction of influence; drawn towards other people, and so not for tests between groups",
 }
 
 

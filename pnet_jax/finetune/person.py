@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pnet_jax.config import PersonalizeConfig
+from pnet_jax.dynamics.effective import MOST_PARCELS, DirectedParams, cross_spectra, fit_effective
 from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, subject_prior
 from pnet_jax.dynamics.linear_stochastic import jacobian, standard_errors
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
@@ -76,6 +77,22 @@ class Dynamics(NamedTuple):
     error: Float[np.ndarray, "k k"]
 
 
+class Effective(NamedTuple):
+    """Directed coupling of the K' parcels that are present.
+
+    Attributes:
+      coupling: J in 1/s, `[K', K']`; row k, column l is what l does to k.
+      error: standard error of each entry, `[K', K']`.
+      sd: widths of the prior that the scan spoke for, of the symmetric and of the skew part, in 1/s; see `fit_effective`.
+      ok: False where the fit was not finite, not stable or no better than where it began: the symmetric coupling is given.
+    """
+
+    coupling: Float[np.ndarray, "k k"]
+    error: Float[np.ndarray, "k k"]
+    sd: tuple[float, float]
+    ok: bool
+
+
 def dynamics_prior(people: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
     """What a new person's dynamics are expected to be, with coupling that costs more the further it reaches."""
     centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
@@ -128,6 +145,46 @@ def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, con
     own = _present(prior, present)
     found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.dynamics_rate, every=LOOK_EVERY)
     return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(standard_errors(found.params, seen)))
+
+
+def refuse_directed(parcels: Parcels) -> None:
+    """Refuses a prior with too many parcels for directed coupling, before a scan is read.
+
+    Raises:
+      ValueError: it has more than 200.
+    """
+    if parcels.n_parcels > MOST_PARCELS:
+        raise ValueError(
+            f'edge measure "effective" is for at most {MOST_PARCELS} parcels, prior {parcels.source} has {parcels.n_parcels}: give a '
+            'coarser prior; "coupling", which has no direction, takes any number and is made beside it'
+        )
+
+
+def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, symmetric: Dynamics, config: PersonalizeConfig) -> Effective:
+    """Directed coupling of the parcels that have a signal, from the whole recording.
+
+    It is drawn to other people's coupling and begins with the person's own symmetric one: that was fitted to the same scan, and as a prior
+    would count it twice.
+
+    Raises:
+      ValueError: more than 200 parcels have a signal.
+    """
+    present = np.flatnonzero(np.isfinite(signals).all(1))
+    first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, config))
+    scale = scale_of(first)
+    seen = cross_spectra([standardise(first), standardise(later, scale)])
+    people, own = _present(prior, present).mean, symmetric.fit.params
+    typical, start = (DirectedParams(jacobian(one), *one[1:]) for one in (people, own))
+    try:
+        found = fit_effective(seen, typical, start=start)
+        coupling, error = np.asarray(found.params.jacobian), np.asarray(found.standard_errors)
+        stable = np.isfinite(coupling).all() and np.linalg.eigvals(coupling.astype(np.float64)).real.max() < 0
+        ok = bool(found.ok) and bool(stable) and bool(np.isfinite(error).all())
+    except (ValueError, np.linalg.LinAlgError):  # a start on the border of stability, or spectra that are not positive definite
+        ok = False
+    if not ok:
+        return Effective(symmetric.coupling, symmetric.error, (0.0, 0.0), False)
+    return Effective(coupling, error, found.sd, True)
 
 
 def _present(prior: Prior, present: Int[np.ndarray, " k"]) -> Prior:

@@ -204,7 +204,7 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
         "MeantFor": _purpose(measure),
         "Units": known.units if known else "see the measure",
         "Weighted": True,
-        "Directed": not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True),
+        "Directed": _directed(matrix),
         "ValidDiagonal": not constant,
         "Diagonal": (known.diagonal if known else "by definition of the measure") + (", carries no information" if constant else ""),
         "StorageFormat": "Full",
@@ -215,6 +215,7 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
 
 def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
     """Sidecar of the uncertainty of one connectome: of correlations in Fisher z, of what else there is in its own units."""
+    matrix = network.uncertainty[measure]
     known = _registered(measure)
     own = known is not None and not known.units.startswith("correlation")
     layer = {"pearson": "raw"}.get(measure, measure if measure in LAYERS else None)
@@ -225,7 +226,7 @@ def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
         **({"Layer": layer} if layer else {}),
         "Units": known.units if own and known else "Fisher z",
         "Weighted": True,
-        "Directed": False,
+        "Directed": _directed(matrix),
         "ValidDiagonal": False,
         "StorageFormat": "Full",
         "NonNegative": True,
@@ -233,10 +234,14 @@ def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
     } | _common(network)
 
 
+def _directed(matrix: Float[np.ndarray, "K K"]) -> bool:
+    return not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
 def _purpose(measure: str) -> str:
     from pnet_jax import edges
 
-    return edges.meant_for(measure if measure in (*LAYERS, "coupling") else "raw")
+    return edges.meant_for(measure if measure in (*LAYERS, "coupling", "effective") else "raw")
 
 
 def _registered(measure: str) -> Measure | None:

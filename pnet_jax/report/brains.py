@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 
@@ -55,33 +56,36 @@ def change_figure(network: Network) -> str:
 
 
 def glass_figure(network: Network, measure: str) -> str:
-    """The strongest edges between parcel centroids inside a transparent brain."""
+    """The strongest edges between parcel centroids inside a transparent brain; arrows where they have a direction."""
     from nilearn import plotting
 
     centre = parcel_centroids(network)
     present = np.isfinite(centre).all(1)
     matrix = np.nan_to_num(network.edges[measure][np.ix_(present, present)].astype(float), posinf=0, neginf=0)
-    matrix = (matrix + matrix.T) / 2
+    directed = not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5)
+    matrix = matrix.T if directed else (matrix + matrix.T) / 2  # nilearn's rows are where an arrow begins, ours where it ends
     np.fill_diagonal(matrix, 0)
-    weights = np.sort(np.abs(matrix[np.triu_indices(len(matrix), 1)]))[::-1]
+    weights = np.sort(np.abs(matrix[~np.eye(len(matrix), dtype=bool) if directed else np.triu_indices(len(matrix), 1)]))[::-1]
     weakest = weights[min(EDGES_SHOWN, len(weights)) - 1] if len(weights) else 0
     shown = np.where((np.abs(matrix) >= weakest) & (matrix != 0), matrix, 0)
-    degree = (shown != 0).sum(1)
+    degree = ((shown != 0) | (shown.T != 0)).sum(1)
     figure = new_figure(3.1)
-    plotting.plot_connectome(
-        shown,
-        centre[present],
-        figure=figure,
-        axes=(0, 0, 0.93, 1),
-        display_mode="lyrz",
-        node_size=4 + 5 * np.sqrt(degree),
-        node_color=[tuple(color) for color in images.parcel_colors(network.ids)[present]],
-        edge_cmap="RdBu_r",
-        edge_vmin=-np.abs(shown).max() if shown.any() else -1,
-        edge_vmax=np.abs(shown).max() if shown.any() else 1,
-        edge_kwargs={"linewidth": 1.1, "alpha": 0.85},
-        colorbar=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*adjacency_matrix.* is not symmetric")  # it need not be
+        plotting.plot_connectome(
+            shown,
+            centre[present],
+            figure=figure,
+            axes=(0, 0, 0.93, 1),
+            display_mode="lyrz",
+            node_size=4 + 5 * np.sqrt(degree),
+            node_color=[tuple(color) for color in images.parcel_colors(network.ids)[present]],
+            edge_cmap="RdBu_r",
+            edge_vmin=-np.abs(shown).max() if shown.any() else -1,
+            edge_vmax=np.abs(shown).max() if shown.any() else 1,
+            edge_kwargs={"linewidth": 1.1, "alpha": 0.85},
+            colorbar=False,
+        )
     _edge_bar(figure, float(np.abs(shown).max()) if shown.any() else 1.0, measure)
     return as_png(figure)
 

@@ -35,6 +35,8 @@ def connectome_figure(network: Network) -> str:
         cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
         shown = axes.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_title(measure_title(measure))
+        if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True):
+            axes.set(xlabel="from", ylabel="to")
         _mark_hemispheres(axes, np.array(network.hemispheres)[order])
         bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, extend="both")
         bar.outline.set_visible(False)
@@ -148,7 +150,8 @@ def measure_title(measure: str) -> str:
 
 
 def _distribution(axes, matrix, measure):
-    values = matrix[np.triu_indices(len(matrix), 1)]
+    directed = not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
+    values = matrix[~np.eye(len(matrix), dtype=bool) if directed else np.triu_indices(len(matrix), 1)]
     values = values[np.isfinite(values)]
     axes.set(xlabel=measure_title(measure), ylabel="pairs of parcels", title=f"{measure}: how its values are distributed")
     axes.set_box_aspect(0.8)

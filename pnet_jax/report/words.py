@@ -104,7 +104,8 @@ def _dynamics(network: Network) -> str:
         else f"the held-out part was foretold best by the dynamics of {found['people']} other people, which are given"
     )
     kept = "the fine-tuned parcels are kept" if parcels["kept"] else "the parcels are those without fine-tuning"
-    return f"Dynamics: {told}; {kept} ({parcels['reason']})."
+    directed = "; directed coupling was fitted beside the symmetric one" if (found.get("effective") or {}).get("ok") else ""
+    return f"Dynamics: {told}; {kept} ({parcels['reason']}){directed}."
 
 
 def _open(network: Network) -> str:
@@ -115,6 +116,8 @@ def _open(network: Network) -> str:
         said.append("whether any border should move")
     if (network.qc.get("dynamics") or {}).get("fit", {}).get("regularised"):
         said.append("how much of the coupling is this person's own")
+    if (network.qc.get("dynamics") or {}).get("effective", {}).get("ok") is False:
+        said.append("in which direction the parcels act on each other")
     return f"Left open by the data: {'; '.join(said)}." if said else "Left open by the data: nothing that was asked of it."
 
 

@@ -101,10 +101,32 @@ def test_a_known_directed_jacobian_is_recovered_with_calibrated_errors():
     assert 0.88 < np.mean(inside) <= 0.99  # of 168 entries
 
 
+def test_noise_is_not_explained_away_by_as_many_entries_as_bins():
+    """16² entries and 40 bins: the joint maximum has next to no noise, e^-3.6 where e^-1.5 is true."""
+    rng = np.random.default_rng(0)
+    j = 0.15 * rng.normal(size=(16, 16)) * (1 - np.eye(16)) - 0.8 * np.eye(16)
+    found = effective.fit_effective(drawn(params(j), repeats=1), params(-0.8 * np.eye(16)))
+    assert found.ok and abs(found.params.log_sigma_e + 1.5) < 0.6 and abs(found.params.delay - 0.2) < 0.6
+    assert_allclose(found.sd, 0.15, rtol=0.3)  # measured, of the symmetric and of the skew part
+    assert 0.85 < (np.abs(found.params.jacobian - j) < 1.96 * found.standard_errors)[~np.eye(16, dtype=bool)].mean() < 0.99
+
+
+def test_a_fit_may_begin_elsewhere_and_not_where_it_is_unstable():
+    truth, prior = params(), params(-0.8 * np.eye(K))
+    seen = drawn(truth, repeats=20)
+    near, far = (effective.fit_effective(seen, prior, sd=(0.3, 0.3), start=start).params.jacobian for start in (truth, prior))
+    assert_allclose(near, far, atol=0.02)
+    with pytest.raises(ValueError, match="stable start.*got 0.5"):
+        effective.fit_effective(seen, prior, start=params(0.5 * np.eye(K)))
+
+
 def test_a_strong_prior_is_returned_and_a_hopeless_scan_says_so():
     seen = drawn(params())
     start = params(-0.8 * np.eye(K))
-    assert_allclose(effective.fit_effective(seen, start, sd=(1e-4, 1e-4)).params.jacobian, start.jacobian, atol=1e-3)
+    held = np.asarray(effective.fit_effective(seen, start, sd=(1e-4, 1e-4)).params.jacobian)
+    rate = -np.trace(held) / K  # the prior is of J's shape: how fast parcels forget is the scan's
+    assert_allclose(held, start.jacobian * rate / 0.8, atol=1e-3)
+    assert 0.6 < rate < 1.0
     broken = seen._replace(gram=seen.gram * np.nan)
     found = effective.fit_effective(broken, start)
     assert not found.ok

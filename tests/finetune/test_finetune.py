@@ -13,6 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import begin as begin_scan
+from pnet_jax.dynamics import haemodynamics
+from pnet_jax.dynamics.effective import fit_effective
 from pnet_jax.dynamics.spectra import scale_of
 from pnet_jax.encoder.adapter import adapt
 from pnet_jax.finetune import begin, fine_tune, make_subject, stacked
@@ -26,7 +28,7 @@ from pnet_jax.finetune.objective import (
     roughness,
     split_loss,
 )
-from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge
+from pnet_jax.finetune.person import dynamics_of, dynamics_prior, effective_of, judge
 from pnet_jax.parcellation.mixture import soft_sums
 from pnet_jax.people import fit_people
 from pnet_jax.personalization import member
@@ -195,6 +197,42 @@ def test_absent_parcels_have_no_dynamics(scans, prior):
     found = dynamics_of(scans[0], signals, prior, CONFIG)
     assert found.coupling.shape == (K - 1, K - 1) == found.error.shape
     assert np.linalg.eigvalsh(found.coupling).max() < 0
+
+
+def test_what_one_parcel_does_to_another_stands_in_its_column(toy, prior):
+    scan, rng, here = toy.scan(0, frames=600), np.random.default_rng(0), [1, 4, 6, 9]
+    j = -0.8 * np.eye(4)
+    j[1, 0] = 0.7  # of those that are present, the first drives the second
+    hz = np.fft.rfftfreq(660, scan.tr)
+    response = haemodynamics.response(hz)[:, None, None] * np.linalg.inv(2j * np.pi * hz[:, None, None] * np.eye(4) - j)
+    drive = rng.normal(size=(2, len(hz), 4, 1))
+    y = np.fft.irfft((response @ (drive[0] + 1j * drive[1]))[..., 0], axis=0)[: scan.y.shape[1]].T
+    signals = np.full((K, scan.y.shape[1]), np.nan, np.float32)
+    signals[here] = y / y.std(1, keepdims=True) + 0.2 * rng.normal(size=y.shape)
+    symmetric = dynamics_of(scan, signals, prior, CONFIG)
+    found = effective_of(scan, signals, prior, symmetric, CONFIG)
+    assert found.ok and found.coupling.shape == found.error.shape == (4, 4)
+    forth, back = found.coupling[1, 0], found.coupling[0, 1]
+    assert forth > 0.25 and forth - back > 2 * np.hypot(found.error[1, 0], found.error[0, 1])
+    assert np.argmax(found.coupling - 9 * np.eye(4)) == 4  # row 1, column 0
+
+
+def test_a_directed_fit_that_fails_gives_the_symmetric_coupling(scans, prior, monkeypatch):
+    signals = np.random.default_rng(0).normal(size=(K, scans[0].y.shape[1])).astype(np.float32)
+    symmetric = dynamics_of(scans[0], signals, prior, CONFIG)
+
+    def unstable(seen, prior, **_):
+        return fit_effective(seen, prior, steps=1)._replace(params=prior._replace(jacobian=-prior.jacobian))
+
+    def refused(*_, **__):
+        raise ValueError("expected a stable start")
+
+    for broken in (unstable, refused):
+        monkeypatch.setattr("pnet_jax.finetune.person.fit_effective", broken)
+        found = effective_of(scans[0], signals, prior, symmetric, CONFIG)
+        assert not found.ok
+        assert_array_equal(found.coupling, symmetric.coupling)
+        assert_array_equal(found.error, symmetric.error)
 
 
 def test_a_scan_too_short_for_the_band_is_named(toy, toy_model):

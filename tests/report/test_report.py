@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nilearn import plotting
 
 from pnet_jax.outputs import save, scan_label, write_status
 from pnet_jax.report import write_index, write_report
@@ -110,6 +111,22 @@ def test_a_chosen_point_without_a_score_is_drawn_without_its_mark():
     """DCBC cannot be measured on a table of ROIs."""
     grid = [{"kappa": k, "beta": 0.2, "dcbc": float("nan") if k == 5.0 else 0.1, "homogeneity": 0.3} for k in (2.0, 5.0, 10.0)]
     assert choice_figure({"kappa": 5.0, "beta": 0.2, "grid": grid})
+
+
+def test_directed_edges_are_drawn_from_their_columns_to_their_rows(tmp_path, monkeypatch):
+    drawn = []
+    draw = plotting.plot_connectome
+    monkeypatch.setattr(plotting, "plot_connectome", lambda matrix, *given, **named: (drawn.append(matrix), draw(matrix, *given, **named)))
+    network, rng = helpers.make_network(), np.random.default_rng(0)
+    effective = rng.normal(size=(helpers.K, helpers.K)).astype(np.float32)
+    effective[helpers.ABSENT] = effective[:, helpers.ABSENT] = np.nan
+    network = dataclasses.replace(network, edges={"effective": effective}, uncertainty={"effective": np.abs(effective)})
+    page = report(network, tmp_path / "report.html")
+    present = np.arange(helpers.K) != helpers.ABSENT
+    expected = effective[np.ix_(present, present)].T  # nilearn's rows are where an arrow begins
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_array_equal(drawn[0], expected)
+    assert "direction of influence" in page.text and "1/s" in page.text
 
 
 def test_a_figure_that_fails_costs_only_itself(tmp_path, monkeypatch):
