@@ -104,7 +104,7 @@ def cross_spectra(recordings: Sequence[Spectra], band: tuple[float, float] = BAN
     """Mean cross-spectra of one or more recordings on a grid of a band. Host code.
 
     Args:
-      recordings: of `spectra`, N = 2, the same K.
+      recordings: of `spectra`, or standardised, of the same K.
       band: Hz.
       step: of the grid in Hz.
 
@@ -121,7 +121,7 @@ def cross_spectra(recordings: Sequence[Spectra], band: tuple[float, float] = BAN
         at = np.clip(((hz - band[0]) / (band[1] - band[0]) * count).astype(int), 0, count - 1)
         for f in np.flatnonzero(own):
             z = rows[f, 0] + 1j * rows[f, 1]
-            gram[at[f]] += own[f] * np.outer(z, z.conj())
+            gram[at[f]] += own[f] * (np.outer(z, z.conj()) + rows[f, 2:].T @ rows[f, 2:])
         np.add.at(weight, at, own)
         np.add.at(frequency, at, own * hz)
     used = weight > 0

@@ -47,8 +47,8 @@ class Spectra(NamedTuple):
 
     Attributes:
       frequency: Hz, `[F]`.
-      dft: N real rows a bin whose Gram matrix is the periodogram, `[F, N, K]`: real and imaginary part of DFT / √T (N = 2), or of a
-        pooled periodogram its square root (N = K).
+      dft: N real rows a bin whose Gram matrix is the periodogram, `[F, N, K]`: real and imaginary part of DFT / √T (N = 2), a mean that
+        was missing (N = 3, `standardise`), or of a pooled periodogram its square root (N = K).
       weight: how many recordings stand behind a bin, `[F]`; 0 is padding.
     """
 
@@ -140,9 +140,28 @@ def scale_of(spectra: Spectra) -> Float[Array, " K"]:
 
 
 def standardise(spectra: Spectra, scale: Float[Array, " K"] | None = None) -> Spectra:
-    """Signals of mean power 1 in the band, or divided by the `scale` of another part of the recording."""
+    """Signals of mean power 1 in the band, or divided by the `scale` of another part of the recording, with a mean that varies.
+
+    Where cleaning has removed the mean signal, a direction is left without power, which no brain has: a model that follows it finds
+    coupling of tens of 1/s that pulls all parcels to 0 together, and likelihoods without bound. What the mean of the signals lacks beside
+    a direction on the average is therefore added to every bin, as a third row. Recordings that have their mean keep it.
+    """
     scale = scale_of(spectra) if scale is None else scale
-    return spectra._replace(dft=spectra.dft / scale[None, None, :])
+    dft = spectra.dft / scale[None, None, :]
+    return spectra._replace(dft=jnp.concatenate([dft, _missing_mean(dft, spectra.weight)], axis=1))
+
+
+def _missing_mean(dft: Float[Array, "F N K"], weight: Float[Array, " F"]) -> Float[Array, "F 1 K"]:
+    """Of each bin, along the mean of the signals that have power."""
+    power = jnp.square(dft).sum(1)  # [F, K]
+    there = (power.sum(0) > 0).astype(dft.dtype)
+    count = jnp.maximum(there.sum(), 1.0)
+    average = power.sum(1) / count
+    mean = jnp.square((dft * there[None, None, :]).sum(2)).sum(1) / count
+    lacking = jnp.maximum(1 - (weight @ mean) / jnp.maximum(weight @ average, 1e-12), 0.0)
+    wanted = lacking * average
+    size = jnp.where(wanted > 0, jnp.sqrt(jnp.where(wanted > 0, wanted, 1.0)), 0.0)  # a slope at 0 as well
+    return size[:, None, None] * there[None, None, :] / jnp.sqrt(count)
 
 
 def power_gain(
@@ -179,7 +198,7 @@ def pool(recordings: Sequence[Spectra], band: tuple[float, float] = BAND_HZ, ste
     size costs what K recordings cost. Recordings of any length and TR meet on a grid; the error is that of moving a bin by `step` / 2.
 
     Args:
-      recordings: spectra with N = 2; standardise each first where amplitudes say nothing.
+      recordings: of the same K; standardise each first where amplitudes say nothing.
       band: of the grid in Hz.
       step: of the grid in Hz.
 

@@ -106,11 +106,32 @@ def test_standardised_signals_have_power_1_and_empty_ones_stay_0():
     x[1] = 0
     x[2] *= 30
     found = spectra(x, frequency_bins(np.ones(150, bool), 2.0, size=40))
-    assert_allclose(scale_of(standardise(found)), 1, rtol=1e-5)
-    assert_array_equal(standardise(found).dft[:, :, 1], 0)
+    made = standardise(found)
+    assert_allclose(scale_of(made._replace(dft=made.dft[:, :2]))[jnp.arange(len(x)) != 1], 1, rtol=1e-5)
+    assert_array_equal(made.dft[:, :, 1], 0)
     slope = jax.grad(lambda d: jnp.square(standardise(found._replace(dft=d)).dft[:3]).sum())(found.dft)
     assert np.isfinite(slope).all()
     assert_allclose(standardise(found, 2 * scale_of(found)).dft * 2, standardise(found).dft, rtol=1e-5)
+
+
+def test_a_mean_that_was_removed_has_the_power_of_a_direction_on_the_average():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(8, 400)) + 1.5 * rng.normal(size=400)).astype(np.float32)
+    bins = frequency_bins(np.ones(400, bool), 2.0)
+    whole = standardise(spectra(x, bins))
+    assert_array_equal(whole.dft[:, 2], 0)  # it is there, and stays as it is
+    rest = standardise(spectra(x - x.mean(0), bins))
+    gram = np.einsum("f,fnk,fnl->kl", np.asarray(rest.weight), *(np.asarray(rest.dft[:, :2], np.float64),) * 2)
+    filled = np.einsum("f,fnk,fnl->kl", np.asarray(rest.weight), *(np.asarray(rest.dft, np.float64),) * 2)
+    one = np.ones(8) / np.sqrt(8)
+    assert one @ gram @ one < 0.1 * np.trace(gram) / 8
+    assert_allclose(one @ filled @ one, np.trace(gram) / 8, rtol=1e-4)
+    apart = np.eye(8) - np.outer(one, one)
+    assert_allclose(apart @ filled @ apart, apart @ gram @ apart, atol=1e-3)  # no other direction changes
+    assert np.linalg.eigvalsh(filled)[0] > 100 * np.linalg.eigvalsh(gram)[0]
+    for signals_ in (x, x - x.mean(0)):
+        slope = jax.grad(lambda y: jnp.square(standardise(spectra(y, bins)).dft).sum())(jnp.asarray(signals_))
+        assert np.isfinite(slope).all()
 
 
 def test_the_last_fifth_of_the_kept_time_is_held_out():

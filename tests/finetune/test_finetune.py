@@ -117,7 +117,7 @@ def test_spectra_of_soft_parcels_are_those_of_their_mean_signals(subjects, scans
 
     expected = standardise(spectra(jnp.asarray(signals), bins_of(scans[0], CONFIG)[0]))
     assert_allclose(seen.dft, expected.dft, atol=2e-4)
-    assert_allclose(scale_of(seen), 1, atol=1e-4)
+    assert_allclose(scale_of(seen._replace(dft=seen.dft[:, :2])), 1, atol=1e-4)
 
 
 def test_without_a_change_the_dynamics_tell_as_much_as_the_groups(subjects, prior):
