@@ -28,11 +28,11 @@ from sklearn.metrics import adjusted_rand_score
 import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig, SimulateConfig
-from pnet_jax.construction import begin, parcel_signals
+from pnet_jax.construction import parcel_signals, tunable
 from pnet_jax.dynamics import correlation, frequency_bins, from_jacobian, negative_log_likelihood, spectra, standardise
-from pnet_jax.edges import compute
+from pnet_jax.edges import compute, layers
 from pnet_jax.evaluate.parcellation import Judge
-from pnet_jax.finetune import fine_tune, make_subject, stacked
+from pnet_jax.finetune import fine_tune, stacked
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior
 from pnet_jax.network import Network
 from pnet_jax.ops.portrait import portrait_divergence
@@ -42,10 +42,8 @@ from pnet_jax.personalization import member, memory_of
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 FD_MM = 0.5
-EDGES = ("fixed parcels", "raw", "raw, with dynamics", "shrunk", "guided", "dynamics")
-
-
-LAYERS = ("fixed parcels", "raw", "shrunk", "guided")  # that are scored between sessions
+EDGES = ("fixed parcels", "raw", "raw, with dynamics", "shrunk", "guided, raw view", "guided", "dynamics")
+LAYERS = ("fixed parcels", "raw", "shrunk", "guided, raw view", "guided")  # that are scored between sessions
 likelihood = jax.jit(negative_log_likelihood)
 
 
@@ -129,7 +127,7 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         row = {"parcels kept": float(report["parcels"]["kept"]), "better at the end": float(report["fit"]["ok"])}
         row["gain at the end"] = report["fit"]["prior_held_out"] - report["fit"]["held_out"]
         dynamics.append(row | next_session(*scans, first["with"], people, prior))
-        found = [_edges(scan, network, prior) for scan, network in zip(scans, networks, strict=True)]
+        found = [_edges(scan, network, prior, people) for scan, network in zip(scans, networks, strict=True)]
         for name, both in edges.items():
             both.append([one[name] for one in found])
         print(f"{tier} {seed}, {person.subject}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -194,7 +192,7 @@ def _between_sessions(edges: dict[str, np.ndarray], mean: np.ndarray) -> dict[st
 
 
 def _scan(args, session):
-    return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None)
+    return cleaned_scan(session, fd_threshold=FD_MM if args.scrub else None, wide=True)
 
 
 def _cohort(args, tier: str, seed: int):
@@ -213,16 +211,18 @@ def _cohort(args, tier: str, seed: int):
     return pnet_jax.load_model(args.checkpoint), fit_people(members, prior.digest), rest, prior
 
 
-def _edges(scan, networks, prior) -> dict[str, np.ndarray]:
+def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
     fixed = compute("pearson", parcel_signals(scan.y, networks["with"].prior_labels, prior.n_parcels))
     coupling = np.asarray(networks["with"].edges["coupling"], np.float64)
     present = np.isfinite(coupling).all(1)
     model = np.full(coupling.shape, np.nan)
     symmetric = (coupling[np.ix_(present, present)] + coupling[np.ix_(present, present)].T) / 2
     model[np.ix_(present, present)] = correlation(from_jacobian(symmetric))
-    layers = {name: networks["with"].edges[name] for name in ("shrunk", "guided")}
+    made = {name: networks["with"].edges[name] for name in ("shrunk", "guided")}
+    raw_view = layers(networks["with"].edges["pearson"], networks["with"].qc["n_eff"], people.shrinkage, people.guide)
+    made["guided, raw view"] = raw_view["guided"].edges
     raw = {"raw": networks["without"].edges["pearson"], "raw, with dynamics": networks["with"].edges["pearson"]}
-    return {"fixed parcels": fixed, **raw, **layers, "dynamics": model}
+    return {"fixed parcels": fixed, **raw, **made, "dynamics": model}
 
 
 def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -244,10 +244,8 @@ def cost(args) -> dict[str, float]:
     args.others, args.people = 3, 1
     model, people, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
-    start = begin(scan, model, prior, ConstructConfig())
-    s = start.selection
     before = time.perf_counter()
-    subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=config)
+    _, subject = tunable(scan, model, prior, config)
     made = time.perf_counter() - before
     own = dynamics_prior(people.hierarchy, prior, config)
     mesh = parallel.make_mesh()

@@ -24,6 +24,7 @@ from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.outputs import append_status, check_writable, load_network, read_status, remove_result, save, save_edges
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.people import People
+from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +71,8 @@ def construct_cohort(
     notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the prior's file: they belong to every result
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    if people is not None and people.guide is not None and len(people.guide.mean) > 1:
+        config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = _job([_deciding(config), load, model.digest, prior.digest])
@@ -112,7 +115,10 @@ def _one(
         entities = {"sub": source.subject, **source.entities}
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start
-        network = construct(scan, prior=prior, model=model, edges=names, people=people, config=config)
+        personal = None
+        if config.people is not None:
+            personal = find_personal(config.people, scan.label, scan.source, model, prior, config.personalize)
+        network = construct(scan, prior=prior, model=model, edges=names, people=people, personal=personal, config=config)
         network.qc["warnings"] += notes
         network.qc["seconds"] = {"load": round(loaded, 3)} | network.qc["seconds"]
         before = time.perf_counter()

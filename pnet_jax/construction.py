@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 import pnet_jax
 from pnet_jax import edges as measures
-from pnet_jax.config import ConstructConfig
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
@@ -27,13 +27,14 @@ from pnet_jax.parcellation.mixture import begin as begin_mixture
 from pnet_jax.parcellation.placed import Placed, pad_rows, place
 from pnet_jax.parcellation.prior import LocalPrior, Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
-from pnet_jax.scan import Scan, n_eff, split
+from pnet_jax.scan import Scan, n_eff, some_frames, split
 from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pnet_jax.finetune.person import Dynamics
+    from pnet_jax.finetune.objective import Subject
+    from pnet_jax.finetune.person import Dynamics, Personal
     from pnet_jax.people import People
 
 FINAL_STEPS = 6
@@ -51,6 +52,7 @@ def construct(
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
     people: People | str | Path | None = None,
+    personal: Personal | None = None,
     config: ConstructConfig | None = None,
 ) -> Network:
     """A subject's personalised parcellation and network.
@@ -66,6 +68,7 @@ def construct(
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
       people: the dynamics of other people's parcels, of the same prior, or a folder with them; for `config.dynamics`.
+      personal: what `personalize` found for this recording (`load_personal`); with dynamics, it is fine-tuned here if not given.
       config: everything else; the arguments above win over it.
 
     Raises:
@@ -82,7 +85,7 @@ def construct(
     informed, refused = None, ""
     if people is not None:
         try:
-            informed = _inform(scan, start, parcellation, model, group, people, config)
+            informed = _inform(scan, start, parcellation, model, group, people, personal, config)
             parcellation = informed.parcellation
         except ValueError as error:  # too short for the band: the network stands without
             refused = str(error)
@@ -95,7 +98,7 @@ def construct(
     if refused:
         network.qc["warnings"].append(f"no dynamics were fitted: {refused}")
     if people is not None:
-        network = _add_layers(network, people)
+        network = _add_layers(network, people, scan)
     network.qc["seconds"] = clock.seconds
     used = dataclasses.replace(config, parcels=group.n_parcels, prior=group.source, checkpoint=model.name, edges=names)
     network.provenance.update(_provenance(scan, model, group, used))
@@ -198,6 +201,20 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
     return Start(placed, seen, selection, q)
 
 
+def tunable(scan: Scan, model: Model, group: Prior, tuning: PersonalizeConfig) -> tuple[Start, Subject]:
+    """A recording ready to be fine-tuned: what its parcels begin with is measured on the part that is fitted alone.
+
+    Raises:
+      ValueError: no overlap of scan and prior, or too few frames in one of the parts.
+    """
+    from pnet_jax.finetune.subject import make_subject, parts_of
+
+    fitted = some_frames(scan, np.flatnonzero(parts_of(scan, tuning)[0]))
+    start = begin(dataclasses.replace(fitted, valid=scan.valid), model, group, ConstructConfig())
+    s = start.selection
+    return start, make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
+
+
 def _embedding(model: Model, seen: Observed, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
     """Embedding of the locations with a prior from some of the scan's frames, as this person's encoder gives it."""
     return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))), adapter)
@@ -238,21 +255,20 @@ class _Informed:
     report: dict[str, Any]
 
 
-def _inform(scan, start, parcellation, model, group, people, config) -> _Informed:
+def _inform(scan, start, parcellation, model, group, people, personal, config) -> _Informed:
     """Fine-tunes the person's parameters, keeps their parcels if these do better on what was held out, and fits the parcels' dynamics."""
-    from pnet_jax.finetune.person import dynamics_of, dynamics_prior, judge, tune
-    from pnet_jax.finetune.subject import make_subject
+    from pnet_jax.finetune.person import Personal, dynamics_of, dynamics_prior, judge, tune
 
     own, tuning = dynamics_prior(people.hierarchy, group, config.personalize), config.personalize
     report: dict[str, Any] = {"people": len(people.subjects), "prior": people.prior}
     if start.selection.decision == "personalised":
-        s = start.selection
-        subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
-        tuned = tune(own, subject, tuning)
-        verdict = judge(scan, start.placed, subject, own, tuned, tuning)
-        report |= {"round": int(tuned.round), "curve": np.asarray(tuned.curve).tolist(), "parcels": verdict._asdict()}
-        if verdict.kept:
-            parcellation = _parcellate(start, model, tuned.own.adapter)
+        if personal is None:
+            _, subject = tunable(scan, model, group, tuning)
+            tuned = tune(own, subject, tuning)
+            personal = Personal(tuned.own, int(tuned.round), judge(scan, start.placed, subject, own, tuned, tuning))
+        report |= {"round": personal.round, "parcels": personal.verdict._asdict()}
+        if personal.verdict.kept:
+            parcellation = _parcellate(start, model, personal.own.adapter)
     else:
         report["parcels"] = {"kept": False, "reason": "the prior's parcels are returned, and none are fine-tuned"}
     signals = parcel_signals(np.asarray(start.seen.y), parcellation.hardened.labels, group.n_parcels)
@@ -306,7 +322,7 @@ def _add_dynamics(network: Network, informed: _Informed) -> None:
         )
 
 
-def _add_layers(network: Network, people: People) -> Network:
+def _add_layers(network: Network, people: People, scan: Scan) -> Network:
     """The shrunk and the guided layer of the edges beside the raw one, where Pearson edges were asked for."""
     if network.subject in {label.rpartition("/")[2] for label in people.subjects}:
         network.qc["warnings"].append(
@@ -320,7 +336,14 @@ def _add_layers(network: Network, people: People) -> Network:
             f"shrunk and guided edges were learned from {len(people.subjects)} people, fewer than {FEW_PEOPLE}: their standard deviations "
             "are too small"
         )
-    return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide))
+    known = 1 if people.guide is None else len(people.guide.mean)
+    views = edge_views(scan, network.signals, network.labels)[1:known]
+    if len(views) < known - 1:
+        network.qc["warnings"].append(
+            "guided edges are made of Pearson's alone, although those of the people they were learned from had a second view: keep the "
+            "signals before the low-pass (cleaning.wide)"
+        )
+    return add_layers(network, layers(network.edges["pearson"], network.qc["n_eff"], people.shrinkage, people.guide, views))
 
 
 def spread_present(values: Float[np.ndarray, "k k"], signals: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"]:
@@ -340,6 +363,18 @@ def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n
     share = csr_matrix((np.ones(len(inside), np.float32), (labels[inside], inside)), shape=(n_parcels, len(labels)))
     with np.errstate(invalid="ignore"):
         return (share @ y) / np.where(size > 0, size, np.nan)[:, None]
+
+
+def edge_views(
+    scan: Scan, signals: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], columns: Int[np.ndarray, " t"] | slice = slice(None)
+) -> list[Float[np.ndarray, "K K"]]:
+    """What a guide reads of some frames of a scan: Pearson's r, and `whitened` where signals without a low-pass are known."""
+    views = [measures.compute("pearson", signals[:, columns])]
+    if scan.wide is not None:
+        views.append(measures.compute("whitened", parcel_signals(scan.wide, labels, len(signals))[:, columns]))
+    elif "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
+        views.append(measures.compute("whitened", signals[:, columns]))
+    return views
 
 
 def _quality(scan, here, local, group, parcellation, labels, names, config) -> dict[str, Any]:

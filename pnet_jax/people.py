@@ -42,13 +42,14 @@ class Member(NamedTuple):
 
     Attributes:
       spectra: of a recording of the prior's parcels, standardised.
-      halves: Pearson correlations of two recordings, or of two halves of one, `[2, K, K]`; NaN for absent parcels.
+      halves: edges of two recordings, or of two halves of one, in P views: Pearson's, and `whitened` where signals before a low-pass are
+        known, `[2, P, K, K]`; NaN for absent parcels.
       n_eff: independent frames of each of the two, `[2]`.
       subject: label.
     """
 
     spectra: Spectra
-    halves: Float[np.ndarray, "2 K K"]
+    halves: Float[np.ndarray, "2 P K K"]
     n_eff: Float[np.ndarray, 2]
     subject: str
 
@@ -75,7 +76,7 @@ def fit_people(members: Sequence[Member], prior: str, connectome: Float[np.ndarr
 
 
 def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:
-    first, second = np.stack([member.halves for member in members], 1).astype(np.float32)
+    views = min(member.halves.shape[1] for member in members)  # that everybody has
+    first, second = np.stack([member.halves[:, :views] for member in members], 1).astype(np.float32)
     n_eff = np.stack([member.n_eff for member in members], 1).astype(np.float32)
-    shrinkage = fit_shrinkage(first, second, *n_eff)
-    return shrinkage, fit_guided(first[:, None], second[:, None], *n_eff)
+    return fit_shrinkage(first[:, 0], second[:, 0], *n_eff), fit_guided(first, second, *n_eff)

@@ -15,19 +15,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pnet_jax import edges as measures
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
-from pnet_jax.config import ConstructConfig, PersonalizeConfig
-from pnet_jax.construction import begin as begin_scan
-from pnet_jax.construction import parcel_signals
+from pnet_jax.config import PersonalizeConfig
+from pnet_jax.construction import edge_views, parcel_signals, tunable
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
-from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, make_subject, shape_of, stacked
-from pnet_jax.finetune.person import dynamics_prior, judge
+from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
+from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
 from pnet_jax.outputs import append_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.parcellation.placed import Placed, place
@@ -37,6 +35,7 @@ from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan, n_eff, split
 
 WAVES, STATUS = "adapters", "status.tsv"
+FINE_TUNED = "fine-tuned"
 SHARE_OF_MEMORY = 0.5  # that a wave may take
 _COPIES = 4  # of a subject that its gradient holds at the same time
 
@@ -88,7 +87,7 @@ def personalize(
         if people.prior != prior.digest:
             raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
         own_prior = dynamics_prior(people.hierarchy, prior, config)
-        settings = {"model": model.digest, "prior": prior.digest, "config": dataclasses.asdict(config)}
+        settings = _settings(model, prior, config)
         done = _done(folder, settings)
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
         mesh = parallel.make_mesh() if mesh is None else mesh
@@ -153,7 +152,7 @@ def member(scan: Scan, prior: Prior) -> Member:
     # A parcel without locations has no spectrum, and no say.
     seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
     halves = split(scan)
-    edges = np.stack([measures.compute("pearson", signals[:, columns]) for columns in halves])
+    edges = np.stack([edge_views(scan, signals, placed.whole.labels, columns) for columns in halves])
     return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject)
 
 
@@ -191,9 +190,7 @@ def _waves(
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
             scan = read_scan(store, number)
-            start = begin_scan(scan, model, prior, ConstructConfig())
-            s = start.selection
-            subject = make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=config)
+            start, subject = tunable(scan, model, prior, config)
         except (ValueError, OSError, MemoryError) as error:
             rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
             append_status(folder / STATUS, rows[-1:])
@@ -202,7 +199,7 @@ def _waves(
         if shape not in sizes:
             sizes[shape] = wave_size(subject, devices, min(config.wave, len(numbers)))
             say(f"waves of {sizes[shape]}: {memory_of(subject) / 2**20:.0f} MB a recording of {len(subject.x)} locations")
-        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, s.decision))
+        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, start.selection.decision))
         if len(waiting[shape]) == sizes[shape]:
             yield sizes[shape], waiting.pop(shape)
     yield from ((sizes[shape], wave) for shape, wave in waiting.items())
@@ -249,7 +246,8 @@ def _take(
                 "wave": folder.name,
                 "place": at,
                 "round": int(tuned.round),
-                "parcels": "fine-tuned" if verdict.kept and one.decision == "personalised" else "as before",
+                "parcels": FINE_TUNED if verdict.kept and one.decision == "personalised" else "as before",
+                "reason": verdict.reason,
                 "held_out_dcbc": round(verdict.dcbc, 5),
                 "dcbc_before": round(verdict.without, 5),
                 "representation": round(float(tuned.curve[tuned.round, 0] - tuned.curve[0, 0]), 5),
@@ -262,8 +260,8 @@ def _take(
     return rows
 
 
-def load_adapter(folder: str | Path, scan: str) -> Own:
-    """One recording's parameters, from a folder that `pnet personalize` wrote.
+def load_personal(folder: str | Path, scan: str) -> Personal:
+    """One recording's parameters and what became of its parcels, from a folder that `pnet personalize` wrote.
 
     Args:
       folder: of the run.
@@ -276,10 +274,35 @@ def load_adapter(folder: str | Path, scan: str) -> Own:
     if scan not in rows or rows[scan]["status"] != "ok":
         said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)} in {STATUS}"
         raise ValueError(f"{folder} has no parameters of {scan}: {said}")
-    arrays, about = load_arrays(Path(folder) / WAVES / rows[scan]["wave"], kind="adapters")
+    row = rows[scan]
+    arrays, about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")
     at = about["scans"].index(scan)
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
-    return Own(Adapter(**one["adapter"]), Params(**one["dynamics"]))
+    after, before = (float(row[name] or "nan") for name in ("held_out_dcbc", "dcbc_before"))  # empty where no round was better than none
+    verdict = Verdict(row["parcels"] == FINE_TUNED, after, before, row["reason"])
+    return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict)
+
+
+def find_personal(folder: str | Path, scan: str, source: str, model: Model, prior: Prior, config: PersonalizeConfig) -> Personal | None:
+    """`load_personal` of a recording that is there, of the same file, and was fine-tuned by the same settings; None otherwise.
+
+    Args:
+      folder: of the run.
+      scan: the recording's label; the data set's name before it in the store does not count.
+      source: the file it was read from.
+      model, prior, config: what it must have been fine-tuned with.
+    """
+    for row in read_status(Path(folder) / STATUS):
+        if row["status"] == "ok" and row["source"] == source and row["scan"].rpartition("/")[2] == scan:
+            about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")[1]
+            wanted = _settings(model, prior, config)
+            return load_personal(folder, row["scan"]) if all(about[key] == value for key, value in wanted.items()) else None
+    return None
+
+
+def _settings(model: Model, prior: Prior, config: PersonalizeConfig) -> dict[str, Any]:
+    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name != "wave"}
+    return {"model": model.digest, "prior": prior.digest, "config": deciding}
 
 
 def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ class Scan:
       entities: the other BIDS entities of the source (`ses`, `task`, `run`, `space`, `res`, …).
       source: file the recording came from.
       displacement: framewise displacement in mm of all recorded frames, or None.
+      wide: the signals before the low-pass, z-scored, `[V, T]`, float16; None where they were not kept, or there is no low-pass.
       cleaning: what was done to the signals, for provenance.
       warnings: what the reader should know.
     """
@@ -45,6 +46,7 @@ class Scan:
     entities: dict[str, str] = dataclasses.field(default_factory=dict)
     source: str = ""
     displacement: Float[np.ndarray, " recorded"] | None = None
+    wide: Float[np.ndarray, "V T"] | None = None
     cleaning: dict[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -101,6 +103,14 @@ def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields:
     mean, std, valid = zscore_in_place(y)
     given: dict[str, object] = dict(frames=np.arange(y.shape[1]), recorded=y.shape[1], mean=mean, std=std, valid=valid)
     return Scan(y=y, space=space, tr=float(tr), **(given | fields))  # type: ignore[arg-type]
+
+
+def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
+    """Some columns of a scan, standardised anew; it was cleaned as a whole. At least 3."""
+    y = np.array(scan.y[:, columns], np.float32)
+    _, std, valid = zscore_in_place(y)
+    wide = None if scan.wide is None else scan.wide[:, columns]
+    return dataclasses.replace(scan, y=y, frames=scan.frames[columns], std=scan.std * std, valid=valid, wide=wide)
 
 
 def zscore_in_place(

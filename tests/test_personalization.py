@@ -6,18 +6,23 @@ import dataclasses
 import warnings
 
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pnet_jax
 from pnet_jax import parallel
-from pnet_jax.checkpoint import load_people, save_model
+from pnet_jax.checkpoint import load_model, load_people, save_model
 from pnet_jax.cli import main
-from pnet_jax.config import ConstructConfig, PersonalizeConfig
-from pnet_jax.construction import construct
+from pnet_jax.cohort import construct_cohort
+from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
+from pnet_jax.construction import construct, edge_views, tunable
+from pnet_jax.edges import layers
+from pnet_jax.ingest import ScanSource
 from pnet_jax.outputs import load_network, read_status, save
-from pnet_jax.personalization import STATUS, load_adapter, memory_of, personalize, wave_size
+from pnet_jax.people import fit_people
+from pnet_jax.personalization import STATUS, load_personal, member, memory_of, personalize, wave_size
 from pnet_jax.records import open_store, prepare
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
@@ -63,13 +68,15 @@ def test_everybody_has_a_row_and_the_one_that_fails_is_named(done, store):
 
 def test_one_persons_parameters_are_read_by_themselves(done, store):
     folder, rows, _ = done
-    own = [load_adapter(folder, row["scan"]) for row in rows if row["status"] == "ok"]
+    own = [load_personal(folder, row["scan"]) for row in rows if row["status"] == "ok"]
+    assert {one.round for one in own} <= {0, 1} and all(one.verdict.reason for one in own)
+    own = [one.own for one in own]
     assert len(own) == 4 and {len(one.adapter.offsets) for one in own} == {K} == {len(one.dynamics.coupling) for one in own}
     assert any(not np.array_equal(own[0].dynamics.coupling, one.dynamics.coupling) for one in own[1:])
     with pytest.raises(ValueError, match="no parameters of sub-04.*it failed"):
-        load_adapter(folder, store.records[4].key)
+        load_personal(folder, store.records[4].key)
     with pytest.raises(ValueError, match="no parameters of sub-99.*expected one of 5"):
-        load_adapter(folder, "sub-99_task-rest")
+        load_personal(folder, "sub-99_task-rest")
 
 
 def test_what_stands_is_not_made_again(done, store, toy_model, monkeypatch):
@@ -188,6 +195,57 @@ def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
     other = dataclasses.replace(load_people(done[0]), prior="another")
     with pytest.raises(ValueError, match="of the parcels of another prior: expected .*, found another"):
         construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
+
+
+def test_a_second_view_enters_the_guided_edges(toy, toy_model):
+    def scan(number):
+        one = toy.scan(number, subject=f"{number:02d}")
+        return dataclasses.replace(one, wide=toy.scan(number + 50).y.astype(np.float16), cleaning={"low_pass": 0.1})
+
+    people = fit_people([member(scan(number), toy.prior) for number in range(4)], toy.prior.digest)
+    assert people.guide.mean.shape == (2, K, K)
+    config = ConstructConfig(dynamics=True, personalize=CONFIG)
+    whole = scan(9)
+    both = construct(whole, prior=toy.prior, model=toy_model, people=people, config=config)
+    alone = construct(dataclasses.replace(whole, wide=None), prior=toy.prior, model=toy_model, people=people, config=config)
+    views = edge_views(whole, both.signals, both.labels)
+    made = layers(views[0], both.qc["n_eff"], people.shrinkage, people.guide, views[1:])
+    assert_array_equal(both.edges["guided"], made["guided"].edges)
+    assert_array_equal(both.edges["pearson"], alone.edges["pearson"])
+    assert np.abs(both.edges["guided"] - alone.edges["guided"]).max() > 1e-4
+    asked = "keep the signals before the low-pass"
+    assert any(asked in text for text in alone.qc["warnings"]) and not any(asked in text for text in both.qc["warnings"])
+    # Signals without any low-pass are a second view of themselves; of signals that come without a word, nobody knows.
+    unfiltered, unknown = (dataclasses.replace(whole, wide=None, cleaning=cleaning) for cleaning in ({"low_pass": None}, {}))
+    assert len(edge_views(unfiltered, both.signals, both.labels)) == 2 and len(edge_views(unknown, both.signals, both.labels)) == 1
+
+
+def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), tmp_path / "mask.nii.gz")
+    sources = []
+    for number in range(4):
+        image = nib.Nifti1Image(toy.volume(number), toy.affine)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header.set_zooms((8, 8, 8, 2))
+        nib.save(image, file := tmp_path / f"sub-0{number}_task-rest_space-MNI152NLin6Asym_bold.nii.gz")
+        sources.append(ScanSource(file, tmp_path / "mask.nii.gz", None, f"0{number}", {"task": "rest", "space": "MNI152NLin6Asym"}))
+    save_model(toy_model, tmp_path / "model")
+    prepare(sources, tmp_path / "store", PrepareConfig(dataset="toy", cleaning=CleaningConfig(wide=True)))
+    out, store = tmp_path / "out", open_store(tmp_path / "store")
+    personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K])
+    config = ConstructConfig(
+        dynamics=True, people=str(out), personalize=dataclasses.replace(CONFIG, wave=5), checkpoint=str(tmp_path / "model"), report=False
+    )
+    made = []
+    monkeypatch.setattr("pnet_jax.construction.tunable", lambda *given: made.append(given) or tunable(*given))
+    rows = construct_cohort(sources[:1], tmp_path / "networks", config)
+    assert not made and rows[0]["status"] == "ok" and "keep the signals before" not in rows[0]["qc_warnings"]
+    network = load_network(tmp_path / "networks" / rows[0]["dseg"])
+    stored = load_personal(out, "toy/sub-00_task-rest")
+    assert network.qc["dynamics"]["round"] == stored.round
+    assert network.qc["dynamics"]["parcels"]["reason"] == stored.verdict.reason
+    construct_cohort(sources[:1], tmp_path / "again", dataclasses.replace(config, personalize=dataclasses.replace(CONFIG, steps=1)))
+    assert made  # other settings: fine-tuned anew
 
 
 # the command

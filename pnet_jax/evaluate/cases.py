@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from pnet_jax.config import SimulateConfig, nearest
 from pnet_jax.construction import parcel_signals
 from pnet_jax.parcellation.prior import Prior, make_prior, on_space
-from pnet_jax.scan import Scan, make_scan, split
+from pnet_jax.scan import Scan, make_scan, some_frames, split
 from pnet_jax.simulate import check, cleaned_scan, simulate_subject
 from pnet_jax.simulate.space import centroids
 from pnet_jax.space import Space, point_space, take
@@ -217,7 +217,7 @@ def _keys(space: Space) -> np.ndarray:
 
 def halves(scan: Scan) -> tuple[Scan, Scan]:
     """The two halves of a recording, with a gap between them."""
-    first, second = (_columns(scan, columns) for columns in split(scan))
+    first, second = (some_frames(scan, columns) for columns in split(scan))
     return first, second
 
 
@@ -235,7 +235,7 @@ def _under(condition: str, case: Case) -> Case:
 
 def first_minutes(scan: Scan, minutes: float) -> Scan:
     """The recording as if it had been stopped after some minutes; it was cleaned as a whole."""
-    return _columns(scan, np.flatnonzero((scan.frames - scan.frames[0]) * scan.tr < minutes * 60 - 1e-6))
+    return some_frames(scan, np.flatnonzero((scan.frames - scan.frames[0]) * scan.tr < minutes * 60 - 1e-6))
 
 
 def rois(case: Case) -> Case:
@@ -252,28 +252,19 @@ def rois(case: Case) -> Case:
     space = point_space(xyz, name=first.space.name)
 
     def one(scan: Scan) -> Scan:
-        return _again(scan, parcel_signals(scan.y, labels, count)[there], scan.frames, space)
+        return make_scan(
+            parcel_signals(scan.y, labels, count)[there],
+            space,
+            tr=scan.tr,
+            frames=scan.frames,
+            recorded=scan.recorded,
+            subject=scan.subject,
+            entities=dict(scan.entities),
+            source=scan.source,
+            cleaning=scan.cleaning,
+        )
 
     return dataclasses.replace(case, name="roi", scans=(one(first), one(second)), truth=None)
-
-
-def _columns(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
-    part = _again(scan, scan.y[:, columns], scan.frames[columns], scan.space)
-    return dataclasses.replace(part, mean=scan.mean, std=scan.std * part.std, displacement=scan.displacement)
-
-
-def _again(scan: Scan, y: Float[np.ndarray, "V n"], frames: Int[np.ndarray, " n"], space: Space) -> Scan:
-    return make_scan(
-        y,
-        space,
-        tr=scan.tr,
-        frames=frames,
-        recorded=scan.recorded,
-        subject=scan.subject,
-        entities=dict(scan.entities),
-        source=scan.source,
-        cleaning=scan.cleaning,
-    )
 
 
 def _locations(scan: Scan, keep: Int[np.ndarray, " n"]) -> Scan:

@@ -14,7 +14,7 @@ from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, subject_prior
 from pnet_jax.dynamics.linear_stochastic import jacobian, standard_errors
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
-from pnet_jax.finetune.objective import Subject, parcels
+from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, parts_of
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
 from pnet_jax.parcellation import score
@@ -46,6 +46,20 @@ class Verdict(NamedTuple):
     dcbc: float
     without: float
     reason: str
+
+
+class Personal(NamedTuple):
+    """What fine-tuning one recording came to.
+
+    Attributes:
+      own: the person's parameters.
+      round: the best one; 0 is no change at all.
+      verdict: whether the parcels are kept.
+    """
+
+    own: Own
+    round: int
+    verdict: Verdict
 
 
 class Dynamics(NamedTuple):

@@ -52,7 +52,7 @@ def clean_recording(
 ) -> Scan:
     """Cleans and standardises in place, and assembles the Scan.
 
-    Memory above the recording itself: one block of 4096 locations and two T x T matrices.
+    Memory above the recording itself: one block of 4096 locations, two or three T x T matrices, and with `wide` half of the recording.
 
     Args:
       recording: raw signals; `recording.y` is overwritten and reused by the Scan.
@@ -67,17 +67,17 @@ def clean_recording(
     """
     recorded, where, warnings = recording.y.shape[1], recording.where, recording.warnings
     low_pass, high_pass = band(cleaning, recording.tr, where, warnings)
-    operator = time_operator(
-        kept, tr=recording.tr, detrend=cleaning.detrend, low_pass=low_pass, high_pass=high_pass, confounds=confounds, where=where
-    )
+    same = dict(tr=recording.tr, detrend=cleaning.detrend, high_pass=high_pass, confounds=confounds, where=where)
+    operator = time_operator(kept, low_pass=low_pass, **same)  # type: ignore[arg-type]
+    wide = time_operator(kept, low_pass=None, **same) if cleaning.wide and low_pass is not None else None  # type: ignore[arg-type]
     n_confounds = 0 if confounds is None else confounds.shape[1]
     degrees = float(np.sum(operator**2, dtype=np.float64))
     check_degrees(degrees, len(kept), n_confounds, (low_pass, high_pass), where, warnings)
-    y, mean, counts = apply_in_place(recording.y, kept, operator)
+    y, mean, counts, unfiltered = apply_in_place(recording.y, kept, operator, wide)
     check_locations(counts, len(y), where, warnings)
     _, std, valid = zscore_in_place(y)
     done = {**(done or {}), "detrend": cleaning.detrend, "low_pass": low_pass, "high_pass": high_pass}
-    done |= {"degrees_of_freedom": round(degrees, 1), "scrubbed": recorded - len(kept)}
+    done |= {"wide": wide is not None, "degrees_of_freedom": round(degrees, 1), "scrubbed": recorded - len(kept)}
     return Scan(
         y=y,
         space=recording.space,
@@ -89,6 +89,7 @@ def clean_recording(
         std=std,
         cleaning=done,
         warnings=tuple(warnings),
+        wide=unfiltered,
         **fields,  # type: ignore[arg-type]
     )
 
@@ -205,16 +206,21 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
 
 
 def apply_in_place(
-    y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, " T"], operator: Float[np.ndarray, "T T"]
-) -> tuple[Float[np.ndarray, "V T"], Float[np.ndarray, " V"], dict[str, int]]:
-    """Multiplies every series by the operator, in the memory of `y`.
+    y: Float[np.ndarray, "V recorded"],
+    kept: Int[np.ndarray, " T"],
+    operator: Float[np.ndarray, "T T"],
+    wide: Float[np.ndarray, "T T"] | None = None,
+) -> tuple[Float[np.ndarray, "V T"], Float[np.ndarray, " V"], dict[str, int], Float[np.ndarray, "V T"] | None]:
+    """Multiplies every series by the operator, in the memory of `y`, and by another one into memory of its own.
 
     Returns:
       The cleaned series `[V, T]`, 0 where there is no finite, varying signal; the mean over the kept frames before
-      cleaning `[V]`; and how many locations are not finite, how many constant.
+      cleaning `[V]`; how many locations are not finite, how many constant; and what the other operator makes of them, z-scored, in
+      float16.
     """
     flat, n = y.reshape(-1), len(kept)
     mean, counts = np.zeros(len(y), np.float32), {"not_finite": 0, "constant": 0}
+    beside = None if wide is None else np.zeros((len(y), n), np.float16)
     for start in range(0, len(y), BLOCK):
         rows = slice(start, min(start + BLOCK, len(y)))
         piece = y[rows][:, kept]
@@ -226,12 +232,16 @@ def apply_in_place(
         cleaned = piece @ operator.T
         varies &= cleaned.std(1, dtype=np.float64) > CONSTANT * spread
         cleaned[~varies] = 0
+        if beside is not None and wide is not None:
+            other = piece @ wide.T
+            zscore_in_place(other)
+            beside[rows] = np.where(varies[:, None], other, 0)
         # Rows move towards the front, never past a row that is still to be read.
         flat[rows.start * n : rows.stop * n] = cleaned.reshape(-1)
         mean[rows] = centre
         counts["not_finite"] += int((~finite).sum())
         counts["constant"] += int((finite & ~varies).sum())
-    return flat[: len(y) * n].reshape(len(y), n), mean, counts
+    return flat[: len(y) * n].reshape(len(y), n), mean, counts, beside
 
 
 def _interpolation(inside: Int[np.ndarray, " T"], tr: float) -> Float[np.ndarray, "span T"]:

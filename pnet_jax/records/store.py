@@ -223,6 +223,7 @@ def write_scan(
         "entities": scan.entities,
         "label": scan.subject,
         "cleaning": cleaning,
+        "wide": scan.wide is not None,
         "row": dataclasses.asdict(row),
     }
     own: dict[str, np.ndarray] = {
@@ -240,6 +241,9 @@ def write_scan(
             for start, stop in itertools.pairwise(bounds):
                 y = scan.y[:, start:stop].astype(np.float16)
                 writer.write(pack(of_window | {"start": start, "position": int(scan.frames[start])}, {"y": y}))
+            if scan.wide is not None:  # behind all others: pre-training reads none
+                for start, stop in itertools.pairwise(bounds):
+                    writer.write(pack(of_window | {"start": start}, {"wide": scan.wide[:, start:stop].astype(np.float16)}))
             writer.close()  # a full disk is noticed here
         except RuntimeError as error:
             raise OSError(errno.EIO, str(error)) from error
@@ -279,7 +283,12 @@ def read_scan(store: Store, number: int) -> Scan:
     """A whole scan, as `prepare` was given it but for the float16 in which its signals were kept."""
     record = store.records[number]
     header, own = unpack(_read(store.folder / record.file, [0])[0])
-    y = np.concatenate(read_windows(store, number, range(len(record.bounds) - 1)), axis=1, dtype=np.float32)
+    windows = range(len(record.bounds) - 1)
+    y = np.concatenate(read_windows(store, number, windows), axis=1, dtype=np.float32)
+    wide = None
+    if header.get("wide"):
+        packed = _read(store.folder / record.file, [1 + len(windows) + window for window in windows])
+        wide = np.concatenate([unpack(data)[1]["wide"] for data in packed], axis=1)
     return Scan(
         y=y,
         space=read_space(store, record.space),
@@ -294,6 +303,7 @@ def read_scan(store: Store, number: int) -> Scan:
         source=record.source,
         cleaning=header["cleaning"],
         warnings=record.warnings,
+        wide=wide,
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from pnet_jax.config import SimulateConfig
-from pnet_jax.scan import Scan, make_scan
+from pnet_jax.scan import Scan, make_scan, zscore_in_place
 from pnet_jax.simulate import coupling as couplings
 from pnet_jax.simulate import disease as diseases
 from pnet_jax.simulate.dynamics import BAND_HZ, HRF_DELAY_SD_SECONDS, LinearModel, linear_model, sample, true_fc
@@ -160,12 +160,13 @@ def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Ki
     )
 
 
-def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None) -> Scan:
+def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None, wide: bool = False) -> Scan:
     """A cleaned Scan of a simulated recording, in memory: linear trend, .009–.1 Hz, global-signal regression, z-scores.
 
     Args:
       session: V locations, T frames.
       fd_threshold: framewise displacement in mm above which frames are bridged for the filter and then dropped; None keeps all.
+      wide: keep the signals before the low-pass too.
 
     Raises:
       ValueError: a repetition time too long for the band, or a threshold that leaves fewer than 30 frames.
@@ -178,20 +179,29 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     kept = np.arange(recorded) if fd_threshold is None else np.flatnonzero(session.displacement <= fd_threshold)
     if len(kept) < MIN_FRAMES:
         raise ValueError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more, got {fd_threshold} mm with {len(kept)}")
+
     # Given the confounds, cleaning is linear in the signals: what it does to T unit impulses says what it does to all.
-    operator = clean(
-        np.eye(recorded),
-        confounds=session.confounds["global_signal"][:, None],
-        sample_mask=kept if len(kept) < recorded else None,
-        detrend=True,
-        standardize=None,
-        high_pass=BAND_HZ[0],
-        low_pass=BAND_HZ[1],
-        t_r=session.tr,
-    ).astype(np.float32)  # [kept, T]
+    def through(low_pass: float | None) -> Float[np.ndarray, "V T"]:
+        operator = clean(
+            np.eye(recorded),
+            confounds=session.confounds["global_signal"][:, None],
+            sample_mask=kept if len(kept) < recorded else None,
+            detrend=True,
+            standardize=None,
+            high_pass=BAND_HZ[0],
+            low_pass=low_pass,
+            t_r=session.tr,
+        ).astype(np.float32)  # [kept, T]
+        return (session.y - mean[:, None]) @ operator.T  # the baseline is removed anyway; without it float32 suffices
+
     mean = session.y.mean(1)
+    unfiltered = None
+    if wide:
+        unfiltered = through(None)
+        zscore_in_place(unfiltered)
+        unfiltered = unfiltered.astype(np.float16)
     return make_scan(
-        (session.y - mean[:, None]) @ operator.T,  # the baseline is removed anyway; without it float32 suffices
+        through(BAND_HZ[1]),
         session.space,
         tr=session.tr,
         frames=kept,
@@ -201,6 +211,7 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
         entities={"ses": session.session, "task": "rest"},
         source="simulation",
         displacement=session.displacement,
+        wide=unfiltered,
         cleaning={
             "detrend": True,
             "high_pass": BAND_HZ[0],

@@ -49,6 +49,19 @@ def test_equals_nilearn_on_the_whole_array(n_confounds, scrubbed, options):
     np.testing.assert_allclose(ours.y, plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("scrubbed", [(), (20, 21, 60)])
+def test_signals_before_the_low_pass_are_those_of_a_cleaning_without_one(scrubbed):
+    y = _series()
+    y[3] = 5.0
+    kept = np.setdiff1d(np.arange(T), scrubbed)
+    both = _ours(y, kept, cleaning=CleaningConfig(strategy=(), wide=True, **BAND))
+    np.testing.assert_array_equal(both.y, _ours(y, kept, cleaning=CleaningConfig(strategy=(), **BAND)).y)
+    assert both.wide.dtype == np.float16 and not both.wide[3].any()
+    alone = _ours(y, kept, cleaning=CleaningConfig(strategy=(), **{**BAND, "low_pass": None}, wide=True))
+    np.testing.assert_allclose(both.wide, alone.y, atol=4e-3)
+    assert alone.wide is None and both.cleaning["wide"] and not alone.cleaning["wide"]  # it is not filtered, once is enough
+
+
 def test_scrubbed_frames_have_no_say():
     y = _series()
     kept = np.delete(np.arange(T), [30, 99])  # 30 and 129 − 30: nilearn 0.14 would leave both unfilled
@@ -92,7 +105,7 @@ def test_works_in_place_and_blocks_do_not_matter():
     kept = np.delete(np.arange(T), [5, 6])
     operator = time_operator(kept, tr=TR, confounds=None, **BAND)
     expected = (y[:, kept] - y[:, kept].mean(1, keepdims=True)) @ operator.T
-    cleaned, _, _ = apply_in_place(y, kept, operator)
+    cleaned, *_ = apply_in_place(y, kept, operator)
     assert np.shares_memory(cleaned, y) and cleaned.flags.c_contiguous
     np.testing.assert_allclose(cleaned, expected, atol=1e-3)
 

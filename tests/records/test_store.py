@@ -109,6 +109,17 @@ def test_frames_of_a_scrubbed_scan_and_dead_locations_are_kept(toy, tmp_path):
     assert_array_equal(back.y[5], 0)
 
 
+def test_signals_before_the_low_pass_come_back_and_are_not_read_with_the_others(toy, tmp_path):
+    scan = scan_of(toy.space, 3, frames=130)
+    wide = np.random.default_rng(0).normal(size=scan.y.shape).astype(np.float16)
+    prepare([dataclasses.replace(scan, wide=wide)], tmp_path, PrepareConfig(window=50))
+    store = open_store(tmp_path)
+    back = read_scan(store, 0)
+    assert back.wide.dtype == np.float16
+    assert_array_equal(back.wide, wide)
+    assert_array_equal(np.concatenate(read_windows(store, 0, range(3)), axis=1), back.y)
+
+
 def test_the_manifest_counts_what_is_there(folder, scans):
     counts = json.loads((folder / "manifest.json").read_text("utf-8"))["counts"]
     assert counts["scans"] == 11
