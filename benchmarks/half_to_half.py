@@ -142,7 +142,8 @@ def score(fit: Cohort, test: Cohort) -> dict[str, dict[str, np.ndarray]]:
     for name, views in (("guided, raw view only", slice(0, 1)), ("guided", slice(0, 2))):
         taught = edges.fit_guided(fit.views[0][:, views], fit.views[1][:, views], *fit.n_eff)
         rows[name] = estimated(lambda s, v=views, t=taught: run(test.views[0][s, v], t, n_seen[s]))
-        print(f"{name}: share of the modes {float(taught.share):.3f}, scale of the variance {float(taught.scale):.3f}", flush=True)
+        said = ", ".join(f"{weight:.2f}" for weight in np.asarray(taught.weights)[-1])
+        print(f"{name}: weights (in edges, in modes, view by view) {said}; scale of the variance {float(taught.scale[-1]):.3f}", flush=True)
     rows["guided, whitened view only"] = judged(_alone(fit, test, upper, mean))
     return rows
 

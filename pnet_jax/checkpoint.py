@@ -37,6 +37,7 @@ FORMAT = 1
 RUN_MODEL = "model"  # in the folder of a training run
 PEOPLE = "people"  # in the folder of a personalisation
 _SHIPPED = "checkpoints"
+_METADATA = "_CHECKPOINT_METADATA"  # orbax' own; without it a folder is no checkpoint
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SPARE_BYTES = 1 << 20
 _LATE_SECONDS = 0.3  # reads that were under way when the first of them failed call back within this
@@ -133,7 +134,9 @@ def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any
         raise ValueError(f"{folder} does not exist: expected a folder with {kind}")
     metadata: Any = _attempt(lambda: ocp.metadata(folder).custom_metadata, f"{folder} is damaged or holds no {kind}")
     if not isinstance(metadata, dict) or metadata.get("kind") != kind or metadata.get("format") != FORMAT:
-        raise ValueError(f"{folder} holds no {kind} of format {FORMAT}")
+        said = [metadata.get(key) for key in ("kind", "format")] if isinstance(metadata, dict) else []
+        found = f"{said[0] or 'a model'} of format {said[1]}" if any(said) else "neither kind nor format"
+        raise ValueError(f"{folder}: expected {kind} of format {FORMAT}, found {found}")
     arrays: Any = _attempt(lambda: jax.tree.map(np.asarray, ocp.load(folder)), f"{folder} is damaged: it cannot be read")
     return arrays, metadata
 
@@ -188,7 +191,7 @@ def load_people(folder: str | pathlib.Path) -> People:
     """What people have in common, from the folder of a `pnet personalize`, or the one that `save_people` wrote.
 
     Raises:
-      ValueError: it holds none, or is damaged.
+      ValueError: there is no such folder, it holds none, or is damaged.
     """
     from pnet_jax.dynamics.fit import Hierarchy  # with optax, which networks without dynamics do without
     from pnet_jax.dynamics.linear_stochastic import Params
@@ -197,14 +200,25 @@ def load_people(folder: str | pathlib.Path) -> People:
     from pnet_jax.people import People
 
     folder = pathlib.Path(folder)
-    arrays, about = load_arrays(folder / PEOPLE if (folder / PEOPLE).is_dir() else folder, kind="dynamics and edges of people")
+    where = folder / PEOPLE if (folder / PEOPLE).is_dir() else folder
+    if not (where / _METADATA).is_file():
+        found = _listing(where) if folder.is_dir() else "no such folder"
+        raise ValueError(f"people {folder}: expected a folder that `pnet personalize` wrote, with {PEOPLE}/ in it, found {found}")
+    arrays, about = load_arrays(where, kind="dynamics and edges of people")
     hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
     shrinkage, guide = None, None
     if "guide" in arrays:
         g = arrays["guide"]
+        if "weights" not in g:
+            raise ValueError(f"{folder} was written by an earlier pnet_jax: its guide has no weights; personalize again into a new folder")
         shrinkage = Shrinkage(**arrays["shrinkage"])
-        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["share"], g["scale"])
+        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["weights"], g["scale"])
     return People(hierarchy, shrinkage, guide, about["prior"], tuple(about["subjects"]))
+
+
+def _listing(folder: pathlib.Path) -> str:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}" or "an empty folder"
 
 
 class Saves:

@@ -21,7 +21,7 @@ from pnet_jax.construction import construct, resolve, resolve_people
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.outputs import append_status, check_writable, load_network, read_status, remove_result, save, save_edges
+from pnet_jax.outputs import append_status, check_status, check_writable, load_network, read_status, remove_result, save, save_edges
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.people import People
 from pnet_jax.personalization import find_personal
@@ -56,7 +56,7 @@ def construct_cohort(
       The status row of each scan of this call, in order.
 
     Raises:
-      ValueError: no scan, unknown measures, or a prior or checkpoint that cannot be used.
+      ValueError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
@@ -74,6 +74,7 @@ def construct_cohort(
     if people is not None and people.guide is not None and len(people.guide.mean) > 1:
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
+    check_status(folder / "status.tsv", "pnet construct")
     alone = tuple(name for name in names if measures.measure(name).function is not None)
     job = _job([_deciding(config), load, model.digest, prior.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}

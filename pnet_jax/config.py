@@ -98,7 +98,7 @@ class ConstructConfig:
       force_personalised: keep the personalised parcels where the scan cannot show that they beat the prior.
       min_coverage: parcels the scan covers less of are named in the report.
       dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs `people`.
-      people: folder of `pnet personalize`, with the dynamics of many people's parcels of the same prior.
+      people: folder of `pnet personalize`, of many people's parcels of the same prior: adds the shrunk and guided layers of Pearson edges.
       personalize: see `PersonalizeConfig`.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.

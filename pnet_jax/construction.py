@@ -67,7 +67,8 @@ def construct(
       parcels: K; 200 if neither it nor a prior is given.
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
-      people: the dynamics of other people's parcels, of the same prior, or a folder with them; for `config.dynamics`.
+      people: what other people's parcels of the same prior have in common, or a folder with it: for the shrunk and guided layers of
+        Pearson's edges, and for `config.dynamics`.
       personal: what `personalize` found for this recording (`load_personal`); with dynamics, it is fine-tuned here if not given.
       config: everything else; the arguments above win over it.
 
@@ -83,7 +84,7 @@ def construct(
     parcellation = _parcellate(start, model)
     clock.lap("parcellation")
     informed, refused = None, ""
-    if people is not None:
+    if people is not None and config.dynamics:
         try:
             informed = _inform(scan, start, parcellation, model, group, people, personal, config)
             parcellation = informed.parcellation
@@ -128,17 +129,15 @@ def resolve(
 
 
 def resolve_people(config: ConstructConfig, group: Prior, people: People | str | Path | None = None) -> People | None:
-    """The people whose dynamics inform a construction; None where it is not to be informed.
+    """The people whose dynamics and edges inform a construction; None where it is not to be informed.
 
     Raises:
-      ValueError: there are none although the configuration asks for them, or their parcels are another prior's.
+      ValueError: there are none although dynamics are asked for, or their parcels are another prior's.
     """
     people = people if people is not None else config.people
-    if not config.dynamics:
-        if people is not None:
-            raise ValueError("people were given, but no dynamics asked for: add --dynamics true, or leave people out")
-        return None
     if people is None:
+        if not config.dynamics:
+            return None
         raise ValueError(
             "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (--people)"
         )
@@ -329,7 +328,10 @@ def _add_layers(network: Network, people: People, scan: Scan) -> Network:
             f"one of the people that coupling and layers were learned from is called sub-{network.subject} too: if it is this person, "
             "give other people for numbers that are to be compared"
         )
-    if "pearson" not in network.edges or people.shrinkage is None:
+    if "pearson" not in network.edges:
+        return network
+    if people.shrinkage is None:
+        network.qc["warnings"].append(f"no shrunk and guided edges: {len(people.subjects)} people are too few to learn them from")
         return network
     if len(people.subjects) < FEW_PEOPLE:
         network.qc["warnings"].append(

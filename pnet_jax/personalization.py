@@ -26,7 +26,7 @@ from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
 from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
-from pnet_jax.outputs import append_status, check_writable, read_status
+from pnet_jax.outputs import append_status, check_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.parcellation.placed import Placed, place
 from pnet_jax.parcellation.prior import Prior
@@ -34,6 +34,7 @@ from pnet_jax.people import LEAST_FOR_LAYERS, Member, People, fit_people
 from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan, n_eff, split
 
+COMMAND = "pnet personalize"
 WAVES, STATUS = "adapters", "status.tsv"
 FINE_TUNED = "fine-tuned"
 SHARE_OF_MEMORY = 0.5  # that a wave may take
@@ -77,12 +78,13 @@ def personalize(
       The status row of each recording.
 
     Raises:
-      ValueError: too few people, `people` of other parcels, or results of other settings in the folder.
+      ValueError: too few people, `people` of other parcels, or results of other settings or of another command in the folder.
       OSError: the folder cannot be written.
     """
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
-    with only_here(folder, "pnet personalize"):
+    check_status(folder / STATUS, COMMAND)
+    with only_here(folder, COMMAND):
         people = people or _people(store, folder / PEOPLE, prior, connectome, progress, say)
         if people.prior != prior.digest:
             raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
@@ -94,8 +96,8 @@ def personalize(
         step = parallel.over_subjects(lambda same, subject: fine_tune(same, subject, config), mesh, shared=1)
         number = len(list((folder / WAVES).glob("wave-*"))) if (folder / WAVES).is_dir() else 0
         for size, wave in _waves(store, left, model, prior, config, mesh.shape["subject"], rows, folder, progress, say):
-            name = f"wave-{number:05d}"
-            rows += _take(wave, size, own_prior, step, config, folder / WAVES / name, settings)
+            name, told = f"wave-{number:05d}", _counting(progress, len(rows), len(store))
+            rows += _take(wave, size, own_prior, step, config, folder / WAVES / name, settings, told)
             append_status(folder / STATUS, rows[-len(wave) :])
             number += 1
         if progress is not None:
@@ -130,14 +132,27 @@ def _people(
         if progress is not None:
             progress(f"all people, {record.key}", 0, len(store))
         try:
-            members.append(member(read_scan(store, number), prior)._replace(subject=record.subject))
-        except ValueError as error:
+            members.append(member(_read(store, number), prior)._replace(subject=record.subject))
+        except (ValueError, OSError) as error:
             warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
     people = fit_people(members, prior.digest, connectome)
     if people.guide is None:
         say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
+    elif len(people.guide.mean) == 1:
+        say("guided edges will be made of one view: `pnet prepare --cleaning.wide true` keeps the second, the signals before the low-pass")
     save_people(people, folder)
     return people
+
+
+def _read(store: Store, number: int) -> Scan:
+    """A recording of a store that may hold damaged ones.
+
+    Raises:
+      ValueError, OSError: it is damaged or gone; names the file.
+    """
+    if said := store.damaged.get(store.records[number].key):
+        raise ValueError(said)
+    return read_scan(store, number)
 
 
 def member(scan: Scan, prior: Prior) -> Member:
@@ -183,13 +198,13 @@ def _waves(
     """Recordings of one shape together, as many as fit; those that cannot be used become rows at once."""
     waiting: dict[Any, list[_Ready]] = {}
     sizes: dict[Any, int] = {}
-    for at, number in enumerate(numbers):
+    for number in numbers:
         record = store.records[number]
         if progress is not None:
-            progress(record.key, len(store) - len(numbers) + at, len(store))
+            progress(record.key, len(rows), len(store))
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
-            scan = read_scan(store, number)
+            scan = _read(store, number)
             start, subject = tunable(scan, model, prior, config)
         except (ValueError, OSError, MemoryError) as error:
             rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
@@ -227,13 +242,16 @@ def _take(
     config: PersonalizeConfig,
     folder: Path,
     settings: dict[str, Any],
+    told: Callable[[str, int], None],
 ) -> list[dict[str, Any]]:
     """One wave: its parameters, written to a folder, and its rows."""
+    told(f"{folder.name}, {len(wave)} recordings", 0)
     full = wave + [wave[-1]] * (size - len(wave))  # one compiled step for all waves, the last one too
     found: Tuned = jax.tree.map(np.asarray, step(prior, stacked([one.subject for one in full])))
     rows = []
     for at, one in enumerate(wave):
         tuned: Tuned = jax.tree.map(lambda leaf, at=at: leaf[at], found)
+        told(one.row["scan"], at)
         if not tuned.ok:
             rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; nothing of it is kept"})
             continue
@@ -258,6 +276,11 @@ def _take(
     arrays = {"adapter": own.adapter._asdict(), "dynamics": own.dynamics._asdict()}
     save_arrays(arrays, folder, kind="adapters", metadata=settings | {"scans": [one.row["scan"] for one in wave]})
     return rows
+
+
+def _counting(progress: Progress | None, before: int, total: int) -> Callable[[str, int], None]:
+    """Progress within a wave: label, and how many of the wave are done."""
+    return lambda label, done: None if progress is None else progress(label, before + done, total)
 
 
 def load_personal(folder: str | Path, scan: str) -> Personal:
@@ -305,6 +328,15 @@ def _settings(model: Model, prior: Prior, config: PersonalizeConfig) -> dict[str
     return {"model": model.digest, "prior": prior.digest, "config": deciding}
 
 
+def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of what differs, down to single values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in now:
+            yield from _differing(was.get(key), now[key], f"{name}.{key}" if name else key)
+    elif was != now:
+        yield name, was, now
+
+
 def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows of recordings that stand already.
 
@@ -315,9 +347,6 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     waves = sorted({row["wave"] for row in rows.values()})
     for wave in waves:
         found = load_arrays(folder / WAVES / wave, kind="adapters")[1]
-        for key, value in settings.items():
-            if found[key] != value:
-                raise ValueError(
-                    f"{folder} holds results with {key} {found[key]}, this run has {value}: expected the same, or a new folder"
-                )
+        if differing := [f"{name}: {was} there, {now} now" for name, was, now in _differing(found, settings)]:
+            raise ValueError(f"{folder} holds results of other settings: expected the same, or a new folder, found {'; '.join(differing)}")
     return {scan: dict(row) for scan, row in rows.items()}

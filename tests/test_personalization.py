@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import warnings
 
 import jax
@@ -12,15 +13,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pnet_jax
-from pnet_jax import parallel
+from pnet_jax import parallel, personalization
 from pnet_jax.checkpoint import load_model, load_people, save_model
 from pnet_jax.cli import main
 from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
-from pnet_jax.construction import construct, edge_views, tunable
+from pnet_jax.construction import construct, edge_views, parcel_signals, tunable
 from pnet_jax.edges import layers
 from pnet_jax.ingest import ScanSource
-from pnet_jax.outputs import load_network, read_status, save
+from pnet_jax.ingest.connectome import read_connectome
+from pnet_jax.outputs import append_status, load_network, read_status, save
 from pnet_jax.people import fit_people
 from pnet_jax.personalization import STATUS, load_personal, member, memory_of, personalize, wave_size
 from pnet_jax.records import open_store, prepare
@@ -47,11 +49,18 @@ def store(scans, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(store, toy_model, tmp_path_factory):
+def told():
+    """What the progress of `done` was told: label, done, total."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def done(store, toy_model, tmp_path_factory, told):
     """Folder, rows, and what was said."""
     folder, said = tmp_path_factory.mktemp("personal"), []
+    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "say": said.append}
     with pytest.warns(UserWarning, match="left out of what people have in common.*sub-04"):
-        rows = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], say=said.append)
+        rows = personalize(store, folder, CONFIG, progress=lambda *seen: told.append(seen), **given)
     return folder, rows, said
 
 
@@ -62,8 +71,25 @@ def test_everybody_has_a_row_and_the_one_that_fails_is_named(done, store):
     assert [row["subject"] for row in failed] == ["04"]
     assert "sub-04" in failed[0]["error"] and "too few frames" in failed[0]["error"]
     assert {row["scan"]: row["status"] for row in read_status(folder / STATUS)} == {row["scan"]: row["status"] for row in rows}
-    assert len(said) == 1 and said[0].startswith("waves of 2: ")
+    assert [text.split(":")[0] for text in said] == ["guided edges will be made of one view", "waves of 2"]
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == ["wave-00000", "wave-00001"]
+
+
+def test_progress_goes_on_within_a_wave_and_counts_what_is_done(done, told, store):
+    names = [record.key for record in store.records]
+    assert told[:5] == [(f"all people, {name}", 0, 5) for name in names]
+    assert told[5:] == [
+        *((name, 0, 5) for name in names[:2]),
+        ("wave-00000, 2 recordings", 0, 5),
+        (names[0], 0, 5),
+        (names[1], 1, 5),
+        *((name, 2, 5) for name in names[2:4]),
+        ("wave-00001, 2 recordings", 2, 5),
+        (names[2], 2, 5),
+        (names[3], 3, 5),
+        (names[4], 4, 5),  # fails at once
+        ("", 5, 5),
+    ]
 
 
 def test_one_persons_parameters_are_read_by_themselves(done, store):
@@ -92,8 +118,69 @@ def test_what_stands_is_not_made_again(done, store, toy_model, monkeypatch):
 
 def test_results_of_other_settings_are_not_mixed(done, store, toy_model):
     other = dataclasses.replace(CONFIG, rate=0.5)
-    with pytest.raises(ValueError, match=r"holds results with config .*this run has"):
+    with pytest.raises(
+        ValueError, match=r"of other settings: expected the same, or a new folder, found config\.rate: 0\.01 there, 0\.5 now$"
+    ):
         personalize(store, done[0], other, model=toy_model, prior=toy_model.priors[K])
+
+
+def test_a_folder_is_one_commands(done, store, scans, toy_model, tmp_path):
+    with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet construct`, or none, found one of `pnet personalize`"):
+        construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
+    append_status(tmp_path / STATUS, [{"scan": "sub-01", "status": "failed", "job": "0"}])
+    with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet personalize`, or none, found one of `pnet construct`"):
+        personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K])
+
+
+@pytest.fixture
+def damaged(store, tmp_path):
+    """One record is cut, one changed inside, one gone after the store was opened."""
+    folder = shutil.copytree(store.folder, tmp_path / "store")
+    cut, changed, gone = (folder / store.records[number].file for number in (1, 2, 3))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    data = bytearray(changed.read_bytes())
+    data[len(data) // 2] ^= 1
+    changed.write_bytes(data)
+    opened = open_store(folder, allow_damaged=True)
+    gone.unlink()
+    return opened, [file.name for file in (cut, changed, gone)]
+
+
+def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, done, toy_model, tmp_path, monkeypatch):
+    store, files = damaged
+    monkeypatch.setattr(personalization, "_take", lambda wave, *_: [one.row | {"status": "ok", "wave": "wave-00000"} for one in wave])
+    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "people": load_people(done[0])}
+    rows = {row["subject"]: row for row in personalize(store, tmp_path / "out", CONFIG, **arguments)}
+    assert {name: row["status"] for name, row in rows.items()} == {"00": "ok"} | dict.fromkeys(("01", "02", "03", "04"), "failed")
+    assert all(file in rows[name]["error"] for name, file in zip(("01", "02", "03"), files, strict=True))
+    assert f"{files[0]} has another size than when it was written: expected" in rows["01"]["error"]
+    assert "this file of the store is damaged" in rows["02"]["error"] and "it is not there" in rows["03"]["error"]
+
+
+def test_a_damaged_record_is_left_out_of_what_people_have_in_common(damaged, toy_model, tmp_path):
+    store, files = damaged
+    with (
+        pytest.warns(UserWarning, match="left out of what people") as seen,
+        pytest.raises(ValueError, match="expected 3 people or more .* got 1"),
+    ):
+        personalize(store, tmp_path / "out", CONFIG, model=toy_model, prior=toy_model.priors[K])
+    assert all(any(file in str(one.message) for one in seen) for file in files)
+
+
+def test_people_are_looked_for_where_they_were_written(done, tmp_path):
+    with pytest.raises(
+        ValueError, match="nowhere: expected a folder that `pnet personalize` wrote, with people/ in it, found no such folder"
+    ):
+        load_people(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="with people/ in it, found an empty folder"):
+        load_people(tmp_path)
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "status.tsv").touch()
+    with pytest.raises(ValueError, match=r"with people/ in it, found status.tsv, sub-01/$"):
+        load_people(tmp_path)
+    with pytest.raises(ValueError, match="expected dynamics and edges of people of format 1, found adapters of format 1"):
+        load_people(done[0] / "adapters" / "wave-00000")
+    assert load_people(done[0] / "people").subjects == load_people(done[0]).subjects
 
 
 def test_too_few_people(toy, toy_model, tmp_path):
@@ -105,7 +192,7 @@ def test_too_few_people(toy, toy_model, tmp_path):
 def test_a_structural_connectome_of_other_parcels_is_refused(store, toy_model, tmp_path):
     arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
     with (
-        pytest.raises(ValueError, match=r"expected a structural connectome of shape \(12, 12\).* got \(11, 11\)"),
+        pytest.raises(ValueError, match=r"expected 12 x 12 weights, as there are parcels, found 11 x 11"),
         pytest.warns(UserWarning, match="sub-04"),
     ):
         personalize(store, tmp_path, CONFIG, connectome=np.ones((11, 11)), **arguments)
@@ -175,9 +262,11 @@ def test_a_scan_too_short_for_dynamics_has_a_network_without(done, scans, toy_mo
     assert any("no dynamics were fitted: sub-04" in text and "too few frames" in text for text in found.qc["warnings"])
 
 
-def test_people_without_dynamics_are_refused(done, scans, toy_model):
-    with pytest.raises(ValueError, match="people were given, but no dynamics asked for"):
-        construct(scans[0], model=toy_model, people=str(done[0]))
+def test_people_without_dynamics_give_layers_alone(done, scans, toy_model, network):
+    found = construct(scans[0], model=toy_model, people=str(done[0]))
+    assert set(found.edges) == {"pearson", "shrunk", "guided"} and "dynamics" not in found.qc
+    if not network.qc["dynamics"]["parcels"]["kept"]:
+        assert_array_equal(found.edges["guided"], network.edges["guided"])
 
 
 def test_without_dynamics_nothing_differs(scans, toy_model, network):
@@ -200,7 +289,8 @@ def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
 def test_a_second_view_enters_the_guided_edges(toy, toy_model):
     def scan(number):
         one = toy.scan(number, subject=f"{number:02d}")
-        return dataclasses.replace(one, wide=toy.scan(number + 50).y.astype(np.float16), cleaning={"low_pass": 0.1})
+        clear = parcel_signals(one.y, toy.truth, K)[toy.truth]  # less noise than there is in the first view
+        return dataclasses.replace(one, wide=(one.y + 4 * clear).astype(np.float16), cleaning={"low_pass": 0.1})
 
     people = fit_people([member(scan(number), toy.prior) for number in range(4)], toy.prior.digest)
     assert people.guide.mean.shape == (2, K, K)
@@ -253,14 +343,18 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
 
 def test_the_command_goes_from_a_store_to_rows(store, toy_model, tmp_path, capsys):
     save_model(toy_model, tmp_path / "model")
+    folder = shutil.copytree(store.folder, tmp_path / "store")
+    cut = folder / store.records[3].file
+    cut.write_bytes(cut.read_bytes()[:-1])
     given = ["--checkpoint", str(tmp_path / "model"), "--parcels", str(K), "--rounds", "1", "--steps", "1"]
     with warnings.catch_warnings():
         warnings.simplefilter("always")  # the command prints them
-        assert main(["personalize", str(store.folder), str(tmp_path / "out"), *given]) == 1  # one of five fails
+        assert main(["personalize", str(folder), str(tmp_path / "out"), *given]) == 1  # two of five fail
     said = capsys.readouterr()
     assert "left out of what people have in common: sub-04" in said.err
-    assert "4 of 5 recordings done, 1 failed" in said.out
+    assert "3 of 5 recordings done, 2 failed" in said.out
     assert "failed: sub-04" in said.err and "waves of 8" in said.err
+    assert f"failed: store {folder}: scans/{cut.name} has another size" in said.err
     assert main(["personalize", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
     assert "nothing" in capsys.readouterr().err
 
@@ -268,4 +362,34 @@ def test_the_command_goes_from_a_store_to_rows(store, toy_model, tmp_path, capsy
 def test_the_command_names_a_connectome_of_another_size(store, tmp_path, capsys):
     np.savetxt(tmp_path / "sc.csv", np.ones((3, 3)), delimiter=",")
     assert main(["personalize", str(store.folder), str(tmp_path / "out"), "--structural", str(tmp_path / "sc.csv")]) == 1
-    assert "sc.csv: expected 200 x 200 values" in capsys.readouterr().err
+    assert "sc.csv: expected 200 x 200 weights, as there are parcels, found 3 x 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "found 1 of 9 NaN or infinite; the first, in row 1 and column 2, is nan"),
+        (-0.5, "found 1 of 9 negative; the first, in row 1 and column 2, is -0.5"),
+        (0.75, "found 2 of 9 asymmetric; the first, in row 1 and column 2, is 0.75 and 0.5 the other way"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".csv", ".npy"])
+def test_a_structural_connectome_that_is_none_is_named_by_its_file(value, message, ending, tmp_path):
+    weights, file = np.full((3, 3), 0.5), tmp_path / f"sc{ending}"
+    weights[0, 1] = value
+    if ending == ".npy":
+        np.save(file, weights)
+    else:
+        np.savetxt(file, weights, delimiter=",", header="a,b,c", comments="")
+    with pytest.raises(ValueError) as error:
+        read_connectome(file, 3)
+    assert str(error.value) == f"structural connectome {file}: expected weights that are finite, 0 or above and symmetric, {message}"
+
+
+def test_a_structural_connectome_is_read(tmp_path):
+    np.savetxt(tmp_path / "sc.csv", np.eye(3), delimiter=",")
+    assert_array_equal(read_connectome(tmp_path / "sc.csv", 3), np.eye(3))
+    (tmp_path / "text.csv").write_text("a,b\n1,x\nx,1\n")
+    for name, said in (("text.csv", "expected numbers in every column, found text in a, b"), ("none.csv", "no such file")):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"structural connectome .*{name}: {said}"):
+            read_connectome(tmp_path / name, 2)

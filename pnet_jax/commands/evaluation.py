@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
+from pnet_jax.commands.options import Bar, make_parser, parse, refusing, selection_options, sources_of
 from pnet_jax.config import ConstructConfig, SimulateConfig, nearest
 
 EVALUATIONS = ("encoder",)
@@ -80,7 +80,11 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     from pnet_jax.evaluate import encoder
     from pnet_jax.ingest import load_prior
     from pnet_jax.outputs import check_writable
+    from pnet_jax.simulate.cohort import check
 
+    if not args.input:
+        with refusing(parser, SimulateConfig):
+            check(_cohort(args))
     if args.out:
         check_writable(Path(args.out).absolute().parent)
     models = [dataclasses.replace(load_model(given), name=name) for given, name in zip(args.models, _short_names(args.models), strict=True)]
@@ -127,10 +131,13 @@ def _simulated(args: Namespace, prior: Any) -> tuple[Iterator[Any], int]:
     for name in ("participant_label", "session_label", "task", "mask", "confounds"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for scans: give INPUT, or leave it out")
-    parcels = args.parcels or 100
-    config = SimulateConfig(subjects=args.subjects, tier=args.tier, parcels=parcels, minutes=args.minutes, seed=args.seed)
-    conditions = args.conditions or CONDITIONS
+    conditions, config = args.conditions or CONDITIONS, _cohort(args)
     return simulated_cases(conditions, config, prior=prior, full=args.full), count_simulated(conditions, config)
+
+
+def _cohort(args: Namespace) -> SimulateConfig:
+    parcels = 100 if args.parcels is None else args.parcels
+    return SimulateConfig(subjects=args.subjects, tier=args.tier, parcels=parcels, minutes=args.minutes, seed=args.seed)
 
 
 def _recorded(args: Namespace, model: Any, prior: Any, skipped: dict[str, str]) -> tuple[Iterator[Any], int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -83,7 +84,7 @@ def selection_options(parser: ArgumentParser) -> None:
     add("--surfaces", nargs=2, type=str, metavar="GIFTI", help="left and right surface in MNI mm, for CIFTI files with vertices")
 
 
-def parse(parser: ArgumentParser, config_class: type | None, arguments: Sequence[str]) -> tuple[Any, Namespace]:
+def parse(parser: Parser, config_class: type | None, arguments: Sequence[str]) -> tuple[Any, Namespace]:
     """The configuration (defaults, then --config files, then options) and the other arguments."""
     if config_class is not None:
         parser.add_argument("--config", action="config", help="TOML file with any of the options below; options win over it")
@@ -96,9 +97,32 @@ def parse(parser: ArgumentParser, config_class: type | None, arguments: Sequence
     args = parser.parse_args(_split_lists(arguments, lists))
     if config_class is None:
         return None, args
-    made = parser.instantiate(args)
-    config = config_class(**{field.name: made[field.name] for field in dataclasses.fields(config_class)})
-    return config, args
+    with refusing(parser, config_class):
+        made = parser.instantiate(args)
+        return config_class(**{field.name: made[field.name] for field in dataclasses.fields(config_class)}), args
+
+
+@contextlib.contextmanager
+def refusing(parser: Parser, config_class: type) -> Iterator[None]:
+    """A configuration's complaint about a value becomes the parser's, which names the option and ends with status 2."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.fullmatch(r"(\w+Config)(?:\.(\w+))?: (.*)", str(error), re.DOTALL)
+        if not found:
+            raise
+        made, field, said = found.groups()
+        prefix = _groups(config_class).get(made, "")
+        parser.error(f"--{prefix}{field}: {said}" if field else said)
+
+
+def _groups(config_class: type, prefix: str = "") -> dict[str, str]:
+    """What stands before the options of each class in a configuration: `CleaningConfig` is `cleaning.`."""
+    out = {config_class.__name__: prefix}
+    for name, kind in get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            out |= _groups(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return out
 
 
 def _split_lists(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

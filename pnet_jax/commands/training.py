@@ -6,11 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
-from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
+from pnet_jax.commands.options import Bar, make_parser, parse, refusing, selection_options, sources_of
 from pnet_jax.config import PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
 
 
@@ -20,7 +19,10 @@ def simulate(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=str, metavar="OUT", help="folder to write to")
     config, args = parse(parser, SimulateConfig, arguments)
     from pnet_jax.outputs.simulated import write_cohort
+    from pnet_jax.simulate.cohort import check
 
+    with refusing(parser, SimulateConfig):
+        check(config)
     with Bar(config.subjects * config.sessions, "simulate") as bar:
         written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
     print(
@@ -163,14 +165,15 @@ def personalize(arguments: Sequence[str]) -> int:
     from pnet_jax.checkpoint import load_people
     from pnet_jax.config import ConstructConfig
     from pnet_jax.construction import resolve
+    from pnet_jax.ingest.connectome import read_connectome
     from pnet_jax.personalization import STATUS
     from pnet_jax.personalization import personalize as stage
     from pnet_jax.records import open_store
 
-    store = open_store(args.store)
+    store = open_store(args.store, allow_damaged=True)
     model, prior, _ = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
     people = load_people(args.people) if args.people else None
-    connectome = _connectome(args.structural, prior.n_parcels) if args.structural else None
+    connectome = read_connectome(args.structural, prior.n_parcels) if args.structural else None
     with Bar(len(store), "personalize") as bar:
         rows = stage(
             store,
@@ -193,19 +196,3 @@ def personalize(arguments: Sequence[str]) -> int:
         f"held-out part better than other people's; {kept} keep fine-tuned parcels. {Path(args.out) / STATUS} has a row for each."
     )
     return 1 if failed else 0
-
-
-def _connectome(file: str, n_parcels: int) -> Any:
-    """A square table of numbers, with or without a header.
-
-    Raises:
-      ValueError: it is not of the prior's parcels; names the file.
-    """
-    from pnet_jax.ingest.roi import read_roi_table
-
-    values, _ = read_roi_table(Path(file), f"structural connectome {file}")
-    if values.shape != (n_parcels, n_parcels):
-        raise ValueError(
-            f"structural connectome {file}: expected {n_parcels} x {n_parcels} values, as the prior has parcels, found {values.shape}"
-        )
-    return values

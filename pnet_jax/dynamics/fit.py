@@ -290,13 +290,10 @@ def structural(group: Params, connectome: Float[ArrayLike, "K K"]) -> Params:
       connectome: weights, 0 or above, symmetric, `[K, K]`.
 
     Raises:
-      ValueError: another shape than the group's, or a negative or asymmetric connectome.
+      ValueError: as `checked_connectome`.
     """
-    weights, own = np.asarray(connectome, np.float64), np.asarray(jacobian(group), np.float64)
-    if weights.shape != own.shape:
-        raise ValueError(f"expected a structural connectome of shape {own.shape}, as the parcels are, got {weights.shape}")
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and np.allclose(weights, weights.T, atol=1e-6 * weights.max())):
-        raise ValueError("expected a structural connectome that is symmetric, finite and not negative")
+    own = np.asarray(jacobian(group), np.float64)
+    weights = checked_connectome(connectome, len(own))
     weights = weights - np.diag(np.diag(weights))
     strength = np.maximum(weights.sum(1), 1e-12)
     normal, apart = weights / np.sqrt(np.outer(strength, strength)), ~np.eye(len(own), dtype=bool)
@@ -304,6 +301,32 @@ def structural(group: Params, connectome: Float[ArrayLike, "K K"]) -> Params:
     rate = max(-np.diag(own).mean(), 1.01 * gain)  # stable: the normalised connectome's largest eigenvalue is 1
     fitted = from_jacobian(gain * normal - rate * np.eye(len(own)))
     return group._replace(coupling=fitted.coupling)
+
+
+def checked_connectome(connectome: Float[ArrayLike, "K K"], n_parcels: int) -> Float[np.ndarray, "K K"]:
+    """A structural connectome, if that is what it is.
+
+    Raises:
+      ValueError: it is not of so many parcels, or holds weights that are not finite, below 0 or asymmetric; the first of them is named.
+    """
+    weights = np.asarray(connectome, np.float64)
+    if weights.shape != (n_parcels, n_parcels):
+        raise ValueError(f"expected {n_parcels} x {n_parcels} weights, as there are parcels, found {' x '.join(map(str, weights.shape))}")
+    _refuse(weights, ~np.isfinite(weights), "NaN or infinite")
+    _refuse(weights, weights < 0, "negative")
+    _refuse(weights, ~np.isclose(weights, weights.T, atol=1e-6 * weights.max()), "asymmetric")
+    return weights
+
+
+def _refuse(weights: np.ndarray, bad: np.ndarray, fault: str) -> None:
+    if not bad.any():
+        return
+    row, column = np.argwhere(bad)[0]
+    also = f" and {weights[column, row]:g} the other way" if fault == "asymmetric" else ""
+    raise ValueError(
+        f"expected weights that are finite, 0 or above and symmetric, found {bad.sum()} of {bad.size} {fault}; the first, in row "
+        f"{row + 1} and column {column + 1}, is {weights[row, column]:g}{also}"
+    )
 
 
 def _subgroup_means(apart: np.ndarray, noise: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

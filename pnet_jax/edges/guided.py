@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.optimize import nnls
 
 from pnet_jax.edges.shrinkage import POOLING, checked_pairs, correlations, fisher
 
 SMALLEST = 1e-3  # share of the mean variance of a view that every direction of the views keeps
+SUM_COUNTS = 1e3  # weight of the demand that weights sum to 1
 BLOCK = 16  # people whose matrices are rotated at once
 
 
@@ -35,16 +37,17 @@ class Guide(NamedTuple):
       modes: eigenvectors of the group's correlations, `[K, K]`.
       edges: moments of the edges.
       pairs: moments in the modes, one for each pair of them.
-      share: weight of the estimate in the modes, 0…1.
-      scale: by which the posterior variance is multiplied to fit the errors on people left out.
+      weights: of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; a row for each number of
+        views that a person may have, `[P, 2 P]`.
+      scale: by which the posterior variance is multiplied to fit the errors on people left out, for each number of views, `[P]`.
     """
 
     mean: Float[Array, "P K K"]
     modes: Float[Array, "K K"]
     edges: Moments
     pairs: Moments
-    share: Float[Array, ""]
-    scale: Float[Array, ""]
+    weights: Float[Array, "P 2P"]
+    scale: Float[Array, " P"]
 
 
 def fit_guided(
@@ -64,7 +67,9 @@ def fit_guided(
       N = \Big\langle \frac{(d^A - d^B)(d^A - d^B)^\top}{1/n^A + 1/n^B} \Big\rangle
 
     once for each edge, and once for each pair of the group's modes U in :math:`U^\top d\, U`: deviations are smooth over the network,
-    and noise of correlations is nearly uncorrelated between modes. `share` and `scale` come from people left out in two folds.
+    and noise of correlations is nearly uncorrelated between modes. How much the estimates count that are made of more views and fewer, in
+    edges and in modes, is what predicts the other recordings of people left out, in two folds: where a view says nothing of the raw edges,
+    few people would not tell that from their moments alone.
     Nothing else is learnt, so a few dozen people are enough; no location, parcel order or number of parcels is in it.
 
     Args:
@@ -99,31 +104,47 @@ def fit_guided(
         raise ValueError(f"a guide needs at least 4 people, got {len(n_first)}")
     z = fisher(first), fisher(second)
     order = np.arange(len(n_first))
-    gram, right, wanted, expected = jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(()), jnp.zeros(())
+    views = z[0].shape[1]
+    gram, right = np.zeros((2 * views,) * 2), np.zeros(2 * views)
+    wanted, expected = np.zeros(views), np.zeros(views)
     tests = [order % 2 == fold for fold in (0, 1)]
     for test in tests:
         fit, here = np.flatnonzero(~test), np.flatnonzero(test)
         taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
         sums = _score(z[0][here], z[1][here], n_first[here], n_second[here], taught)
-        gram, right = gram + sums[0], right + sums[1]
-    # Weights are 1 − share and share: raw edges must come back from an endless recording.
-    difference = gram[0, 0] + gram[1, 1] - 2 * gram[0, 1]
-    share = jnp.clip((right[1] - right[0] - gram[0, 1] + gram[0, 0]) / jnp.maximum(difference, 1e-12), 0.0, 1.0)
+        gram, right = gram + np.asarray(sums[0]), right + np.asarray(sums[1])
+    weights = jnp.asarray(np.stack([_weights(gram, right, 2 * known) for known in range(1, views + 1)]), jnp.float32)
     for test in tests:
         fit, here = np.flatnonzero(~test), np.flatnonzero(test)
         taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
-        error, variance = _spread(z[0][here], z[1][here], n_first[here], n_second[here], taught._replace(share=share))
-        wanted, expected = wanted + error, expected + variance
-    scale = jnp.clip(wanted / jnp.maximum(expected, 1e-12), 0.1, 10.0)
-    return _fit(*z, n_first, n_second, jnp.float32(pooling))._replace(share=share, scale=scale)
+        for known in range(1, views + 1):
+            error, variance = _spread(
+                z[0][here][:, :known], z[1][here][:, :known], n_first[here], n_second[here], taught._replace(weights=weights)
+            )
+            wanted[known - 1] += error
+            expected[known - 1] += variance
+    scale = jnp.asarray(np.clip(wanted / np.maximum(expected, 1e-12), 0.1, 10.0), jnp.float32)
+    return _fit(*z, n_first, n_second, jnp.float32(pooling))._replace(weights=weights, scale=scale)
+
+
+def _weights(gram: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], first: int) -> Float[np.ndarray, " n"]:
+    """Weights of the first estimates that predict best: none below 0, together 1, so that an endless recording has its raw edges."""
+    level = max(float(np.trace(gram)), 1e-12)
+    root = np.linalg.cholesky(gram[:first, :first] / level + 1e-6 * np.eye(first))
+    rows = np.concatenate([root.T, np.full((1, first), SUM_COUNTS)])
+    wanted = np.append(np.linalg.solve(root, right[:first] / level), SUM_COUNTS)
+    found = np.zeros(len(right))
+    found[:first] = nnls(rows, wanted)[0]
+    return found / found.sum()
 
 
 @jax.jit
 def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
     r"""Posterior mean and standard deviation of one person's raw edges, given every view of them.
 
-    .. math:: \hat z = m + (1 - w)\, E(d) + w\, U\, M(U^\top d\, U)\, U^\top, \qquad
-      E, M:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
+    .. math:: \hat z = m + \sum_{p = 1}^P w_p\, E_p(d) + w'_p\, U\, M_p(U^\top d\, U)\, U^\top, \qquad
+      E_p, M_p:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
+      \text{ of the first } p \text{ views}
 
     As n_eff grows this becomes the raw edge, whatever the other views say; as it falls to 0, the group's. For description and
     identification only: a patient is pulled towards the people the guide was fitted on, see `case_control_layer`.
@@ -149,25 +170,28 @@ def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Arra
     mean, variance = _posterior(d, taught, jnp.asarray(n_eff, jnp.float32))
     own = jnp.eye(d.shape[-1], dtype=bool)
     edges = jnp.where(jnp.isnan(d[0]), jnp.nan, taught.mean[0] + mean)
-    sd = jnp.where(jnp.isnan(d[0]), jnp.nan, jnp.sqrt(taught.scale * variance))
+    sd = jnp.where(jnp.isnan(d[0]), jnp.nan, jnp.sqrt(taught.scale[len(views) - 1] * variance))
     return correlations(edges), jnp.where(own, 0.0, sd)
 
 
 def _posterior(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
     """Mean and variance of the raw deviation; what is not there counts as no deviation."""
-    by_edge, by_mode, parts = _estimates(d, taught, n_eff)
-    return (1 - taught.share) * by_edge + taught.share * by_mode, (1 - taught.share) * parts[0] + taught.share * parts[1]
+    weights = taught.weights[len(d) - 1, : 2 * len(d)]
+    return tuple(jnp.tensordot(weights, values, axes=1, precision="highest") for values in _estimates(d, taught, n_eff))  # type: ignore[return-value]
 
 
-def _estimates(
-    d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]
-) -> tuple[Float[Array, "K K"], Float[Array, "K K"], tuple[Float[Array, "K K"], Float[Array, "K K"]]]:
+def _estimates(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]) -> tuple[Float[Array, "2P K K"], Float[Array, "2P K K"]]:
+    """Means and variances: in edges and in modes, of the first view, of the first two, and so on."""
     d, u = jnp.nan_to_num(d), taught.modes
-    by_edge, own = _linear(d, taught.edges, n_eff)
-    rotated, spread = _linear(_rotate(d, u), taught.pairs, n_eff)
-    # Modes are taken as independent; products of different eigenvectors' loadings nearly cancel.
-    loadings = jnp.square(u)
-    return by_edge, _rotate(rotated, u.T), (own, _rotate(spread, loadings.T))
+    turned = _rotate(d, u)
+    means, variances = [], []
+    for views in range(1, len(d) + 1):
+        by_edge, own = _linear(d[:views], taught.edges, n_eff)
+        by_mode, spread = _linear(turned[:views], taught.pairs, n_eff)
+        means += [by_edge, _rotate(by_mode, u.T)]
+        # Modes are taken as independent; products of different eigenvectors' loadings nearly cancel.
+        variances += [own, _rotate(spread, jnp.square(u).T)]
+    return jnp.stack(means), jnp.stack(variances)
 
 
 def _linear(d: Float[Array, "P K K"], moments: Moments, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
@@ -232,15 +256,15 @@ def _fit_in_modes(
     count = jnp.sum(there, axis=0, dtype=jnp.float32)
     da, db = jnp.nan_to_num(a - mean[None]), jnp.nan_to_num(b - mean[None])
     turned_a, turned_b = (jax.lax.map(lambda one: _rotate(one, modes), x, batch_size=BLOCK) for x in (da, db))
-    one = jnp.float32(1)
+    views = a.shape[1]
     per_edge = jnp.maximum(count[0], 2)
     return Guide(
         mean,
         modes,
         _moments(da, db, n_a, n_b, per_edge, pooling),
         _moments(turned_a, turned_b, n_a, n_b, jnp.full_like(per_edge, len(n_a)), pooling),
-        one / 2,
-        one,
+        jnp.full((views, 2 * views), 1 / (2 * views)),
+        jnp.ones(views),
     )
 
 
@@ -278,20 +302,21 @@ def _positive(values: Float[np.ndarray, "K K P P"]) -> Float[np.ndarray, "K K P 
 @jax.jit
 def _score(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
-) -> tuple[Float[Array, "2 2"], Float[Array, " 2"]]:
-    """Gram matrix of the two estimates and their products with the other recording's raw edges, summed over people and edges."""
+) -> tuple[Float[Array, "2P 2P"], Float[Array, " 2P"]]:
+    """Gram matrix of the estimates and their products with the other recording's raw edges, summed over people and edges."""
 
     def one(carry, person):  # type: ignore[no-untyped-def]
         da, db, n_one, n_two = person
         gram, right = carry
         for d, other, n_eff in ((da, db, n_one), (db, da, n_two)):
             counted = jnp.isfinite(d[0]) & jnp.isfinite(other[0])
-            both = jnp.where(counted[None], jnp.stack(_estimates(d, taught, n_eff)[:2]), 0.0)
-            gram += jnp.einsum("ikl,jkl->ij", both, both, precision="highest")
-            right += jnp.einsum("ikl,kl->i", both, jnp.where(counted, other[0], 0.0), precision="highest")
+            each = jnp.where(counted[None], _estimates(d, taught, n_eff)[0], 0.0)
+            gram += jnp.einsum("ikl,jkl->ij", each, each, precision="highest")
+            right += jnp.einsum("ikl,kl->i", each, jnp.where(counted, other[0], 0.0), precision="highest")
         return (gram, right), None
 
-    start = (jnp.zeros((2, 2)), jnp.zeros(2))
+    count = 2 * a.shape[1]
+    start = (jnp.zeros((count, count)), jnp.zeros(count))
     return jax.lax.scan(one, start, (a - taught.mean[None], b - taught.mean[None], n_a, n_b))[0]
 
 
@@ -312,4 +337,5 @@ def _spread(
             foretold += jnp.sum(jnp.where(counted, variance, 0.0))
         return (error, foretold), None
 
-    return jax.lax.scan(one, (jnp.zeros(()), jnp.zeros(())), (a - taught.mean[None], b - taught.mean[None], n_a, n_b))[0]
+    mean = taught.mean[None, : a.shape[1]]
+    return jax.lax.scan(one, (jnp.zeros(()), jnp.zeros(())), (a - mean, b - mean, n_a, n_b))[0]

@@ -4,11 +4,12 @@ from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import load_network
-from pnet_jax.outputs.status import append_status, read_status, write_status
+from pnet_jax.outputs.status import append_status, check_status, read_status, write_status
 
 __all__ = [
     "append_status",
     "atomic_path",
+    "check_status",
     "check_writable",
     "labels_image",
     "load_network",

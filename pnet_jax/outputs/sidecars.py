@@ -217,9 +217,12 @@ def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
     """Sidecar of the uncertainty of one connectome: of correlations in Fisher z, of what else there is in its own units."""
     known = _registered(measure)
     own = known is not None and not known.units.startswith("correlation")
+    layer = {"pearson": "raw"}.get(measure, measure if measure in LAYERS else None)
+    of = f", the {layer} layer of the Pearson correlations" if layer else f" of {measure}"
     return {
-        "Description": f"Standard deviation of each edge{'' if own else chr(39) + 's Fisher z'}. {ROWS}",
+        "Description": f"Standard deviation of each edge{'' if own else chr(39) + 's Fisher z'}{of}. {ROWS}",
         "UncertaintyOf": measure,
+        **({"Layer": layer} if layer else {}),
         "Units": known.units if own and known else "Fisher z",
         "Weighted": True,
         "Directed": False,

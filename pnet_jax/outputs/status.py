@@ -9,6 +9,7 @@ from typing import Any
 
 from pnet_jax.outputs.tables import read_rows, write_rows
 
+_OF_CONSTRUCT = "job"  # every row of `pnet construct` has one, no row of `pnet personalize`
 STATUS_COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "used_prior", "dseg")
 
 
@@ -46,6 +47,24 @@ def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
     for row in rows:
         merged[str(row.get("scan") or "")] = dict(row)
     return write_status(path, merged.values())
+
+
+def check_status(path: str | os.PathLike, command: str) -> None:
+    """Refuses a table that the other command wrote, whose rows say something else.
+
+    Args:
+      path: `…/status.tsv`.
+      command: `"pnet construct"` or `"pnet personalize"`.
+
+    Raises:
+      ValueError: it is the other's; both are named.
+    """
+    rows = read_status(path)
+    writer = "pnet construct" if any(row.get(_OF_CONSTRUCT) for row in rows) else "pnet personalize"
+    if rows and writer != command:
+        raise ValueError(
+            f"{path}: expected a table of `{command}`, or none, found one of `{writer}`: give each command a folder of its own"
+        )
 
 
 def read_status(path: str | os.PathLike) -> list[dict[str, str]]:

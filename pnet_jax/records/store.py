@@ -90,6 +90,7 @@ class Store:
       spaces: size, file and hash of each Space, by its own hash.
       skipped: scans that could not be used: `scan`, `source`, `reason`.
       digest: hash of everything the manifest counts; two stores with the same digest hold the same signals.
+      damaged: what is wrong with a record's file, by the record's key; only in a store that was opened with `allow_damaged`.
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class Store:
     spaces: dict[str, dict[str, Any]]
     skipped: tuple[dict[str, str], ...]
     digest: str
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -121,13 +123,14 @@ def record_key(dataset: str, scan: str) -> str:
     return f"{dataset}/{scan}" if dataset else scan
 
 
-def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mixed: bool = False) -> Store:
+def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mixed: bool = False, allow_damaged: bool = False) -> Store:
     """Opens a store and checks that it can be trained on.
 
     Args:
       folder: what `prepare` wrote.
       verify: compare the SHA-256 of every file with the manifest; existence and sizes are compared always.
       allow_mixed: accept scans that were cleaned by different settings.
+      allow_damaged: list scans whose file is missing or not what the manifest says in `damaged`, for one who goes on without them.
 
     Raises:
       FileNotFoundError: no store in that folder, or a file of it is missing.
@@ -146,11 +149,18 @@ def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mi
         raise ValueError(f"store {folder} is empty: expected at least one scan{because}")
     files = {record.file: (record.bytes, record.sha256) for record in records}
     files |= {space["file"]: (space["bytes"], space["sha256"]) for space in manifest["spaces"].values()}
+    keys, damaged = {record.file: record.key for record in records}, {}
     for file, (size, digest) in files.items():
-        _check_file(folder, file, size, digest if verify else None)
+        try:
+            _check_file(folder, file, size, digest if verify else None)
+        except (FileNotFoundError, ValueError) as error:
+            if not allow_damaged or file not in keys:  # without its Space no scan can be read
+                raise
+            damaged[keys[file]] = str(error)
     if not allow_mixed:
         _check_settings(folder, records)
-    return Store(folder, records, manifest["spaces"], skipped, digest_of(*(f"{name} {files[name][1]}" for name in sorted(files))))
+    digest = digest_of(*(f"{name} {files[name][1]}" for name in sorted(files)))
+    return Store(folder, records, manifest["spaces"], skipped, digest, damaged)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -179,19 +179,38 @@ def test_guided_edges_are_nearer_to_the_truth_than_shrunk_ones_which_beat_the_ra
     assert error["guided"] < 0.85 * error["shrunk"] < 0.6 * error["raw"]
 
 
-def test_the_uncertainty_covers_the_truth_of_people_left_out(taught):
+@pytest.mark.parametrize("known", [1, 2])
+def test_the_uncertainty_covers_the_truth_of_people_left_out(taught, known):
     truth, seen, _ = cohort(5, people=80)
     run = jax.jit(edges.guide)
     inside = []
     for views, true in zip(seen, truth, strict=True):
-        r, sd = run(views, taught, N_EFF)
+        r, sd = run(views[:known], taught, N_EFF)
         inside.append(np.abs(z_of(np.asarray(r)) - true[UPPER]) < 1.96 * np.asarray(sd)[UPPER])
     assert 0.92 < np.mean(inside) < 0.98
 
 
+def test_weights_are_shares_and_a_view_without_a_word_counts_for_nothing(people, taught):
+    assert_allclose(np.asarray(taught.weights).sum(1), 1, rtol=1e-5)
+    assert np.asarray(taught.weights).min() >= 0 and np.asarray(taught.weights)[1, 2:].sum() > 0.8  # the second view is the better one
+    first, second = (views[:24].copy() for views in people[1:])
+    for views, seed in ((first, 10), (second, 11)):
+        views[:, 1] = network(0.3 * symmetric(np.random.default_rng(seed), 24))
+    alone, both = (edges.fit_guided(first[:, :known], second[:, :known], np.full(24, N_EFF)) for known in (1, 2))
+    assert_allclose(both.weights[0, :2], alone.weights[0], atol=0.05)
+    assert both.weights[1, 2:].sum() < 0.5
+    truth, seen, _ = cohort(5, people=80)
+    seen[:, 1] = network(0.3 * symmetric(np.random.default_rng(12), 80))
+    error = [
+        np.mean([np.square(z_of(np.asarray(edges.guide(v[:known], g, N_EFF)[0])) - t[UPPER]) for v, t in zip(seen, truth, strict=True)])
+        for known, g in ((1, alone), (2, both))
+    ]
+    assert error[1] < 1.01 * error[0]
+
+
 def test_with_one_view_and_no_modes_guided_is_shrunk(people, group):
     one = edges.fit_guided(people[1][:, :1], people[2][:, :1], np.full(S, N_EFF), pooling=0.0)
-    one = one._replace(share=np.float32(0), scale=np.float32(1))
+    one = one._replace(weights=np.float32([[1, 0]]), scale=np.ones(1, np.float32))
     r, sd = edges.guide(people[1][0, :1], one, N_EFF)
     expected, spread = edges.shrink(people[1][0, 0], group, N_EFF)
     clear = np.asarray(group.signal)[UPPER] > 1e-3
@@ -201,7 +220,7 @@ def test_with_one_view_and_no_modes_guided_is_shrunk(people, group):
 
 
 def test_an_edge_by_itself_is_the_gaussian_posterior_of_its_views_by_numpy(people, taught):
-    alone = taught._replace(share=np.float32(0), scale=np.float32(1))
+    alone = taught._replace(weights=np.float32([[1, 0, 0, 0], [0, 0, 1, 0]]), scale=np.ones(2, np.float32))
     r, sd = edges.guide(people[1][0], alone, N_EFF)
     signal, noise = (np.float64(x[2, 7]) for x in taught.edges)
     d = np.float64([np.arctanh(people[1][0, view, 2, 7]) - taught.mean[view, 2, 7] for view in (0, 1)])

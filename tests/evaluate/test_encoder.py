@@ -278,7 +278,7 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
         (["encoder", "--models", "pnet-linaer"], 1, "did you mean 'pnet-linear'"),
         (["encoder", "--conditions", "ful"], 1, "unknown condition 'ful'"),
         (["encoder", "--task", "rest"], 1, "--task is for scans"),
-        (["encoder", "--subjects", "0"], 1, "SimulateConfig.subjects: expected 1 or more, got 0"),
+        (["encoder", "--subjects", "0"], 2, "--subjects: expected 1 or more, got 0"),
         (["encoder", "nowhere"], 1, "no such file or folder"),
         (["encoder", "{folder}/scans", "--parcels", "7"], 1, "asked for 7"),
         (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "for simulated scans"),

@@ -157,6 +157,10 @@ def test_layers_and_their_uncertainty_come_back(tmp_path):
     assert said[0]["MeantFor"] == "description, identification"
     assert said[1]["UncertaintyOf"] == "guided"
     assert "Measure" not in said[1]
+    assert (said[1]["Layer"], said[1]["Units"]) == ("guided", "Fisher z")
+    assert said[1]["Description"].startswith("Standard deviation of each edge's Fisher z, the guided layer of the Pearson correlations. ")
+    plain = json.loads(next(tmp_path.rglob("*correlation_desc-sd_relmat.json")).read_text())
+    assert (plain["Layer"], plain["UncertaintyOf"]) == ("raw", "pearson")
 
 
 def test_edges_that_came_later_are_read(tmp_path):

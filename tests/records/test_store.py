@@ -168,6 +168,22 @@ def test_a_file_that_was_changed_or_is_missing_is_named(copy):
         open_store(copy)
 
 
+def test_a_store_opens_with_damaged_records_where_that_is_allowed(copy):
+    store = open_store(copy)
+    first, second = (copy / store.records[number].file for number in (2, 5))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.unlink()
+    found = open_store(copy, allow_damaged=True)
+    assert set(found.damaged) == {store.records[2].key, store.records[5].key} and not store.damaged
+    assert f"{first.name} has another size" in found.damaged[store.records[2].key]
+    assert f"{second.name} is missing" in found.damaged[store.records[5].key]
+    assert (found.digest, len(found)) == (store.digest, len(store))
+    space = copy / next(iter(store.spaces.values()))["file"]
+    space.write_bytes(space.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{space.name} has another size"):
+        open_store(copy, allow_damaged=True)
+
+
 def test_reading_a_damaged_file_names_it(copy):
     store = open_store(copy)
     file = copy / store.records[0].file
