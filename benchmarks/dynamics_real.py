@@ -322,6 +322,8 @@ def _arguments():
     arguments.add_argument("--steps", type=int, default=100, help="of each person's fit")
     arguments.add_argument("--people", type=int, help="of STAGES, all if not given")
     arguments.add_argument("--merge", type=int, default=4, help="cortical regions of STAGES into one")
+    arguments.add_argument("--others", type=int, nargs="+", default=[3, 6], help="people to learn from, structural")
+    arguments.add_argument("--sd", type=float, nargs="+", default=[3.0, 0.1], help="of the group's prior, structural and cubnm")
     arguments.add_argument(
         "--minutes", type=float, nargs="+", default=[3.0, 11.5], help="of recordings to learn from, structural and cubnm"
     )
