@@ -23,7 +23,7 @@ LEAST_FRAMES = 140
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """Signals of 200 regions without their mean, `[T, K]`, and whose they are."""
+    """Signals of 200 regions, `[T, K]`, and whose they are."""
 
     signals: np.ndarray
     site: str
@@ -36,8 +36,8 @@ class Recording:
         return self.site in TEST_SITES
 
 
-def recordings(table: Path) -> list[Recording]:
-    """All that are long enough and in which every region varies."""
+def recordings(table: Path, *, without_mean: bool = True) -> list[Recording]:
+    """All that are long enough and in which every region varies, with or without the mean of the regions taken away."""
     with np.load(table) as file:
         data = {name: file[name] for name in ("z", "clip", "offset", "site", "sub_id")}
     out = []
@@ -45,7 +45,8 @@ def recordings(table: Path) -> list[Recording]:
         x = data["z"][start:stop].astype(np.float32) / 127 * float(data["clip"])
         if len(x) >= LEAST_FRAMES and (x.std(0) >= 1e-3).all():
             label = f"{site}{subject}".replace("_", "")
-            out.append(Recording(x - x.mean(1, keepdims=True), str(site), TR.get(str(site), OTHER_TR), label))
+            x = x - x.mean(1, keepdims=True) if without_mean else x
+            out.append(Recording(x, str(site), TR.get(str(site), OTHER_TR), label))
     return out
 
 

@@ -240,8 +240,8 @@ def hcp(args):
 # What all share
 
 
-def whole(y, tr, size=None):
-    return spectra(jnp.asarray(y), frequency_bins(np.ones(y.shape[1], bool), tr, size=size, min_bins=4))
+def whole(y, tr, size=None, band=BAND_HZ):
+    return spectra(jnp.asarray(y), frequency_bins(np.ones(y.shape[1], bool), tr, band, size=size, min_bins=4))
 
 
 def learn(recordings, args, strengths=STRENGTHS):
@@ -297,18 +297,18 @@ def shrinkage(pairs):
     return z.mean((0, 1)), between / (between + noise)
 
 
-def pearson(y, tr):
+def pearson(y, tr, band=BAND_HZ):
     """Fisher z of the edges of signals in the band."""
-    dft = np.asarray(whole(y, tr).dft, np.float64).reshape(-1, len(y))
+    dft = np.asarray(whole(y, tr, band=band).dft, np.float64).reshape(-1, len(y))
     gram = dft.T @ dft
     sd = np.sqrt(np.diag(gram))
     return fisher(gram / np.outer(sd, sd))
 
 
-def observed(params):
+def observed(params, band=BAND_HZ):
     """Connectivity with the measurement's noise in it."""
-    noise = 2 * jnp.exp(2 * params.log_sigma_e) * (BAND_HZ[1] - BAND_HZ[0])
-    c = covariance(params) + noise * jnp.eye(len(params.coupling))
+    noise = 2 * jnp.exp(2 * params.log_sigma_e) * (band[1] - band[0])
+    c = covariance(params, band=band) + noise * jnp.eye(len(params.coupling))
     return c / jnp.sqrt(jnp.diagonal(c)[:, None] * jnp.diagonal(c)[None, :])
 
 

@@ -33,7 +33,7 @@ LEVEL_SD = 0.5  # of log σx and log σe between subjects
 DELAY_SD = 0.5  # seconds between subjects
 NEW_COUPLING_MM = 20.0
 TYPICAL_RATE = 0.7  # 1/s: where a fit begins; only its ratio to the band's frequencies is in the data
-WEAK_SD = 3.0  # 1/s: of a group's coupling about where its fit begins
+WEAK_SD = 3.0  # 1/s: of a group's coupling about where its fit begins; of few people it says next to nothing, see `fit_group`
 SMALLEST_VARIANCE = 1e-8
 
 
@@ -158,7 +158,7 @@ def penalty(params: Params, prior: Prior) -> Float[Array, ""]:
     return (coupling + own[1] + own[2] + own[3]) / 2
 
 
-def fit_group(pooled: Spectra, *, mean: Params | None = None, steps: int = 20) -> Params:
+def fit_group(pooled: Spectra, *, mean: Params | None = None, sd: float = WEAK_SD, steps: int = 20) -> Params:
     """Parameters of a group from its pooled periodograms (`spectra.pool`), by Fisher scoring from a moment estimate.
 
     The expected information is diagonal in the modes (`linear_stochastic.information`), so a scoring step costs a gradient. A weak
@@ -167,15 +167,16 @@ def fit_group(pooled: Spectra, *, mean: Params | None = None, steps: int = 20) -
     Args:
       pooled: of all training recordings.
       mean: of the weak prior, e.g. `structural`; the moment estimate if not given.
+      sd: of the weak prior in 1/s. A group of a few recordings needs .1 and a mean that was not made from them alone.
       steps: of scoring.
     """
     start = moments(pooled)
-    return _score(pooled, start, start if mean is None else mean, steps)
+    return _score(pooled, start, start if mean is None else mean, jnp.float32(sd), steps)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _score(pooled: Spectra, start: Params, mean: Params, steps: int) -> Params:
-    prior = Prior(mean, Params(jnp.full_like(mean.coupling, WEAK_SD**-2), *(jnp.full((), sd**-2) for sd in (2.0, 2.0, DELAY_SD))))
+def _score(pooled: Spectra, start: Params, mean: Params, sd: Float[Array, ""], steps: int) -> Params:
+    prior = Prior(mean, Params(jnp.full_like(mean.coupling, 1.0) / jnp.square(sd), *(jnp.full((), sd**-2) for sd in (2.0, 2.0, DELAY_SD))))
     counts = pooled.dft.shape[-1] * pooled.weight.sum()
 
     def objective(params: Params) -> Array:

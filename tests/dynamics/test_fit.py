@@ -71,6 +71,16 @@ def test_the_group_fit_recovers_the_mean_coupling():
     assert np.corrcoef(np.asarray(jacobian(group))[UPPER], truth.mean(0)[UPPER])[0, 1] > 0.9
 
 
+def test_a_group_of_one_short_recording_is_held_by_a_narrow_prior_about_a_connectome():
+    truth, signals = cohort()
+    short = standardise(spectra(signals[0], frequency_bins(np.arange(T) < 60, TR)))
+    others = pool([standardise(spectra(y, frequency_bins(np.ones(T, bool), TR))) for y in signals[1:]])
+    mean = fits.structural(fits.moments(short), np.maximum(truth.mean(0) - np.diag(np.diag(truth.mean(0))), 0))
+    wide, narrow, told = (fits.fit_group(short, **given) for given in ({}, {"sd": 0.1}, {"sd": 0.1, "mean": mean}))
+    scores = [float(negative_log_likelihood(group, others)) for group in (told, narrow, wide)]
+    assert scores == sorted(scores) and scores[0] < scores[2] - 0.1
+
+
 def test_personalised_dynamics_foresee_held_out_time_better_than_the_group():
     seen, held_out = wave()
     free = jax.jit(jax.vmap(fits.fit, (0, None)))(seen, fits.subject_prior(hierarchy()))  # nothing held out decides here
