@@ -20,6 +20,8 @@ from pnet_jax.cli import main
 from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
 from pnet_jax.construction import construct, edge_views, parcel_signals, resolve, tunable
+from pnet_jax.dynamics.fit import moments, structural
+from pnet_jax.dynamics.spectra import pool
 from pnet_jax.edges import layers
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
@@ -199,6 +201,15 @@ def test_a_structural_connectome_of_other_parcels_is_refused(store, toy_model, t
     ):
         personalize(store, tmp_path, CONFIG, connectome=np.ones((11, 11)), **arguments)
     assert not (tmp_path / "people").exists()
+
+
+def test_a_structural_connectome_draws_the_group_to_it(toy):
+    members = [member(toy.scan(number), toy.prior) for number in range(3)]
+    connectome = np.triu(np.random.default_rng(0).uniform(size=(K, K)), 1)
+    connectome += connectome.T
+    plain, drawn = (np.asarray(fit_people(members, "", given).hierarchy.group.coupling) for given in (None, connectome))
+    expected = structural(moments(pool([one.spectra for one in members])), connectome).coupling
+    assert np.square(drawn - expected).sum() < 0.5 * np.square(plain - expected).sum()
 
 
 def test_a_wave_fits_into_memory_and_divides_over_devices(done, store, toy_model):
