@@ -179,7 +179,7 @@ def save_people(people: People, folder: str | pathlib.Path) -> None:
       ValueError, OSError: as `save_arrays`.
     """
     h, guide = people.hierarchy, people.guide
-    arrays: dict[str, Any] = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance}
+    arrays: dict[str, Any] = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance, "error": h.error}
     if people.shrinkage is not None and guide is not None:
         arrays["shrinkage"] = people.shrinkage._asdict()
         arrays["guide"] = guide._asdict() | {"edges": guide.edges._asdict(), "pairs": guide.pairs._asdict()}
@@ -205,12 +205,12 @@ def load_people(folder: str | pathlib.Path) -> People:
         found = _listing(where) if folder.is_dir() else "no such folder"
         raise ValueError(f"people {folder}: expected a folder that `pnet personalize` wrote, with {PEOPLE}/ in it, found {found}")
     arrays, about = load_arrays(where, kind="dynamics and edges of people")
-    hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"])
+    if "error" not in arrays:
+        raise ValueError(f"{folder} was written by an earlier pnet_jax; personalize again into a new folder")
+    hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"], arrays["error"])
     shrinkage, guide = None, None
     if "guide" in arrays:
         g = arrays["guide"]
-        if "weights" not in g:
-            raise ValueError(f"{folder} was written by an earlier pnet_jax: its guide has no weights; personalize again into a new folder")
         shrinkage = Shrinkage(**arrays["shrinkage"])
         guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["weights"], g["scale"])
     return People(hierarchy, shrinkage, guide, about["prior"], tuple(about["subjects"]))

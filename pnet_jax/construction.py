@@ -277,7 +277,7 @@ def _inform(scan, start, parcellation, model, group, people, personal, config, d
     else:
         report["parcels"] = {"kept": False, "reason": "the prior's parcels are returned, and none are fine-tuned"}
     signals = parcel_signals(np.asarray(start.seen.y), parcellation.hardened.labels, group.n_parcels)
-    found = dynamics_of(scan, signals, own, tuning)
+    found = dynamics_of(scan, signals, own, tuning, people.hierarchy.error)
     fitted = {name: getattr(found.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
     report |= {"fit": fitted}
     if not directed:

@@ -1,6 +1,16 @@
 """Neural dynamics of parcel signals: models with closed-form spectra, their likelihood, their fit."""
 
-from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, empirical_bayes, fit_group, structural, subject_prior
+from pnet_jax.dynamics.fit import (
+    Fit,
+    Hierarchy,
+    Prior,
+    distance_precision,
+    empirical_bayes,
+    fit_group,
+    posterior_sd,
+    structural,
+    subject_prior,
+)
 from pnet_jax.dynamics.linear_stochastic import (
     Params,
     correlation,
@@ -30,6 +40,7 @@ __all__ = [
     "last_held_out",
     "negative_log_likelihood",
     "pool",
+    "posterior_sd",
     "scale_of",
     "spectra",
     "standard_errors",

@@ -26,6 +26,7 @@ from pnet_jax.dynamics.linear_stochastic import (
     negative_log_likelihood,
     one_step,
     scoring_step,
+    standard_errors,
 )
 from pnet_jax.dynamics.spectra import Spectra
 
@@ -56,11 +57,13 @@ class Hierarchy(NamedTuple):
       group: parameters of all subjects together.
       subgroups: mean coupling of each site or patient group, `[G, K, K]`.
       variance: of a subject's coupling about its subgroup's mean, `[K, K]`.
+      error: standard error of the group's coupling, `[K, K]`: so many subjects were not more.
     """
 
     group: Params
     subgroups: Float[Array, "G K K"]
     variance: Float[Array, "K K"]
+    error: Float[Array, "K K"]
 
 
 class Fit(NamedTuple):
@@ -243,7 +246,9 @@ def empirical_bayes(group: Params, recordings: Sequence[Spectra], subgroup: Sequ
     variance = _variance_function(scatter, noise.mean(0), common, len(recordings))
     shrunk = means * left / np.maximum(left + _of_means(variance + noise.mean(0), of), SMALLEST_VARIANCE)
     # M is −J but for c² A⁻¹, the same in all: what J differs by, M differs by with the other sign.
-    return Hierarchy(group, jnp.asarray(np.asarray(group.coupling) - shrunk, jnp.float32), jnp.asarray(variance, jnp.float32))
+    subgroups = jnp.asarray(np.asarray(group.coupling) - shrunk, jnp.float32)
+    error = np.sqrt((variance + noise.mean(0)) / len(recordings))
+    return Hierarchy(group, subgroups, jnp.asarray(variance, jnp.float32), jnp.asarray(error, jnp.float32))
 
 
 def subject_prior(
@@ -260,6 +265,25 @@ def subject_prior(
     precision = strength / hierarchy.variance + (0.0 if anatomy is None else jnp.asarray(anatomy))
     levels = (jnp.asarray(sd**-2, precision.dtype) for sd in (LEVEL_SD, LEVEL_SD, DELAY_SD))
     return Prior(hierarchy.group._replace(coupling=hierarchy.subgroups[subgroup]), Params(precision, *levels))
+
+
+def posterior_sd(params: Params, spectra: Spectra, prior: Prior, group_error: Float[ArrayLike, "K K"] = 0.0) -> Float[Array, "K K"]:
+    r"""Standard deviation of each entry of a subject's J, given their recording and the prior, in 1/s.
+
+    .. math:: \mathrm{sd}^2 = v + (\pi v)^2 e^2, \qquad v = (1 / s^2 + \pi)^{-1}
+
+    with s the standard error of the recording alone, π the prior's precision and e the error of the prior's own mean. Entries are taken one
+    by one: what the prior says of others would narrow an entry a little more.
+
+    Args:
+      params: the subject's, of `fit`.
+      spectra: those that were fitted.
+      prior: that they were fitted with.
+      group_error: e, `Hierarchy.error`.
+    """
+    own = 1 / jnp.square(standard_errors(params, spectra))
+    variance = 1 / (own + prior.precision.coupling)
+    return jnp.sqrt(variance + jnp.square(prior.precision.coupling * variance * jnp.asarray(group_error)))
 
 
 def distance_precision(distance: Float[ArrayLike, "K K"], strength: float = 1.0) -> Float[Array, "K K"]:

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.effective import MOST_PARCELS, DirectedParams, cross_spectra, fit_effective
-from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, subject_prior
-from pnet_jax.dynamics.linear_stochastic import jacobian, standard_errors
+from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, posterior_sd, subject_prior
+from pnet_jax.dynamics.linear_stochastic import jacobian
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
 from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, parts_of
@@ -69,7 +69,7 @@ class Dynamics(NamedTuple):
     Attributes:
       fit: see `dynamics.fit.Fit`.
       coupling: J in 1/s, `[K', K']`.
-      error: standard error of each entry, `[K', K']`.
+      error: posterior standard deviation of each entry, `[K', K']`.
     """
 
     fit: Fit
@@ -130,8 +130,14 @@ def _hard(placed: Placed, q: jax.Array) -> Int[np.ndarray, " n"]:
     return harden(found, local.candidates, placed.space.neighbours, local.labels, placed.n_parcels).labels
 
 
-def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, config: PersonalizeConfig) -> Dynamics:
-    """Dynamics of the parcels that have a signal.
+def dynamics_of(
+    scan: Scan,
+    signals: Float[np.ndarray, "K T"],
+    prior: Prior,
+    config: PersonalizeConfig,
+    group_error: Float[np.ndarray, "K K"] | None = None,
+) -> Dynamics:
+    """Dynamics of the parcels that have a signal; `group_error` is that of the prior's mean (`Hierarchy.error`).
 
     Raises:
       ValueError: too few frames for the band; names the scan.
@@ -144,7 +150,8 @@ def dynamics_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, con
     seen, later = standardise(seen), standardise(later, scale)
     own = _present(prior, present)
     found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.dynamics_rate, every=LOOK_EVERY)
-    return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(standard_errors(found.params, seen)))
+    error = 0.0 if group_error is None else np.asarray(group_error)[np.ix_(present, present)]
+    return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(posterior_sd(found.params, seen, own, error)))
 
 
 def refuse_directed(parcels: Parcels) -> None:

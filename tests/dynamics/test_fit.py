@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.dynamics import fit as fits
-from pnet_jax.dynamics.linear_stochastic import from_jacobian, jacobian, negative_log_likelihood
+from pnet_jax.dynamics.linear_stochastic import from_jacobian, jacobian, negative_log_likelihood, standard_errors
 from pnet_jax.dynamics.spectra import frequency_bins, last_held_out, pool, scale_of, spectra, standardise
 from pnet_jax.simulate import coupling, dynamics
 
@@ -132,6 +132,20 @@ def test_empirical_bayes_finds_how_much_subjects_differ():
     truth, _ = cohort()
     sd = np.sqrt(np.asarray(hierarchy().variance)[UPPER])
     assert 0.4 < sd.mean() / truth.std(0, ddof=1)[UPPER].mean() < 2.0
+
+
+def test_the_posterior_of_a_persons_coupling_covers_the_truth_and_is_narrower_than_prior_or_scan():
+    truth, signals = cohort()
+    people = hierarchy()
+    prior, bins = fits.subject_prior(people), frequency_bins(np.ones(T, bool), TR)
+    inside = []
+    for j, y in zip(truth[10:], signals[10:], strict=True):
+        seen = standardise(spectra(y, bins))
+        found = fits.fit(seen, prior).params
+        sd = fits.posterior_sd(found, seen, prior, people.error)
+        assert (np.asarray(fits.posterior_sd(found, seen, prior)) < np.minimum(standard_errors(found, seen), people.variance**0.5)).all()
+        inside.append(np.abs(np.asarray(jacobian(found)) - j)[UPPER] < 1.96 * np.asarray(sd)[UPPER])
+    assert 0.75 < np.mean(inside) < 0.99  # what people differ by is log-normal here, with far outliers
 
 
 def test_subgroups_are_found_where_there_are_any_and_melt_where_there_are_none():
