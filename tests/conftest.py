@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a run on an accelerator says so by this variable
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Most of the time goes into compiling programs that run once on small arrays. Less effort on machine code halves it; the
     # program it is made from, which tests of cost read, is the same. Processes that tests start inherit it. A user's own flags win.
-    hurry = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    hurry = "--xla_backend_optimization_level=0"
+    if version("jax").startswith("0.10."):  # later ones end the process at a flag that is gone
+        hurry += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{hurry} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
