@@ -75,7 +75,7 @@ def construct_cohort(
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     check_status(folder / "status.tsv", "pnet construct")
-    alone = tuple(name for name in names if measures.measure(name).function is not None)
+    alone = tuple(name for name in names if name != "tangent")  # which needs the cohort, and follows at the end
     job = _job([_deciding(config), load, model.digest, prior.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
     rows: list[dict[str, Any]] = []

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pnet_jax.people import People
 
 FINAL_STEPS = 6
+LEAST_LEFT = 10  # independent values of a half beyond the regressors, for a gain to be measured on it
 FEW_PEOPLE = 20  # from which on variances between people are known well enough
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
 RESOLUTION_TOLERANCE = 0.1  # voxel sizes of prior and scan that differ by less are the same
@@ -148,13 +149,15 @@ def resolve_people(config: ConstructConfig, group: Prior, people: People | str |
         )
     from pnet_jax.people import People  # with optax, which only dynamics need
 
+    source = ""
     if not isinstance(people, People):
         from pnet_jax.checkpoint import load_people
 
-        people = load_people(people)
+        source, people = f" {people}", load_people(people)
     if people.prior != group.digest:
         raise ValueError(
-            f"the dynamics are of the parcels of another prior: expected {group.digest} ({group.source}), found {people.prior}"
+            f"people{source} are of the parcels of another prior: expected {group.digest} ({group.source}), found "
+            f"{people.prior}; give the prior that they were made with (--prior)"
         )
     return people
 
@@ -197,12 +200,27 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
         kappas=KAPPAS if config.kappa is None else (config.kappa,),
         betas=BETAS if config.beta is None else (config.beta,),
     )
+    left = n_eff(scan) / 2 - len(_confounds(scan))
+    if selection.decision == "personalised" and left < LEAST_LEFT:
+        # Regressors that were taken out of the whole recording tie its halves together: noise would repeat, too.
+        selection = dataclasses.replace(
+            selection,
+            decision="prior",
+            reason=f"{len(_confounds(scan))} regressors leave a half of the scan {max(left, 0):.0f} independent values, too few to measure "
+            "a gain, so the prior is kept",
+        )
     if config.force_personalised and selection.decision == "prior":
         selection = dataclasses.replace(
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
         )
     lap("selection")
     return Start(placed, seen, selection, q)
+
+
+def _confounds(scan: Scan) -> Sequence[str]:
+    """Names of the regressors that were taken out of the signals, as far as the scan says."""
+    names = scan.cleaning.get("confounds", ())
+    return names if isinstance(names, list | tuple) else ()
 
 
 def tunable(scan: Scan, model: Model, group: Prior, tuning: PersonalizeConfig) -> tuple[Start, Subject]:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from pnet_jax.dynamics.fit import WEAK_SD, Hierarchy, empirical_bayes, fit_group, moments, structural
+from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, fit_group, moments, structural
 from pnet_jax.dynamics.spectra import Spectra, pool
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
 
 LEAST = 3  # people to learn what people differ by
 LEAST_FOR_LAYERS = 4  # people to fit a guide in two folds
-STRUCTURAL_SD = 0.1  # 1/s: of a group's coupling about what a structural connectome makes of it; a wider one would not notice it
+GROUP_SD = 0.1  # 1/s: of a group's coupling about where its fit begins, or a structural connectome, which a wider one would not notice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def fit_people(members: Sequence[Member], prior: str, connectome: Float[np.ndarr
     recordings = [member.spectra for member in members]
     pooled = pool(recordings)
     towards = None if connectome is None else structural(moments(pooled), connectome)
-    hierarchy = empirical_bayes(fit_group(pooled, mean=towards, sd=WEAK_SD if towards is None else STRUCTURAL_SD), recordings)
+    hierarchy = empirical_bayes(fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     return People(hierarchy, shrinkage, guide, prior, tuple(member.subject for member in members))
 

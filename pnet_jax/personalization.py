@@ -85,9 +85,13 @@ def personalize(
     folder = check_writable(folder)
     check_status(folder / STATUS, COMMAND)
     with only_here(folder, COMMAND):
+        if people is not None and people.prior != prior.digest:
+            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
+        if people is not None and not (folder / PEOPLE).is_dir():
+            save_people(people, folder / PEOPLE)  # so that this folder is all that `pnet construct` needs
         people = people or _people(store, folder / PEOPLE, prior, connectome, progress, say)
         if people.prior != prior.digest:
-            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
+            raise ValueError(f"{folder / PEOPLE} is described in other parcels: expected prior {prior.digest}, found {people.prior}")
         own_prior = dynamics_prior(people.hierarchy, prior, config)
         settings = _settings(model, prior, config)
         done = _done(folder, settings)
@@ -264,6 +268,7 @@ def _take(
                 "wave": folder.name,
                 "place": at,
                 "round": int(tuned.round),
+                "regularised": prior_decides(one.scan, len(prior.mean.coupling)),
                 "parcels": FINE_TUNED if verdict.kept and one.decision == "personalised" else "as before",
                 "reason": verdict.reason,
                 "held_out_dcbc": round(verdict.dcbc, 5),
@@ -276,6 +281,11 @@ def _take(
     arrays = {"adapter": own.adapter._asdict(), "dynamics": own.dynamics._asdict()}
     save_arrays(arrays, folder, kind="adapters", metadata=settings | {"scans": [one.row["scan"] for one in wave]})
     return rows
+
+
+def prior_decides(scan: Scan, n_parcels: int) -> bool:
+    """Whether a recording has fewer independent values than parcels, so that other people decide much of its dynamics."""
+    return n_eff(scan) < n_parcels
 
 
 def _counting(progress: Progress | None, before: int, total: int) -> Callable[[str, int], None]:

@@ -388,8 +388,18 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     stored = load_personal(out, "toy/sub-00_task-rest")
     assert network.qc["dynamics"]["round"] == stored.round
     assert network.qc["dynamics"]["parcels"]["reason"] == stored.verdict.reason
-    construct_cohort(sources[:1], tmp_path / "again", dataclasses.replace(config, personalize=dataclasses.replace(CONFIG, steps=1)))
+    asked = []
+    monkeypatch.setattr(
+        "pnet_jax.cohort.construct",
+        lambda *given, **named: asked.append(named["edges"]) or construct(*given, **named | {"edges": ("pearson",)}),
+    )
+    construct_cohort(
+        sources[:1],
+        tmp_path / "again",
+        dataclasses.replace(config, edges=("pearson", "effective", "tangent"), personalize=dataclasses.replace(CONFIG, steps=1)),
+    )
     assert made  # other settings: fine-tuned anew
+    assert asked == [("pearson", "effective")]  # only what needs the cohort waits for it
 
 
 def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_model):

@@ -79,7 +79,10 @@ def layers(
     if taught is not None:
         stack: Float[Array, "P K K"] = jnp.stack([jnp.asarray(view, jnp.float32) for view in (raw, *views)])
         made["guided"] = Layer(*map(np.asarray, guide(stack, taught, n_eff)))
-    return made
+    # What an absent parcel has with itself is unknown as well.
+    return {
+        name: Layer(layer.edges, np.where(np.isnan(layer.edges), np.float32(np.nan), layer.uncertainty)) for name, layer in made.items()
+    }
 
 
 def add_layers(network: Network, made: dict[str, Layer]) -> Network:

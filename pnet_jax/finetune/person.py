@@ -120,6 +120,8 @@ def judge(scan: Scan, placed: Placed, subject: Subject, prior: Prior, tuned: Tun
     blocks = max(1, int(rest.shape[1] * scan.tr / BLOCK_SECONDS))
     low, middle, high = score.bootstrap_interval(score.gain_by_block(rest, pairs, ours, before, blocks), config.seed)
     gain = f"the gain in held-out DCBC is {middle:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+    if blocks < MIN_BLOCKS:
+        gain = f"the held-out part is too short to tell: the gain in DCBC is {middle:+.4f} in {blocks} stretches of {BLOCK_SECONDS:g} s"
     kept = blocks >= MIN_BLOCKS and low > 0
     return Verdict(bool(kept), score.dcbc(r, pairs, ours), score.dcbc(r, pairs, before), gain)
 
