@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
 
 import pytest
@@ -38,6 +39,14 @@ def test_mistakes_in_a_configuration_file(text, message, tmp_path, capsys):
     assert told.count("\n") == 1
     assert told.rstrip().endswith(message)
     assert told.startswith("pnet construct: ")
+
+
+def test_a_configuration_is_printed_as_a_file_that_is_read_again(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["construct", "scan.nii.gz", "out", "--cleaning.wide", "true", "--print_config"])
+    assert ended.value.code == 0
+    printed = tomllib.loads(capsys.readouterr().out)
+    assert printed["cleaning"]["wide"] is True and printed["edges"] == ["pearson"]
 
 
 def test_a_configuration_file_that_is_right_is_read(tmp_path, capsys):

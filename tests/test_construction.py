@@ -222,6 +222,14 @@ def test_a_scan_too_short_to_tell_keeps_the_prior_and_says_so(short, toy, toy_mo
     assert found.qc["moved"] == 0
 
 
+def test_regressors_that_leave_the_halves_next_to_nothing_keep_the_prior(scan, toy_model):
+    few, many = (dataclasses.replace(scan, cleaning={"confounds": [f"c{i}" for i in range(number)]}) for number in (3, 72))
+    assert construct(few, model=toy_model).qc["selection"]["decision"] == "personalised"
+    selection = construct(many, model=toy_model).qc["selection"]
+    assert selection["decision"] == "prior"
+    assert "72 regressors leave a half of the scan 8 independent values" in selection["reason"]  # of 160 frames at 2 s, unfiltered
+
+
 def test_pieces_of_a_kept_prior_are_counted_too(short, toy, toy_model):
     candidates = np.tile(np.arange(K, dtype=np.int32), (len(toy.space), 1))
     one_hot = (candidates == toy.expected[:, None]).astype(np.float32)

@@ -187,6 +187,14 @@ def test_people_are_looked_for_where_they_were_written(done, tmp_path):
     assert load_people(done[0] / "people").subjects == load_people(done[0]).subjects
 
 
+def test_people_of_others_stand_in_the_folder_too(done, store, toy_model, tmp_path):
+    people = load_people(done[0])
+    personalize(store, tmp_path, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], people=people)
+    assert load_people(tmp_path).subjects == people.subjects  # so that `pnet construct --people` finds all in one place
+    rows = {row["scan"]: row for row in read_status(tmp_path / STATUS)}
+    assert {row["regularised"] for row in rows.values() if row["status"] == "ok"} == {"false"}
+
+
 def test_too_few_people(toy, toy_model, tmp_path):
     prepare([toy.scan(0, subject="00")], tmp_path / "store")
     with pytest.raises(ValueError, match="expected 3 people or more .* got 1"):
