@@ -25,10 +25,10 @@ from pnet_jax.parcellation.harden import Hardened, harden, unchanged
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
 from pnet_jax.parcellation.mixture import begin as begin_mixture
 from pnet_jax.parcellation.placed import Placed, pad_rows, place
-from pnet_jax.parcellation.prior import LocalPrior, Prior
+from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.select import BETAS, KAPPAS, Selection, select
+from pnet_jax.quality import quality
 from pnet_jax.scan import Scan, n_eff, some_frames, split
-from pnet_jax.space import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 FINAL_STEPS = 6
 LEAST_LEFT = 10  # independent values of a half beyond the regressors, for a gain to be measured on it
 FEW_PEOPLE = 20  # from which on variances between people are known well enough
-MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
-RESOLUTION_TOLERANCE = 0.1  # voxel sizes of prior and scan that differ by less are the same
-WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one that was scanned
 
 
 def construct(
@@ -308,7 +305,7 @@ def _network(scan, placed, group, parcellation, names, config) -> Network:
     here, local = placed.here, placed.whole
     labels = _spread(parcellation.hardened.labels, here, len(scan.space), -1)
     signals = parcel_signals(scan.y, labels, group.n_parcels)
-    qc = _quality(scan, here, local, group, parcellation, labels, names, config)
+    qc = quality(scan, here, local, group, parcellation, labels, names, config)
     known = {"tr": scan.tr, "frames": scan.frames, "y": scan.y, "labels": labels}
     return Network(
         space=scan.space,
@@ -413,68 +410,6 @@ def edge_views(
     elif "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
         views.append(measures.compute("whitened", signals[:, columns]))
     return views
-
-
-def _quality(scan, here, local, group, parcellation, labels, names, config) -> dict[str, Any]:
-    size = np.bincount(labels[labels >= 0], minlength=group.n_parcels)
-    independent = n_eff(scan)
-    name = np.array(group.names, object)
-    warnings = [*scan.warnings, *_misfits(scan, local, group)]
-    if {"partial", "precision"} & set(names) and independent <= 5 * group.n_parcels:
-        warnings.append(
-            f"partial correlation and precision are ill-posed here: about {independent:.0f} effective frames for "
-            f"{group.n_parcels} parcels, expected more than {5 * group.n_parcels}"
-        )
-    selection = dataclasses.asdict(parcellation.selection)
-    selection["difference"] = {"dcbc": selection["difference"]}
-    if selection["decision"] == "prior":
-        warnings.append(f"the prior's parcels are returned: {selection['reason']}")
-    if scan.displacement is not None and np.nanmean(scan.displacement[scan.frames]) > MUCH_MOTION_MM:
-        warnings.append(
-            f"the head moved {np.nanmean(scan.displacement[scan.frames]):.2f} mm a frame on average in the frames that were kept, "
-            f'more than {MUCH_MOTION_MM} mm: add "scrub" to cleaning.strategy, or treat this network with care'
-        )
-    if (size == 0).any():
-        warnings.append(f"{int((size == 0).sum())} of {group.n_parcels} parcels have no location; their rows are NaN")
-    return {
-        "selection": selection,
-        "absent": name[size == 0].tolist(),
-        "restored": name[parcellation.hardened.restored].tolist(),
-        "fragments_joined": parcellation.hardened.moved_fragments,
-        "components": {str(name[k]): int(c) for k, c in enumerate(parcellation.hardened.components) if c > 1},
-        "sizes": size.tolist(),
-        "moved": float((labels[here] != local.labels[here]).mean()),
-        "n_locations": len(here),
-        "n_outside": int(len(labels) - len(here)),
-        "n_frames": int(scan.y.shape[1]),
-        "recorded_frames": int(scan.recorded),
-        "minutes": scan.duration / 60,
-        "low_coverage": name[local.coverage < config.min_coverage].tolist(),
-        "n_eff": independent,
-        "mean_displacement": None if scan.displacement is None else float(np.nanmean(scan.displacement)),
-        "tsnr": float(np.median(scan.mean[here] / np.maximum(scan.std[here], 1e-12))),
-        "warnings": warnings,
-    }
-
-
-def _misfits(scan: Scan, local: LocalPrior, group: Prior) -> list[str]:
-    """What a reader should know of how the prior lies on the scan."""
-    warnings, here = [], scan.space.resolution
-    # The shipped priors are geometric: they have no borders that a voxel size could blur.
-    drawn = not group.source.startswith("geometric")
-    if drawn and scan.space.kind == "grid" and abs(here - group.resolution) > RESOLUTION_TOLERANCE * group.resolution:
-        warnings.append(
-            f"the prior's {group.resolution:.3g} mm were taken to the scan's {here:.3g} mm by nearest point: a prior at the scan's own "
-            "resolution has sharper borders"
-        )
-    for side, name in ((LEFT, "left"), (RIGHT, "right")):
-        own = scan.valid & (scan.space.hemisphere == side)
-        if own.sum() > WHOLE_SIDE * scan.valid.sum() and not (local.labels[own] >= 0).any():
-            warnings.append(
-                f"the prior has no parcel in the {name} hemisphere, where {int(own.sum())} of the scan's {int(scan.valid.sum())} "
-                "locations lie: check that prior and scan belong together"
-            )
-    return warnings
 
 
 def _provenance(scan, model, group, config) -> dict[str, Any]:
