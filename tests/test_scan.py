@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.scan import make_scan, split, zscore_in_place
+from pnet_jax.scan import make_scan, some_frames, split, zscore_in_place
 from pnet_jax.space import point_space
 
 V, T = 7, 50
@@ -130,6 +130,19 @@ def test_the_gap_is_30_s_of_a_long_scan(space):
 def test_the_gap_of_a_short_scan_shrinks_to_a_tenth_of_it(space):
     first, second = split(scrubbed(np.arange(40), 2.0, space))
     assert len(first) + len(second) >= 36
+
+
+def test_some_frames_are_a_scan_of_their_own(signals, space):
+    wide = np.arange(signals.size).reshape(signals.shape).astype(np.float16)
+    scan = make_scan(signals, space, tr=2.0, wide=wide)
+    columns = np.arange(5, 30)
+    part = some_frames(scan, columns)
+    assert_allclose(part.y[part.valid].mean(1), 0, atol=1e-5)
+    assert_allclose(part.y[part.valid].std(1), 1, rtol=1e-4)
+    assert_allclose(part.std, scan.std * scan.y[:, columns].std(1), rtol=1e-4)  # in the file's unit
+    assert_array_equal(part.frames, scan.frames[columns])
+    assert_array_equal(part.wide, wide[:, columns])
+    assert part.recorded == scan.recorded and part.label == scan.label
 
 
 def test_columns_of_the_halves_point_into_the_kept_frames(space):

@@ -268,7 +268,8 @@ def rois(case: Case) -> Case:
 
 
 def _locations(scan: Scan, keep: Int[np.ndarray, " n"]) -> Scan:
-    return dataclasses.replace(scan, y=scan.y[keep], valid=scan.valid[keep], mean=scan.mean[keep], std=scan.std[keep])
+    wide = None if scan.wide is None else scan.wide[keep]
+    return dataclasses.replace(scan, y=scan.y[keep], valid=scan.valid[keep], mean=scan.mean[keep], std=scan.std[keep], wide=wide)
 
 
 def _seconds(scan: Scan) -> float:

@@ -268,7 +268,10 @@ def test_a_bad_configuration_is_refused(change, message):
 
 def test_cleaned_scan_is_what_nilearn_makes_of_the_recording(subject):
     session = subject.sessions[0]
-    scan = cleaned_scan(session)
+    scan = cleaned_scan(session, wide=True)
+    assert scan.wide.dtype == np.float16 and scan.wide.shape == scan.y.shape
+    fast = [np.square(np.abs(np.fft.rfft(np.float32(y[:50]), axis=1))[:, -20:]).mean() for y in (scan.y, scan.wide)]  # near .25 Hz
+    assert fast[1] > 50 * fast[0]
     assert scan.valid.all() and scan.label == "sub-001_ses-1_task-rest" and scan.tr == 2.0
     assert_allclose(scan.mean, session.y.mean(1), rtol=1e-6)
     rows = slice(0, 28144, 300)
