@@ -117,7 +117,7 @@ def _one(
         scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
         loaded = time.perf_counter() - start
         personal = None
-        if config.people is not None:
+        if config.people is not None and config.dynamics:
             personal = find_personal(config.people, scan.label, scan.source, model, prior, config.personalize)
         network = construct(scan, prior=prior, model=model, edges=names, people=people, personal=personal, config=config)
         network.qc["warnings"] += notes

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pnet_jax.people import People
 
 FINAL_STEPS = 6
-LEAST_LEFT = 10  # independent values of a half beyond the regressors, for a gain to be measured on it
 FEW_PEOPLE = 20  # from which on variances between people are known well enough
 
 
@@ -196,16 +195,9 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
         seed=_seed(scan, config.seed),
         kappas=KAPPAS if config.kappa is None else (config.kappa,),
         betas=BETAS if config.beta is None else (config.beta,),
+        independent=n_eff(scan) / 2,
+        regressors=_regressors(scan),
     )
-    left = n_eff(scan) / 2 - len(_confounds(scan))
-    if selection.decision == "personalised" and left < LEAST_LEFT:
-        # Regressors that were taken out of the whole recording tie its halves together: noise would repeat, too.
-        selection = dataclasses.replace(
-            selection,
-            decision="prior",
-            reason=f"{len(_confounds(scan))} regressors leave a half of the scan {max(left, 0):.0f} independent values, too few to measure "
-            "a gain, so the prior is kept",
-        )
     if config.force_personalised and selection.decision == "prior":
         selection = dataclasses.replace(
             selection, decision="personalised", reason=f"forced by the configuration, although {selection.reason}"
@@ -214,10 +206,10 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
     return Start(placed, seen, selection, q)
 
 
-def _confounds(scan: Scan) -> Sequence[str]:
-    """Names of the regressors that were taken out of the signals, as far as the scan says."""
+def _regressors(scan: Scan) -> int:
+    """How many were taken out of the signals, as far as the scan says."""
     names = scan.cleaning.get("confounds", ())
-    return names if isinstance(names, list | tuple) else ()
+    return len(names) if isinstance(names, list | tuple) else 0
 
 
 def tunable(scan: Scan, model: Model, group: Prior, tuning: PersonalizeConfig) -> tuple[Start, Subject]:
@@ -372,7 +364,7 @@ def _add_layers(network: Network, people: People, scan: Scan) -> Network:
             "are too small"
         )
     known = 1 if people.guide is None else len(people.guide.mean)
-    views = edge_views(scan, network.signals, network.labels)[1:known]
+    views = further_views(scan, network.signals, network.labels) if known > 1 else []
     if len(views) < known - 1:
         network.qc["warnings"].append(
             "guided edges are made of Pearson's alone, although those of the people they were learned from had a second view: keep the "
@@ -403,13 +395,19 @@ def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n
 def edge_views(
     scan: Scan, signals: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], columns: Int[np.ndarray, " t"] | slice = slice(None)
 ) -> list[Float[np.ndarray, "K K"]]:
-    """What a guide reads of some frames of a scan: Pearson's r, and `whitened` where signals without a low-pass are known."""
-    views = [measures.compute("pearson", signals[:, columns])]
+    """What a guide reads of some frames of a scan: Pearson's r, and what else there is."""
+    return [measures.compute("pearson", signals[:, columns]), *further_views(scan, signals, labels, columns)]
+
+
+def further_views(
+    scan: Scan, signals: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], columns: Int[np.ndarray, " t"] | slice = slice(None)
+) -> list[Float[np.ndarray, "K K"]]:
+    """`whitened`, where signals without a low-pass are known."""
     if scan.wide is not None:
-        views.append(measures.compute("whitened", parcel_signals(scan.wide, labels, len(signals))[:, columns]))
-    elif "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
-        views.append(measures.compute("whitened", signals[:, columns]))
-    return views
+        return [measures.compute("whitened", parcel_signals(scan.wide, labels, len(signals))[:, columns])]
+    if "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
+        return [measures.compute("whitened", signals[:, columns])]
+    return []
 
 
 def _provenance(scan, model, group, config) -> dict[str, Any]:

@@ -85,13 +85,11 @@ def personalize(
     folder = check_writable(folder)
     check_status(folder / STATUS, COMMAND)
     with only_here(folder, COMMAND):
-        if people is not None and people.prior != prior.digest:
-            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
-        if people is not None and not (folder / PEOPLE).is_dir():
-            save_people(people, folder / PEOPLE)  # so that this folder is all that `pnet construct` needs
         people = people or _people(store, folder / PEOPLE, prior, connectome, progress, say)
         if people.prior != prior.digest:
-            raise ValueError(f"{folder / PEOPLE} is described in other parcels: expected prior {prior.digest}, found {people.prior}")
+            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
+        if not (folder / PEOPLE).is_dir():
+            save_people(people, folder / PEOPLE)  # those of others too: this folder is all that `pnet construct` needs
         own_prior = dynamics_prior(people.hierarchy, prior, config)
         settings = _settings(model, prior, config)
         done = _done(folder, settings)
@@ -120,7 +118,7 @@ def _people(
     progress: Progress | None,
     say: Callable[[str], None],
 ) -> People:
-    """As they stand in the folder, or else made from the first recording of each subject and written there."""
+    """As they stand in the folder, or else made from the first recording of each subject."""
     if folder.is_dir():
         people = load_people(folder)
         if len(people.subjects) < len(store.subjects):
@@ -144,7 +142,6 @@ def _people(
         say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
     elif len(people.guide.mean) == 1:
         say("guided edges will be made of one view: `pnet prepare --cleaning.wide true` keeps the second, the signals before the low-pass")
-    save_people(people, folder)
     return people
 
 
@@ -268,7 +265,8 @@ def _take(
                 "wave": folder.name,
                 "place": at,
                 "round": int(tuned.round),
-                "regularised": prior_decides(one.scan, len(prior.mean.coupling)),
+                # As in `dynamics.fit.Fit`: other people decide much of the dynamics.
+                "regularised": bool(len(prior.mean.coupling) > 2 * one.subject.counted.sum()),
                 "parcels": FINE_TUNED if verdict.kept and one.decision == "personalised" else "as before",
                 "reason": verdict.reason,
                 "held_out_dcbc": round(verdict.dcbc, 5),
@@ -281,11 +279,6 @@ def _take(
     arrays = {"adapter": own.adapter._asdict(), "dynamics": own.dynamics._asdict()}
     save_arrays(arrays, folder, kind="adapters", metadata=settings | {"scans": [one.row["scan"] for one in wave]})
     return rows
-
-
-def prior_decides(scan: Scan, n_parcels: int) -> bool:
-    """Whether a recording has fewer independent values than parcels, so that other people decide much of its dynamics."""
-    return n_eff(scan) < n_parcels
 
 
 def _counting(progress: Progress | None, before: int, total: int) -> Callable[[str, int], None]:
@@ -307,13 +300,17 @@ def load_personal(folder: str | Path, scan: str) -> Personal:
     if scan not in rows or rows[scan]["status"] != "ok":
         said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)} in {STATUS}"
         raise ValueError(f"{folder} has no parameters of {scan}: {said}")
-    row = rows[scan]
+    return _personal(folder, rows[scan])[0]
+
+
+def _personal(folder: str | Path, row: dict[str, str]) -> tuple[Personal, dict[str, Any]]:
+    """What a row's wave holds of it, and about the wave."""
     arrays, about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")
-    at = about["scans"].index(scan)
+    at = about["scans"].index(row["scan"])
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
     after, before = (float(row[name] or "nan") for name in ("held_out_dcbc", "dcbc_before"))  # empty where no round was better than none
     verdict = Verdict(row["parcels"] == FINE_TUNED, after, before, row["reason"])
-    return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict)
+    return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict), about
 
 
 def find_personal(folder: str | Path, scan: str, source: str, model: Model, prior: Prior, config: PersonalizeConfig) -> Personal | None:
@@ -327,9 +324,8 @@ def find_personal(folder: str | Path, scan: str, source: str, model: Model, prio
     """
     for row in read_status(Path(folder) / STATUS):
         if row["status"] == "ok" and row["source"] == source and row["scan"].rpartition("/")[2] == scan:
-            about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")[1]
-            wanted = _settings(model, prior, config)
-            return load_personal(folder, row["scan"]) if all(about[key] == value for key, value in wanted.items()) else None
+            personal, about = _personal(folder, row)
+            return None if any(_differing(about, _settings(model, prior, config))) else personal
     return None
 
 

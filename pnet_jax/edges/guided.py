@@ -107,16 +107,15 @@ def fit_guided(
     views = z[0].shape[1]
     gram, right = np.zeros((2 * views,) * 2), np.zeros(2 * views)
     wanted, expected = np.zeros(views), np.zeros(views)
-    tests = [order % 2 == fold for fold in (0, 1)]
-    for test in tests:
-        fit, here = np.flatnonzero(~test), np.flatnonzero(test)
-        taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
+    folds = []
+    for fold in (0, 1):
+        fit, here = np.flatnonzero(order % 2 != fold), np.flatnonzero(order % 2 == fold)
+        folds.append((here, _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))))
+    for here, taught in folds:
         sums = _score(z[0][here], z[1][here], n_first[here], n_second[here], taught)
         gram, right = gram + np.asarray(sums[0]), right + np.asarray(sums[1])
     weights = jnp.asarray(np.stack([_weights(gram, right, 2 * known) for known in range(1, views + 1)]), jnp.float32)
-    for test in tests:
-        fit, here = np.flatnonzero(~test), np.flatnonzero(test)
-        taught = _fit(z[0][fit], z[1][fit], n_first[fit], n_second[fit], jnp.float32(pooling))
+    for here, taught in folds:
         for known in range(1, views + 1):
             error, variance = _spread(
                 z[0][here][:, :known], z[1][here][:, :known], n_first[here], n_second[here], taught._replace(weights=weights)

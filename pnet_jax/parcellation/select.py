@@ -27,6 +27,7 @@ BETAS = (0.2, 0.4, 0.8)
 SEARCH_STEPS = 2  # each fit begins where the one before it ended, so that few are enough
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
+LEAST_LEFT = 10  # independent values of a half beyond the regressors, for a gain to be measured on it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,6 +117,8 @@ def select(
     seed: int = 0,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
+    independent: float = np.inf,
+    regressors: int = 0,
 ) -> tuple[Selection, Float[np.ndarray, "V C"]]:
     """Chooses κ and β for a scan and decides between the personalised parcels and the prior.
 
@@ -134,6 +137,8 @@ def select(
       seed: of the pair sample and the bootstrap.
       kappas: tried concentrations.
       betas: tried weights.
+      independent: values of each half, 2 · bandwidth · seconds.
+      regressors: that were taken out of the whole scan.
 
     Returns:
       What was chosen, and the mean of the two halves' probabilities there, `[V, C]`.
@@ -172,7 +177,7 @@ def select(
         own = list(hardened)
         personalised = scan.scores(*own)
         difference = score.bootstrap_interval(scan.gain_by_block(own, prior_labels), seed)
-    decision, reason = _decide(difference, scan.blocks)
+    decision, reason = _decide(difference, scan.blocks, independent, regressors)
     inside = np.flatnonzero(prior_labels >= 0)
     agreement = float((problems[0].z[inside] * problems[1].z[inside]).sum(1).mean())
     kappa_scan = best.kappa * 2 / (1 + max(agreement, 0.0)) if len(kappas) > 1 else best.kappa  # a given κ is taken as it is
@@ -198,7 +203,7 @@ def _best(rows: Mapping[_Trial, dict[str, Any]], null: dict[str, float]) -> _Tri
     return max(rows, key=worth)
 
 
-def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, str]:
+def _decide(difference: tuple[float, float, float], blocks: int, independent: float, regressors: int) -> tuple[str, str]:
     low, middle, high = difference
     if blocks < MIN_BLOCKS:
         return (
@@ -207,6 +212,13 @@ def _decide(difference: tuple[float, float, float], blocks: int) -> tuple[str, s
         )
     if not np.isfinite(low):
         return "prior", "the cross-half DCBC could not be measured (too few neighbouring locations), so the prior is kept"
+    if low > 0 and (left := independent - regressors) < LEAST_LEFT:
+        # What was taken out of the whole recording ties its halves together: noise would repeat, too.
+        return (
+            "prior",
+            f"{regressors} regressors leave a half of the scan {max(left, 0):.0f} independent values, too few to measure a gain, so the "
+            "prior is kept",
+        )
     span = f"{middle:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
     if low > 0:
         return "personalised", f"across halves the personalised parcels beat the prior by {span} in DCBC"
