@@ -23,6 +23,7 @@ class CleaningConfig:
       high_pass: lower edge of the band in Hz.
       detrend: remove the linear trend.
       wide: keep the signals before the low-pass as well, half as much memory again: the second view that guided edges gain by.
+      halves: clean each half of the scan on its own as well, which choosing and judging parcels needs; as much memory again.
       min_frames: fewer kept frames than this is an error.
       min_seconds: less kept signal than this is an error.
       warn_seconds: less kept signal than this is a warning.
@@ -39,6 +40,7 @@ class CleaningConfig:
     high_pass: float | None = 0.009
     detrend: bool = True
     wide: bool = False
+    halves: bool = True
     min_frames: int = 30
     min_seconds: float = 60.0
     warn_seconds: float = 240.0

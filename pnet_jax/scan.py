@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,20 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.space import Space
 
 LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
+
+
+class Half(NamedTuple):
+    """One half of a recording, cleaned from its own frames alone, so that nothing but the brain ties it to the other half.
+
+    Attributes:
+      y: signals, z-scored over the half's frames, `[V, T_half]`, float32.
+      frames: position of these frames in the recording, ascending, `[T_half]`.
+      degrees: degrees of freedom that filter, detrending and regressors leave; 0 where the half is too short to be cleaned.
+    """
+
+    y: Float[np.ndarray, "V t"]
+    frames: Int[np.ndarray, " t"]
+    degrees: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +45,8 @@ class Scan:
       source: file the recording came from.
       displacement: framewise displacement in mm of all recorded frames, or None.
       wide: the signals before the low-pass, z-scored, `[V, T]`, float16; None where they were not kept, or there is no low-pass.
+      halves: both halves, each cleaned on its own; None where the signals were cleaned before they were read, as a whole.
+      degrees: degrees of freedom that cleaning left, or None where it is not known.
       cleaning: what was done to the signals, for provenance.
       warnings: what the reader should know.
     """
@@ -47,6 +64,8 @@ class Scan:
     source: str = ""
     displacement: Float[np.ndarray, " recorded"] | None = None
     wide: Float[np.ndarray, "V T"] | None = None
+    halves: tuple[Half, Half] | None = None
+    degrees: float | None = None
     cleaning: dict[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -69,16 +88,39 @@ class Scan:
         return "_".join(parts)
 
 
-def n_eff(scan: Scan, frames: int | None = None) -> float:
-    """Independent frames of a band-limited recording, about 2 · bandwidth · seconds.
+def n_eff(scan: Scan) -> float:
+    """Independent frames of a recording: the degrees of freedom that cleaning left.
 
-    Args:
-      scan: its band and TR.
-      frames: so many of them; all that were kept if not given.
+    Where nobody said what was removed they are at most 2 · bandwidth · duration, which is returned.
     """
+    return scan.degrees if scan.degrees is not None else band_limit(scan, len(scan.frames))
+
+
+def band_limit(scan: Scan, frames: int) -> float:
+    """2 · bandwidth · duration: independent values of a band-limited signal of so many frames, before any regression."""
     low, high = scan.band
-    seconds = scan.duration if frames is None else frames * scan.tr
-    return 2 * ((high or 0.5 / scan.tr) - (low or 0.0)) * seconds
+    return 2 * ((high or 0.5 / scan.tr) - (low or 0.0)) * frames * scan.tr
+
+
+def halves_of(scan: Scan) -> tuple[Half, Half]:
+    """The halves that parcels are chosen and judged by.
+
+    Of a scan that was cleaned before it was read they are columns of its signals, standardised again, and regressors of the whole
+    recording tie them together.
+    """
+    return scan.halves or _halves_of_whole(scan)
+
+
+def _halves_of_whole(scan: Scan) -> tuple[Half, Half]:
+    share = 1.0 if scan.degrees is None else scan.degrees / max(band_limit(scan, len(scan.frames)), 1e-9)
+
+    def half(columns: Int[np.ndarray, " t"]) -> Half:
+        y = np.array(scan.y[:, columns], np.float32)
+        zscore_in_place(y)
+        return Half(y, scan.frames[columns], share * band_limit(scan, len(columns)))
+
+    first, second = split(scan)
+    return half(first), half(second)
 
 
 def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields: object) -> Scan:
@@ -110,7 +152,10 @@ def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
     y = np.array(scan.y[:, columns], np.float32)
     _, std, valid = zscore_in_place(y)
     wide = None if scan.wide is None else scan.wide[:, columns]
-    return dataclasses.replace(scan, y=y, frames=scan.frames[columns], std=scan.std * std, valid=valid, wide=wide)
+    degrees = None if scan.degrees is None else scan.degrees * len(columns) / len(scan.frames)
+    return dataclasses.replace(
+        scan, y=y, frames=scan.frames[columns], std=scan.std * std, valid=valid, wide=wide, halves=None, degrees=degrees
+    )
 
 
 def zscore_in_place(
@@ -134,14 +179,21 @@ def zscore_in_place(
     return mean, std, valid
 
 
-def split(scan: Scan, gap_seconds: float = 30.0) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """Columns of the first and the second half of the recording, `gap_seconds` of it left out between them.
+def split(scan: Scan) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """Columns of the first and the second half of a scan; see `split_frames`."""
+    return split_frames(scan.frames, scan.tr)
+
+
+def split_frames(
+    frames: Int[np.ndarray, " T"], tr: float, gap_seconds: float = 30.0
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """Places of the first and of the second half among the kept frames of a recording, with `gap_seconds` left out between them.
 
     The gap shrinks to a tenth of the scan where the scan is short, so that at most a tenth of the data is lost.
     """
-    kept = len(scan.frames)
-    gap = min(gap_seconds / scan.tr, kept / 10)
-    middle = scan.frames[kept // 2]
-    first = np.flatnonzero(scan.frames < middle - gap / 2)
-    second = np.flatnonzero(scan.frames >= middle + gap / 2)
+    kept = len(frames)
+    gap = min(gap_seconds / tr, kept / 10)
+    middle = frames[kept // 2]
+    first = np.flatnonzero(frames < middle - gap / 2)
+    second = np.flatnonzero(frames >= middle + gap / 2)
     return first, second

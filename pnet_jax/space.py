@@ -53,12 +53,14 @@ class Grid:
       ijk: index of location v in the image *as stored in its file*, `[V, 3]`; −1 for locations that are no voxels.
       shape: the image's three dimensions.
       affine: voxel index to mm of the file's own space, `[4, 4]`.
+      to_mni: mm of that space to MNI mm, `[4, 4]`; None where they are the same.
       brain_models: CIFTI brain-model axis (opaque to the core), or None.
     """
 
     ijk: Int[np.ndarray, "V 3"]
     shape: tuple[int, int, int]
     affine: Float[np.ndarray, "4 4"]
+    to_mni: Float[np.ndarray, "4 4"] | None = None
     brain_models: object | None = None
 
 
@@ -98,7 +100,8 @@ def grid_space(
     ijk = np.empty_like(ras)
     for new, old in enumerate(axes):
         ijk[:, old] = mask.shape[old] - 1 - ras[:, new] if flips[new] else ras[:, new]
-    whole = affine if to_mni is None else np.asarray(to_mni, np.float64) @ affine
+    to_mni = None if to_mni is None else np.asarray(to_mni, np.float64)
+    whole = affine if to_mni is None else to_mni @ affine
     xyz = np.round(ijk @ whole[:3, :3].T + whole[:3, 3], 3).astype(np.float32)
     return Space(
         xyz=xyz,
@@ -109,7 +112,7 @@ def grid_space(
         kind="grid",
         name=name,
         resolution=float(abs(np.linalg.det(whole[:3, :3])) ** (1 / 3)),
-        grid=Grid(ijk.astype(np.int32), (mask.shape[0], mask.shape[1], mask.shape[2]), affine),
+        grid=Grid(ijk.astype(np.int32), (mask.shape[0], mask.shape[1], mask.shape[2]), affine, to_mni),
     )
 
 

@@ -57,6 +57,10 @@ class Spectra(NamedTuple):
     weight: Float[Array, " F"]
 
 
+class TooShortError(ValueError):
+    """A recording, or a part of one, has too few frames for the band of the dynamics."""
+
+
 def frequency_bins(
     kept: Bool[np.ndarray, " T"],
     tr: float,
@@ -83,7 +87,8 @@ def frequency_bins(
       min_bins: fewer are an error.
 
     Raises:
-      ValueError: too few bins, more than `size`, or a band that is none.
+      TooShortError: too few bins.
+      ValueError: more bins than `size`, or a band that is none.
 
     >>> bins = frequency_bins(np.ones(150, bool), tr=2.0)
     >>> bins.operator.shape, float(bins.frequency[0]).__round__(3)
@@ -99,7 +104,7 @@ def frequency_bins(
     frequency, operator, gain = (np.concatenate([p[i] for p in parts]) if parts else np.zeros(0) for i in range(3))
     found = len(frequency)
     if found < min_bins:
-        raise ValueError(
+        raise TooShortError(
             f"too few frames for the band of {band[0]:g} to {band[1]:g} Hz: expected at least {min_bins} bins, found {found} in "
             f"{sum(map(len, long))} of {len(kept)} frames of {tr:g} s ({len(long)} segments, {len(segments) - len(long)} shorter than "
             f"{min_seconds:g} s left out)"

@@ -8,7 +8,14 @@ from pnet_jax.edges.registry import register
 from pnet_jax.ops.correlation import correlation
 
 
-@register("pearson", units="correlation (r)", diagonal="1", signed=True, description="Pearson correlation of mean parcel signals")
+@register(
+    "pearson",
+    units="correlation (r)",
+    diagonal="1",
+    signed=True,
+    description="Pearson correlation of mean parcel signals",
+    masked=lambda signals, kept: correlation(signals[None], kept[None])[0],
+)
 @jax.jit
 def pearson(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
     """Pearson's r, diagonal 1; a constant signal gives NaN. Take `arctanh` before averaging or testing."""

@@ -14,6 +14,7 @@ from pnet_jax.ops import distance_correlation as op
     diagonal="1",
     signed=False,
     description="Distance correlation of mean parcel signals, which linear and other relations raise alike",
+    masked=lambda signals, kept: op.distance_correlation(signals[None], kept[None])[0],
 )
 @jax.jit
 def distance_correlation(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:

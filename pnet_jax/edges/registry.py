@@ -33,6 +33,8 @@ class Measure:
       description: one sentence for sidecars.
       needs: what the function takes beside the signals, of `NEEDS`.
       made_by: where the edges come from, if not from this function.
+      masked: signals `[K, T]` and which frames count `[T]` to `[K, K]`, of a measure whose every edge is of two parcels alone: the
+        construction step makes these for many scans at once. None for the others.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Measure:
     description: str
     needs: tuple[str, ...] = ()
     made_by: str = ""
+    masked: _Function | None = None
 
     @property
     def of_locations(self) -> bool:
@@ -54,7 +57,14 @@ _MEASURES: dict[str, Measure] = {}
 
 
 def register(
-    name: str, *, units: str, diagonal: str, signed: bool, description: str, needs: tuple[str, ...] = ()
+    name: str,
+    *,
+    units: str,
+    diagonal: str,
+    signed: bool,
+    description: str,
+    needs: tuple[str, ...] = (),
+    masked: _Function | None = None,
 ) -> Callable[[_Function], _Function]:
     """Decorator: makes a function of signals `[K, T]`, and of what it `needs`, known by name.
 
@@ -65,7 +75,7 @@ def register(
         raise ValueError(f"edge measure {name!r} may need some of {NEEDS}, got {sorted(unknown)}")
 
     def add(function: _Function) -> _Function:
-        _MEASURES[name] = Measure(name, function, units, diagonal, signed, description, needs)
+        _MEASURES[name] = Measure(name, function, units, diagonal, signed, description, needs, masked=masked)
         return function
 
     return add

@@ -8,28 +8,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.effective import MOST_PARCELS, DirectedParams, cross_spectra, fit_effective
 from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, posterior_sd, subject_prior
 from pnet_jax.dynamics.linear_stochastic import jacobian
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
+from pnet_jax.encoder.adapter import Adapter
+from pnet_jax.encoder.model import Model
 from pnet_jax.finetune.objective import Own, Subject, parcels
-from pnet_jax.finetune.subject import bins_of, parts_of
+from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
-from pnet_jax.parcellation import score
-from pnet_jax.parcellation.harden import harden
-from pnet_jax.parcellation.placed import Placed
+from pnet_jax.parcellation.decide import over_cubes
+from pnet_jax.parcellation.held_out import Score, held_out
 from pnet_jax.parcellation.prior import Prior as Parcels
-from pnet_jax.parcellation.select import BLOCK_SECONDS, MIN_BLOCKS
+from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan
 
 FINAL_STEPS = 6
 LOOK_EVERY = 2  # steps between looks at the held-out part
 
 tune = functools.partial(jax.jit, static_argnames="config")(fine_tune)
-_parcels = jax.jit(parcels, static_argnames="steps")
 _fit = jax.jit(fit, static_argnames=("steps", "rate", "every"))
 
 
@@ -38,13 +38,13 @@ class Verdict(NamedTuple):
 
     Attributes:
       kept: they are.
-      dcbc: of them on the part of the recording that was held out.
+      score: their held-out log predictive density on the part of the recording that judges, nats per location.
       without: of the parcels without fine-tuning, there too.
       reason: one sentence.
     """
 
     kept: bool
-    dcbc: float
+    score: float
     without: float
     reason: str
 
@@ -101,35 +101,35 @@ def dynamics_prior(people: Hierarchy, parcels: Parcels, config: PersonalizeConfi
     return subject_prior(people, anatomy=distance_precision(distance, config.anatomy_weight * typical / 4))
 
 
-def judge(scan: Scan, placed: Placed, subject: Subject, prior: Prior, tuned: Tuned, config: PersonalizeConfig) -> Verdict:
-    """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that was held out.
+def judge(
+    scan: Scan, placed: AtlasOnSpace, model: Model, subject: Subject, prior: Prior, tuned: Tuned, config: PersonalizeConfig
+) -> Verdict:
+    """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that judges.
 
-    They are kept only where the bootstrap interval of the gain in DCBC over stretches of the held-out time lies above 0: few rounds
-    were tried, but the part is short, and parcels that differ by chance gain as often as they lose.
+    The score is the held-out log predictive density of that part's embeddings (`parcellation.held_out`), by the model without an adapter
+    for both. Fine-tuned parcels are kept only where the bootstrap interval of their gain, over 32-mm cubes, lies above 0. The round was
+    picked on another part, so that the best of several rounds is not judged by the luck that made it the best.
     """
     nothing = float("nan")
     if not bool(tuned.ok):
         return Verdict(False, nothing, nothing, "fine-tuning was not finite")
     if int(tuned.round) == 0:
-        return Verdict(False, nothing, nothing, "no round foretold the held-out part better than no fine-tuning")
-    rest = score.standardised(np.ascontiguousarray(scan.y[placed.here][:, parts_of(scan, config)[1]]))
-    pairs = score.sample_pairs(placed.space, np.arange(len(placed.here)))
-    r = score.pair_correlations(rest, pairs)
+        return Verdict(False, nothing, nothing, "no round predicted the held-out part better than no fine-tuning")
+    z = judged_embedding(scan, placed, model, config)
     plain = begin(subject.x.shape[1], prior, config).adapter
-    ours, before = (_hard(placed, _parcels(adapter, subject, subject.q, steps=FINAL_STEPS)[0].q) for adapter in (tuned.own.adapter, plain))
-    blocks = max(1, int(rest.shape[1] * scan.tr / BLOCK_SECONDS))
-    low, middle, high = score.bootstrap_interval(score.gain_by_block(rest, pairs, ours, before, blocks), config.seed)
-    gain = f"the gain in held-out DCBC is {middle:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
-    if blocks < MIN_BLOCKS:
-        gain = f"the held-out part is too short to tell: the gain in DCBC is {middle:+.4f} in {blocks} stretches of {BLOCK_SECONDS:g} s"
-    kept = blocks >= MIN_BLOCKS and low > 0
-    return Verdict(bool(kept), score.dcbc(r, pairs, ours), score.dcbc(r, pairs, before), gain)
+    ours, before = (_judged(adapter, subject, z, n_parcels=placed.n_parcels) for adapter in (tuned.own.adapter, plain))
+    counts = (subject.candidates >= 0).any(1)
+    key = jax.random.key(config.seed)
+    gain = over_cubes(key, ours.each - before.each, counts, placed.prior.cube, len(placed.prior.cubes))
+    low, middle, high = (float(x) for x in gain)
+    said = f"the held-out log predictive density changes by {middle:+.4f} nats per location (95 % interval {low:+.4f} to {high:+.4f})"
+    return Verdict(low > 0, float(ours.mean), float(before.mean), said)
 
 
-def _hard(placed: Placed, q: jax.Array) -> Int[np.ndarray, " n"]:
-    found = np.asarray(q)[: len(placed.here)]
-    local = placed.local
-    return harden(found, local.candidates, placed.space.neighbours, local.labels, placed.n_parcels).labels
+@functools.partial(jax.jit, static_argnames="n_parcels")
+def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], *, n_parcels: int) -> Score:
+    q = parcels(adapter, subject, subject.q, FINAL_STEPS)[0].q
+    return held_out(q, subject.candidates, z, n_parcels)
 
 
 def dynamics_of(
@@ -146,7 +146,7 @@ def dynamics_of(
     """
     present = np.flatnonzero(np.isfinite(signals).all(1))
     some = jnp.asarray(signals[present])
-    bins = bins_of(scan, config)
+    bins = bins_of(scan, *last_part(scan, config.held_out))
     seen, later = (spectra(some, one) for one in bins)
     scale = scale_of(seen)
     seen, later = standardise(seen), standardise(later, scale)

@@ -36,14 +36,14 @@ class Tuned(NamedTuple):
       own: the person's parameters of the best round.
       q: probabilities of the parcels then, `[V, C]`.
       round: the best one, by what was held out; 0 is no change at all.
-      curve: `held_out` before each round, of the representation and of the dynamics, `[rounds, 2]`.
+      curve: `held_out` before each round and after the last, of the representation and of the dynamics, `[rounds + 1, 2]`.
       ok: False where anything was not finite.
     """
 
     own: Own
     q: Float[Array, "V C"]
     round: Int[Array, ""]
-    curve: Float[Array, "rounds 2"]
+    curve: Float[Array, "rounds+1 2"]
     ok: Bool[Array, ""]
 
 
@@ -82,12 +82,15 @@ def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tune
             change, state = optimiser.update(gradient, state, own)
             return optax.apply_updates(own, change), state
 
+    def looked(own: Own, q: Array, later: Spectra, number: Array, best: Any) -> tuple[Any, Array]:
+        value = held_out(own, subject, prior, later, config)
+        better = value.sum() < best[0]
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), (value.sum(), own, q, number), best), value
+
     def one_round(carry: Any, number: Array) -> tuple[Any, Array]:
         own, state, q, best = carry
         gradient, (q, seen, later) = jax.grad(through_parcels, has_aux=True)(own, q)
-        value = held_out(own, subject, prior, later, config)
-        better = value.sum() < best[0]
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (value.sum(), own, q, number), best)
+        best, value = looked(own, q, later, number, best)
         own, state = update(own, state, gradient)
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
@@ -99,5 +102,10 @@ def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tune
 
     own = begin(subject.x.shape[1], prior, config)
     start = own, optimiser.init(own), subject.q, (jnp.array(jnp.inf), own, subject.q, jnp.zeros((), jnp.int32))
-    (_, _, _, best), curve = jax.lax.scan(one_round, start, jnp.arange(config.rounds, dtype=jnp.int32))
+    (own, _, q, best), curve = jax.lax.scan(one_round, start, jnp.arange(config.rounds, dtype=jnp.int32))
+    # What the last round's steps came to is looked at as well.
+    q = parcels(own.adapter, subject, q, PARCEL_STEPS)[0].q
+    later = parcel_spectra(subject, q, n_parcels)[1]
+    best, value = looked(own, q, later, jnp.int32(config.rounds), best)
+    curve = jnp.concatenate([curve, value[None]])
     return Tuned(best[1], best[2], best[3], curve, jnp.isfinite(curve).all())

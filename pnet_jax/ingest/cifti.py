@@ -141,7 +141,7 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
         kind="cifti",
         name=name,
         resolution=float(np.nanmedian(np.concatenate(spacing))),
-        grid=Grid(voxel, (shape[0], shape[1], shape[2]), axis.affine if volume.any() else np.eye(4), axis),
+        grid=Grid(voxel, (shape[0], shape[1], shape[2]), axis.affine if volume.any() else np.eye(4), brain_models=axis),
     )
 
 

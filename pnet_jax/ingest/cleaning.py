@@ -9,12 +9,14 @@ cleaning every location (its Butterworth filter is a Python loop over locations)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from pnet_jax.config import CleaningConfig
-from pnet_jax.scan import Scan, zscore_in_place
+from pnet_jax.scan import Half, Scan, split_frames, zscore_in_place
 from pnet_jax.space import Space
 
 BLOCK = 4096
@@ -52,7 +54,8 @@ def clean_recording(
 ) -> Scan:
     """Cleans and standardises in place, and assembles the Scan.
 
-    Memory above the recording itself: one block of 4096 locations, two or three T x T matrices, and with `wide` half of the recording.
+    Memory above the recording itself: one block of 4096 locations, a few T x T matrices, the halves (as large as the recording), and with
+    `wide` half of the recording.
 
     Args:
       recording: raw signals; `recording.y` is overwritten and reused by the Scan.
@@ -71,11 +74,15 @@ def clean_recording(
     operator = time_operator(kept, low_pass=low_pass, **same)  # type: ignore[arg-type]
     wide = time_operator(kept, low_pass=None, **same) if cleaning.wide and low_pass is not None else None  # type: ignore[arg-type]
     n_confounds = 0 if confounds is None else confounds.shape[1]
-    degrees = float(np.sum(operator**2, dtype=np.float64))
+    degrees = degrees_of(operator)
     check_degrees(degrees, len(kept), n_confounds, (low_pass, high_pass), where, warnings)
-    y, mean, counts, unfiltered = apply_in_place(recording.y, kept, operator, wide)
-    check_locations(counts, len(y), where, warnings)
+    parts = split_frames(kept, recording.tr) if cleaning.halves else ()
+    each = [half_operator(kept[part], low_pass=low_pass, **same) for part in parts]  # type: ignore[arg-type]
+    applied = apply_in_place(recording.y, kept, operator, wide, list(zip(parts, each, strict=True)))
+    check_locations(applied.counts, len(applied.y), where, warnings)
+    y = applied.y
     _, std, valid = zscore_in_place(y)
+    halves = [Half(x, kept[part], degrees_of(one)) for x, part, one in zip(applied.halves, parts, each, strict=True)]
     done = {**(done or {}), "detrend": cleaning.detrend, "low_pass": low_pass, "high_pass": high_pass}
     done |= {"wide": wide is not None, "degrees_of_freedom": round(degrees, 1), "scrubbed": recorded - len(kept)}
     return Scan(
@@ -85,13 +92,28 @@ def clean_recording(
         frames=kept,
         recorded=recorded,
         valid=valid,
-        mean=mean,
+        mean=applied.mean,
         std=std,
         cleaning=done,
         warnings=tuple(warnings),
-        wide=unfiltered,
+        wide=applied.wide,
+        halves=(halves[0], halves[1]) if halves else None,
+        degrees=degrees,
         **fields,  # type: ignore[arg-type]
     )
+
+
+def degrees_of(operator: Float[np.ndarray, "T T"]) -> float:
+    """Degrees of freedom of what a linear operator leaves of white noise: the sum of its squared entries."""
+    return float(np.sum(operator**2, dtype=np.float64))
+
+
+def half_operator(kept: Int[np.ndarray, " t"], *, where: str, **same: Any) -> Float[np.ndarray, "t t"]:
+    """`time_operator` of one half of the frames; zeros, with 0 degrees of freedom, where they are too few to be cleaned."""
+    try:
+        return time_operator(kept, where=where, **same)
+    except ValueError:  # the whole scan could be cleaned: this half alone is too short for the filter
+        return np.zeros((len(kept), len(kept)), np.float32)
 
 
 def time_operator(
@@ -205,22 +227,44 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
         warnings.append(f"{flat} of {total} locations are constant and are marked invalid")
 
 
+class Applied(NamedTuple):
+    """A recording after its operators.
+
+    Attributes:
+      y: cleaned series, 0 where there is no finite, varying signal, `[V, T]`.
+      mean: over the kept frames before cleaning, `[V]`.
+      counts: locations that are `not_finite` or `constant`.
+      wide: what the operator without a low-pass leaves, z-scored, float16, or None.
+      halves: each half of the frames after its own operator, z-scored.
+    """
+
+    y: Float[np.ndarray, "V T"]
+    mean: Float[np.ndarray, " V"]
+    counts: dict[str, int]
+    wide: Float[np.ndarray, "V T"] | None
+    halves: list[Float[np.ndarray, "V t"]]
+
+
 def apply_in_place(
     y: Float[np.ndarray, "V recorded"],
     kept: Int[np.ndarray, " T"],
     operator: Float[np.ndarray, "T T"],
     wide: Float[np.ndarray, "T T"] | None = None,
-) -> tuple[Float[np.ndarray, "V T"], Float[np.ndarray, " V"], dict[str, int], Float[np.ndarray, "V T"] | None]:
-    """Multiplies every series by the operator, in the memory of `y`, and by another one into memory of its own.
+    parts: Sequence[tuple[Int[np.ndarray, " t"], Float[np.ndarray, "t t"]]] = (),
+) -> Applied:
+    """Multiplies every series by the operator, in the memory of `y`, and by others into memory of their own.
 
-    Returns:
-      The cleaned series `[V, T]`, 0 where there is no finite, varying signal; the mean over the kept frames before
-      cleaning `[V]`; how many locations are not finite, how many constant; and what the other operator makes of them, z-scored, in
-      float16.
+    Args:
+      y: raw series; overwritten.
+      kept: positions of the T frames to keep.
+      operator: of these frames.
+      wide: another one of the same frames.
+      parts: columns among the kept frames, and the operator of these alone.
     """
     flat, n = y.reshape(-1), len(kept)
     mean, counts = np.zeros(len(y), np.float32), {"not_finite": 0, "constant": 0}
     beside = None if wide is None else np.zeros((len(y), n), np.float16)
+    halves = [np.zeros((len(y), len(columns)), np.float32) for columns, _ in parts]
     for start in range(0, len(y), BLOCK):
         rows = slice(start, min(start + BLOCK, len(y)))
         piece = y[rows][:, kept]
@@ -236,12 +280,16 @@ def apply_in_place(
             other = piece @ wide.T
             zscore_in_place(other)
             beside[rows] = np.where(varies[:, None], other, 0)
+        for half, (columns, one) in zip(halves, parts, strict=True):
+            np.matmul(piece[:, columns], one.T, out=half[rows])
+            zscore_in_place(half[rows])
+            half[rows][~varies] = 0
         # Rows move towards the front, never past a row that is still to be read.
         flat[rows.start * n : rows.stop * n] = cleaned.reshape(-1)
         mean[rows] = centre
         counts["not_finite"] += int((~finite).sum())
         counts["constant"] += int((finite & ~varies).sum())
-    return flat[: len(y) * n].reshape(len(y), n), mean, counts, beside
+    return Applied(flat[: len(y) * n].reshape(len(y), n), mean, counts, beside, halves)
 
 
 def _interpolation(inside: Int[np.ndarray, " T"], tr: float) -> Float[np.ndarray, "span T"]:

@@ -130,7 +130,7 @@ def _from_cifti(stem, scan, ids):
         kind="cifti",
         name=scan["Space"],
         resolution=float(scan["Resolution"]),
-        grid=Grid(voxel, (shape[0], shape[1], shape[2]), models.affine if volume.any() else np.eye(4), models),
+        grid=Grid(voxel, (shape[0], shape[1], shape[2]), models.affine if volume.any() else np.eye(4), brain_models=models),
     )
     return space, _parcels(labels, ids, file), _parcels(prior, ids, beyond)
 

@@ -1,121 +1,141 @@
-"""From probabilities to one label per location: connected, never empty where the prior can fill it."""
+"""From probabilities to one label per location: connected, never empty where the atlas can fill it. Pure and compiled."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.ops.potts.chunked import sum_neighbours
 
 PASSES = 5
-SMALLEST_SHARE = 0.25  # of the prior's size
-
-_Edges = tuple[np.ndarray, np.ndarray]  # adjacent locations, each pair once
+SMALLEST_SHARE = 4  # a parcel below one part in so many of its atlas size gets its most probable locations back
 
 
 class Hardened(NamedTuple):
     """Labels and what was done to them.
 
     Attributes:
-      labels: `[V]`, −1 where a location has no candidate.
-      restored: parcels put back to the prior because less than a quarter of their prior size was left, ascending.
+      labels: −1 where a location has no candidate, `[V]`.
+      restored: parcels that got locations of the atlas back because less than a quarter of their size there was left, `[K]`.
       moved_fragments: how many locations changed because they hung apart from the body of their parcel.
-      components: connected components of each parcel in the result, `[K]`; 0 for absent parcels.
     """
 
-    labels: Int[np.ndarray, " V"]
-    restored: Int[np.ndarray, " r"]
-    moved_fragments: int
-    components: Int[np.ndarray, " K"]
+    labels: Int[Array, " V"]
+    restored: Bool[Array, " K"]
+    moved_fragments: Int[Array, ""]
+
+
+def most_probable(q: Float[Array, "V C"], candidates: Int[Array, "V C"]) -> Int[Array, " V"]:
+    """The candidate of the highest probability, the first of equal ones; −1 where there is none, `[V]`."""
+    best = jnp.where(candidates >= 0, q, -1.0).argmax(1)
+    return jnp.take_along_axis(candidates, best[:, None], axis=1)[:, 0]
 
 
 def harden(
-    q: Float[np.ndarray, "V C"],
-    candidates: Int[np.ndarray, "V C"],
-    neighbours: Int[np.ndarray, "V N"],
-    prior_labels: Int[np.ndarray, " V"],
+    q: Float[Array, "V C"],
+    candidates: Int[Array, "V C"],
+    table: Int[Array, "N V C"],
+    neighbours: Int[Array, "V N"],
+    atlas_labels: Int[Array, " V"],
     n_parcels: int,
 ) -> Hardened:
     """Most probable candidate; fragments join the majority of their neighbours; parcels that nearly vanished are restored.
 
     Args:
       q: probabilities, `[V, C]`.
-      candidates: −1 padded, `[V, C]`.
+      candidates: −1 where there is none; locations that do not count have none, `[V, C]`.
+      table: see `SpatialPrior`.
       neighbours: −1 padded, `[V, N]`; without neighbours (ROIs) nothing is a fragment.
-      prior_labels: the prior's answer, −1 outside, `[V]`.
+      atlas_labels: the atlas's answer, −1 outside and where a location does not count, `[V]`.
       n_parcels: K.
     """
-    rows = np.arange(len(q))
-    labels = np.where(candidates[:, 0] >= 0, candidates[rows, np.where(candidates >= 0, q, -1.0).argmax(1)], -1).astype(np.int32)
-    first = labels.copy()
-    pairs = _pairs(neighbours)
-    if neighbours.shape[1]:
-        labels = _join_fragments(labels, candidates, neighbours, pairs, n_parcels)
-    moved = int((labels != first).sum())
-    size, expected = (np.bincount(x[x >= 0], minlength=n_parcels) for x in (labels, prior_labels))
-    restored = np.flatnonzero((size < SMALLEST_SHARE * expected) & (expected > 0))
-    for k in restored.tolist():
-        labels[_most_probable(q, candidates, prior_labels, k, math.ceil(SMALLEST_SHARE * expected[k]))] = k
-    return Hardened(labels, restored.astype(np.int32), moved, _component_count(labels, pairs, n_parcels))
+    first = most_probable(q, candidates)
+    labels = _join_fragments(first, candidates, table, neighbours, n_parcels) if neighbours.shape[1] else first
+    moved = (labels != first).sum().astype(jnp.int32)
+    size, expected = _sizes(labels, n_parcels), _sizes(atlas_labels, n_parcels)
+    restored = (SMALLEST_SHARE * size < expected) & (expected > 0)
+    # Rank of every location within its atlas parcel, by the probability of that parcel.
+    own = jnp.where(candidates == atlas_labels[:, None], q, 0.0).sum(1)
+    at = jnp.where(atlas_labels < 0, n_parcels, atlas_labels)
+    order = jnp.lexsort((-own, at))
+    starts = jnp.cumsum(jnp.append(expected, 0)) - jnp.append(expected, 0)
+    rank = jnp.zeros(len(at), jnp.int32).at[order].set(jnp.arange(len(at), dtype=jnp.int32)) - starts[at]
+    wanted = -(-expected // SMALLEST_SHARE)
+    back = jnp.append(restored, False)[at] & (rank < jnp.append(wanted, 0)[at])
+    return Hardened(jnp.where(back, atlas_labels, labels), restored, moved)
 
 
-def _most_probable(
-    q: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"], prior_labels: Int[np.ndarray, " V"], k: int, count: int
-) -> Int[np.ndarray, " n"]:
-    """The `count` locations of prior parcel k that are most probably its own."""
-    here = np.flatnonzero(prior_labels == k)
-    probability = np.where(candidates[here] == k, q[here], 0.0).sum(1)
-    return here[np.argsort(-probability, kind="stable")[:count]]
-
-
-def unchanged(prior_labels: Int[np.ndarray, " V"], neighbours: Int[np.ndarray, "V N"], n_parcels: int) -> Hardened:
-    """The prior's labels as they are, with the components they fall into."""
-    none = np.zeros(0, np.int32)
-    return Hardened(prior_labels.astype(np.int32), none, 0, _component_count(prior_labels, _pairs(neighbours), n_parcels))
+def _sizes(labels: Int[Array, " V"], n_parcels: int) -> Int[Array, " K"]:
+    at = jnp.where(labels < 0, n_parcels, labels)
+    return jax.ops.segment_sum(jnp.ones(len(labels), jnp.int32), at, n_parcels + 1)[:n_parcels]
 
 
 def _join_fragments(
-    labels: Int[np.ndarray, " V"], candidates: Int[np.ndarray, "V C"], neighbours: Int[np.ndarray, "V N"], pairs: _Edges, n_parcels: int
-) -> Int[np.ndarray, " V"]:
-    labels = labels.copy()
-    for _ in range(PASSES):
-        component = _components(labels, pairs)
-        size = np.bincount(component)
-        # The largest component of a parcel is its body; ties go to the one with the first location.
-        order = np.lexsort((np.arange(len(labels)), -size[component]))
-        inside = order[labels[order] >= 0]
-        parcel, at = np.unique(labels[inside], return_index=True)
-        body = np.full(n_parcels, -1)
-        body[parcel] = component[inside[at]]
-        loose = np.flatnonzero((labels >= 0) & (component != body[labels]))
-        if not len(loose):
-            break
-        settled = np.append(labels, -1)
-        settled[loose] = -1
-        votes = (settled[neighbours[loose]][:, :, None] == candidates[loose][:, None, :]) & (candidates[loose] >= 0)[:, None, :]
-        votes = votes.sum(1)  # [loose, C]
-        heard = votes.max(1) > 0
-        labels[loose[heard]] = candidates[loose[heard], votes[heard].argmax(1)]
-    return labels
+    labels: Int[Array, " V"], candidates: Int[Array, "V C"], table: Int[Array, "N V C"], neighbours: Int[Array, "V N"], n_parcels: int
+) -> Int[Array, " V"]:
+    def loose_ones(labels: Array) -> Array:
+        return (labels >= 0) & (components(labels, neighbours) != bodies(labels, neighbours, n_parcels)[labels])
+
+    def again(state: tuple[Array, Array, Array]) -> Array:
+        _, loose, passes = state
+        return loose.any() & (passes < PASSES)
+
+    def join(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        labels, loose, passes = state
+        settled = jnp.where((labels >= 0) & ~loose, labels, -2)
+        votes = sum_neighbours((candidates == settled[:, None]).astype(jnp.float32), table)
+        votes = jnp.where(candidates >= 0, votes, 0.0)
+        best = jnp.take_along_axis(candidates, votes.argmax(1)[:, None], axis=1)[:, 0]
+        labels = jnp.where(loose & (votes.max(1) > 0), best, labels)
+        return labels, loose_ones(labels), passes + 1
+
+    return jax.lax.while_loop(again, join, (labels, loose_ones(labels), jnp.int32(0)))[0]
 
 
-def _pairs(neighbours: Int[np.ndarray, "V N"]) -> _Edges:
-    v, n = np.nonzero(neighbours > np.arange(len(neighbours))[:, None])  # each pair once
-    return v, neighbours[v, n]
+def bodies(labels: Int[Array, " V"], neighbours: Int[Array, "V N"], n_parcels: int) -> Int[Array, " K"]:
+    """The component that is each parcel's body: its largest, of equal ones that with the first location; V for absent parcels, `[K]`."""
+    component, count = components(labels, neighbours), len(labels)
+    size = jax.ops.segment_sum(jnp.ones(count, jnp.int32), component, count)[component]
+    at = jnp.where(labels < 0, n_parcels, labels)
+    largest = jax.ops.segment_max(size, at, n_parcels + 1)
+    own = jnp.where(size == largest[at], component, count)
+    return jax.ops.segment_min(own, at, n_parcels + 1)[:n_parcels]
 
 
-def _components(labels: Int[np.ndarray, " V"], pairs: _Edges) -> Int[np.ndarray, " V"]:
-    i, j = pairs
+def components(labels: Int[Array, " V"], neighbours: Int[Array, "V N"]) -> Int[Array, " V"]:
+    """First location of the connected component of equal labels that each location is in, `[V]`.
+
+    Every location takes the smallest root among its neighbours of the same label, and roots point to their own root, until nothing
+    changes: about log₂ of a parcel's diameter passes.
+    """
+    count = len(labels)
+    beside = jnp.where((neighbours >= 0) & (labels[neighbours] == labels[:, None]), neighbours, count)
+
+    def spread(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        root, _ = state
+        lowest = jnp.minimum(jnp.append(root, count)[beside].min(1, initial=count), root)
+        # The old root learns of the new one, then all jump to the root of their root.
+        found = root.at[root].min(lowest)
+        found = jnp.minimum(found, lowest)
+        found = found[found]
+        return found, (found != root).any()
+
+    start = jnp.arange(count, dtype=jnp.int32)
+    return jax.lax.while_loop(lambda state: state[1], spread, (start, jnp.array(True)))[0]
+
+
+def count_components(labels: Int[np.ndarray, " V"], neighbours: Int[np.ndarray, "V N"], n_parcels: int) -> Int[np.ndarray, " K"]:
+    """Connected components of each parcel, on the host, `[K]`; 0 for absent parcels."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    i, n = np.nonzero(neighbours > np.arange(len(neighbours))[:, None])  # each pair once
+    j = neighbours[i, n]
     same = labels[i] == labels[j]
     graph = coo_matrix((np.ones(int(same.sum()), bool), (i[same], j[same])), shape=(len(labels),) * 2)
-    return connected_components(graph, directed=False)[1]
-
-
-def _component_count(labels: Int[np.ndarray, " V"], pairs: _Edges, n_parcels: int) -> Int[np.ndarray, " K"]:
-    component = _components(labels, pairs)
-    first = np.unique(component, return_index=True)[1]
-    own = labels[first]
+    own = labels[np.unique(connected_components(graph, directed=False)[1], return_index=True)[1]]
     return np.bincount(own[own >= 0], minlength=n_parcels)

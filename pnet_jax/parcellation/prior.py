@@ -117,64 +117,58 @@ class LocalPrior:
       candidates: parcels within reach of each location, nearest first, −1 padded, `[V, C]`.
       log_prior: log π of each candidate, normalised over them, `[V, C]`; `-inf`-like (−1e9) at the padding.
       labels: the prior's own answer, the parcel of the nearest point; −1 further than 4 mm from every parcel, `[V]`.
-      coverage: share of each parcel's points with a valid location within half a voxel's diagonal, `[K]`.
     """
 
     candidates: Int[np.ndarray, "V C"]
     log_prior: Float[np.ndarray, "V C"]
     labels: Int[np.ndarray, " V"]
-    coverage: Float[np.ndarray, " K"]
 
 
 PADDING = -1e9  # finite, so that a gradient through a padded candidate is 0 and not NaN
 
 
-def on_space(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> LocalPrior:
+def on_space(prior: Prior, space: Space) -> LocalPrior:
     r"""Candidates of every location and the spatial prior over them.
 
     .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
 
     with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
-    parcels beyond 16 mm, or outside the scan's field of view, are no candidates, and of more than 16 the nearest are kept.
+    parcels beyond 16 mm are no candidates, and of more than 16 the nearest are kept. Locations further than 4 mm from every parcel
+    have none.
 
     Args:
       prior: K parcels.
       space: V locations.
-      valid: locations that carry a signal; the others are outside.
 
     Raises:
-      ValueError: no valid location lies within 4 mm of any parcel.
+      ValueError: no location lies within 4 mm of any parcel.
     """
     labels = np.full(len(space), -1, np.int32)
-    coverage = _coverage(prior, space, valid)
 
     def one_side(side: int) -> list[tuple[np.ndarray, ...]]:
-        here = np.flatnonzero((space.hemisphere == side) & valid)
-        points = np.flatnonzero(prior.hemisphere == side)
+        here, points = (np.flatnonzero(x.hemisphere == side) for x in (space, prior))
         if not len(here) or not len(points):
             return []
         distance, nearest = cKDTree(prior.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3)
         inside = np.isfinite(distance)
         here = here[inside]
         labels[here] = prior.labels[points[nearest[inside]]]
-        seen = (coverage > 0) | (np.bincount(labels[here], minlength=prior.n_parcels) > 0)
         near = _distances(prior, points, space.xyz[here])
-        # A parcel outside the field of view must not take locations from its neighbours: it is absent.
-        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near if seen[k]]
+        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
 
     with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
     if not (labels >= 0).any():
         low, high = prior.xyz.min(0).round().tolist(), prior.xyz.max(0).round().tolist()
         raise ValueError(
-            f"prior {prior.source} does not overlap the scan: none of {int(valid.sum())} locations lies within {REACH_MM:g} mm of a "
+            f"prior {prior.source} does not overlap the scan: none of {len(space)} locations lies within {REACH_MM:g} mm of a "
             f"parcel (prior spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
         )
     candidates, distance = _nearest_first(len(space), *(np.concatenate(part) for part in zip(*triples, strict=True)))
     log_prior = np.where(candidates >= 0, -(distance**2) / (2 * SIGMA_MM**2), PADDING)
     peak = log_prior.max(1, keepdims=True)
     log_prior -= peak + np.log(np.exp(log_prior - peak).sum(1, keepdims=True))
-    return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels, coverage)
+    return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels)
 
 
 def _distances(
@@ -208,10 +202,15 @@ def _nearest_first(
     return candidates, distance
 
 
-def _coverage(prior: Prior, space: Space, valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
-    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2 + 1e-3  # half a voxel's diagonal, corners included
-    if not valid.any():
-        return np.zeros(prior.n_parcels, np.float32)
-    d = cKDTree(space.xyz[valid]).query(prior.xyz, distance_upper_bound=reach, workers=-1)[0]
+def nearest_locations(prior: Prior, space: Space) -> Int[np.ndarray, " N"]:
+    """The location nearest to each of the prior's points, −1 where none lies within half a voxel's diagonal, `[N]`."""
+    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2 + 1e-3  # corners included
+    distance, nearest = cKDTree(space.xyz).query(prior.xyz, distance_upper_bound=reach, workers=-1)
+    return np.where(np.isfinite(distance), nearest, -1)
+
+
+def coverage_of(prior: Prior, nearest: Int[np.ndarray, " N"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
+    """Share of each parcel's points whose nearest location carries a signal, `[K]`."""
+    seen = np.append(valid, False)[nearest]
     total = np.bincount(prior.labels, minlength=prior.n_parcels)
-    return (np.bincount(prior.labels[np.isfinite(d)], minlength=prior.n_parcels) / total).astype(np.float32)
+    return (np.bincount(prior.labels[seen], minlength=prior.n_parcels) / total).astype(np.float32)

@@ -37,6 +37,8 @@ def write_space(folder: Path, space: Space) -> str:
         tables["neighbours"] = space.neighbours
     if space.grid is not None:
         tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
+        if space.grid.to_mni is not None:
+            tables["to_mni"] = space.grid.to_mni
     packed = io.BytesIO()
     np.savez_compressed(packed, text=json.dumps(text), **tables)
     write_bytes(path, packed.getvalue())
@@ -50,7 +52,7 @@ def load_space(path: Path) -> Space:
     grid = None
     if "ijk" in tables:
         x, y, z = (int(n) for n in tables.pop("shape"))
-        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"))
+        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"), tables.pop("to_mni", None))
     if grid is not None and "neighbours" not in tables:
         tables["neighbours"] = grid_neighbours(grid.ijk)
     names = None if text["names"] is None else tuple(text["names"])

@@ -136,7 +136,7 @@ def cifti_network() -> Network:
         kind="cifti",
         name="fsLR",
         resolution=2.0,
-        grid=Grid(ijk, SHAPE, AFFINE, models),
+        grid=Grid(ijk, SHAPE, AFFINE, brain_models=models),
     )
     return make_network(space, entities={"task": "rest", "space": "fsLR", "den": "91k"})
 

@@ -1,0 +1,114 @@
+"""From a scan and the arrays of the step to its Network."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+import pnet_jax
+from pnet_jax import edges as measures
+from pnet_jax.construction.qc import quality
+from pnet_jax.construction.resolve import Plan
+from pnet_jax.construction.step import Outputs, Subject
+from pnet_jax.construction.wave import seed_of
+from pnet_jax.network import Network
+from pnet_jax.parcellation.prior import coverage_of
+from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
+from pnet_jax.scan import Scan
+
+
+def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs) -> Network:
+    """A scan's Network from the results of the step.
+
+    Args:
+      scan: the recording.
+      placed: the atlas on its Space.
+      plan: what was asked for.
+      subject: the scan as the step read it.
+      found: its results.
+    """
+    atlas, n = placed.atlas, len(placed.here)
+    rows = locate(placed, scan)
+    here = np.flatnonzero(rows.valid)
+    spread = _Spread(len(scan.space), here, rows.at[here])
+    labels = spread(found.labels, -1)
+    signals = found.signals[:, : scan.y.shape[1]]
+    coverage = coverage_of(atlas, placed.nearest, subject.valid[:n])
+    known = {"tr": scan.tr, "frames": scan.frames, "y": scan.y, "labels": labels}
+    edges = {
+        name: found.edges[name] if name in found.edges else measures.compute(name, signals, **known)
+        for name in plan.edges
+        if name in found.edges or measures.measure(name).function is not None
+    }
+    return Network(
+        space=scan.space,
+        labels=labels,
+        candidates=spread(found.candidates, -1),
+        probabilities=spread(found.probabilities, 0.0),
+        signals=signals,
+        edges=edges,
+        ids=atlas.ids,
+        names=atlas.names,
+        hemispheres=atlas.hemispheres,
+        prior_labels=spread(np.asarray(placed.prior.labels), -1),
+        coverage=coverage,
+        frames=scan.frames,
+        tr=scan.tr,
+        subject=scan.subject,
+        entities=dict(scan.entities),
+        qc=quality(scan, placed, plan, subject, found, coverage),
+        provenance=_provenance(scan, plan),
+        mean=scan.mean,
+        displacement=scan.displacement,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+    """From the atlas's locations to the scan's."""
+
+    size: int
+    here: Int[np.ndarray, " m"]
+    rows: Int[np.ndarray, " m"]
+
+    def __call__(self, values: np.ndarray, fill: float) -> np.ndarray:
+        out = np.full((self.size, *values.shape[1:]), fill, values.dtype)
+        out[self.rows] = values[self.here]
+        return out
+
+
+def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, "K T"]:
+    """Mean signal of each parcel, NaN where it has no location, on the host, `[K, T]`."""
+    from scipy.sparse import csr_matrix
+
+    inside = np.flatnonzero(labels >= 0)
+    size = np.bincount(labels[inside], minlength=n_parcels).astype(np.float32)
+    share = csr_matrix((np.ones(len(inside), np.float32), (labels[inside], inside)), shape=(n_parcels, len(labels)))
+    with np.errstate(invalid="ignore"):
+        return (share @ y) / np.where(size > 0, size, np.nan)[:, None]
+
+
+def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
+    atlas, model = plan.atlas, plan.model
+    return {
+        "pnet_jax": pnet_jax.__version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "checkpoint": {"name": model.name, "digest": model.digest},
+        "prior": {
+            "source": atlas.source,
+            "digest": atlas.digest,
+            "parcels": atlas.n_parcels,
+            "space": atlas.space,
+            "resolution": atlas.resolution,
+        },
+        "config": dataclasses.asdict(plan.config),
+        "seed": seed_of(scan, plan.config.seed),
+        "source": str(scan.source),
+        "cleaning": scan.cleaning,
+        "device": jax.devices()[0].device_kind,
+    }

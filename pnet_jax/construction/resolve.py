@@ -1,0 +1,140 @@
+"""From settings to what a construction needs; everything that can be wrong with them is found here, before the first scan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pnet_jax import edges as measures
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction.step import Settings
+from pnet_jax.encoder.model import Model
+from pnet_jax.parcellation.choose import BETAS, KAPPAS
+from pnet_jax.parcellation.prior import Prior
+
+if TYPE_CHECKING:
+    from pnet_jax.people import People
+
+OF_DYNAMICS = ("coupling", "effective")
+OF_COHORT = ("tangent",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A construction, resolved.
+
+    Attributes:
+      model: encoder and its shipped atlases.
+      atlas: K parcels to start from.
+      edges: names of all measures.
+      settings: what is compiled into the step.
+      people: what a group's parcels have in common, or None.
+      config: everything else.
+    """
+
+    model: Model
+    atlas: Prior
+    edges: tuple[str, ...]
+    settings: Settings
+    people: People | None
+    config: ConstructConfig
+
+
+def resolve(
+    config: ConstructConfig,
+    *,
+    prior: Prior | str | Path | None = None,
+    parcels: int | None = None,
+    model: Model | str | Path | None = None,
+    edges: Sequence[str] | None = None,
+    people: People | str | Path | None = None,
+    cohort: bool = False,
+) -> Plan:
+    """Model, atlas, measures and group that a configuration, and the arguments that win over it, name.
+
+    Args:
+      config: settings.
+      prior, parcels, model, edges, people: as for `construct`.
+      cohort: many scans are to be constructed, so that measures of a cohort can be made.
+
+    Raises:
+      ValueError: one of them does not exist, or they do not go together.
+    """
+    chosen = _model(model or config.checkpoint)
+    names = tuple(edges if edges is not None else config.edges)
+    for name in names:
+        measures.measure(name)
+        if name in OF_DYNAMICS and not config.dynamics:
+            raise ValueError(f'edge measure "{name}" is made by fitting dynamics: ask for these too (--dynamics true)')
+        if name in OF_COHORT and not cohort:
+            raise ValueError(
+                f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
+                "`pnet_jax.edges.tangent` on networks that you have"
+            )
+    atlas = _atlas(prior if prior is not None else config.prior, parcels or config.parcels, chosen)
+    if "effective" in names:
+        from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
+
+        refuse_directed(atlas)
+    settings = Settings(
+        n_parcels=atlas.n_parcels,
+        kappas=KAPPAS if config.kappa is None else (float(config.kappa),),
+        betas=BETAS if config.beta is None else (float(config.beta),),
+        force=config.force_personalised,
+        edges=tuple(name for name in names if measures.measure(name).masked is not None),
+    )
+    used = dataclasses.replace(config, parcels=atlas.n_parcels, prior=atlas.source, checkpoint=chosen.name, edges=names)
+    return Plan(chosen, atlas, names, settings, _people(config, atlas, people), used)
+
+
+def _people(config: ConstructConfig, atlas: Prior, people: People | str | Path | None) -> People | None:
+    """The group whose dynamics and edges inform a construction; None where it is not to be informed."""
+    people = people if people is not None else config.people
+    if people is None:
+        if not config.dynamics:
+            return None
+        raise ValueError(
+            "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (--people)"
+        )
+    from pnet_jax.people import People  # with optax, which only dynamics need
+
+    source = ""
+    if not isinstance(people, People):
+        from pnet_jax.checkpoint import load_people
+
+        source, people = f" {people}", load_people(people)
+    if people.prior != atlas.digest:
+        raise ValueError(
+            f"people{source} are of the parcels of another prior: expected {atlas.digest} ({atlas.source}), found "
+            f"{people.prior}; give the prior that they were made with (--prior)"
+        )
+    return people
+
+
+def _model(model: Model | str | Path) -> Model:
+    if isinstance(model, Model):
+        return model
+    from pnet_jax.checkpoint import load_model
+
+    return load_model(model)
+
+
+def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) -> Prior:
+    if prior is None:
+        parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
+        if parcels not in model.priors:
+            raise ValueError(
+                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: "
+                "choose one, or give a prior file"
+            )
+        return model.priors[parcels]
+    if not isinstance(prior, Prior):
+        from pnet_jax.ingest import load_prior
+
+        prior = load_prior(prior)
+    if parcels is not None and parcels != prior.n_parcels:
+        more = "more than it has" if parcels > prior.n_parcels else "fewer than it has"
+        raise ValueError(f"prior {prior.source} has {prior.n_parcels} parcels, asked for {parcels}, {more}: K is the prior's")
+    return prior

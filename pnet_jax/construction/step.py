@@ -1,0 +1,308 @@
+"""The step: from the signals of a scan to its parcels, their calibration and their edges, as one pure compiled function.
+
+Everything has a fixed shape: frames and locations that a scan does not have are masked, no choice returns to the host. `wave` maps it
+over scans and puts it on devices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from pnet_jax.edges import measure
+from pnet_jax.encoder.adapter import Adapter
+from pnet_jax.encoder.model import Encoder, embed
+from pnet_jax.encoder.tokens import Observed
+from pnet_jax.parcellation import calibrate, decide, score
+from pnet_jax.parcellation.choose import BETAS, KAPPAS, Choice, choose
+from pnet_jax.parcellation.harden import Hardened, harden, most_probable
+from pnet_jax.parcellation.held_out import held_out
+from pnet_jax.parcellation.mixture import Problem, begin, group_prototypes, mixture, normalise
+from pnet_jax.parcellation.spatial import SpatialPrior
+
+FINAL_STEPS = 6
+CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
+BLOCK_SECONDS = 20.0
+MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
+LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
+
+
+class Settings(NamedTuple):
+    """What is compiled into the step; hashable.
+
+    Attributes:
+      n_parcels: K.
+      kappas, betas: grids; one value fixes it.
+      force: personalised parcels whatever the decision.
+      edges: names of measures that the step makes.
+    """
+
+    n_parcels: int
+    kappas: tuple[float, ...] = KAPPAS
+    betas: tuple[float, ...] = BETAS
+    force: bool = False
+    edges: tuple[str, ...] = ("pearson",)
+
+
+class Shared(NamedTuple):
+    """What all scans of a Space share.
+
+    Attributes:
+      encoder: weights.
+      prior: the spatial prior.
+      region: reference region of each location (`tokens.nearest_reference`), `[W]`.
+      free: `choose.data_free` of the spatial prior, `[b, W, C]`.
+    """
+
+    encoder: Encoder
+    prior: SpatialPrior
+    region: Int[Array, " W"]
+    free: Float[Array, "b W C"]
+
+
+class Subject(NamedTuple):
+    """One scan as the step reads it; a wave has S in front of every array.
+
+    Attributes:
+      y: signals of the whole scan, z-scored, 0 in padding, `[W, T]`.
+      kept: frames that count, `[T]`.
+      halves: signals of both halves, each cleaned on its own, `[2, W, H]`.
+      halves_kept: their frames that count, `[2, H]`.
+      blocks: stretch of 20 s that each of these frames is in, counted through both halves, −1 in padding, `[2, H]`.
+      valid: locations with a signal, `[W]`.
+      present: parcels of which the scan sees something, `[K]`.
+      log_tsnr: see `tokens.log_tsnr`, `[W]`.
+      tr: seconds.
+      n_blocks: stretches of the shorter half.
+      degrees: of freedom of the halves, `[2]`.
+      seed: of the bootstrap; depends on who the scan is and on nothing else.
+      adapter: what fine-tuning changes, or None.
+    """
+
+    y: Float[Array, "W T"]
+    kept: Bool[Array, " T"]
+    halves: Float[Array, "2 W H"]
+    halves_kept: Bool[Array, "2 H"]
+    blocks: Int[Array, "2 H"]
+    valid: Bool[Array, " W"]
+    present: Bool[Array, " K"]
+    log_tsnr: Float[Array, " W"]
+    tr: Float[Array, ""]
+    n_blocks: Int[Array, ""]
+    degrees: Float[Array, " 2"]
+    seed: UInt32[Array, ""]
+    adapter: Adapter | None = None
+
+
+class Quality(NamedTuple):
+    """Scores across halves of three maps: personalised, data-free (κ = 0) and the atlas.
+
+    Attributes:
+      dcbc, homogeneity: `[3]`.
+      gain: held-out log density of the personalised over the data-free parcels, nats per location: 2.5 %, 50 %, 97.5 %, `[3]`.
+      dcbc_gain: the same of the DCBC, `[3]`.
+      agreement: share of locations to which both halves give the same label.
+      cosine: mean cosine between the halves' embeddings.
+    """
+
+    dcbc: Float[Array, " 3"]
+    homogeneity: Float[Array, " 3"]
+    gain: Float[Array, " 3"]
+    dcbc_gain: Float[Array, " 3"]
+    agreement: Float[Array, ""]
+    cosine: Float[Array, ""]
+
+
+class Outputs(NamedTuple):
+    """Result of one scan.
+
+    Attributes:
+      labels: parcel of each location, −1 where it has none, `[W]`.
+      candidates: parcels that each location may belong to, −1 where it has none or does not count, `[W, C]`.
+      probabilities: replication probability of each candidate, or the spatial prior where the atlas is returned, `[W, C]`.
+      signals: mean signal of each parcel, NaN for absent ones, 0 in padded frames, `[K, T]`.
+      edges: by name, `[K, K]`.
+      personalised: False where the atlas is returned.
+      choice: settings and trials, without the halves' mixtures.
+      quality: across halves.
+      exponents: of the calibration, `[2]`.
+      reliability: curve of the calibration across the halves: sum of probabilities, of hits, and locations, in ten bins, `[3, 10]`.
+      restored: `[K]`.
+      moved_fragments: locations.
+    """
+
+    labels: Int[Array, " W"]
+    candidates: Int[Array, "W C"]
+    probabilities: Float[Array, "W C"]
+    signals: Float[Array, "K T"]
+    edges: dict[str, Float[Array, "K K"]]
+    personalised: Bool[Array, ""]
+    choice: Choice
+    quality: Quality
+    exponents: Float[Array, " 2"]
+    reliability: Float[Array, "3 10"]
+    restored: Bool[Array, " K"]
+    moved_fragments: Int[Array, ""]
+
+
+def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
+    """Parcels, calibration and edges of one scan.
+
+    Args:
+      shared: model and atlas on the Space.
+      subject: the scan.
+      settings: grids, measures.
+    """
+    prior, k = shared.prior, settings.n_parcels
+    candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)
+    atlas = jnp.where(subject.valid & (candidates >= 0).any(1), prior.labels, -1)
+    counts = (candidates >= 0).any(1)
+    problems = [
+        _problem(shared, subject, y, kept, candidates, atlas, k)
+        for y, kept in zip((*subject.halves, subject.y), (*subject.halves_kept, subject.kept), strict=True)
+    ]
+    halves = problems[0], problems[1]
+    free = _only(shared.free, candidates)
+    choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
+    own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
+    quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
+    enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
+    enough &= (subject.n_blocks >= MIN_BLOCKS) & (subject.degrees.min() >= LEAST_DEGREES)
+    personalised = jnp.array(True) if settings.force else enough
+    whole = problems[2]
+    begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
+    q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
+    p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts)
+    hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)
+    labels = jnp.where(personalised, hardened.labels, atlas)
+    spatial = jnp.where(candidates >= 0, jnp.exp(prior.log_prior), 0.0)
+    spatial = spatial / jnp.maximum(spatial.sum(1, keepdims=True), 1e-30)
+    signals, filled = parcel_signals(subject.y, labels, k)
+    return Outputs(
+        labels=labels,
+        candidates=candidates,
+        probabilities=jnp.where(personalised, p, spatial),
+        signals=signals,
+        edges={name: _edges(name, signals, filled, subject.kept) for name in settings.edges},
+        personalised=personalised,
+        choice=choice._replace(halves=()),  # type: ignore[arg-type]
+        quality=quality,
+        exponents=exponents,
+        reliability=reliability,
+        restored=hardened.restored & personalised,
+        moved_fragments=jnp.where(personalised, hardened.moved_fragments, 0),
+    )
+
+
+def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]) -> Bool[Array, "W C"]:
+    """Candidates of which the scan sees something: a parcel outside the field of view must not take locations from its neighbours."""
+    return (candidates >= 0) & present[jnp.maximum(candidates, 0)]
+
+
+def parcel_signals(y: Float[Array, "W T"], labels: Int[Array, " W"], n_parcels: int) -> tuple[Float[Array, "K T"], Bool[Array, " K"]]:
+    """Mean signal of each parcel, NaN where it has no location, `[K, T]`, and which have one, `[K]`."""
+    at = jnp.where(labels < 0, n_parcels, labels)
+    sums = jax.ops.segment_sum(y, at, n_parcels + 1)[:n_parcels]
+    size = jax.ops.segment_sum(jnp.ones(len(y), y.dtype), at, n_parcels + 1)[:n_parcels]
+    filled = size > 0
+    return jnp.where(filled[:, None], sums / jnp.maximum(size, 1.0)[:, None], jnp.nan), filled
+
+
+def _problem(
+    shared: Shared, subject: Subject, y: Array, kept: Array, candidates: Array, atlas: Array, n_parcels: int
+) -> Problem:
+    """The mixture's input from some of the scan's frames."""
+    counted = atlas >= 0
+    region = jnp.where(counted, shared.region, -1)
+    seen = Observed(y, kept, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr)
+    z = embed(shared.encoder, seen, subject.adapter)
+    prototypes = group_prototypes(z, atlas, n_parcels)
+    if subject.adapter is not None:
+        prototypes = normalise(prototypes + subject.adapter.offsets)
+    return Problem(z, candidates, shared.prior.log_prior, shared.prior.table, prototypes)
+
+
+def _only(q: Float[Array, "b W C"], candidates: Int[Array, "W C"]) -> Float[Array, "b W C"]:
+    """Probabilities over the candidates that are left."""
+    q = jnp.where((candidates >= 0)[None], q, 0.0)
+    return q / jnp.maximum(q.sum(2, keepdims=True), 1e-30)
+
+
+def _quality(
+    shared: Shared,
+    subject: Subject,
+    halves: tuple[Problem, Problem],
+    choice: Choice,
+    free: Array,
+    own: tuple[Array, Array],
+    atlas: Array,
+    candidates: Array,
+    n_parcels: int,
+) -> Quality:
+    """Each half's parcels on the other half, against the data-free ones and the atlas."""
+    prior, counts = shared.prior, atlas >= 0
+    keys = jax.random.split(jax.random.key(subject.seed), 2)
+    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, n_parcels).each for i in (0, 1)]
+    none = [held_out(free, candidates, halves[1 - i].z, n_parcels).each for i in (0, 1)]
+    gain = decide.over_cubes(keys[0], (mine[0] + mine[1] - none[0] - none[1]) / 2, counts, prior.cube, len(prior.cubes))
+    flat = most_probable(free, candidates)
+    dcbc, homogeneity, frames = [], [], []
+    for i in (0, 1):
+        kept = subject.halves_kept[1 - i].astype(jnp.float32)
+        count = jnp.maximum(kept.sum(), 1.0)
+        y = score.standardised(subject.halves[1 - i], kept)
+        r = score.pair_correlations(y, prior.pairs, count)
+        weights = [score.pair_weights(prior.pairs, labels) for labels in (own[i], flat, atlas)]
+        dcbc.append(jnp.stack([(r * weight).sum() for weight in weights]))
+        homogeneity.append(jnp.stack([score.homogeneity(y, labels, n_parcels, count) for labels in (own[i], flat, atlas)]))
+        frames.append(score.by_frame(y, prior.pairs, weights[0] - weights[1], count))
+    over = decide.over_time(keys[1], jnp.stack(frames), subject.blocks[::-1], subject.blocks.size)
+    size = jnp.maximum(counts.sum(), 1).astype(jnp.float32)
+    return Quality(
+        dcbc=(dcbc[0] + dcbc[1]) / 2,
+        homogeneity=(homogeneity[0] + homogeneity[1]) / 2,
+        gain=gain,
+        dcbc_gain=over,
+        agreement=((own[0] == own[1]) & counts).sum() / size,
+        cosine=(halves[0].z * halves[1].z).sum() / size,
+    )
+
+
+def _calibrate(
+    prior: SpatialPrior, choice: Choice, own: tuple[Array, Array], q: Array, candidates: Array, counts: Array
+) -> tuple[Array, Array, Array]:
+    """Replication probabilities of the whole scan's parcels, the exponents, and the reliability across the halves."""
+    degree = (jnp.append(counts, False)[prior.neighbours] & (prior.neighbours >= 0)).sum(1).astype(jnp.float32)
+    each = [calibrate.features(half.q, prior.table, degree) for half in choice.halves]
+    rows = jnp.linspace(0, len(counts) - 1, min(CALIBRATED_ON, len(counts))).astype(jnp.int32)
+    exponents = calibrate.fit_exponents(
+        jnp.stack([x[rows] for x in each]), jnp.stack([own[1][rows], own[0][rows]]), candidates[rows]
+    )
+    weight = counts.astype(jnp.float32)
+
+    def apply(x: Array, q: Array) -> Array:
+        return calibrate.never_sharper(calibrate.calibrated(x, exponents, candidates), q, weight)
+
+    p = apply(calibrate.features(q, prior.table, degree), q)
+    curves = [reliability_curve(apply(x, half.q), candidates, own[1 - i], counts) for i, (x, half) in enumerate(zip(each, choice.halves, strict=True))]
+    return p, exponents, curves[0] + curves[1]
+
+
+def reliability_curve(p: Float[Array, "W C"], candidates: Int[Array, "W C"], other: Int[Array, " W"], counts: Bool[Array, " W"]) -> Float[Array, "3 10"]:
+    """Of the most probable label, in ten bins of its probability: sum of probabilities, how often a repeat agrees, and locations."""
+    best = p.max(1)
+    hit = most_probable(p, candidates) == other
+    at = jnp.where(counts, jnp.minimum((best * 10).astype(jnp.int32), 9), 10)
+    return jax.ops.segment_sum(jnp.stack([best, hit.astype(best.dtype), jnp.ones_like(best)], 1), at, 11)[:10].T
+
+
+def _edges(name: str, signals: Array, filled: Array, kept: Array) -> Array:
+    found = measure(name).masked(jnp.where(filled[:, None], signals, 0.0), kept)
+    both = filled[:, None] & filled[None, :]
+    return jnp.where(both, found, jnp.nan)
+
+
+__all__ = ["Hardened", "Outputs", "Quality", "Settings", "Shared", "Subject", "step"]

@@ -1,0 +1,172 @@
+"""The host loop around the step: scans become batches of one shape, batches go to the devices, results come back as arrays."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from pnet_jax import parallel
+from pnet_jax.construction.resolve import Plan
+from pnet_jax.construction.step import BLOCK_SECONDS, Outputs, Settings, Shared, Subject, step
+from pnet_jax.encoder.adapter import Adapter
+from pnet_jax.encoder.model import Encoder
+from pnet_jax.encoder.tokens import log_tsnr, nearest_reference
+from pnet_jax.parcellation.choose import data_free
+from pnet_jax.parcellation.mixture import Problem
+from pnet_jax.parcellation.prior import coverage_of
+from pnet_jax.parcellation.spatial import AtlasOnSpace, locate, place, space_key
+from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
+
+KEPT_SPACES = 4
+
+
+def shared_of(encoder: Encoder, placed: AtlasOnSpace, settings: Settings) -> Shared:
+    """What all scans of a Space share, on the device."""
+    prior = placed.prior
+    region = np.where(prior.labels >= 0, nearest_reference(np.asarray(prior.xyz), np.asarray(encoder.references)), -1)
+    return Shared(encoder, prior, jnp.asarray(region.astype(np.int32)), _free(prior, settings))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _free(prior: Any, settings: Settings) -> Float[Array, "b W C"]:
+    nothing = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((settings.n_parcels, 1))
+    return data_free(Problem(nothing[0], prior.candidates, prior.log_prior, prior.table, nothing[1]), jnp.asarray(settings.betas))
+
+
+def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | None = None) -> Subject:
+    """A scan as the step reads it: the atlas's locations in their order, frames padded to a bucket of what was recorded."""
+    rows = locate(placed, scan)
+    at, valid = rows
+    size = bucket(scan.recorded)
+    half = bucket(scan.recorded // 2, FRAME_BUCKET // 2)
+    halves = halves_of(scan)
+    starts = [one.frames[0] if len(one.frames) else 0 for one in halves]
+    blocks = [_blocks(one.frames - start, scan.tr, half) for one, start in zip(halves, starts, strict=True)]
+    counted = [int(block.max(initial=-1)) + 1 for block in blocks]
+    blocks[1] = np.where(blocks[1] >= 0, blocks[1] + counted[0], -1)
+    present = coverage_of(placed.atlas, placed.nearest, valid[: len(placed.here)]) > 0
+    labels = np.asarray(placed.prior.labels)
+    present[labels[valid & (labels >= 0)]] = True
+    return Subject(
+        y=rows.take(scan.y, size),
+        kept=np.arange(size) < scan.y.shape[1],
+        halves=np.stack([rows.take(one.y, half) for one in halves]),
+        halves_kept=np.stack([np.arange(half) < one.y.shape[1] for one in halves]),
+        blocks=np.stack(blocks).astype(np.int32),
+        valid=valid,
+        present=present,
+        log_tsnr=np.where(valid, log_tsnr(scan.mean[at], scan.std[at], valid), 0).astype(np.float32),
+        tr=np.float32(scan.tr),
+        n_blocks=np.int32(min(counted)),
+        degrees=np.float32([one.degrees for one in halves]),
+        seed=np.uint32(seed_of(scan, seed)),
+        adapter=adapter,
+    )
+
+
+def bucket(frames: int, multiple: int = FRAME_BUCKET) -> int:
+    """Padded number of frames: of what was recorded, so that scrubbing never compiles anew."""
+    return -(-frames // multiple) * multiple
+
+
+def _blocks(frames: Int[np.ndarray, " t"], tr: float, size: int) -> Int[np.ndarray, " size"]:
+    """Stretch of 20 s that each frame lies in, by the clock of the recording; stretches of a few frames join the one before."""
+    out = np.full(size, -1, np.int64)
+    if not len(frames):
+        return out
+    block = (frames * tr / BLOCK_SECONDS).astype(np.int64)
+    least = BLOCK_SECONDS / tr / 2
+    names, counts = np.unique(block, return_counts=True)
+    at, filled = {}, 0.0
+    number = -1
+    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+        if number < 0 or filled >= least:
+            number, filled = number + 1, 0.0
+        at[name], filled = number, filled + count
+    if filled < least and number > 0:
+        at = {name: min(value, number - 1) for name, value in at.items()}
+    out[: len(frames)] = [at[name] for name in block.tolist()]
+    return out
+
+
+def seed_of(scan: Scan, seed: int) -> int:
+    """Depends on who the scan is, never on what is processed beside it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{scan.label}".encode()).digest()[:4], "big")
+
+
+def stacked(subjects: Sequence[Subject]) -> Subject:
+    """A wave: all arrays with one axis more in front."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *subjects)
+
+
+def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None) -> list[Outputs]:
+    """Results of scans of one shape, as numpy arrays; rows that the mesh needs beside them are the last scan's again."""
+    mesh = parallel.make_mesh() if mesh is None else mesh
+    size = parallel.padded(len(subjects), mesh.shape["subject"])
+    full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
+    found = jax.device_get(compiled(settings, mesh)(shared, stacked(full)))
+    return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(len(subjects))]
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(settings: Settings, mesh: Mesh) -> Callable[..., Outputs]:
+    """The step of a wave over a mesh, compiled once for each shape."""
+    return parallel.over_subjects(functools.partial(step, settings=settings), mesh, shared=1)
+
+
+class Builder:
+    """Networks of scans under one plan; tables of a Space are made once and kept for as long as scans on it come.
+
+    Args:
+      plan: from `resolve`.
+      mesh: devices, along "subject"; all if not given.
+    """
+
+    def __init__(self, plan: Plan, mesh: Mesh | None = None):
+        self.plan, self.mesh = plan, parallel.make_mesh() if mesh is None else mesh
+        self._placed: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}
+
+    def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
+        """The atlas on a scan's Space, and what the step shares there.
+
+        Raises:
+          ValueError: they do not overlap.
+        """
+        key = space_key(scan.space)
+        if key not in self._placed:
+            if len(self._placed) >= KEPT_SPACES:  # native-space scans have one each
+                self._placed.pop(next(iter(self._placed)))
+            placed = place(self.plan.atlas, scan.space)
+            self._placed[key] = placed, shared_of(self.plan.model.encoder, placed, self.plan.settings)
+        return self._placed[key]
+
+    def ready(self, scan: Scan, adapter: Adapter | None = None) -> Ready:
+        """A scan on its way to a wave."""
+        placed, shared = self.placed(scan)
+        return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
+
+    def run(self, wave: Sequence[Ready]) -> list[Outputs]:
+        """Results of scans that can share a wave (`Ready.shape`)."""
+        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, self.mesh)
+
+
+class Ready(NamedTuple):
+    """A scan with the atlas on its Space and as the step reads it."""
+
+    scan: Scan
+    placed: AtlasOnSpace
+    shared: Shared
+    subject: Subject
+
+    @property
+    def shape(self) -> Hashable:
+        """Scans of one shape can share a wave, and a compiled step."""
+        return (space_key(self.scan.space), *(np.shape(leaf) for leaf in jax.tree.leaves(self.subject)))

@@ -1,0 +1,151 @@
+"""The choice of κ, β and T on the halves of a scan, by the held-out log predictive density."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.parcellation.held_out import held_out
+from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
+
+KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
+BETAS = (0.1, 0.2, 0.4)
+MIDDLE = 1  # place in BETAS that κ is searched at
+STEPS = 3  # of a fit that begins where the one at the κ before ended
+FREE_STEPS = 8
+SCORED = 4  # while searching, every fourth location is scored
+
+
+class Choice(NamedTuple):
+    """Settings chosen on the halves, and the halves' parcels under them.
+
+    Attributes:
+      kappa: concentration, from a parabola through log κ.
+      beta: weight of the neighbours.
+      temperature: T of the best score; above 1 q is over-confident.
+      score: S of the best pair, nats per location.
+      free: S of the best data-free member (κ = 0).
+      free_beta: place of its β in `betas`.
+      edge: the best κ is the smallest or the largest of the grid.
+      kappas, betas: the trials, `[n]`.
+      scores, temperatures: of each trial, `[n]`.
+      halves: the mixtures of both halves at the chosen settings.
+    """
+
+    kappa: Float[Array, ""]
+    beta: Float[Array, ""]
+    temperature: Float[Array, ""]
+    score: Float[Array, ""]
+    free: Float[Array, ""]
+    free_beta: Int[Array, ""]
+    edge: Bool[Array, ""]
+    kappas: Float[Array, " n"]
+    betas: Float[Array, " n"]
+    scores: Float[Array, " n"]
+    temperatures: Float[Array, " n"]
+    halves: tuple[Mixture, Mixture]
+
+
+def data_free(problem: Problem, betas: Float[Array, " b"]) -> Float[Array, "b V C"]:
+    """Parcels without data, κ = 0: votes and spatial prior alone, for each β."""
+
+    def one(beta: Array) -> Array:
+        return mixture(problem, jnp.float32(0), beta, steps=FREE_STEPS).q
+
+    return jax.lax.map(one, betas)
+
+
+def choose(
+    problems: tuple[Problem, Problem],
+    free: Float[Array, "b V C"],
+    n_parcels: int,
+    *,
+    kappas: tuple[float, ...] = KAPPAS,
+    betas: tuple[float, ...] = BETAS,
+    frame_ratio: float = 1.0,
+) -> Choice:
+    """κ, β and T of the highest held-out score.
+
+    κ goes upwards through its grid at the middle β, each fit from the one before; a parabola through log κ refines the best; the
+    other β are tried there. Everything has a fixed shape: no trial depends on the host.
+
+    Args:
+      problems: the mixture's input from each half, on the same candidates.
+      free: `data_free` of the same candidates for `betas`.
+      n_parcels: K.
+      kappas, betas: the grids; one value each fixes it.
+    """
+    candidates, z = problems[0].candidates, (problems[0].z, problems[1].z)
+    rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
+
+    def scored(q: tuple[Array, Array]) -> tuple[Array, Array]:
+        found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows) for i in (0, 1)]
+        return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
+
+    def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture] | None, steps: int = STEPS) -> tuple[Mixture, Mixture]:
+        begun = (None, None) if start is None else start
+        first, second = (mixture(p, kappa, beta, steps=steps, start=s) for p, s in zip(problems, begun, strict=True))
+        return first, second
+
+    middle = jnp.float32(betas[min(MIDDLE, len(betas) - 1)])
+    grid = jnp.asarray(kappas, jnp.float32)
+
+    def upwards(carry: tuple[Mixture, Mixture], kappa: Array) -> tuple[tuple[Mixture, Mixture], tuple[Array, Array, Array]]:
+        found = fit(kappa, middle, carry)
+        score, temperature = scored((found[0].q, found[1].q))
+        return found, (score, temperature, jnp.stack([found[0].q, found[1].q]))
+
+    start = fit(grid[0], middle, None)
+    _, (scores, temperatures, qs) = jax.lax.scan(upwards, start, grid)
+    best = scores.argmax()
+    kappa = _parabola(jnp.log(grid), scores, best) if len(kappas) > 2 else grid[best]
+    near = _from(problems, qs[best])
+    if len(betas) > 1:
+
+        def across(beta: Array) -> tuple[Array, Array, Array]:
+            found = fit(kappa, beta, near)
+            score, temperature = scored((found[0].q, found[1].q))
+            return score, temperature, jnp.stack([found[0].q, found[1].q])
+
+        tried, heat, found = jax.lax.map(across, jnp.asarray(betas, jnp.float32))
+        at = tried.argmax()
+        beta, temperature, score, near = jnp.asarray(betas, jnp.float32)[at], heat[at], tried[at], _from(problems, found[at])
+        trials = jnp.concatenate([grid, jnp.full(len(betas), kappa)]), jnp.concatenate([jnp.full(len(kappas), middle), jnp.asarray(betas)])
+        scores, temperatures = jnp.concatenate([scores, tried]), jnp.concatenate([temperatures, heat])
+    else:
+        beta, temperature, score = middle, temperatures[best], scores[best]
+        trials = grid, jnp.full(len(kappas), middle)
+    frees = jax.lax.map(lambda q: scored((q, q))[0], free)
+    edge = ((best == 0) | (best == len(kappas) - 1)) & (len(kappas) > 1)
+    return Choice(
+        kappa, beta, temperature, score, frees.max(), frees.argmax().astype(jnp.int32), edge, *trials, scores, temperatures,
+        fit(kappa, beta, near),
+    )  # fmt: skip
+
+
+def _from(problems: tuple[Problem, Problem], q: Float[Array, "2 V C"]) -> tuple[Mixture, Mixture]:
+    """Mixtures to go on from, of stored probabilities."""
+    from pnet_jax.parcellation.mixture import begin
+
+    first, second = (begin(problem, jnp.log(jnp.maximum(one, 1e-9))) for problem, one in zip(problems, q, strict=True))
+    return first, second
+
+
+def _parabola(x: Float[Array, " n"], y: Float[Array, " n"], best: Int[Array, ""]) -> Float[Array, ""]:
+    """exp of the peak of the parabola through the best point and those beside it, at most as far as these."""
+    at = jnp.clip(best, 1, len(x) - 2)
+    (a, b, c), (p, q, r) = (v[at + jnp.arange(-1, 2)] for v in (x, y))
+    left, right = (q - p) / (b - a), (r - q) / (c - b)
+    bend = (right - left) / (c - a)
+    peak = (a + b) / 2 - left / (2 * jnp.where(bend < 0, bend, -1.0))
+    inside = jnp.where((bend < 0) & (best == at), jnp.clip(peak, a, c), x[best])
+    return jnp.exp(inside)
+
+
+def half_index(size: int) -> np.ndarray:
+    """Places of every `SCORED`-th location."""
+    return np.arange(0, size, SCORED, dtype=np.int32)

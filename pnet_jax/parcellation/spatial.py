@@ -1,0 +1,181 @@
+"""An atlas on a Space: everything of a parcellation that no scan changes, made once and shared by all scans of that Space."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pnet_jax.ops.potts.chunked import match_table
+from pnet_jax.parcellation.prior import PADDING, Prior, nearest_locations, on_space
+from pnet_jax.parcellation.score import Pairs, sample_pairs
+from pnet_jax.scan import LOCATION_BUCKET, Scan
+from pnet_jax.space import Space, grid_space, take
+
+CUBE_MM = 32.0  # blocks of the spatial bootstrap: wider than the smoothness of any scan
+CANDIDATE_BUCKET, CUBE_BUCKET = 8, 64
+
+
+class SpatialPrior(NamedTuple):
+    """The spatial prior on W locations and the tables that go with it: arrays on the device, the same for every scan.
+
+    Attributes:
+      candidates: parcels that a location may belong to, −1 padded, `[W, C]`.
+      log_prior: log π of each, `[W, C]`.
+      table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, W, C]`.
+      neighbours: adjacent locations, −1 padded, `[W, N]`.
+      labels: the atlas's own parcel, −1 in padding, `[W]`.
+      cube: block of each location for the spatial bootstrap, `[W]`.
+      cubes: its blocks, numbered, `[B]`; only their number matters.
+      pairs: near pairs, for the DCBC.
+      xyz: MNI mm, `[W, 3]`.
+    """
+
+    candidates: Int[Array, "W C"]
+    log_prior: Float[Array, "W C"]
+    table: Int[Array, "N W C"]
+    neighbours: Int[Array, "W N"]
+    labels: Int[Array, " W"]
+    cube: Int[Array, " W"]
+    cubes: Int[Array, " B"]
+    pairs: Pairs
+    xyz: Float[Array, "W 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AtlasOnSpace:
+    """An atlas on the Space of a cohort.
+
+    Attributes:
+      atlas: K parcels.
+      space: the n locations within 4 mm of a parcel; scans say of each whether they have it.
+      here: their places in the whole Space (`whole_space`), `[n]`.
+      prior: the spatial prior there, padded to W locations.
+      nearest: location nearest to each of the atlas's points, −1 where there is none, `[N]`.
+    """
+
+    atlas: Prior
+    space: Space
+    here: Int[np.ndarray, " n"]
+    prior: SpatialPrior
+    nearest: Int[np.ndarray, " N"]
+
+    @property
+    def n_parcels(self) -> int:
+        return self.atlas.n_parcels
+
+
+def whole_space(space: Space, atlas: Prior) -> Space:
+    """The Space that a scan's Space is part of: of a grid all voxels near the atlas, so that masks that differ share one; else itself."""
+    if space.kind != "grid" or space.grid is None:
+        return space
+    grid = space.grid
+    whole = grid.affine if grid.to_mni is None else grid.to_mni @ grid.affine
+    # A box around the atlas: a field of view is mostly air.
+    low, high = atlas.xyz.min(0) - CUBE_MM / 2, atlas.xyz.max(0) + CUBE_MM / 2
+    corners = np.array(np.meshgrid(*zip(low, high, strict=True), indexing="ij")).reshape(3, -1).T
+    inside = (corners - whole[:3, 3]) @ np.linalg.inv(whole[:3, :3]).T
+    first = np.clip(np.floor(inside.min(0)).astype(int), 0, grid.shape)
+    last = np.clip(np.ceil(inside.max(0)).astype(int) + 1, 0, grid.shape)
+    box = np.zeros(grid.shape, bool)
+    box[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = True
+    return grid_space(box, grid.affine, name=space.name, to_mni=grid.to_mni) if box.any() else space
+
+
+def place(atlas: Prior, space: Space) -> AtlasOnSpace:
+    """An atlas on the whole Space that a scan's Space is part of.
+
+    Raises:
+      ValueError: they do not overlap.
+    """
+    whole = whole_space(space, atlas)
+    local = on_space(atlas, whole)
+    here = np.flatnonzero(local.labels >= 0)
+    own = take(whole, here)
+    candidates = _wide(pad_rows(local.candidates[here], -1), -1)
+    log_prior = _wide(pad_rows(local.log_prior[here], PADDING), PADDING)
+    neighbours = pad_rows(own.neighbours, -1)
+    block, cube = np.unique(np.floor(own.xyz / CUBE_MM).astype(int), axis=0, return_inverse=True)
+    prior = SpatialPrior(
+        candidates=jnp.asarray(candidates),
+        log_prior=jnp.asarray(log_prior),
+        table=match_table(jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels=atlas.n_parcels),
+        neighbours=jnp.asarray(neighbours),
+        labels=jnp.asarray(pad_rows(local.labels[here], -1)),
+        cube=jnp.asarray(pad_rows(cube.ravel().astype(np.int32), 0)),
+        cubes=jnp.arange(len(block) + -len(block) % CUBE_BUCKET, dtype=jnp.int32),
+        pairs=sample_pairs(own, np.arange(len(here)), rows=len(candidates)),
+        xyz=jnp.asarray(pad_rows(own.xyz, 0.0)),
+    )
+    return AtlasOnSpace(atlas, own, here, prior, nearest_locations(atlas, own))
+
+
+def rows_of(placed: AtlasOnSpace, space: Space) -> Int[np.ndarray, " n"]:
+    """For each of the n locations of an atlas, the row of a scan on `space` that is the same place; −1 where the scan has none, `[n]`.
+
+    The scan's Space has the same key (`space_key`) as the one that the atlas was placed on.
+    """
+    if space.kind != "grid" or space.grid is None or placed.space.grid is None:
+        return placed.here
+    index = np.full(space.grid.shape, -1, np.int64)
+    index[tuple(space.grid.ijk.T)] = np.arange(len(space))
+    return index[tuple(placed.space.grid.ijk.T)]
+
+
+class Rows(NamedTuple):
+    """Where a scan has the locations of an atlas.
+
+    Attributes:
+      at: row of the scan for each of the W locations; 0 where it has none, `[W]`.
+      valid: it has one, with a signal, `[W]`.
+    """
+
+    at: Int[np.ndarray, " W"]
+    valid: Bool[np.ndarray, " W"]
+
+    def take(self, y: Float[np.ndarray, "V T"], size: int | None = None) -> Float[np.ndarray, "W size"]:
+        """Signals in the order of the atlas's locations, 0 where the scan has none; frames padded with 0 to `size`."""
+        out = np.zeros((len(self.at), y.shape[1] if size is None else size), np.float32)
+        out[self.valid, : y.shape[1]] = y[self.at[self.valid]]
+        return out
+
+
+def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
+    """Where a scan has the locations of an atlas on its Space.
+
+    Raises:
+      ValueError: none of them carries a signal.
+    """
+    found = rows_of(placed, scan.space)
+    rows = pad_rows(found, -1)
+    at = np.maximum(rows, 0)
+    valid = (rows >= 0) & scan.valid[at]
+    if not valid.any():
+        low, high = placed.atlas.xyz.min(0).round().tolist(), placed.atlas.xyz.max(0).round().tolist()
+        raise ValueError(
+            f"atlas {placed.atlas.source} does not overlap {scan.label}: none of its {int(scan.valid.sum())} locations with a signal lies "
+            f"within 4 mm of a parcel (the atlas spans {low} to {high} mm)"
+        )
+    return Rows(at, valid)
+
+
+def space_key(space: Space) -> Hashable:
+    """Equal for Spaces that share an atlas's tables: grids by their image, whatever their masks; others by their locations."""
+    if space.kind == "grid" and space.grid is not None:
+        return ("grid", space.grid.shape, *(None if x is None else x.tobytes() for x in (space.grid.affine, space.grid.to_mni)))
+    tables = (space.xyz, space.hemisphere, space.structure, space.neighbours)
+    return (space.kind, hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in tables)).hexdigest())
+
+
+def pad_rows(table: np.ndarray, value: float, multiple: int = LOCATION_BUCKET) -> np.ndarray:
+    """Rows up to a multiple, filled with a value, so that scans of like sizes share compiled steps."""
+    return np.pad(table, ((0, -len(table) % multiple),) + ((0, 0),) * (table.ndim - 1), constant_values=value)
+
+
+def _wide(table: np.ndarray, value: float) -> np.ndarray:
+    return np.pad(table, ((0, 0), (0, -table.shape[1] % CANDIDATE_BUCKET)), constant_values=value)
