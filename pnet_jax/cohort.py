@@ -8,26 +8,28 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.construction import construct, resolve, resolve_people
+from pnet_jax.construction import Builder, Ready, build, resolve
 from pnet_jax.edges.inverse import ledoit_wolf
-from pnet_jax.encoder.model import Model
+from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.network import Network
 from pnet_jax.outputs import append_status, check_status, check_writable, load_network, read_status, remove_result, save, save_edges
-from pnet_jax.parcellation.prior import Prior
-from pnet_jax.people import People
 from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
+REFUSED = (ValueError, OSError, MemoryError, np.linalg.LinAlgError)
+ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
 
 
 def construct_cohort(
@@ -66,87 +68,140 @@ def construct_cohort(
         check_installed()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, prior, names = resolve(config)
-        people = resolve_people(config, prior)
-    notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the prior's file: they belong to every result
+        plan = resolve(config, cohort=True)
+    notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the atlas's file: they belong to every result
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if people is not None and people.guide is not None and len(people.guide.mean) > 1:
+    if plan.people is not None and plan.people.guide is not None and len(plan.people.guide.mean) > 1:
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     check_status(folder / "status.tsv", "pnet construct")
-    alone = tuple(name for name in names if name != "tangent")  # which needs the cohort, and follows at the end
-    job = _job([_deciding(config), load, model.digest, prior.digest])
+    job = _job([_deciding(config), load, plan.model.digest, plan.atlas.digest])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, dict[str, Any]] = {}
+    loop = _Loop(folder, config, Builder(plan), notes)
+    waiting: dict[Hashable, list[_Waiting]] = {}
+
+    def finish(made: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        for number, row in made:
+            rows[number] = row | {"job": job}
+        append_status(folder / "status.tsv", [rows[number] for number, _ in made])
+
     for number, source in enumerate(sources):
         if progress is not None:
-            progress(source.label, number, len(sources))
+            progress(source.label, len(rows), len(sources))
         earlier = done.get(source.label, {})
         if earlier.get("status") == "ok" and earlier.get("job") == job and (folder / earlier["dseg"]).exists():
-            rows.append(dict(earlier))
+            rows[number] = dict(earlier)
             continue
-        rows.append(_one(source, folder, config, model, prior, people, alone, load or {}, notes) | {"job": job})
-        append_status(folder / "status.tsv", rows[-1:])
-    if "tangent" in names and any(row not in done.values() for row in rows):
-        _write_tangent(folder, rows)
+        one = loop.load(number, source, load or {})
+        if not isinstance(one, _Waiting):
+            finish([(number, one)])
+            continue
+        wave = waiting.setdefault(one.ready.shape, [])
+        wave.append(one)
+        if len(wave) == loop.wave:
+            finish(loop.take(waiting.pop(one.ready.shape)))
+    for wave in waiting.values():
+        finish(loop.take(wave))
+    ordered = [rows[number] for number in range(len(sources))]
+    if "tangent" in plan.edges and any(row not in done.values() for row in ordered):
+        _write_tangent(folder, ordered)
     if config.report:
         write_index(folder)
     if progress is not None:
         progress("", len(sources), len(sources))
-    return rows
+    return ordered
 
 
-def _one(
-    source: ScanSource,
-    folder: Path,
-    config: ConstructConfig,
-    model: Model,
-    prior: Prior,
-    people: People | None,
-    names: Sequence[str],
-    load: dict[str, Any],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
-    try:
-        if source.problem:
-            raise ValueError(source.problem)
-        entities = {"sub": source.subject, **source.entities}
-        scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load)
-        loaded = time.perf_counter() - start
-        personal = None
-        if config.people is not None and config.dynamics:
-            personal = find_personal(config.people, scan.label, scan.source, model, prior, config.personalize)
-        network = construct(scan, prior=prior, model=model, edges=names, people=people, personal=personal, config=config)
-        network.qc["warnings"] += notes
-        network.qc["seconds"] = {"load": round(loaded, 3)} | network.qc["seconds"]
-        before = time.perf_counter()
-        files = save(network, folder, probabilities=config.probabilities)
-        if config.report:
-            write_report(network, folder / f"{source.label}.html")
-        network.qc["seconds"]["save and report"] = round(time.perf_counter() - before, 3)
-    except (ValueError, OSError, MemoryError, np.linalg.LinAlgError) as error:
-        # A recording that is refused now must not leave an older result behind. Trouble of the machine (a file that is away, a full
-        # disk, too little memory) says nothing about the recording, and what was made of it before stays.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A scan that was read and waits for others of its shape."""
+
+    number: int
+    source: ScanSource
+    row: dict[str, Any]
+    ready: Ready
+    personal: Personal | None
+    notes: list[str]
+    begun: float
+    loaded: float
+
+
+class _Loop:
+    """What the loop over scans does with one of them, and with a wave."""
+
+    def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str]):
+        self.folder, self.config, self.builder, self.notes = folder, config, builder, list(notes)
+        self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
+
+    def load(self, number: int, source: ScanSource, options: dict[str, Any]) -> _Waiting | dict[str, Any]:
+        """A scan on its way to a wave, or the row that says why it failed."""
+        begun = time.perf_counter()
+        row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
+        try:
+            if source.problem:
+                raise ValueError(source.problem)
+            entities = {"sub": source.subject, **source.entities}
+            cleaning = self.config.cleaning
+            scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=cleaning, **options)
+            personal, notes = None, list(self.notes)
+            if self.config.people is not None and self.config.dynamics:
+                plan = self.builder.plan
+                personal, said = find_personal(self.config.people, scan, plan.model, plan.atlas, self.config.personalize)
+                notes += said
+            ready = self.builder.ready(scan)
+        except REFUSED as error:
+            return self.failed(row, source, error, begun)
+        return _Waiting(number, source, row, ready, personal, notes, begun, time.perf_counter() - begun)
+
+    def take(self, wave: Sequence[_Waiting]) -> list[tuple[int, dict[str, Any]]]:
+        """Rows of a wave; where it fails as a whole, each of its scans is tried on its own."""
+        try:
+            networks = build([one.ready for one in wave], self.builder, personal=[one.personal for one in wave])
+        except REFUSED as error:
+            if len(wave) == 1:
+                return [(wave[0].number, self.failed(wave[0].row, wave[0].source, error, wave[0].begun))]
+            return [row for one in wave for row in self.take([one])]
+        return [(one.number, self.write(one, network)) for one, network in zip(wave, networks, strict=True)]
+
+    def write(self, one: _Waiting, network: Network) -> dict[str, Any]:
+        """Files of a network, and its row."""
+        source, before = one.source, time.perf_counter()
+        qc = network.qc.warn(*one.notes)
+        network = dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(one.loaded, 3)} | qc.seconds))
+        try:
+            files = save(network, self.folder, probabilities=self.config.probabilities)
+            if self.config.report:
+                write_report(network, self.folder / f"{source.label}.html")
+        except REFUSED as error:
+            return self.failed(one.row, source, error, one.begun)
+        seconds = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
+        return one.row | {
+            "status": "ok",
+            "error": "",
+            "seconds": round(sum(seconds.values()), 2),
+            "n_frames": network.qc.n_frames,
+            "minutes": round(network.qc.minutes or 0.0, 2),
+            "n_absent": len(network.qc.absent),
+            "parcels": network.qc.selection.decision,
+            "dseg": str(files[-1].relative_to(self.folder)),
+            "qc_warnings": "; ".join(text for text in network.qc.warnings if text not in self.notes),
+            "stages": json.dumps(seconds),
+        }
+
+    def failed(self, row: dict[str, Any], source: ScanSource, error: Exception, begun: float) -> dict[str, Any]:
+        """The row of a scan that failed.
+
+        A recording that is refused now must not leave an older result behind. Trouble of the machine (a file that is away, a full
+        disk, too little memory) says nothing about the recording, and what was made of it before stays.
+        """
         if isinstance(error, ValueError) and not source.problem:
-            _forget(source, folder, prior.n_parcels)
+            _forget(source, self.folder, self.builder.plan.atlas.n_parcels)
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
-        return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
-    return row | {
-        "status": "ok",
-        "error": "",
-        "seconds": round(time.perf_counter() - start, 2),
-        "n_frames": network.qc["n_frames"],
-        "minutes": round(network.qc["minutes"], 2),
-        "n_absent": len(network.qc["absent"]),
-        "used_prior": network.qc["selection"]["decision"] == "prior",
-        "dseg": str(files[-1].relative_to(folder)),
-        "qc_warnings": "; ".join(text for text in network.qc["warnings"] if text not in notes),
-        "stages": json.dumps(network.qc["seconds"]),
-    }
+        seconds = round(time.perf_counter() - begun, 2)
+        return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": seconds}
 
 
 def _forget(source: ScanSource, folder: Path, n_parcels: int) -> None:
@@ -180,7 +235,7 @@ def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def _deciding(config: ConstructConfig) -> dict[str, Any]:
     """What decides the numbers; a report more or less does not make a result out of date."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities")}
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities", "wave")}
 
 
 def _job(settings: object) -> str:

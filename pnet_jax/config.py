@@ -102,6 +102,7 @@ class ConstructConfig:
       dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs `people`.
       people: folder of `pnet personalize`, of many people's parcels of the same prior: adds the shrunk and guided layers of Pearson edges.
       personalize: see `PersonalizeConfig`.
+      wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       seed: of the pair sample and the bootstrap.
@@ -119,13 +120,14 @@ class ConstructConfig:
     dynamics: bool = False
     people: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
+    wave: int | None = None
     report: bool = True
     probabilities: bool = True
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
 
     def __post_init__(self):
-        _at_least(self, 1, "parcels")
+        _at_least(self, 1, "parcels", "wave")
         _at_least(self, 0, "beta", "min_coverage")
         if self.kappa is not None and not self.kappa > 0:
             raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")

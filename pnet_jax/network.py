@@ -210,3 +210,15 @@ class Network:
     @property
     def n_parcels(self) -> int:
         return len(self.ids)
+
+    @property
+    def confidence(self) -> Float[np.ndarray, " V"]:
+        """Probability of each location's own label, 0 outside, `[V]`: of personalised parcels that a repeat gives it the same."""
+        return confidence_of(self.labels, self.probabilities, self.candidates)
+
+
+def confidence_of(
+    labels: Int[np.ndarray, " V"], probabilities: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"]
+) -> Float[np.ndarray, " V"]:
+    """Probability of each location's label, 0 where it has none, `[V]`."""
+    return np.where((candidates == labels[:, None]) & (candidates >= 0), probabilities, 0).sum(1).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,10 @@ from jaxtyping import Float
 
 from pnet_jax import parallel
 from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
-from pnet_jax.config import PersonalizeConfig
-from pnet_jax.construction import edge_views, parcel_signals, tunable
+from pnet_jax.config import ConstructConfig, PersonalizeConfig
+from pnet_jax.construction import Builder, resolve
+from pnet_jax.construction.informed import half_views, tunable
+from pnet_jax.construction.resolve import Plan
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
@@ -28,16 +31,18 @@ from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
 from pnet_jax.outputs import append_status, check_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
-from pnet_jax.parcellation.placed import Placed, place
 from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.signals import parcel_signals
+from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
 from pnet_jax.people import LEAST_FOR_LAYERS, Member, People, fit_people
 from pnet_jax.records import Store, read_scan
-from pnet_jax.scan import Scan, n_eff, split
+from pnet_jax.scan import Scan, halves_of
 
 COMMAND = "pnet personalize"
 WAVES, STATUS = "adapters", "status.tsv"
 FINE_TUNED = "fine-tuned"
 SHARE_OF_MEMORY = 0.5  # that a wave may take
+MOST_WAITING = 2  # waves' recordings that wait for others of their shapes
 _COPIES = 4  # of a subject that its gradient holds at the same time
 
 Progress = Callable[[str, int, int], None]
@@ -85,21 +90,22 @@ def personalize(
     folder = check_writable(folder)
     check_status(folder / STATUS, COMMAND)
     with only_here(folder, COMMAND):
-        people = people or _people(store, folder / PEOPLE, prior, connectome, progress, say)
+        builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
+        people = people or _people(store, folder / PEOPLE, builder, connectome, progress, say)
         if people.prior != prior.digest:
             raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
         if not (folder / PEOPLE).is_dir():
             save_people(people, folder / PEOPLE)  # those of others too: this folder is all that `pnet construct` needs
         own_prior = dynamics_prior(people.hierarchy, prior, config)
-        settings = _settings(model, prior, config)
+        settings = _settings(builder.plan, config)
         done = _done(folder, settings)
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
         mesh = parallel.make_mesh() if mesh is None else mesh
         step = parallel.over_subjects(lambda same, subject: fine_tune(same, subject, config), mesh, shared=1)
         number = len(list((folder / WAVES).glob("wave-*"))) if (folder / WAVES).is_dir() else 0
-        for size, wave in _waves(store, left, model, prior, config, mesh.shape["subject"], rows, folder, progress, say):
+        for size, wave in _waves(store, left, builder, config, mesh.shape["subject"], rows, folder, progress, say):
             name, told = f"wave-{number:05d}", _counting(progress, len(rows), len(store))
-            rows += _take(wave, size, own_prior, step, config, folder / WAVES / name, settings, told)
+            rows += _take(wave, size, own_prior, model, step, config, folder / WAVES / name, settings, told)
             append_status(folder / STATUS, rows[-len(wave) :])
             number += 1
         if progress is not None:
@@ -113,7 +119,7 @@ def personalize(
 def _people(
     store: Store,
     folder: Path,
-    prior: Prior,
+    builder: Builder,
     connectome: Float[np.ndarray, "K K"] | None,
     progress: Progress | None,
     say: Callable[[str], None],
@@ -134,10 +140,10 @@ def _people(
         if progress is not None:
             progress(f"all people, {record.key}", 0, len(store))
         try:
-            members.append(member(_read(store, number), prior)._replace(subject=record.subject))
+            members.append(member(_read(store, number), builder)._replace(subject=record.subject))
         except (ValueError, OSError) as error:
             warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
-    people = fit_people(members, prior.digest, connectome)
+    people = fit_people(members, builder.plan.atlas.digest, connectome)
     if people.guide is None:
         say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
     elif len(people.guide.mean) == 1:
@@ -156,48 +162,55 @@ def _read(store: Store, number: int) -> Scan:
     return read_scan(store, number)
 
 
-def member(scan: Scan, prior: Prior) -> Member:
+def member(scan: Scan, builder: Builder) -> Member:
     """What is learned from of one person's recording: spectra of the prior's parcels, and the edges of its halves.
 
     Raises:
       ValueError: too few frames for the band, or no overlap with the prior.
     """
-    placed = place(scan, prior)
-    signals = parcel_signals(scan.y, placed.whole.labels, placed.n_parcels)
+    ready = builder.ready(scan)
+    labels = np.full(len(scan.space), -1, np.int32)
+    rows = locate(ready.placed, scan)
+    labels[rows.at[rows.valid]] = np.asarray(ready.placed.prior.labels)[rows.valid]
+    parcels = ready.placed.n_parcels
+    signals = np.asarray(parcel_signals(scan.y, labels, parcels))
     bins = frequency_bins(np.ones(signals.shape[1], bool), scan.tr, frames=scan.frames, filtered=scan.band)
     # A parcel without locations has no spectrum, and no say.
     seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
-    halves = split(scan)
-    edges = np.stack([edge_views(scan, signals, placed.whole.labels, columns) for columns in halves])
-    return Member(seen, edges, np.array([n_eff(scan, len(columns)) for columns in halves]), scan.subject)
+    edges = np.stack([np.stack(views) for views in half_views(scan, labels, parcels)])
+    return Member(seen, edges, np.array([half.degrees for half in halves_of(scan)]), scan.subject)
 
 
 # waves
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Ready:
+class _Waiting:
+    """A recording that waits for others of its shape; of its signals only what is still needed."""
+
     row: dict[str, Any]
     scan: Scan
-    placed: Placed
+    placed: AtlasOnSpace
     subject: Subject
-    decision: str
+    personalised: bool
 
 
 def _waves(
     store: Store,
     numbers: Sequence[int],
-    model: Model,
-    prior: Prior,
+    builder: Builder,
     config: PersonalizeConfig,
     devices: int,
     rows: list[dict[str, Any]],
     folder: Path,
     progress: Progress | None,
     say: Callable[[str], None],
-) -> Iterator[tuple[int, list[_Ready]]]:
-    """Recordings of one shape together, as many as fit; those that cannot be used become rows at once."""
-    waiting: dict[Any, list[_Ready]] = {}
+) -> Iterator[tuple[int, list[_Waiting]]]:
+    """Recordings of one shape together, as many as fit; those that cannot be used become rows at once.
+
+    No more than `MOST_WAITING` waves' recordings wait at a time: where shapes are many, the fullest wave goes early.
+    """
+    waiting: dict[Any, list[_Waiting]] = {}
     sizes: dict[Any, int] = {}
     for number in numbers:
         record = store.records[number]
@@ -206,7 +219,9 @@ def _waves(
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
             scan = _read(store, number)
-            start, subject = tunable(scan, model, prior, config)
+            row["signals"] = signals_digest(scan)
+            ready = builder.ready(scan)
+            start, subject = tunable(ready, builder, config)
         except (ValueError, OSError, MemoryError) as error:
             rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
             append_status(folder / STATUS, rows[-1:])
@@ -215,9 +230,14 @@ def _waves(
         if shape not in sizes:
             sizes[shape] = wave_size(subject, devices, min(config.wave, len(numbers)))
             say(f"waves of {sizes[shape]}: {memory_of(subject) / 2**20:.0f} MB a recording of {len(subject.x)} locations")
-        waiting.setdefault(shape, []).append(_Ready(row, scan, start.placed, subject, start.selection.decision))
+        slim = dataclasses.replace(scan, halves=None, wide=None)
+        one = _Waiting(row, slim, ready.placed, subject, bool(start.personalised))
+        waiting.setdefault(shape, []).append(one)
+        fullest = max(waiting, key=lambda name: len(waiting[name]))
         if len(waiting[shape]) == sizes[shape]:
             yield sizes[shape], waiting.pop(shape)
+        elif sum(map(len, waiting.values())) > MOST_WAITING * sizes[fullest]:
+            yield sizes[fullest], waiting.pop(fullest)
     yield from ((sizes[shape], wave) for shape, wave in waiting.items())
 
 
@@ -236,9 +256,10 @@ def wave_size(subject: Subject, devices: int, most: int) -> int:
 
 
 def _take(
-    wave: list[_Ready],
+    wave: list[_Waiting],
     size: int,
     prior: DynamicsPrior,
+    model: Model,
     step: Callable[..., Tuned],
     config: PersonalizeConfig,
     folder: Path,
@@ -256,7 +277,7 @@ def _take(
         if not tuned.ok:
             rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; nothing of it is kept"})
             continue
-        verdict = judge(one.scan, one.placed, one.subject, prior, tuned, config)
+        verdict = judge(one.scan, one.placed, model, one.subject, prior, tuned, config)
         rows.append(
             one.row
             | {
@@ -267,10 +288,10 @@ def _take(
                 "round": int(tuned.round),
                 # As in `dynamics.fit.Fit`: other people decide much of the dynamics.
                 "regularised": bool(len(prior.mean.coupling) > 2 * one.subject.counted.sum()),
-                "parcels": FINE_TUNED if verdict.kept and one.decision == "personalised" else "as before",
+                "parcels": FINE_TUNED if verdict.kept and one.personalised else "as before",
                 "reason": verdict.reason,
-                "held_out_dcbc": round(verdict.dcbc, 5),
-                "dcbc_before": round(verdict.without, 5),
+                "held_out_score": round(verdict.score, 5),
+                "score_before": round(verdict.without, 5),
                 "representation": round(float(tuned.curve[tuned.round, 0] - tuned.curve[0, 0]), 5),
                 "dynamics": round(float(tuned.curve[tuned.round, 1] - tuned.curve[0, 1]), 5),
             }
@@ -308,30 +329,43 @@ def _personal(folder: str | Path, row: dict[str, str]) -> tuple[Personal, dict[s
     arrays, about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")
     at = about["scans"].index(row["scan"])
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
-    after, before = (float(row[name] or "nan") for name in ("held_out_dcbc", "dcbc_before"))  # empty where no round was better than none
+    after, before = (float(row[name] or "nan") for name in ("held_out_score", "score_before"))  # empty where no round was better than none
     verdict = Verdict(row["parcels"] == FINE_TUNED, after, before, row["reason"])
     return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict), about
 
 
-def find_personal(folder: str | Path, scan: str, source: str, model: Model, prior: Prior, config: PersonalizeConfig) -> Personal | None:
-    """`load_personal` of a recording that is there, of the same file, and was fine-tuned by the same settings; None otherwise.
+def find_personal(
+    folder: str | Path, scan: Scan, model: Model, atlas: Prior, config: PersonalizeConfig
+) -> tuple[Personal | None, list[str]]:
+    """`load_personal` of a recording by its signals, and what the reader should know where it is estimated again.
 
     Args:
       folder: of the run.
-      scan: the recording's label; the data set's name before it in the store does not count.
-      source: the file it was read from.
-      model, prior, config: what it must have been fine-tuned with.
+      scan: the recording; its name alone does not make it the same, nor does the file's path.
+      model, atlas, config: what it must have been fine-tuned with.
     """
-    for row in read_status(Path(folder) / STATUS):
-        if row["status"] == "ok" and row["source"] == source and row["scan"].rpartition("/")[2] == scan:
+    signals = signals_digest(scan)
+    rows = [row for row in read_status(Path(folder) / STATUS) if row["status"] == "ok"]
+    for row in rows:
+        if row.get("signals") == signals:
             personal, about = _personal(folder, row)
-            return None if any(_differing(about, _settings(model, prior, config))) else personal
-    return None
+            settings = _settings(resolve(ConstructConfig(), prior=atlas, model=model), config)
+            if differing := [f"{name} {was} there, {now} now" for name, was, now in _differing(about, settings)]:
+                return None, [f"{scan.label} is fine-tuned again: {folder} holds it by other settings ({'; '.join(differing)})"]
+            return personal, []
+    if any(row["scan"].rpartition("/")[2] == scan.label for row in rows):
+        return None, [f"{scan.label} is fine-tuned again: {folder} holds a recording of this name with other signals"]
+    return None, []
 
 
-def _settings(model: Model, prior: Prior, config: PersonalizeConfig) -> dict[str, Any]:
+def signals_digest(scan: Scan) -> str:
+    """Equal for recordings whose cleaned signals are the same to the precision of a store, 16 letters."""
+    return hashlib.sha256(np.ascontiguousarray(scan.y.astype(np.float16)).tobytes()).hexdigest()[:16]
+
+
+def _settings(plan: Plan, config: PersonalizeConfig) -> dict[str, Any]:
     deciding = {name: value for name, value in dataclasses.asdict(config).items() if name != "wave"}
-    return {"model": model.digest, "prior": prior.digest, "config": deciding}
+    return {"model": plan.model.digest, "prior": plan.atlas.digest, "config": deciding}
 
 
 def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

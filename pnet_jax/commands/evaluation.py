@@ -146,7 +146,7 @@ def _recorded(args: Namespace, model: Any, prior: Any, skipped: dict[str, str]) 
     from pnet_jax.evaluate.cases import RECORDED, scan_cases
     from pnet_jax.ingest import load_scan
 
-    _, prior, _ = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=model)
+    prior = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=model).atlas
     sources, load = sources_of(args, args.input)
     conditions = args.conditions or RECORDED
 

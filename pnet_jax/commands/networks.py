@@ -35,9 +35,9 @@ def construct(arguments: Sequence[str]) -> int:
         print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
     if len(warned) > MOST_WARNED:
         print(f"warnings of {len(warned) - MOST_WARNED} more scans: column qc_warnings of {Path(args.out) / 'status.tsv'}", file=sys.stderr)
-    kept = sum(str(row.get("used_prior")).lower() == "true" for row in rows)
+    kept = sum(row.get("parcels") == "atlas" for row in rows)
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} kept the prior's parcels. "
+        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} returned the atlas's parcels. "
         f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     if config.report and len(failed) < len(rows):

@@ -171,7 +171,8 @@ def personalize(arguments: Sequence[str]) -> int:
     from pnet_jax.records import open_store
 
     store = open_store(args.store, allow_damaged=True)
-    model, prior, _ = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
+    plan = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
+    model, prior = plan.model, plan.atlas
     people = load_people(args.people) if args.people else None
     connectome = read_connectome(args.structural, prior.n_parcels) if args.structural else None
     with Bar(len(store), "personalize") as bar:

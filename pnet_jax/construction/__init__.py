@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pnet_jax.finetune.person import Personal
     from pnet_jax.people import People
 
-__all__ = ["Builder", "Ready", "construct", "resolve"]
+__all__ = ["Builder", "Ready", "build", "construct", "resolve"]
 
 
 def construct(

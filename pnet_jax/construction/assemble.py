@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 import pnet_jax
 from pnet_jax import edges as measures
@@ -79,17 +79,6 @@ class _Spread:
         out = np.full((self.size, *values.shape[1:]), fill, values.dtype)
         out[self.rows] = values[self.here]
         return out
-
-
-def parcel_signals(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, "K T"]:
-    """Mean signal of each parcel, NaN where it has no location, on the host, `[K, T]`."""
-    from scipy.sparse import csr_matrix
-
-    inside = np.flatnonzero(labels >= 0)
-    size = np.bincount(labels[inside], minlength=n_parcels).astype(np.float32)
-    share = csr_matrix((np.ones(len(inside), np.float32), (labels[inside], inside)), shape=(n_parcels, len(labels)))
-    with np.errstate(invalid="ignore"):
-        return (share @ y) / np.where(size > 0, size, np.nan)[:, None]
 
 
 def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax import edges as measures
 from pnet_jax.config import PersonalizeConfig
-from pnet_jax.construction.assemble import assemble, parcel_signals
+from pnet_jax.construction.assemble import assemble
 from pnet_jax.construction.step import Outputs
 from pnet_jax.construction.wave import Builder, Ready
 from pnet_jax.dynamics.spectra import TooShortError
@@ -18,6 +18,7 @@ from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.finetune.person import Dynamics, Effective, Personal, dynamics_of, dynamics_prior, effective_of, judge, tune
 from pnet_jax.finetune.subject import Subject, make_subject, parts_of
 from pnet_jax.network import Network
+from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.people import People
 from pnet_jax.scan import Scan, halves_of, some_frames
 
@@ -50,9 +51,7 @@ def tunable(ready: Ready, builder: Builder, config: PersonalizeConfig) -> tuple[
     return start, make_subject(scan, ready.placed, builder.plan.model, start.probabilities, start.candidates, config=config, **settings)
 
 
-def _with_dynamics(
-    network: Network, ready: Ready, found: Outputs, builder: Builder, personal: Personal | None, people: People
-) -> Network:
+def _with_dynamics(network: Network, ready: Ready, found: Outputs, builder: Builder, personal: Personal | None, people: People) -> Network:
     plan, scan = builder.plan, ready.scan
     tuning = plan.config.personalize
     own = dynamics_prior(people.hierarchy, plan.atlas, tuning)
@@ -68,7 +67,7 @@ def _with_dynamics(
             network = assemble(scan, again.placed, plan, again.subject, builder.run([again])[0])
     else:
         report["parcels"] = {"kept": False, "reason": "the atlas's parcels are returned, and none are fine-tuned"}
-    dynamics = dynamics_of(scan, network.signals, own, tuning, people.hierarchy.error)
+    dynamics = dynamics_of(scan, network.signals, own, tuning, np.asarray(people.hierarchy.error))
     fitted = {name: getattr(dynamics.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
     report |= {"fit": fitted}
     effective = None
@@ -156,7 +155,7 @@ def half_views(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> lis
     out = []
     for half in halves_of(scan):
         columns = np.searchsorted(scan.frames, half.frames)
-        own = parcel_signals(half.y, labels, n_parcels)
+        own = np.asarray(parcel_signals(half.y, labels, n_parcels))
         whole = np.full((n_parcels, len(scan.frames)), np.nan, np.float32)
         whole[:, columns] = own
         out.append([measures.compute("pearson", own), *further_views(scan, whole, labels, columns)])
@@ -168,7 +167,7 @@ def further_views(
 ) -> list[Float[np.ndarray, "K K"]]:
     """`whitened`, where signals without a low-pass are known."""
     if scan.wide is not None:
-        return [measures.compute("whitened", parcel_signals(scan.wide, labels, len(signals))[:, columns])]
+        return [measures.compute("whitened", np.asarray(parcel_signals(np.float32(scan.wide), labels, len(signals)))[:, columns])]
     if "low_pass" in scan.cleaning and scan.band[1] is None:  # and not: nobody knows what was done to them
         return [measures.compute("whitened", signals[:, columns])]
     return []

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, LEAST_DEGREES, MIN_BLOCKS, Outputs, Subject
-from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial
+from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial, confidence_of
 from pnet_jax.parcellation.harden import count_components
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace
@@ -20,9 +20,7 @@ WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one tha
 ALIKE = 0.9  # mean correlation of parcels beyond which one signal is everywhere
 
 
-def quality(
-    scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs, coverage: Float[np.ndarray, " K"]
-) -> QC:
+def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs, coverage: Float[np.ndarray, " K"]) -> QC:
     """Figures and warnings of a network."""
     atlas, name, n = placed.atlas, np.array(placed.atlas.names, object), len(placed.here)
     labels, before = found.labels[:n], np.where(subject.valid[:n], np.asarray(placed.prior.labels)[:n], -1)
@@ -121,13 +119,6 @@ def _calibration(found: Outputs, moved: np.ndarray, inside: np.ndarray, n: int) 
         doubtful_moves=float((moved & (confidence < 0.5)).sum() / total),
         curve=bins,
     )
-
-
-def confidence_of(
-    labels: Int[np.ndarray, " V"], probabilities: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"]
-) -> Float[np.ndarray, " V"]:
-    """Probability of each location's own label, 0 where it has none, `[V]`."""
-    return np.where((candidates == labels[:, None]) & (candidates >= 0), probabilities, 0).sum(1).astype(np.float32)
 
 
 def _warnings(

@@ -6,7 +6,7 @@ over scans and puts it on devices.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from pnet_jax.encoder.model import Encoder, embed
 from pnet_jax.encoder.tokens import Observed
 from pnet_jax.parcellation import calibrate, decide, score
 from pnet_jax.parcellation.choose import BETAS, KAPPAS, Choice, choose
-from pnet_jax.parcellation.harden import Hardened, harden, most_probable
+from pnet_jax.parcellation.harden import harden, most_probable
 from pnet_jax.parcellation.held_out import held_out
 from pnet_jax.parcellation.mixture import Problem, begin, group_prototypes, mixture, normalise
+from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import SpatialPrior
 
 FINAL_STEPS = 6
@@ -28,6 +29,12 @@ CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
+
+
+if TYPE_CHECKING:
+    Values: TypeAlias = Any  # JAX's arrays inside the step, numpy's before and after it
+else:
+    Values = Array
 
 
 class Settings(NamedTuple):
@@ -82,18 +89,18 @@ class Subject(NamedTuple):
       adapter: what fine-tuning changes, or None.
     """
 
-    y: Float[Array, "W T"]
-    kept: Bool[Array, " T"]
-    halves: Float[Array, "2 W H"]
-    halves_kept: Bool[Array, "2 H"]
-    blocks: Int[Array, "2 H"]
-    valid: Bool[Array, " W"]
-    present: Bool[Array, " K"]
-    log_tsnr: Float[Array, " W"]
-    tr: Float[Array, ""]
-    n_blocks: Int[Array, ""]
-    degrees: Float[Array, " 2"]
-    seed: UInt32[Array, ""]
+    y: Float[Values, "W T"]
+    kept: Bool[Values, " T"]
+    halves: Float[Values, "2 W H"]
+    halves_kept: Bool[Values, "2 H"]
+    blocks: Int[Values, "2 H"]
+    valid: Bool[Values, " W"]
+    present: Bool[Values, " K"]
+    log_tsnr: Float[Values, " W"]
+    tr: Float[Values, ""]
+    n_blocks: Int[Values, ""]
+    degrees: Float[Values, " 2"]
+    seed: UInt32[Values, ""]
     adapter: Adapter | None = None
 
 
@@ -108,12 +115,12 @@ class Quality(NamedTuple):
       cosine: mean cosine between the halves' embeddings.
     """
 
-    dcbc: Float[Array, " 3"]
-    homogeneity: Float[Array, " 3"]
-    gain: Float[Array, " 3"]
-    dcbc_gain: Float[Array, " 3"]
-    agreement: Float[Array, ""]
-    cosine: Float[Array, ""]
+    dcbc: Float[Values, " 3"]
+    homogeneity: Float[Values, " 3"]
+    gain: Float[Values, " 3"]
+    dcbc_gain: Float[Values, " 3"]
+    agreement: Float[Values, ""]
+    cosine: Float[Values, ""]
 
 
 class Outputs(NamedTuple):
@@ -134,18 +141,18 @@ class Outputs(NamedTuple):
       moved_fragments: locations.
     """
 
-    labels: Int[Array, " W"]
-    candidates: Int[Array, "W C"]
-    probabilities: Float[Array, "W C"]
-    signals: Float[Array, "K T"]
-    edges: dict[str, Float[Array, "K K"]]
-    personalised: Bool[Array, ""]
+    labels: Int[Values, " W"]
+    candidates: Int[Values, "W C"]
+    probabilities: Float[Values, "W C"]
+    signals: Float[Values, "K T"]
+    edges: dict[str, Float[Values, "K K"]]
+    personalised: Bool[Values, ""]
     choice: Choice
     quality: Quality
-    exponents: Float[Array, " 2"]
-    reliability: Float[Array, "3 10"]
-    restored: Bool[Array, " K"]
-    moved_fragments: Int[Array, ""]
+    exponents: Float[Values, " 2"]
+    reliability: Float[Values, "3 10"]
+    restored: Bool[Values, " K"]
+    moved_fragments: Int[Values, ""]
 
 
 def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
@@ -180,13 +187,13 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     labels = jnp.where(personalised, hardened.labels, atlas)
     spatial = jnp.where(candidates >= 0, jnp.exp(prior.log_prior), 0.0)
     spatial = spatial / jnp.maximum(spatial.sum(1, keepdims=True), 1e-30)
-    signals, filled = parcel_signals(subject.y, labels, k)
+    signals = parcel_signals(subject.y, labels, k)
     return Outputs(
         labels=labels,
         candidates=candidates,
         probabilities=jnp.where(personalised, p, spatial),
         signals=signals,
-        edges={name: _edges(name, signals, filled, subject.kept) for name in settings.edges},
+        edges={name: _edges(name, signals, subject.kept) for name in settings.edges},
         personalised=personalised,
         choice=choice._replace(halves=()),  # type: ignore[arg-type]
         quality=quality,
@@ -202,18 +209,7 @@ def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]
     return (candidates >= 0) & present[jnp.maximum(candidates, 0)]
 
 
-def parcel_signals(y: Float[Array, "W T"], labels: Int[Array, " W"], n_parcels: int) -> tuple[Float[Array, "K T"], Bool[Array, " K"]]:
-    """Mean signal of each parcel, NaN where it has no location, `[K, T]`, and which have one, `[K]`."""
-    at = jnp.where(labels < 0, n_parcels, labels)
-    sums = jax.ops.segment_sum(y, at, n_parcels + 1)[:n_parcels]
-    size = jax.ops.segment_sum(jnp.ones(len(y), y.dtype), at, n_parcels + 1)[:n_parcels]
-    filled = size > 0
-    return jnp.where(filled[:, None], sums / jnp.maximum(size, 1.0)[:, None], jnp.nan), filled
-
-
-def _problem(
-    shared: Shared, subject: Subject, y: Array, kept: Array, candidates: Array, atlas: Array, n_parcels: int
-) -> Problem:
+def _problem(shared: Shared, subject: Subject, y: Array, kept: Array, candidates: Array, atlas: Array, n_parcels: int) -> Problem:
     """The mixture's input from some of the scan's frames."""
     counted = atlas >= 0
     region = jnp.where(counted, shared.region, -1)
@@ -278,20 +274,21 @@ def _calibrate(
     degree = (jnp.append(counts, False)[prior.neighbours] & (prior.neighbours >= 0)).sum(1).astype(jnp.float32)
     each = [calibrate.features(half.q, prior.table, degree) for half in choice.halves]
     rows = jnp.linspace(0, len(counts) - 1, min(CALIBRATED_ON, len(counts))).astype(jnp.int32)
-    exponents = calibrate.fit_exponents(
-        jnp.stack([x[rows] for x in each]), jnp.stack([own[1][rows], own[0][rows]]), candidates[rows]
-    )
+    exponents = calibrate.fit_exponents(jnp.stack([x[rows] for x in each]), jnp.stack([own[1][rows], own[0][rows]]), candidates[rows])
     weight = counts.astype(jnp.float32)
 
     def apply(x: Array, q: Array) -> Array:
         return calibrate.never_sharper(calibrate.calibrated(x, exponents, candidates), q, weight)
 
     p = apply(calibrate.features(q, prior.table, degree), q)
-    curves = [reliability_curve(apply(x, half.q), candidates, own[1 - i], counts) for i, (x, half) in enumerate(zip(each, choice.halves, strict=True))]
+    pairs = zip(each, choice.halves, own[::-1], strict=True)
+    curves = [reliability_curve(apply(x, half.q), candidates, other, counts) for x, half, other in pairs]
     return p, exponents, curves[0] + curves[1]
 
 
-def reliability_curve(p: Float[Array, "W C"], candidates: Int[Array, "W C"], other: Int[Array, " W"], counts: Bool[Array, " W"]) -> Float[Array, "3 10"]:
+def reliability_curve(
+    p: Float[Array, "W C"], candidates: Int[Array, "W C"], other: Int[Array, " W"], counts: Bool[Array, " W"]
+) -> Float[Array, "3 10"]:
     """Of the most probable label, in ten bins of its probability: sum of probabilities, how often a repeat agrees, and locations."""
     best = p.max(1)
     hit = most_probable(p, candidates) == other
@@ -299,10 +296,10 @@ def reliability_curve(p: Float[Array, "W C"], candidates: Int[Array, "W C"], oth
     return jax.ops.segment_sum(jnp.stack([best, hit.astype(best.dtype), jnp.ones_like(best)], 1), at, 11)[:10].T
 
 
-def _edges(name: str, signals: Array, filled: Array, kept: Array) -> Array:
-    found = measure(name).masked(jnp.where(filled[:, None], signals, 0.0), kept)
-    both = filled[:, None] & filled[None, :]
-    return jnp.where(both, found, jnp.nan)
-
-
-__all__ = ["Hardened", "Outputs", "Quality", "Settings", "Shared", "Subject", "step"]
+def _edges(name: str, signals: Array, kept: Array) -> Array:
+    """Edges of the parcels that have a signal, NaN for the others, by a measure that reads pairs of parcels alone."""
+    function = measure(name).masked
+    assert function is not None
+    filled = jnp.isfinite(signals).all(1)
+    found = function(jnp.where(filled[:, None], signals, 0.0), kept)
+    return jnp.where(filled[:, None] & filled[None, :], found, jnp.nan)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from pnet_jax import parallel
 from pnet_jax.construction.resolve import Plan
@@ -66,7 +66,7 @@ def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | N
         log_tsnr=np.where(valid, log_tsnr(scan.mean[at], scan.std[at], valid), 0).astype(np.float32),
         tr=np.float32(scan.tr),
         n_blocks=np.int32(min(counted)),
-        degrees=np.float32([one.degrees for one in halves]),
+        degrees=np.array([one.degrees for one in halves], np.float32),
         seed=np.uint32(seed_of(scan, seed)),
         adapter=adapter,
     )

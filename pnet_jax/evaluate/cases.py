@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int
 
 from pnet_jax.config import SimulateConfig, nearest
-from pnet_jax.construction import parcel_signals
 from pnet_jax.parcellation.prior import Prior, make_prior, on_space
-from pnet_jax.scan import Scan, make_scan, some_frames, split
+from pnet_jax.parcellation.signals import parcel_signals
+from pnet_jax.scan import Scan, halves_of, make_scan, some_frames, split
 from pnet_jax.simulate import check, cleaned_scan, simulate_subject
 from pnet_jax.simulate.space import centroids
 from pnet_jax.space import Space, point_space, take
@@ -216,8 +216,11 @@ def _keys(space: Space) -> np.ndarray:
 
 
 def halves(scan: Scan) -> tuple[Scan, Scan]:
-    """The two halves of a recording, with a gap between them."""
-    first, second = (some_frames(scan, columns) for columns in split(scan))
+    """The two halves of a recording with a gap between them, each cleaned on its own where the scan says how."""
+    first, second = (
+        dataclasses.replace(some_frames(scan, columns), y=half.y, degrees=half.degrees)
+        for columns, half in zip(split(scan), halves_of(scan), strict=True)
+    )
     return first, second
 
 
@@ -243,7 +246,7 @@ def rois(case: Case) -> Case:
     first, second = case.scans
     labels, count = case.truth, case.prior.n_parcels
     if labels is None:
-        labels = on_space(case.prior, first.space, first.valid & second.valid).labels
+        labels = np.where(first.valid & second.valid, on_space(case.prior, first.space).labels, -1)
     else:
         count = int(labels.max()) + 1
     there = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=count) > 0)
@@ -253,7 +256,7 @@ def rois(case: Case) -> Case:
 
     def one(scan: Scan) -> Scan:
         return make_scan(
-            parcel_signals(scan.y, labels, count)[there],
+            np.asarray(parcel_signals(scan.y, labels, count))[there],
             space,
             tr=scan.tr,
             frames=scan.frames,
@@ -269,7 +272,9 @@ def rois(case: Case) -> Case:
 
 def _locations(scan: Scan, keep: Int[np.ndarray, " n"]) -> Scan:
     wide = None if scan.wide is None else scan.wide[keep]
-    return dataclasses.replace(scan, y=scan.y[keep], valid=scan.valid[keep], mean=scan.mean[keep], std=scan.std[keep], wide=wide)
+    halves = None if scan.halves is None else tuple(half._replace(y=half.y[keep]) for half in scan.halves)
+    own = {name: getattr(scan, name)[keep] for name in ("y", "valid", "mean", "std")}
+    return dataclasses.replace(scan, **own, wide=wide, halves=halves)  # type: ignore[arg-type]
 
 
 def _seconds(scan: Scan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -13,7 +14,7 @@ class Judge:
     """Signals that parcels made from other signals are scored on.
 
     Args:
-      y: z-scored signals, `[V, T]`.
+      y: signals, any unit, `[V, T]`.
       space: V locations.
       inside: the locations that count, the same for all that are compared, `[V]`.
       n_parcels: K.
@@ -29,16 +30,17 @@ class Judge:
         *,
         per_hemisphere: int = 4000,
     ):
-        self.y, self.inside, self.n_parcels = y, np.asarray(inside, bool), n_parcels
+        self.inside, self.n_parcels, self.count = np.asarray(inside, bool), n_parcels, jnp.float32(y.shape[1])
+        self.y = score.standardised(jnp.asarray(y, jnp.float32), jnp.ones(y.shape[1]))
         self.pairs = near_pairs(space, np.flatnonzero(self.inside), per_hemisphere)
-        self.r = score.pair_correlations(y, self.pairs)
+        self.r = score.pair_correlations(self.y, self.pairs, self.count)
 
     def __call__(self, labels: Int[np.ndarray, " V"]) -> dict[str, float]:
         """`dcbc` and `homogeneity` of the labels, `[V]`; NaN where they cannot be measured."""
-        labels = np.where(self.inside, labels, -1)
+        own = jnp.asarray(np.where(self.inside, labels, -1))
         return {
-            "dcbc": score.dcbc(self.r, self.pairs, labels),
-            "homogeneity": float(score.homogeneity(self.y, labels, self.n_parcels)),
+            "dcbc": float(score.dcbc(self.r, self.pairs, own)),
+            "homogeneity": float(score.homogeneity(self.y, own, self.n_parcels, self.count)),
         }
 
 

@@ -179,7 +179,7 @@ def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, sy
       ValueError: more than 200 parcels have a signal.
     """
     present = np.flatnonzero(np.isfinite(signals).all(1))
-    first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, config))
+    first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, *last_part(scan, config.held_out)))
     scale = scale_of(first)
     seen = cross_spectra([standardise(first), standardise(later, scale)])
     people, own = _present(prior, present).mean, symmetric.fit.params

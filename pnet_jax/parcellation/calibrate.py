@@ -35,9 +35,7 @@ def calibrated(x: Float[Array, "V C 2"], exponents: Float[Array, " 2"], candidat
     return jnp.where(there, jax.nn.softmax(logits, axis=1), 0.0)
 
 
-def fit_exponents(
-    x: Float[Array, "2 n C 2"], labels: Int[Array, "2 n"], candidates: Int[Array, "n C"]
-) -> Float[Array, " 2"]:
+def fit_exponents(x: Float[Array, "2 n C 2"], labels: Int[Array, "2 n"], candidates: Int[Array, "n C"]) -> Float[Array, " 2"]:
     """Exponents a and b that make each half's probabilities predict the other half's labels: conditional logit, both directions.
 
     Args:
@@ -74,9 +72,7 @@ def fit_exponents(
     return jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.full(2, START, x.dtype))
 
 
-def never_sharper(
-    p: Float[Array, "V C"], q: Float[Array, "V C"], weight: Float[Array, " V"]
-) -> Float[Array, "V C"]:
+def never_sharper(p: Float[Array, "V C"], q: Float[Array, "V C"], weight: Float[Array, " V"]) -> Float[Array, "V C"]:
     """p, or q where p is on average more certain: replication is not correctness, and where the prior dominates both halves agree
     on what is wrong."""
     sharper = (p.max(1) * weight).sum() > (q.max(1) * weight).sum()

@@ -10,9 +10,7 @@ RESAMPLES = 1000
 QUANTILES = (2.5, 50.0, 97.5)
 
 
-def over_blocks(
-    key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"]
-) -> Float[Array, " 3"]:
+def over_blocks(key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"]) -> Float[Array, " 3"]:
     """2.5 %, 50 % and 97.5 % of a mean, by a bootstrap of whole blocks drawn with replacement.
 
     Args:

@@ -26,6 +26,7 @@ from pnet_jax.space import LEFT, RIGHT, Space, take
 
 GROUP_KAPPA, GROUP_BETA, GROUP_ROUNDS = 15.0, 0.4, 10
 
+_harden = jax.jit(harden, static_argnames="n_parcels")
 _mixture = jax.jit(mixture)
 
 
@@ -121,21 +122,17 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
     covered = np.flatnonzero(np.square(mean).sum(1) > 0)
     space, z = take(space, covered), jnp.asarray(mean[covered])
     labels = _compact_parcels(space, parcels, seed)
-    everywhere = np.ones(len(space), bool)
+    neighbours = jnp.asarray(space.neighbours)
     for _ in range(GROUP_ROUNDS):
         prior = make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
         if prior.n_parcels < parcels:
             break
-        local = on_space(prior, space, everywhere)
-        problem = Problem(
-            z,
-            jnp.asarray(local.candidates),
-            jnp.asarray(local.log_prior),
-            match_table(local.candidates, space.neighbours, n_parcels=parcels),
-            group_prototypes(z, jnp.asarray(labels), parcels),
-        )
-        q = np.asarray(_mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q)
-        labels = harden(q, local.candidates, space.neighbours, labels, parcels).labels
+        local = on_space(prior, space)
+        candidates, before = jnp.asarray(local.candidates), jnp.asarray(labels)
+        table = match_table(candidates, neighbours, n_parcels=parcels)
+        problem = Problem(z, candidates, jnp.asarray(local.log_prior), table, group_prototypes(z, before, parcels))
+        q = _mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q
+        labels = np.asarray(_harden(q, candidates, table, neighbours, before, n_parcels=parcels).labels)
     source = f"learned from the scans of the checkpoint, K = {parcels}, seed {seed}"
     return make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.outputs.atomic import atomic_path, write_text
 from pnet_jax.records.packing import digest_of, file_digest, pack, unpack
 from pnet_jax.records.spaces import load_space, space_row, write_space
-from pnet_jax.scan import Scan
+from pnet_jax.scan import Half, Scan
 from pnet_jax.space import Space
 
 FORMAT, VERSION = "pnet_jax records", 1
@@ -234,6 +234,8 @@ def write_scan(
         "label": scan.subject,
         "cleaning": cleaning,
         "wide": scan.wide is not None,
+        "halves": None if scan.halves is None else [half.degrees for half in scan.halves],
+        "degrees": scan.degrees,
         "row": dataclasses.asdict(row),
     }
     own: dict[str, np.ndarray] = {
@@ -254,6 +256,9 @@ def write_scan(
             if scan.wide is not None:  # behind all others: pre-training reads none
                 for start, stop in itertools.pairwise(bounds):
                     writer.write(pack(of_window | {"start": start}, {"wide": scan.wide[:, start:stop].astype(np.float16)}))
+            for half in scan.halves or ():
+                own_frames = {"y": half.y.astype(np.float16), "frames": half.frames.astype(np.int32)}
+                writer.write(pack(of_window, own_frames))
             writer.close()  # a full disk is noticed here
         except RuntimeError as error:
             raise OSError(errno.EIO, str(error)) from error
@@ -299,6 +304,15 @@ def read_scan(store: Store, number: int) -> Scan:
     if header.get("wide"):
         packed = _read(store.folder / record.file, [1 + len(windows) + window for window in windows])
         wide = np.concatenate([unpack(data)[1]["wide"] for data in packed], axis=1)
+    halves = None
+    if header.get("halves"):
+        start = 1 + len(windows) * (2 if header.get("wide") else 1)
+        packed = [unpack(data)[1] for data in _read(store.folder / record.file, [start, start + 1])]
+        first, second = (
+            Half(part["y"].astype(np.float32), part["frames"].astype(np.int64), degrees)
+            for part, degrees in zip(packed, header["halves"], strict=True)
+        )
+        halves = first, second
     return Scan(
         y=y,
         space=read_space(store, record.space),
@@ -314,6 +328,8 @@ def read_scan(store: Store, number: int) -> Scan:
         cleaning=header["cleaning"],
         warnings=record.warnings,
         wide=wide,
+        halves=halves,
+        degrees=header.get("degrees"),
     )
 
 

@@ -1,0 +1,29 @@
+"""Mean signals of parcels."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+
+@functools.partial(jax.jit, static_argnames="n_parcels")
+def parcel_signals(y: Float[ArrayLike, "V T"], labels: Int[ArrayLike, " V"], n_parcels: int) -> Float[Array, "K T"]:
+    """Mean signal of each parcel over its locations, NaN where it has none, `[K, T]`.
+
+    Args:
+      y: signals, `[V, T]`.
+      labels: −1 outside, `[V]`.
+      n_parcels: K.
+
+    >>> parcel_signals(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0, 0]), 2).tolist()
+    [[2.0, 3.0], [nan, nan]]
+    """
+    labels = jnp.asarray(labels)
+    at, rows = jnp.where(labels < 0, n_parcels, labels), jnp.asarray(y)
+    sums = jax.ops.segment_sum(rows, at, n_parcels + 1)[:n_parcels]
+    size = jax.ops.segment_sum(jnp.ones(len(rows), rows.dtype), at, n_parcels + 1)[:n_parcels, None]
+    return jnp.where(size > 0, sums / jnp.maximum(size, 1.0), jnp.nan)
