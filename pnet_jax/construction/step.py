@@ -26,7 +26,6 @@ from pnet_jax.parcellation.spatial import SpatialPrior
 
 FINAL_STEPS = 6
 CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
-GROWTH = 0.5
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
@@ -46,8 +45,6 @@ class Settings(NamedTuple):
       kappas, betas: grids; one value fixes it.
       force: personalised parcels whatever the decision.
       edges: names of measures that the step makes.
-      growth: how κ of the whole scan follows from that of its halves, κ · (2 / (1 + c))^growth with c the mean cosine between the
-        halves' embeddings; 0 keeps it, 1 is what twice the frames would bring if noise were the only reason for a small κ.
     """
 
     n_parcels: int
@@ -55,7 +52,6 @@ class Settings(NamedTuple):
     betas: tuple[float, ...] = BETAS
     force: bool = False
     edges: tuple[str, ...] = ("pearson",)
-    growth: float = GROWTH
 
 
 class Shared(NamedTuple):
@@ -65,7 +61,7 @@ class Shared(NamedTuple):
       encoder: weights.
       prior: the spatial prior.
       region: reference region of each location (`tokens.nearest_reference`), `[W]`.
-      free: `choose.data_free` of the spatial prior, `[b, W, C]`.
+      free: `choose.data_free` of the spatial prior, for β = 0 and the grid's, `[b, W, C]`.
     """
 
     encoder: Encoder
@@ -185,8 +181,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     personalised = jnp.array(True) if settings.force else enough
     whole = problems[2]
     begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
-    kappa = choice.kappa * jnp.power(2 / (1 + jnp.maximum(quality.cosine, 0.0)), settings.growth)
-    q = mixture(whole, kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
+    q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
     p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts)
     hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)
     labels = jnp.where(personalised, hardened.labels, atlas)

@@ -16,7 +16,7 @@ KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
 MIDDLE = 1  # place in BETAS that κ is searched at
 STEPS = 3  # of a fit that begins where the one at the κ before ended
-FREE_STEPS = 8
+FREE_STEPS = 30  # to convergence: votes alone make parcels compact, which is to be no gain of the data
 SCORED = 4  # while searching, every fourth location is scored
 
 
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
       temperature: T of the best score; above 1 q is over-confident.
       score: S of the best pair, nats per location.
       free: S of the best data-free member (κ = 0).
-      free_beta: place of its β in `betas`.
+      free_beta: its place in `free`.
       edge: the best κ is the smallest or the largest of the grid.
       kappas, betas: the trials, `[n]`.
       scores, temperatures: of each trial, `[n]`.
@@ -74,7 +74,7 @@ def choose(
 
     Args:
       problems: the mixture's input from each half, on the same candidates.
-      free: `data_free` of the same candidates for `betas`.
+      free: `data_free` of the same candidates.
       blocks: of the locations.
       kappas, betas: the grids; one value each fixes it.
     """
