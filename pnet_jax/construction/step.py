@@ -262,7 +262,7 @@ def _quality(
         homogeneity=(homogeneity[0] + homogeneity[1]) / 2,
         gain=gain,
         dcbc_gain=over,
-        agreement=((own[0] == own[1]) & counts).sum() / size,
+        agreement=((own[0] == own[1]) & counts).sum().astype(jnp.float32) / size,
         cosine=(halves[0].z * halves[1].z).sum() / size,
     )
 

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.parcellation.held_out import held_out
-from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
+from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
 
 KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
@@ -66,7 +65,6 @@ def choose(
     *,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
-    frame_ratio: float = 1.0,
 ) -> Choice:
     """κ, β and T of the highest held-out score.
 
@@ -129,8 +127,6 @@ def choose(
 
 def _from(problems: tuple[Problem, Problem], q: Float[Array, "2 V C"]) -> tuple[Mixture, Mixture]:
     """Mixtures to go on from, of stored probabilities."""
-    from pnet_jax.parcellation.mixture import begin
-
     first, second = (begin(problem, jnp.log(jnp.maximum(one, 1e-9))) for problem, one in zip(problems, q, strict=True))
     return first, second
 
@@ -144,8 +140,3 @@ def _parabola(x: Float[Array, " n"], y: Float[Array, " n"], best: Int[Array, ""]
     peak = (a + b) / 2 - left / (2 * jnp.where(bend < 0, bend, -1.0))
     inside = jnp.where((bend < 0) & (best == at), jnp.clip(peak, a, c), x[best])
     return jnp.exp(inside)
-
-
-def half_index(size: int) -> np.ndarray:
-    """Places of every `SCORED`-th location."""
-    return np.arange(0, size, SCORED, dtype=np.int32)

@@ -13,6 +13,7 @@ from pnet_jax.parcellation.mixture import normalise, soft_sums
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
 TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0], np.float32)
+BLOCK = 2048  # locations whose cosines to all K prototypes are there at a time
 CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # κ' of the held-out embeddings
 
 
@@ -44,7 +45,7 @@ def log_normaliser(kappa: Float[Array, "*n"], dimensions: int) -> Float[Array, "
     Source: Abramowitz & Stegun 9.7.7; Banerjee et al. 2005.
 
     >>> print(f"{log_normaliser(jnp.float32(20.0), 64):.2f}")
-    41.91
+    37.78
     """
     order = dimensions / 2 - 1
     root = jnp.sqrt(1 + jnp.square(kappa / order))
@@ -83,7 +84,7 @@ def held_out(
       n_parcels: K.
       rows: locations to score; all if not given. The prototypes m are of all locations.
 
-    Memory: one block of `[4096, K]`, and `[n, C]` for each T and κ' in turn.
+    Memory: one block of `[2048, K]`, and `[n, C]` for each T and κ' in turn.
     """
     prototypes = normalise(soft_sums(jnp.where(candidates >= 0, q, 0.0), candidates, z, n_parcels)[0])
     if rows is not None:
@@ -112,16 +113,18 @@ def held_out(
 
 
 def cosines(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
-    """z·m of every location and candidate, in blocks of locations, `[V, C]`."""
+    """z·m of every location and candidate, in blocks of locations, −1 where there is no candidate, `[V, C]`."""
     at = jnp.where(candidates >= 0, candidates, 0)
 
     def block(row: tuple[Array, Array]) -> Array:
         one, where = row
         return jnp.matmul(one[None], prototypes.T, precision="highest")[0][where]
 
-    return jax.lax.map(block, (z, at), batch_size=min(2048, len(z)))
+    found = jax.lax.map(block, (z, at), batch_size=min(BLOCK, len(z)))
+    return jnp.where(candidates >= 0, found, -1.0)
 
 
 def _mixed(logs: Float[Array, "V C"], cosine: Float[Array, "V C"], kappa: Float[Array, ""]) -> Float[Array, " V"]:
-    """log Σ p exp(κ' cos), stable because |cos| ≤ 1: the largest exponent is bounded by κ'."""
-    return kappa + jnp.log(jnp.maximum((jnp.exp(logs) * jnp.exp(kappa * (cosine - 1))).sum(1), 1e-37))
+    """log Σ p exp(κ' cos); the nearest candidate's term is at least 1e-4 once its exponent is taken out, so that none is lost."""
+    nearest = cosine.max(1)
+    return kappa * nearest + jnp.log(jnp.maximum((jnp.exp(logs) * jnp.exp(kappa * (cosine - nearest[:, None]))).sum(1), 1e-37))
