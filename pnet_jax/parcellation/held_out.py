@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pnet_jax.parcellation.mixture import normalise, soft_sums
+from pnet_jax.parcellation.mixture import soft_sums
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
 TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0], np.float32)
@@ -71,25 +71,26 @@ def held_out(
     r"""Log density of one half's embeddings z under the other half's soft parcels q.
 
     .. math::
-      S = \max_{T, \kappa'} \operatorname{mean}_v \log \sum_k p_{vk}\, C_D(\kappa')\, e^{\kappa' z_v^\top m_k}, \qquad
-      p \propto q^{1/T}, \qquad m_k = \operatorname{normalise}\Big(\sum_v q_{vk} z_v\Big)
+      S = \max_{T, \kappa'} \operatorname{mean}_v \log \sum_k p_{vk}\, C_D(\kappa')\, e^{\kappa' z_v^\top m_{vk}}, \qquad
+      p \propto q^{1/T}, \qquad m_{vk} = \operatorname{normalise}\Big(\sum_{u \ne v} q_{uk} z_u\Big)
 
-    It is a proper score: probabilities that are too sharp cost as much as those that are too flat, and fragments that fit noise
-    gain nothing on another half. The best T says how over-confident q is; it does not take part in choosing labels.
+    Probabilities that are too sharp cost as much as those that are too flat, and fragments that fit noise gain nothing on another
+    half: no location is in the prototypes that it is scored under, else the sharpest q would gain by its own noise. The best T says
+    how over-confident q is; it does not take part in choosing labels.
 
     Args:
       q: from the other half, `[V, C]`.
       candidates: −1 where there is none, or where the location does not count, `[V, C]`.
       z: embeddings of this half, length 1, `[V, D]`.
       n_parcels: K.
-      rows: locations to score; all if not given. The prototypes m are of all locations.
+      rows: locations to score; all if not given. The prototypes m are of all other locations.
 
     Memory: one block of `[2048, K]`, and `[n, C]` for each T and κ' in turn.
     """
-    prototypes = normalise(soft_sums(jnp.where(candidates >= 0, q, 0.0), candidates, z, n_parcels)[0])
+    sums = soft_sums(q, candidates, z, n_parcels)[0]
     if rows is not None:
         q, candidates, z = q[rows], candidates[rows], z[rows]
-    cosine = cosines(z, prototypes, candidates)
+    cosine = cosines(q, candidates, z, sums)
     counts = (candidates >= 0).any(1)
     weight = counts.astype(z.dtype)
     size = jnp.maximum(weight.sum(), 1.0)
@@ -112,15 +113,23 @@ def held_out(
     return Score(each, means.max(), temperature)
 
 
-def cosines(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
-    """z·m of every location and candidate, in blocks of locations, −1 where there is no candidate, `[V, C]`."""
-    at = jnp.where(candidates >= 0, candidates, 0)
+def cosines(
+    q: Float[Array, "V C"], candidates: Int[Array, "V C"], z: Float[Array, "V D"], sums: Float[Array, "K D"]
+) -> Float[Array, "V C"]:
+    """Cosine of every location with the sum Σ q z of each candidate less its own share, −1 where there is no candidate, `[V, C]`.
 
-    def block(row: tuple[Array, Array]) -> Array:
-        one, where = row
-        return jnp.matmul(one[None], prototypes.T, precision="highest")[0][where]
+    0 where nothing is left of a sum. In blocks of locations.
+    """
+    energy = jnp.square(sums).sum(1)
 
-    found = jax.lax.map(block, (z, at), batch_size=min(BLOCK, len(z)))
+    def block(row: tuple[Array, Array, Array]) -> Array:
+        own, at, one = row
+        product = jnp.matmul(one[None], sums.T, precision="highest")[0][at]
+        left = energy[at] - 2 * own * product + jnp.square(own)
+        some = left > 1e-5 * (1 + energy[at])  # less is what rounding leaves
+        return jnp.where(some, (product - own) / jnp.sqrt(jnp.where(some, left, 1.0)), 0.0)
+
+    found = jax.lax.map(block, (q, jnp.maximum(candidates, 0), z), batch_size=min(BLOCK, len(z)))
     return jnp.where(candidates >= 0, found, -1.0)
 
 

@@ -169,8 +169,8 @@ def test_in_a_wave_and_alone_it_is_the_same(toy):
     check_wave(settings, [halves(toy, toy.signals(seed, 80)) for seed in range(3)], tolerance=1e-3)
 
 
-def test_on_noise_the_gain_over_parcels_without_data_is_no_more_often_certain_than_it_says(toy):
-    """Forty scans without any parcel: κ decides nothing, and intervals lie above 0 no more often than 2.5 % allow."""
+def test_noise_gets_the_lowest_kappa_and_no_certain_gain_more_often_than_chance(toy):
+    """Forty scans without any parcel: the lowest κ is the best, and intervals lie above 0 no more often than 2.5 % allow."""
     cube = np.unique(np.floor(toy.space.xyz / 32), axis=0, return_inverse=True)[1].ravel()
     counts = np.ones(len(cube), bool)
     betas = jnp.asarray(BETAS)
@@ -179,12 +179,14 @@ def test_on_noise_the_gain_over_parcels_without_data_is_no_more_often_certain_th
         found = choose((first, second), free, K)
         both = itertools.product(((found.halves[0].q, second.z), (found.halves[1].q, first.z)), (None, free[found.free_beta]))
         a, b, c, d = (held_out(q if none is None else none, first.candidates, z, K).each for (q, z), none in both)
-        return found.scores, decide.over_cubes(key, (a + c - b - d) / 2, counts, cube, int(cube.max()) + 1)
+        return found.kappa, found.scores, decide.over_cubes(key, (a + c - b - d) / 2, counts, cube, int(cube.max()) + 1)
 
     shared = noise(toy, 0)[0]
     free = jax.jit(data_free)(shared, betas)
     keys = jax.random.split(jax.random.key(0), 40)
     problems = stack([noise(toy, 1000 + seed) for seed in range(40)])
-    scores, gains = jax.jit(jax.vmap(one, (0, 0, 0, None)))(keys, *problems, free)
+    kappas, scores, gains = jax.jit(jax.vmap(one, (0, 0, 0, None)))(keys, *problems, free)
     assert int((gains[:, 0] > 0).sum()) <= binom.isf(1e-3, 40, 0.025)
-    assert np.ptp(scores, axis=1).max() < 0.2  # nats; parcels are worth several
+    assert (np.diff(scores[:, : len(KAPPAS)].mean(0)) < 0).all()
+    low, high = (int(x.sum()) for x in (kappas < KAPPAS[1], kappas >= KAPPAS[-1]))
+    assert low > 20 > 4 * high

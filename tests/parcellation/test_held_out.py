@@ -46,13 +46,13 @@ def plain(q, candidates, z, rows=None):
     sums = np.zeros((K, D))
     for k in range(K):
         sums[k] = ((q * (candidates == k)).sum(1)[:, None] * z).sum(0)
-    length = np.linalg.norm(sums, axis=1, keepdims=True)
-    prototypes = np.divide(sums, length, out=np.zeros_like(sums), where=length > 1e-6)
     rows = np.arange(len(q)) if rows is None else rows
     rows = rows[(candidates[rows] >= 0).any(1)]
     q, candidates, z = q[rows], candidates[rows], z[rows]
     there = candidates >= 0
-    cosine = np.einsum("nd,ncd->nc", z, prototypes[candidates])
+    others = sums[candidates] - q[..., None] * z[:, None]
+    length = np.linalg.norm(others, axis=2, keepdims=True)
+    cosine = np.einsum("nd,ncd->nc", z, np.divide(others, length, out=np.zeros_like(others), where=length > 1e-2))
     found = []
     for temperature in TEMPERATURES.astype(float):
         p = np.where(there, np.maximum(q, 1e-6) ** (1 / temperature), 0)
@@ -109,6 +109,28 @@ def test_a_location_far_from_all_its_candidates_pays_all_of_it():
     z[[3, 50]] = -z[[3, 50]]
     assert plain(q, candidates, z).min() < -60
     assert_allclose(scored(q, candidates, z).mean, plain(q, candidates, z).mean(), atol=NATS)
+
+
+@pytest.mark.parametrize("parcels", [2, 5, 40])
+def test_embeddings_without_any_structure_are_worth_no_more_than_the_area_of_the_sphere(parcels):
+    """However sharp the probabilities and small the parcels: no location is in the prototypes that it is scored under."""
+    rng = np.random.default_rng(parcels)
+    z = unit(rng.normal(size=(2000, D))).astype(np.float32)
+    candidates = np.argsort(rng.random((2000, parcels)), 1)[:, :2].astype(np.int32)
+    q = np.tile(np.float32([1, 0]), (2000, 1))
+    area = np.log(2) + D / 2 * np.log(np.pi) - gammaln(D / 2)
+    # A cosine has a spread of 1 / sqrt(D), and the smallest κ' is 4: four standard errors of the mean over 2000.
+    assert scored(q, candidates, z, n_parcels=parcels).mean < -area + 4 * CONCENTRATIONS[0] / np.sqrt(D * 2000)
+
+
+def test_a_parcel_of_one_location_says_nothing_of_it():
+    q, candidates, z = problem(6)
+    alone = np.where(np.arange(120)[:, None] == 7, np.int32([[K, -1, -1, -1]]), candidates)
+    q[7] = [1, 0, 0, 0]
+    other = z.copy()
+    other[7] = -z[7]
+    one, two = (scored(q, alone, x, n_parcels=K + 1) for x in (z, other))
+    assert_allclose(one.each[7], two.each[7], rtol=1e-5)
 
 
 def test_some_rows_are_scored_under_prototypes_of_all():
