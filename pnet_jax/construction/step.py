@@ -110,7 +110,7 @@ class Quality(NamedTuple):
     Attributes:
       dcbc, homogeneity: `[3]`.
       gain: held-out log density of the personalised over the data-free parcels, nats per location: 2.5 %, 50 %, 97.5 %, `[3]`.
-      dcbc_gain: the same of the DCBC, `[3]`.
+      dcbc_gain: of the personalised DCBC over that of the better of the other two, `[3]`.
       agreement: share of locations to which both halves give the same label.
       cosine: mean cosine between the halves' embeddings.
     """
@@ -173,7 +173,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     ]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
-    choice = choose(halves, free, prior.blocks, kappas=settings.kappas, betas=settings.betas)
+    choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
@@ -241,8 +241,8 @@ def _quality(
     """Each half's parcels on the other half, against the data-free ones and the atlas."""
     prior, counts = shared.prior, atlas >= 0
     keys = jax.random.split(jax.random.key(subject.seed), 2)
-    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
-    none = [held_out(free, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
+    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
+    none = [held_out(free, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
     gain = decide.over_cubes(keys[0], (mine[0] + mine[1] - none[0] - none[1]) / 2, counts, prior.cube, len(prior.cubes))
     flat = most_probable(free, candidates)
     dcbc, homogeneity, frames = [], [], []
@@ -254,15 +254,19 @@ def _quality(
         weights = [score.pair_weights(prior.pairs, labels) for labels in (own[i], flat, atlas)]
         dcbc.append(jnp.stack([(r * weight).sum() for weight in weights]))
         homogeneity.append(jnp.stack([score.homogeneity(y, labels, n_parcels, count) for labels in (own[i], flat, atlas)]))
-        frames.append(score.by_frame(y, prior.pairs, weights[0] - weights[1], count))
-    over = decide.over_time(keys[1], jnp.stack(frames), subject.blocks[::-1], subject.blocks.size)
+        frames.append((y, weights, count))
+    dcbc = (dcbc[0] + dcbc[1]) / 2
+    # Over the better of the two maps that no data of this scan made.
+    than = jnp.where(dcbc[2] > dcbc[1], 1.0, 0.0)
+    each = [score.by_frame(y, prior.pairs, w[0] - than * w[2] - (1 - than) * w[1], count) for y, w, count in frames]
+    over = decide.over_time(keys[1], jnp.stack(each), subject.blocks[::-1], subject.blocks.size)
     size = jnp.maximum(counts.sum(), 1).astype(jnp.float32)
     return Quality(
-        dcbc=(dcbc[0] + dcbc[1]) / 2,
+        dcbc=dcbc,
         homogeneity=(homogeneity[0] + homogeneity[1]) / 2,
         gain=gain,
         dcbc_gain=over,
-        agreement=((own[0] == own[1]) & counts).sum() / size,
+        agreement=((own[0] == own[1]) & counts).sum().astype(jnp.float32) / size,
         cosine=(halves[0].z * halves[1].z).sum() / size,
     )
 

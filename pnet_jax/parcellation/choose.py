@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pnet_jax.ops.soft_assign.blocked import Blocks
 from pnet_jax.parcellation.held_out import held_out
 from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
 
@@ -62,7 +61,7 @@ def data_free(problem: Problem, betas: Float[Array, " b"]) -> Float[Array, "b V 
 def choose(
     problems: tuple[Problem, Problem],
     free: Float[Array, "b V C"],
-    blocks: Blocks,
+    n_parcels: int,
     *,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
@@ -75,14 +74,14 @@ def choose(
     Args:
       problems: the mixture's input from each half, on the same candidates.
       free: `data_free` of the same candidates.
-      blocks: of the locations.
+      n_parcels: K.
       kappas, betas: the grids; one value each fixes it.
     """
     candidates, z = problems[0].candidates, (problems[0].z, problems[1].z)
     rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
 
     def scored(q: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = [held_out(q[i], candidates, z[1 - i], blocks, rows) for i in (0, 1)]
+        found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows, problems[0].blocks) for i in (0, 1)]
         return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
     def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture] | None, steps: int = STEPS) -> tuple[Mixture, Mixture]:
