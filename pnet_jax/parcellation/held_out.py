@@ -14,7 +14,7 @@ from pnet_jax.ops.soft_assign.blocked import Blocks
 from pnet_jax.parcellation.mixture import soft_sums
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
-TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0, 8.0], np.float32)
+TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0], np.float32)
 BLOCK = 2048  # locations whose cosines to all K prototypes are there at a time
 CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # κ' of the held-out embeddings
 
