@@ -85,7 +85,7 @@ class Calibration:
     """How far the probabilities can be believed, measured across the halves of the scan.
 
     Attributes:
-      exponents: a and b of p ∝ q^a (mean q of the neighbours)^b.
+      exponents: a, b and c of p ∝ q^a (mean q of the neighbours)^b π^c.
       expected_error: mean difference of probability and replication over the bins, weighted by their sizes (ECE).
       expected_agreement: share of locations to which an independent repeat of equal length is expected to give the same label.
       confident_moves: share of locations that left the atlas's parcel with a probability of at least one half.
@@ -93,7 +93,7 @@ class Calibration:
       curve: replication against probability, in ten bins.
     """
 
-    exponents: tuple[float, float]
+    exponents: tuple[float, float, float]
     expected_error: float
     expected_agreement: float
     confident_moves: float

@@ -149,7 +149,7 @@ def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = 
 
 
 def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
-    """The Space of a subset of locations, given by ascending indices; neighbours outside it are dropped."""
+    """The Space of a subset of locations in the order given; neighbours outside it are dropped."""
     keep = np.asarray(keep)
     new_index = np.full(len(space) + 1, -1, np.int32)  # the last entry answers for the padding −1
     new_index[keep] = np.arange(len(keep), dtype=np.int32)

@@ -112,7 +112,7 @@ def _calibration(found: Outputs, moved: np.ndarray, inside: np.ndarray, n: int) 
     confidence = confidence_of(found.labels, found.probabilities, found.candidates)[:n]
     total = max(int(inside.sum()), 1)
     return Calibration(
-        exponents=(float(found.exponents[0]), float(found.exponents[1])),
+        exponents=_interval(found.exponents),
         expected_error=float(np.abs(p - hits).sum() / max(count.sum(), 1)),
         expected_agreement=float(confidence[inside].mean()),
         confident_moves=float((moved & (confidence >= 0.5)).sum() / total),

@@ -26,6 +26,7 @@ from pnet_jax.parcellation.spatial import SpatialPrior
 
 FINAL_STEPS = 6
 CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
+GROWTH = 0.5
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
@@ -45,6 +46,8 @@ class Settings(NamedTuple):
       kappas, betas: grids; one value fixes it.
       force: personalised parcels whatever the decision.
       edges: names of measures that the step makes.
+      growth: how κ of the whole scan follows from that of its halves, κ · (2 / (1 + c))^growth with c the mean cosine between the
+        halves' embeddings; 0 keeps it, 1 is what twice the frames would bring if noise were the only reason for a small κ.
     """
 
     n_parcels: int
@@ -52,6 +55,7 @@ class Settings(NamedTuple):
     betas: tuple[float, ...] = BETAS
     force: bool = False
     edges: tuple[str, ...] = ("pearson",)
+    growth: float = GROWTH
 
 
 class Shared(NamedTuple):
@@ -135,7 +139,7 @@ class Outputs(NamedTuple):
       personalised: False where the atlas is returned.
       choice: settings and trials, without the halves' mixtures.
       quality: across halves.
-      exponents: of the calibration, `[2]`.
+      exponents: of the calibration (`calibrate.calibrated`), `[3]`.
       reliability: curve of the calibration across the halves: sum of probabilities, of hits, and locations, in ten bins, `[3, 10]`.
       restored: `[K]`.
       moved_fragments: locations.
@@ -149,7 +153,7 @@ class Outputs(NamedTuple):
     personalised: Bool[Values, ""]
     choice: Choice
     quality: Quality
-    exponents: Float[Values, " 2"]
+    exponents: Float[Values, " 3"]
     reliability: Float[Values, "3 10"]
     restored: Bool[Values, " K"]
     moved_fragments: Int[Values, ""]
@@ -173,7 +177,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     ]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
-    choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
+    choice = choose(halves, free, prior.blocks, kappas=settings.kappas, betas=settings.betas)
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
@@ -181,7 +185,8 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     personalised = jnp.array(True) if settings.force else enough
     whole = problems[2]
     begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
-    q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
+    kappa = choice.kappa * jnp.power(2 / (1 + jnp.maximum(quality.cosine, 0.0)), settings.growth)
+    q = mixture(whole, kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
     p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts)
     hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)
     labels = jnp.where(personalised, hardened.labels, atlas)
@@ -218,7 +223,7 @@ def _problem(shared: Shared, subject: Subject, y: Array, kept: Array, candidates
     prototypes = group_prototypes(z, atlas, n_parcels)
     if subject.adapter is not None:
         prototypes = normalise(prototypes + subject.adapter.offsets)
-    return Problem(z, candidates, shared.prior.log_prior, shared.prior.table, prototypes)
+    return Problem(z, candidates, shared.prior.log_prior, shared.prior.table, prototypes, shared.prior.blocks)
 
 
 def _only(q: Float[Array, "b W C"], candidates: Int[Array, "W C"]) -> Float[Array, "b W C"]:
@@ -241,8 +246,8 @@ def _quality(
     """Each half's parcels on the other half, against the data-free ones and the atlas."""
     prior, counts = shared.prior, atlas >= 0
     keys = jax.random.split(jax.random.key(subject.seed), 2)
-    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, n_parcels).each for i in (0, 1)]
-    none = [held_out(free, candidates, halves[1 - i].z, n_parcels).each for i in (0, 1)]
+    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
+    none = [held_out(free, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
     gain = decide.over_cubes(keys[0], (mine[0] + mine[1] - none[0] - none[1]) / 2, counts, prior.cube, len(prior.cubes))
     flat = most_probable(free, candidates)
     dcbc, homogeneity, frames = [], [], []
@@ -272,7 +277,7 @@ def _calibrate(
 ) -> tuple[Array, Array, Array]:
     """Replication probabilities of the whole scan's parcels, the exponents, and the reliability across the halves."""
     degree = (jnp.append(counts, False)[prior.neighbours] & (prior.neighbours >= 0)).sum(1).astype(jnp.float32)
-    each = [calibrate.features(half.q, prior.table, degree) for half in choice.halves]
+    each = [calibrate.features(half.q, prior.log_prior, prior.table, degree) for half in choice.halves]
     rows = jnp.linspace(0, len(counts) - 1, min(CALIBRATED_ON, len(counts))).astype(jnp.int32)
     exponents = calibrate.fit_exponents(jnp.stack([x[rows] for x in each]), jnp.stack([own[1][rows], own[0][rows]]), candidates[rows])
     weight = counts.astype(jnp.float32)
@@ -280,7 +285,7 @@ def _calibrate(
     def apply(x: Array, q: Array) -> Array:
         return calibrate.never_sharper(calibrate.calibrated(x, exponents, candidates), q, weight)
 
-    p = apply(calibrate.features(q, prior.table, degree), q)
+    p = apply(calibrate.features(q, prior.log_prior, prior.table, degree), q)
     pairs = zip(each, choice.halves, own[::-1], strict=True)
     curves = [reliability_curve(apply(x, half.q), candidates, other, counts) for x, half, other in pairs]
     return p, exponents, curves[0] + curves[1]

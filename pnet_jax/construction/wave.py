@@ -38,7 +38,9 @@ def shared_of(encoder: Encoder, placed: AtlasOnSpace, settings: Settings) -> Sha
 @functools.partial(jax.jit, static_argnames="settings")
 def _free(prior: Any, settings: Settings) -> Float[Array, "b W C"]:
     nothing = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((settings.n_parcels, 1))
-    return data_free(Problem(nothing[0], prior.candidates, prior.log_prior, prior.table, nothing[1]), jnp.asarray(settings.betas))
+    return data_free(
+        Problem(nothing[0], prior.candidates, prior.log_prior, prior.table, nothing[1], prior.blocks), jnp.asarray(settings.betas)
+    )
 
 
 def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | None = None) -> Subject:

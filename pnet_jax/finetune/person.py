@@ -20,6 +20,7 @@ from pnet_jax.encoder.model import Model
 from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
+from pnet_jax.ops.soft_assign.blocked import Blocks
 from pnet_jax.parcellation.decide import over_cubes
 from pnet_jax.parcellation.held_out import Score, held_out
 from pnet_jax.parcellation.prior import Prior as Parcels
@@ -117,7 +118,7 @@ def judge(
         return Verdict(False, nothing, nothing, "no round predicted the held-out part better than no fine-tuning")
     z = judged_embedding(scan, placed, model, config)
     plain = begin(subject.x.shape[1], prior, config).adapter
-    ours, before = (_judged(adapter, subject, z, n_parcels=placed.n_parcels) for adapter in (tuned.own.adapter, plain))
+    ours, before = (_judged(adapter, subject, z, placed.prior.blocks) for adapter in (tuned.own.adapter, plain))
     counts = (subject.candidates >= 0).any(1)
     key = jax.random.key(config.seed)
     gain = over_cubes(key, ours.each - before.each, counts, placed.prior.cube, len(placed.prior.cubes))
@@ -126,10 +127,10 @@ def judge(
     return Verdict(low > 0, float(ours.mean), float(before.mean), said)
 
 
-@functools.partial(jax.jit, static_argnames="n_parcels")
-def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], *, n_parcels: int) -> Score:
+@jax.jit
+def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: Blocks) -> Score:
     q = parcels(adapter, subject, subject.q, FINAL_STEPS)[0].q
-    return held_out(q, subject.candidates, z, n_parcels)
+    return held_out(q, subject.candidates, z, blocks)
 
 
 def dynamics_of(

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pnet_jax.ops.soft_assign.blocked import Blocks
 from pnet_jax.parcellation.held_out import held_out
-from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
+from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
 
 KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
@@ -62,11 +62,10 @@ def data_free(problem: Problem, betas: Float[Array, " b"]) -> Float[Array, "b V 
 def choose(
     problems: tuple[Problem, Problem],
     free: Float[Array, "b V C"],
-    n_parcels: int,
+    blocks: Blocks,
     *,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
-    frame_ratio: float = 1.0,
 ) -> Choice:
     """κ, β and T of the highest held-out score.
 
@@ -76,14 +75,14 @@ def choose(
     Args:
       problems: the mixture's input from each half, on the same candidates.
       free: `data_free` of the same candidates for `betas`.
-      n_parcels: K.
+      blocks: of the locations.
       kappas, betas: the grids; one value each fixes it.
     """
     candidates, z = problems[0].candidates, (problems[0].z, problems[1].z)
     rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
 
     def scored(q: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows) for i in (0, 1)]
+        found = [held_out(q[i], candidates, z[1 - i], blocks, rows) for i in (0, 1)]
         return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
     def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture] | None, steps: int = STEPS) -> tuple[Mixture, Mixture]:
@@ -129,8 +128,6 @@ def choose(
 
 def _from(problems: tuple[Problem, Problem], q: Float[Array, "2 V C"]) -> tuple[Mixture, Mixture]:
     """Mixtures to go on from, of stored probabilities."""
-    from pnet_jax.parcellation.mixture import begin
-
     first, second = (begin(problem, jnp.log(jnp.maximum(one, 1e-9))) for problem, one in zip(problems, q, strict=True))
     return first, second
 
@@ -144,8 +141,3 @@ def _parabola(x: Float[Array, " n"], y: Float[Array, " n"], best: Int[Array, ""]
     peak = (a + b) / 2 - left / (2 * jnp.where(bend < 0, bend, -1.0))
     inside = jnp.where((bend < 0) & (best == at), jnp.clip(peak, a, c), x[best])
     return jnp.exp(inside)
-
-
-def half_index(size: int) -> np.ndarray:
-    """Places of every `SCORED`-th location."""
-    return np.arange(0, size, SCORED, dtype=np.int32)

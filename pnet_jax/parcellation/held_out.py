@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pnet_jax.parcellation.mixture import normalise, soft_sums
+from pnet_jax.ops.soft_assign.blocked import Blocks, similarities, sums
+from pnet_jax.parcellation.mixture import normalise
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
-TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0], np.float32)
+TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0, 8.0], np.float32)
 CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # κ' of the held-out embeddings
 
 
@@ -65,7 +66,11 @@ def tempered(q: Float[Array, "V C"], candidates: Int[Array, "V C"], temperature:
 
 
 def held_out(
-    q: Float[Array, "V C"], candidates: Int[Array, "V C"], z: Float[Array, "V D"], n_parcels: int, rows: Int[Array, " n"] | None = None
+    q: Float[Array, "V C"],
+    candidates: Int[Array, "V C"],
+    z: Float[Array, "V D"],
+    blocks: Blocks,
+    rows: Int[Array, " n"] | None = None,
 ) -> Score:
     r"""Log density of one half's embeddings z under the other half's soft parcels q.
 
@@ -80,15 +85,15 @@ def held_out(
       q: from the other half, `[V, C]`.
       candidates: −1 where there is none, or where the location does not count, `[V, C]`.
       z: embeddings of this half, length 1, `[V, D]`.
-      n_parcels: K.
+      blocks: of the locations (`ops.soft_assign.blocked`).
       rows: locations to score; all if not given. The prototypes m are of all locations.
 
-    Memory: one block of `[4096, K]`, and `[n, C]` for each T and κ' in turn.
+    Memory: `[V, L]`, and `[n, C]` for each T and κ' in turn.
     """
-    prototypes = normalise(soft_sums(jnp.where(candidates >= 0, q, 0.0), candidates, z, n_parcels)[0])
+    prototypes = normalise(sums(jnp.where(candidates >= 0, q, 0.0), z, blocks)[0])
+    cosine = similarities(z, prototypes, blocks)
     if rows is not None:
-        q, candidates, z = q[rows], candidates[rows], z[rows]
-    cosine = cosines(z, prototypes, candidates)
+        q, candidates, z, cosine = q[rows], candidates[rows], z[rows], cosine[rows]
     counts = (candidates >= 0).any(1)
     weight = counts.astype(z.dtype)
     size = jnp.maximum(weight.sum(), 1.0)
@@ -109,17 +114,6 @@ def held_out(
     at = best % len(kappas)
     each = jnp.where(counts, _mixed(tempered(q, candidates, temperature), cosine, kappas[at]) + constant[at], 0.0)
     return Score(each, means.max(), temperature)
-
-
-def cosines(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
-    """z·m of every location and candidate, in blocks of locations, `[V, C]`."""
-    at = jnp.where(candidates >= 0, candidates, 0)
-
-    def block(row: tuple[Array, Array]) -> Array:
-        one, where = row
-        return jnp.matmul(one[None], prototypes.T, precision="highest")[0][where]
-
-    return jax.lax.map(block, (z, at), batch_size=min(2048, len(z)))
 
 
 def _mixed(logs: Float[Array, "V C"], cosine: Float[Array, "V C"], kappa: Float[Array, ""]) -> Float[Array, " V"]:

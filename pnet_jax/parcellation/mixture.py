@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.ops.soft_assign import Assignment, soft_assign
+from pnet_jax.ops.soft_assign.blocked import Blocks
 
 ALPHA = 1.0  # weight of the spatial prior
 K0 = 10.0  # weight of a group prototype, in locations
@@ -27,6 +28,7 @@ class Problem(NamedTuple):
       log_prior: log π of each candidate, `[V, C]`.
       table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, V, C]`.
       prototypes: μ^grp of length 1, `[K, D]`; 0 where a parcel has none.
+      blocks: of the locations (`ops.soft_assign.blocked`), or None.
     """
 
     z: Float[Array, "V D"]
@@ -34,6 +36,7 @@ class Problem(NamedTuple):
     log_prior: Float[Array, "V C"]
     table: Int[Array, "N V C"]
     prototypes: Float[Array, "K D"]
+    blocks: Blocks | None = None
 
 
 class Mixture(NamedTuple):
@@ -90,14 +93,16 @@ def mixture(
     @jax.checkpoint
     def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
         bias = log_prior + beta * links.votes(carry.q, problem.table)
-        return _updated(problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa), links), None
+        return _updated(
+            problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks), links
+        ), None
 
     return jax.lax.scan(step, start or begin(problem, log_prior, links), length=steps)[0]
 
 
 def begin(problem: Problem, log_q: Float[Array, "V C"], links: Links = ALONE) -> Mixture:
     """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
-    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0), links)
+    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), links)
 
 
 def _updated(problem: Problem, found: Assignment, links: Links) -> Mixture:

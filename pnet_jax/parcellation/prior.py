@@ -16,7 +16,7 @@ from pnet_jax.space import LEFT, RIGHT, Space, hemisphere_of
 REACH_MM = 4.0  # a location further from every parcel than this is outside
 CUT_MM = 16.0  # a parcel further than this is no candidate
 SIGMA_MM = 4.0  # softness of the prior's borders
-MAX_CANDIDATES = 16
+MAX_CANDIDATES = 8  # 99.8 % of the labels of 200 parcels, 99.3 % of 400, are among the nearest eight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
     .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
 
     with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
-    parcels beyond 16 mm are no candidates, and of more than 16 the nearest are kept. Locations further than 4 mm from every parcel
+    parcels beyond 16 mm are no candidates, and of more than 8 the nearest are kept. Locations further than 4 mm from every parcel
     have none.
 
     Args:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.ops.potts.chunked import match_table
+from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
 from pnet_jax.parcellation.prior import PADDING, Prior, nearest_locations, on_space
 from pnet_jax.parcellation.score import Pairs, sample_pairs
 from pnet_jax.scan import LOCATION_BUCKET, Scan
@@ -29,6 +30,7 @@ class SpatialPrior(NamedTuple):
       log_prior: log π of each, `[W, C]`.
       table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, W, C]`.
       neighbours: adjacent locations, −1 padded, `[W, N]`.
+      blocks: parcels of each block of locations (`ops.soft_assign.blocked`).
       labels: the atlas's own parcel, −1 in padding, `[W]`.
       cube: block of each location for the spatial bootstrap, `[W]`.
       cubes: its blocks, numbered, `[B]`; only their number matters.
@@ -40,6 +42,7 @@ class SpatialPrior(NamedTuple):
     log_prior: Float[Array, "W C"]
     table: Int[Array, "N W C"]
     neighbours: Int[Array, "W N"]
+    blocks: Blocks
     labels: Int[Array, " W"]
     cube: Int[Array, " W"]
     cubes: Int[Array, " B"]
@@ -96,6 +99,8 @@ def place(atlas: Prior, space: Space) -> AtlasOnSpace:
     whole = whole_space(space, atlas)
     local = on_space(atlas, whole)
     here = np.flatnonzero(local.labels >= 0)
+    # Parcel by parcel, so that blocks of locations share few candidates.
+    here = here[np.argsort(local.labels[here], kind="stable")]
     own = take(whole, here)
     candidates = _wide(pad_rows(local.candidates[here], -1), -1)
     log_prior = _wide(pad_rows(local.log_prior[here], PADDING), PADDING)
@@ -106,6 +111,7 @@ def place(atlas: Prior, space: Space) -> AtlasOnSpace:
         log_prior=jnp.asarray(log_prior),
         table=match_table(jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels=atlas.n_parcels),
         neighbours=jnp.asarray(neighbours),
+        blocks=make_blocks(candidates, atlas.n_parcels),
         labels=jnp.asarray(pad_rows(local.labels[here], -1)),
         cube=jnp.asarray(pad_rows(cube.ravel().astype(np.int32), 0)),
         cubes=jnp.arange(len(block) + -len(block) % CUBE_BUCKET, dtype=jnp.int32),

@@ -257,8 +257,7 @@ def write_scan(
                 for start, stop in itertools.pairwise(bounds):
                     writer.write(pack(of_window | {"start": start}, {"wide": scan.wide[:, start:stop].astype(np.float16)}))
             for half in scan.halves or ():
-                own_frames = {"y": half.y.astype(np.float16), "frames": half.frames.astype(np.int32)}
-                writer.write(pack(of_window, own_frames))
+                writer.write(pack(of_window, {"y": half.y.astype(np.float16), "frames": half.frames.astype(np.int32)}))
             writer.close()  # a full disk is noticed here
         except RuntimeError as error:
             raise OSError(errno.EIO, str(error)) from error
@@ -307,10 +306,10 @@ def read_scan(store: Store, number: int) -> Scan:
     halves = None
     if header.get("halves"):
         start = 1 + len(windows) * (2 if header.get("wide") else 1)
-        packed = [unpack(data)[1] for data in _read(store.folder / record.file, [start, start + 1])]
+        parts = [unpack(data)[1] for data in _read(store.folder / record.file, [start, start + 1])]
         first, second = (
             Half(part["y"].astype(np.float32), part["frames"].astype(np.int64), degrees)
-            for part, degrees in zip(packed, header["halves"], strict=True)
+            for part, degrees in zip(parts, header["halves"], strict=True)
         )
         halves = first, second
     return Scan(

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from pnet_jax.config import SimulateConfig
-from pnet_jax.scan import Scan, make_scan, zscore_in_place
+from pnet_jax.scan import Half, Scan, make_scan, split_frames, zscore_in_place
 from pnet_jax.simulate import coupling as couplings
 from pnet_jax.simulate import disease as diseases
 from pnet_jax.simulate.dynamics import BAND_HZ, HRF_DELAY_SD_SECONDS, LinearModel, linear_model, sample, true_fc
@@ -180,28 +180,39 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     if len(kept) < MIN_FRAMES:
         raise ValueError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more, got {fd_threshold} mm with {len(kept)}")
 
+    mean = session.y.mean(1)
+    centred = session.y - mean[:, None]  # the baseline is removed anyway; without it float32 suffices
+
     # Given the confounds, cleaning is linear in the signals: what it does to T unit impulses says what it does to all.
-    def through(low_pass: float | None) -> Float[np.ndarray, "V T"]:
-        operator = clean(
-            np.eye(recorded),
-            confounds=session.confounds["global_signal"][:, None],
-            sample_mask=kept if len(kept) < recorded else None,
+    def operator(low_pass: float | None, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n span"]:
+        first, span = int(frames[0]), int(frames[-1] - frames[0]) + 1
+        return clean(
+            np.eye(span),
+            confounds=session.confounds["global_signal"][first : first + span, None],
+            sample_mask=frames - first if len(frames) < span else None,
             detrend=True,
             standardize=None,
             high_pass=BAND_HZ[0],
             low_pass=low_pass,
             t_r=session.tr,
-        ).astype(np.float32)  # [kept, T]
-        return (session.y - mean[:, None]) @ operator.T  # the baseline is removed anyway; without it float32 suffices
+        ).astype(np.float32)
 
-    mean = session.y.mean(1)
+    def through(low_pass: float | None, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "V n"]:
+        return centred[:, frames[0] : frames[-1] + 1] @ operator(low_pass, frames).T
+
+    def half(frames: Int[np.ndarray, " n"]) -> Half:
+        y = through(BAND_HZ[1], frames)
+        zscore_in_place(y)
+        return Half(y, frames, float(np.square(operator(BAND_HZ[1], frames)).sum()))
+
+    first, second = split_frames(kept, session.tr)
     unfiltered = None
     if wide:
-        unfiltered = through(None)
+        unfiltered = through(None, kept)
         zscore_in_place(unfiltered)
         unfiltered = unfiltered.astype(np.float16)
     return make_scan(
-        through(BAND_HZ[1]),
+        through(BAND_HZ[1], kept),
         session.space,
         tr=session.tr,
         frames=kept,
@@ -212,6 +223,8 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
         source="simulation",
         displacement=session.displacement,
         wide=unfiltered,
+        halves=(half(kept[first]), half(kept[second])),
+        degrees=float(np.square(operator(BAND_HZ[1], kept)).sum()),
         cleaning={
             "detrend": True,
             "high_pass": BAND_HZ[0],

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops._signals import wide
-from pnet_jax.ops.soft_assign import chunked, reference
+from pnet_jax.ops.soft_assign import blocked, chunked, reference
+from pnet_jax.ops.soft_assign.blocked import Blocks
 
 
 def _pallas(*arguments: Array) -> tuple[Array, Array, Array]:
@@ -41,6 +42,7 @@ def soft_assign(
     bias: Float[Array, "V C"],
     kappa: Float[Array, " V"] | float,
     *,
+    blocks: Blocks | None = None,
     implementation: str | None = None,
 ) -> Assignment:
     r"""Soft assignment of locations to their candidate parcels, with the sums that re-estimate the prototypes.
@@ -53,16 +55,19 @@ def soft_assign(
       candidates: parcels a location may belong to, −1 padded, each at most once a row, `[V, C]`.
       bias: b, log prior plus neighbours' votes, `[V, C]`; read only where there is a candidate.
       kappa: concentration κ ≥ 0, one for all or `[V]`.
-      implementation: `"reference"`, `"chunked"` or, on a TPU, `"pallas"`; `"chunked"` if not given.
+      blocks: tables of `blocked.make_blocks` for candidates of which these are some: with them products are of a block's parcels alone.
+      implementation: `"reference"`, `"chunked"`, `"blocked"` (with `blocks`) or, on a TPU, `"pallas"`; if not given `"blocked"` where there
+        are blocks, else `"chunked"`.
 
     Returns:
       `Assignment`: q sums to 1 in each row with a candidate and is 0 elsewhere.
 
     Raises:
-      ValueError: shapes that do not agree, or an unknown implementation.
+      ValueError: shapes that do not agree, an unknown implementation, or `"blocked"` without blocks.
       NotImplementedError: `"pallas"` where the backend is no TPU, or for a type or a K that it does not take.
 
-    Memory: the result plus one block of `[2048, K]` (`chunked`), `[V, K]` (`reference`), or the result alone (`pallas`).
+    Memory: the result plus one block of `[2048, K]` (`chunked`), `[V, L]` (`blocked`), `[V, K]` (`reference`), or the result alone
+    (`pallas`).
 
     >>> z = jnp.eye(2); candidates = jnp.array([[0, 1], [1, -1]])
     >>> [[f"{p:.2f}" for p in row] for row in soft_assign(z, z, candidates, jnp.zeros((2, 2)), 2.0).q]
@@ -77,4 +82,9 @@ def soft_assign(
     kappa = jnp.asarray(kappa, wide(z))
     if kappa.ndim and kappa.shape != (len(z),):
         raise ValueError(f"kappa must be a number or have shape ({len(z)},), got {kappa.shape}")
-    return Assignment(*choose(_IMPLEMENTATIONS, implementation)(z, prototypes, candidates, bias, jnp.broadcast_to(kappa, (len(z),))))
+    kappa = jnp.broadcast_to(kappa, (len(z),))
+    if implementation == "blocked" and blocks is None:
+        raise ValueError('implementation "blocked" needs blocks (`blocked.make_blocks`)')
+    if blocks is not None and implementation in (None, "blocked"):
+        return Assignment(*blocked.soft_assign(z, prototypes, candidates, bias, kappa, blocks))
+    return Assignment(*choose(_IMPLEMENTATIONS, implementation)(z, prototypes, candidates, bias, kappa))
