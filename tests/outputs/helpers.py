@@ -100,7 +100,7 @@ def example_qc() -> QC:
             degrees=(21.0, 20.5),
         ),
         calibration=Calibration(
-            exponents=(0.13, 0.33),
+            exponents=(0.13, 0.33, 0.4),
             expected_error=0.014,
             expected_agreement=0.71,
             confident_moves=0.12,
