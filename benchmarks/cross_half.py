@@ -1,73 +1,77 @@
 """Parcels from one half of a real scan, scored on the other half, in both directions.
 
-The scan (resting, 4 mm, TR 1.5 s, 6.5 min) is cut in two with 10 frames left out between. For each prior and each encoder: DCBC
-(the one to judge by) and homogeneity of the personalised parcels, beside the prior itself and beside a data-free map, every voxel
-to the nearest of the prior's centroids.
+The scan (resting, 4 mm, TR 1.5 s, 6.5 min) is cut in two with 10 frames left out between; each half is cleaned and constructed as a scan
+of its own, so that every choice is made inside the half that makes the parcels. For each atlas and encoder:
 
-    python benchmarks/cross_half.py --encoders pnet-linear raw --out benchmarks/results/cross_half.json
+- DCBC and homogeneity on the other half of the personalised parcels, of the atlas, and of a data-free map (nearest centroid);
+- agreement: share of voxels with the same label from both halves; share that left the atlas's parcel, and of these the share with the
+  same new label in the other half; the same of moves whose replication probability is at least one half;
+- ECE: expected calibration error of the label's probability against "the other half gives the same label".
 
-`--dynamics PEOPLE`: the same with the prior of 200 regions (Craddock), with and without fine-tuning with dynamics, which so many people of
-ABIDE, recorded as these regions, are learned from. The gain in DCBC with its bootstrap interval over stretches of the other half, and how
-well each half's own dynamics foretell the other half, in the parcels of the first, beside those of the people.
+    python benchmarks/cross_half.py --encoders pnet-linear pnet-small raw --out benchmarks/results/cross_half.json
 
-    python benchmarks/cross_half.py --dynamics 60 --out benchmarks/results/dynamics_bold4d.json
+`--frontier`: agreement and DCBC over a grid of κ and β, with the point that is chosen, as a figure too (`--figure FILE`).
+
+    python benchmarks/cross_half.py --frontier --out benchmarks/results/frontier.json --figure docs/frontier.svg
 """
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
-from abide import ATLAS, BAND_HZ, TABLE, band_passed, recordings
 from common import BOLD, MASK, atlas, average, need, parser, table, write
-from personalization import next_session
 
 import pnet_jax
-from pnet_jax import edges
-from pnet_jax.dynamics import frequency_bins, spectra, standardise
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.evaluate.parcellation import Judge
-from pnet_jax.parcellation import score
 from pnet_jax.parcellation.score import nearest_centroid
-from pnet_jax.parcellation.select import BLOCK_SECONDS
-from pnet_jax.people import Member, fit_people
 from pnet_jax.pretraining import reference_points
 from pnet_jax.simulate.space import grey_matter_space
 
 GAP_FRAMES = 10
 REGIONS = (100, 200, 400)  # and 16 subcortical ones: K = 116, 216, 416
 REFERENCES = 400
+KAPPAS, BETAS = (2.0, 5.0, 10.0, 15.0, 20.0, 40.0, 80.0), (0.1, 0.2, 0.4, 0.8)
+KINDS = ("personalised", "fixed", "centroids")
 
 
 def main() -> None:
     args = _arguments()
-    if args.dynamics:
-        write(args, with_dynamics(args))
-        return
-    bold, mask, *priors = need(args.data, BOLD, MASK, *(atlas(n) for n in args.regions))
+    bold, mask, *files = need(args.data, BOLD, MASK, *(atlas(n) for n in args.regions))
     scans = halves(bold, mask)
-    models = {name: raw_fingerprints() if name == "raw" else pnet_jax.load_model(name) for name in args.encoders}
-    config = pnet_jax.ConstructConfig(force_personalised=args.force_personalised)
-    rows, figures = [], {}
-    for file in priors:
-        prior = pnet_jax.load_prior(file, space="MNI152NLin6Asym")
-        for name, model in models.items():
-            result = cross_half(scans, prior, model, config)
-            short = name.rstrip("/").split("/")[-1]
-            figures.setdefault(f"K={prior.n_parcels}", {})[short] = result
-            dcbc, homogeneity = (
-                [result[which][measure] for which in ("personalised", "fixed", "centroids")] for measure in ("dcbc", "homogeneity")
-            )
-            chosen = " ".join(f"{r['decision'][:4]} κ={r['kappa']:g} β={r['beta']:g}" for r in result["selection"])
-            rows.append((f"K={prior.n_parcels} {short}", *dcbc, *homogeneity, result["moved"], chosen))
-    kinds = ("personalised", "fixed", "centroids")
-    table(("prior, encoder", *(f"DCBC {k}" for k in kinds), *(f"hom. {k}" for k in kinds), "moved", "selection, halves 1 2"), rows)
+    atlases = [pnet_jax.load_prior(file, space="MNI152NLin6Asym") for file in files]
+    if args.frontier:
+        figures = frontier(scans, atlases)
+        if args.figure is not None:
+            draw(figures, args.figure)
+    else:
+        models = {name: raw_fingerprints() if name == "raw" else pnet_jax.load_model(name) for name in args.encoders}
+        figures = compare(scans, atlases, models)
     write(args, figures)
 
 
-def cross_half(scans, prior, model, config) -> dict[str, object]:
-    """Scores of both directions, averaged: personalised, fixed (the prior) and centroids (data-free)."""
-    networks = [pnet_jax.construct(scan, prior=prior, model=model, config=config) for scan in scans]
+def compare(scans, atlases, models) -> dict[str, object]:
+    """A row for each atlas and encoder."""
+    rows, figures = [], {}
+    for prior in atlases:
+        for name, model in models.items():
+            result = cross_half(scans, prior, model)
+            short = name.rstrip("/").split("/")[-1]
+            figures.setdefault(f"K={prior.n_parcels}", {})[short] = result
+            scores = [result[which][measure] for measure in ("dcbc", "homogeneity") for which in KINDS]
+            replication = [result[key] for key in ("agreement", "moved", "moved_alike", "confident_moves", "confident_alike", "ece")]
+            chosen = " ".join(f"{r['decision'][:4]} κ={r['kappa']:.3g} β={r['beta']:.2g}" for r in result["selection"])
+            rows.append((f"K={prior.n_parcels} {short}", *scores, *replication, chosen))
+    heads = [f"{measure} {kind}" for measure in ("DCBC", "hom.") for kind in KINDS]
+    table(("atlas, encoder", *heads, "agreement", "moved", "alike", "moves p>=.5", "alike", "ECE", "selection, halves 1 2"), rows)
+    return figures
+
+
+def cross_half(scans, prior, model, config=None) -> dict[str, object]:
+    """Scores of both directions, averaged."""
+    networks = [pnet_jax.construct(scan, prior=prior, model=model, config=config, edges=()) for scan in scans]
     space, fixed = scans[0].space, networks[0].prior_labels
     inside = (fixed >= 0) & (networks[0].labels >= 0) & (networks[1].labels >= 0)
     maps = {
@@ -77,68 +81,81 @@ def cross_half(scans, prior, model, config) -> dict[str, object]:
     }
     judges = [Judge(scan.y, space, inside, prior.n_parcels) for scan in scans]
     out: dict[str, object] = {name: average([judges[1](first), judges[0](second)]) for name, (first, second) in maps.items()}
-    out["moved"] = float(np.mean([(network.labels[inside] != fixed[inside]).mean() for network in networks]))
-    out["voxels"] = int(inside.sum())
-    out["selection"] = [{key: network.qc["selection"][key] for key in ("decision", "kappa", "beta")} for network in networks]
-    return out
+    out |= replication(networks, fixed, inside)
+    out["selection"] = [
+        {key: getattr(network.qc.selection, key) for key in ("decision", "kappa", "beta", "temperature", "agreement")}
+        for network in networks
+    ]
+    return out | {"voxels": int(inside.sum())}
 
 
-def with_dynamics(args) -> dict[str, object]:
-    """Scores of both directions without and with dynamics, and what they foretell of the other half."""
-    bold, mask, dseg, signals = need(args.data, BOLD, MASK, ATLAS, TABLE)
-    scans, prior, model = halves(bold, mask), pnet_jax.load_prior(dseg, space="MNI152NLin6Asym"), pnet_jax.load_model(args.encoders[0])
-    with np.load(signals) as stored:
-        if not np.array_equal(stored["roi_id"], prior.ids):
-            raise SystemExit(f"{signals.name} and {dseg.name} have other regions, or the same in another order")
-    training = [one for one in recordings(signals, without_mean=False) if not one.test]
-    chosen = np.random.default_rng(0).permutation(len(training))[: args.dynamics]
-    people = fit_people([_member(training[i]) for i in chosen], prior.digest)
-    configs = {
-        name: pnet_jax.ConstructConfig(dynamics=name == "with", force_personalised=args.force_personalised) for name in ("without", "with")
-    }
-    rows, figures = [], {}
-    for direction, (scan, other) in {"1 on 2": scans, "2 on 1": scans[::-1]}.items():
-        networks = {
-            name: pnet_jax.construct(scan, prior=prior, model=model, config=config, people=people if config.dynamics else None)
-            for name, config in configs.items()
+def replication(networks, fixed, inside) -> dict[str, float]:
+    """How far two networks of one participant agree, and how well each knows it."""
+    same = (networks[0].labels == networks[1].labels)[inside]
+    each = []
+    for network in networks:
+        moved, p = (network.labels != fixed)[inside], network.confidence[inside]
+        sure = moved & (p >= 0.5)
+        each.append(
+            {
+                "moved": moved.mean(),
+                "moved_alike": same[moved].mean() if moved.any() else np.nan,
+                "confident_moves": sure.mean(),
+                "confident_alike": same[sure].mean() if sure.any() else np.nan,
+                "ece": calibration_error(p, same),
+            }
+        )
+    return {"agreement": float(same.mean())} | average(each)
+
+
+def calibration_error(p, right, bins: int = 10) -> float:
+    """Mean difference of probability and share that is right, over bins of equal width, weighted by their sizes."""
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    return float(sum(abs(p[at == b].mean() - right[at == b].mean()) * np.mean(at == b) for b in np.unique(at)))
+
+
+def config(kappa: float, beta: float):
+    """Fixed settings, always personalised."""
+    return pnet_jax.ConstructConfig(kappa=kappa, beta=beta, force_personalised=True)
+
+
+def frontier(scans, atlases) -> dict[str, object]:
+    """Agreement and DCBC over the grid, and where the choice lies."""
+    figures = {}
+    for prior in atlases:
+        points = []
+        for beta in BETAS:
+            for kappa in KAPPAS:
+                found = cross_half(scans, prior, "pnet-linear", config(kappa, beta))
+                points.append({"kappa": kappa, "beta": beta, "agreement": found["agreement"], "dcbc": found["personalised"]["dcbc"]})
+        chosen = cross_half(scans, prior, "pnet-linear")
+        figures[f"K={prior.n_parcels}"] = {
+            "grid": points,
+            "chosen": {"agreement": chosen["agreement"], "dcbc": chosen["personalised"]["dcbc"], "selection": chosen["selection"]},
+            "fixed": chosen["fixed"]["dcbc"],
         }
-        maps = {"prior": networks["with"].prior_labels} | {name: network.labels for name, network in networks.items()}
-        inside = np.all([labels >= 0 for labels in maps.values()], 0)
-        judge = Judge(other.y, other.space, inside, prior.n_parcels)
-        found = {name: judge(labels) for name, labels in maps.items()}
-        report = networks["with"].qc["dynamics"]
-        own = next_session(scan, other, networks["with"], people, prior)
-        figures[direction] = found | {
-            "gain over the prior": {name: _gain(other, inside, maps[name], maps["prior"]) for name in configs},
-            "decision": networks["with"].qc["selection"]["decision"],
-            "fine-tuned parcels": report["parcels"],
-            "dynamics": own,
-        }
-        interval = figures[direction]["gain over the prior"]["with"]
-        rows.append((direction, *(found[name]["dcbc"] for name in maps), *interval.values(), str(report["parcels"]["kept"]), *own.values()))
-        print(f"{direction}: {report['parcels']['reason']}", flush=True)
-    table(("half", *(f"DCBC {name}" for name in maps), "gain", "from", "to", "fine-tuned", *own), rows)
-    return {"people": len(chosen), "parcels": prior.n_parcels} | figures
+        table(("κ/β", "agreement", "DCBC"), [(f"{p['kappa']:g}/{p['beta']:g}", p["agreement"], p["dcbc"]) for p in points])
+        print(f"K={prior.n_parcels}: chosen {chosen['agreement']:.3f} {chosen['personalised']['dcbc']:.4f}", flush=True)
+    return figures
 
 
-def _member(one) -> Member:
-    """A person of whom there are signals of the regions alone."""
-    bins = frequency_bins(np.ones(len(one.signals), bool), one.tr)
-    passed, middle, gap = band_passed(one.signals, one.tr).T, len(one.signals) // 2, GAP_FRAMES // 2
-    parts = (passed[:, : middle - gap], passed[:, middle + gap :])
-    n_eff = [2 * (BAND_HZ[1] - BAND_HZ[0]) * part.shape[1] * one.tr for part in parts]
-    pearson = np.stack([edges.compute("pearson", part) for part in parts])[:, None]
-    return Member(standardise(spectra(jnp.asarray(one.signals.T), bins)), pearson, np.array(n_eff), one.subject)
+def draw(figures, file: Path) -> None:
+    """Agreement against DCBC, a line for each β."""
+    import matplotlib
 
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
-def _gain(scan, inside, labels, than) -> dict[str, float]:
-    """Gain in DCBC of a map over another, and its 95 % interval over stretches of the scan's time."""
-    y = score.standardised(np.array(scan.y))
-    pairs = score.sample_pairs(scan.space, np.flatnonzero(inside))
-    blocks = max(1, int(y.shape[1] * scan.tr / BLOCK_SECONDS))
-    each = score.gain_by_block(y, pairs, np.where(inside, labels, -1), np.where(inside, than, -1), blocks)
-    low, _, high = score.bootstrap_interval(each, 0)
-    return {"gain": float(each.mean()), "from": low, "to": high}
+    figure, panels = plt.subplots(1, len(figures), figsize=(4.2 * len(figures), 3.6), squeeze=False, layout="constrained")
+    for axes, (name, found) in zip(panels[0], figures.items(), strict=True):
+        for beta in BETAS:
+            line = [p for p in found["grid"] if p["beta"] == beta]
+            axes.plot([p["agreement"] for p in line], [p["dcbc"] for p in line], "o-", ms=3, lw=1, label=f"β = {beta:g}")
+        axes.plot(found["chosen"]["agreement"], found["chosen"]["dcbc"], "k*", ms=13, label="chosen")
+        axes.axhline(found["fixed"], color="grey", ls="--", lw=1, label="atlas")
+        axes.set(xlabel="label agreement of the halves", ylabel="DCBC on the other half", title=name)
+    panels[0][-1].legend(fontsize=8)
+    figure.savefig(file)
 
 
 def halves(bold, mask):
@@ -166,11 +183,9 @@ def _arguments():
     arguments.add_argument(
         "--encoders", nargs="+", default=["pnet-linear"], help="model names or checkpoint folders, 'raw' for no projection"
     )
-    arguments.add_argument("--regions", nargs="+", type=int, default=list(REGIONS), help="cortical regions of the priors")
-    arguments.add_argument(
-        "--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept"
-    )
-    arguments.add_argument("--dynamics", type=int, metavar="PEOPLE", help="with and without dynamics, learned from so many people of ABIDE")
+    arguments.add_argument("--regions", nargs="+", type=int, default=list(REGIONS), help="cortical regions of the atlases")
+    arguments.add_argument("--frontier", action="store_true", help="agreement and DCBC over a grid of κ and β")
+    arguments.add_argument("--figure", type=Path, help="draw the frontier into this file")
     return arguments.parse_args()
 
 

@@ -1,10 +1,11 @@
 """Parcels and edges of simulated subjects against the truth (medium tier: K = 100, 10 min, 4 mm).
 
 The prior is the cohort's group parcels. Parcels are made from session 1 and compared with the subject's own: adjusted Rand index and
-Dice (mean over parcels); DCBC and homogeneity are taken on session 2; Pearson edges of session 1 are correlated with the closed-form truth
+Dice (mean over parcels); expected calibration error of the label's probability against the truth and against session 2; DCBC and homogeneity are taken on session 2; Pearson edges of session 1 are correlated with the closed-form truth
 (upper triangle, Fisher z). Beside the personalised parcels stand the group's, a data-free map (every voxel to the nearest
 centroid of the group's parcels) and the subject's true ones. Session 2 is personalised too, for the Dice within minus between subjects.
-Figures are the median over seeds of the mean over subjects. A checkpoint must not have seen seeds 0, 1, ….
+Figures are the median over seeds of the mean over subjects. `--grid` adds the best adjusted Rand index over a grid of κ and β that are
+fixed: what a choice that knew the truth would reach. A checkpoint must not have seen seeds 0, 1, ….
 
     python benchmarks/simulated.py --seeds 5 --subjects 2 --out benchmarks/results/simulated.json
 """
@@ -15,18 +16,20 @@ import time
 
 import numpy as np
 from common import average, parser, table, write
+from cross_half import calibration_error
 from sklearn.metrics import adjusted_rand_score
 
 import pnet_jax
 from pnet_jax.config import SimulateConfig
-from pnet_jax.construction import parcel_signals
 from pnet_jax.edges import compute
 from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.score import nearest_centroid
+from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 FD_MM = 0.5  # frames with more displacement are scrubbed with --scrub
+KAPPAS, BETAS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0), (0.1, 0.2, 0.4, 0.8)
 MAPS = ("personalised", "group", "centroids", "true")
 
 
@@ -38,12 +41,16 @@ def main() -> None:
     for seed in range(args.seeds):
         start = time.perf_counter()
         cohort = SimulateConfig(subjects=args.subjects, sessions=2, tier=args.tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
-        seeds.append(one_cohort(cohort, model, config, scrub=args.scrub))
+        seeds.append(one_cohort(cohort, model, config, scrub=args.scrub, grid=args.grid))
         last = seeds[-1]
+        extra = "  ".join(f"{key} {last[key]:.3f}" for key in ("ece_truth", "ece_repeat", "agreement", "best_ari") if last[key] is not None)
         shown = "  ".join(f"{name} {last[name]['ari']:.3f}" for name in MAPS[:3])
-        print(f"seed {seed}: ARI {shown}  {' '.join(last['selected'])}  {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"seed {seed}: ARI {shown}  {extra}  {' '.join(last['selected'])}  {time.perf_counter() - start:.0f} s", flush=True)
     median = {name: average([seed[name] for seed in seeds], np.median) for name in MAPS}
     median["ari_gain_over_group"] = float(np.median([seed["personalised"]["ari"] - seed["group"]["ari"] for seed in seeds]))
+    for key in ("ece_truth", "ece_repeat", "agreement", *(["best_ari"] if args.grid else [])):
+        median[key] = float(np.median([seed[key] for seed in seeds]))
+        print(f"{key} {median[key]:.3f}")
     median["dice_within_minus_between"] = float(np.median([seed["dice_within_minus_between"] for seed in seeds]))
     measures = tuple(median["true"])
     table((f"median of {args.seeds} seeds", *measures), [(name, *(median[name][m] for m in measures)) for name in MAPS])
@@ -51,9 +58,9 @@ def main() -> None:
     write(args, {"median": median, "seeds": seeds})
 
 
-def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool) -> dict[str, object]:
+def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool, grid: bool) -> dict[str, object]:
     """Mean over a cohort's subjects, for each map; and what was selected."""
-    rows, labels, selected = [], [], []
+    rows, labels, selected, extra = [], [], [], []
     for subject in simulate_cohort(cohort):
         scans = [cleaned_scan(session, fd_threshold=FD_MM if scrub else None) for session in subject.sessions]
         space = subject.space
@@ -67,10 +74,31 @@ def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool) -> dict[st
         }
         rows.append(score_maps(maps, subject, scans))
         labels.append([network.labels for network in networks])
-        chosen = networks[0].qc["selection"]
-        selected.append(f"{chosen['decision']} κ={chosen['kappa']:g} β={chosen['beta']:g}")
+        chosen = networks[0].qc.selection
+        selected.append(f"{chosen.decision} κ={chosen.kappa:.3g} β={chosen.beta:.2g}")
+        inside = (networks[0].labels >= 0) & (networks[1].labels >= 0) & (subject.labels >= 0)
+        same, p = (networks[0].labels == networks[1].labels)[inside], networks[0].confidence[inside]
+        own = {
+            "ece_truth": calibration_error(p, (networks[0].labels == subject.labels)[inside]),
+            "ece_repeat": calibration_error(p, same),
+            "agreement": float(same.mean()),
+            "best_ari": best_of_grid(scans[0], prior, model, subject) if grid else np.nan,
+        }
+        extra.append(own)
     out: dict[str, object] = {name: average([row[name] for row in rows]) for name in MAPS}
-    return out | {"dice_within_minus_between": within_minus_between(labels, cohort.parcels), "selected": selected}
+    means = {key: None if np.isnan(value) else value for key, value in average(extra).items()}
+    return out | means | {"dice_within_minus_between": within_minus_between(labels, cohort.parcels), "selected": selected}
+
+
+def best_of_grid(scan, prior, model, subject) -> float:
+    """Highest adjusted Rand index to the truth over fixed κ and β."""
+    found = []
+    for kappa in KAPPAS:
+        for beta in BETAS:
+            config = pnet_jax.ConstructConfig(kappa=kappa, beta=beta, force_personalised=True)
+            network = pnet_jax.construct(scan, prior=prior, model=model, config=config, edges=())
+            found.append(adjusted_rand_score(subject.labels, network.labels))
+    return float(max(found))
 
 
 def score_maps(maps, subject, scans) -> dict[str, dict[str, float]]:
@@ -113,13 +141,14 @@ def _arguments():
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
     arguments.add_argument("--seeds", type=int, default=5, help="cohorts, seeds 0, 1, …")
     arguments.add_argument("--subjects", type=int, default=2, help="subjects of each cohort")
-    arguments.add_argument("--tier", default="medium", choices=("easy", "medium", "hard"))
+    arguments.add_argument("--tier", default="medium", choices=("easy", "medium", "hard", "real"))
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument(
         "--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept"
     )
+    arguments.add_argument("--grid", action="store_true", help="the best adjusted Rand index over a grid of κ and β as well (slow)")
     arguments.add_argument("--kappa", type=float, help="fix κ instead of measuring it")
     arguments.add_argument("--beta", type=float, help="fix β instead of measuring it")
     return arguments.parse_args()

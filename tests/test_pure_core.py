@@ -12,8 +12,9 @@ CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
-CORE += ("people", "finetune", "finetune.person", "encoder.adapter", "parcellation.placed")
-CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
+CORE += ("people", "finetune", "finetune.person", "encoder.adapter")
+CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "sharded", "signals", "spatial")))
+CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
 
 MIXTURE = """
 import jax, numpy as np
@@ -29,12 +30,12 @@ rng = np.random.default_rng(0)
 space = grid_space(np.ones((6, 6, 2), bool), np.diag([4.0, 4, 4, 1]))
 labels = (space.grid.ijk[:, 0] >= 3).astype(np.int32)
 scan = make_scan(rng.normal(size=(2, 40))[labels] + 0.5 * rng.normal(size=(72, 40)), space, tr=2.0)
-local = on_space(make_prior(space.xyz, labels + 1, resolution=4), space, scan.valid)
+local = on_space(make_prior(space.xyz, labels + 1, resolution=4), space)
 z = scan.y / np.linalg.norm(scan.y, axis=1, keepdims=True)
 table = match_table(local.candidates, space.neighbours, n_parcels=2)
 problem = Problem(z, local.candidates, local.log_prior, table, group_prototypes(z, labels, 2))
-q = np.asarray(jax.jit(mixture)(problem, np.float32(10), np.float32(0.4)).q)
-assert (harden(q, local.candidates, space.neighbours, local.labels, 2).labels == labels).all()
+q = jax.jit(mixture)(problem, np.float32(10), np.float32(0.4)).q
+assert (harden(q, local.candidates, table, space.neighbours, local.labels, 2).labels == labels).all()
 assert compute("pearson", np.stack([scan.y[labels == k].mean(0) for k in (0, 1)])).shape == (2, 2)
 """
 

@@ -26,7 +26,6 @@ from pnet_jax.parcellation.spatial import SpatialPrior
 
 FINAL_STEPS = 6
 CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
-GROWTH = 0.5
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
@@ -46,8 +45,6 @@ class Settings(NamedTuple):
       kappas, betas: grids; one value fixes it.
       force: personalised parcels whatever the decision.
       edges: names of measures that the step makes.
-      growth: how κ of the whole scan follows from that of its halves, κ · (2 / (1 + c))^growth with c the mean cosine between the
-        halves' embeddings; 0 keeps it, 1 is what twice the frames would bring if noise were the only reason for a small κ.
     """
 
     n_parcels: int
@@ -55,7 +52,6 @@ class Settings(NamedTuple):
     betas: tuple[float, ...] = BETAS
     force: bool = False
     edges: tuple[str, ...] = ("pearson",)
-    growth: float = GROWTH
 
 
 class Shared(NamedTuple):
@@ -65,7 +61,7 @@ class Shared(NamedTuple):
       encoder: weights.
       prior: the spatial prior.
       region: reference region of each location (`tokens.nearest_reference`), `[W]`.
-      free: `choose.data_free` of the spatial prior, `[b, W, C]`.
+      free: `choose.data_free` of the spatial prior, for β = 0 and the grid's, `[b, W, C]`.
     """
 
     encoder: Encoder
@@ -114,7 +110,7 @@ class Quality(NamedTuple):
     Attributes:
       dcbc, homogeneity: `[3]`.
       gain: held-out log density of the personalised over the data-free parcels, nats per location: 2.5 %, 50 %, 97.5 %, `[3]`.
-      dcbc_gain: the same of the DCBC, `[3]`.
+      dcbc_gain: of the personalised DCBC over that of the better of the other two, `[3]`.
       agreement: share of locations to which both halves give the same label.
       cosine: mean cosine between the halves' embeddings.
     """
@@ -177,7 +173,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     ]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
-    choice = choose(halves, free, prior.blocks, kappas=settings.kappas, betas=settings.betas)
+    choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
@@ -185,8 +181,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     personalised = jnp.array(True) if settings.force else enough
     whole = problems[2]
     begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
-    kappa = choice.kappa * jnp.power(2 / (1 + jnp.maximum(quality.cosine, 0.0)), settings.growth)
-    q = mixture(whole, kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
+    q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
     p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts)
     hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)
     labels = jnp.where(personalised, hardened.labels, atlas)
@@ -246,8 +241,8 @@ def _quality(
     """Each half's parcels on the other half, against the data-free ones and the atlas."""
     prior, counts = shared.prior, atlas >= 0
     keys = jax.random.split(jax.random.key(subject.seed), 2)
-    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
-    none = [held_out(free, candidates, halves[1 - i].z, prior.blocks).each for i in (0, 1)]
+    mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
+    none = [held_out(free, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
     gain = decide.over_cubes(keys[0], (mine[0] + mine[1] - none[0] - none[1]) / 2, counts, prior.cube, len(prior.cubes))
     flat = most_probable(free, candidates)
     dcbc, homogeneity, frames = [], [], []
@@ -259,15 +254,19 @@ def _quality(
         weights = [score.pair_weights(prior.pairs, labels) for labels in (own[i], flat, atlas)]
         dcbc.append(jnp.stack([(r * weight).sum() for weight in weights]))
         homogeneity.append(jnp.stack([score.homogeneity(y, labels, n_parcels, count) for labels in (own[i], flat, atlas)]))
-        frames.append(score.by_frame(y, prior.pairs, weights[0] - weights[1], count))
-    over = decide.over_time(keys[1], jnp.stack(frames), subject.blocks[::-1], subject.blocks.size)
+        frames.append((y, weights, count))
+    dcbc = (dcbc[0] + dcbc[1]) / 2
+    # Over the better of the two maps that no data of this scan made.
+    than = jnp.where(dcbc[2] > dcbc[1], 1.0, 0.0)
+    each = [score.by_frame(y, prior.pairs, w[0] - than * w[2] - (1 - than) * w[1], count) for y, w, count in frames]
+    over = decide.over_time(keys[1], jnp.stack(each), subject.blocks[::-1], subject.blocks.size)
     size = jnp.maximum(counts.sum(), 1).astype(jnp.float32)
     return Quality(
-        dcbc=(dcbc[0] + dcbc[1]) / 2,
+        dcbc=dcbc,
         homogeneity=(homogeneity[0] + homogeneity[1]) / 2,
         gain=gain,
         dcbc_gain=over,
-        agreement=((own[0] == own[1]) & counts).sum() / size,
+        agreement=((own[0] == own[1]) & counts).sum().astype(jnp.float32) / size,
         cosine=(halves[0].z * halves[1].z).sum() / size,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from pnet_jax.encoder.tokens import log_tsnr, nearest_reference
 from pnet_jax.parcellation.choose import data_free
 from pnet_jax.parcellation.mixture import Problem
 from pnet_jax.parcellation.prior import coverage_of
-from pnet_jax.parcellation.spatial import AtlasOnSpace, locate, place, space_key
+from pnet_jax.parcellation.spatial import AtlasOnSpace, SpatialPrior, locate, place, space_key
 from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
 
 KEPT_SPACES = 4
@@ -36,11 +36,11 @@ def shared_of(encoder: Encoder, placed: AtlasOnSpace, settings: Settings) -> Sha
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _free(prior: Any, settings: Settings) -> Float[Array, "b W C"]:
-    nothing = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((settings.n_parcels, 1))
-    return data_free(
-        Problem(nothing[0], prior.candidates, prior.log_prior, prior.table, nothing[1], prior.blocks), jnp.asarray(settings.betas)
-    )
+def _free(prior: SpatialPrior, settings: Settings) -> Float[Array, "b W C"]:
+    z, prototypes = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((settings.n_parcels, 1))
+    problem = Problem(z, prior.candidates, prior.log_prior, prior.table, prototypes, prior.blocks)
+    # β = 0 is the spatial prior itself, whose labels are the atlas's.
+    return data_free(problem, jnp.asarray((0.0, *settings.betas)))
 
 
 def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | None = None) -> Subject:

@@ -130,7 +130,7 @@ def judge(
 @jax.jit
 def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: Blocks) -> Score:
     q = parcels(adapter, subject, subject.q, FINAL_STEPS)[0].q
-    return held_out(q, subject.candidates, z, blocks)
+    return held_out(q, subject.candidates, z, len(adapter.offsets), blocks=blocks)
 
 
 def dynamics_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,9 +15,10 @@ LEAST_Q = 1e-6
 LEAST_PRIOR = -12.0  # log π; a candidate at 16 mm has −8
 MOST = 3.0  # the exponents lie between 0 and this
 START = 0.3
-NEWTON_STEPS = 12
-MOST_STEP = 0.5
+NEWTON_STEPS = 16
+RADIUS = 0.5  # of the first step
 RIDGE = 1e-4
+SWEEPS = 40
 
 
 def features(
@@ -36,8 +39,16 @@ def features(
 def calibrated(x: Float[Array, "V C F"], exponents: Float[Array, " F"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
     r"""Probabilities :math:`p_{vk} \propto q_{vk}^a\, (\bar q_{N(v)k} + .001)^b\, \pi_{vk}^c`, 0 where there is no candidate, `[V, C]`."""
     there = candidates >= 0
-    logits = jnp.where(there, (x * exponents).sum(-1), -1e30)
+    logits = jnp.where(there, _weighted(x, exponents), -1e30)
     return jnp.where(there, jax.nn.softmax(logits, axis=1), 0.0)
+
+
+def _weighted(x: Float[Array, "*n F"], exponents: Float[Array, " F"]) -> Float[Array, "*n"]:
+    """x·w, feature by feature: a product of matrices with so few columns is slower."""
+    total = exponents[0] * x[..., 0]
+    for i in range(1, x.shape[-1]):
+        total = total + exponents[i] * x[..., i]
+    return total
 
 
 def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candidates: Int[Array, "n C"]) -> Float[Array, " F"]:
@@ -49,27 +60,58 @@ def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candida
       candidates: −1 where there is none, or where a location does not count.
 
     Returns:
-      Exponents between 0 and 3, by projected Newton steps.
+      Exponents between 0 and 3, by Newton steps in a trust region.
     """
     there = (candidates >= 0)[None]
     hit = there & (candidates[None] == labels[:, :, None])
     weight = hit.any(-1).astype(x.dtype)  # [2, n]
     size = jnp.maximum(weight.sum(), 1.0)
-    target = jnp.where(hit[..., None], x, 0.0).sum(2)  # [2, n, F]
     count = x.shape[-1]
+    target = jnp.where(hit[..., None], x, 0.0).sum(2)  # [2, n, F]
 
-    def step(_: Array, w: Array) -> Array:
-        p = jax.nn.softmax(jnp.where(there, (x * w).sum(-1), -1e30), axis=-1)
-        mean = jnp.einsum("hnc,hncf->hnf", p, x)
-        second = jnp.einsum("hn,hnc,hncf,hncg->fg", weight, p, x, x)
-        hessian = (second - jnp.einsum("hn,hnf,hng->fg", weight, mean, mean)) / size + RIDGE * jnp.eye(count)
-        gradient = jnp.einsum("hn,hnf->f", weight, mean - target) / size
-        at_bound = ((w <= 0) & (gradient > 0)) | ((w >= MOST) & (gradient < 0))
-        free = jnp.where(at_bound, 0.0, 1.0)
-        hessian = hessian * free[:, None] * free[None, :] + jnp.diag(1 - free)
-        return jnp.clip(w - jnp.clip(jnp.linalg.solve(hessian, gradient * free), -MOST_STEP, MOST_STEP), 0.0, MOST)
+    def at(w: Array) -> _Model:
+        logs = jax.nn.log_softmax(jnp.where(there, _weighted(x, w), -1e30), axis=-1)
+        p = jnp.exp(logs)
+        mean = (p[..., None] * x).sum(2)
+        apart = x - mean[:, :, None, :]
+        heavy = p * weight[..., None]
+        spread = jnp.stack([jnp.stack([(heavy * apart[..., i] * apart[..., j]).sum() for j in range(count)]) for i in range(count)])
+        value = -(weight * jnp.where(hit, logs, 0.0).sum(2)).sum() / size
+        gradient = (weight[..., None] * (mean - target)).sum((0, 1)) / size
+        return _Model(w, value, gradient, spread / size + RIDGE * jnp.eye(count))
 
-    return jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.full(count, START, x.dtype))
+    def step(_: Array, state: tuple[_Model, Array]) -> tuple[_Model, Array]:
+        here, radius = state
+        tried = at(here.at + _least(here, jnp.maximum(-here.at, -radius), jnp.minimum(MOST - here.at, radius)))
+        # Near the solution the values differ by rounding alone, and the step is right all the same.
+        better = tried.value < here.value + 1e-6
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, here)
+        return kept, jnp.where(better, 2 * radius, radius / 4)
+
+    start = at(jnp.full(count, START, x.dtype)), jnp.asarray(RADIUS, x.dtype)
+    return jnp.clip(jax.lax.fori_loop(0, NEWTON_STEPS, step, start)[0].at, 0.0, MOST)
+
+
+class _Model(NamedTuple):
+    """Value and derivatives of what is minimised, at a point."""
+
+    at: Float[Array, " F"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " F"]
+    hessian: Float[Array, "F F"]
+
+
+def _least(model: _Model, low: Float[Array, " F"], high: Float[Array, " F"]) -> Float[Array, " F"]:
+    """The step to the lowest point of the quadratic model in a box, by coordinate descent: exact along each axis, and few axes."""
+    gradient, hessian = model.gradient, model.hessian
+
+    def sweep(_: Array, x: Array) -> Array:
+        for i in range(len(gradient)):
+            slope = gradient[i] + (hessian[i] * x).sum() - hessian[i, i] * x[i]
+            x = x.at[i].set(jnp.clip(-slope / hessian[i, i], low[i], high[i]))
+        return x
+
+    return jax.lax.fori_loop(0, SWEEPS, sweep, jnp.clip(jnp.zeros_like(gradient), low, high))
 
 
 def never_sharper(p: Float[Array, "V C"], q: Float[Array, "V C"], weight: Float[Array, " V"]) -> Float[Array, "V C"]:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pnet_jax.ops.soft_assign.blocked import Blocks
 from pnet_jax.parcellation.held_out import held_out
 from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
 
@@ -16,7 +15,7 @@ KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
 MIDDLE = 1  # place in BETAS that κ is searched at
 STEPS = 3  # of a fit that begins where the one at the κ before ended
-FREE_STEPS = 8
+FREE_STEPS = 30  # to convergence: votes alone make parcels compact, which is to be no gain of the data
 SCORED = 4  # while searching, every fourth location is scored
 
 
@@ -29,7 +28,7 @@ class Choice(NamedTuple):
       temperature: T of the best score; above 1 q is over-confident.
       score: S of the best pair, nats per location.
       free: S of the best data-free member (κ = 0).
-      free_beta: place of its β in `betas`.
+      free_beta: its place in `free`.
       edge: the best κ is the smallest or the largest of the grid.
       kappas, betas: the trials, `[n]`.
       scores, temperatures: of each trial, `[n]`.
@@ -62,7 +61,7 @@ def data_free(problem: Problem, betas: Float[Array, " b"]) -> Float[Array, "b V 
 def choose(
     problems: tuple[Problem, Problem],
     free: Float[Array, "b V C"],
-    blocks: Blocks,
+    n_parcels: int,
     *,
     kappas: tuple[float, ...] = KAPPAS,
     betas: tuple[float, ...] = BETAS,
@@ -74,15 +73,15 @@ def choose(
 
     Args:
       problems: the mixture's input from each half, on the same candidates.
-      free: `data_free` of the same candidates for `betas`.
-      blocks: of the locations.
+      free: `data_free` of the same candidates.
+      n_parcels: K.
       kappas, betas: the grids; one value each fixes it.
     """
     candidates, z = problems[0].candidates, (problems[0].z, problems[1].z)
     rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
 
     def scored(q: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = [held_out(q[i], candidates, z[1 - i], blocks, rows) for i in (0, 1)]
+        found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows, problems[0].blocks) for i in (0, 1)]
         return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
     def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture] | None, steps: int = STEPS) -> tuple[Mixture, Mixture]:

@@ -24,7 +24,8 @@ def over_blocks(key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"])
     some = sizes > 0
     count = some.sum()
     order = jnp.argsort(~some, stable=True)
-    draw = jnp.floor(jax.random.uniform(key, (RESAMPLES, len(sums))) * count.astype(jnp.float32)).astype(jnp.int32)
+    uniform = jax.random.uniform(key, (len(sums), RESAMPLES)).T  # block by block: what is drawn does not depend on empty ones behind
+    draw = jnp.floor(uniform * count.astype(jnp.float32)).astype(jnp.int32)
     drawn = order[jnp.minimum(draw, jnp.maximum(count - 1, 0))]
     taken = (jnp.arange(len(sums))[None, :] < count).astype(sums.dtype)
     means = (sums[drawn] * taken).sum(1) / jnp.maximum((sizes[drawn] * taken).sum(1), 1e-12)
@@ -51,7 +52,7 @@ def over_time(key: Array, frames: Float[Array, "2 T"], block: Int[Array, "2 T"],
     """
     at = jnp.where(block < 0, n_blocks, block)
     own = (block >= 0).astype(frames.dtype)
-    per_half = own.sum(1, keepdims=True)  # frames of a half: its mean counts as much as the other's
+    per_half = own.sum(1, keepdims=True)  # so that a block's mean is on the scale of the difference of its half
     sums = jax.ops.segment_sum((frames * per_half).ravel(), at.ravel(), n_blocks + 1)[:n_blocks]
     sizes = jax.ops.segment_sum(own.ravel(), at.ravel(), n_blocks + 1)[:n_blocks]
     return over_blocks(key, sums, sizes)

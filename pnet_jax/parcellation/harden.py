@@ -103,7 +103,7 @@ def bodies(labels: Int[Array, " V"], neighbours: Int[Array, "V N"], n_parcels: i
     at = jnp.where(labels < 0, n_parcels, labels)
     largest = jax.ops.segment_max(size, at, n_parcels + 1)
     own = jnp.where(size == largest[at], component, count)
-    return jax.ops.segment_min(own, at, n_parcels + 1)[:n_parcels]
+    return jnp.minimum(jax.ops.segment_min(own, at, n_parcels + 1)[:n_parcels], count)
 
 
 def components(labels: Int[Array, " V"], neighbours: Int[Array, "V N"]) -> Int[Array, " V"]:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pnet_jax.ops.soft_assign.blocked import Blocks, similarities, sums
-from pnet_jax.parcellation.mixture import normalise
+from pnet_jax.ops.soft_assign import blocked
+from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.parcellation.mixture import soft_sums
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
 TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0, 8.0], np.float32)
+BLOCK = 2048  # locations whose cosines to all K prototypes are there at a time
 CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # κ' of the held-out embeddings
 
 
@@ -45,7 +47,7 @@ def log_normaliser(kappa: Float[Array, "*n"], dimensions: int) -> Float[Array, "
     Source: Abramowitz & Stegun 9.7.7; Banerjee et al. 2005.
 
     >>> print(f"{log_normaliser(jnp.float32(20.0), 64):.2f}")
-    41.91
+    37.78
     """
     order = dimensions / 2 - 1
     root = jnp.sqrt(1 + jnp.square(kappa / order))
@@ -69,29 +71,34 @@ def held_out(
     q: Float[Array, "V C"],
     candidates: Int[Array, "V C"],
     z: Float[Array, "V D"],
-    blocks: Blocks,
+    n_parcels: int,
     rows: Int[Array, " n"] | None = None,
+    blocks: Blocks | None = None,
 ) -> Score:
     r"""Log density of one half's embeddings z under the other half's soft parcels q.
 
     .. math::
-      S = \max_{T, \kappa'} \operatorname{mean}_v \log \sum_k p_{vk}\, C_D(\kappa')\, e^{\kappa' z_v^\top m_k}, \qquad
-      p \propto q^{1/T}, \qquad m_k = \operatorname{normalise}\Big(\sum_v q_{vk} z_v\Big)
+      S = \max_{T, \kappa'} \operatorname{mean}_v \log \sum_k p_{vk}\, C_D(\kappa')\, e^{\kappa' z_v^\top m_{vk}}, \qquad
+      p \propto q^{1/T}, \qquad m_{vk} = \operatorname{normalise}\Big(\sum_{u \ne v} q_{uk} z_u\Big)
 
-    It is a proper score: probabilities that are too sharp cost as much as those that are too flat, and fragments that fit noise
-    gain nothing on another half. The best T says how over-confident q is; it does not take part in choosing labels.
+    Probabilities that are too sharp cost as much as those that are too flat, and fragments that fit noise gain nothing on another
+    half: no location is in the prototypes that it is scored under, else the sharpest q would gain by its own noise. The best T says
+    how over-confident q is; it does not take part in choosing labels.
 
     Args:
       q: from the other half, `[V, C]`.
       candidates: −1 where there is none, or where the location does not count, `[V, C]`.
       z: embeddings of this half, length 1, `[V, D]`.
-      blocks: of the locations (`ops.soft_assign.blocked`).
-      rows: locations to score; all if not given. The prototypes m are of all locations.
+      n_parcels: K.
+      rows: locations to score; all if not given. The prototypes m are of all other locations.
+      blocks: of the locations (`ops.soft_assign.blocked`): products are of a block's parcels alone.
 
-    Memory: `[V, L]`, and `[n, C]` for each T and κ' in turn.
+    Memory: one block of `[2048, K]`, or `[V, L]` with blocks, and `[n, C]` for each T and κ' in turn.
     """
-    prototypes = normalise(sums(jnp.where(candidates >= 0, q, 0.0), z, blocks)[0])
-    cosine = similarities(z, prototypes, blocks)
+    q = jnp.where(candidates >= 0, q, 0.0)
+    total = soft_sums(q, candidates, z, n_parcels)[0] if blocks is None else blocked.sums(q, z, blocks)[0]
+    product = products(z, total, candidates) if blocks is None else blocked.similarities(z, total, blocks)
+    cosine = without_own(q, candidates, product, total)
     if rows is not None:
         q, candidates, z, cosine = q[rows], candidates[rows], z[rows], cosine[rows]
     counts = (candidates >= 0).any(1)
@@ -116,6 +123,31 @@ def held_out(
     return Score(each, means.max(), temperature)
 
 
+def products(z: Float[Array, "V D"], sums: Float[Array, "K D"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
+    """z·s of every location and candidate, in blocks of locations."""
+
+    def block(row: tuple[Array, Array]) -> Array:
+        one, at = row
+        return jnp.matmul(one[None], sums.T, precision="highest")[0][at]
+
+    return jax.lax.map(block, (z, jnp.maximum(candidates, 0)), batch_size=min(BLOCK, len(z)))
+
+
+def without_own(
+    q: Float[Array, "V C"], candidates: Int[Array, "V C"], product: Float[Array, "V C"], sums: Float[Array, "K D"]
+) -> Float[Array, "V C"]:
+    """Cosine of every location with the sum Σ q z of each candidate less its own share, −1 where there is no candidate, `[V, C]`.
+
+    0 where nothing is left of a sum.
+    """
+    energy = jnp.square(sums).sum(1)[jnp.maximum(candidates, 0)]
+    left = energy - 2 * q * product + jnp.square(q)
+    some = left > 1e-5 * (1 + energy)  # less is what rounding leaves
+    found = jnp.where(some, (product - q) / jnp.sqrt(jnp.where(some, left, 1.0)), 0.0)
+    return jnp.where(candidates >= 0, found, -1.0)
+
+
 def _mixed(logs: Float[Array, "V C"], cosine: Float[Array, "V C"], kappa: Float[Array, ""]) -> Float[Array, " V"]:
-    """log Σ p exp(κ' cos), stable because |cos| ≤ 1: the largest exponent is bounded by κ'."""
-    return kappa + jnp.log(jnp.maximum((jnp.exp(logs) * jnp.exp(kappa * (cosine - 1))).sum(1), 1e-37))
+    """log Σ p exp(κ' cos); the nearest candidate's term is at least 1e-4 once its exponent is taken out, so that none is lost."""
+    nearest = cosine.max(1)
+    return kappa * nearest + jnp.log(jnp.maximum((jnp.exp(logs) * jnp.exp(kappa * (cosine - nearest[:, None]))).sum(1), 1e-37))

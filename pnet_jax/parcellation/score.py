@@ -131,7 +131,7 @@ def pair_weights(pairs: Pairs, labels: Int[Array, " V"]) -> Float[Array, "G Q"]:
     there = jnp.where(pairs.groups < 0, -1, labels[pairs.groups])  # [G, M]
     own, other = (jnp.take_along_axis(there, at, axis=1) for at in (pairs.first, pairs.second))
     outside = (own < 0) | (other < 0) | (pairs.ring < 0)
-    cell = jnp.where(outside, 4 * RINGS, pairs.ring * 2 + (own == other))
+    cell = jnp.where(outside, 4 * RINGS, pairs.ring * 2 + (own == other).astype(jnp.int32))
     ones = jnp.ones(cell.size, jnp.float32)
     count = jax.ops.segment_sum(ones, cell.ravel(), 4 * RINGS + 1)[:-1].reshape(-1, 2)
     good = (count >= MIN_PAIRS).all(1)

@@ -55,7 +55,7 @@ def planted():
     space = grid_space(np.ones((10, 10, 3), bool), np.diag([4.0, 4, 4, 1]) + np.outer([1, 1, 1, 0], [0, 0, 0, 4]))
     i, j, _ = space.grid.ijk.T
     expected, truth = (2 * (i >= 5) + (j >= 5), 2 * (i >= 3) + (j >= 7))
-    local = on_space(make_prior(space.xyz, expected + 1, resolution=4), space, np.ones(len(space), bool))
+    local = on_space(make_prior(space.xyz, expected + 1, resolution=4), space)
     directions = np.linalg.qr(rng.normal(size=(6, 4)))[0].T
     z = normalised(directions[truth] + 0.35 * rng.normal(size=(len(space), 6))).astype(np.float32)
     prototypes = np.asarray(group_prototypes(jnp.asarray(z), jnp.asarray(local.labels), 4))

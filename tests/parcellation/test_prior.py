@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.parcellation.prior import CUT_MM, MAX_CANDIDATES, PADDING, REACH_MM, SIGMA_MM, make_prior, on_space
+from pnet_jax.parcellation.prior import (
+    CUT_MM,
+    MAX_CANDIDATES,
+    PADDING,
+    REACH_MM,
+    SIGMA_MM,
+    coverage_of,
+    make_prior,
+    nearest_locations,
+    on_space,
+)
 from pnet_jax.space import LEFT, RIGHT, grid_space, point_space
 
 
@@ -40,10 +50,14 @@ def slab(step, size):
     return make_prior(xyz, values, resolution=step)
 
 
+def covered(prior, space, valid=True):
+    return coverage_of(prior, nearest_locations(prior, space), np.broadcast_to(valid, len(space)))
+
+
 @pytest.mark.parametrize("parcels", [5, 60])
 def test_candidates_and_prior_equal_brute_force_distances(parcels):
     prior, space = cloud(parcels), locations()
-    local, d = on_space(prior, space, np.ones(len(space), bool)), distances(prior, space)
+    local, d = on_space(prior, space), distances(prior, space)
     inside = d.min(1) <= REACH_MM
     assert 0.2 < inside.mean() < 0.9
     assert_array_equal(local.labels, np.where(inside, d.argmin(1), -1))
@@ -59,7 +73,7 @@ def test_candidates_and_prior_equal_brute_force_distances(parcels):
 
 
 def test_the_prior_sums_to_1_inside_and_has_no_weight_at_the_padding():
-    local = on_space(cloud(20), locations(), np.ones(250, bool))
+    local = on_space(cloud(20), locations())
     weight = np.exp(local.log_prior)
     assert_allclose(weight.sum(1), local.labels >= 0, atol=1e-5)
     assert_array_equal(local.log_prior[local.candidates < 0], np.float32(PADDING))
@@ -69,81 +83,88 @@ def test_the_prior_sums_to_1_inside_and_has_no_weight_at_the_padding():
 def test_a_parcel_of_the_other_hemisphere_is_no_candidate_however_close():
     xyz = np.array([[-1.0, 0, 0], [1.0, 0, 0], [-1.0, 6, 0]])
     prior = make_prior(xyz, [1, 2, 3], resolution=2)
-    local = on_space(prior, point_space([[-0.5, 0, 0], [0.5, 0, 0], [-0.5, 6, 0]]), np.ones(3, bool))
+    local = on_space(prior, point_space([[-0.5, 0, 0], [0.5, 0, 0], [-0.5, 6, 0]]))
     assert local.labels.tolist() == [0, 1, 2]
     assert local.candidates.tolist() == [[0, 2], [1, -1], [2, 0]]
 
 
-def test_a_parcel_outside_the_field_of_view_takes_no_location_from_its_neighbours():
+def test_a_location_holds_candidates_that_no_location_is_in():
+    """What a scan lacks is the step's to say: the prior is the same for all scans."""
     prior = make_prior(np.array([[-10.0, 0, 0], [-10.0, 8, 0]]), [1, 2], resolution=2)
-    local = on_space(prior, point_space([[-10.0, 0, 0], [-10.0, -3, 0]]), np.ones(2, bool))
-    assert local.coverage.tolist() == [1.0, 0.0]
-    assert local.candidates.tolist() == [[0], [0]]
+    local = on_space(prior, point_space([[-10.0, 0, 0], [-10.0, -3, 0]]))
+    assert local.candidates.tolist() == [[0, 1], [0, 1]]
 
 
 def test_hemispheres_are_those_of_the_structure_and_not_of_the_sign_of_x():
     xyz = np.array([[1.0, 0, 0], [-1.0, 0, 0]])
     prior = make_prior(xyz, [1, 2], resolution=2, hemisphere=[LEFT, RIGHT])
     space = dataclasses.replace(point_space([[0.5, 0, 0], [-0.5, 0, 0]]), hemisphere=np.array([LEFT, RIGHT], np.int8))
-    assert on_space(prior, space, np.ones(2, bool)).labels.tolist() == [0, 1]
+    assert on_space(prior, space).labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_prior_of_another_resolution_gives_the_same_labels_away_from_borders(step):
     edge = np.array([[3.0, 0, 0, -21], [0, 3, 0, -21], [0, 0, 3, -21], [0, 0, 0, 1]])
     space = grid_space(np.ones((15, 15, 15), bool), edge)
-    local = on_space(slab(step, 20), space, np.ones(len(space), bool))
+    local = on_space(slab(step, 20), space)
     expected = np.digitize(space.xyz[:, 1], [-10, 10]) + 3 * (space.xyz[:, 0] >= 0)
     clear = (np.abs(np.abs(space.xyz[:, 1]) - 10) > 3) & (np.abs(space.xyz[:, 0]) > 0)
     assert (local.labels >= 0).all()
     assert clear.mean() > 0.5
     assert_array_equal(local.labels[clear], expected[clear])
-    assert_array_equal(local.coverage, 1)
+    assert_array_equal(covered(slab(step, 20), space), 1)
 
 
-def test_locations_without_signal_are_outside_and_the_coverage_says_so():
+def test_coverage_says_which_parcels_lie_where_there_is_no_signal():
     edge = np.array([[4.0, 0, 0, -22], [0, 4, 0, -22], [0, 0, 4, -22], [0, 0, 0, 1]])
     space = grid_space(np.ones((12, 12, 12), bool), edge)
-    lost = space.xyz[:, 1] > 5
-    local = on_space(slab(4, 20), space, ~lost)
-    assert_array_equal(local.labels[lost], -1)
-    assert_array_equal(local.candidates[lost], -1)
-    assert_array_equal(local.coverage[[2, 5]], 0)
-    assert_array_equal(local.coverage[[0, 3]], 1)
-    assert ((local.coverage[[1, 4]] > 0) & (local.coverage[[1, 4]] < 1)).all()
+    found = covered(slab(4, 20), space, space.xyz[:, 1] <= 5)
+    assert_array_equal(found[[2, 5]], 0)
+    assert_array_equal(found[[0, 3]], 1)
+    assert ((found[[1, 4]] > 0) & (found[[1, 4]] < 1)).all()
 
 
 def test_a_fine_prior_on_every_second_of_its_own_voxels_is_fully_covered():
     fine, coarse = (np.stack(np.meshgrid(*[np.arange(-16.0, 17, step)] * 3, indexing="ij"), -1).reshape(-1, 3) for step in (2, 4))
     space = dataclasses.replace(point_space(coarse), resolution=4.0)
-    prior = make_prior(fine, 1 + (fine[:, 1] > 1), resolution=2)
-    assert_array_equal(on_space(prior, space, np.ones(len(coarse), bool)).coverage, 1)
+    assert_array_equal(covered(make_prior(fine, 1 + (fine[:, 1] > 1), resolution=2), space), 1)
 
 
-def test_coverage_equals_brute_force():
-    prior, space = cloud(7), locations(1500)
+def test_nearest_locations_and_coverage_equal_brute_force():
+    prior, space = cloud(7), dataclasses.replace(locations(1500), resolution=5.0)
     valid = np.random.default_rng(2).random(1500) < 0.7
-    found = on_space(prior, dataclasses.replace(space, resolution=5.0), valid).coverage
-    near = np.linalg.norm(prior.xyz[:, None] - space.xyz[valid][None], axis=-1).min(1) <= 5 * np.sqrt(3) / 2 + 1e-3
-    assert_allclose(found, [near[prior.labels == k].mean() for k in range(7)], atol=1e-6)
+    d = np.linalg.norm(np.float64(prior.xyz)[:, None] - space.xyz[None], axis=-1)
+    near = d.min(1) <= 5 * np.sqrt(3) / 2 + 1e-3
+    nearest = np.where(near, d.argmin(1), -1)
+    assert_array_equal(nearest_locations(prior, space), nearest)
+    seen = near & valid[nearest]
+    found = coverage_of(prior, nearest, valid)
+    assert_allclose(found, [seen[prior.labels == k].mean() for k in range(7)], atol=1e-6)
     assert 0.1 < found.mean() < 0.9
+    assert found.dtype == np.float32
+
+
+def test_padding_locations_cover_nothing():
+    prior, space = cloud(7), dataclasses.replace(locations(1500), resolution=5.0)
+    nearest, valid = nearest_locations(prior, space), np.random.default_rng(2).random(1500) < 0.7
+    assert (nearest < 0).any()
+    assert_array_equal(coverage_of(prior, nearest, np.pad(valid, (0, 30))), coverage_of(prior, nearest, valid))
+    assert_array_equal(coverage_of(prior, np.full_like(nearest, -1), valid), 0)
 
 
 def test_the_order_of_locations_does_not_matter():
     prior, space = cloud(20), locations()
     order = np.random.default_rng(3).permutation(len(space))
     moved = dataclasses.replace(space, xyz=space.xyz[order], hemisphere=space.hemisphere[order])
-    a, b = on_space(prior, space, np.ones(250, bool)), on_space(prior, moved, np.ones(250, bool))
+    a, b = on_space(prior, space), on_space(prior, moved)
     for name in ("candidates", "log_prior", "labels"):
         assert_array_equal(getattr(b, name), getattr(a, name)[order])
 
 
-@pytest.mark.parametrize("reason", ["shifted", "silent"])
-def test_a_scan_that_does_not_overlap_is_refused_with_both_extents(reason):
-    space = point_space([[200.0, 300, 0], [-200, 300, 0]] if reason == "shifted" else [[5.0, 0, 0]])
-    message = r"prior memory does not overlap the scan: none of \d locations lies within 4 mm .*\(prior spans .* mm, scan .* mm\)"
+def test_a_scan_that_does_not_overlap_is_refused_with_both_extents():
+    message = r"prior memory does not overlap the scan: none of 2 locations lies within 4 mm .*\(prior spans .* mm, scan .* mm\)"
     with pytest.raises(ValueError, match=message):
-        on_space(slab(4, 20), space, np.full(len(space), reason == "shifted"))
+        on_space(slab(4, 20), point_space([[200.0, 300, 0], [-200, 300, 0]]))
 
 
 def test_ids_need_be_neither_contiguous_nor_sorted_and_background_is_dropped():

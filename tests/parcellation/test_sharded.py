@@ -94,8 +94,9 @@ def one_scan():
 def test_locations_over_devices_give_what_one_device_gives(subjects, locations, count):
     found = fitted(many(range(count)), subjects, locations)
     for index in range(count):
-        assert_allclose(found.q[index], alone(index).q, rtol=0, atol=1e-6)
-        assert_allclose(found.prototypes[index], alone(index).prototypes, rtol=0, atol=1e-6)
+        # Sums of 1024 float32 in another order, sqrt(1024) · 6e-8 apart, times κ = 10 in the exponent of q.
+        assert_allclose(found.q[index], alone(index).q, rtol=0, atol=1e-5)
+        assert_allclose(found.prototypes[index], alone(index).prototypes, rtol=0, atol=1e-5)
 
 
 def test_with_a_block_of_locations_on_each_device_sums_are_added_in_one_devices_order(monkeypatch):
