@@ -29,7 +29,7 @@ MNI_TO_NATIVE = (
 
 
 def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
-    """Builds one person's network into `folder` and says, line by line, what happens.
+    """Construct one participant's network in `folder` and report progress line by line.
 
     Args:
       folder: derivatives folder.
@@ -75,16 +75,16 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
 
 
 def explain(row: dict[str, object]) -> Iterator[str]:
-    """Three sentences for somebody who sees this for the first time."""
+    """Three sentences for a first-time reader."""
     yield (
-        f"This person's brain was divided into 200 areas, starting from a map without any knowledge of function, "
-        f"with {row['minutes']} minutes of resting fMRI."
+        "The participant's brain was divided into 200 areas (parcels), starting from a geometric atlas that knows nothing of function, "
+        f"with {row['minutes']} minutes of resting-state fMRI."
     )
-    if row["used_prior"]:
-        yield "The scan could not show that moving the borders describes this brain better, so the starting map was kept."
+    if row["parcels"] == "atlas":
+        yield "The scan does not support personalised parcels, so those of the atlas are returned; the report says what would help."
     else:
-        yield "Borders were moved where this brain's own signals asked for it: on data they were not drawn from, the new areas fit better."
-    yield "The network says how strongly the signals of each two areas rise and fall together; open the report to see both."
+        yield "The scan supports personalised parcels: made from one half of it, they describe the other half better than without data."
+    yield "The network holds the functional connectivity of each pair of parcels; the report shows both."
 
 
 def cache_folder() -> Path:

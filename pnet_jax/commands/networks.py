@@ -46,7 +46,7 @@ def construct(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Pages of results that stand already."""
+    """HTML pages of existing results."""
     parser = make_parser("report", "Makes the HTML pages and the index of a folder that `pnet construct` wrote.")
     parser.add_argument("folder", type=str, metavar="FOLDER", help="derivatives folder")
     _, args = parse(parser, None, arguments)
@@ -57,8 +57,8 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """One real scan from download to report."""
-    parser = make_parser("demo", "Builds one person's network from a public scan (100 MB, fetched once) and opens the way to its report.")
+    """One public scan from download to report."""
+    parser = make_parser("demo", "Construct one participant's network from a public scan (100 MB, downloaded once), with its report.")
     parser.add_argument("--out", type=str, default="demo", help="folder to write to")
     parser.add_argument("--simulated", action="store_true", help="use a simulated scan and fetch nothing")
     _, args = parse(parser, None, arguments)

@@ -48,7 +48,7 @@ def layers(
 
     Args:
       raw: Pearson correlations, `[K, K]`; NaN for absent parcels.
-      n_eff: independent frames, about 2 · bandwidth · seconds (`network.qc["n_eff"]`).
+      n_eff: independent frames, about 2 · bandwidth · seconds (`network.qc.n_eff`).
       group: of other people, by `fit_shrinkage`.
       taught: by `fit_guided`, on other people.
       views: further views of the same scan in the order in which the guide was fitted.

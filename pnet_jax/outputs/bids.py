@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from pnet_jax.network import Network
 from pnet_jax.outputs import images, sidecars
 from pnet_jax.outputs.atomic import check_writable, write_text
-from pnet_jax.outputs.locations import write_locations, write_motion, write_soft_table
+from pnet_jax.outputs.locations import write_confidence, write_locations, write_motion, write_soft_table
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
@@ -26,7 +27,10 @@ IGNORED = (
     *("*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv"),
 )
 # Files that not every result has: those of an older result of the same name must not be taken for this one's.
-SOMETIMES = ("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-prior_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*")
+SOMETIMES = (
+    *("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-prior_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*"),
+    "desc-confidence_*",
+)
 LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_prior_locations", "coverage", "absent", "x", "y", "z")
 
 
@@ -37,8 +41,10 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
 
     - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
+    - `_desc-confidence_boldmap.nii.gz` (`.dscalar.nii`; ROI scans: column `confidence` of `_desc-locations_dseg.tsv`), the probability of
+      each location's own parcel, with `.json`
     - `_desc-prior_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
-      (CIFTI: `_desc-locations_dseg.dscalar.nii`); outside MNI space `_desc-mean_boldref.nii.gz`
+      (CIFTI: `_desc-locations_dseg.dscalar.nii`; ROI scans: `_desc-locations_dseg.json`); outside MNI space `_desc-mean_boldref.nii.gz`
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
     - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,
       `…_desc-shrunksd_relmat`, `…_desc-guidedsd_relmat` for the uncertainty of what has one, each `.tsv` with `.json`
@@ -215,6 +221,7 @@ def _write_maps(network: Network, stem: Path, probabilities: bool) -> Iterator[P
         else:
             yield images.write_probabilities(network, beside(stem, "probseg.dscalar.nii" if cifti else "probseg.nii.gz"))
         yield write_json(beside(stem, "probseg.json"), sidecars.probability_sidecar(network))
+    yield from write_confidence(network, stem)
     yield from write_locations(network, stem)
 
 
@@ -226,7 +233,7 @@ def _write_tables(network: Network, stem: Path) -> Iterator[Path]:
     yield write_json(beside(stem, "stat-mean_timeseries.json"), sidecars.signals_sidecar(network))
     yield from _write_edges(network, stem)
     yield from write_motion(network, stem)
-    judged = {"scan": scan_label(network), **network.qc, "Provenance": network.provenance}
+    judged = {"scan": scan_label(network), **dataclasses.asdict(network.qc), "Provenance": network.provenance}
     yield write_json(beside(stem, "desc-pnet_qc.json"), judged)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax.ingest.cifti import axes_of
 from pnet_jax.ingest.nifti import attempt, open_image
-from pnet_jax.network import Network
+from pnet_jax.network import QC, Network
 from pnet_jax.outputs.bids import check_shapes
 from pnet_jax.outputs.locations import CIFTI_MAPS, LOCATIONS, MASK, MEAN, MOTION, PRIOR
 from pnet_jax.outputs.sidecars import stat_label
@@ -53,13 +56,64 @@ def load_network(result: str | os.PathLike[str]) -> Network:
     return network
 
 
+def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
+    """QC and provenance of a `…_desc-pnet_qc.json`.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, or its fields are not those of `QC`; names the file.
+    """
+    found = _json(file, "Provenance")
+    try:
+        return qc_of({key: value for key, value in found.items() if key not in ("scan", "Provenance")}), found["Provenance"]
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}: damaged, or of another version; construct the scan again") from error
+
+
+def qc_of(mapping: Mapping[str, Any]) -> QC:
+    """QC of the JSON form of `dataclasses.asdict(qc)`; null in place of a number is NaN.
+
+    Raises:
+      ValueError: a field is missing, unknown or of another type; names it.
+
+    Example:
+      >>> qc_of(dataclasses.asdict(QC(warnings=("short scan",)))).warnings
+      ('short scan',)
+    """
+    return _value(QC, mapping, "")
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as the type that a field of QC is annotated with."""
+    parts: tuple[Any, ...] = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _value(next(part for part in parts if part is not types.NoneType), value, name)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        given = dict(value) if isinstance(value, Mapping) else {}
+        missing, unknown = sorted(hints.keys() - given.keys()), sorted(given.keys() - hints.keys())
+        if missing or unknown:
+            said = [f"{what} {', '.join(fields)}" for what, fields in (("lacks", missing), ("has unknown fields:", unknown)) if fields]
+            raise ValueError(f"{name or 'quality control'} {' and '.join(said)}")
+        return kind(**{key: _value(hint, given[key], f"{name}.{key}".lstrip(".")) for key, hint in hints.items()})
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        each = [parts[0]] * len(value) if parts[-1] is ... else parts
+        if len(each) == len(value):
+            return tuple(_value(part, item, f"{name}[{at}]") for at, (part, item) in enumerate(zip(each, value, strict=True)))
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {str(key): _value(parts[1], item, f"{name}.{key}") for key, item in value.items()}
+    if kind is float and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+        return float("nan") if value is None else float(value)
+    if kind is Any or (isinstance(kind, type) and type(value) is kind):
+        return value
+    raise ValueError(f"{name} holds {value!r}, expected {getattr(kind, '__name__', kind) if not parts else kind}")
+
+
 def _read(stem: Path) -> Network:
     parcels = _table(beside(stem, "dseg.tsv"), "index", "name", "hemisphere", "coverage")
     scan = _json(beside(stem, "dseg.json"), "Scan")["Scan"]
     about = _json(beside(stem, "stat-mean_timeseries.json"), "KeptFrames", "RepetitionTime")
-    qc = _json(beside(stem, "desc-pnet_qc.json"), "Provenance")
-    provenance = qc.pop("Provenance")
-    qc.pop("scan", None)
+    qc, provenance = read_qc(beside(stem, "desc-pnet_qc.json"))
     ids = np.array([int(row["index"]) for row in parcels], np.int32)
     space, labels, prior_labels = _locations(stem, scan, ids)
     candidates, probabilities = _soft(stem, space, labels, len(ids))

@@ -19,9 +19,10 @@ from pnet_jax.outputs import images, sidecars
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
 MASK, PRIOR, MEAN = "desc-locations_mask", "desc-prior_labels", "desc-mean_boldref"
+CONFIDENCE = "desc-confidence_boldmap"
 LOCATIONS, MOTION = "desc-locations_dseg", "desc-motion_timeseries"
 CIFTI_MAPS = ("x", "y", "z", "prior_index")
-TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "prior_index", "probability")
+TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "prior_index", "confidence")
 MEAN_LEVELS = 4095  # a scanner's 12 bits; float32 compresses to three times the size
 
 
@@ -30,6 +31,7 @@ def write_locations(network: Network, stem: Path) -> Iterator[Path]:
     grid = network.space.grid
     if grid is None:
         yield write_rows(beside(stem, f"{LOCATIONS}.tsv"), TABLE_COLUMNS, _location_rows(network))
+        yield write_json(beside(stem, f"{LOCATIONS}.json"), sidecars.location_table_sidecar(network))
     elif grid.brain_models is not None:
         values = np.column_stack([network.space.xyz, _ids(network, network.prior_labels)]).T
         yield images.write_image(images.scalars_image(network, CIFTI_MAPS, values), beside(stem, f"{LOCATIONS}.dscalar.nii"))
@@ -40,6 +42,19 @@ def write_locations(network: Network, stem: Path) -> Iterator[Path]:
         yield images.write_image(images.prior_image(network), beside(stem, f"{PRIOR}.nii.gz"))
         yield write_json(beside(stem, f"{PRIOR}.json"), sidecars.prior_sidecar(network))
         yield from _write_mean(network, stem)
+
+
+def write_confidence(network: Network, stem: Path) -> Iterator[Path]:
+    """Writes the probability of each location's own parcel as a map; a table of ROIs has it as a column."""
+    grid = network.space.grid
+    if grid is None:
+        return
+    if grid.brain_models is not None:
+        image = images.scalars_image(network, ("confidence",), network.confidence[None])
+        yield images.write_image(image, beside(stem, f"{CONFIDENCE}.dscalar.nii"))
+    else:
+        yield images.write_image(images.location_image(network, network.confidence), beside(stem, f"{CONFIDENCE}.nii.gz"))
+    yield write_json(beside(stem, f"{CONFIDENCE}.json"), sidecars.confidence_sidecar(network))
 
 
 def write_motion(network: Network, stem: Path) -> Iterator[Path]:
@@ -71,10 +86,9 @@ def _write_mean(network: Network, stem: Path) -> Iterator[Path]:
 
 def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
     parcels, names = column_names(network), _names(network)
-    index, before = _ids(network, network.labels), _ids(network, network.prior_labels)
+    index, before, confidence = _ids(network, network.labels), _ids(network, network.prior_labels), network.confidence
     for v, label in enumerate(network.labels):
         x, y, z = network.space.xyz[v].tolist()
-        chance = network.probabilities[v][network.candidates[v] == label].sum() if label >= 0 else None
         yield {
             "name": names[v],
             "x": x,
@@ -83,7 +97,7 @@ def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
             "index": index[v],
             "parcel": parcels[label] if label >= 0 else None,
             "prior_index": before[v],
-            "probability": chance,
+            "confidence": confidence[v] if label >= 0 else None,
         }
 
 

@@ -156,11 +156,46 @@ def probability_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the soft parcellation."""
     part = "column" if network.space.grid is None else "volume"
     return {
-        "Description": f"Probability that a location belongs to a parcel; {part} k is row k of _dseg.tsv. Probabilities of all {part}s sum "
-        "to 1 inside the parcellation and are 0 outside.",
+        "Description": f"Probability of each parcel at each location; {part} k is row k of _dseg.tsv. The probabilities of all {part}s sum "
+        f"to 1 inside the parcellation and are 0 outside. {probability_meaning(network)}",
         "SumInside": 1,
         "Storage": "uint16 steps of 1/65535 (scl_slope); float32 in CIFTI; 7 digits in tables",
         "Note": "The most probable parcel differs from _dseg where spatial clean-up moved a location.",
+    } | _common(network)
+
+
+def confidence_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the confidence map."""
+    return {
+        "Description": f"Probability of each location's parcel in _dseg, 0 outside the parcellation. {probability_meaning(network)}",
+        "Units": "0 to 1",
+    } | _common(network)
+
+
+def probability_meaning(network: Network) -> str:
+    """What the probabilities of a network are probabilities of."""
+    if network.qc.selection.decision == "personalised":
+        return (
+            "It is a replication probability: the probability that an independent repeat of the scan, of equal length, gives the location "
+            "the same parcel. Replication does not imply that the parcel is correct."
+        )
+    if network.qc.selection.decision == "atlas":
+        return "The parcels are those of the atlas, and the probability is the spatial prior, which depends on the atlas alone."
+    return "The probability was not calibrated against a repeat of the scan."
+
+
+def location_table_sidecar(network: Network) -> dict[str, Any]:
+    """Sidecar of the table of a ROI scan's locations."""
+    return {
+        "Description": "The ROIs of the scan, one row each.",
+        "name": {"Description": "Name of the ROI"},
+        "x": {"Description": "Position in MNI space", "Units": "mm"},
+        "y": {"Description": "As x", "Units": "mm"},
+        "z": {"Description": "As x", "Units": "mm"},
+        "index": {"Description": "Id of the parcel of the ROI, as in _dseg.tsv; 0 for none"},
+        "parcel": {"Description": "Name of that parcel"},
+        "prior_index": {"Description": "Id of the parcel that the atlas gives the ROI; 0 for none"},
+        "confidence": {"Description": f"Probability of that parcel. {probability_meaning(network)}", "Units": "0 to 1"},
     } | _common(network)
 
 
@@ -175,7 +210,7 @@ def coverage_sidecar(network: Network) -> dict[str, Any]:
 
 def signals_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the parcel signals."""
-    recorded = network.qc.get("recorded_frames") if network.displacement is None else len(network.displacement)
+    recorded = network.qc.recorded_frames if network.displacement is None else len(network.displacement)
     return {
         "Description": "Mean over each parcel's locations (hard labels) of their cleaned, z-scored signals; one row a kept frame, one "
         "column a parcel.",

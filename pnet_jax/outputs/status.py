@@ -10,7 +10,7 @@ from typing import Any
 from pnet_jax.outputs.tables import read_rows, write_rows
 
 _OF_CONSTRUCT = "job"  # every row of `pnet construct` has one, no row of `pnet personalize`
-STATUS_COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "used_prior", "dseg")
+STATUS_COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 
 
 def write_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -19,7 +19,7 @@ def write_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> 
     Args:
       path: `…/status.tsv`.
       rows: mappings with `scan`, `subject`, `status` (`"ok"` or `"failed"`), `error`, `seconds`, `n_frames`, `minutes`,
-        `n_absent`, `used_prior` and `dseg` (the file, relative to the folder of `path`).
+        `n_absent`, `parcels` (`"personalised"` or `"atlas"`) and `dseg` (the file, relative to the folder of `path`).
 
     Raises:
       ValueError: a row without `scan`.

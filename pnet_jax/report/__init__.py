@@ -1,4 +1,4 @@
-"""Pages a person reads: one for each scan, and an index of all of them."""
+"""HTML pages: one for each scan, and an index of all of them."""
 
 from pnet_jax.report.extra import ReportExtraMissingError, check_installed
 from pnet_jax.report.folder import report_folder

@@ -1,4 +1,4 @@
-"""Figures of the brain: parcels on anatomy, what moved, the connectome inside a glass brain."""
+"""Figures of the brain: parcels and confidence on anatomy, what moved, the connectome inside a glass brain."""
 
 from __future__ import annotations
 
@@ -10,49 +10,99 @@ import numpy as np
 from pnet_jax.network import Network
 from pnet_jax.outputs import images
 from pnet_jax.outputs.bids import parcel_centroids
-from pnet_jax.report.style import ALARM, SOFT, as_png, new_figure
+from pnet_jax.report.style import ALARM, PERSONAL, SOFT, as_png, new_figure
+from pnet_jax.report.words import has_confidence
 from pnet_jax.space import LEFT
 
 KEPT = "#cbd5e1"
+LEVELS = 64  # colours of the confidence map
 EDGES_SHOWN = 150
 MAX_MARKERS = 1500  # more locations than this are drawn as a cloud
+CHANGED = "Locations that changed their parcel"
 
 
 def parcellation_figure(network: Network) -> str:
-    """The personalised parcels: slices through anatomy on a grid, views from outside elsewhere."""
+    """The parcels: slices through anatomy on a grid, views from outside elsewhere."""
     if not _on_grid(network):
-        return _outside_views(network, {"Personalised": _colored(network, network.labels)})
+        return _outside_views(network, {"": _colored(network, network.labels)})
     figure = new_figure(4.45)
-    image, background, colors = _parcels(network, network.labels), _background(network), images.parcel_colors(network.ids)
-    _slices(figure, (0.0, 0.52, 1.0, 0.48), image, background, "z", _cuts(network, "z", 6), colors)
-    _slices(figure, (0.0, 0.04, 0.5, 0.43), image, background, "y", _cuts(network, "y", 3, 0.15), colors)
-    _slices(figure, (0.5, 0.04, 0.5, 0.43), image, background, "x", _cuts(network, "x", 3, 0.15), colors)
+    _twelve_slices(figure, 1.0, network, _parcels(network, network.labels), images.parcel_colors(network.ids))
     return as_png(figure)
 
 
-def change_figure(network: Network) -> str:
-    """Prior and personalised side by side, and where a location's parcel changed."""
-    moved = (network.labels != network.prior_labels) & ((network.labels >= 0) | (network.prior_labels >= 0))
+def confidence_figure(network: Network) -> str | None:
+    """Probability of each location's own label, in the views of `parcellation_figure`; None where probabilities were not saved."""
+    if not has_confidence(network):
+        return None
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, LEVELS))[:, :3]
+    level = np.minimum((network.confidence * LEVELS).astype(np.int32), LEVELS - 1)
+    inside = network.labels >= 0
+    if _on_grid(network):
+        figure = new_figure(4.45)
+        image = images.location_image(network, np.where(inside, level + 1, 0).astype(np.int32))
+        _twelve_slices(figure, 0.94, network, image, colors)
+    else:
+        seen = np.where(inside[:, None], colors[level], np.nan)
+        figure = _views(network, {"": seen}, width=0.94)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), ListedColormap(colors)), cax=figure.add_axes((0.955, 0.2, 0.01, 0.6)))
+    bar.outline.set_visible(False)
+    bar.ax.set_title("probability", loc="center", fontsize=8, weight="normal")
+    bar.ax.tick_params(labelsize=7, length=2)
+    return as_png(figure)
+
+
+def change_figure(network: Network) -> str | None:
+    """Atlas and result side by side, and where a location's parcel changed: confidently or doubtfully, where that is known.
+
+    None where the atlas is returned.
+    """
+    if network.qc.selection.decision == "atlas":
+        return None
+    mark, names = _changes(network)
+    palette = np.array([_rgb(color) for color in names.values()])
     if not _on_grid(network):
-        changed = np.where(moved[:, None], _rgb(ALARM), _rgb(KEPT))
-        changed[(network.labels < 0) & (network.prior_labels < 0)] = np.nan
+        changed = np.where((mark > 0)[:, None], palette[np.maximum(mark, 1) - 1], np.nan)
         before, after = _colored(network, network.prior_labels), _colored(network, network.labels)
-        return _outside_views(network, {"Group prior": before, "Personalised": after, "Moved (orange)": changed})
+        figure = _views(network, {"Atlas": before, "Personalised": after, CHANGED: changed})
+        _legend(figure, 0.29, 0.327, names)
+        return as_png(figure)
     figure = new_figure(7.4)
     background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(network, "z", 6)
-    for column, (title, labels) in enumerate({"Group prior": network.prior_labels, "Personalised": network.labels}.items()):
+    for column, (title, labels) in enumerate({"Atlas": network.prior_labels, "Personalised": network.labels}.items()):
         left = 0.51 * column
         figure.text(left + 0.005, 0.995, title, weight="bold", va="top", size=10)
         for row in range(2):
             place = (left, 0.69 - 0.32 * row, 0.49, 0.28)
             _slices(figure, place, _parcels(network, labels), background, "z", cuts[3 * row : 3 * row + 3], colors)
-    figure.text(0.005, 0.325, "Where a location changed its parcel", weight="bold", va="top", size=10)
-    figure.text(0.32, 0.325, "■ changed", color=ALARM, va="top")
-    figure.text(0.40, 0.325, "■ as in the prior", color="#94a3b8", va="top")
-    inside = (network.labels >= 0) | (network.prior_labels >= 0)
-    marks = images.location_image(network, np.where(moved, 2, inside).astype(np.int16))
-    _slices(figure, (0.0, 0.025, 1.0, 0.265), marks, background, "z", cuts, np.array([_rgb(KEPT), _rgb(ALARM)]))
+    figure.text(0.005, 0.325, CHANGED, weight="bold", va="top", size=10)
+    _legend(figure, 0.29, 0.325, names)
+    _slices(figure, (0.0, 0.025, 1.0, 0.265), images.location_image(network, mark), background, "z", cuts, palette)
     return as_png(figure)
+
+
+def _changes(network):
+    """What became of each location, as numbers from 1 (0 outside), and the name and colour of each number."""
+    moved = (network.labels != network.prior_labels) & (network.labels >= 0) & (network.prior_labels >= 0)
+    mark = np.where(moved, 2, (network.labels >= 0) | (network.prior_labels >= 0)).astype(np.int16)
+    if network.qc.calibration is None or not has_confidence(network):
+        return mark, {"as in the atlas": KEPT, "changed": ALARM}
+    mark[moved & (network.confidence < 0.5)] = 3
+    return mark, {
+        "as in the atlas": KEPT,
+        "changed, replication probability ≥ 50 %": PERSONAL,
+        "changed, replication probability < 50 %": ALARM,
+    }
+
+
+def _legend(figure, x, y, names):
+    for name, color in names.items():
+        figure.text(x, y, "■ ", color="#94a3b8" if color == KEPT else color, va="top")
+        figure.text(x + 0.014, y, name, color=SOFT, va="top")
+        x += 0.03 + 0.0064 * len(name)
 
 
 def glass_figure(network: Network, measure: str) -> str:
@@ -98,6 +148,13 @@ def _edge_bar(figure, limit, measure):
     bar.outline.set_visible(False)
     bar.ax.set_title(measure, loc="center", fontsize=8, weight="normal")
     bar.ax.tick_params(labelsize=7, length=2)
+
+
+def _twelve_slices(figure, width, network, image, colors):
+    background = _background(network)
+    _slices(figure, (0.0, 0.52, width, 0.48), image, background, "z", _cuts(network, "z", 6), colors)
+    _slices(figure, (0.0, 0.04, width / 2, 0.43), image, background, "y", _cuts(network, "y", 3, 0.15), colors)
+    _slices(figure, (width / 2, 0.04, width / 2, 0.43), image, background, "x", _cuts(network, "x", 3, 0.15), colors)
 
 
 def _slices(figure, place, image, background, axis, cuts, colors):
@@ -171,16 +228,20 @@ def _on_grid(network):
 
 
 def _outside_views(network, colors_by_title):
+    return as_png(_views(network, colors_by_title))
+
+
+def _views(network, colors_by_title, width=1.0):
     rows = len(colors_by_title)
     figure = new_figure(2.6 * rows)
     for row, (title, colors) in enumerate(colors_by_title.items()):
         bottom, height = 1 - (row + 0.98) / rows, 0.88 / rows
         if len(network.space) <= MAX_MARKERS:
-            _markers(figure, (0.04, bottom, 0.92, height), network.space.xyz, colors)
+            _markers(figure, (0.04 * width, bottom, 0.92 * width, height), network.space.xyz, colors)
         else:
-            _cloud(figure, bottom, height, network.space, colors)
+            _cloud(figure, bottom, height, network.space, colors, width)
         figure.text(0.005, 1 - (row + 0.02) / rows, title, weight="bold", va="top", size=10)
-    return as_png(figure)
+    return figure
 
 
 def _markers(figure, place, xyz, colors):
@@ -193,13 +254,13 @@ def _markers(figure, place, xyz, colors):
     plotting.plot_connectome(nothing, xyz[seen], figure=figure, axes=place, **options)
 
 
-def _cloud(figure, bottom, height, space, colors):
+def _cloud(figure, bottom, height, space, colors, width):
     """Every location as a dot large enough to close the surface, seen from the left, from above and from the right."""
     x, y, z = space.xyz.T.astype(float)
     left = space.hemisphere == LEFT
     views = (np.where(left, -x, np.nan), -y, z), (z, x, y), (np.where(left, np.nan, x), y, z)
     for column, (depth, across, up) in enumerate(views):
-        axes = figure.add_axes((0.03 + 0.32 * column, bottom, 0.30, height))
+        axes = figure.add_axes(((0.03 + 0.32 * column) * width, bottom, 0.30 * width, height))
         seen = np.flatnonzero(np.isfinite(colors[:, 0]) & np.isfinite(depth))
         seen = seen[np.argsort(depth[seen], kind="stable")]  # what is nearest is drawn last
         axes.scatter(across[seen], up[seen], c=colors[seen], s=np.clip(90000 / max(len(seen), 1), 1.5, 12), linewidths=0)

@@ -1,26 +1,24 @@
-"""Figures that are no brains: connectome, fit, choice of smoothness, motion, coverage."""
+"""Figures without a brain: connectome, evidence across halves, choice of the settings, reliability, motion, coverage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from pnet_jax.network import Network
-from pnet_jax.report.style import ABSENT, ALARM, BETAS, GRID, INK, NULL, PERSONAL, PRIOR, SOFT, as_png, new_figure
-from pnet_jax.report.words import gain_interval, min_coverage, recorded_frames
+from pnet_jax.network import Network, Selection
+from pnet_jax.report.style import ABSENT, ALARM, ATLAS, BETAS, DATA_FREE, GRID, INK, NULL, PERSONAL, SOFT, as_png, new_figure
+from pnet_jax.report.words import has_confidence, known, min_coverage, recorded_frames
 
 MAX_MATRICES = 6
 LEFT_OUT = "#fde2d3"
-_MAPS = {"personalised": ("personalised", PERSONAL), "prior": ("group prior", PRIOR), "null": ("nearest centroid", NULL)}
+_MAPS = {"personalised": ("personalised", PERSONAL), "data_free": ("data-free", DATA_FREE), "atlas": ("atlas", ATLAS)}
 _SCORES = {"dcbc": "DCBC", "homogeneity": "Homogeneity"}
+_GAINS = {"gain": ("Gain, nats per location", "+.3f"), "dcbc_gain": ("Gain, DCBC", "+.4f")}
 
 
 def connectome_figure(network: Network) -> str:
     """Every measure's K × K matrix, parcels ordered by hemisphere, colours symmetric about 0, absent parcels grey.
 
-    Beside an odd one out, how its values are distributed.
+    The distribution of the last measure fills the empty place beside an odd one.
     """
     import matplotlib
 
@@ -45,49 +43,87 @@ def connectome_figure(network: Network) -> str:
     return as_png(figure)
 
 
-def fit_figure(selection: Mapping[str, Any]) -> str | None:
-    """DCBC and homogeneity across halves of the personalised map, the prior and the data-free map; None without any score."""
-    scores = {score: {name: _number(selection.get(name), score) for name in _MAPS} for score in _SCORES}
-    scores = {score: given for score, given in scores.items() if any(value is not None for value in given.values())}
-    interval = gain_interval(selection)
-    panels = len(scores) + (interval is not None)
-    if not panels:
+def fit_figure(selection: Selection) -> str | None:
+    """Scores of three maps across halves, and both gains over the data-free map; None where nothing was measured."""
+    maps = {name: getattr(selection, name) for name in _MAPS}
+    scores = {score: {name: getattr(found, score) for name, found in maps.items()} for score in _SCORES}
+    scores = {score: given for score, given in scores.items() if np.isfinite(list(given.values())).any()}
+    gains = [gain for gain in _GAINS if known(getattr(selection, gain))]
+    if not scores and not gains:
         return None
-    figure = new_figure(2.1, layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for panel, (score, given) in zip(axes, scores.items(), strict=False):
-        _dots(panel, given)
-        panel.set_title(f"{_SCORES[score]} on the other half")
-    if interval is not None:
-        _interval(axes[-1], interval)
+    figure = new_figure(2.2, layout="constrained")
+    axes = figure.subplots(1, len(scores) + len(gains), squeeze=False)[0]
+    for number, (panel, (score, given)) in enumerate(zip(axes, scores.items(), strict=False)):
+        _dots(panel, given, named=number == 0)
+        panel.set_title(_SCORES[score])
+        panel.set_xlabel("made from one half, scored on the other", fontsize=8)
+    for panel, gain in zip(axes[len(scores) :], gains, strict=True):
+        title, form = _GAINS[gain]
+        _interval(panel, getattr(selection, gain), title, form)
     return as_png(figure)
 
 
-def choice_figure(selection: Mapping[str, Any]) -> str | None:
-    """Score against κ, a line for each β, the chosen pair marked; None without a grid."""
-    grid = [point for point in selection.get("grid") or [] if _number(point, "kappa") is not None]
-    scores = [score for score in _SCORES if any(_number(point, score) is not None for point in grid)]
-    if not scores:
+def choice_figure(selection: Selection) -> str | None:
+    """Held-out score against κ, a line for each β, the chosen pair marked, the data-free score as a line; None without trials."""
+    trials = [trial for trial in selection.trials if np.isfinite(trial.score)]
+    if not trials:
         return None
-    figure = new_figure(2.9, layout="constrained")
-    betas = sorted({float(point.get("beta") or 0) for point in grid})
-    kappas = sorted({float(point["kappa"]) for point in grid})
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
-        for number, beta in enumerate(betas):
-            line = [p for p in grid if float(p.get("beta") or 0) == beta and _number(p, score) is not None]
-            points = sorted((float(p["kappa"]), _number(p, score)) for p in line)
-            axes.plot(*np.array(points).reshape(-1, 2).T, "o-", ms=4, lw=1.5, color=BETAS[number % len(BETAS)], label=f"β = {beta:g}")
-        _reference_lines(axes, selection, score)
-        chosen = [p for p in grid if all(_number(p, key) == _number(selection, key) for key in ("kappa", "beta"))]
-        for value in [value for p in chosen if (value := _number(p, score)) is not None][:1]:  # a score of ROIs may be NaN
-            axes.plot(chosen[0]["kappa"], value, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label="chosen")
-        axes.set_xscale("log")
-        axes.set_xticks(kappas, [f"{kappa:g}" for kappa in kappas])
-        axes.minorticks_off()
-        axes.locator_params(axis="y", nbins=6)
-        axes.set(xlabel="κ (how closely the map follows this scan)", ylabel=_SCORES[score])
-        axes.grid(axis="y", lw=0.7)
-    figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure = new_figure(3.1, layout="constrained")
+    axes = figure.subplots()
+    for number, beta in enumerate(sorted({trial.beta for trial in trials})):
+        best = {trial.kappa: trial.score for trial in sorted(trials, key=lambda trial: trial.score) if trial.beta == beta}
+        line = sorted(best.items())
+        # On the chosen κ, points of several β lie close together: those of one trial alone get a shape of their own.
+        mark = "o-" if len(line) > 1 else "sD^v"[number % 4]
+        axes.plot(*np.array(line).T, mark, ms=5, lw=1.5, color=BETAS[number % len(BETAS)], label=f"β = {beta:g}")
+    if np.isfinite(selection.data_free_score):
+        axes.axhline(selection.data_free_score, color=DATA_FREE, ls="--", lw=1.3, label="data-free (κ = 0)")
+    if np.isfinite([selection.kappa, selection.score]).all():
+        label = f"chosen: κ = {selection.kappa:.3g}, β = {selection.beta:.3g}"
+        axes.plot(selection.kappa, selection.score, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label=label)
+    axes.set_xscale("log")
+    kappas, chosen = sorted({trial.kappa for trial in trials}), selection.kappa
+    # What was tried next to the chosen κ would be written over it.
+    kappas = [kappa for kappa in kappas if kappa == chosen or not abs(np.log(kappa / chosen)) < 0.15]
+    axes.set_xticks(kappas, [f"{kappa:.3g}" for kappa in kappas])
+    axes.minorticks_off()
+    axes.locator_params(axis="y", nbins=6)
+    axes.set(xlabel="κ (weight of the scan's own signals)", ylabel="S, nats per location", title="Held-out log predictive density")
+    axes.grid(axis="y", lw=0.7)
+    figure.legend(loc="outside right upper")
+    return as_png(figure)
+
+
+def reliability_figure(network: Network) -> str | None:
+    """How often the other half repeats a label against its probability, and how probable the labels of the whole scan are.
+
+    None where the probabilities were not calibrated.
+    """
+    calibration = network.qc.calibration
+    if calibration is None or not calibration.curve:
+        return None
+    figure = new_figure(3.6, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
+    p, replicated, count = np.array([(bin.probability, bin.replicated, bin.locations) for bin in calibration.curve]).T
+    left.plot([0, 1], [0, 1], color=NULL, lw=1.2, ls="--", zorder=0, label="perfect calibration")
+    left.plot(p, replicated, color=PERSONAL, lw=1.2, zorder=1)
+    left.scatter(p, replicated, s=12 + 170 * count / count.max(), color=PERSONAL, alpha=0.8, linewidths=0, zorder=2)
+    left.set(xlabel="replication probability", ylabel="share replicated by the other half", xlim=(0, 1), ylim=(0, 1))
+    left.set_title(f"Reliability (ECE = {calibration.expected_error:.3f})")
+    left.set_box_aspect(1)
+    left.legend(loc="upper left")
+    inside = (network.labels >= 0) & (network.prior_labels >= 0)
+    if has_confidence(network) and inside.any():
+        moved = (network.labels != network.prior_labels)[inside]
+        own = network.confidence[inside]
+        colors, names = [NULL, PERSONAL], ["as in the atlas", "moved"]
+        right.hist([own[~moved], own[moved]], bins=np.linspace(0, 1, 26), stacked=True, color=colors, label=names, rwidth=0.9)
+        right.axvline(0.5, color=SOFT, lw=0.9, ls="--")
+        right.set(xlabel="replication probability of the location's own label", ylabel="locations", xlim=(0, 1))
+        right.set_title(f"All locations (mean = {own.mean():.2f}, the expected agreement with a repeat)")
+        right.legend(loc="upper left")
+    else:
+        right.set_axis_off()
     return as_png(figure)
 
 
@@ -116,7 +152,7 @@ def motion_figure(network: Network) -> str | None:
 
 
 def coverage_figure(network: Network) -> str:
-    """How much of each prior parcel the scan covers, and parcel sizes before and after personalisation."""
+    """How much of each atlas parcel the scan covers, and parcel sizes in the atlas and in the result."""
     figure = new_figure(2.9, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     bins = np.linspace(0, 1, 21)
@@ -128,14 +164,14 @@ def coverage_figure(network: Network) -> str:
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.minorticks_off()
     left.axvline(least, color=SOFT, lw=0.9, ls="--")
-    left.set(xlabel="share of the prior parcel that the scan covers", ylabel="parcels", title="Coverage", xlim=(0, 1))
+    left.set(xlabel="share of the atlas parcel that the scan covers", ylabel="parcels", title="Coverage", xlim=(0, 1))
     sizes = [np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.prior_labels, network.labels)]
     top = max(int(np.max(sizes)), 1) * 1.3
     right.plot([0, top], [0, top], color=NULL, lw=1, zorder=0)
     right.scatter(*sizes, s=14, color=np.where(sizes[1] == 0, ALARM, PERSONAL), alpha=0.75, linewidths=0)
     for axis in (right.set_xscale, right.set_yscale):
         axis("symlog", linthresh=10)
-    right.set(xlabel="locations in the prior", ylabel="personalised", title="Parcel size", xlim=(0, top), ylim=(-0.6, top))
+    right.set(xlabel="locations in the atlas", ylabel="locations in the result", title="Parcel size", xlim=(0, top), ylim=(-0.6, top))
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
     return as_png(figure)
@@ -153,7 +189,7 @@ def _distribution(axes, matrix, measure):
     directed = not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
     values = matrix[~np.eye(len(matrix), dtype=bool) if directed else np.triu_indices(len(matrix), 1)]
     values = values[np.isfinite(values)]
-    axes.set(xlabel=measure_title(measure), ylabel="pairs of parcels", title=f"{measure}: how its values are distributed")
+    axes.set(xlabel=measure_title(measure), ylabel="pairs of parcels", title=f"{measure}: distribution")
     axes.set_box_aspect(0.8)
     if len(values):
         axes.hist(values, bins=60, color=PERSONAL)
@@ -184,45 +220,38 @@ def _mark_hemispheres(axes, sides):
         spine.set_visible(False)
 
 
-def _dots(axes, given):
-    names = [name for name in _MAPS if given[name] is not None]
-    values = [given[name] for name in names]
+def _dots(axes, given, named):
+    values = [given[name] for name in _MAPS if np.isfinite(given[name])]
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1) * 0.35
-    for row, (name, value) in enumerate(zip(names, values, strict=True)):
-        axes.plot([low - room, value], [row, row], color=GRID, lw=1.5, zorder=0)
-        axes.plot(value, row, "o", ms=9, color=_MAPS[name][1])
-        axes.annotate(f"{value:.4g}", (value, row), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_yticks(range(len(names)), [_MAPS[name][0] for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(low - room, high + 2.2 * room)
-    axes.locator_params(axis="x", nbins=4)
+    for row, (name, (_, color)) in enumerate(_MAPS.items()):
+        if np.isfinite(value := given[name]):
+            axes.plot([low - room, value], [row, row], color=GRID, lw=1.5, zorder=0)
+            axes.plot(value, row, "o", ms=9, color=color)
+            axes.annotate(f"{value:.4f}", (value, row), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
+    axes.set_yticks(range(len(_MAPS)), [label if named else "" for label, _ in _MAPS.values()])
+    axes.set_ylim(len(_MAPS) - 0.5, -0.5)
+    axes.set_xlim(low - room, high + 2.6 * room)
+    axes.locator_params(axis="x", nbins=3)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
 
 
-def _interval(axes, interval):
+def _interval(axes, interval, title, form):
     low, middle, high = interval
-    color = PERSONAL if low > 0 else ALARM if high < 0 else PRIOR
+    color = PERSONAL if low > 0 else ALARM if high < 0 else ATLAS
     axes.axvline(0, color=SOFT, lw=0.9, ls="--")
     axes.plot([low, high], [0, 0], color=color, lw=3, solid_capstyle="round")
     axes.plot(middle, 0, "o", ms=9, color=color)
-    text, box = f"{middle:+.4f}\n[{low:+.4f}, {high:+.4f}]", {"fc": "white", "ec": "none", "pad": 1}
+    text, box = f"{middle:{form}}\n[{low:{form}}, {high:{form}}]", {"fc": "white", "ec": "none", "pad": 1}
     axes.annotate(text, (middle, 0), (0, 11), textcoords="offset points", ha="center", fontsize=8.5, bbox=box)
     reach = max(abs(low), abs(high), 1e-6) * 1.35
     axes.set(xlim=(min(low - 0.3 * reach, -0.3 * reach), max(high + 0.3 * reach, 0.3 * reach)), ylim=(-0.8, 1.3))
-    axes.set_title("DCBC, personalised − prior")
+    axes.set_title(title)
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("95 % block-bootstrap interval", fontsize=8)
     axes.spines["left"].set_visible(False)
-
-
-def _reference_lines(axes, selection, score):
-    for name, style in {"prior": "--", "null": ":"}.items():
-        value = _number(selection.get(name), score)
-        if value is not None:
-            axes.axhline(value, color=_MAPS[name][1], ls=style, lw=1.3, label=_MAPS[name][0])
 
 
 def _displacement(axes, minutes, fd, kept, tr):
@@ -231,12 +260,7 @@ def _displacement(axes, minutes, fd, kept, tr):
     for frame in np.flatnonzero(~kept):
         axes.axvspan(minutes[frame] - tr / 120, minutes[frame] + tr / 120, color=LEFT_OUT, lw=0, zorder=0)
     if (~kept).any():
-        axes.plot(minutes[~kept], fd[~kept], "o", ms=3.5, color=ALARM, label=f"left out: {int((~kept).sum())} frames")
+        axes.plot(minutes[~kept], fd[~kept], "o", ms=3.5, color=ALARM, label=f"scrubbed: {int((~kept).sum())} frames")
         axes.legend(loc="upper right")
-    said = "" if (~kept).any() else " (no frame was left out)"
+    said = "" if (~kept).any() else " (no frame was scrubbed)"
     axes.set(ylabel="mm", title=f"Head motion: framewise displacement{said}", ylim=(0, None))
-
-
-def _number(holder, key):
-    value = (holder or {}).get(key)
-    return None if value is None or not np.isfinite(value) else float(value)

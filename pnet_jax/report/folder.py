@@ -89,7 +89,6 @@ def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[s
         return row | {"report": f"{row['scan']}.html"}
     label = scan_label(network)
     label = row["scan"] if f"{label}.html" in taken else label
-    decision = (network.qc.get("selection") or {}).get("decision")
     return row | {
         "scan": label,
         "subject": network.subject,
@@ -98,5 +97,5 @@ def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[s
         "n_frames": str(len(network.frames)),
         "minutes": f"{minutes_kept(network):.2f}",
         "n_absent": str(len(absent_parcels(network))),
-        "used_prior": {"prior": "true", "personalised": "false"}.get(str(decision), ""),
+        "parcels": network.qc.selection.decision,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,13 @@ from urllib.parse import quote
 import numpy as np
 
 import pnet_jax
+from pnet_jax.network import QC
 from pnet_jax.outputs.atomic import write_text
+from pnet_jax.outputs.loading import read_qc
 from pnet_jax.outputs.status import read_status
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.page import template
-from pnet_jax.report.words import gain_interval
+from pnet_jax.report.words import known
 
 
 def write_index(
@@ -61,7 +62,7 @@ def write_index(
 
 def _row(folder: Path, status: Mapping[str, str]) -> dict[str, Any]:
     qc = _qc(folder, status.get("dseg") or "")
-    gain = gain_interval(qc.get("selection") or {})
+    gain, dcbc_gain = qc.selection.gain, qc.selection.dcbc_gain
     return {
         "scan": status.get("scan", ""),
         "link": _report(folder, status),
@@ -71,21 +72,25 @@ def _row(folder: Path, status: Mapping[str, str]) -> dict[str, Any]:
         "frames": _number(status.get("n_frames")),
         "absent": _number(status.get("n_absent")),
         "seconds": _number(status.get("seconds")),
-        "map": {"true": "prior", "false": "personalised"}.get((status.get("used_prior") or "").lower(), ""),
-        "moved": _number(qc.get("moved")),
-        "gain": gain[1] if gain else None,
-        "motion": _number(qc.get("mean_displacement")),
-        "n_warnings": len(qc.get("warnings") or []),
+        "parcels": status.get("parcels") or "",
+        "moved": _number(qc.moved),
+        "gain": gain[1] if known(gain) else None,
+        "dcbc_gain": dcbc_gain[1] if known(dcbc_gain) else None,
+        "motion": _number(qc.mean_displacement),
+        "n_warnings": len(qc.warnings),
     }
 
 
 def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[dict[str, str]]:
     done = [row for row in rows if row["status"] == "ok"]
     cards = [("Scans", str(len(rows))), ("Finished", str(len(done))), ("Failed", str(len(failed)))]
+    if decided := [row["parcels"] for row in done if row["parcels"]]:
+        cards.append(("Personalised", f"{decided.count('personalised')} of {len(decided)}"))
     for title, key, form in (
         ("Median signal", "minutes", "{:.1f} min"),
         ("Median moved", "moved", "{:.0f} %"),
-        ("Median DCBC gain", "gain", "{:+.4f}"),
+        ("Median gain, nats", "gain", "{:+.3f}"),
+        ("Median DCBC gain", "dcbc_gain", "{:+.4f}"),
         ("Median motion", "motion", "{:.2f} mm"),
     ):
         values = [row[key] * (100 if key == "moved" else 1) for row in rows if row[key] is not None]
@@ -102,13 +107,13 @@ def _report(folder: Path, status: Mapping[str, str]) -> str | None:
     return None
 
 
-def _qc(folder: Path, dseg: str) -> dict[str, Any]:
+def _qc(folder: Path, dseg: str) -> QC:
+    """Quality control of a result; that of which nothing is known where its file cannot be read."""
     file = folder / re.sub(r"_(desc-locations_)?dseg\..*$", "_desc-pnet_qc.json", dseg)
     try:
-        found = json.loads(file.read_text("utf-8")) if dseg else {}
+        return read_qc(file)[0] if dseg else QC()
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return QC()
 
 
 def _number(value: Any) -> float | None:

@@ -23,13 +23,13 @@ MAIN_MEASURE = "pearson"
 
 
 def write_report(network: Network, file: str | os.PathLike) -> Path:
-    """Writes one scan's report: parcels on anatomy, what moved, connectome, fit across halves, motion, coverage, provenance.
+    """Write one scan's report: parcels and confidence on anatomy, what moved, evidence across halves, connectome, motion, provenance.
 
-    The page is a single file without scripts or anything fetched from elsewhere, about 2 MB. Where a piece of the result is
-    missing (no motion series, a ROI scan, no comparison with the prior), the page says so in its place.
+    The page is a single file without scripts or external resources, about 2 MB. Where a piece of the result is missing (no motion
+    series, a ROI scan, halves that were not compared), the page says so in its place.
 
     Args:
-      network: a subject's result; `qc` and `provenance` may hold any part of what they can hold.
+      network: a subject's result; fields of `qc` and `provenance` that are not known may be missing.
       file: where to write, `….html`.
 
     Returns:
@@ -57,7 +57,10 @@ def render(network: Network) -> str:
         verdict=words.verdict(network),
         cards=words.key_numbers(network),
         figures=_figures(network),
-        selection=network.qc.get("selection") or {},
+        selection=network.qc.selection,
+        calibration=network.qc.calibration,
+        choice=words.choice_numbers(network),
+        percent=words.percent,
         space=network.space,
         backdrop=_backdrop(network),
         has_motion=network.displacement is not None,
@@ -65,7 +68,7 @@ def render(network: Network) -> str:
         layers=_layers(network),
         explanation=words.explain(network).splitlines(),
         min_coverage=words.min_coverage(network),
-        warnings=[str(text) for text in network.qc.get("warnings") or []],
+        warnings=network.qc.warnings,
         seconds=_seconds(network),
         provenance=words.flatten(plain(network.provenance)),
     )
@@ -87,15 +90,17 @@ def _figures(network: Network) -> dict[str, dict[str, str | None]]:
     from pnet_jax.report import brains, figures
     from pnet_jax.report.style import drawing
 
-    selection = network.qc.get("selection") or {}
+    selection = network.qc.selection
     measure = MAIN_MEASURE if MAIN_MEASURE in network.edges else next(iter(network.edges), None)
     draw: dict[str, Callable[[], str | None]] = {
         "parcellation": lambda: brains.parcellation_figure(network),
+        "confidence": lambda: brains.confidence_figure(network),
         "change": lambda: brains.change_figure(network),
         "connectome": lambda: figures.connectome_figure(network) if measure else None,
         "glass": lambda: brains.glass_figure(network, measure) if measure else None,
         "fit": lambda: figures.fit_figure(selection),
         "choice": lambda: figures.choice_figure(selection),
+        "reliability": lambda: figures.reliability_figure(network),
         "motion": lambda: figures.motion_figure(network),
         "coverage": lambda: figures.coverage_figure(network),
     }
@@ -131,11 +136,11 @@ def _header(network: Network) -> list[tuple[str, str]]:
 
 def _parcels(network: Network) -> list[dict[str, Any]]:
     """Rows of the parcel table with what a reader should notice; parcels to notice come with a flag."""
-    restored, low = set(network.qc.get("restored") or []), set(network.qc.get("low_coverage") or [])
+    restored, low = set(network.qc.restored), set(network.qc.low_coverage)
     rows, least = parcel_rows(network), words.min_coverage(network)
     for row, name in zip(rows, network.names, strict=True):
         notes = ["absent"] * row["absent"] + ["low coverage"] * (name in low or row["coverage"] < least)
-        row["notes"] = notes + ["restored from the prior"] * (name in restored)
+        row["notes"] = notes + ["restored from the atlas"] * (name in restored)
     return rows
 
 
@@ -153,8 +158,7 @@ def _layers(network: Network) -> list[dict[str, str]]:
 
 
 def _seconds(network: Network) -> list[tuple[str, str]]:
-    spent = network.qc.get("seconds") or {}
-    return [(str(stage), f"{float(value):.1f} s") for stage, value in spent.items()] if isinstance(spent, dict) else []
+    return [(stage, f"{value:.1f} s") for stage, value in network.qc.seconds.items()]
 
 
 def _backdrop(network: Network) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, SOFT, GRID, ABSENT = "#1f2937", "#6b7280", "#e5e7eb", "#9ca3af"
-PERSONAL, PRIOR, NULL, ALARM = "#0f766e", "#475569", "#b6bec9", "#d9480f"
+PERSONAL, ATLAS, DATA_FREE, NULL, ALARM = "#0f766e", "#475569", "#8b95a5", "#b6bec9", "#d9480f"
 BETAS = ("#94d2bd", "#2a9d8f", "#0f766e", "#134e4a", "#0b2e2c")
 WIDTH, DPI = 10.4, 125  # inches and dots an inch: about 1300 pixels, sharp on a page of 1040
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pnet_jax.network import Network
+from pnet_jax.network import Interval, Network, Selection
 
 DEFAULT_COVERAGE = 0.5
-MOST_NAMED = 3  # parcels that moved
+MOST_NAMED = 3  # parcels that lost locations
+FORCED = "forced by the configuration"  # how the reason of parcels begins that the scan does not support
 
 
 def minutes_kept(network: Network) -> float:
@@ -19,15 +20,14 @@ def minutes_kept(network: Network) -> float:
 
 
 def recorded_frames(network: Network) -> int | None:
-    """Frames of the recording before scrubbing; None where nobody said."""
-    recorded = network.qc.get("recorded_frames") if network.displacement is None else len(network.displacement)
-    return int(recorded) if recorded else None
+    """Frames of the recording before scrubbing; None where their number is unknown."""
+    return network.qc.recorded_frames if network.displacement is None else len(network.displacement)
 
 
 def moved_share(network: Network) -> float | None:
-    """Share of locations whose parcel is not the prior's; None where the prior has no location here."""
-    if network.qc.get("moved") is not None:
-        return float(network.qc["moved"])
+    """Share of locations whose parcel is not the atlas's; None where the atlas has no location here."""
+    if network.qc.moved is not None:
+        return network.qc.moved
     inside = network.prior_labels >= 0
     return float((network.labels != network.prior_labels)[inside].mean()) if inside.any() else None
 
@@ -39,10 +39,15 @@ def absent_parcels(network: Network) -> list[str]:
 
 
 def min_coverage(network: Network) -> float:
-    """Share of a prior parcel below which the page warns of it: the configuration's, else a half."""
+    """Coverage of an atlas parcel below which the page warns: the configuration's, else one half."""
     config = network.provenance.get("config")
     given = config.get("min_coverage") if isinstance(config, Mapping) else None
     return DEFAULT_COVERAGE if given is None else float(given)
+
+
+def has_confidence(network: Network) -> bool:
+    """Whether the probabilities are known: without a saved soft parcellation, the only candidate of each location is its parcel."""
+    return network.candidates.shape[1] > 1
 
 
 def sentence(text: Any) -> str:
@@ -54,110 +59,99 @@ def sentence(text: Any) -> str:
 
 
 def sentences(network: Network) -> dict[str, str]:
-    """The three sentences a page opens with: what it is, whether the scan supports the change, what to beware of."""
+    """The three sentences a page opens with: what it shows, whether the scan supports the parcels, what to beware of."""
     return {"what": _what(network), "change": _change(network), "beware": _beware(network)}
 
 
 def explain(network: Network) -> str:
-    """What a network rests on, a line each: which prior, what moved and where, what the dynamics changed, what the data left open.
+    """What a network rests on, one line each: atlas, changed parcels, how well they replicate, dynamics, and open questions.
 
     Args:
       network: from `construct`, or read back by `load_network`.
 
     >>> print(explain(network))  # doctest: +SKIP
-    Prior: 200 parcels of geometric 200, on sub-01's 22829 locations; pnet-linear made the embedding.
+    Atlas: 200 parcels of geometric 200 on the 22829 locations of sub-01; embedding by pnet-linear.
     """
-    return "\n".join(filter(None, (_origin(network), _moves(network), _dynamics(network), _open(network))))
-
-
-def _origin(network: Network) -> str:
-    prior, checkpoint = (network.provenance.get(key) or {} for key in ("prior", "checkpoint"))
-    named = f" of {prior['source']}" if prior.get("source") else ""
-    made = f"; {checkpoint['name']} made the embedding" if checkpoint.get("name") else ""
-    return f"Prior: {network.n_parcels} parcels{named}, on sub-{network.subject}'s {int((network.labels >= 0).sum())} locations{made}."
-
-
-def _moves(network: Network) -> str:
-    inside = (network.prior_labels >= 0) & (network.labels >= 0)
-    changed = network.labels != network.prior_labels
-    share = np.bincount(network.prior_labels[inside], weights=changed[inside], minlength=network.n_parcels)
-    size = np.maximum(np.bincount(network.prior_labels[inside], minlength=network.n_parcels), 1)
-    most = [
-        f"{network.names[k]} ({_percent(share[k] / size[k])})" for k in np.argsort(-share / size, kind="stable")[:MOST_NAMED] if share[k]
-    ]
-    if not most:
-        return "Parcels: those of the prior, none moved. " + _change(network)
-    moved = int((share > 0).sum())
-    return f"Parcels: {moved} of {network.n_parcels} gave up locations, most of all {', '.join(most)}. " + _change(network)
-
-
-def _dynamics(network: Network) -> str:
-    found = network.qc.get("dynamics")
-    if not found:
-        return ""
-    fitted, parcels = found["fit"], found["parcels"]
-    gain = fitted["prior_held_out"] - fitted["held_out"]
-    told = (
-        f"this person's own dynamics foretold the held-out part better than those of {found['people']} other people "
-        f"(log-likelihood +{gain:.4f} a parcel and a bin)"
-        if fitted["ok"]
-        else f"the held-out part was foretold best by the dynamics of {found['people']} other people, which are given"
-    )
-    kept = "the fine-tuned parcels are kept" if parcels["kept"] else "the parcels are those without fine-tuning"
-    directed = "; directed coupling was fitted beside the symmetric one" if (found.get("effective") or {}).get("ok") else ""
-    return f"Dynamics: {told}; {kept} ({parcels['reason']}){directed}."
-
-
-def _open(network: Network) -> str:
-    absent, restored = absent_parcels(network), network.qc.get("restored") or []
-    said = [f"{len(absent)} parcels have no location"] * bool(absent)
-    said += [f"{len(restored)} were too small and are the prior's"] * bool(restored)
-    if (network.qc.get("selection") or {}).get("decision") == "prior":
-        said.append("whether any border should move")
-    if (network.qc.get("dynamics") or {}).get("fit", {}).get("regularised"):
-        said.append("how much of the coupling is this person's own")
-    if (network.qc.get("dynamics") or {}).get("effective", {}).get("ok") is False:
-        said.append("in which direction the parcels act on each other")
-    return f"Left open by the data: {'; '.join(said)}." if said else "Left open by the data: nothing that was asked of it."
+    return "\n".join(filter(None, (_origin(network), _moves(network), _replication(network), _dynamics(network), _open(network))))
 
 
 def verdict(network: Network) -> tuple[str, str]:
-    """A few words and their tone (`good`, `plain` or `warn`) on whether the map is the person's own."""
-    selection = network.qc.get("selection") or {}
-    if selection.get("decision") == "prior":
-        return "group prior kept", "warn"
-    interval = gain_interval(selection)
-    if interval is None:
+    """A few words and their tone (`good`, `plain` or `warn`) on whether the scan supports personalised parcels."""
+    selection = network.qc.selection
+    if selection.decision == "atlas":
+        return "atlas returned", "warn"
+    if selection.decision == "fixed" or not (known(selection.gain) and known(selection.dcbc_gain)):
         return "not tested", "plain"
-    low, _, high = interval
-    if high < 0:
-        return "worse than the prior", "warn"
-    return ("supported by the scan", "good") if low > 0 else ("no clear gain over the prior", "plain")
+    return ("supported by the scan", "good") if supported(selection) else ("not supported by the scan", "warn")
+
+
+def supported(selection: Selection) -> bool:
+    """Whether the parcels are personalised and both gains exclude zero."""
+    personalised = selection.decision == "personalised" and not selection.reason.startswith(FORCED)
+    return personalised and selection.gain[0] > 0 and selection.dcbc_gain[0] > 0
 
 
 def key_numbers(network: Network) -> list[dict[str, str]]:
     """The figures at the top of the page; those that are not known are left out."""
-    qc, selection = network.qc, network.qc.get("selection") or {}
-    absent, interval = len(absent_parcels(network)), gain_interval(selection)
-    share = moved_share(network)
+    qc, selection, calibration = network.qc, network.qc.selection, network.qc.calibration
+    absent, share = len(absent_parcels(network)), moved_share(network)
     cards = [
         ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
         ("Parcels", str(network.n_parcels), f"{absent} absent" if absent else "none absent"),
-        ("Moved", _percent(share), "of the locations left their prior parcel") if share is not None else None,
-        ("DCBC gain", f"{interval[1]:+.4f}", "over the prior, across halves; above 0 is better") if interval else None,
-        ("Mean motion", f"{qc['mean_displacement']:.2f} mm", "framewise displacement") if _known(qc, "mean_displacement") else None,
-        ("tSNR", f"{qc['tsnr']:.0f}", "median of mean ÷ SD after cleaning") if _known(qc, "tsnr") else None,
-        ("n_eff", f"{qc['n_eff']:.0f}", "independent time points in the band that was kept") if _known(qc, "n_eff") else None,
+        ("Moved", percent(share), "of locations left their atlas parcel") if share is not None else None,
     ]
+    if calibration is not None:
+        cards += [
+            ("Moved confidently", percent(calibration.confident_moves), "replication probability of at least 50 %"),
+            ("Moved doubtfully", percent(calibration.doubtful_moves), "replication probability below 50 %"),
+            ("Expected agreement", percent(calibration.expected_agreement), "of labels, with a repeat of equal length"),
+            ("Calibration error", f"{calibration.expected_error:.3f}", "mean difference of probability and replication (ECE)"),
+        ]
+    if known(selection.gain):
+        cards.append(("Gain", f"{selection.gain[1]:+.3f}", "nats per location, over data-free parcels"))
+    if known(selection.dcbc_gain):
+        cards.append(("DCBC gain", f"{selection.dcbc_gain[1]:+.4f}", "over data-free parcels, across halves"))
+    if _finite(qc.mean_displacement):
+        cards.append(("Mean motion", f"{qc.mean_displacement:.2f} mm", "framewise displacement"))
+    if _finite(qc.tsnr):
+        cards.append(("tSNR", f"{qc.tsnr:.0f}", "median of mean ÷ SD after cleaning"))
+    if _finite(qc.n_eff):
+        cards.append(("Effective frames", f"{qc.n_eff:.0f}", "degrees of freedom left by cleaning"))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards if card]
 
 
-def gain_interval(selection: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """Low, middle and high of the gain in DCBC over the prior across halves; None where it was not measured."""
-    given = (selection.get("difference") or {}).get("dcbc")
-    if given is None or len(given) != 3 or not np.isfinite(np.asarray(given, float)).all():
-        return None
-    return float(given[0]), float(given[1]), float(given[2])
+def choice_numbers(network: Network) -> list[tuple[str, str]]:
+    """The chosen settings and what was measured with them, as rows; those that are not known are left out."""
+    s, calibration = network.qc.selection, network.qc.calibration
+    rows = [
+        ("κ, weight of the scan's own signals", f"{s.kappa:.3g}", s.kappa),
+        ("β, weight of the neighbours", f"{s.beta:.3g}", s.beta),
+        ("T, temperature of the best score (above 1: over-confident mixture)", f"{s.temperature:.3g}", s.temperature),
+        ("S, held-out log predictive density", f"{s.score:.3f} nats per location", s.score),
+        ("S of data-free parcels (κ = 0)", f"{s.data_free_score:.3f} nats per location", s.data_free_score),
+        ("Locations to which both halves give the same label", percent(s.agreement), s.agreement),
+        ("Degrees of freedom left by cleaning, first and second half", f"{s.degrees[0]:.0f} and {s.degrees[1]:.0f}", sum(s.degrees)),
+    ]
+    if calibration is not None:
+        exponents = ", ".join(f"{value:.2f}" for value in calibration.exponents)
+        rows.append(("Exponents of the calibration", exponents, sum(calibration.exponents)))
+    return [(name, text) for name, text, value in rows if _finite(value)]
+
+
+def known(interval: Interval) -> bool:
+    """Whether a gain was measured."""
+    return bool(np.isfinite(interval).all())
+
+
+def gain_text(interval: Interval, form: str, unit: str) -> str:
+    """Median and 95 % interval: `0.0201 in DCBC (95 % CI [0.0125, 0.0277])`."""
+    low, middle, high = (format(value, form) for value in interval)
+    return f"{middle} {unit} (95 % CI [{low}, {high}])"
+
+
+def percent(share: float) -> str:
+    """A share as the page writes it."""
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 or not np.isfinite(share) else f"{100 * share:.1f} %"
 
 
 def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
@@ -173,47 +167,107 @@ def _what(network: Network) -> str:
     task = str(network.entities.get("task", "rest"))
     state = "resting-state fMRI" if task.lower().startswith("rest") else f"fMRI during the task “{task}”"
     return (
-        f"This page shows the brain of sub-{network.subject} divided into {network.n_parcels} areas (parcels) and how strongly the "
-        f"activity of these areas goes together, estimated from {minutes_kept(network):.1f} minutes of {state}."
+        f"This page shows the brain of sub-{network.subject} divided into {network.n_parcels} areas (parcels) and the functional "
+        f"connectivity between them, estimated from {minutes_kept(network):.1f} minutes of {state}."
     )
 
 
 def _change(network: Network) -> str:
-    selection = network.qc.get("selection") or {}
-    reason = str(selection.get("reason") or "").rstrip(".").removesuffix(", so the prior is kept")
-    if selection.get("decision") == "prior":
+    selection = network.qc.selection
+    reason = selection.reason.rstrip(".").removesuffix(", so the atlas is kept")
+    if selection.decision == "atlas":
         because = f": {reason}" if reason else ""
-        return f"The borders shown are those of the group prior, since the scan does not show that moving them helps{because}."
+        return f"The parcels shown are those of the atlas, because the scan does not support personalised parcels{because}."
     share = moved_share(network)
-    moved = f"{_percent(share)} of the locations left the parcel that the group prior gives them" if share is not None else "Borders moved"
-    interval = gain_interval(selection)
-    if interval is None:
-        return f"{moved}; no half of the scan was tried on the other, so nothing here says whether the scan supports this."
-    low, middle, high = interval
-    gain = f"DCBC {middle:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
-    halves = "drawn from one half of it and scored on the other, the map separates areas"
-    if low > 0:
-        return f"{moved}, and the scan supports this: {halves} better than the prior ({gain})."
-    if high < 0:
-        return f"{moved}, but the scan speaks against it: {halves} worse than the prior ({gain}). Do not rely on its borders."
-    return f"{moved}; across the two halves of the scan, the map cannot be told from the prior ({gain}), so read its borders with care."
+    moved = f"{percent(share)} of the locations left the parcel that the atlas gives them" if share is not None else "Borders moved"
+    if verdict(network)[0] == "not tested":
+        return f"{moved}. The halves of the scan were not compared, so nothing here says whether the scan supports this."
+    if not supported(selection):
+        because = reason.removeprefix(FORCED).removeprefix(", although not supported").lstrip(": ") or "the gains do not exclude zero"
+        return f"{moved}, but the scan does not support this, and the configuration forced it: {because}. Do not rely on these borders."
+    return (
+        f"{moved}, and the scan supports this: parcels made from one half of it describe the other half better than parcels made without "
+        f"data, by {gain_text(selection.gain, '.3f', 'nats per location')} and by {gain_text(selection.dcbc_gain, '.4f', 'in DCBC')}."
+    )
 
 
 def _beware(network: Network) -> str:
+    qc = network.qc
     # The sentence before this one gives the reason for the choice already.
-    reason = str((network.qc.get("selection") or {}).get("reason") or "\0")
-    warnings = [str(text).rstrip(".") for text in network.qc.get("warnings") or [] if reason not in str(text)]
+    warnings = [text.rstrip(".") for text in qc.warnings if not qc.selection.reason or qc.selection.reason not in text]
     if warnings:
         more = f" (and {len(warnings) - 1} more below)" if len(warnings) > 1 else ""
         return f"Keep in mind: {warnings[0]}{more}."
-    absent, low = len(absent_parcels(network)), len(network.qc.get("low_coverage") or [])
-    notes = [f"{absent} absent parcels"] * bool(absent) + [f"{low} parcels with low coverage"] * bool(low)
-    return f"Nothing raised a warning; {' and '.join(notes)} are listed below." if notes else "Nothing raised a warning."
+    absent, low = len(absent_parcels(network)), len(qc.low_coverage)
+    notes = [_count(absent, "absent parcel")] * bool(absent) + [f"{_count(low, 'parcel')} with low coverage"] * bool(low)
+    return f"There are no warnings; {' and '.join(notes)} are listed below." if notes else "There are no warnings."
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+def _origin(network: Network) -> str:
+    atlas, checkpoint = (network.provenance.get(key) or {} for key in ("prior", "checkpoint"))
+    named = f" of {atlas['source']}" if atlas.get("source") else ""
+    made = f"; embedding by {checkpoint['name']}" if checkpoint.get("name") else ""
+    locations = int((network.labels >= 0).sum())
+    return f"Atlas: {_count(network.n_parcels, 'parcel')}{named} on the {locations} locations of sub-{network.subject}{made}."
 
 
-def _known(qc: Mapping[str, Any], key: str) -> bool:
-    return qc.get(key) is not None and bool(np.isfinite(qc[key]))
+def _moves(network: Network) -> str:
+    inside = (network.prior_labels >= 0) & (network.labels >= 0)
+    changed = network.labels != network.prior_labels
+    lost = np.bincount(network.prior_labels[inside], weights=changed[inside], minlength=network.n_parcels)
+    size = np.maximum(np.bincount(network.prior_labels[inside], minlength=network.n_parcels), 1)
+    most = [f"{network.names[k]} ({percent(lost[k] / size[k])})" for k in np.argsort(-lost / size, kind="stable")[:MOST_NAMED] if lost[k]]
+    if not most:
+        return f"Parcels: those of the atlas, unchanged. {_change(network)}"
+    changed_parcels = f"{int((lost > 0).sum())} of {network.n_parcels}"
+    return f"Parcels: {changed_parcels} lost locations to their neighbours, most of all {', '.join(most)}. {_change(network)}"
+
+
+def _replication(network: Network) -> str:
+    found = network.qc.calibration
+    if found is None:
+        return ""
+    return (
+        f"Replication: an independent repeat of equal length is expected to give {percent(found.expected_agreement)} of the locations the "
+        f"same label (expected calibration error {found.expected_error:.3f}). {percent(found.confident_moves)} of the locations moved with "
+        f"a replication probability of at least 50 %, {percent(found.doubtful_moves)} with less."
+    )
+
+
+def _dynamics(network: Network) -> str:
+    found = network.qc.dynamics
+    if not found:
+        return ""
+    fitted, parcels = found["fit"], found["parcels"]
+    gain = fitted["prior_held_out"] - fitted["held_out"]
+    group = f"the group's, learned from {_count(found['people'], 'participant')}"
+    said = (
+        f"individual dynamics predict held-out data better than {group} (log-likelihood {gain:+.4f} per parcel and frequency bin)"
+        if fitted["ok"]
+        else f"individual dynamics do not predict held-out data better than {group}, so the group's are returned"
+    )
+    kept = "the fine-tuned parcels are kept" if parcels["kept"] else "the parcels are those without fine-tuning"
+    directed = "; directed coupling was fitted in addition to the symmetric one" if (found.get("effective") or {}).get("ok") else ""
+    return f"Dynamics: {said}; {kept} ({parcels['reason']}){directed}."
+
+
+def _open(network: Network) -> str:
+    qc, absent = network.qc, len(absent_parcels(network))
+    fit, effective = ((qc.dynamics or {}).get(key) or {} for key in ("fit", "effective"))
+    said = [f"{_count(absent, 'parcel')} without any location"] * bool(absent)
+    said += [f"{_count(len(qc.restored), 'parcel')} that nearly vanished and got locations of the atlas back"] * bool(qc.restored)
+    if qc.selection.decision == "atlas":
+        said.append("whether any border of the atlas should move")
+    if fit.get("regularised"):
+        said.append("how much of the coupling is individual")
+    if effective.get("ok") is False:
+        said.append("the direction of the coupling")
+    return f"Not determined by the scan: {'; '.join(said)}." if said else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))

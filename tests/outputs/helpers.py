@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from pnet_jax.network import Network
+from pnet_jax.network import QC, Bin, Calibration, MapScores, Network, Selection, Trial
 from pnet_jax.space import Grid, Space, grid_space, point_space
 
 K, T, TR, ABSENT = 12, 40, 2.0, 7
@@ -78,30 +78,46 @@ def correlation(signals: np.ndarray) -> np.ndarray:
     return np.corrcoef(signals).astype(np.float32)
 
 
-def example_qc() -> dict:
-    grid = [{"kappa": k, "beta": b, "dcbc": 0.05 + k / 1000, "homogeneity": 0.3 + b / 10} for k in (2.0, 5.0, 10.0) for b in (0.2, 0.4)]
-    return {
-        "selection": {
-            "kappa": 10.0,
-            "beta": 0.4,
-            "grid": grid,
-            "prior": {"dcbc": 0.041, "homogeneity": 0.39},
-            "personalised": {"dcbc": 0.061, "homogeneity": 0.41},
-            "null": {"dcbc": 0.023, "homogeneity": 0.40},
-            "difference": {"dcbc": (0.0125, 0.0201, 0.0277)},
-            "decision": "personalised",
-            "reason": "across halves the personalised parcels beat the prior",
-        },
-        "absent": [f"area {ABSENT}"],
-        "restored": ["area 3"],
-        "moved": 0.15,
-        "low_coverage": ["area 0", "area 1"],
-        "warnings": ["only 1.3 minutes were kept <b>", f"1 of {K} parcels has no location"],
-        "n_eff": np.float32(14.5),
-        "mean_displacement": 0.11,
-        "tsnr": float("nan"),
-        "seconds": {"prior": 0.2},
-    }
+def example_qc() -> QC:
+    trials = [Trial(k, 0.2, 1 + 0.1 * k - 0.008 * k * k, 2.0) for k in (2.0, 5.0, 10.0)]
+    trials += [Trial(6.3, beta, 1.3 + beta / 10, 1.5) for beta in (0.1, 0.2, 0.4)]
+    return QC(
+        selection=Selection(
+            decision="personalised",
+            reason="across halves the personalised parcels gain +0.120 nats per location and +0.0201 in DCBC",
+            kappa=6.3,
+            beta=0.4,
+            temperature=1.5,
+            score=1.34,
+            data_free_score=1.22,
+            trials=tuple(trials),
+            personalised=MapScores(0.061, 0.41),
+            data_free=MapScores(0.042, 0.4),
+            atlas=MapScores(0.041, 0.39),
+            gain=(0.08, 0.12, 0.16),
+            dcbc_gain=(0.0125, 0.0201, 0.0277),
+            agreement=0.61,
+            degrees=(21.0, 20.5),
+        ),
+        calibration=Calibration(
+            exponents=(0.13, 0.33, 0.4),
+            expected_error=0.014,
+            expected_agreement=0.71,
+            confident_moves=0.12,
+            doubtful_moves=0.034,
+            curve=(Bin(120, 0.35, 0.33), Bin(600, 0.55, 0.52), Bin(900, 0.85, 0.87)),
+        ),
+        absent=(f"area {ABSENT}",),
+        restored=("area 3",),
+        low_coverage=("area 0", "area 1"),
+        moved=0.15,
+        warnings=("only 1.3 minutes were kept <b>", f"1 of {K} parcels has no location"),
+        n_eff=14.5,
+        mean_displacement=0.11,
+        components={"area 5": 2},
+        sizes=(3,) * K,
+        seconds={"step": 0.2},
+    )
 
 
 def points_network() -> Network:
@@ -109,7 +125,7 @@ def points_network() -> Network:
     rng = np.random.default_rng(1)
     names = [f"roi-{v}" for v in range(30)]
     space = point_space(rng.uniform((-60, -90, -40), (60, 60, 60), (30, 3)), names=names)
-    return make_network(space, edges={}, qc={}, provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL"))
+    return make_network(space, edges={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL"))
 
 
 def cifti_network() -> Network:

@@ -55,6 +55,7 @@ def test_names_follow_bids(saved):
     found = sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file())
     endings = [
         *("desc-locations_mask.json", "desc-locations_mask.nii.gz", "desc-prior_labels.json", "desc-prior_labels.nii.gz"),
+        *("desc-confidence_boldmap.json", "desc-confidence_boldmap.nii.gz"),
         *("desc-motion_timeseries.json", "desc-motion_timeseries.tsv", "desc-pnet_qc.json"),
         *("dseg.json", "dseg.nii.gz", "dseg.tsv", "probseg.json", "probseg.nii.gz"),
         *("stat-coverage_bold.json", "stat-coverage_bold.tsv", "stat-mean_timeseries.json", "stat-mean_timeseries.tsv"),
@@ -103,6 +104,7 @@ def test_sidecars(saved, network):
     assert "sum to 1" in " ".join(sidecar(saved, "probseg")["Description"].split())
     qc = sidecar(saved, "desc-pnet_qc")
     assert qc["scan"] == "sub-01_ses-a_task-rest_run-1" and qc["tsnr"] is None and qc["n_eff"] == 14.5
+    assert qc["selection"]["decision"] == "personalised" and qc["calibration"]["curve"][0]["locations"] == 120
     for ending in ("dseg", "probseg", "stat-coverage_bold", "stat-mean_timeseries", "stat-pearsoncorrelation_relmat", "desc-pnet_qc"):
         assert sidecar(saved, ending)["Provenance"] == network.provenance
     assert set(table(saved, "dseg").columns) <= set(sidecar(saved, "dseg"))
@@ -155,6 +157,29 @@ def test_probabilities_sum_to_one_inside(saved, network):
     assert values[..., ABSENT].max() == 0
 
 
+def test_confidence_is_the_probability_of_the_own_parcel(saved, network):
+    image = nib.load(next(saved.rglob("*_desc-confidence_boldmap.nii.gz")))
+    assert image.shape == SHAPE and image.get_data_dtype() == np.float32
+    values = np.asarray(image.dataobj)
+    np.testing.assert_array_equal(values[tuple(network.space.grid.ijk.T)], network.confidence)
+    assert (values[~phantom_mask()] == 0).all() and network.confidence.max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ("personalised", "replication probability: the probability that an independent repeat of the scan, of equal length, gives"),
+        ("atlas", "the probability is the spatial prior"),
+        ("fixed", "was not calibrated against a repeat of the scan"),
+    ],
+)
+def test_confidence_says_what_it_is(decision, said, network, tmp_path):
+    selection = dataclasses.replace(network.qc.selection, decision=decision)
+    save(dataclasses.replace(network, qc=dataclasses.replace(network.qc, selection=selection)), tmp_path)
+    for ending in ("desc-confidence_boldmap", "probseg"):
+        assert said in sidecar(tmp_path, ending)["Description"]
+
+
 def test_probabilities_come_a_volume_at_a_time(network):
     image = probabilities_image(network)
     whole = image.get_fdata(dtype=np.float32)
@@ -179,6 +204,10 @@ def test_rois_have_a_table_and_no_image(tmp_path):
     rows = read_rows(next(tmp_path.rglob("*_desc-locations_dseg.tsv")))
     assert [row["name"] for row in rows] == [f"roi-{v}" for v in range(30)]
     assert [int(row["index"]) for row in rows] == np.where(network.labels >= 0, IDS[network.labels], 0).tolist()
+    np.testing.assert_allclose([float(row["confidence"] or 0) for row in rows], network.confidence, atol=1e-6)
+    about = json.loads(next(tmp_path.rglob("*_desc-locations_dseg.json")).read_text())
+    assert set(rows[0]) <= set(about)
+    assert about["confidence"]["Description"].endswith("was not calibrated against a repeat of the scan.")
     assert len(read_rows(files[-1])) == K
 
 
@@ -193,6 +222,9 @@ def test_cifti_labels(tmp_path):
     assert models == network.space.grid.brain_models and labels.label[0][int(IDS[4])][0] == "area 4"
     soft = nib.load(next(tmp_path.rglob("*_probseg.dscalar.nii"))).get_fdata()
     np.testing.assert_allclose(soft.sum(0), network.labels >= 0, atol=1e-5)
+    confidence = nib.load(next(tmp_path.rglob("*_desc-confidence_boldmap.dscalar.nii")))
+    assert confidence.header.get_axis(0).name.tolist() == ["confidence"]
+    np.testing.assert_allclose(confidence.get_fdata()[0], network.confidence, atol=1e-6)
     assert not list(save(network, tmp_path / "hard", probabilities=False)[0].parent.glob("*probseg*"))
 
 

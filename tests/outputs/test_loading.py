@@ -9,13 +9,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pnet_jax.network import Network
+from pnet_jax.network import QC, Network, Selection
 from pnet_jax.outputs import load_network, save, save_edges
 from pnet_jax.outputs.images import dense_probabilities
+from pnet_jax.outputs.loading import qc_of
 from pnet_jax.outputs.tables import plain, read_matrix, write_matrix
 from pnet_jax.space import grid_space
 
-from .helpers import AFFINE, DROPPED, IDS, K, T, cifti_network, flip_x, make_network, native_network, phantom_mask, points_network
+from .helpers import (
+    AFFINE,
+    DROPPED,
+    IDS,
+    K,
+    T,
+    cifti_network,
+    example_qc,
+    flip_x,
+    make_network,
+    native_network,
+    phantom_mask,
+    points_network,
+)
 
 
 def flipped_network() -> Network:
@@ -40,13 +54,21 @@ def check_same(found: Network, network: Network) -> None:
         assert getattr(found, name).dtype.kind == "i"
     for name in ("names", "hemispheres", "tr", "subject", "entities"):
         assert getattr(found, name) == getattr(network, name), name
-    assert found.qc == plain(network.qc) and found.provenance == plain(network.provenance)
+    assert_same_qc(found.qc, network.qc)
+    assert found.provenance == plain(network.provenance)
     for name in ("signals", "coverage"):
         np.testing.assert_allclose(getattr(found, name), getattr(network, name), rtol=1e-6, err_msg=name)
     assert list(found.edges) == list(network.edges)
     for measure, matrix in network.edges.items():
         np.testing.assert_allclose(found.edges[measure], matrix, rtol=1e-6, atol=1e-12, err_msg=measure)
     check_same_space(found.space, network.space)
+
+
+def assert_same_qc(found: QC, qc: QC) -> None:
+    """Equal, NaN being equal to NaN."""
+    assert isinstance(found, QC)
+    assert isinstance(found.selection, Selection)
+    assert plain(dataclasses.asdict(found)) == plain(dataclasses.asdict(qc))
 
 
 def check_same_space(found, space) -> None:
@@ -191,6 +213,35 @@ def test_a_missing_file_is_named(tmp_path):
             load_network(table)
     with pytest.raises(ValueError, match="found a folder"):
         load_network(tmp_path)
+
+
+def test_quality_control_comes_back_from_json():
+    qc = dataclasses.replace(example_qc(), dynamics={"people": 4, "fit": {"ok": True, "held_out": -1.5}})
+    assert qc_of(json.loads(json.dumps(plain(dataclasses.asdict(qc))))) == qc
+    found = qc_of(plain(dataclasses.asdict(QC(tsnr=float("nan")))))
+    assert found.tsnr is None, "null is unknown where a number may be missing"
+    assert np.isnan(found.selection.gain).all(), "and NaN elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mood": 1}, "quality control has unknown fields: mood"),
+        ({"moved": "much"}, "moved holds 'much', expected float"),
+        ({"n_frames": 1.5}, "n_frames holds 1.5, expected int"),
+        ({"sizes": 3}, r"sizes holds 3, expected tuple\[int, \.\.\.\]"),
+        ({"selection": {"decision": "atlas"}}, "selection lacks agreement, at_edge, .*trials"),
+        ({"calibration": []}, "calibration lacks confident_moves"),
+    ],
+)
+def test_quality_control_of_another_form_is_refused(change, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        qc_of(plain(dataclasses.asdict(QC())) | change)
+    table = save(make_network(), tmp_path)[-1]
+    file = Path(str(table).replace("_dseg.tsv", "_desc-pnet_qc.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"_desc-pnet_qc\.json: {said}.*construct the scan again"):
+        load_network(table)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pnet_jax.network import Network
+from pnet_jax.network import QC, Network
 from pnet_jax.outputs import append_status, atomic_path, check_writable, read_status, save, write_status
 from pnet_jax.outputs.tables import plain
 
@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_nothing_half_written(network, tmp_path, monkeypatch)
     before, present = target.read_bytes(), sorted(file.name for file in target.parent.iterdir())
     monkeypatch.setattr("gzip.GzipFile.write", full_disk)
     with pytest.raises(OSError, match=r"No space left on device.*_dseg\.nii\.gz") as caught:
-        save(dataclasses.replace(network, qc={}), tmp_path)
+        save(dataclasses.replace(network, qc=QC()), tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert target.read_bytes() == before
     # Without its table, which is written last, the set is known to be incomplete.
@@ -79,16 +79,16 @@ def test_folders_that_cannot_be_written(network, tmp_path, monkeypatch):
 def test_status_table(tmp_path):
     file = tmp_path / "status.tsv"
     assert read_status(file) == []
-    first = {"scan": "sub-01", "subject": "01", "status": "ok", "seconds": 12.5, "used_prior": False, "n_absent": 1, "dseg": "a/b"}
+    first = {"scan": "sub-01", "subject": "01", "status": "ok", "seconds": 12.5, "parcels": "atlas", "n_absent": 1, "dseg": "a/b"}
     write_status(file, [first, {"scan": "sub-02", "status": "failed", "error": "too\tfew\nframes", "minutes": float("nan")}])
     rows = read_status(file)
     assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["error"] == "too few frames"
-    assert rows[0]["used_prior"] == "false" and rows[1]["minutes"] == "" and rows[0]["seconds"] == "12.5"
+    assert rows[0]["parcels"] == "atlas" and rows[1]["minutes"] == "" and rows[0]["seconds"] == "12.5"
     append_status(file, [{"scan": "sub-02", "status": "ok"}, {"scan": "sub-03", "status": "ok", "report": "sub-03.html"}])
     rows = read_status(file)
     assert [(row["scan"], row["status"]) for row in rows] == [("sub-01", "ok"), ("sub-02", "ok"), ("sub-03", "ok")]
     assert rows[0]["seconds"] == "12.5" and rows[1]["error"] == "" and rows[2]["report"] == "sub-03.html"
-    assert pd.read_csv(file, sep="\t", na_values="n/a")["used_prior"][0] is False
+    assert pd.read_csv(file, sep="\t", na_values="n/a")["parcels"][0] == "atlas"
     with pytest.raises(ValueError, match="needs a `scan`"):
         append_status(file, [{"status": "ok"}])
 

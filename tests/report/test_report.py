@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from nilearn import plotting
 
+from pnet_jax.network import QC, Bin, MapScores, Selection, Trial
 from pnet_jax.outputs import save, scan_label, write_status
-from pnet_jax.report import write_index, write_report
-from pnet_jax.report.figures import choice_figure
-from pnet_jax.report.words import key_numbers, sentences, verdict
+from pnet_jax.report import brains, figures, write_index, write_report
+from pnet_jax.report.style import ALARM, PERSONAL, drawing
+from pnet_jax.report.words import explain, key_numbers, sentences, verdict
 
 _spec = importlib.util.spec_from_file_location("output_helpers", Path(__file__).parents[1] / "outputs" / "helpers.py")
 helpers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(helpers)
 
-SECTIONS = {"parcellation", "change", "fit", "connectome", "motion", "coverage", "warnings", "provenance"}
+SECTIONS = {"parcellation", "confidence", "change", "fit", "connectome", "motion", "coverage", "warnings", "provenance"}
 
 
 class Page(HTMLParser):
@@ -68,11 +69,24 @@ def test_report_of_a_whole_result(tmp_path):
     network = helpers.make_network()
     file = tmp_path / "sub-01.html"
     page = report(network, file)
-    assert page.images == 8
-    for expected in ("sub-01_ses-a_task-rest_run-1", "40 of 43", "2 s", "15 % of the locations", "supported by the scan", "+0.0201"):
+    assert page.images == 10
+    for expected in (
+        "sub-01_ses-a_task-rest_run-1",
+        "40 of 43",
+        "2 s",
+        "15 % of the locations",
+        "supported by the scan",
+        "by 0.120 nats per location (95 % CI [0.080, 0.160]) and by 0.0201 in DCBC (95 % CI [0.0125, 0.0277])",
+        "Moved confidently 12 %",
+        "Moved doubtfully 3.4 %",
+        "Expected agreement 71 %",
+        "Calibration error 0.014",
+        "Personalised parcels are returned. Across halves",
+        "both halves give the same label 61 %",
+    ):
         assert expected in page.text, expected
     assert "only 1.3 minutes were kept <b>" in page.text, "text from the data is escaped"
-    assert f"area {helpers.ABSENT}" in page.text and "absent" in page.text and "restored from the prior" in page.text
+    assert f"area {helpers.ABSENT}" in page.text and "absent" in page.text and "restored from the atlas" in page.text
     assert "config.cleaning.low_pass" in page.text and "00ff" in page.text
     assert list(tmp_path.iterdir()) == [file] and file.stat().st_size < 4e6
 
@@ -82,11 +96,11 @@ def test_report_of_a_whole_result(tmp_path):
     [
         (
             helpers.points_network,
-            4,
-            ["scan of 30 ROIs, which has no image", "No edges were estimated.", "No motion series came", "not compared"],
+            5,
+            ["scan of 30 ROIs, which has no image", "No edges were estimated.", "There is no motion series", "not compared", "calibrated"],
         ),
-        (helpers.cifti_network, 8, ["grayordinate"]),
-        (helpers.native_network, 8, ["on the scan's mean image", "No motion series came"]),
+        (helpers.cifti_network, 10, ["grayordinate"]),
+        (helpers.native_network, 10, ["on the scan's mean image", "There is no motion series"]),
     ],
     ids=["points", "cifti", "native"],
 )
@@ -99,18 +113,77 @@ def test_report_says_what_is_missing(make, images, said, tmp_path):
 
 def test_report_with_next_to_nothing(tmp_path):
     network = helpers.make_network(
-        edges={}, qc={}, provenance={}, mean=None, displacement=None, entities={}, signals=np.full((12, 40), np.nan)
+        edges={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, signals=np.full((12, 40), np.nan)
     )
     page = report(network, tmp_path / "page.html")
-    assert page.images == 3
-    for expected in ("No provenance was recorded", "No grid of κ", "No parcel has a signal", "not tested", "Nothing raised"):
+    assert page.images == 4
+    for expected in ("No provenance was recorded", "No settings were", "No parcel has a signal", "not tested", "There are no warnings"):
         assert expected in page.text, expected
 
 
-def test_a_chosen_point_without_a_score_is_drawn_without_its_mark():
-    """DCBC cannot be measured on a table of ROIs."""
-    grid = [{"kappa": k, "beta": 0.2, "dcbc": float("nan") if k == 5.0 else 0.1, "homogeneity": 0.3} for k in (2.0, 5.0, 10.0)]
-    assert choice_figure({"kappa": 5.0, "beta": 0.2, "grid": grid})
+def drawn_axes(monkeypatch, module, draw):
+    """Axes of the figure that a function draws."""
+    taken = []
+    save_png = module.as_png
+    monkeypatch.setattr(module, "as_png", lambda figure: (taken.append(figure), save_png(figure))[1])
+    with drawing():
+        assert draw().startswith("data:image/png;base64,")
+    return taken[0].axes
+
+
+def test_the_choice_is_drawn_with_its_trials_and_the_data_free_score(monkeypatch):
+    selection = helpers.example_qc().selection
+    (axes,) = drawn_axes(monkeypatch, figures, lambda: figures.choice_figure(selection))
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert list(lines) == ["β = 0.1", "β = 0.2", "β = 0.4", "data-free (κ = 0)", "chosen: κ = 6.3, β = 0.4"]
+    assert lines["β = 0.2"][:, 0].tolist() == [2, 5, 6.3, 10] and len(lines["β = 0.1"]) == 1
+    assert lines["chosen: κ = 6.3, β = 0.4"].tolist() == [[6.3, 1.34]]
+    assert lines["data-free (κ = 0)"][:, 1].tolist() == [1.22, 1.22] and axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "5", "6.3", "10"]
+
+
+def test_settings_that_were_not_measured_are_drawn_without_a_mark():
+    assert figures.choice_figure(Selection()) is None
+    assert figures.choice_figure(Selection(trials=(Trial(2.0, 0.2, float("nan"), 1.0),))) is None
+    assert figures.choice_figure(Selection(trials=(Trial(2.0, 0.2, 1.0, 1.0),)))
+
+
+def test_fit_shows_three_maps_and_both_gains(monkeypatch):
+    selection = helpers.example_qc().selection
+    axes = drawn_axes(monkeypatch, figures, lambda: figures.fit_figure(selection))
+    assert [panel.get_title(loc="left") for panel in axes] == ["DCBC", "Homogeneity", "Gain, nats per location", "Gain, DCBC"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["personalised", "data-free", "atlas"]
+    # Of a table of ROIs, DCBC cannot be measured.
+    selection = Selection(personalised=MapScores(homogeneity=0.3), atlas=MapScores(homogeneity=0.2), gain=(0.1, 0.2, 0.3))
+    axes = drawn_axes(monkeypatch, figures, lambda: figures.fit_figure(selection))
+    assert [panel.get_title(loc="left") for panel in axes] == ["Homogeneity", "Gain, nats per location"]
+    assert figures.fit_figure(Selection()) is None
+
+
+def test_reliability_shows_the_curve_and_its_error(monkeypatch):
+    network = helpers.make_network()
+    left, right = drawn_axes(monkeypatch, figures, lambda: figures.reliability_figure(network))
+    assert left.get_title(loc="left") == "Reliability (ECE = 0.014)"
+    np.testing.assert_allclose(left.collections[0].get_offsets(), [[0.35, 0.33], [0.55, 0.52], [0.85, 0.87]])
+    assert np.all(np.diff(left.collections[0].get_sizes()) > 0), "more locations are a larger point"
+    counted = sum(bar.get_height() for bar in right.patches)
+    assert counted == ((network.labels >= 0) & (network.prior_labels >= 0)).sum()
+    assert figures.reliability_figure(dataclasses.replace(network, qc=QC())) is None
+    one = dataclasses.replace(network.qc.calibration, curve=(Bin(3, 0.5, 0.5),))
+    assert figures.reliability_figure(dataclasses.replace(network, qc=QC(calibration=one)))
+
+
+def test_confident_and_doubtful_moves_have_colours_of_their_own():
+    network = helpers.make_network()
+    mark, names = brains._changes(network)
+    assert list(names.values())[1:] == [PERSONAL, ALARM]
+    moved = (network.labels != network.prior_labels) & (network.labels >= 0)
+    assert (mark[moved] == np.where(network.confidence >= 0.5, 2, 3)[moved]).all() and {2, 3} <= set(mark.tolist())
+    assert (mark[~moved & (network.labels >= 0)] == 1).all() and (mark[network.labels < 0] == 0).all()
+    # Without a saved soft parcellation, nobody knows which are which.
+    hard = dataclasses.replace(network, candidates=network.labels[:, None], probabilities=np.ones((len(network.labels), 1), np.float32))
+    assert list(brains._changes(hard)[1]) == ["as in the atlas", "changed"]
+    assert brains.confidence_figure(hard) is None
 
 
 def test_directed_edges_are_drawn_from_their_columns_to_their_rows(tmp_path, monkeypatch):
@@ -137,7 +210,7 @@ def test_a_figure_that_fails_costs_only_itself(tmp_path, monkeypatch):
     network = helpers.points_network()
     with pytest.warns(UserWarning, match="sub-01: the figure `change` could not be drawn"):
         page = Page(write_report(network, tmp_path / "page.html"))
-    assert "could not be drawn (RuntimeError: no such luck)" in page.text and page.images == 3
+    assert "could not be drawn (RuntimeError: no such luck)" in page.text and page.images == 4
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path):
@@ -152,26 +225,63 @@ def test_matplotlib_is_left_as_it_was(tmp_path):
         matplotlib.rcParams["font.size"] = matplotlib.rcParamsDefault["font.size"]
 
 
+BOTH = ((0.01, 0.02, 0.03), (0.001, 0.002, 0.003))
+LONGER = "7 degrees of freedom, expected at least 10: a longer scan or fewer regressors would help, so the atlas is kept"
+
+
 @pytest.mark.parametrize(
-    ("difference", "decision", "tone", "said"),
+    ("gains", "decision", "reason", "tone", "said"),
     [
-        ((0.01, 0.02, 0.03), "personalised", "good", "the scan supports this"),
-        ((-0.01, 0.02, 0.03), "personalised", "plain", "cannot be told from the prior"),
-        ((-0.03, -0.02, -0.01), "personalised", "warn", "worse than the prior"),
-        ((-0.01, 0.02, 0.03), "prior", "warn", "those of the group prior, since the scan does not show that moving them helps: too short."),
-        ((np.nan,) * 3, "personalised", "plain", "nothing here says whether"),
-        (None, None, "plain", "nothing here says whether"),
+        (BOTH, "personalised", "across halves they gain", "good", "the scan supports this: parcels made from one half"),
+        (
+            ((-0.01, 0.02, 0.03), BOTH[1]),
+            "personalised",
+            "forced by the configuration, although not supported: they gain little",
+            "warn",
+            "does not support this, and the configuration forced it: they gain little. Do not rely",
+        ),
+        (BOTH, "personalised", "forced by the configuration, although not supported: too short", "warn", "forced it: too short."),
+        (BOTH, "atlas", LONGER, "warn", "does not support personalised parcels: 7 degrees of freedom, expected at least 10: a longer scan"),
+        (((np.nan,) * 3,) * 2, "personalised", "", "plain", "nothing here says whether"),
+        (((np.nan,) * 3,) * 2, "fixed", "", "plain", "nothing here says whether"),
     ],
 )
-def test_words_follow_the_evidence(difference, decision, tone, said):
-    selection = {"difference": {"dcbc": difference}, "decision": decision, "reason": "too short, so the prior is kept"}
-    network = helpers.points_network()
-    network = dataclasses.replace(
-        network, qc={"moved": 0.2, "selection": selection, "warnings": [f"prior: {selection['reason']}", "second."]}
-    )
+def test_words_follow_the_evidence(gains, decision, reason, tone, said):
+    selection = Selection(decision=decision, reason=reason, gain=gains[0], dcbc_gain=gains[1])
+    warnings = (f"the atlas's parcels are returned: {reason}",) * bool(reason) + ("second.",)
+    network = dataclasses.replace(helpers.points_network(), qc=QC(moved=0.2, selection=selection, warnings=warnings))
     assert said in sentences(network)["change"] and verdict(network)[1] == tone
+    assert said in explain(network)
     assert sentences(network)["beware"] == "Keep in mind: second."
-    assert any(card["title"] == "DCBC gain" for card in key_numbers(network)) == bool(difference and np.isfinite(difference[0]))
+    titles = {card["title"] for card in key_numbers(network)}
+    assert ({"Gain", "DCBC gain"} <= titles) == bool(np.isfinite(gains).all())
+
+
+def test_a_returned_atlas_says_why_and_what_would_help(tmp_path):
+    network = helpers.make_network()
+    selection = dataclasses.replace(network.qc.selection, decision="atlas", reason=LONGER)
+    qc = dataclasses.replace(network.qc, selection=selection, calibration=None, moved=0.0)
+    page = report(dataclasses.replace(network, qc=qc, labels=network.prior_labels), tmp_path / "page.html")
+    for expected in (
+        "atlas returned",
+        "The parcels of the atlas are returned. 7 degrees of freedom, expected at least 10: a longer scan or fewer regressors would help",
+        "shows the spatial prior",
+        "there are no replication probabilities",
+        "no location changed its parcel",
+    ):
+        assert expected in page.text, expected
+    assert page.images == 8
+
+
+def test_explain_gives_a_line_for_each_part():
+    network = helpers.make_network()
+    fit = {"ok": True, "prior_held_out": 1.5, "held_out": 1.25, "regularised": True}
+    dynamics = {"people": 3, "fit": fit, "parcels": {"kept": False, "reason": "no gain"}, "effective": {"ok": False, "sd": [1, 2]}}
+    lines = explain(dataclasses.replace(network, qc=dataclasses.replace(network.qc, dynamics=dynamics))).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["Atlas", "Parcels", "Replication", "Dynamics", "Not determined by the scan"]
+    assert "expected to give 71 % of the locations the same label (expected calibration error 0.014)" in lines[2]
+    assert "predict held-out data better than the group's, learned from 3 participants (log-likelihood +0.2500 per" in lines[3]
+    assert "1 parcel without any location" in lines[4] and "the direction of the coupling" in lines[4]
 
 
 def test_index_lists_every_scan(tmp_path):
@@ -188,13 +298,14 @@ def test_index_lists_every_scan(tmp_path):
         "n_frames": 40,
         "minutes": 1.3,
         "n_absent": 1,
-        "used_prior": False,
+        "parcels": "personalised",
     }
     failed = {"scan": "sub-02", "subject": "02", "status": "failed", "error": "too few frames <i>"}
     write_status(tmp_path / "status.tsv", [row | {"dseg": dseg}, failed])
     page = Page(write_index(tmp_path))
     assert sorted(page.addresses) == ["sub-0%201_ses-a_task-rest_run-1.html", "sub-stray.html"]
-    for expected in (label, "personalised", "15 %", "+0.0201", "sub-02", "too few frames <i>", "sub-stray"):
+    assert "Personalised 1 of 1" in page.text
+    for expected in (label, "personalised", "15 %", "+0.120", "+0.0201", "sub-02", "too few frames <i>", "sub-stray"):
         assert expected in page.text, expected
     assert re.search(r"Scans 3 Finished 1 Failed 1", page.text)
 
