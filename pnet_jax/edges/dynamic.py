@@ -248,7 +248,11 @@ def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, s
     if not 1 <= n_states <= len(z):
         raise ValueError(f"n_states must be from 1 to the {len(z)} windows there are, got {n_states}")
     centres, label, inertia = _k_means(jnp.asarray(z[:, seen]), jax.random.key(seed), n_states, starts)
-    order = np.argsort(-np.bincount(label, minlength=n_states), kind="stable")
+    # Of states that are equally frequent the one seen first, whichever of equally good starts rounding prefers.
+    label_seen, at = np.unique(label, return_index=True)
+    first = np.full(n_states, len(label))
+    first[label_seen] = at
+    order = np.lexsort((first, -np.bincount(label, minlength=n_states)))
     label = np.argsort(order)[label]
     parts = tuple(np.split(label, np.cumsum([len(one.at) for one in recordings])[:-1]))
     occupancy = np.stack([np.bincount(part, minlength=n_states) / len(part) for part in parts])

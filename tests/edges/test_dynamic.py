@@ -62,6 +62,21 @@ def test_windows_and_their_variance_equal_numpy(gap):
     assert (len(expected) < 129) == bool(gap)
 
 
+@pytest.mark.parametrize(("tr", "sigma"), [(TR, 6.0), (0.72, 6.0), (1.5, 4.0), (TR, 0.0)])
+def test_a_window_with_exactly_half_of_its_weight_on_kept_frames_is_used(tr, sigma):
+    """Its centre lies at the edge of a long gap; one frame further it has less."""
+    length = 2 * (len(taper(tr, sigma=sigma)) // 2)
+    seconds = 44.0 if len(taper(tr, sigma=sigma)) == length else 44.0 + tr  # of an even number of frames: no frame is the centre
+    weights = taper(tr, seconds, sigma)
+    ends = (len(weights) - round(seconds / tr)) // 2
+    frames = np.concatenate([np.arange(200), np.arange(500, 700)])
+    found = windows(smooth(frames=400), tr=tr, frames=frames, seconds=seconds, sigma=sigma).at
+    half = len(weights) // 2
+    assert len(weights) == 2 * half
+    last, first = 200 - half + ends, 500 - half + ends
+    assert_array_equal(found, np.r_[0 : last + 1, first : 700 - round(seconds / tr) + 1])
+
+
 def test_rectangular_windows_are_numpy_s_correlation():
     x = smooth()
     found = windows(x, tr=TR, seconds=30, sigma=0)
@@ -141,6 +156,15 @@ def test_k_means_is_no_worse_than_scikit_learn_s():
     centres = np.stack([z[label == m].mean(0) for m in range(4)])
     assert_allclose(found.centres[:, *upper], np.tanh(centres), atol=1e-4)
     assert (np.diff(np.bincount(label)) <= 0).all()
+
+
+def test_of_equally_frequent_states_the_first_seen_is_first():
+    turns = np.arange(20) // 5 % 2
+    for begins in (0.8, -0.2):
+        r = np.where(turns == 0, begins, 0.6 - begins)[:, None, None] * np.ones((20, 3, 3))
+        one = Windows(r.astype(np.float32), np.arange(20), TR)
+        for seed in range(4):
+            assert_array_equal(states([one], 2, seed=seed).labels[0], turns)
 
 
 def test_visits_end_where_windows_were_left_out():
