@@ -89,6 +89,14 @@ def test_constant_locations_and_references_have_correlation_0_and_gradients_of_0
     assert np.isfinite(gr).all()
 
 
+@pytest.mark.parametrize("frames", [150, 1000, 4000])
+def test_a_constant_is_recognised_however_long_it_is(implementation, frames):
+    """The rounding of its mean grows with the number of frames."""
+    y = np.full((4, frames), [[0.1], [0.7], [123.456], [1000 / 3]], np.float32)
+    r = np.random.default_rng(0).normal(size=(2, frames)).astype(np.float32)
+    assert_array_equal(run(y, r, implementation), 0)
+
+
 def test_no_kept_frame_gives_0_and_finite_gradients(implementation):
     y, r = data()
     (_, f), (gy, gr) = _squared(implementation)(y, r, np.zeros(30, bool))
