@@ -34,6 +34,17 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
+@pytest.fixture(scope="session")
+def float16() -> None:
+    """Skip where XLA is told to make code for CPUs before AVX, which neither convert float16 nor run jaxlib at all."""
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.astype(np.float32))(np.zeros(8, np.float16)))
+    except jax.errors.JaxRuntimeError as error:
+        if "materialize symbols" not in str(error):
+            raise
+        pytest.skip("XLA has no conversion of float16 for this instruction set")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Toy:
     """A small asymmetric brain on 8-mm voxels: six parcels a hemisphere where a prior expects them, and a subject's own.

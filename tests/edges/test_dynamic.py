@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
+from tolerance import rounding
 
 from pnet_jax.edges.dynamic import Windows, _variance, dynamic_variability, phase_randomised, states, static_null, taper, windows
 
@@ -56,9 +57,12 @@ def test_windows_and_their_variance_equal_numpy(gap):
     found = windows(x[:, frames], tr=TR, frames=frames)
     assert_array_equal(found.at, list(expected))
     r = np.stack(list(expected.values()))
-    assert_allclose(found.edges, r, atol=3e-6)
+    # Second moments are up to three times what is left of them when the mean of 3 is taken off.
+    assert_allclose(found.edges, r, rtol=0, atol=rounding(40, condition=3))
     variance = np.var(np.arctanh(np.clip(r, None, 1 - 1e-6)), axis=0, ddof=1)
-    assert_allclose(dynamic_variability(x[:, frames], tr=TR, frames=frames), variance * (1 - np.eye(4)), rtol=1e-3, atol=1e-6)
+    assert_allclose(
+        dynamic_variability(x[:, frames], tr=TR, frames=frames), variance * (1 - np.eye(4)), rtol=1e-3, atol=rounding(len(expected))
+    )
     assert (len(expected) < 129) == bool(gap)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from tolerance import rounding
 
 from pnet_jax import parallel
 from pnet_jax.bench import hlo
@@ -95,7 +96,7 @@ def test_only_reference_signals_and_moments_travel():
 def test_one_region_for_all_subjects_and_what_does_not_count_is_not_read():
     encoder, y, region, kept, counted = scans()
     shared = over(2, 4)(encoder, y, region[0], kept, counted)
-    assert_array_equal(shared, over(2, 4)(encoder, y, np.stack([region[0]] * 2), kept, counted))
+    assert_allclose(shared, over(2, 4)(encoder, y, np.stack([region[0]] * 2), kept, counted), rtol=0, atol=1e-5)  # another program
     spoiled = np.where(counted[..., None], y, np.nan)
     assert_array_equal(over(2, 4)(encoder, spoiled, region, kept, counted), over(2, 4)(encoder, y, region, kept, counted))
 
@@ -142,8 +143,9 @@ def test_a_whole_scan_runs_with_its_locations_on_eight_devices():
     single = jax.device_put(np.asarray(z[0]), jax.devices()[0])
     problem = Problem(single, WHERE, log_prior, table, group_prototypes(single, WHERE[:, 0], SHAPE.K))
     expected = jax.jit(functools.partial(mixture, steps=STEPS))(problem, jnp.float32(10), jnp.float32(0.3))
-    assert_allclose(found.q[0], expected.q, rtol=0, atol=2e-6)
-    assert_allclose(found.prototypes[0], expected.prototypes, rtol=0, atol=2e-6)
+    tolerance = rounding(SHAPE.V, condition=10 / 4)  # of sums over locations, through a softmax at κ = 10
+    assert_allclose(found.q[0], expected.q, rtol=0, atol=tolerance)
+    assert_allclose(found.prototypes[0], expected.prototypes, rtol=0, atol=tolerance)
 
 
 def test_each_device_does_its_share_of_the_work():
