@@ -78,8 +78,8 @@ def keep_strongest(weights: Float[Array, "S N N"], density: float, *, tree: bool
 def _keep_strongest(weights: Float[Array, "S N N"], density: float, tree: bool) -> Float[Array, "S N N"]:
     # A density often asks for half an edge more: whole numbers decide it, not the rounding of a product.
     share, size = Fraction(repr(density)), weights.shape[-1] + 1
-    wanted = np.array([math.floor(share * (n * (n - 1) // 2) + Fraction(1, 2)) for n in range(size)], np.int32)
-    wanted = jnp.asarray(wanted)[present(weights).sum(1)]
+    asked = np.array([math.floor(share * (n * (n - 1) // 2) + Fraction(1, 2)) for n in range(size)], np.int32)
+    wanted = jnp.asarray(asked)[present(weights).sum(1)]
     positive = positive_edges(weights)
     first = spanning_tree(positive) if tree else jnp.zeros_like(positive, bool)
     return jax.lax.map(lambda network: _strongest(*network), (positive, first, wanted))
