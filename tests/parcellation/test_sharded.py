@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from replicas import replica_groups
 from tolerance import rounding
 
 from pnet_jax import parallel
@@ -143,7 +144,7 @@ def test_a_step_costs_one_all_reduce_and_two_permutes_along_locations(subjects, 
 def test_nothing_crosses_the_subject_axis():
     assert hlo.read(compiled(8, 1, 8)).collectives == {}
     text = compiled(2, 4, 4).as_text()  # devices 0-3 have the first subjects, 4-7 the others
-    assert set(re.findall(r"replica_groups=(\{.*?\}\})", text)) == {"{{0,1,2,3},{4,5,6,7}}"}
+    assert replica_groups(text) == {((0, 1, 2, 3), (4, 5, 6, 7))}
     pairs = re.findall(r"\{(\d),(\d)\}", " ".join(re.findall(r"source_target_pairs=(\{.*?\}\})", text)))
     assert len(pairs) == 12
     assert all(int(a) // 4 == int(b) // 4 and abs(int(a) - int(b)) == 1 for a, b in pairs)
