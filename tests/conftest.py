@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
+import pathlib
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a run on an accelerator says so by this variable
@@ -23,6 +25,8 @@ from pnet_jax.parcellation.prior import Prior, make_prior
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, Space, grid_space
 
+MOST_MAPPINGS = 20_000  # a third of what Linux lets a process have
+
 
 def pytest_configure(config):
     jax.config.update("jax_enable_x64", False)
@@ -32,6 +36,27 @@ def pytest_configure(config):
     if hasattr(config, "cache"):  # absent under `-p no:cacheprovider`
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def executables_fit_in_the_process():
+    """Free compiled programs after a module before they fill a process: Linux ends one at 65,530 mappings, and each program has several."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def float16() -> None:
+    """Skip where XLA is told to make code for CPUs before AVX, which neither convert float16 nor run jaxlib at all."""
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.astype(np.float32))(np.zeros(8, np.float16)))
+    except jax.errors.JaxRuntimeError as error:
+        if "materialize symbols" not in str(error):
+            raise
+        pytest.skip("XLA has no conversion of float16 for this instruction set")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from pnet_jax.edges.registry import register
 WINDOW_SECONDS = 44.0
 TAPER_SECONDS = 6.0
 MIN_SHARE = 0.5  # of a window's weight must lie on kept frames
+SHARE_MARGIN = 1e-9  # float64 rounds a share by less; half of a symmetric taper is half, on every CPU
 MOST_R = 1 - 1e-6
 
 
@@ -75,6 +76,7 @@ def taper(tr: float, seconds: float = WINDOW_SECONDS, sigma: float = TAPER_SECON
     frames, reach = max(round(seconds / tr), 1), int(np.ceil(3 * sigma / tr))
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) * tr / sigma) ** 2) if sigma > 0 else np.ones(1)
     weights = np.convolve(np.ones(frames), bell)
+    weights = weights + weights[::-1]  # symmetric to the last bit: convolution adds the two sides in different orders
     return (weights / weights.max()).astype(np.float32)
 
 
@@ -93,8 +95,8 @@ def windows(
       c_{kl} = \sum_t g_{t-w} (x_{kt} - \bar x_k)(x_{lt} - \bar x_l)
 
     with g the taper on kept frames, 0 on frames left out, and means weighted alike. Windows with less than half of their weight on
-    kept frames are left out. The defaults are the 44 s with a taper of 6 s of Allen et al. (22 and 3 frames of 2 s); a window sees no
-    fluctuation slower than about 1 / seconds.
+    kept frames are left out; exactly half is enough. The defaults are the 44 s with a taper of 6 s of Allen et al. (22 and 3 frames of
+    2 s); a window sees no fluctuation slower than about 1 / seconds.
 
     Args:
       signals: any unit, `[K, T]`; rows of NaN give NaN.
@@ -246,7 +248,11 @@ def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, s
     if not 1 <= n_states <= len(z):
         raise ValueError(f"n_states must be from 1 to the {len(z)} windows there are, got {n_states}")
     centres, label, inertia = _k_means(jnp.asarray(z[:, seen]), jax.random.key(seed), n_states, starts)
-    order = np.argsort(-np.bincount(label, minlength=n_states), kind="stable")
+    # Of states that are equally frequent the one seen first, whichever of equally good starts rounding prefers.
+    label_seen, at = np.unique(label, return_index=True)
+    first = np.full(n_states, len(label))
+    first[label_seen] = at
+    order = np.lexsort((first, -np.bincount(label, minlength=n_states)))
     label = np.argsort(order)[label]
     parts = tuple(np.split(label, np.cumsum([len(one.at) for one in recordings])[:-1]))
     occupancy = np.stack([np.bincount(part, minlength=n_states) / len(part) for part in parts])
@@ -267,8 +273,10 @@ def _plan(
     weights = taper(tr, seconds, sigma)
     ends = (len(weights) - span) // 2
     kept = np.pad(np.asarray(recording.kept), ends)
-    share = np.correlate(kept, weights / weights.sum(), "valid")
-    starts = np.flatnonzero(share >= MIN_SHARE).astype(np.int32)
+    # A window whose centre lies at the edge of a gap has exactly half of its weight on kept frames.
+    wide = np.float64(weights)
+    share = np.correlate(np.float64(kept), wide, "valid") / wide.sum()
+    starts = np.flatnonzero(share >= MIN_SHARE - SHARE_MARGIN).astype(np.int32)
     if len(starts) < 2:
         raise ValueError(f"sliding windows need 2 windows or more with half of their {seconds:g} s kept, got {len(starts)}")
     padded = Recording(jnp.pad(recording.x, ((0, 0), (ends, ends))), jnp.asarray(kept))

@@ -224,7 +224,7 @@ def window_basis(kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Arr
     window = jnp.floor(seconds / WINDOW_SECONDS)
     inside = (window[:, None] == jnp.arange(WINDOWS, dtype=jnp.float32)[None, :]) & kept[:, None]  # [T, W]
     size = inside.sum(0).astype(jnp.float32)
-    full = size * tr >= 0.9 * WINDOW_SECONDS
+    full = size * tr >= (0.9 - 1e-6) * WINDOW_SECONDS  # 40 frames of .72 s are nine tenths of a window: rounding must not decide
     mean = jnp.where(inside & full[None, :], 1 / jnp.maximum(size, 1.0)[None, :], 0.0)
     phase = jnp.pi * (seconds / WINDOW_SECONDS - window)
     cosines = jnp.cos(phase[:, None] * jnp.arange(COSINES, dtype=jnp.float32)[None, :])  # [T, 8]

@@ -18,6 +18,7 @@ from pnet_jax.scan import FRAME_BUCKET, LOCATION_BUCKET, Scan
 RADIUS_MM = 16.0
 FREQUENCIES = np.linspace(0.01, 0.10, 16, dtype=np.float32)  # Hz
 TAPERS = 3  # the band of a bin is ±(TAPERS + 1) / 2 of 1 / duration: ±.007 Hz in 5 minutes, about the distance of two bins
+MARGIN = 1e-6  # relative, of frequencies that are compared in float32
 LEAST_POWER = 1e-2  # 1/Hz; a signal of variance 1 within .01–.10 Hz has about 11
 WAVELENGTHS = np.geomspace(8, 160, 32, dtype=np.float32)  # mm
 POSITIONS = 4 * 2 * len(WAVELENGTHS)  # columns of `position_features`
@@ -172,7 +173,8 @@ def log_power(y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLi
     parts = jnp.matmul(unit(y, weight), basis.T, precision="highest")  # [V, 3 · 2 · 16]
     power = 2 * tr * count / TAPERS * jnp.square(parts).reshape(-1, 2 * TAPERS, len(FREQUENCIES)).sum(1)
     lowest, bins = (TAPERS + 1) / 2 / jnp.maximum(count * tr, 1e-6), jnp.asarray(FREQUENCIES)
-    present = (bins >= lowest) & (bins < 0.5 / tr)
+    # 100 frames of 2 s begin at .01 Hz, the first bin, and 5 s end below .1 Hz, the last: rounding must not decide these.
+    present = (bins >= lowest * (1 - MARGIN)) & (bins < 0.5 / tr * (1 - MARGIN))
     return jnp.where(present[None, :], jnp.log(power + LEAST_POWER), 0.0), present
 
 

@@ -33,12 +33,20 @@ def wide(x: Array) -> type:
 def centre(signals: Float[Array, "K T"], kept: Float[Array, " T"]) -> Centred:
     """Centred signals of one subject."""
     there, signals = kept[None, :] > 0, widen(signals)
-    highest, lowest = jnp.where(there, signals, -jnp.inf).max(1), jnp.where(there, signals, jnp.inf).min(1)
-    # A smaller range than this is the rounding of a constant.
-    varies = highest - lowest > 2 * jnp.finfo(signals.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    varies = vary(signals, there)
     signals = jnp.where(there & varies[:, None], signals, 0.0)
     values = jnp.where(there, signals - (signals.sum(1) / jnp.maximum(kept.sum(), 1))[:, None], 0.0)
     return Centred(values, jnp.where(varies, jnp.square(values).sum(1), 1.0), varies)
+
+
+def vary(signals: Float[Array, "K T"], there: Bool[Array, "#K T"]) -> Bool[Array, " K"]:
+    """Whether each signal is more than a constant with rounding in the frames that are there.
+
+    By its range, which is exact. What a constant leaves of itself when its mean is taken off is the rounding of a sum: it grows with the
+    number of frames and depends on the order of additions, which is the machine's.
+    """
+    highest, lowest = jnp.where(there, signals, -jnp.inf).max(1), jnp.where(there, signals, jnp.inf).min(1)
+    return highest - lowest > 2 * jnp.finfo(signals.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
 
 
 def subjects_a_block(subjects: int, most: int = 16) -> int:

@@ -46,7 +46,7 @@ def make_encoder(linear):
 
 
 @pytest.fixture(scope="session")
-def make_segments(reference_points):
+def make_segments(reference_points, float16):
     """Scans of locations that follow the sources of the nearest reference points."""
 
     def make(

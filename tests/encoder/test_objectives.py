@@ -228,6 +228,13 @@ def test_windows_are_the_cosine_transform_of_32_seconds(tr):
     assert_array_equal(found[:, 2:], 0)  # a window begun is none
 
 
+@pytest.mark.parametrize("tr", [0.36, 0.48, 0.64, 0.72, 0.8, 1.2, 1.44, 1.6, 2.4, 3.2])
+def test_a_window_filled_to_nine_tenths_exactly_is_full(tr):
+    enough = round(28.8 / tr)
+    for frames, expected in ((enough, True), (enough - 1, False)):
+        assert (np.asarray(window_basis(np.ones(frames, bool), np.float32(tr))) != 0).any() == expected
+
+
 def test_mae_is_0_for_the_mixture_that_made_the_signals_and_1_for_none():
     rng = np.random.default_rng(0)
     references = rng.normal(size=(6, 100))

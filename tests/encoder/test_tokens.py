@@ -66,7 +66,14 @@ def test_unit_and_level_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("frames", "tr", "expected"), [(100, 6.0, FREQUENCIES < 1 / 12), (30, 2.0, FREQUENCIES >= 2 / 60), (0, 2.0, False)]
+    ("frames", "tr", "expected"),
+    [
+        (100, 6.0, FREQUENCIES < 1 / 12),
+        (30, 2.0, FREQUENCIES >= 2 / 60),
+        (0, 2.0, False),
+        *((round(200 / tr), tr, True) for tr in (0.8, 1.0, 1.6, 2.0)),  # 200 s say something of .01 Hz, the first bin, to the digit
+        (100, 5.0, np.arange(16) < 15),  # .1 Hz, the last bin, is Nyquist
+    ],
 )
 def test_bins_above_nyquist_or_below_the_resolution_are_0_and_said_to_be_absent(frames, tr, expected):
     y = signals()

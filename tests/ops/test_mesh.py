@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
+from tolerance import rounding
 
 from pnet_jax import parallel
 from pnet_jax.bench import hlo
@@ -73,8 +74,10 @@ def test_many_subjects_at_once_are_each_alone(op, dtype):
         single = one(*(x[index] for x in given))
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(single), strict=True):
             assert a.dtype == b.dtype
-            # One step of the results' own type: batches round in another order.
-            assert_allclose(np.asarray(a[index], np.float32), np.asarray(b, np.float32), rtol=2 * float(jnp.finfo(a.dtype).eps), atol=1e-5)
+            a_one, b = np.asarray(a[index], np.float32), np.asarray(b, np.float32)
+            # One step of the results' own type, and sums over locations in another order.
+            atol = rounding(SHAPE.V + SHAPE.D, scale=max(1, np.abs(b).max()), condition=10 / 4)
+            assert_allclose(a_one, b, rtol=2 * float(jnp.finfo(a.dtype).eps), atol=atol)
 
 
 def test_correlation_of_bfloat16_is_summed_in_float32():
@@ -103,7 +106,9 @@ def test_fingerprint_over_locations_needs_no_exchange():
     given = make.signals(SHAPE.V, SHAPE.T), make.signals(SHAPE.R, SHAPE.T)
     step = over_locations(fingerprint, (each, P()), each)
     assert collectives(step, *given) == {}
-    assert_allclose(step(*given), fingerprint(*given), rtol=0, atol=1e-6)
+    expected = fingerprint(*given)
+    slope = np.square(np.cosh(np.abs(expected).max()))  # of Fisher's transform
+    assert_allclose(step(*given), expected, rtol=0, atol=rounding(SHAPE.T, condition=slope))
 
 
 def test_soft_assign_over_locations_needs_one_sum():
@@ -117,7 +122,8 @@ def test_soft_assign_over_locations_needs_one_sum():
     step = over_locations(local, (each, P(), each, each), (each, P(), P()))
     assert collectives(step, *given) == {"all-reduce": 1}
     for a, b in zip(step(*given), _soft_assign(*given), strict=True):
-        assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+        scale = max(1, np.abs(b).max())
+        assert_allclose(a, b, rtol=0, atol=rounding(SHAPE.V + SHAPE.D, scale=scale, condition=10 / 4))
 
 
 LONG = Shape("long", V=1024, K=12, C=6, N=26)
@@ -130,9 +136,10 @@ def test_potts_over_locations_needs_two_permutes_and_is_its_own_transpose():
     width = halo.halo_width(beside, 8)
     step = over_locations(lambda q, table: halo.sum_neighbours(q, table, width, "location"), (each, P(None, "location")), each)
     assert collectives(step, q, table) == {"collective-permute": 2}
-    assert_allclose(step(q, table), sum_neighbours(q, table), rtol=0, atol=1e-6)
+    expected = sum_neighbours(q, table)
+    assert_allclose(step(q, table), expected, rtol=0, atol=rounding(LONG.N, scale=np.abs(expected).max()))
     pull = jax.jit(jax.grad(lambda q: (step(q, table) * weights).sum()))
-    assert_allclose(pull(q), jax.grad(lambda q: (sum_neighbours(q, table) * weights).sum())(q), rtol=0, atol=1e-5)
+    assert_allclose(pull(q), jax.grad(lambda q: (sum_neighbours(q, table) * weights).sum())(q), rtol=0, atol=rounding(LONG.N, scale=LONG.N))
 
 
 def test_correlation_over_subjects_needs_no_exchange():
@@ -140,7 +147,7 @@ def test_correlation_over_subjects_needs_no_exchange():
     signals = make.signals(16, SHAPE.K, SHAPE.T)
     step = parallel.over_subjects(lambda x: correlation(x[None])[0], mesh)
     assert collectives(step, signals) == {}
-    assert_allclose(step(signals), correlation(signals), rtol=0, atol=1e-6)
+    assert_allclose(step(signals), correlation(signals), rtol=0, atol=rounding(SHAPE.T))
 
 
 def chain(order):
@@ -212,8 +219,8 @@ def test_the_construction_step_under_pmap_is_the_one_under_jit_with_shardings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pmap is only maintained
         by_pmap = jax.pmap(construction_step, in_axes=(None, 0, 0, 0, 0))(shared, *own)
     for a, b, c in zip(found, by_pmap, plain(shared, *placed), strict=True):
-        assert_array_equal(a, b)
-        # A batch of 1 rounds in its own way, and embeddings of noise make the most of it.
+        # Three programs round in three ways, and embeddings of noise make the most of it.
+        assert_allclose(a, b, rtol=0, atol=2e-4)
         assert_allclose(c, b, rtol=0, atol=2e-4)
     assert_array_equal(np.asarray(found.q)[1::2, -50:], 0)
 

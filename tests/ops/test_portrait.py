@@ -25,6 +25,7 @@ from pnet_jax.ops.portrait import (
     keep_strongest,
     portrait_divergence,
     portraits,
+    reference,
     shortest_paths,
     spanning_tree,
 )
@@ -76,9 +77,9 @@ def divergence(weights, settings=HOPS, implementation=None, **more):
 def test_as_many_edges_are_kept_as_the_density_asks_for_and_the_tree_is_among_them():
     w = networks()
     tree = np.asarray(spanning_tree(np.where(w > 0, w, 0) * ~np.eye(20, dtype=bool)))
-    for density in (0.05, 0.2):
+    for density, asked in ((0.05, 10), (0.2, 38), (0.35, 67), (0.15, 29), (0.45, 86)):  # of 190; .5 of an edge is one
         kept = np.asarray(keep_strongest(w, density))
-        expected = max(int(density * 20 * 19 / 2 + 0.5), 19)
+        expected = max(asked, 19)
         assert_array_equal((kept > 0).sum((1, 2)) // 2, expected)
         assert (kept[tree] > 0).all()
         assert_array_equal(kept, kept.swapaxes(1, 2))
@@ -289,17 +290,34 @@ def test_equals_scipy_on_paths_of_two_unlike_sizes():
     assert_allclose(found, sum(np.sum(x[x > 0] * np.log2(x[x > 0] / m[x > 0])) for x in (p, q)) / 2, atol=1e-9)
 
 
+@pytest.mark.parametrize("exact", [True, False], ids=["in whole numbers", "as numpy rounds"])
 @pytest.mark.parametrize("grain", [1000, 7], ids=["few values shared", "most values shared"])
-def test_percentiles_of_a_union_equal_numpy(grain):
+def test_percentiles_of_a_union_equal_numpy(grain, exact):
     rng = np.random.default_rng(0)
+
+    def edges(a, b, bins):
+        return chunked._percentiles(chunked._lookup(a), chunked._lookup(b), bins, exact=exact)
+
     with jax.enable_x64(True):
-        percentiles = jax.jit(lambda a, b, bins: chunked._percentiles(chunked._lookup(a), chunked._lookup(b), bins), static_argnums=2)
+        percentiles = jax.jit(edges, static_argnums=2)
         for sizes in ((1, 1), (1, 40), (30, 2), (37, 41)):
             a, b = (np.unique(np.append(0, rng.integers(0, grain, size)) / grain) for size in sizes)
             padded = [np.pad(x, (0, 60 - len(x)), constant_values=np.inf) for x in (a, b)]
             for bins in (4, 100):
                 expected = np.percentile(np.union1d(a, b), np.linspace(0, 100, bins + 1))
                 assert_allclose(percentiles(*padded, bins), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("bins", [7, 100, 2**15])
+def test_a_percentile_that_falls_on_a_value_is_that_value(bins):
+    """For every number of values, and for more than int32 holds when multiplied by a percentile."""
+    found = jax.jit(lambda n: reference.places(n, bins, np.float32, exact=True))
+    for n in (1, 2, bins, bins + 1, 3 * bins + 1, 90_001, 2_000_000, 2**31 - 1):
+        low, on = map(np.asarray, found(np.int32(n)))
+        expected = [divmod((n - 1) * step, bins) for step in range(bins + 1)]
+        assert_array_equal(low, [whole for whole, _ in expected])
+        assert_array_equal(on == 0, [rest == 0 for _, rest in expected])
+        assert_allclose(on, [rest / bins for _, rest in expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -367,7 +385,7 @@ def test_memory_does_not_grow_with_the_pairs():
         ({"convention": "2018"}, r"convention must be one of \('author', 'netrd'\), got '2018'"),
         ({"lengths": "w^2"}, r"lengths must be one of .*, got 'w\^2'"),
         ({"density": 1.5}, r"density must be in \(0, 1\] or None, got 1.5"),
-        ({"bins": 0}, "bins must be 1 or more, got 0"),
+        ({"bins": 0}, "bins must be from 1 to 32768, got 0"),
         ({"lengths": "w", "edges": (1.0, 0.0)}, r"ascending numbers, got \(1.0, 0.0\)"),
         ({"edges": (0.0, 1.0)}, "edges are for lengths other than 'hops'"),
         ({"rounding": 60}, "rounding must be 1 to 23 binary digits or None, got 60"),

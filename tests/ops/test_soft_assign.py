@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
+from tolerance import rounding
 
 from pnet_jax.ops.soft_assign import chunked, soft_assign
 
@@ -69,7 +70,7 @@ def by_numpy(z, prototypes, candidates, bias, kappa):
 def test_responsibilities_sum_to_1_where_there_is_a_candidate_and_to_0_elsewhere(implementation, kappa):
     z, prototypes, candidates, bias = problem()
     q = run(z, prototypes, candidates, bias, kappa, implementation).q
-    assert_allclose(q.sum(1), (candidates >= 0).any(1), atol=1e-6)
+    assert_allclose(q.sum(1), (candidates >= 0).any(1), rtol=0, atol=rounding(3))
     assert_array_equal(q[candidates < 0], 0)
     assert (q >= 0).all()
 
@@ -88,9 +89,8 @@ def test_permuting_locations_permutes_q_and_leaves_the_sums(implementation):
     order = np.random.default_rng(1).permutation(len(z))
     plain = run(z, prototypes, candidates, bias, 2.0, implementation)
     moved = run(z[order], prototypes, candidates[order], bias[order], 2.0, implementation)
-    assert_allclose(moved.q, plain.q[order], atol=1e-6)
-    assert_allclose(moved.sums, plain.sums, atol=1e-5)
-    assert_allclose(moved.masses, plain.masses, atol=1e-5)
+    for found, expected, terms in zip(moved, (plain.q[order], plain.sums, plain.masses), (5, 21, 21), strict=True):
+        assert_allclose(found, expected, rtol=0, atol=rounding(terms, scale=max(1, plain.masses.max())))
 
 
 def test_a_constant_added_to_a_row_of_the_bias_changes_nothing(implementation):
@@ -103,7 +103,7 @@ def test_a_constant_added_to_a_row_of_the_bias_changes_nothing(implementation):
 def test_kappa_0_gives_the_prior_alone_and_a_large_kappa_the_nearest_prototype(implementation):
     z, prototypes, candidates, bias = problem(full=True)
     prior = np.exp(bias) / np.exp(bias).sum(1, keepdims=True)
-    assert_allclose(run(z, prototypes, candidates, bias, 0.0, implementation).q, prior, atol=1e-6)
+    assert_allclose(run(z, prototypes, candidates, bias, 0.0, implementation).q, prior, rtol=0, atol=rounding(3))
     sure = run(z, prototypes, candidates, 0 * bias, 1e4, implementation).q
     assert_array_equal(sure.argmax(1), np.take_along_axis(z @ prototypes.T, candidates, 1).argmax(1))
 
@@ -117,7 +117,7 @@ def test_equals_numpy(implementation, kappa):
 
 def test_one_kappa_for_all_equals_the_same_for_each():
     given = problem()
-    assert_array_equal(jax.jit(soft_assign)(*given, 3.0).q, run(*given, 3.0, "chunked").q)
+    assert_allclose(jax.jit(soft_assign)(*given, 3.0).q, run(*given, 3.0, "chunked").q, rtol=0, atol=rounding(5))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (16, 6, 3, 5), (33, 40, 1, 3)], ids=lambda s: "V{}-K{}-C{}-D{}".format(*s))

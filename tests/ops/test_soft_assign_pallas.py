@@ -11,6 +11,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
+from tolerance import rounding
 
 from pnet_jax.ops.soft_assign import pallas_tpu, reference, soft_assign
 
@@ -100,9 +101,9 @@ def test_bias_at_the_padding_is_never_read(anything):
 def test_responsibilities_sum_to_1_where_there_is_a_candidate_even_at_a_huge_kappa():
     z, prototypes, candidates, bias, kappa = problem()
     q, _, masses = compiled()(z, prototypes, candidates, 1e4 * bias, 1e4 * kappa)
-    assert_allclose(q.sum(1), (candidates >= 0).any(1), atol=1e-6)
+    assert_allclose(q.sum(1), (candidates >= 0).any(1), rtol=0, atol=rounding(q.shape[1]))
     assert_array_equal(np.asarray(q)[candidates < 0], 0)
-    assert_allclose(masses.sum(), (candidates >= 0).any(1).sum(), rtol=1e-6)
+    assert_allclose(masses.sum(), (candidates >= 0).any(1).sum(), rtol=rounding(len(z)))
 
 
 def test_permuting_locations_permutes_q_and_leaves_the_sums():
@@ -110,7 +111,7 @@ def test_permuting_locations_permutes_q_and_leaves_the_sums():
     order = np.random.default_rng(1).permutation(len(z))
     plain = compiled()(z, prototypes, candidates, bias, kappa)
     moved = compiled()(z[order], prototypes, candidates[order], bias[order], kappa[order])
-    assert_allclose(moved[0], plain[0][order], atol=1e-6)
+    assert_allclose(moved[0], plain[0][order], rtol=0, atol=rounding(z.shape[1], condition=kappa.max() / 4))
     for a, b in zip(moved[1:], plain[1:], strict=True):
         assert_allclose(a, b, atol=1e-5)
 
@@ -142,7 +143,8 @@ def test_subjects_by_vmap_equal_one_at_a_time():
     together = jax.jit(jax.vmap(lambda *given: pallas_tpu.fused(*given, True)))(*map(np.stack, zip(*subjects, strict=True)))
     for s, given in enumerate(subjects):
         for a, b in zip(together, compiled()(*given), strict=True):
-            assert_allclose(a[s], b, atol=1e-6)
+            scale = max(1, np.abs(b).max())
+            assert_allclose(a[s], b, rtol=0, atol=rounding(sum(given[0].shape), scale=scale, condition=given[4].max() / 4))
 
 
 def test_locations_split_over_devices_need_one_sum():

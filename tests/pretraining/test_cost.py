@@ -19,6 +19,8 @@ from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.pretraining.spread import Spread, batch_shapes, spread
 from pnet_jax.records import batches, open_store, prepare
 
+pytestmark = pytest.mark.usefixtures("float16")  # of which batches are
+
 REFERENCES, DIMENSIONS = 24, 10
 # Machine code is not run here, so it need not be fast; the program it is made from is the same.
 HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}

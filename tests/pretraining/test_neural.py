@@ -27,6 +27,8 @@ from pnet_jax.pretraining import neural, spread
 from pnet_jax.pretraining.log import read_log
 from pnet_jax.records import open_store, prepare
 
+pytestmark = pytest.mark.usefixtures("float16")  # of which batches are
+
 STEPS, SAVE_EVERY = 8, 4  # a state takes longer to save than a step to take
 SOME_TERMS = ObjectiveConfig(anchors=16, negatives=16, mae=0, dyn=0)  # compile in half the time of all five
 CONFIG = """

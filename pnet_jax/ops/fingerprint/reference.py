@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pnet_jax.ops._signals import wide, widen
+from pnet_jax.ops._signals import vary, wide, widen
 
 LIMIT = 0.99
 
@@ -24,7 +24,7 @@ def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"
     dtype, x = x.dtype, widen(x)
     centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept[None, :]
     energy = jnp.square(centred).sum(-1, keepdims=True)
-    varies = energy > x.shape[-1] * jnp.square(jnp.finfo(x.dtype).eps * jnp.abs(x * kept[None, :]).max(-1, keepdims=True))
+    varies = vary(x, kept[None, :] > 0)[:, None] & (energy > 0)  # squares of tiny numbers may be 0
     # `where` twice: the gradient of the branch not taken must not be NaN either.
     return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0).astype(dtype)
 

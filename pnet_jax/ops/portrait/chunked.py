@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pnet_jax.ops.portrait.reference import distribution
+from pnet_jax.ops.portrait.reference import distribution, places
 from pnet_jax.ops.portrait.settings import PortraitSettings
 
 NETWORKS = 8  # whose hops are taken at once
@@ -125,7 +125,7 @@ def compared(
         def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
             two = [(jax.tree.map(lambda x: x[i], networks), present[i]) for i in pair]  # noqa: B023
             a, b = (network.lookup._replace(values=network.lookup.values[:size]) for network, _ in two)
-            common = _percentiles(a, b, settings.bins)
+            common = _percentiles(a, b, settings.bins, exact=settings.rounding is not None)
             p, q = (distribution(_count(_below(network, common), there, common.dtype), settings.convention) for network, there in two)
             return _jensen_shannon(p, q)
 
@@ -243,8 +243,8 @@ def _xlog2x(x: Float[Array, "L K"]) -> Float[Array, "L K"]:
     return x * jnp.log2(jnp.where(x > 0, x, 1))
 
 
-def _percentiles(one: _Lookup, other: _Lookup, bins: int) -> Float[Array, " L+1"]:
-    """Percentiles of the union of two sorted lists a and b of different values, interpolated linearly as numpy does.
+def _percentiles(one: _Lookup, other: _Lookup, bins: int, *, exact: bool) -> Float[Array, " L+1"]:
+    """Percentiles of the union of two sorted lists a and b of different values, interpolated linearly.
 
     A value's place in the union is its place in a, plus how many of b lie before it, less how many before it both have. Shared ones are
     counted a block at a time; inside a block only where a value is wanted.
@@ -272,7 +272,6 @@ def _percentiles(one: _Lookup, other: _Lookup, bins: int) -> Float[Array, " L+1"
         in_b = wanted - (first[block] + up_to) + share
         return jnp.where((up_to > 0) & (at == wanted), a[i], b[jnp.clip(in_b, 0, len(b) - 1)])
 
-    at = (n - 1).astype(a.dtype) * jnp.asarray(np.linspace(0, 100, bins + 1) / 100, a.dtype)
-    low = jnp.floor(at).astype(n.dtype)
-    x, y, t = value(low), value(jnp.minimum(low + 1, n - 1)), at - jnp.floor(at)
+    low, t = places(n, bins, a.dtype, exact=exact)
+    x, y = value(low), value(jnp.minimum(low + 1, n - 1))
     return jnp.where(t < 0.5, x + (y - x) * t, y - (y - x) * (1 - t))

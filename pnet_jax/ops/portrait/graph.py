@@ -1,6 +1,8 @@
 """From edge weights to a graph: spanning tree, density."""
 
 import functools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +76,10 @@ def keep_strongest(weights: Float[Array, "S N N"], density: float, *, tree: bool
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _keep_strongest(weights: Float[Array, "S N N"], density: float, tree: bool) -> Float[Array, "S N N"]:
-    nodes = present(weights).sum(1)
-    wanted = jnp.floor(density * (nodes * (nodes - 1)).astype(weights.dtype) / 2 + 0.5).astype(jnp.int32)
+    # A density often asks for half an edge more: whole numbers decide it, not the rounding of a product.
+    share, size = Fraction(repr(density)), weights.shape[-1] + 1
+    asked = np.array([math.floor(share * (n * (n - 1) // 2) + Fraction(1, 2)) for n in range(size)], np.int32)
+    wanted = jnp.asarray(asked)[present(weights).sum(1)]
     positive = positive_edges(weights)
     first = spanning_tree(positive) if tree else jnp.zeros_like(positive, bool)
     return jax.lax.map(lambda network: _strongest(*network), (positive, first, wanted))

@@ -46,14 +46,28 @@ def distribution(portrait: Float[Array, "*S L K"], convention: str) -> Float[Arr
     return portrait / portrait.sum(-1, keepdims=True) * pairs.sum(-1, keepdims=True) / total
 
 
-def percentile_edges(distances: Float[Array, " M"], bins: int) -> Float[Array, " L+1"]:
+def percentile_edges(distances: Float[Array, " M"], bins: int, *, exact: bool) -> Float[Array, " L+1"]:
     """Percentiles of the different path lengths, interpolated linearly."""
     values = jnp.unique(distances, size=distances.size, fill_value=jnp.inf)
-    n = jnp.isfinite(values).sum()
-    at = (n - 1).astype(values.dtype) * jnp.asarray(np.linspace(0, 100, bins + 1) / 100, values.dtype)
-    low = jnp.floor(at).astype(n.dtype)
-    a, b, t = values[low], values[jnp.minimum(low + 1, n - 1)], at - jnp.floor(at)
+    n = jnp.isfinite(values).sum(dtype=jnp.int32)
+    low, t = places(n, bins, values.dtype, exact=exact)
+    a, b = values[low], values[jnp.minimum(low + 1, n - 1)]
     return jnp.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
+
+
+def places(n: Int[Array, ""], bins: int, dtype: np.dtype, *, exact: bool) -> tuple[Int[Array, " L+1"], Float[Array, " L+1"]]:
+    """Where the percentiles 0, 100 / bins, … 100 stand among n sorted values: how many values lie before, and how far on to the next.
+
+    Exact: in whole numbers, so that a percentile that falls on a value is that value. A product of floats can round to just above it and
+    move all paths of that length to the bin before; whether it does differs between float32 and float64. Otherwise by that product, as
+    numpy and so netrd do.
+    """
+    if not exact:
+        at = (n - 1).astype(dtype) * jnp.asarray(np.linspace(0, 100, bins + 1) / 100, dtype)
+        return jnp.floor(at).astype(n.dtype), at - jnp.floor(at)
+    step = jnp.arange(bins + 1, dtype=jnp.int32)
+    whole, rest = (n - 1) // bins, (n - 1) % bins  # (n - 1) · step itself would overflow
+    return whole * step + rest * step // bins, (rest * step % bins).astype(dtype) / bins
 
 
 def divergences(
@@ -65,7 +79,7 @@ def divergences(
 ) -> Float[Array, " P"]:
     def one(pair: Int[Array, " 2"]) -> Float[Array, ""]:
         shown = jnp.where(present[pair][:, :, None] & present[pair][:, None, :], distances[pair], jnp.inf)
-        common = percentile_edges(shown.reshape(-1), settings.bins) if edges is None else edges
+        common = percentile_edges(shown.reshape(-1), settings.bins, exact=settings.rounding is not None) if edges is None else edges
         p, q = distribution(portraits(shown, common, present[pair]), settings.convention)
         m = (p + q) / 2
         entropy = [jnp.where(x > 0, x * jnp.log2(jnp.where(x > 0, x, 1) / jnp.where(m > 0, m, 1)), 0).sum() for x in (p, q)]

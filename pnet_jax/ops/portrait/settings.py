@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+MOST_BINS = 2**15  # where percentiles stand is counted in int32
 CONVENTIONS = ("author", "netrd")
 LENGTHS = ("hops", "1/w", "1-w", "-log w", "w")
 
@@ -23,7 +24,8 @@ class PortraitSettings:
       edges: edges of the bins, the same for all pairs, in place of `bins`; left ones included, the last one too. Longer paths do not count.
       rounding: binary digits after the first that path lengths are rounded to. Otherwise the order in which a path's edges are added makes
         two lengths of one, and percentiles of the different lengths fall between them: a network would differ from itself with its nodes in
-        another order. None: no rounding, and sums from either end as they come, as in netrd.
+        another order. None: no rounding, sums from either end as they come, and percentiles as numpy rounds their places, as in netrd; a
+        percentile that falls on a length is then that length only up to rounding.
     """
 
     convention: str = "author"
@@ -41,8 +43,8 @@ class PortraitSettings:
             raise ValueError(f"lengths must be one of {LENGTHS}, got {self.lengths!r}")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1] or None, got {self.density}")
-        if self.bins < 1:
-            raise ValueError(f"bins must be 1 or more, got {self.bins}")
+        if not 1 <= self.bins <= MOST_BINS:
+            raise ValueError(f"bins must be from 1 to {MOST_BINS}, got {self.bins}")
         if self.edges is not None and (len(self.edges) < 2 or not np.all(np.diff(self.edges) >= 0)):
             raise ValueError(f"edges must be two or more ascending numbers, got {self.edges}")
         if self.edges is not None and self.lengths == "hops":
