@@ -21,7 +21,20 @@ from pnet_jax.construction import construct, resolve, resolve_people
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.encoder.model import Model
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.outputs import append_status, check_status, check_writable, load_network, read_status, remove_result, save, save_edges
+from pnet_jax.outputs import (
+    Atlas,
+    append_status,
+    atlas_label,
+    check_atlas,
+    check_status,
+    check_writable,
+    load_network,
+    page_name,
+    read_status,
+    remove_result,
+    save,
+    save_edges,
+)
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.people import People
 from pnet_jax.personalization import find_personal
@@ -42,7 +55,7 @@ def construct_cohort(
     """Networks of many scans, written to a derivatives folder as they are made.
 
     A scan that fails is written down in `status.tsv` with its error, and the others go on. Where the recording itself is refused, what
-    an earlier call wrote for it with as many parcels is removed, its page too. Cohort measures (tangent) follow once every scan is done.
+    an earlier call wrote for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done.
 
     Args:
       sources: what to construct, from `find_scans`.
@@ -75,9 +88,11 @@ def construct_cohort(
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     check_status(folder / "status.tsv", "pnet construct")
+    atlas = atlas_label(prior.source, prior.n_parcels)
+    check_atlas(folder, Atlas(atlas, prior.source, prior.digest, prior.n_parcels))
     alone = tuple(name for name in names if name != "tangent")  # which needs the cohort, and follows at the end
     job = _job([_deciding(config), load, model.digest, prior.digest])
-    done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
+    done = {row["scan"]: row for row in read_status(folder / "status.tsv") if row.get("atlas") == atlas} if resume else {}
     rows: list[dict[str, Any]] = []
     for number, source in enumerate(sources):
         if progress is not None:
@@ -109,7 +124,8 @@ def _one(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
+    atlas = atlas_label(prior.source, prior.n_parcels)
+    row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "atlas": atlas, "source": str(source.bold)}
     try:
         if source.problem:
             raise ValueError(source.problem)
@@ -125,13 +141,13 @@ def _one(
         before = time.perf_counter()
         files = save(network, folder, probabilities=config.probabilities)
         if config.report:
-            write_report(network, folder / f"{source.label}.html")
+            write_report(network, folder / page_name(source.label, atlas))
         network.qc["seconds"]["save and report"] = round(time.perf_counter() - before, 3)
     except (ValueError, OSError, MemoryError, np.linalg.LinAlgError) as error:
         # A recording that is refused now must not leave an older result behind. Trouble of the machine (a file that is away, a full
         # disk, too little memory) says nothing about the recording, and what was made of it before stays.
         if isinstance(error, ValueError) and not source.problem:
-            _forget(source, folder, prior.n_parcels)
+            _forget(source, folder, prior.n_parcels, atlas)
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": round(time.perf_counter() - start, 2)}
@@ -149,12 +165,12 @@ def _one(
     }
 
 
-def _forget(source: ScanSource, folder: Path, n_parcels: int) -> None:
+def _forget(source: ScanSource, folder: Path, n_parcels: int, atlas: str) -> None:
     """Removes what an earlier call made of a scan that has now failed; a disk that refuses must not hide why it failed."""
     with contextlib.suppress(OSError):
-        (folder / f"{source.label}.html").unlink(missing_ok=True)
+        (folder / page_name(source.label, atlas)).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        remove_result(folder, source.subject, source.entities, n_parcels)
+        remove_result(folder, source.subject, source.entities, n_parcels, atlas)
 
 
 def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
