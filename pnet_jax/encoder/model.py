@@ -49,6 +49,12 @@ class Model:
         return np.asarray(embed(self.encoder, observe(scan, self.encoder.references)))
 
     @property
+    def trained_on(self) -> frozenset[tuple[str, str]] | None:
+        """Data set and subject label of every participant whose scans the weights were fitted to; None where the card has no list."""
+        listed = self.card.get("participants")
+        return None if listed is None else frozenset((row["dataset"], subject) for row in listed for subject in row["subjects"])
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the weights and priors."""
         whole = hashlib.sha256()

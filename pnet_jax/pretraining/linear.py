@@ -196,6 +196,7 @@ def _card(config: PretrainConfig, encoder: LinearEncoder, seen: list[dict[str, A
         "config": dataclasses.asdict(config),
         "scans": len(seen),
         "subjects": len({row["subject"] for row in seen}),
+        "participants": [{"dataset": config.dataset, "store": "", "subjects": sorted({row["subject"] for row in seen})}],
         "minutes": round(sum(row["minutes"] for row in seen), 1),
         "spaces": sorted({row["space"] for row in seen}),
         "reliability": [round(float(x), 3) for x in encoder.reliability[:8]],

@@ -242,9 +242,16 @@ def folder(toy, toy_model, shuffled, tmp_path_factory):
             nib.save(image, _made(root / "scans") / f"{name}_desc-preproc_bold.nii.gz")
             nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), root / "scans" / f"{name}_desc-brain_mask.nii.gz")
     nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), root / "prior_space-MNI152NLin6Asym_dseg.nii.gz")
-    save_model(toy_model, root / "plain")
-    save_model(shuffled, root / "mixed")
+    save_model(dataclasses.replace(toy_model, card=card("01", dataset="other")), root / "plain")
+    save_model(dataclasses.replace(shuffled, card=card()), root / "mixed")
+    for name, subjects in (("trained", ("01",)), ("on all", ("01", "02"))):
+        save_model(dataclasses.replace(toy_model, card=card(*subjects)), root / name)
+    save_model(dataclasses.replace(toy_model, card={}), root / "unsaid")
     return root
+
+
+def card(*subjects, dataset=""):
+    return {"participants": [{"dataset": dataset, "store": "", "subjects": list(subjects)}]}
 
 
 def _made(path):
@@ -268,6 +275,25 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
     assert [model["name"] for model in result["models"]] == ["plain", "mixed"]
     assert {(row["subject"], row["pair"]) for row in result["rows"]} == {("01", "sessions"), ("02", "sessions")}
     assert result["rows"][-1]["dcbc"] is None and result["versions"]["jax"]
+    assert result["excluded"] == {} and "labels of participants that a model was trained on, of other data sets (other)" in told.err
+
+
+def evaluated(folder, capsys, *arguments):
+    out = folder / "trained.json"
+    prior = folder / "prior_space-MNI152NLin6Asym_dseg.nii.gz"
+    code = main(["evaluate", "encoder", str(folder / "scans"), "--prior", str(prior), "--conditions", "roi", "--out", str(out), *arguments])
+    return code, capsys.readouterr().err, {row["subject"] for row in json.loads(out.read_text("utf-8"))["rows"]} if not code else None
+
+
+def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
+    code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "mixed"), str(folder / "trained"), str(folder / "unsaid"))
+    assert (code, subjects) == (0, {"02"})
+    assert "excluded: 1 of 2 participants, whom trained was trained on" in told
+    assert "unsaid does not list the participants it was trained on" in told
+    code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
+    assert (code, subjects) == (0, {"02"})
+    code, told, _ = evaluated(folder, capsys, "--models", str(folder / "on all"))
+    assert code == 1 and "no participant is left to evaluate on: all 2 were trained on by on all" in told
 
 
 @pytest.mark.parametrize(

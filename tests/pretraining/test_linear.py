@@ -90,6 +90,8 @@ def test_the_card_says_what_it_was_made_from(model):
     assert (card["scans"], card["subjects"], card["minutes"]) == (3, 3, 16.0)
     assert card["spaces"] == ["MNI152NLin6Asym"]
     assert card["config"] == dataclasses.asdict(CONFIG)
+    assert card["participants"] == [{"dataset": "", "store": "", "subjects": ["00", "01", "02"]}]
+    assert model.trained_on == {("", "00"), ("", "01"), ("", "02")}
     assert_allclose(card["reliability"], model.encoder.reliability[:8], atol=1e-3)
 
 

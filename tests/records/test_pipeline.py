@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from pnet_jax.config import InputConfig
 from pnet_jax.encoder.tokens import Segments, nearest_reference
 from pnet_jax.pretraining import reference_points
-from pnet_jax.records import batches, open_store, prepare, read_scan, split_subjects
+from pnet_jax.records import batches, open_store, prepare, read_scan, split_subjects, split_validation
 from pnet_jax.records.pipeline import Examples
 from pnet_jax.records.sampling import draw_length, draw_locations, draw_parts, stream
 
@@ -112,6 +112,18 @@ def test_an_example_depends_on_its_number_and_the_seed_only(store, references, e
     reseeded = Examples(store, InputConfig(**{**LONG.__dict__, "seed": 1}), references, store.subjects)
     assert not np.array_equal(reseeded(3).y, examples(3).y)
     assert not np.array_equal(examples(4).y, examples(3).y)
+
+
+def test_validation_takes_subjects_by_their_label_and_none_of_a_few():
+    subjects = [f"{number:02d}" for number in range(40)]
+    training, validation = split_validation(subjects, 0.2, 3)
+    assert set(training) | set(validation) == set(subjects) and not set(training) & set(validation)
+    assert split_validation(subjects[::-1], 0.2, 3) == (training, validation)
+    fewer = [subject for subject in subjects if subject not in training[:5]]
+    assert split_validation(fewer, 0.2, 3)[1] == validation  # who else is there changes nobody's side
+    assert split_validation(subjects, 0.2, 4)[1] != validation
+    assert len(split_validation(subjects, 1e-9, 3)[1]) == 1
+    assert split_validation(subjects[:9], 0.2) == (tuple(subjects[:9]), ()) and split_validation(subjects, 0) == (tuple(subjects), ())
 
 
 def test_nothing_of_a_held_out_subject_is_trained_on(store, references):
