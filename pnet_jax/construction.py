@@ -19,7 +19,7 @@ from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.edges.layers import add_layers, layers
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model, embed
-from pnet_jax.encoder.tokens import Observed, bucketed, observe
+from pnet_jax.encoder.tokens import Observed, at_frames, bucketed, observe
 from pnet_jax.network import Network
 from pnet_jax.parcellation.harden import Hardened, harden, unchanged
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
@@ -184,10 +184,10 @@ def begin(scan: Scan, model: Model, group: Prior, config: ConstructConfig, lap: 
     placed = place(scan, group)
     lap("prior")
     seen = observe(scan, model.encoder.references, here=placed.here)
-    first, second = (np.ascontiguousarray(np.asarray(seen.y)[:, columns]) for columns in split(scan))
+    first, second = (at_frames(seen, columns) for columns in split(scan))
     selection, q = select(
-        (placed.problem(_embedding(model, seen, first)), placed.problem(_embedding(model, seen, second))),
-        (first, second),
+        (placed.problem(_embedding(model, first)), placed.problem(_embedding(model, second))),
+        (np.asarray(first.y), np.asarray(second.y)),
         placed.space,
         placed.local.labels,
         n_parcels=placed.n_parcels,
@@ -226,9 +226,9 @@ def tunable(scan: Scan, model: Model, group: Prior, tuning: PersonalizeConfig) -
     return start, make_subject(scan, start.placed, model, start.q, kappa=s.kappa_scan, beta=s.beta, config=tuning)
 
 
-def _embedding(model: Model, seen: Observed, y: Float[np.ndarray, "n t"], adapter: Adapter | None = None) -> jax.Array:
-    """Embedding of the locations with a prior from some of the scan's frames, as this person's encoder gives it."""
-    return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))), adapter)
+def _embedding(model: Model, seen: Observed, adapter: Adapter | None = None) -> jax.Array:
+    """Embedding of the locations with a prior, from all or some of the scan's frames, as this participant's encoder gives it."""
+    return embed(model.encoder, bucketed(seen), adapter)
 
 
 @jax.jit
@@ -248,7 +248,7 @@ def _parcellate(start, model, adapter=None) -> _Parcellation:
     """Soft and hard parcels of the locations with a prior: the person's, or the prior's if that is the decision."""
     placed, local, selection = start.placed, start.placed.local, start.selection
     if selection.decision == "personalised":
-        z = _embedding(model, start.seen, np.asarray(start.seen.y), adapter)
+        z = _embedding(model, start.seen, adapter)
         problem = placed.problem(z, None if adapter is None else adapter.offsets)
         fitted = _fit(problem, pad_rows(start.q, 0.0), jnp.float32(selection.kappa_scan), jnp.float32(selection.beta))
         q = np.asarray(fitted.q)[: len(placed.here)]

@@ -106,7 +106,7 @@ def components(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
 
 def fingerprints(encoder: Encoder, observed: Observed) -> Float[Array, "V R"]:
     """A recording's fingerprints without their mean, `[V, R]`."""
-    y, kept, counted, region, *_ = (jnp.asarray(x) for x in observed)
+    y, kept, counted, region = (jnp.asarray(x) for x in (observed.y, observed.kept, observed.counted, observed.region))
     return _centred_fingerprints(y, kept, counted, region, jnp.asarray(encoder.references))
 
 

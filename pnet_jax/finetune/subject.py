@@ -15,7 +15,7 @@ from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.spectra import Bins, frequency_bins, last_held_out
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model, components, decoder, fingerprints
-from pnet_jax.encoder.tokens import Observed, bucketed, observe
+from pnet_jax.encoder.tokens import Observed, at_frames, bucketed, observe
 from pnet_jax.finetune.objective import NOISE_FLOOR, Halves, Subject
 from pnet_jax.parcellation.placed import Placed, pad_rows
 from pnet_jax.scan import Scan
@@ -81,8 +81,7 @@ def _expected(encoder: Encoder) -> Float[Array, "D R"]:
 
 def _view(encoder: Encoder, seen: Observed, columns: Bool[np.ndarray, " T"]) -> tuple[Array, Array]:
     """Fingerprints and components of some frames."""
-    y = np.ascontiguousarray(np.asarray(seen.y)[:, columns])
-    part = bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool)))
+    part = bucketed(at_frames(seen, columns))
     return fingerprints(encoder, part), components(encoder, part)
 
 

@@ -28,6 +28,7 @@ SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
 BATCH: dict[str, tuple[str | None, ...]] = dict(
     y=("subject", None, "location", None),
     kept=("subject", None, None),
+    frames=("subject", None, None),
     references=("subject", None, None, None),
     xyz=("subject", "location", None),
     hemisphere=("subject", "location"),
@@ -91,6 +92,7 @@ def batch_shapes(config: InputConfig, references: int) -> Segments:
     shapes: dict[str, tuple[tuple[int, ...], Any]] = dict(
         y=((many, 2, locations, frames), jnp.float16),
         kept=((many, 2, frames), jnp.bool_),
+        frames=((many, 2, frames), jnp.int32),
         references=((many, 2, references, frames), jnp.float32),
         xyz=((many, locations, 3), jnp.float32),
         hemisphere=((many, locations), jnp.int32),

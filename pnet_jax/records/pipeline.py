@@ -182,11 +182,12 @@ class _Geometry(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A scan beside its signals: usable locations, log tSNR, and the share that turns sums over its regions into means."""
+    """A scan beside its signals: usable locations, log tSNR, the share that turns sums over its regions into means, and kept frames."""
 
     valid: Bool[np.ndarray, " V"]
     log_tsnr: Float[np.ndarray, " V"]
     per_region: Float[np.ndarray, "R 1"]
+    frames: Int[np.ndarray, " T"]
 
 
 class _Plan(NamedTuple):
@@ -248,6 +249,7 @@ class Examples:
         )
         counted = varies[0] & varies[1]
         locations, frames = self.config.locations, self.config.frames
+        positions = [source.frames[start:stop] - source.frames[start] for source, (start, stop) in zip((a, b), stretches, strict=True)]
 
         def over_locations(values: np.ndarray, dtype: Any) -> np.ndarray:
             return _padded(values, (locations, *values.shape[1:]), dtype)
@@ -255,6 +257,7 @@ class Examples:
         return Segments(
             y=np.stack([_padded(y * counted[:, None], (locations, frames), np.float16) for y in signals]),
             kept=np.stack([np.arange(frames) < stop - start for start, stop in stretches]),
+            frames=np.stack([_padded(own, (frames,), np.int32) for own in positions]),
             references=np.stack([_padded(mean, (len(mean), frames), np.float32) for mean in means]),
             xyz=over_locations(geometry.xyz[chosen], np.float32),
             hemisphere=over_locations(geometry.hemisphere[chosen], np.int32),
@@ -297,7 +300,8 @@ class Examples:
             own = read_locations(self.store, scan)
             geometry = self._geometry_of(self.store.records[scan].space)
             sizes = geometry.sums @ own.valid.astype(np.float32)
-            return _Source(own.valid, log_tsnr(own.mean, own.std, own.valid), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32))
+            tsnr, per_region = log_tsnr(own.mean, own.std, own.valid), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32)
+            return _Source(own.valid, tsnr, per_region, own.frames)
 
         return self._sources.get(scan, make)
 

@@ -15,6 +15,7 @@ from pnet_jax.pretraining import reference_points
 from pnet_jax.records import batches, open_store, prepare, read_scan, split_subjects, split_validation
 from pnet_jax.records.pipeline import Examples
 from pnet_jax.records.sampling import draw_length, draw_locations, draw_parts, stream
+from pnet_jax.scan import make_scan
 
 from .helpers import mixed_scans, rois, scan_of
 
@@ -67,6 +68,7 @@ def test_shapes_and_types_are_those_of_the_configuration(store, references):
     assert shapes == {
         "y": (4, 2, V, T),
         "kept": (4, 2, T),
+        "frames": (4, 2, T),
         "references": (4, 2, R, T),
         "xyz": (4, V, 3),
         "hemisphere": (4, V),
@@ -211,6 +213,24 @@ def test_segments_are_pieces_of_the_scan_with_a_gap_or_of_two_sessions(store, ma
         assert second + m <= record.frames
     assert pairs > 3
     assert halves > 10
+
+
+def test_frames_say_where_a_segment_was_in_its_recording(toy, references, tmp_path):
+    left = np.delete(np.arange(200), [20, 21, 22, 90, 140, 141])
+    scan = make_scan(toy.signals(0, 200)[:, left], toy.space, tr=2.0, frames=left + 5, recorded=210, subject="01")
+    prepare([scan], tmp_path)
+    store = open_store(tmp_path)
+    examples = Examples(store, LONG, references, store.subjects)
+    seen = 0
+    for number in range(8):
+        example = examples(number)
+        for side in range(2):
+            found = find(example, scan, side)
+            _, start, kept = found
+            assert_array_equal(example.frames[side, :kept], scan.frames[start : start + kept] - scan.frames[start])
+            assert_array_equal(example.frames[side, kept:], 0)
+            seen += int(np.diff(example.frames[side, :kept]).max() > 1)
+    assert seen > 4
 
 
 def test_references_are_means_over_all_locations_of_the_scan(store, many, references):
