@@ -167,7 +167,7 @@ def _recorded(
             except (ValueError, OSError) as error:
                 skipped[source.label] = str(error)
 
-    return scan_cases(scans(), prior, conditions), len(sources) * len(conditions), excluded
+    return scan_cases(scans(), prior, conditions, args.dataset), len(sources) * len(conditions), excluded
 
 
 def _said_of_training(

@@ -61,7 +61,7 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
       cases: from `simulated_cases` or `scan_cases`, or made by hand; of participants that no model was trained on (`unseen`).
 
     Returns:
-      Rows with `condition`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
+      Rows with `condition`, `dataset`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
       directions, NaN where it cannot be measured (of ROIs all but `r2`).
 
     Raises:
@@ -78,7 +78,7 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
             scores = _scores(models, case)
         except ValueError as error:
             raise ValueError(f"condition {case.name}, subject {case.subject}: {error}") from error
-        shared = {"condition": case.name, "subject": case.subject, "pair": case.kind}
+        shared = {"condition": case.name, "dataset": case.dataset, "subject": case.subject, "pair": case.kind}
         rows += [{**shared, "model": name, **dict.fromkeys(MEASURES, math.nan), **found} for name, found in scores.items()]
     if not rows:
         raise ValueError("expected one or more pairs of recordings, got none: no two sessions and no scan long enough for its halves")
@@ -225,7 +225,7 @@ def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Arr
 def summary(rows: Sequence[Row], *, seed: int = 0) -> list[Row]:
     """Means over subjects, and paired differences from the first model.
 
-    A subject with several pairs of recordings counts once, by their mean.
+    A participant (data set and subject label) with several pairs of recordings counts once, by their mean.
 
     Args:
       rows: from `gate`.
@@ -281,10 +281,14 @@ def deciding(rows: Sequence[Row]) -> str:
 
 
 def _by_subject(rows: Sequence[Row], model: str) -> Float[np.ndarray, "S 4"]:
-    """The measures of every subject, in the order in which they came."""
-    subjects = dict.fromkeys(row["subject"] for row in rows)
-    own = [[[row[m] for m in MEASURES] for row in rows if row["model"] == model and row["subject"] == subject] for subject in subjects]
-    return np.array([[_mean(np.array(column)) for column in zip(*pairs, strict=True)] or [math.nan] * len(MEASURES) for pairs in own])
+    """The measures of every participant, in the order in which they came."""
+    own: dict[tuple[str, str], list[list[float]]] = {}
+    for row in rows:
+        pairs = own.setdefault((row["dataset"], row["subject"]), [])
+        if row["model"] == model:
+            pairs.append([row[m] for m in MEASURES])
+    columns = [zip(*pairs, strict=True) for pairs in own.values()]
+    return np.array([[_mean(np.array(column)) for column in some] or [math.nan] * len(MEASURES) for some in columns])
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
