@@ -127,6 +127,7 @@ def random_batch(config, references: int):
     return Segments(
         y=y[:, :, :v].astype(np.float16),
         kept=np.ones((b, 2, t), bool),
+        frames=np.broadcast_to(np.arange(t, dtype=np.int32), (b, 2, t)),
         references=y[:, :, v:],
         xyz=xyz,
         hemisphere=(xyz[..., 0] > 0).astype(np.int32),

@@ -1,7 +1,8 @@
 """Parcels and edges of simulated subjects against the truth (medium tier: K = 100, 10 min, 4 mm).
 
 The prior is the cohort's group parcels. Parcels are made from session 1 and compared with the subject's own: adjusted Rand index and
-Dice (mean over parcels); expected calibration error of the label's probability against the truth and against session 2; DCBC and homogeneity are taken on session 2; Pearson edges of session 1 are correlated with the closed-form truth
+Dice (mean over parcels); expected calibration error of the label's probability against the truth and against session 2; DCBC and
+homogeneity are taken on session 2; Pearson edges of session 1 are correlated with the closed-form truth
 (upper triangle, Fisher z). Beside the personalised parcels stand the group's, a data-free map (every voxel to the nearest
 centroid of the group's parcels) and the subject's true ones. Session 2 is personalised too, for the Dice within minus between subjects.
 Figures are the median over seeds of the mean over subjects. `--grid` adds the best adjusted Rand index over a grid of κ and β that are

@@ -23,7 +23,20 @@ from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.network import Network
-from pnet_jax.outputs import append_status, check_status, check_writable, load_network, read_status, remove_result, save, save_edges
+from pnet_jax.outputs import (
+    Atlas,
+    append_status,
+    atlas_label,
+    check_atlas,
+    check_status,
+    check_writable,
+    load_network,
+    page_name,
+    read_status,
+    remove_result,
+    save,
+    save_edges,
+)
 from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
@@ -44,7 +57,7 @@ def construct_cohort(
     """Networks of many scans, written to a derivatives folder as they are made.
 
     A scan that fails is written down in `status.tsv` with its error, and the others go on. Where the recording itself is refused, what
-    an earlier call wrote for it with as many parcels is removed, its page too. Cohort measures (tangent) follow once every scan is done.
+    an earlier call wrote for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done.
 
     Args:
       sources: what to construct, from `find_scans`.
@@ -76,10 +89,12 @@ def construct_cohort(
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     check_status(folder / "status.tsv", "pnet construct")
+    atlas = Atlas(atlas_label(plan.atlas.source, plan.atlas.n_parcels), plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels)
+    check_atlas(folder, atlas)
     job = _job([_deciding(config), load, plan.model.digest, plan.atlas.digest])
-    done = {row["scan"]: row for row in read_status(folder / "status.tsv")} if resume else {}
+    done = {row["scan"]: row for row in read_status(folder / "status.tsv") if row.get("atlas") == atlas.label} if resume else {}
     rows: dict[int, dict[str, Any]] = {}
-    loop = _Loop(folder, config, Builder(plan), notes)
+    loop = _Loop(folder, config, Builder(plan), notes, atlas.label)
     waiting: dict[Hashable, list[_Waiting]] = {}
 
     def finish(made: Sequence[tuple[int, dict[str, Any]]]) -> None:
@@ -131,14 +146,14 @@ class _Waiting:
 class _Loop:
     """What the loop over scans does with one of them, and with a wave."""
 
-    def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str]):
-        self.folder, self.config, self.builder, self.notes = folder, config, builder, list(notes)
+    def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str], atlas: str):
+        self.folder, self.config, self.builder, self.notes, self.atlas = folder, config, builder, list(notes), atlas
         self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
 
     def load(self, number: int, source: ScanSource, options: dict[str, Any]) -> _Waiting | dict[str, Any]:
         """A scan on its way to a wave, or the row that says why it failed."""
         begun = time.perf_counter()
-        row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "source": str(source.bold)}
+        row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
         try:
             if source.problem:
                 raise ValueError(source.problem)
@@ -173,7 +188,7 @@ class _Loop:
         try:
             files = save(network, self.folder, probabilities=self.config.probabilities)
             if self.config.report:
-                write_report(network, self.folder / f"{source.label}.html")
+                write_report(network, self.folder / page_name(source.label, self.atlas))
         except REFUSED as error:
             return self.failed(one.row, source, error, one.begun)
         seconds = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
@@ -197,19 +212,19 @@ class _Loop:
         disk, too little memory) says nothing about the recording, and what was made of it before stays.
         """
         if isinstance(error, ValueError) and not source.problem:
-            _forget(source, self.folder, self.builder.plan.atlas.n_parcels)
+            _forget(source, self.folder, self.builder.plan.atlas.n_parcels, self.atlas)
         message = str(error) or type(error).__name__
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         seconds = round(time.perf_counter() - begun, 2)
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": seconds}
 
 
-def _forget(source: ScanSource, folder: Path, n_parcels: int) -> None:
+def _forget(source: ScanSource, folder: Path, n_parcels: int, atlas: str) -> None:
     """Removes what an earlier call made of a scan that has now failed; a disk that refuses must not hide why it failed."""
     with contextlib.suppress(OSError):
-        (folder / f"{source.label}.html").unlink(missing_ok=True)
+        (folder / page_name(source.label, atlas)).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        remove_result(folder, source.subject, source.entities, n_parcels)
+        remove_result(folder, source.subject, source.entities, n_parcels, atlas)
 
 
 def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:

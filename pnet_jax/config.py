@@ -140,6 +140,7 @@ class PretrainConfig:
     Attributes:
       encoder: `"linear"`, in closed form from scans, or `"perceiver"`, trained on a store of records.
       name: the checkpoint calls itself so.
+      dataset: Name of the data set of the scans, for `"linear"`; a store has names of its own.
       dimensions: D.
       references: R, even; half of them in each hemisphere.
       reference_space: `"mni"` spreads them over the MNI grey matter, `"scans"` over the locations of the first scan.
@@ -154,6 +155,9 @@ class PretrainConfig:
       objectives: see `ObjectiveConfig`.
       optimiser: see `OptimiserConfig`.
       parallel: see `ParallelConfig`.
+      validation: Share of the participants that are not trained on and give the validation curve, beside those that `input.held_out`
+        never reads. None are taken of fewer than 10 participants.
+      validate_every: Number of steps between two points of the validation curve.
       sharding: `"data"` keeps all weights on every device, `"fsdp"` splits them along the axis that scans are split along.
       workers: processes that read records; 0 reads in threads of this one.
       save_every: steps between saved states.
@@ -163,6 +167,7 @@ class PretrainConfig:
 
     encoder: str = "linear"
     name: str = "linear"
+    dataset: str = ""
     dimensions: int = 64
     references: int = 400
     reference_space: str = "mni"
@@ -177,6 +182,8 @@ class PretrainConfig:
     objectives: ObjectiveConfig = dataclasses.field(default_factory=lambda: ObjectiveConfig())
     optimiser: OptimiserConfig = dataclasses.field(default_factory=lambda: OptimiserConfig())
     parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
+    validation: float = 0.1
+    validate_every: int = 50
     sharding: str = "data"
     workers: int = 0
     save_every: int = 200
@@ -184,8 +191,11 @@ class PretrainConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        _at_least(self, 1, "dimensions", "references", "save_every", "keep", "log_every")
-        _at_least(self, 0, "workers")
+        _at_least(self, 1, "dimensions", "references", "save_every", "keep", "log_every", "validate_every")
+        _at_least(self, 0, "workers", "validation")
+        if not self.validation < 1:
+            raise ValueError(f"PretrainConfig.validation: expected a share of 0 or more and below 1, got {self.validation}")
+        _check_dataset(self)
         for name, known in (("encoder", ("linear", "perceiver")), ("sharding", ("data", "fsdp"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
@@ -373,8 +383,7 @@ class PrepareConfig:
     def __post_init__(self):
         _at_least(self, 10, "window")
         _at_least(self, 1, "workers")
-        if self.dataset and not self.dataset.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"PrepareConfig.dataset: expected letters, digits, - and _, got {self.dataset!r}")
+        _check_dataset(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -466,6 +475,11 @@ def _at_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:  # NaN too
             raise ValueError(f"{type(config).__name__}.{name}: expected {least} or more, got {value}")
+
+
+def _check_dataset(config: PretrainConfig | PrepareConfig) -> None:
+    if config.dataset and not config.dataset.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"{type(config).__name__}.dataset: expected letters, digits, - and _, got {config.dataset!r}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

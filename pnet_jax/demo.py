@@ -57,6 +57,7 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
     yield "Reading and cleaning it, building the parcels and the network, writing the report ..."
     from pnet_jax.cohort import construct_cohort
     from pnet_jax.ingest import find_scans
+    from pnet_jax.outputs import page_name
 
     lap("load the libraries")
     load = {} if matrix is None else {"native_to_mni": matrix, "space": "MNI152NLin6Asym"}
@@ -71,7 +72,7 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
     yield ""
     yield from explain(row)
     yield ""
-    yield f"Report: {(folder / 'derivatives' / (row['scan'] + '.html')).absolute()}"
+    yield f"Report: {(folder / 'derivatives' / page_name(row['scan'], row['atlas'])).absolute()}"
 
 
 def explain(row: dict[str, object]) -> Iterator[str]:

@@ -270,7 +270,7 @@ def test_a_failed_rerun_leaves_nothing_of_the_older_result(cohort, inputs, confi
     whole, *_ = cohort
     folder = shutil.copytree(whole, tmp_path / "copy")
     sources, plain = inputs[1], dataclasses.replace(config, edges=("pearson",))
-    (folder / "sub-01_task-rest.html").touch()
+    (folder / "sub-01_task-rest_seg-toy.html").touch()
     (result,) = folder.rglob("sub-01_*_dseg.tsv")
     others = [result.with_name(result.name.replace("scale-12", scale)) for scale in ("scale-120", "scale-12_res-2")]
     for other in others:
@@ -283,11 +283,38 @@ def test_a_failed_rerun_leaves_nothing_of_the_older_result(cohort, inputs, confi
     assert contents(folder / "sub-03") == kept
 
 
+def test_two_atlases_in_one_folder_keep_their_results_rows_and_progress(inputs, config, toy, tmp_path):
+    _, sources = inputs
+    plain = dataclasses.replace(config, edges=("pearson",))
+    other = shutil.copy(config.prior, tmp_path / "other_space-MNI152NLin6Asym_dseg.nii.gz")
+    runs = [plain, dataclasses.replace(plain, prior=str(other))]
+    rows = [construct_cohort(sources[:1], tmp_path / "out", run)[0] for run in runs]
+    assert [row["atlas"] for row in rows] == ["toy", "other"] and rows[0]["dseg"] != rows[1]["dseg"]
+    assert [row["dseg"] for row in read_status(tmp_path / "out" / "status.tsv")] == [row["dseg"] for row in rows]
+    before = contents(tmp_path / "out" / "sub-01")
+    for run in runs:
+        construct_cohort(sources[:1], tmp_path / "out", run, resume=True)
+    assert contents(tmp_path / "out" / "sub-01") == before
+
+
+def test_another_atlas_of_the_same_label_is_refused_before_the_first_scan(inputs, config, toy, tmp_path):
+    _, sources = inputs
+    plain = dataclasses.replace(config, edges=("pearson",))
+    construct_cohort(sources[:1], tmp_path / "out", plain)
+    before = contents(tmp_path / "out")
+    (tmp_path / "b").mkdir()
+    file = tmp_path / "b" / Path(config.prior).name
+    nib.save(nib.Nifti1Image(np.where(toy.labels_volume() == toy.prior.ids[0], 9999, toy.labels_volume()), toy.affine), file)
+    with pytest.raises(ValueError, match=f"one atlas labelled seg-toy, found two: .*{config.prior}.*{file}"):
+        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(plain, prior=str(file)))
+    assert contents(tmp_path / "out") == before
+
+
 def test_the_result_of_a_scan_without_a_space_entity_is_found_to_be_removed(tmp_path):
     func = tmp_path / "sub-01" / "func"
     func.mkdir(parents=True)
     names = ["", "_space-MNI", "_run-2_space-MNI"]
     for name in names:
-        (func / f"sub-01_task-rest{name}_atlas-pnet_scale-12_dseg.tsv").touch()
-    assert len(remove_result(tmp_path, "01", {"task": "rest"}, 12)) == 2
-    assert [file.name for file in func.iterdir()] == ["sub-01_task-rest_run-2_space-MNI_atlas-pnet_scale-12_dseg.tsv"]
+        (func / f"sub-01_task-rest{name}_atlas-pnet_seg-toy_scale-12_dseg.tsv").touch()
+    assert len(remove_result(tmp_path, "01", {"task": "rest"}, 12, "toy")) == 2
+    assert [file.name for file in func.iterdir()] == ["sub-01_task-rest_run-2_space-MNI_atlas-pnet_seg-toy_scale-12_dseg.tsv"]

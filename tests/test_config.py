@@ -24,6 +24,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, InputConfig, Prepar
         (lambda: PrepareConfig(dataset="a/b"), "PrepareConfig.dataset: expected letters, digits, - and _, got 'a/b'"),
         (lambda: InputConfig(min_seconds=100, max_seconds=50), "max_seconds: expected 100 s .min_seconds. or more, got 50 s"),
         (lambda: InputConfig(balls=1.5), "InputConfig.balls: expected a share 0…1, got 1.5"),
+        (lambda: PretrainConfig(validation=1), "PretrainConfig.validation: expected a share of 0 or more and below 1, got 1"),
         (lambda: InputConfig(held_out=1), "InputConfig.held_out: expected a share of 0 or more and below 1, got 1"),
     ],
 )

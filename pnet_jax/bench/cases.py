@@ -205,10 +205,10 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
     from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
     from pnet_jax.parcellation.sharded import links
 
-    def run(implementation: str, *problem: jax.Array) -> Any:
+    def run(implementation: str, *problem: Any) -> Any:
         return mixture(Problem(*problem), jnp.float32(20), jnp.float32(0.3), steps=STEPS)
 
-    def local(implementation: str, *problem: jax.Array) -> Any:
+    def local(implementation: str, *problem: Any) -> Any:
         to_others = links(halo_width(beside, jax.lax.axis_size("location")))
         return mixture(Problem(*problem), jnp.float32(20), jnp.float32(0.3), steps=STEPS, links=to_others)
 

@@ -73,6 +73,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     add("--tier", type=str, default="medium", help="easy, medium or hard")
     add("--full", action="store_true", help="unseen resolution of 2 mm and not 3 mm")
     add("--seed", type=int, default=HELD_OUT_SEED, help="of the first simulated person; the next has the next")
+    add("--dataset", type=str, default="", metavar="NAME", help="name of INPUT's data set, if pnet prepare was given one (--dataset)")
     add("--out", type=str | None, metavar="FILE", help="write all rows to this JSON file")
     selection_options(parser)
     _, args = parse(parser, None, arguments)
@@ -90,7 +91,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     models = [dataclasses.replace(load_model(given), name=name) for given, name in zip(args.models, _short_names(args.models), strict=True)]
     prior = load_prior(args.prior) if args.prior else None
     skipped: dict[str, str] = {}
-    cases, total = _recorded(args, models[0], prior, skipped) if args.input else _simulated(args, prior)
+    cases, total, excluded = _recorded(args, models, prior, skipped) if args.input else _simulated(args, prior)
     with Bar(total, "evaluate", "pair") as bar:
 
         def watched():
@@ -114,7 +115,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     for line in encoder.verdicts(summed) if len(models) > 1 else ():
         print(line)
     if args.out:
-        _write_evaluation(args, models, rows, summed)
+        _write_evaluation(args, models, rows, summed, excluded)
         print(f"Rows: {args.out}")
     return 1 if skipped else 0
 
@@ -125,14 +126,14 @@ def _short_names(given: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(given)
 
 
-def _simulated(args: Namespace, prior: Any) -> tuple[Iterator[Any], int]:
+def _simulated(args: Namespace, prior: Any) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
     from pnet_jax.evaluate.cases import CONDITIONS, count_simulated, simulated_cases
 
-    for name in ("participant_label", "session_label", "task", "mask", "confounds"):
-        if getattr(args, name) is not None:
+    for name in ("dataset", "participant_label", "session_label", "task", "mask", "confounds"):
+        if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for scans: give INPUT, or leave it out")
     conditions, config = args.conditions or CONDITIONS, _cohort(args)
-    return simulated_cases(conditions, config, prior=prior, full=args.full), count_simulated(conditions, config)
+    return simulated_cases(conditions, config, prior=prior, full=args.full), count_simulated(conditions, config), {}
 
 
 def _cohort(args: Namespace) -> SimulateConfig:
@@ -140,14 +141,20 @@ def _cohort(args: Namespace) -> SimulateConfig:
     return SimulateConfig(subjects=args.subjects, tier=args.tier, parcels=parcels, minutes=args.minutes, seed=args.seed)
 
 
-def _recorded(args: Namespace, model: Any, prior: Any, skipped: dict[str, str]) -> tuple[Iterator[Any], int]:
-    """Cases of scans, and how many there are at most; what could not be read is left in `skipped`."""
+def _recorded(
+    args: Namespace, models: Sequence[Any], prior: Any, skipped: dict[str, str]
+) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
+    """Cases of scans, how many there are at most, and who is left out; what could not be read is left in `skipped`."""
     from pnet_jax.construction import resolve
     from pnet_jax.evaluate.cases import RECORDED, scan_cases
+    from pnet_jax.evaluate.encoder import unseen
     from pnet_jax.ingest import load_scan
 
-    prior = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=model).atlas
-    sources, load = sources_of(args, args.input)
+    prior = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=models[0]).atlas
+    found, load = sources_of(args, args.input)
+    sources, excluded, unlisted, alike = unseen(found, models, args.dataset)
+    for line in _said_of_training(found, excluded, unlisted, alike):
+        print(line, file=sys.stderr)
     conditions = args.conditions or RECORDED
 
     def scans():
@@ -160,10 +167,29 @@ def _recorded(args: Namespace, model: Any, prior: Any, skipped: dict[str, str]) 
             except (ValueError, OSError) as error:
                 skipped[source.label] = str(error)
 
-    return scan_cases(scans(), prior, conditions), len(sources) * len(conditions)
+    return scan_cases(scans(), prior, conditions, args.dataset), len(sources) * len(conditions), excluded
 
 
-def _write_evaluation(args: Namespace, models: Sequence[Any], rows: Sequence[Any], summed: Sequence[Any]) -> None:
+def _said_of_training(
+    found: Sequence[Any], excluded: dict[str, list[str]], unlisted: Sequence[str], alike: dict[str, list[str]]
+) -> Iterator[str]:
+    subjects = len({source.subject for source in found})
+    for model in dict.fromkeys(name for names in excluded.values() for name in names):
+        count = sum(model in names for names in excluded.values())
+        yield f"excluded: {count} of {subjects} participants, whom {model} was trained on"
+    for model in unlisted:
+        yield f"warning: {model} does not list the participants it was trained on, so none could be excluded for it"
+    if alike:
+        names = ", ".join(dict.fromkeys(name for one in alike.values() for name in one))
+        yield (
+            f"note: {len(alike)} participants have the labels of participants that a model was trained on, of other data sets ({names}); "
+            "if INPUT is one of these, give --dataset as it was given to pnet prepare"
+        )
+
+
+def _write_evaluation(
+    args: Namespace, models: Sequence[Any], rows: Sequence[Any], summed: Sequence[Any], excluded: dict[str, list[str]]
+) -> None:
     import json
 
     import jax
@@ -179,6 +205,8 @@ def _write_evaluation(args: Namespace, models: Sequence[Any], rows: Sequence[Any
         "versions": describe_versions(),
         "device": jax.devices()[0].device_kind,
         "models": [{"name": m.name, "digest": m.digest, "encoder": type(m.encoder).__name__} for m in models],
+        "dataset": args.dataset,
+        "excluded": excluded,
         "rows": rows,
         "summary": summed,
         "better": encoder.better(summed),

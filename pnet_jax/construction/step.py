@@ -76,8 +76,10 @@ class Subject(NamedTuple):
     Attributes:
       y: signals of the whole scan, z-scored, 0 in padding, `[W, T]`.
       kept: frames that count, `[T]`.
+      frames: their positions in the recording, `[T]`.
       halves: signals of both halves, each cleaned on its own, `[2, W, H]`.
       halves_kept: their frames that count, `[2, H]`.
+      halves_frames: and the positions of these, `[2, H]`.
       blocks: stretch of 20 s that each of these frames is in, counted through both halves, −1 in padding, `[2, H]`.
       valid: locations with a signal, `[W]`.
       present: parcels of which the scan sees something, `[K]`.
@@ -91,8 +93,10 @@ class Subject(NamedTuple):
 
     y: Float[Values, "W T"]
     kept: Bool[Values, " T"]
+    frames: Int[Values, " T"]
     halves: Float[Values, "2 W H"]
     halves_kept: Bool[Values, "2 H"]
+    halves_frames: Int[Values, "2 H"]
     blocks: Int[Values, "2 H"]
     valid: Bool[Values, " W"]
     present: Bool[Values, " K"]
@@ -168,8 +172,10 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     atlas = jnp.where(subject.valid & (candidates >= 0).any(1), prior.labels, -1)
     counts = (candidates >= 0).any(1)
     problems = [
-        _problem(shared, subject, y, kept, candidates, atlas, k)
-        for y, kept in zip((*subject.halves, subject.y), (*subject.halves_kept, subject.kept), strict=True)
+        _problem(shared, subject, part, candidates, atlas, k)
+        for part in zip(
+            (*subject.halves, subject.y), (*subject.halves_kept, subject.kept), (*subject.halves_frames, subject.frames), strict=True
+        )
     ]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
@@ -209,11 +215,13 @@ def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]
     return (candidates >= 0) & present[jnp.maximum(candidates, 0)]
 
 
-def _problem(shared: Shared, subject: Subject, y: Array, kept: Array, candidates: Array, atlas: Array, n_parcels: int) -> Problem:
+def _problem(
+    shared: Shared, subject: Subject, part: tuple[Array, Array, Array], candidates: Array, atlas: Array, n_parcels: int
+) -> Problem:
     """The mixture's input from some of the scan's frames."""
     counted = atlas >= 0
     region = jnp.where(counted, shared.region, -1)
-    seen = Observed(y, kept, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr)
+    seen = Observed(*part, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr)
     z = embed(shared.encoder, seen, subject.adapter)
     prototypes = group_prototypes(z, atlas, n_parcels)
     if subject.adapter is not None:
@@ -245,17 +253,17 @@ def _quality(
     none = [held_out(free, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
     gain = decide.over_cubes(keys[0], (mine[0] + mine[1] - none[0] - none[1]) / 2, counts, prior.cube, len(prior.cubes))
     flat = most_probable(free, candidates)
-    dcbc, homogeneity, frames = [], [], []
+    each_dcbc, homogeneity, frames = [], [], []
     for i in (0, 1):
         kept = subject.halves_kept[1 - i].astype(jnp.float32)
         count = jnp.maximum(kept.sum(), 1.0)
         y = score.standardised(subject.halves[1 - i], kept)
         r = score.pair_correlations(y, prior.pairs, count)
         weights = [score.pair_weights(prior.pairs, labels) for labels in (own[i], flat, atlas)]
-        dcbc.append(jnp.stack([(r * weight).sum() for weight in weights]))
+        each_dcbc.append(jnp.stack([(r * weight).sum() for weight in weights]))
         homogeneity.append(jnp.stack([score.homogeneity(y, labels, n_parcels, count) for labels in (own[i], flat, atlas)]))
         frames.append((y, weights, count))
-    dcbc = (dcbc[0] + dcbc[1]) / 2
+    dcbc = (each_dcbc[0] + each_dcbc[1]) / 2
     # Over the better of the two maps that no data of this scan made.
     than = jnp.where(dcbc[2] > dcbc[1], 1.0, 0.0)
     each = [score.by_frame(y, prior.pairs, w[0] - than * w[2] - (1 - than) * w[1], count) for y, w, count in frames]

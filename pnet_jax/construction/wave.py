@@ -60,8 +60,10 @@ def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | N
     return Subject(
         y=rows.take(scan.y, size),
         kept=np.arange(size) < scan.y.shape[1],
+        frames=_padded(scan.frames, size),
         halves=np.stack([rows.take(one.y, half) for one in halves]),
         halves_kept=np.stack([np.arange(half) < one.y.shape[1] for one in halves]),
+        halves_frames=np.stack([_padded(one.frames, half) for one in halves]),
         blocks=np.stack(blocks).astype(np.int32),
         valid=valid,
         present=present,
@@ -77,6 +79,11 @@ def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | N
 def bucket(frames: int, multiple: int = FRAME_BUCKET) -> int:
     """Padded number of frames: of what was recorded, so that scrubbing never compiles anew."""
     return -(-frames // multiple) * multiple
+
+
+def _padded(frames: Int[np.ndarray, " t"], size: int) -> Int[np.ndarray, " size"]:
+    """Positions after the first frame, 0 in padding."""
+    return np.pad(frames - frames[:1], (0, size - len(frames))).astype(np.int32)
 
 
 def _blocks(frames: Int[np.ndarray, " t"], tr: float, size: int) -> Int[np.ndarray, " size"]:

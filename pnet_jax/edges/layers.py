@@ -110,7 +110,10 @@ def meant_for(name: str) -> str:
 
 
 def case_control_layer(name: str, *, force: bool = False) -> str:
-    """Lets a layer pass into a test of patients against controls, or refuses it. Every such test calls this first.
+    """Check that a layer may enter a test of patients against controls; a check for your own analysis script.
+
+    Nothing in this package calls it: no command tests groups of networks, and the tests in `pnet_jax.ops.permutation` take arrays, which
+    do not say what layer they are of. Sidecars of saved edges name the layer's purpose under `MeantFor`.
 
     A shrunk or guided edge is drawn towards the people that the group was fitted on. What sets patients apart gets smaller with everything
     else that is individual (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.dynamics.forecast import transition
 from pnet_jax.encoder.views import share
@@ -15,12 +15,16 @@ def dyn_loss(
     z: Float[Array, "V D"],
     y: Float[Array, "V T"],
     kept: Bool[Array, " T"],
+    frames: Int[Array, " T"],
     counted: Bool[Array, " V"],
     tr: Float[ArrayLike, ""],
     horizon: int,
 ) -> Float[Array, ""]:
-    """Error of the latent signals zᵀy forecast 1 to `horizon` frames ahead by exp(A TR), relative to their variance."""
-    kept = kept.astype(y.dtype)
+    """Error of the latent signals zᵀy forecast 1 to `horizon` frames ahead by exp(A TR), relative to their variance.
+
+    Frames between which others were scrubbed are further apart in time than in `y`, and are not forecast from each other.
+    """
+    frames, kept = jnp.asarray(frames), kept.astype(y.dtype)
     signals = jnp.where(counted[:, None], z, 0.0).T @ (y * kept[None, :])  # [D, T]
     power = jnp.square(signals).sum(1, keepdims=True) / jnp.maximum(kept.sum(), 1.0)
     signals = signals / jnp.sqrt(power + 1e-6 * power.mean() + 1e-12)
@@ -28,7 +32,7 @@ def dyn_loss(
     error, variance, ahead = jnp.zeros(()), jnp.zeros(()), signals
     for k in range(1, min(horizon, y.shape[1] - 1) + 1):
         ahead = step @ ahead
-        both = (kept[k:] * kept[:-k])[None, :]
+        both = (kept[k:] * kept[:-k] * (frames[k:] - frames[:-k] == k).astype(y.dtype))[None, :]
         error += (jnp.square(signals[:, k:] - ahead[:, :-k]) * both).sum()
         variance += (jnp.square(signals[:, k:]) * both).sum()
     return share(error, variance)

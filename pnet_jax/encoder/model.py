@@ -49,6 +49,12 @@ class Model:
         return np.asarray(embed(self.encoder, observe(scan, self.encoder.references)))
 
     @property
+    def trained_on(self) -> frozenset[tuple[str, str]] | None:
+        """Data set and subject label of every participant whose scans the weights were fitted to; None where the card has no list."""
+        listed = self.card.get("participants")
+        return None if listed is None else frozenset((row["dataset"], subject) for row in listed for subject in row["subjects"])
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the weights and priors."""
         whole = hashlib.sha256()
@@ -100,7 +106,7 @@ def components(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
 
 def fingerprints(encoder: Encoder, observed: Observed) -> Float[Array, "V R"]:
     """A recording's fingerprints without their mean, `[V, R]`."""
-    y, kept, counted, region, *_ = (jnp.asarray(x) for x in observed)
+    y, kept, counted, region = (jnp.asarray(x) for x in (observed.y, observed.kept, observed.counted, observed.region))
     return _centred_fingerprints(y, kept, counted, region, jnp.asarray(encoder.references))
 
 

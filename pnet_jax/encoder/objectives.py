@@ -19,7 +19,7 @@ from pnet_jax.dynamics.forecast import generator
 from pnet_jax.encoder.dynamics import dyn_loss
 from pnet_jax.encoder.linear import centre
 from pnet_jax.encoder.perceiver import Heads, PerceiverEncoder, network
-from pnet_jax.encoder.tokens import Segments
+from pnet_jax.encoder.tokens import Segments, since_first
 from pnet_jax.encoder.views import View, arrays, look, look_once, share, shared
 from pnet_jax.ops.fingerprint.reference import unit
 
@@ -63,7 +63,7 @@ def total(
         terms["vic"] = jax.vmap(jax.vmap(vic_loss, (0, None)))(z, s.counted).mean()
     if config.dyn:
         one = functools.partial(dyn_loss, generator(heads.turn[...], heads.damp[...]), horizon=config.horizon)
-        terms["dyn"] = jax.vmap(jax.vmap(one, (0, 0, 0, None, 0)))(z, views.y, s.kept, s.counted, s.tr).mean()
+        terms["dyn"] = jax.vmap(jax.vmap(one, (0, 0, 0, 0, None, 0)))(z, views.y, s.kept, s.frames, s.counted, s.tr).mean()
     parts = [getattr(config, name) * terms[name] for name in TERMS if name in terms]
     return functools.reduce(jnp.add, parts, jnp.zeros(())), terms
 
@@ -163,12 +163,12 @@ def _mae_term(encoder: PerceiverEncoder, config: ObjectiveConfig, s: Any, key: P
     """Of one of the two segments of one scan, drawn by lot."""
     lot, balls = jax.random.split(key)
     side = jax.random.bernoulli(lot).astype(jnp.int32)
-    y, kept, references, log_tsnr, tr = (a[side] for a in (s.y, s.kept, s.references, s.log_tsnr, s.tr))
+    y, kept, frames, references, log_tsnr, tr = (a[side] for a in (s.y, s.kept, s.frames, s.references, s.log_tsnr, s.tr))
     points = jnp.asarray(encoder.linear.references)
     hidden, dark = hide_balls(s.xyz, points, s.counted, balls, config.masked, config.ball_mm)
-    view = look_once(encoder, y, kept, references, s.xyz, s.counted, log_tsnr, tr, hidden)
+    view = look_once(encoder, y, kept, frames, references, s.xyz, s.counted, log_tsnr, tr, hidden)
     weights = network(encoder).heads.weights(view.state)
-    return mae_loss(weights, view.y, jnp.where(dark[:, None], 0.0, references), kept, tr, hidden)
+    return mae_loss(weights, view.y, jnp.where(dark[:, None], 0.0, references), kept, frames, tr, hidden)
 
 
 def hide_balls(
@@ -200,6 +200,7 @@ def mae_loss(
     y: Float[Array, "V T"],
     references: Float[Array, "R T"],
     kept: Bool[Array, " T"],
+    frames: Int[Array, " T"],
     tr: Float[ArrayLike, ""],
     hidden: Bool[Array, " V"],
 ) -> Float[Array, ""]:
@@ -210,7 +211,7 @@ def mae_loss(
     The network says the weights a, one vector a location for all windows; the references, of variance 1 and 0 where hidden, say what
     happened when. So neither V, T nor the number of windows is in a parameter, and a says what a location is a mixture of.
     """
-    basis = window_basis(kept, tr)  # [T, W · 8]
+    basis = window_basis(kept, frames, tr)  # [T, W · 8]
     weight, hidden = kept.astype(y.dtype), hidden.astype(y.dtype)
     own = y @ basis
     others = unit(references, weight) * jnp.sqrt(weight.sum()) @ basis
@@ -218,9 +219,9 @@ def mae_loss(
     return share((error * hidden).sum(), (jnp.square(own).sum(1) * hidden).sum())
 
 
-def window_basis(kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Array, "T b"]:
-    """The first 8 cosines of every 32 s, as means over the frames of a window; 0 for windows not filled to nine tenths."""
-    seconds = (jnp.cumsum(kept).astype(jnp.float32) - 0.5) * tr
+def window_basis(kept: Bool[Array, " T"], frames: Int[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Array, "T b"]:
+    """The first 8 cosines of every 32 s of the recording, as means over the kept frames of a window; 0 where these fill less than 90 %."""
+    seconds = (since_first(kept, frames) + 0.5) * tr
     window = jnp.floor(seconds / WINDOW_SECONDS)
     inside = (window[:, None] == jnp.arange(WINDOWS, dtype=jnp.float32)[None, :]) & kept[:, None]  # [T, W]
     size = inside.sum(0).astype(jnp.float32)

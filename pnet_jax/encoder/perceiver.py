@@ -195,7 +195,7 @@ def embed_scan(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V
 @jax.jit
 def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
     """Corrected components on axes that all scans share, in blocks; arguments are those of `embed_scan`."""
-    y, kept, counted, region, xyz, log_tsnr, tr = (jnp.asarray(x) for x in observed)
+    y, kept, frames, counted, region, xyz, log_tsnr, tr = (jnp.asarray(x) for x in observed)
     layers, count = network(encoder).perceiver, len(y)
     x = project(encoder.linear, y, region, kept, counted)
     size = min(encoder.config.block, count)
@@ -211,7 +211,7 @@ def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V
         there = rows(counted, start)
         place, signal = (jnp.where(there[:, None], rows(array, start), 0.0) for array in (xyz, y))
         tsnr = jnp.where(there, rows(log_tsnr, start), 0.0)
-        return layers.tokens(signal_features(rows(x, start), signal, kept, tr, tsnr), place, None), there
+        return layers.tokens(signal_features(rows(x, start), signal, kept, frames, tr, tsnr), place, None), there
 
     def write(seen: Pooled, block: tuple[Array, Array]) -> tuple[Pooled, None]:
         due, start = block

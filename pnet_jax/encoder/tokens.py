@@ -33,6 +33,8 @@ class Segments(NamedTuple):
       y: signals, z-scored over the segment's kept frames, 0 in padded frames and where not counted; float16 on its way to the
         device, float32 there.
       kept: frames that count; padding and nothing else is False.
+      frames: position of each frame in the recording, from the segment's first on; scrubbed frames are left out, so that positions need
+        not be consecutive. 0 in padded frames.
       references: mean signal of every reference region over all locations of the scan, centred over the segment; 0 where the region
         is empty and in padded frames.
       xyz: MNI mm.
@@ -45,6 +47,7 @@ class Segments(NamedTuple):
 
     y: Float[ArrayLike, "B 2 V T"]
     kept: Bool[ArrayLike, "B 2 T"]
+    frames: Int[ArrayLike, "B 2 T"]
     references: Float[ArrayLike, "B 2 R T"]
     xyz: Float[ArrayLike, "B V 3"]
     hemisphere: Int[ArrayLike, "B V"]
@@ -60,6 +63,7 @@ class Observed(NamedTuple):
     Attributes:
       y: signals, any unit, `[V, T]`.
       kept: frames that count, `[T]`.
+      frames: position of each frame in the recording, ascending where `kept`; only their differences matter, `[T]`.
       counted: locations that make up the scan; padding and dead locations do not, `[V]`.
       region: reference region of each location (`nearest_reference`), `[V]`.
       xyz: MNI mm, `[V, 3]`.
@@ -69,6 +73,7 @@ class Observed(NamedTuple):
 
     y: Float[ArrayLike, "V T"]
     kept: Bool[ArrayLike, " T"]
+    frames: Int[ArrayLike, " T"]
     counted: Bool[ArrayLike, " V"]
     region: Int[ArrayLike, " V"]
     xyz: Float[ArrayLike, "V 3"]
@@ -102,16 +107,24 @@ def observe(
     xyz = scan.space.xyz[rows]
     region = np.where(counted, nearest_reference(xyz, np.asarray(references)), -1).astype(np.int32)
     tsnr = log_tsnr(scan.mean[rows], scan.std[rows], counted)
-    return Observed(scan.y[rows], np.ones(scan.y.shape[1], bool), counted, region, xyz, tsnr, np.float32(scan.tr))
+    kept, frames = np.ones(scan.y.shape[1], bool), (scan.frames - scan.frames[0]).astype(np.int32)
+    return Observed(scan.y[rows], kept, frames, counted, region, xyz, tsnr, np.float32(scan.tr))
+
+
+def at_frames(observed: Observed, columns: Int[np.ndarray, " n"] | Bool[np.ndarray, " T"]) -> Observed:
+    """Some frames of a recording, each where it was."""
+    y, kept, frames = np.asarray(observed.y), np.asarray(observed.kept), np.asarray(observed.frames)
+    return observed._replace(y=np.ascontiguousarray(y[:, columns]), kept=kept[columns], frames=frames[columns])
 
 
 def bucketed(observed: Observed, locations: int = LOCATION_BUCKET, frames: int = FRAME_BUCKET) -> Observed:
     """Padded to multiples of `locations` and `frames`, so that scans of like sizes share a compiled step; padding does not count."""
-    y, kept, counted, region, xyz, tsnr, tr = (np.asarray(part) for part in observed)
+    y, kept, at, counted, region, xyz, tsnr, tr = (np.asarray(part) for part in observed)
     v, t = ((0, -size % multiple) for size, multiple in zip(y.shape, (locations, frames), strict=True))
     return Observed(
         np.pad(y, (v, t)),
         np.pad(kept, t),
+        np.pad(at, t),
         np.pad(counted, v),
         np.pad(region, v, constant_values=-1),
         np.pad(xyz, (v, (0, 0))),
@@ -144,38 +157,54 @@ def reference_signals(
     return both[:, :-1] / jnp.maximum(both[:, -1:], 1.0)
 
 
-def log_power(y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""]) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
+def log_power(
+    y: Float[Array, "V T"], kept: Bool[Array, " T"], frames: Int[Array, " T"], tr: Float[ArrayLike, ""]
+) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
     r"""Log multitaper power density at .01–.10 Hz, of signals scaled to variance 1.
 
     .. math::
       s_{vf} = \log\Big(\tfrac23 \mathrm{TR} \sum_{k=1}^{3} \Big|\sum_t a_k(t)\, y_v(t)\, e^{-2\pi i f t \mathrm{TR}}\Big|^2 + .01\Big),
-      \qquad a_k(t) = \sqrt{\tfrac{2}{n + 1}} \sin \frac{\pi k (t + 1)}{n + 1}
+      \qquad a_k(t) \propto \sin \frac{\pi k (t + 1)}{n + 1}, \quad \sum_t a_k(t)^2 = 1
+
+    with t the positions of the kept frames in the recording from the first of them on, and n the frames from the first to the last.
+    A scrubbed frame is a gap in time, not a shorter recording.
 
     Args:
       y: signals, any unit, `[V, T]`.
       kept: frames that count; padding anywhere changes nothing, `[T]`.
+      frames: position of each frame in the recording, ascending where `kept`, `[T]`.
       tr: seconds.
 
     Returns:
       The log of 1/Hz, `[V, 16]`, 0 in the bins that the segment says nothing of; and the bins that it does: those below Nyquist,
       and so high that 0 Hz is not within their band, `[16]`.
 
-    Source: sine tapers, Riedel & Sidorenko 1995.
+    Source: sine tapers, Riedel & Sidorenko 1995; tapers over the gaps of a record, Chave 2019.
     """
     weight = kept.astype(jnp.float32)
     count = weight.sum()
-    phase = 2 * jnp.pi * tr * FREQUENCIES[:, None] * jnp.arange(len(kept), dtype=jnp.float32)[None, :]  # [16, T]
-    order = jnp.cumsum(weight)  # 1 in the first frame that counts
+    time = since_first(kept, frames)
+    span = jnp.where(kept, time + 1, 0).max()
+    phase = 2 * jnp.pi * tr * FREQUENCIES[:, None] * time[None, :]  # [16, T]
     k = jnp.arange(1, TAPERS + 1, dtype=jnp.float32)
-    taper = jnp.sqrt(2 / (count + 1)) * jnp.sin(jnp.pi * k[:, None] * order[None, :] / (count + 1)) * weight[None, :]  # [3, T]
+    taper = jnp.sin(jnp.pi * k[:, None] * (time[None, :] + 1) / (span + 1)) * weight[None, :]  # [3, T]
+    energy = jnp.square(taper).sum(1, keepdims=True)
+    taper = taper / jnp.sqrt(jnp.where(energy > 0, energy, 1.0))
     waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)])  # [2, 16, T]
     basis = (taper[:, None, None, :] * waves[None]).reshape(-1, len(kept))
     parts = jnp.matmul(unit(y, weight), basis.T, precision="highest")  # [V, 3 · 2 · 16]
     power = 2 * tr * count / TAPERS * jnp.square(parts).reshape(-1, 2 * TAPERS, len(FREQUENCIES)).sum(1)
-    lowest, bins = (TAPERS + 1) / 2 / jnp.maximum(count * tr, 1e-6), jnp.asarray(FREQUENCIES)
+    lowest, bins = (TAPERS + 1) / 2 / jnp.maximum(span * tr, 1e-6), jnp.asarray(FREQUENCIES)
     # 100 frames of 2 s begin at .01 Hz, the first bin, and 5 s end below .1 Hz, the last: rounding must not decide these.
     present = (bins >= lowest * (1 - MARGIN)) & (bins < 0.5 / tr * (1 - MARGIN))
     return jnp.where(present[None, :], jnp.log(power + LEAST_POWER), 0.0), present
+
+
+def since_first(kept: Bool[Array, " T"], frames: Int[Array, " T"]) -> Float[Array, " T"]:
+    """Frames since the first that counts, 0 where a frame does not count, `[T]`."""
+    frames = jnp.asarray(frames)
+    first = jnp.where(kept, frames, jnp.iinfo(frames.dtype).max).min()
+    return jnp.where(kept, frames - first, 0).astype(jnp.float32)
 
 
 def position_features(xyz: Float[Array, "V 3"]) -> Float[Array, "V 256"]:
@@ -186,9 +215,14 @@ def position_features(xyz: Float[Array, "V 3"]) -> Float[Array, "V 256"]:
 
 
 def signal_features(
-    x: Float[Array, "V D"], y: Float[Array, "V T"], kept: Bool[Array, " T"], tr: Float[ArrayLike, ""], log_tsnr: Float[Array, " V"]
+    x: Float[Array, "V D"],
+    y: Float[Array, "V T"],
+    kept: Bool[Array, " T"],
+    frames: Int[Array, " T"],
+    tr: Float[ArrayLike, ""],
+    log_tsnr: Float[Array, " V"],
 ) -> Float[Array, "V F"]:
     """All that a location's signal says of it: components, log power with the bins that there are, log tSNR, `[V, D + 33]`."""
-    power, present = log_power(y, kept, tr)
+    power, present = log_power(y, kept, frames, tr)
     there = jnp.broadcast_to(present.astype(power.dtype)[None, :], power.shape)
     return jnp.concatenate([x, power, there, log_tsnr[:, None]], 1)

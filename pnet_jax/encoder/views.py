@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.encoder.linear import centre, own_metric, whiten
 from pnet_jax.encoder.perceiver import PerceiverEncoder, encode
@@ -33,15 +33,16 @@ class View(NamedTuple):
 
 def look(encoder: PerceiverEncoder, segments: Segments) -> View:
     """Both segments of every scan, each on its own: `View` with leading axes `[B, 2]`."""
-    both = jax.vmap(functools.partial(look_once, encoder), (0, 0, 0, None, None, 0, 0))
+    both = jax.vmap(functools.partial(look_once, encoder), (0, 0, 0, 0, None, None, 0, 0))
     s = arrays(segments)
-    return jax.vmap(both)(s.y, s.kept, s.references, s.xyz, s.counted, s.log_tsnr, s.tr)
+    return jax.vmap(both)(s.y, s.kept, s.frames, s.references, s.xyz, s.counted, s.log_tsnr, s.tr)
 
 
 def look_once(
     encoder: PerceiverEncoder,
     y: Float[Array, "V T"],
     kept: Bool[Array, " T"],
+    frames: Int[Array, " T"],
     references: Float[Array, "R T"],
     xyz: Float[Array, "V 3"],
     counted: Bool[Array, " V"],
@@ -54,7 +55,7 @@ def look_once(
     references = jnp.where(kept[None, :], references, 0.0)
     f = centre(fingerprint(y, references, kept=kept, implementation="reference"), counted.astype(jnp.float32))
     x = jnp.matmul(f, jnp.asarray(encoder.linear.projection), precision="highest")
-    signals = signal_features(x, y, kept, tr, jnp.where(counted, log_tsnr, 0.0))
+    signals = signal_features(x, y, kept, frames, tr, jnp.where(counted, log_tsnr, 0.0))
     return View(y, f, *encode(encoder, x, signals, xyz, counted, hidden))
 
 

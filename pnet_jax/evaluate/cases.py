@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pnet_jax.config import SimulateConfig, nearest
+from pnet_jax.ingest import naming
 from pnet_jax.parcellation.prior import Prior, make_prior, on_space
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.scan import Scan, halves_of, make_scan, some_frames, split
@@ -38,6 +39,7 @@ class Case:
       prior: parcels that every model starts from.
       truth: the person's own parcel of each location, −1 outside, or None where nobody knows, `[V]`.
       kind: `"sessions"` or `"halves"`.
+      dataset: name of the data set, or its folder where it has no name: participants of one label of two data sets are two.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     prior: Prior
     truth: Int[np.ndarray, " V"] | None = None
     kind: str = "sessions"
+    dataset: str = ""
 
     @property
     def is_points(self) -> bool:
@@ -143,17 +146,19 @@ def _simulated(name: str, config: SimulateConfig, number: int, prior: Prior | No
 # people who were recorded
 
 
-def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = RECORDED) -> Iterator[Case]:
+def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = RECORDED, dataset: str = "") -> Iterator[Case]:
     """Cases of recordings.
 
     Sessions of a person on one Space, or on Spaces that share half of their locations or more, are paired: the first with the second,
     the third with the fourth, task by task. Of a person without such a pair every recording is cut into halves, with a gap of 30 s.
 
     Args:
-      scans: a person's recordings one after another, as `find_scans` sorts them; one person's are held at a time.
+      scans: a subject label's recordings one after another, as `find_scans` sorts them; one label's are held at a time.
       prior: parcels that every model starts from.
       conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of each of the two) and `"roi"`: mean signals of the prior's
         parcels. Of a pair shorter than a condition there is no case, and a warning says so.
+      dataset: name of the data set of all scans. Without a name, scans in different data set folders (`naming.dataset_folder`) are of
+        different participants, whatever their labels.
 
     Raises:
       ValueError: an unknown condition, or one that only the simulator has.
@@ -166,9 +171,9 @@ def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = 
     chosen = check_conditions(conditions, RECORDED)
 
     def cases() -> Iterator[Case]:
-        for subject, own in itertools.groupby(scans, key=lambda scan: scan.subject):
-            for first, second, kind in pairs(list(own)):
-                whole = Case("full", subject, (first, second), prior, kind=kind)
+        for name, subject, own in _by_participant(scans, dataset):
+            for first, second, kind in pairs(own):
+                whole = Case("full", subject, (first, second), prior, kind=kind, dataset=name)
                 for condition in chosen:
                     if MINUTES.get(condition, 0) * 60 > 1.02 * min(map(_seconds, whole.scans)):
                         _warn_short(whole, condition)
@@ -176,6 +181,15 @@ def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = 
                         yield _under(condition, whole)
 
     return cases()
+
+
+def _by_participant(scans: Iterable[Scan], dataset: str) -> Iterator[tuple[str, str, list[Scan]]]:
+    """Data set, label and recordings of one participant after another."""
+    for subject, alike in itertools.groupby(scans, key=lambda scan: scan.subject):
+        own: dict[str, list[Scan]] = {}
+        for scan in alike:
+            own.setdefault(dataset or naming.dataset_folder(scan.source, subject), []).append(scan)
+        yield from ((name, subject, found) for name, found in own.items())
 
 
 def pairs(scans: Sequence[Scan]) -> list[tuple[Scan, Scan, str]]:

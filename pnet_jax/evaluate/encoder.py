@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +45,23 @@ RESAMPLES = 2000
 Row = dict[str, Any]
 
 
+class _Recording(Protocol):
+    @property
+    def subject(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Recording)
+
+
 def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
     """Every model, and the baselines, on every case.
 
     Args:
       models: their names tell them apart; the first is the one that others are compared with.
-      cases: from `simulated_cases` or `scan_cases`, or made by hand.
+      cases: from `simulated_cases` or `scan_cases`, or made by hand; of participants that no model was trained on (`unseen`).
 
     Returns:
-      Rows with `condition`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
+      Rows with `condition`, `dataset`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
       directions, NaN where it cannot be measured (of ROIs all but `r2`).
 
     Raises:
@@ -70,11 +78,59 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
             scores = _scores(models, case)
         except ValueError as error:
             raise ValueError(f"condition {case.name}, subject {case.subject}: {error}") from error
-        shared = {"condition": case.name, "subject": case.subject, "pair": case.kind}
+        shared = {"condition": case.name, "dataset": case.dataset, "subject": case.subject, "pair": case.kind}
         rows += [{**shared, "model": name, **dict.fromkeys(MEASURES, math.nan), **found} for name, found in scores.items()]
     if not rows:
         raise ValueError("expected one or more pairs of recordings, got none: no two sessions and no scan long enough for its halves")
     return rows
+
+
+class Unseen(NamedTuple, Generic[T]):
+    """Recordings of participants that none of the models was trained on.
+
+    Attributes:
+      kept: the recordings.
+      excluded: subject label of each participant that was left out, and the models trained on it.
+      unlisted: models that do not list the participants they were trained on.
+      alike: labels that are kept although a model was trained on a participant of that label of a data set of another name, and these
+        names.
+    """
+
+    kept: list[T]
+    excluded: dict[str, list[str]]
+    unlisted: list[str]
+    alike: dict[str, list[str]]
+
+
+def unseen(recordings: Sequence[T], models: Sequence[Model], dataset: str = "") -> Unseen[T]:
+    """Leaves out the participants that a model was trained on, as the models' cards list them: data set and subject label.
+
+    Args:
+      recordings: what has a `subject`: `ScanSource` or `Scan`.
+      models: the models to be compared.
+      dataset: name of the data set of the recordings, as `pnet prepare --dataset` was given it.
+
+    Raises:
+      ValueError: none is left.
+    """
+    subjects = list(dict.fromkeys(recording.subject for recording in recordings))
+    excluded: dict[str, list[str]] = {}
+    alike: dict[str, set[str]] = {}
+    for model in models:
+        for name, subject in model.trained_on or ():
+            if subject in subjects and name == dataset:
+                excluded.setdefault(subject, []).append(model.name)
+            elif subject in subjects:
+                alike.setdefault(subject, set()).add(name or "unnamed")
+    kept = [recording for recording in recordings if recording.subject not in excluded]
+    if recordings and not kept:
+        names = ", ".join(dict.fromkeys(name for found in excluded.values() for name in found))
+        raise ValueError(
+            f"no participant is left to evaluate on: all {len(subjects)} were trained on by {names}. Give scans of other participants, "
+            "or train with input.held_out above 0 and evaluate on those"
+        )
+    unlisted = [model.name for model in models if model.trained_on is None]
+    return Unseen(kept, excluded, unlisted, {subject: sorted(alike[subject]) for subject in subjects if subject in alike})
 
 
 def _scores(models: Sequence[Model], case: Case) -> dict[str, dict[str, float]]:
@@ -169,7 +225,7 @@ def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Arr
 def summary(rows: Sequence[Row], *, seed: int = 0) -> list[Row]:
     """Means over subjects, and paired differences from the first model.
 
-    A subject with several pairs of recordings counts once, by their mean.
+    A participant (data set and subject label) with several pairs of recordings counts once, by their mean.
 
     Args:
       rows: from `gate`.
@@ -225,10 +281,14 @@ def deciding(rows: Sequence[Row]) -> str:
 
 
 def _by_subject(rows: Sequence[Row], model: str) -> Float[np.ndarray, "S 4"]:
-    """The measures of every subject, in the order in which they came."""
-    subjects = dict.fromkeys(row["subject"] for row in rows)
-    own = [[[row[m] for m in MEASURES] for row in rows if row["model"] == model and row["subject"] == subject] for subject in subjects]
-    return np.array([[_mean(np.array(column)) for column in zip(*pairs, strict=True)] or [math.nan] * len(MEASURES) for pairs in own])
+    """The measures of every participant, in the order in which they came."""
+    own: dict[tuple[str, str], list[list[float]]] = {}
+    for row in rows:
+        pairs = own.setdefault((row["dataset"], row["subject"]), [])
+        if row["model"] == model:
+            pairs.append([row[m] for m in MEASURES])
+    columns = [zip(*pairs, strict=True) for pairs in own.values()]
+    return np.array([[_mean(np.array(column)) for column in some] or [math.nan] * len(MEASURES) for some in columns])
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:

@@ -15,7 +15,7 @@ from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.spectra import Bins, TooShortError, frequency_bins, last_held_out
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model, components, decoder, embed, fingerprints
-from pnet_jax.encoder.tokens import Observed, bucketed, log_tsnr, nearest_reference
+from pnet_jax.encoder.tokens import Observed, at_frames, bucketed, log_tsnr, nearest_reference
 from pnet_jax.finetune.objective import NOISE_FLOOR, Halves, Subject
 from pnet_jax.parcellation.spatial import AtlasOnSpace, Rows, locate
 from pnet_jax.scan import Scan
@@ -90,8 +90,7 @@ def make_subject(
 def judged_embedding(scan: Scan, placed: AtlasOnSpace, model: Model, config: PersonalizeConfig) -> Float[Array, "W D"]:
     """Embedding of the judging part by the model without any adapter, in whose terms both kinds of parcels are judged."""
     seen = _observed(scan, locate(placed, scan), placed, model)
-    y = np.ascontiguousarray(np.asarray(seen.y)[:, parts_of(scan, config).judging])
-    return embed(model.encoder, bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool))))
+    return embed(model.encoder, bucketed(at_frames(seen, parts_of(scan, config).judging)))
 
 
 def _observed(scan: Scan, rows: Rows, placed: AtlasOnSpace, model: Model) -> Observed:
@@ -100,7 +99,8 @@ def _observed(scan: Scan, rows: Rows, placed: AtlasOnSpace, model: Model) -> Obs
     xyz = np.asarray(placed.prior.xyz)
     region = np.where(valid, nearest_reference(xyz, np.asarray(model.encoder.references)), -1).astype(np.int32)
     tsnr = np.where(valid, log_tsnr(scan.mean[at], scan.std[at], valid), 0).astype(np.float32)
-    return Observed(rows.take(scan.y), np.ones(scan.y.shape[1], bool), valid, region, xyz, tsnr, np.float32(scan.tr))
+    kept, frames = np.ones(scan.y.shape[1], bool), (scan.frames - scan.frames[0]).astype(np.int32)
+    return Observed(rows.take(scan.y), kept, frames, valid, region, xyz, tsnr, np.float32(scan.tr))
 
 
 def _expected(encoder: Encoder) -> Float[Array, "D R"]:
@@ -110,8 +110,7 @@ def _expected(encoder: Encoder) -> Float[Array, "D R"]:
 
 def _view(encoder: Encoder, seen: Observed, columns: Bool[np.ndarray, " T"]) -> tuple[Array, Array]:
     """Fingerprints and components of some frames."""
-    y = np.ascontiguousarray(np.asarray(seen.y)[:, columns])
-    part = bucketed(seen._replace(y=y, kept=np.ones(y.shape[1], bool)))
+    part = bucketed(at_frames(seen, columns))
     return fingerprints(encoder, part), components(encoder, part)
 
 

@@ -55,6 +55,27 @@ def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, d
     return subject or "unknown", entities
 
 
+def dataset_folder(path: str | Path, subject: str) -> str:
+    """Folder of the data set that a file belongs to, which tells apart participants of one label: the one that holds `sub-<subject>`.
+
+    Args:
+      path: file of a recording.
+      subject: label without `sub-`.
+
+    Returns:
+      The folder; empty where no folder on the way to the file is the subject's, so that nothing is known of the data set.
+
+    Example:
+      >>> dataset_folder("abide/derivatives/sub-01/ses-1/func/sub-01_ses-1_task-rest_bold.nii.gz", "01")
+      'abide/derivatives'
+      >>> dataset_folder("bold.nii.gz", "01")
+      ''
+    """
+    folders = Path(path).parts[:-1]
+    own = f"sub-{subject}"
+    return str(Path(*folders[: folders.index(own)])) if own in folders else ""
+
+
 def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | None, same: tuple[str, ...] = ()) -> Path | None:
     """The file beside `path` that describes the same recording.
 

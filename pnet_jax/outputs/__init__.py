@@ -1,20 +1,26 @@
 """Where results leave, and are read again: images, tables and their descriptions, as BIDS derivatives."""
 
+from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
-from pnet_jax.outputs.bids import output_stem, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
+from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import append_status, check_status, read_status, write_status
 
 __all__ = [
+    "Atlas",
     "append_status",
+    "atlas_label",
     "atomic_path",
+    "check_atlas",
     "check_status",
     "check_writable",
     "labels_image",
     "load_network",
     "location_image",
+    "network_atlas",
     "output_stem",
+    "page_name",
     "parcel_centroids",
     "parcel_colors",
     "parcel_rows",

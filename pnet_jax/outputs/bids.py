@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from pnet_jax.network import Network
 from pnet_jax.outputs import images, sidecars
+from pnet_jax.outputs.atlas import check_atlas, describe_atlas, network_atlas
 from pnet_jax.outputs.atomic import check_writable, write_text
 from pnet_jax.outputs.locations import write_confidence, write_locations, write_motion, write_soft_table
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
@@ -24,7 +25,7 @@ from pnet_jax.outputs.tables import beside, column_names, write_json, write_matr
 ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
 IGNORED = (
     *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-prior_labels.*"),
-    *("*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv"),
+    *("*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_seg-*_description.json"),
 )
 # Files that not every result has: those of an older result of the same name must not be taken for this one's.
 SOMETIMES = (
@@ -37,7 +38,9 @@ LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_prior_l
 def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = True) -> list[Path]:
     """Writes one subject's result as BIDS derivatives.
 
-    Below `folder`, for sub-01 and K = 200: `sub-01/func/sub-01_task-rest_space-…_atlas-pnet_scale-200_res-2` followed by
+    Below `folder`, for sub-01 and the shipped atlas of 200 parcels, every name begins with
+    `sub-01/func/sub-01_task-rest_space-…_atlas-pnet_seg-geometric200_scale-200_res-2`, where `seg` names the input atlas (`atlas_label`),
+    followed by
 
     - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
@@ -64,15 +67,17 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
       The files of this result in the order in which they were written, `_dseg.tsv` last.
 
     Raises:
-      ValueError: `folder` is a file, or shapes in `network` do not agree.
+      ValueError: `folder` is a file or holds results of another atlas with the same label, or shapes in `network` do not agree.
       OSError: the folder is not writable or the disk is full; the error names the file, and nothing that this call wrote is left.
     """
     check_shapes(network)
-    folder = check_writable(folder)
-    stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)
+    folder, atlas = check_writable(folder), network_atlas(network)
+    check_atlas(folder, atlas)
+    stem = network_stem(folder, network)
     complete = beside(stem, "dseg.tsv")
     complete.unlink(missing_ok=True)
     write_dataset_files(folder)
+    describe_atlas(folder, atlas)
     written: list[Path] = []
     try:
         for file in _write_maps(network, stem, probabilities):
@@ -92,14 +97,15 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     return written
 
 
-def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int) -> list[Path]:
-    """Removes the files of a scan's result with K parcels, if there is one; `_dseg.tsv` first, so that no half of it looks complete.
+def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, atlas: str) -> list[Path]:
+    """Removes the files of a scan's result for one atlas, if there is one; `_dseg.tsv` first, so that no half of it looks complete.
 
     Args:
       folder: root of the derivatives.
       subject: label without `sub-`.
       entities: BIDS entities of the source; without `space` among them, results in any space are meant.
       n_parcels: K.
+      atlas: label of the input atlas, from `atlas_label`.
 
     Returns:
       The files that were removed.
@@ -107,7 +113,7 @@ def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str
     Raises:
       OSError: one of them cannot be removed.
     """
-    stem = output_stem(folder, subject, {"space": "ANY", **entities}, n_parcels)
+    stem = output_stem(folder, subject, {"space": "ANY", **entities}, n_parcels, atlas)
     name = re.escape(stem.name)
     if not entities.get("space"):
         name = name.replace(re.escape("_space-ANY"), "(_space-[^_]+)?")
@@ -121,11 +127,18 @@ def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str
 
 def save_edges(network: Network, folder: str | os.PathLike) -> list[Path]:
     """Writes (or replaces) only the `_relmat` tables of a result, e.g. a cohort's measure once every scan is known."""
-    stem = output_stem(folder, network.subject, network.entities, network.n_parcels, space=network.space.name)
-    return list(_write_edges(network, stem))
+    return list(_write_edges(network, network_stem(folder, network)))
 
 
-def output_stem(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, *, space: str = "unknown") -> Path:
+def network_stem(folder: str | os.PathLike, network: Network) -> Path:
+    """`output_stem` of a result."""
+    label = network_atlas(network).label
+    return output_stem(folder, network.subject, network.entities, network.n_parcels, label, space=network.space.name)
+
+
+def output_stem(
+    folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, atlas: str, *, space: str = "unknown"
+) -> Path:
     """Path that every file of a result begins with: append `_dseg.tsv` and so on. Nothing is written.
 
     Args:
@@ -133,17 +146,18 @@ def output_stem(folder: str | os.PathLike, subject: str, entities: Mapping[str, 
       subject: label without `sub-`.
       entities: BIDS entities of the source; those that name the recording and its space are kept, in BIDS order.
       n_parcels: K.
+      atlas: label of the input atlas, from `atlas_label`.
       space: template, used where `entities` has no `space` and it is known.
 
     Example:
-      >>> output_stem("out", "01", {"task": "rest", "ses": "1"}, 200).as_posix()
-      'out/sub-01/ses-1/func/sub-01_ses-1_task-rest_atlas-pnet_scale-200'
+      >>> output_stem("out", "01", {"task": "rest", "ses": "1"}, 200, "geometric200").as_posix()
+      'out/sub-01/ses-1/func/sub-01_ses-1_task-rest_atlas-pnet_seg-geometric200_scale-200'
     """
     given = {key: _label(value) for key, value in entities.items() if value not in (None, "")}
     if space not in ("", "unknown", "native"):
         given.setdefault("space", _label(space))
     parts = [f"sub-{_label(subject)}"] + [f"{key}-{given[key]}" for key in ENTITIES if key in given]
-    parts += ["atlas-pnet", f"scale-{n_parcels}"] + [f"{key}-{given[key]}" for key in ("res", "den") if key in given]
+    parts += ["atlas-pnet", f"seg-{atlas}", f"scale-{n_parcels}"] + [f"{key}-{given[key]}" for key in ("res", "den") if key in given]
     place = Path(folder) / parts[0]
     if "ses" in given:
         place /= f"ses-{given['ses']}"
@@ -177,6 +191,20 @@ def scan_label(network: Network) -> str:
     """What messages, reports and status.tsv call the scan: `sub-01_ses-1_task-rest_run-1`."""
     kept = [f"{key}-{network.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in network.entities]
     return "_".join([f"sub-{network.subject}", *kept])
+
+
+def page_name(scan: str, atlas: str) -> str:
+    """File name of the HTML page of a scan's result, which other atlases in the same folder do not share.
+
+    Args:
+      scan: label of the scan, as in `status.tsv`.
+      atlas: label of the input atlas, from `atlas_label`.
+
+    Example:
+      >>> page_name("sub-01_task-rest", "geometric200")
+      'sub-01_task-rest_seg-geometric200.html'
+    """
+    return f"{scan}_seg-{atlas}.html"
 
 
 def parcel_rows(network: Network) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def load_network(result: str | os.PathLike[str]) -> Network:
 
     Example:
       >>> from pnet_jax.outputs import load_network
-      >>> network = load_network("derivatives/sub-01/func/sub-01_task-rest_atlas-pnet_scale-200_dseg.tsv")  # doctest: +SKIP
+      >>> network = load_network("derivatives/sub-01/func/sub-01_atlas-pnet_seg-geometric200_scale-200_dseg.tsv")  # doctest: +SKIP
     """
     stem = _stem(result)
     try:

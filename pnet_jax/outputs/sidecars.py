@@ -60,9 +60,9 @@ def atlas_description() -> dict[str, Any]:
     """Content of atlas-pnet_description.json."""
     return {
         "Name": "pnet: personalised parcellations",
-        "Description": "Each scan has a parcellation of its own; its parcels correspond, one to one and in order, to those of the group "
-        "prior named in the JSON files beside it, so that a parcel's id and name mean the same in every subject.",
-        "DerivedFrom": "The group prior named in each file's Provenance",
+        "Description": "Each scan has its own parcellation. Its parcels correspond, one to one and in order, to those of the input atlas "
+        "that the seg entity of the file name refers to, so that a parcel's id and name mean the same in every subject.",
+        "DerivedFrom": "The input atlas described in atlas-pnet_seg-<label>_description.json",
     }
 
 

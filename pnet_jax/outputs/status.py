@@ -1,4 +1,4 @@
-"""status.tsv: what became of every scan, one row each."""
+"""status.tsv: what became of every scan, one row for each scan and atlas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> 
 
 
 def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Adds rows to a status table, or starts one; a row of a scan that stands there already replaces it in its place.
+    """Adds rows to a status table, or starts one; a row of the same scan and atlas (`atlas`, if rows have it) is replaced in its place.
 
     One process at a time: the table is read and written whole, so rows that another process adds in between are lost.
 
@@ -43,10 +43,14 @@ def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
       OSError: names the file; the older table stays as it was.
     """
     path = Path(path)
-    merged = {row["scan"]: row for row in read_status(path)}
+    merged = {_identity(row): dict(row) for row in read_status(path)}
     for row in rows:
-        merged[str(row.get("scan") or "")] = dict(row)
+        merged[_identity(row)] = dict(row)
     return write_status(path, merged.values())
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
+    return str(row.get("scan") or ""), str(row.get("atlas") or "")
 
 
 def check_status(path: str | os.PathLike, command: str) -> None:

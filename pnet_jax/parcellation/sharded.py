@@ -74,7 +74,8 @@ def sharded_begin(mesh: Mesh, problem: Problem, log_q: Float[Array, "S V C"]) ->
 
 def layout(problem: Problem) -> Any:
     """How the arrays of a problem lie on the mesh: a `Problem` with a PartitionSpec for each, for `parallel.place_as`."""
-    each = (P(SUBJECT, *axes) if jnp.ndim(array) > len(axes) else P(*axes) for array, axes in zip(problem[: len(_ONE)], _ONE, strict=True))
+    arrays: tuple[Any, ...] = problem[: len(_ONE)]
+    each = (P(SUBJECT, *axes) if jnp.ndim(array) > len(axes) else P(*axes) for array, axes in zip(arrays, _ONE, strict=True))
     return Problem(*each)  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from pnet_jax.config import PretrainConfig
 from pnet_jax.encoder.linear import LinearEncoder, Statistics, add, halves_statistics, project, solve
 from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
+from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture, normalise
@@ -57,7 +58,14 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
             references = reference_points(scan.space, config.references, config.seed)
         statistics = scan_statistics(scan, references)
         total = statistics if total is None else add(total, statistics)
-        seen.append({"subject": scan.subject, "space": scan.space.name, "minutes": round(scan.duration / 60, 2)})
+        seen.append(
+            {
+                "subject": scan.subject,
+                "folder": dataset_folder(scan.source, scan.subject),
+                "space": scan.space.name,
+                "minutes": round(scan.duration / 60, 2),
+            }
+        )
     if total is None or references is None:
         raise ValueError("pre-training needs at least one scan, got none")
     encoder = solve(total, references, config.dimensions)
@@ -192,7 +200,8 @@ def _card(config: PretrainConfig, encoder: LinearEncoder, seen: list[dict[str, A
         "made_on": datetime.date.today().isoformat(),
         "config": dataclasses.asdict(config),
         "scans": len(seen),
-        "subjects": len({row["subject"] for row in seen}),
+        "subjects": len({(row["folder"], row["subject"]) for row in seen}),
+        "participants": [{"dataset": config.dataset, "store": "", "subjects": sorted({row["subject"] for row in seen})}],
         "minutes": round(sum(row["minutes"] for row in seen), 1),
         "spaces": sorted({row["space"] for row in seen}),
         "reliability": [round(float(x), 3) for x in encoder.reliability[:8]],

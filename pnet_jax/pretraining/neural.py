@@ -29,8 +29,10 @@ from pnet_jax.outputs.lock import only_here
 from pnet_jax.pretraining.log import Log
 from pnet_jax.pretraining.spread import BATCH, by_field, check_divides, spread
 from pnet_jax.pretraining.step import TrainState
-from pnet_jax.records import Store, batches, open_store, split_subjects
+from pnet_jax.records import LEAST_VALIDATED, Store, batches, open_store, split_subjects, split_validation
 
+MOST_BATCHES = 4  # of validation, which stay in memory
+_DECIDING = ("start", "seed", "perceiver", "input", "objectives", "optimiser", "validation")  # fields of the configuration
 PEAK_SIZES = (1024, 2048)  # of the products that say what a device can do
 
 
@@ -72,12 +74,13 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
 
     # Records, and the linear encoder that the neural one starts from.
     store = open_store(store_folder, verify=True)
-    subjects, held_out = split_subjects(store, config.input.held_out, config.input.seed)
+    some, held_out = split_subjects(store, config.input.held_out, config.input.seed)
+    subjects, validation = split_validation(some, config.validation, config.input.seed)
     base = load_model(config.start)
     linear = base.encoder if isinstance(base.encoder, LinearEncoder) else base.encoder.linear
 
     # The state: shapes first, then where each array lies, then its values there.
-    initial, layout, step = spread(base.encoder, config, mesh)
+    initial, layout, step, validate = spread(base.encoder, config, mesh)
     state = jax.jit(initial, out_shardings=layout)()
 
     with contextlib.ExitStack() as stack:
@@ -90,26 +93,40 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         first = int(state.step)
         if first and process.number == 0:
             print(f"resumed from step {first}", flush=True)
-        read = batches(
-            store,
-            config.input,
-            linear.references,
-            step=first,
-            process=process.number,
-            processes=process.total,
-            workers=config.workers,
-        )
+        if process.number == 0 and config.validation:
+            print(_validated_on(validation, some), flush=True)
+        shared: dict[str, Any] = {"process": process.number, "processes": process.total}
+        read = batches(store, config.input, linear.references, step=first, workers=config.workers, subjects=subjects, **shared)
         source = stack.enter_context(contextlib.closing(read))
+        unseen = _validation_batches(store, config, linear.references, validation, shared)
         log = Log(out, steps=config.optimiser.steps, first=first, writes=process.number == 0, progress=progress)
         stack.enter_context(contextlib.closing(log))
         asked = stack.enter_context(_asked_to_stop())
-        run = _Run(step, mesh, store, saves, log, asked, config)
+        run = _Run(step, mesh, store, saves, log, asked, config, validate, unseen)
         state = run.go(state, source)
     last = int(state.step)
     if last < config.optimiser.steps:
         return Finished(None, last, process.number == 0)
     encoder = PerceiverEncoder(linear, jax.tree.map(parallel.to_host, state.average), config.perceiver)
-    return Finished(Model(config.name, encoder, base.priors, _card(config, store, subjects, held_out, log.last)), last, process.number == 0)
+    card = _card(config, store, base, subjects, validation, held_out, log.last)
+    return Finished(Model(config.name, encoder, base.priors, card), last, process.number == 0)
+
+
+def _validated_on(validation: Sequence[str], some: Sequence[str]) -> str:
+    if validation:
+        return f"validation: {len(validation)} of {len(some)} participants, not trained on"
+    return f"no validation curve: it needs {LEAST_VALIDATED} participants or more beside those held out, found {len(some)}"
+
+
+def _validation_batches(
+    store: Store, config: PretrainConfig, references: np.ndarray, validation: Sequence[str], shared: dict[str, Any]
+) -> list[Segments]:
+    """This process's rows of the batches of the validation curve, the same at each of its points: every participant once, if 4 will do."""
+    if not validation:
+        return []
+    count = min(-(-len(validation) // config.input.batch), MOST_BATCHES)
+    with batches(store, config.input, references, subjects=validation, **shared) as read:
+        return [next(read) for _ in range(count)]
 
 
 class _Run:
@@ -118,9 +135,20 @@ class _Run:
     The numbers of a step are looked at while the next one runs, so that the device never waits for the host.
     """
 
-    def __init__(self, step: Any, mesh: Mesh, store: Store, saves: Saves, log: Log, asked: Callable[[], bool], config: PretrainConfig):
+    def __init__(
+        self,
+        step: Any,
+        mesh: Mesh,
+        store: Store,
+        saves: Saves,
+        log: Log,
+        asked: Callable[[], bool],
+        config: PretrainConfig,
+        validate: Any,
+        unseen: Sequence[Segments],
+    ):
         self._step, self._mesh, self._store, self._saves, self._log = step, mesh, store, saves, log
-        self._asked, self._config = asked, config
+        self._asked, self._config, self._validate, self._unseen = asked, config, validate, unseen
         self._compiled: Any = None
         self._flop = self._peak = 0.0
 
@@ -140,6 +168,8 @@ class _Run:
                 state, numbers = self._compiled(state, batch)
                 taken = self._look(taken)
                 taken = taken._replace(step=number, numbers=numbers, records=local.record, waited=taken.waited + waited)
+                if self._unseen and (number % config.validate_every == 0 or number == config.optimiser.steps):
+                    taken = self._validated(taken, state)
                 stopping = self._asked()
                 if stopping or number % config.save_every == 0 or number == config.optimiser.steps:
                     taken = self._look(taken)
@@ -147,6 +177,14 @@ class _Run:
             if stopping:
                 break
         return state
+
+    def _validated(self, taken: _Taken, state: TrainState) -> _Taken:
+        """With the objectives of the averaged weights, those that are exported, on participants that are not trained on."""
+        jax.block_until_ready(taken.numbers)
+        begun = time.perf_counter()
+        found = [jax.device_get(self._validate(state.average, self._place(local), np.int32(i))) for i, local in enumerate(self._unseen)]
+        means = {f"validation/{name}": float(np.mean([one[name] for one in found])) for name in found[0]}
+        return taken._replace(validation=means, at=taken.at + time.perf_counter() - begun)  # no part of the speed of training
 
     def _place(self, local: Segments) -> Segments:
         return by_field(lambda name: parallel.global_array(np.asarray(getattr(local, name)), self._mesh, *BATCH[name]))
@@ -169,7 +207,7 @@ class _Run:
                 f"step {taken.step}: expected finite numbers, found {found}. Its batch holds scans {scans}; "
                 "the last saved state is from before it"
             )
-        if taken.step % self._config.log_every and taken.step != self._config.optimiser.steps:
+        if taken.step % self._config.log_every and taken.step != self._config.optimiser.steps and not taken.validation:
             return taken._replace(numbers=None)
         now = time.perf_counter()
         steps, seconds = taken.step - taken.logged, now - taken.at
@@ -181,8 +219,9 @@ class _Run:
             "data_wait": taken.waited / seconds,
         }
         said = f"loss {numbers['loss']:.3f}, {rate:.1f} scans/s, {speed['tokens_per_second']:.0f} tokens/s, "
+        said += f"validation {taken.validation['validation/loss']:.3f}, " if taken.validation else ""
         said += f"MFU {speed['model_flop_utilisation']:.0%}, data wait {speed['data_wait']:.0%}"
-        self._log(taken.step, numbers | speed, said)
+        self._log(taken.step, numbers | (taken.validation or {}) | speed, said)
         return _Taken(taken.step, now, logged=taken.step)
 
 
@@ -195,13 +234,13 @@ class _Taken(NamedTuple):
     waited: float = 0.0
     numbers: Any = None
     records: Any = None
+    validation: dict[str, float] | None = None
 
 
 def _told(config: PretrainConfig, store: Store) -> dict[str, Any]:
     """What must be the same for a run to go on: all but where and how fast it runs."""
-    fields = ("encoder", "start", "seed", "perceiver", "input", "objectives", "optimiser")
     whole = dataclasses.asdict(config)
-    return {name: whole[name] for name in fields} | {"store": store.digest}
+    return {name: whole[name] for name in ("encoder", *_DECIDING)} | {"store": store.digest}
 
 
 @contextlib.contextmanager
@@ -233,17 +272,36 @@ def _others_named(step: int) -> Iterator[None]:
         ) from error
 
 
-def _card(config: PretrainConfig, store: Store, subjects: Sequence[str], held_out: Sequence[str], last: dict[str, float]) -> dict[str, Any]:
+def _participants(store: Store, subjects: Sequence[str]) -> list[dict[str, Any]]:
+    """Data set, store and subject labels of participants, a row for each data set."""
+    labels: dict[str, set[str]] = {}
+    for record in store.records:
+        if record.subject in subjects:
+            labels.setdefault(record.dataset, set()).add(record.subject.removeprefix(f"{record.dataset}/"))
+    return [{"dataset": name, "store": store.digest, "subjects": sorted(labels[name])} for name in sorted(labels)]
+
+
+def _card(
+    config: PretrainConfig,
+    store: Store,
+    base: Model,
+    subjects: Sequence[str],
+    validation: Sequence[str],
+    held_out: Sequence[str],
+    last: dict[str, float],
+) -> dict[str, Any]:
     whole = dataclasses.asdict(config)
     return {
         "what": "neural encoder: the linear one and a correction by a Perceiver",
         "made_with": f"pnet_jax {pnet_jax.__version__}",
         "made_on": datetime.date.today().isoformat(),
-        "config": {name: whole[name] for name in ("start", "seed", "perceiver", "input", "objectives", "optimiser", "sharding")},
+        "config": {name: whole[name] for name in (*_DECIDING, "sharding")},
         "store": store.digest,
         "cleaning": {name: store.records[0].settings.get(name) for name in ("strategy", "detrend", "high_pass", "low_pass")},
         "scans": sum(record.subject in subjects for record in store.records),
         "subjects": len(subjects),
+        "participants": [*base.card.get("participants", ()), *_participants(store, subjects)],
+        "validation": list(validation),
         "held_out": list(held_out),
         "spaces": len({record.space for record in store.records}),
         "last_numbers": {name: round(value, 4) for name, value in last.items() if "second" not in name},

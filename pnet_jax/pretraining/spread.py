@@ -17,7 +17,7 @@ from pnet_jax.encoder import objectives, perceiver
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
-from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step
+from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step, make_validation
 
 # Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
 SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
@@ -28,6 +28,7 @@ SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
 BATCH: dict[str, tuple[str | None, ...]] = dict(
     y=("subject", None, "location", None),
     kept=("subject", None, None),
+    frames=("subject", None, None),
     references=("subject", None, None, None),
     xyz=("subject", "location", None),
     hemisphere=("subject", "location"),
@@ -45,11 +46,13 @@ class Spread(NamedTuple):
       initial: makes the state; not yet on any device.
       layout: where each array of a state lies.
       step: compiled by the first call, or by `lower(state, batch).compile()`; the state it takes is gone.
+      validate: objectives of weights on a batch of a given number; changes nothing.
     """
 
     initial: Callable[[], TrainState]
     layout: Any
     step: Any
+    validate: Any
 
 
 def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh: Mesh) -> Spread:
@@ -67,13 +70,15 @@ def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh:
     optimiser = make_optimiser(config.optimiser)
     initial = functools.partial(_initial, base, config, optimiser)
     layout = parallel.layout(jax.eval_shape(initial), SHARDINGS[config.sharding], mesh)
+    batch = by_field(lambda name: parallel.sharding(mesh, *BATCH[name]))
     step = jax.jit(
         make_step(_loss(linear, config), optimiser, config.optimiser, config.seed),
-        in_shardings=(layout, by_field(lambda name: parallel.sharding(mesh, *BATCH[name]))),
+        in_shardings=(layout, batch),
         out_shardings=(layout, None),
         donate_argnums=0,
     )
-    return Spread(initial, layout, step)
+    validate = jax.jit(make_validation(_loss(linear, config), config.optimiser, config.seed), in_shardings=(layout.average, batch, None))
+    return Spread(initial, layout, step, validate)
 
 
 def by_field(make: Callable[[str], Any]) -> Segments:
@@ -87,6 +92,7 @@ def batch_shapes(config: InputConfig, references: int) -> Segments:
     shapes: dict[str, tuple[tuple[int, ...], Any]] = dict(
         y=((many, 2, locations, frames), jnp.float16),
         kept=((many, 2, frames), jnp.bool_),
+        frames=((many, 2, frames), jnp.int32),
         references=((many, 2, references, frames), jnp.float32),
         xyz=((many, locations, 3), jnp.float32),
         hemisphere=((many, locations), jnp.int32),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pnet_jax.config import OptimiserConfig
 
+T = TypeVar("T")
+_VALIDATION = 2**31 - 1  # a stream of random numbers that no step has
 Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
@@ -70,16 +72,7 @@ def make_step(
         (value, terms), gradient = value_and_grad(params, batch, key)
         return gradient, {"loss": value, **terms}
 
-    def whole(params: Any, batch: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
-        if config.accumulate == 1:
-            return part(params, batch, key)
-        # Rows i, i + n, i + 2n …: each part keeps a row of every device, where consecutive rows would leave devices idle.
-        parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        taken = (parts, jax.random.split(key, config.accumulate))
-        shapes = jax.eval_shape(part, params, *jax.tree.map(lambda x: x[0], taken))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, part(params, *one)), None), zero, taken)
-        return jax.tree.map(lambda x: x / config.accumulate, total)
+    whole = _in_parts(part, config.accumulate)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -94,3 +87,44 @@ def make_step(
         return TrainState(state.step + 1, params, average, optimiser_state), {**numbers, "gradient_norm": optax.tree.norm(gradient)}
 
     return step
+
+
+def make_validation(loss: Loss, config: OptimiserConfig, seed: int) -> Callable[[Any, Any, Int[Array, ""]], dict[str, Float[Array, ""]]]:
+    """The objectives on a batch that is not trained on: `(weights, batch, number of the batch) -> numbers`.
+
+    Random numbers depend on the seed and the number of the batch, so that every point of the curve is of the same batches, locations
+    and masks.
+
+    Args:
+      loss: of weights, a batch and a key; with its terms.
+      config: in how many parts a batch is taken.
+      seed: of everything random.
+    """
+
+    def part(params: Any, batch: Any, key: PRNGKeyArray) -> dict[str, Array]:
+        value, terms = loss(params, batch, key)
+        return {"loss": value, **terms}
+
+    whole = _in_parts(part, config.accumulate)
+
+    def numbers(params: Any, batch: Any, number: Int[Array, ""]) -> dict[str, Array]:
+        return whole(params, batch, jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _VALIDATION), number))
+
+    return numbers
+
+
+def _in_parts(part: Callable[[Any, Any, PRNGKeyArray], T], count: int) -> Callable[[Any, Any, PRNGKeyArray], T]:
+    """The mean of what a function makes of the parts of a batch, one after another."""
+
+    def whole(params: Any, batch: Any, key: PRNGKeyArray) -> T:
+        if count == 1:
+            return part(params, batch, key)
+        # Rows i, i + n, i + 2n …: each part keeps a row of every device, where consecutive rows would leave devices idle.
+        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        taken = (parts, jax.random.split(key, count))
+        shapes = jax.eval_shape(part, params, *jax.tree.map(lambda x: x[0], taken))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, part(params, *one)), None), zero, taken)
+        return jax.tree.map(lambda x: x / count, total)
+
+    return whole

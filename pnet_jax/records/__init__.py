@@ -1,10 +1,11 @@
 """Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only room that knows grain."""
 
-from pnet_jax.records.pipeline import Batches, batches, split_subjects
+from pnet_jax.records.pipeline import LEAST_VALIDATED, Batches, batches, split_subjects, split_validation
 from pnet_jax.records.preparation import Prepared, prepare, read_sites
 from pnet_jax.records.store import Record, Store, open_store, read_scan, read_space
 
 __all__ = [
+    "LEAST_VALIDATED",
     "Batches",
     "Prepared",
     "Record",
@@ -16,4 +17,5 @@ __all__ = [
     "read_sites",
     "read_space",
     "split_subjects",
+    "split_validation",
 ]

@@ -21,6 +21,7 @@ from pnet_jax.records.store import Store, read_locations, read_space, read_windo
 from pnet_jax.records.workers import check_workers
 
 Part = Literal["training", "held out", "all"]
+LEAST_VALIDATED = 10  # subjects, from which on some are held back for validation
 _EXAMPLES = 2**40  # more than anybody draws
 _FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
 _TRACKER = "ignore:resource_tracker:UserWarning"
@@ -65,6 +66,7 @@ def batches(
     processes: int = 1,
     workers: int = 0,
     part: Part = "training",
+    subjects: Sequence[str] | None = None,
 ) -> Batches:
     """Endless batches from `step` on: this process's rows of them.
 
@@ -85,6 +87,7 @@ def batches(
       workers: reader processes of `config.threads` threads each, with a cache each; 0 reads in threads of this process. A script that asks
         for workers needs the usual `if __name__ == "__main__":`.
       part: `"training"` reads no subject that `split_subjects` holds out, `"held out"` those only.
+      subjects: Subjects to read, in place of a part.
 
     Raises:
       ValueError: a batch that the processes cannot share, or a part without subjects.
@@ -103,7 +106,8 @@ def batches(
     check_workers(workers, "PretrainConfig.workers")
     if step < 0 or workers < 0:
         raise ValueError(f"expected step and workers of 0 or more, got step {step} and {workers} workers")
-    subjects = store.subjects if part == "all" else split_subjects(store, config.held_out, config.seed)[part == "held out"]
+    if subjects is None:
+        subjects = store.subjects if part == "all" else split_subjects(store, config.held_out, config.seed)[part == "held out"]
     examples = Examples(store, config, references, subjects)
     import grain
 
@@ -134,9 +138,31 @@ def split_subjects(store: Store, held_out: float, seed: int = 0) -> tuple[tuple[
             f"store {store.folder} has one subject ({subjects[0]}) in {len(store)} scans: expected two or more to hold out a share of "
             f"{held_out:g} of them; held_out = 0 trains on all and leaves nothing to test on"
         )
-    place = {subject: _share(f"{seed}/{subject}") for subject in subjects}
+    return _divide(subjects, held_out, f"{seed}")
+
+
+def split_validation(subjects: Sequence[str], share: float, seed: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Splits the subjects of training once more, into those to train on and those of the validation curve, both sorted.
+
+    As in `split_subjects`, a subject's side depends on its label and the seed, and neither side is empty.
+
+    Args:
+      subjects: subjects of training, from `split_subjects`.
+      share: share of them to validate on; 0 takes none.
+      seed: seed of the split.
+
+    Returns:
+      All subjects and none where there are fewer than 10: a curve over one or two participants says little, and the others need them.
+    """
+    if share <= 0 or len(subjects) < LEAST_VALIDATED:
+        return tuple(sorted(subjects)), ()
+    return _divide(subjects, share, f"{seed}/validation")
+
+
+def _divide(subjects: Sequence[str], share: float, salt: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    place = {subject: _share(f"{salt}/{subject}") for subject in subjects}
     ranked = sorted(subjects, key=place.__getitem__)
-    count = min(max(sum(place[subject] < held_out for subject in subjects), 1), len(subjects) - 1)
+    count = min(max(sum(place[subject] < share for subject in subjects), 1), len(subjects) - 1)
     return tuple(sorted(ranked[count:])), tuple(sorted(ranked[:count]))
 
 
@@ -156,11 +182,12 @@ class _Geometry(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A scan beside its signals: usable locations, log tSNR, and the share that turns sums over its regions into means."""
+    """A scan beside its signals: usable locations, log tSNR, the share that turns sums over its regions into means, and kept frames."""
 
     valid: Bool[np.ndarray, " V"]
     log_tsnr: Float[np.ndarray, " V"]
     per_region: Float[np.ndarray, "R 1"]
+    frames: Int[np.ndarray, " T"]
 
 
 class _Plan(NamedTuple):
@@ -222,6 +249,7 @@ class Examples:
         )
         counted = varies[0] & varies[1]
         locations, frames = self.config.locations, self.config.frames
+        positions = [source.frames[start:stop] - source.frames[start] for source, (start, stop) in zip((a, b), stretches, strict=True)]
 
         def over_locations(values: np.ndarray, dtype: Any) -> np.ndarray:
             return _padded(values, (locations, *values.shape[1:]), dtype)
@@ -229,6 +257,7 @@ class Examples:
         return Segments(
             y=np.stack([_padded(y * counted[:, None], (locations, frames), np.float16) for y in signals]),
             kept=np.stack([np.arange(frames) < stop - start for start, stop in stretches]),
+            frames=np.stack([_padded(own, (frames,), np.int32) for own in positions]),
             references=np.stack([_padded(mean, (len(mean), frames), np.float32) for mean in means]),
             xyz=over_locations(geometry.xyz[chosen], np.float32),
             hemisphere=over_locations(geometry.hemisphere[chosen], np.int32),
@@ -271,7 +300,8 @@ class Examples:
             own = read_locations(self.store, scan)
             geometry = self._geometry_of(self.store.records[scan].space)
             sizes = geometry.sums @ own.valid.astype(np.float32)
-            return _Source(own.valid, log_tsnr(own.mean, own.std, own.valid), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32))
+            tsnr, per_region = log_tsnr(own.mean, own.std, own.valid), (1 / np.maximum(sizes, 1))[:, None].astype(np.float32)
+            return _Source(own.valid, tsnr, per_region, own.frames)
 
         return self._sources.get(scan, make)
 

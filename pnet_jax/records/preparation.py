@@ -14,6 +14,7 @@ import numpy as np
 
 from pnet_jax.config import PrepareConfig
 from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.outputs.tables import read_rows
@@ -174,6 +175,11 @@ class _Book:
         self.kept: list[str] = []
         self.failed: list[dict[str, str]] = []
         self.seen: set[str] = set()
+        self._folders: dict[str, str] = {}  # of unnamed data sets, by subject label
+        for record in self.standing.values():
+            came_from = "" if record.dataset else dataset_folder(record.source, record.subject)
+            if came_from and Path(record.source).is_file():  # one that was moved cannot be compared
+                self._folders.setdefault(record.subject, came_from)
         self._save_at = _SAVED_EVERY
 
     @property
@@ -188,12 +194,29 @@ class _Book:
             self._fail(task, problem)
             return False
         record = _standing_record(task, self.standing)
+        if record is None and (problem := self._of_another_dataset(task)):
+            self._fail(task, problem)
+            return False
         if record is None:
             return True
         self.standing[task.key] = record
         self.skipped.pop(task.key, None)
         self.kept.append(task.key)
         return False
+
+    def _of_another_dataset(self, task: _Task) -> str:
+        """Why a scan cannot enter a store that has its subject label from another data set: the two would be taken for one participant."""
+        source = _source_of(task.item)
+        folder = "" if task.config.dataset else dataset_folder(source, task.item.subject)
+        if not folder:
+            return ""
+        other = self._folders.setdefault(task.item.subject, folder)
+        if os.path.realpath(other) == os.path.realpath(folder):
+            return ""
+        return (
+            f"{task.key} ({source}): the store has a sub-{task.item.subject} of another data set already, from {other}, and would take "
+            "both for one participant; name the data set (--dataset)"
+        )
 
     def enter(self, task: _Task, result: Record | _Refusal | Died) -> None:
         """Notes what became of a scan."""

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pnet_jax.network import Network
+from pnet_jax.outputs.atlas import network_atlas
 from pnet_jax.outputs.atomic import write_text
-from pnet_jax.outputs.bids import scan_label
+from pnet_jax.outputs.bids import page_name, scan_label
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import read_status
 from pnet_jax.report.extra import check_installed
@@ -24,8 +25,8 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
     """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
 
     Results are those of `status.tsv`, then whatever other `…_dseg.tsv` is found at any depth, so that a folder needs no `status.tsv`.
-    A scan's page is `<scan>.html` in `folder`; a second result of one scan (another number of parcels) is called like its files. A
-    result that cannot be read stands with its reason in the index, is warned of, and does not stop the others.
+    A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
+    files. A result that cannot be read is listed with its reason in the index, is warned of, and does not stop the others.
 
     Args:
       folder: root of the derivatives.
@@ -56,7 +57,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
             network = load_network(folder / row["dseg"])
             page = render(network)
         except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
-            unread[row["scan"]] = str(error) or type(error).__name__
+            unread[" ".join(filter(None, (row["scan"], row.get("atlas"))))] = str(error) or type(error).__name__
             done.append(row | {"status": "unreadable"})
             continue
         row = _described(row, network, {other["report"] for other in done if "report" in other})
@@ -85,15 +86,19 @@ def _results(folder: Path) -> list[dict[str, str]]:
 
 def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[str, str]:
     """The row with its page's name; one that was not in status.tsv also gets the numbers that would stand there."""
+    atlas = network_atlas(network).label
     if row.get("status"):
-        return row | {"report": f"{row['scan']}.html"}
+        return row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}
     label = scan_label(network)
-    label = row["scan"] if f"{label}.html" in taken else label
+    page = page_name(label, atlas)
+    if page in taken:
+        label, page = row["scan"], f"{row['scan']}.html"
     return row | {
         "scan": label,
         "subject": network.subject,
+        "atlas": atlas,
         "status": "ok",
-        "report": f"{label}.html",
+        "report": page,
         "n_frames": str(len(network.frames)),
         "minutes": f"{minutes_kept(network):.2f}",
         "n_absent": str(len(absent_parcels(network))),

@@ -14,6 +14,7 @@ import numpy as np
 import pnet_jax
 from pnet_jax.network import QC
 from pnet_jax.outputs.atomic import write_text
+from pnet_jax.outputs.bids import page_name
 from pnet_jax.outputs.loading import read_qc
 from pnet_jax.outputs.status import read_status
 from pnet_jax.report.extra import check_installed
@@ -24,10 +25,10 @@ from pnet_jax.report.words import known
 def write_index(
     folder: str | os.PathLike, status: Iterable[Mapping[str, str]] | None = None, unread: Mapping[str, str] | None = None
 ) -> Path:
-    """Writes `index.html`: every scan of `status.tsv` with its key numbers and a relative link to its report.
+    """Writes `index.html`: every row of `status.tsv` with its key numbers and a relative link to its report.
 
-    A scan's report is looked for under the status row's `report`, then as `<scan>.html` and `sub-<subject>.html` in `folder`;
-    numbers come from the row and from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.
+    The report is the file that the row names under `report`, else `<scan>_seg-<atlas>.html` in `folder`; numbers come from the row and
+    from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.
 
     Args:
       folder: root of the derivatives, which holds `status.tsv`.
@@ -65,6 +66,7 @@ def _row(folder: Path, status: Mapping[str, str]) -> dict[str, Any]:
     gain, dcbc_gain = qc.selection.gain, qc.selection.dcbc_gain
     return {
         "scan": status.get("scan", ""),
+        "atlas": status.get("atlas") or "",
         "link": _report(folder, status),
         "status": status.get("status") or "unknown",
         "error": status.get("error") or "",
@@ -100,8 +102,7 @@ def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[d
 
 
 def _report(folder: Path, status: Mapping[str, str]) -> str | None:
-    names = [status.get("report"), f"{status.get('scan')}.html", f"sub-{status.get('subject')}.html"]
-    for name in names:
+    for name in (status.get("report"), page_name(status.get("scan") or "", status.get("atlas") or "")):
         if name and (folder / name).is_file():
             return quote(Path(name).as_posix())
     return None

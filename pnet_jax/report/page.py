@@ -13,6 +13,7 @@ import numpy as np
 
 import pnet_jax
 from pnet_jax.network import Network
+from pnet_jax.outputs.atlas import network_atlas
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import parcel_rows, scan_label
 from pnet_jax.outputs.tables import plain
@@ -125,6 +126,7 @@ def _header(network: Network) -> list[tuple[str, str]]:
         ("Session", network.entities.get("ses")),
         ("Task", network.entities.get("task")),
         ("Run", network.entities.get("run")),
+        ("Atlas", network_atlas(network).label),
         ("Space", network.space.name if network.space.name != "unknown" else None),
         ("Repetition time", f"{network.tr:g} s"),
         ("Frames kept", kept),

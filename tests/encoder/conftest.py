@@ -65,6 +65,7 @@ def make_segments(reference_points, float16):
         return Segments(
             y=y.astype(np.float16),
             kept=np.ones((scans, 2, frames), bool),
+            frames=np.tile(np.arange(frames, dtype=np.int32), (scans, 2, 1)),
             references=references.astype(np.float32),
             xyz=xyz,
             hemisphere=(xyz[..., 0] > 0).astype(np.int32),

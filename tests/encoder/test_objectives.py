@@ -222,7 +222,7 @@ def test_whole_balls_are_hidden_up_to_the_share_that_was_asked():
 def test_windows_are_the_cosine_transform_of_32_seconds(tr):
     size = round(32 / tr)
     y = np.random.default_rng(0).normal(size=(5, 2 * size + 7)).astype(np.float32)
-    found = (y @ np.asarray(window_basis(np.ones(y.shape[1], bool), tr))).reshape(5, -1, 8)
+    found = (y @ np.asarray(window_basis(np.ones(y.shape[1], bool), np.arange(y.shape[1]), tr))).reshape(5, -1, 8)
     expected = scipy.fft.dct(y[:, : 2 * size].reshape(5, 2, size), norm="ortho")[..., :8] / np.sqrt(size)
     assert_allclose(found[:, :2], expected, atol=1e-4)
     assert_array_equal(found[:, 2:], 0)  # a window begun is none
@@ -232,7 +232,16 @@ def test_windows_are_the_cosine_transform_of_32_seconds(tr):
 def test_a_window_filled_to_nine_tenths_exactly_is_full(tr):
     enough = round(28.8 / tr)
     for frames, expected in ((enough, True), (enough - 1, False)):
-        assert (np.asarray(window_basis(np.ones(frames, bool), np.float32(tr))) != 0).any() == expected
+        assert (np.asarray(window_basis(np.ones(frames, bool), np.arange(frames), np.float32(tr))) != 0).any() == expected
+
+
+def test_windows_are_of_the_recording_where_frames_were_scrubbed():
+    left = np.delete(np.arange(80), [3, 20, 21, 22])  # windows of 16 frames: one frame less in the first, three in the second
+    found = np.asarray(window_basis(np.ones(len(left), bool), left, 2.0))
+    assert_array_equal(found, np.asarray(window_basis(np.isin(np.arange(80), left), np.arange(80), 2.0))[left])
+    full = np.abs(found).sum(0).reshape(-1, 8)[:5].max(1) > 0
+    assert_array_equal(full, [True, False, True, True, True])
+    assert_array_equal(np.flatnonzero(found[:, 16]), np.flatnonzero((left >= 32) & (left < 48)))
 
 
 def test_mae_is_0_for_the_mixture_that_made_the_signals_and_1_for_none():
@@ -240,7 +249,7 @@ def test_mae_is_0_for_the_mixture_that_made_the_signals_and_1_for_none():
     references = rng.normal(size=(6, 100))
     references = ((references - references.mean(1, keepdims=True)) / references.std(1, keepdims=True)).astype(np.float32)
     weights = rng.normal(size=(20, 6)).astype(np.float32)
-    given = weights @ references, references, np.ones(100, bool), np.float32(2), np.arange(20) < 9
+    given = weights @ references, references, np.ones(100, bool), np.arange(100), np.float32(2), np.arange(20) < 9
     assert_allclose(mae_loss(weights, *given), 0, atol=1e-6)
     assert_allclose(mae_loss(0 * weights, *given), 1, rtol=1e-6)
     wrong = np.where(given[-1][:, None], weights, 100)  # of visible locations nothing is asked
@@ -288,6 +297,19 @@ def test_dynamics_that_made_the_signals_forecast_them_at_any_tr():
     for tr in (0.7, 2.0, 3.0):
         seconds = tr * np.arange(60)
         y = np.float32(np.exp(-0.001 * seconds) * np.stack([np.sin(angle * seconds + 0.4), np.cos(angle * seconds + 0.4)]))
-        loss = functools.partial(dyn_loss, z=z, y=y, kept=np.ones(60, bool), counted=np.ones(2, bool), tr=np.float32(tr), horizon=4)
+        loss = functools.partial(
+            dyn_loss, z=z, y=y, kept=np.ones(60, bool), frames=np.arange(60), counted=np.ones(2, bool), tr=np.float32(tr), horizon=4
+        )
         assert float(loss(jnp.asarray(rate))) < 2e-2
         assert float(loss(jnp.zeros((2, 2)))) > 5 * float(loss(jnp.asarray(rate)))
+
+
+def test_forecasts_do_not_cross_scrubbed_frames():
+    angle = 2 * np.pi * 0.03
+    rate = jnp.asarray([[-0.001, angle], [-angle, -0.001]], jnp.float32)
+    left = np.flatnonzero(np.random.default_rng(0).random(90) > 0.3)
+    seconds = 2.0 * left
+    y = np.float32(np.exp(-0.001 * seconds) * np.stack([np.sin(angle * seconds + 0.4), np.cos(angle * seconds + 0.4)]))
+    given = {"y": y, "kept": np.ones(len(left), bool), "counted": np.ones(2, bool), "tr": np.float32(2), "horizon": 4}
+    known, glued = (float(dyn_loss(rate, np.eye(2, dtype=np.float32), frames=at, **given)) for at in (left, np.arange(len(left))))
+    assert known < 2e-2 < 0.1 < glued

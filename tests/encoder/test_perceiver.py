@@ -35,6 +35,7 @@ def recording(reference_points):
         "y": y.astype(np.float32),
         "region": region,
         "kept": np.ones(T, bool),
+        "frames": np.arange(T, dtype=np.int32),
         "counted": np.arange(V) % 10 != 3,
         "xyz": xyz,
         "tr": TR,
@@ -77,7 +78,7 @@ def test_blocks_of_locations_equal_the_whole(make_encoder, recording, block):
 def test_the_blocked_scan_equals_the_encoder_that_is_trained(make_encoder, recording):
     encoder, r = make_encoder(block=32), recording
     x = project(encoder.linear, r["y"], r["region"], r["kept"], r["counted"])
-    x, _ = encode(encoder, x, signal_features(x, r["y"], r["kept"], TR, r["log_tsnr"]), r["xyz"], r["counted"])
+    x, _ = encode(encoder, x, signal_features(x, r["y"], r["kept"], r["frames"], TR, r["log_tsnr"]), r["xyz"], r["counted"])
     assert_allclose(embed_scan(encoder, Observed(**r)), whiten(x, own_metric(x)), atol=1e-5)
 
 
@@ -128,10 +129,21 @@ def test_padding_of_locations_and_frames(make_encoder, recording):
     more["counted"][V:] = False
     for name in ("y", "xyz", "log_tsnr"):
         more[name][V:] = np.nan
-    more |= {"y": np.pad(more["y"], ((0, 0), (0, 6)), constant_values=9), "kept": np.arange(T + 6) < T}
+    more |= {"y": np.pad(more["y"], ((0, 0), (0, 6)), constant_values=9), "kept": np.arange(T + 6) < T, "frames": np.arange(T + 6)}
     padded = np.asarray(embed_scan(make_encoder(), Observed(**more)))
     assert_allclose(padded[:V], z, atol=1e-4)
     assert_array_equal(padded[V:], 0)
+
+
+def test_frames_that_were_scrubbed_leave_a_gap(make_encoder, recording):
+    """A recording without some frames is that recording with these not counted, and not a shorter one."""
+    left = np.flatnonzero(np.random.default_rng(4).random(T) > 0.3)
+    cut = recording | {"y": recording["y"][:, left], "kept": np.ones(len(left), bool), "frames": left.astype(np.int32)}
+    masked = recording | {"kept": np.isin(np.arange(T), left)}
+    z = embed_scan(make_encoder(), Observed(**cut))
+    assert_allclose(z, embed_scan(make_encoder(), Observed(**masked)), atol=1e-4)
+    glued = embed_scan(make_encoder(), Observed(**(cut | {"frames": np.arange(len(left), dtype=np.int32)})))
+    assert np.abs(z - glued).max() > 1e-2
 
 
 def test_unit_of_the_signals(make_encoder, recording):
@@ -168,7 +180,7 @@ def test_a_scan_without_any_counted_location_gives_zeros(make_encoder, recording
 
 def test_of_hidden_locations_only_the_place_is_known(make_encoder, make_segments):
     given = make_segments(1)
-    one = [np.asarray(getattr(given, name))[0, 0] for name in ("y", "kept", "references")]
+    one = [np.asarray(getattr(given, name))[0, 0] for name in ("y", "kept", "frames", "references")]
     rest = [given.xyz[0], given.counted[0], given.log_tsnr[0, 0], given.tr[0, 0]]
     hidden = np.arange(60) < 40
     other = np.where(hidden[:, None], np.random.default_rng(9).normal(size=one[0].shape).astype(np.float16), one[0])
@@ -218,7 +230,7 @@ def test_initialisation_needs_no_values_and_depends_on_its_key_only(linear, make
 def test_gradients_equal_finite_differences_and_those_of_remat(make_encoder, recording):
     encoder, r = make_encoder(), recording
     x = project(encoder.linear, r["y"], r["region"], r["kept"], r["counted"])
-    signals = signal_features(x, r["y"], r["kept"], TR, r["log_tsnr"])
+    signals = signal_features(x, r["y"], r["kept"], r["frames"], TR, r["log_tsnr"])
     direction = np.random.default_rng(2).normal(size=(V, 5)).astype(np.float32)
 
     def loss(params, encoder=encoder):
@@ -242,7 +254,12 @@ def compiled(encoder, locations, frames=32):
     f32, flag = jnp.float32, jnp.bool_
     one = {name: shape((locations,), dtype) for name, dtype in (("counted", flag), ("region", jnp.int32), ("log_tsnr", f32))}
     seen = Observed(
-        y=shape((locations, frames), f32), kept=shape((frames,), flag), xyz=shape((locations, 3), f32), tr=shape((), f32), **one
+        y=shape((locations, frames), f32),
+        kept=shape((frames,), flag),
+        frames=shape((frames,), jnp.int32),
+        xyz=shape((locations, 3), f32),
+        tr=shape((), f32),
+        **one,
     )
     return embed_scan.lower(encoder, seen).compile()
 

@@ -114,7 +114,15 @@ def test_the_summary_pairs_subjects():
     for subject, (own, gain) in enumerate(zip(level, apart, strict=True)):
         for pair in (-1, 1):  # a subject with two pairs counts once
             for name, value in (("first", own + pair), ("second", own + gain + pair)):
-                row = {"condition": "full", "subject": str(subject), "model": name, "homogeneity": 0.0, "ari": np.nan, "r2": np.nan}
+                row = {
+                    "condition": "full",
+                    "dataset": "",
+                    "subject": str(subject),
+                    "model": name,
+                    "homogeneity": 0.0,
+                    "ari": np.nan,
+                    "r2": np.nan,
+                }
                 found.append(row | {"dcbc": value})
     first, second = summary(found)
     assert (first["subjects"], np.isnan(first["ari"])) == (40, True)
@@ -136,7 +144,16 @@ def test_a_winner_that_a_baseline_beats_is_told_so():
     """A head that only learnt to be careful has a better R² than a decoder, and no better one than careful components."""
     values = {"plain": -0.02, "trained": 0.03, "prior": np.nan, "weighted": 0.05}
     found = [
-        {"condition": "roi", "subject": str(s), "model": name, "dcbc": np.nan, "homogeneity": np.nan, "ari": np.nan, "r2": value}
+        {
+            "condition": "roi",
+            "dataset": "",
+            "subject": str(s),
+            "model": name,
+            "dcbc": np.nan,
+            "homogeneity": np.nan,
+            "ari": np.nan,
+            "r2": value,
+        }
         for s in range(3)
         for name, value in values.items()
     ]
@@ -177,6 +194,22 @@ def test_sessions_are_paired_and_else_halves(toy):
     assert kind == "halves" and b.frames[0] - a.frames[-1] > 8  # a tenth of a short scan
     other_task = dataclasses.replace(two, entities={"ses": "2", "task": "movie"})
     assert [kind for *_, kind in pairs([one, other_task])] == ["halves", "halves"]
+
+
+def test_one_label_of_two_data_sets_is_two_participants(toy, toy_model):
+    """Two sessions each, all four of sub-01: within a data set they are pairs, across data sets never."""
+    scans = [
+        dataclasses.replace(_session(toy, ses, seed), source=f"{name}/sub-01/func/sub-01_ses-{ses}_bold.nii.gz")
+        for name, seed, sessions in (("one", 0, "13"), ("two", 50, "24"))
+        for ses in sessions
+    ]
+    scans = [scans[i] for i in (0, 2, 1, 3)]  # as `find_scans` sorts them
+    found = list(scan_cases(scans, toy.prior, ("full",)))
+    assert [(one.dataset, one.subject, one.kind) for one in found] == [("one", "01", "sessions"), ("two", "01", "sessions")]
+    assert [[scan.source.split("/")[0] for scan in one.scans] for one in found] == [["one"] * 2, ["two"] * 2]
+    assert summary(gate([toy_model], [rois(one) for one in found]))[0]["subjects"] == 2
+    (first, second) = scan_cases(scans, toy.prior, ("full",), dataset="both")  # by the name that was given, they are one
+    assert first.dataset == second.dataset == "both" and {scan.entities["ses"] for scan in first.scans} == {"1", "2"}
 
 
 def test_sessions_with_masks_of_their_own_meet_where_both_are(toy):
@@ -242,9 +275,16 @@ def folder(toy, toy_model, shuffled, tmp_path_factory):
             nib.save(image, _made(root / "scans") / f"{name}_desc-preproc_bold.nii.gz")
             nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), root / "scans" / f"{name}_desc-brain_mask.nii.gz")
     nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), root / "prior_space-MNI152NLin6Asym_dseg.nii.gz")
-    save_model(toy_model, root / "plain")
-    save_model(shuffled, root / "mixed")
+    save_model(dataclasses.replace(toy_model, card=card("01", dataset="other")), root / "plain")
+    save_model(dataclasses.replace(shuffled, card=card()), root / "mixed")
+    for name, subjects in (("trained", ("01",)), ("on all", ("01", "02"))):
+        save_model(dataclasses.replace(toy_model, card=card(*subjects)), root / name)
+    save_model(dataclasses.replace(toy_model, card={}), root / "unsaid")
     return root
+
+
+def card(*subjects, dataset=""):
+    return {"participants": [{"dataset": dataset, "store": "", "subjects": list(subjects)}]}
 
 
 def _made(path):
@@ -268,6 +308,25 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
     assert [model["name"] for model in result["models"]] == ["plain", "mixed"]
     assert {(row["subject"], row["pair"]) for row in result["rows"]} == {("01", "sessions"), ("02", "sessions")}
     assert result["rows"][-1]["dcbc"] is None and result["versions"]["jax"]
+    assert result["excluded"] == {} and "labels of participants that a model was trained on, of other data sets (other)" in told.err
+
+
+def evaluated(folder, capsys, *arguments):
+    out = folder / "trained.json"
+    prior = folder / "prior_space-MNI152NLin6Asym_dseg.nii.gz"
+    code = main(["evaluate", "encoder", str(folder / "scans"), "--prior", str(prior), "--conditions", "roi", "--out", str(out), *arguments])
+    return code, capsys.readouterr().err, {row["subject"] for row in json.loads(out.read_text("utf-8"))["rows"]} if not code else None
+
+
+def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
+    code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "mixed"), str(folder / "trained"), str(folder / "unsaid"))
+    assert (code, subjects) == (0, {"02"})
+    assert "excluded: 1 of 2 participants, whom trained was trained on" in told
+    assert "unsaid does not list the participants it was trained on" in told
+    code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
+    assert (code, subjects) == (0, {"02"})
+    code, told, _ = evaluated(folder, capsys, "--models", str(folder / "on all"))
+    assert code == 1 and "no participant is left to evaluate on: all 2 were trained on by on all" in told
 
 
 @pytest.mark.parametrize(

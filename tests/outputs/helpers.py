@@ -66,7 +66,12 @@ def make_network(space: Space | None = None, **fields) -> Network:
         "subject": "01",
         "entities": {"run": "1", "task": "rest", "ses": "a", "desc": "preproc", "space": "MNI152NLin6Asym", "res": "8"},
         "qc": example_qc(),
-        "provenance": {"pnet_jax": "0.1.0", "seed": 3, "prior": {"digest": "00ff"}, "config": {"cleaning": {"low_pass": 0.1}}},
+        "provenance": {
+            "pnet_jax": "0.1.0",
+            "seed": 3,
+            "prior": {"digest": "00ff", "source": "Schaefer12_res-8_dseg.nii.gz"},
+            "config": {"cleaning": {"low_pass": 0.1}},
+        },
         "mean": rng.uniform(500, 900, len(space)).astype(np.float32),
         "displacement": rng.gamma(1.5, 0.07, T + len(DROPPED)),
     }

@@ -25,7 +25,7 @@ from pnet_jax.space import grid_space
 
 from .helpers import ABSENT, AFFINE, DROPPED, IDS, SHAPE, K, T, cifti_network, flip_x, make_network, phantom_mask, points_network
 
-STEM = "sub-01_ses-a_task-rest_run-1_space-MNI152NLin6Asym_atlas-pnet_scale-12_res-8"
+STEM = "sub-01_ses-a_task-rest_run-1_space-MNI152NLin6Asym_atlas-pnet_seg-Schaefer12_scale-12_res-8"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_names_follow_bids(saved):
         *("stat-partialcorrelation_relmat.json", "stat-partialcorrelation_relmat.tsv"),
         *("stat-pearsoncorrelation_relmat.json", "stat-pearsoncorrelation_relmat.tsv"),
     ]
-    top = [".bidsignore", "atlas-pnet_description.json", "dataset_description.json"]
+    top = [".bidsignore", "atlas-pnet_description.json", "atlas-pnet_seg-Schaefer12_description.json", "dataset_description.json"]
     assert found == sorted(top + [f"sub-01/ses-a/func/{STEM}_{ending}" for ending in endings])
     about = json.loads((saved / "dataset_description.json").read_text())
     assert [file.name for file in saved.rglob("sub-*_dseg.nii*")] == [f"{STEM}_dseg.nii.gz"], "a search finds one parcellation"
@@ -214,7 +214,9 @@ def test_rois_have_a_table_and_no_image(tmp_path):
 def test_cifti_labels(tmp_path):
     network = cifti_network()
     files = save(network, tmp_path)
-    assert next(file.name for file in files if "dlabel" in file.name).endswith("_space-fsLR_atlas-pnet_scale-12_den-91k_dseg.dlabel.nii")
+    assert next(file.name for file in files if "dlabel" in file.name).endswith(
+        "_space-fsLR_atlas-pnet_seg-Schaefer12_scale-12_den-91k_dseg.dlabel.nii"
+    )
     image = nib.load(next(tmp_path.rglob("*.dlabel.nii")))
     assert image.nifti_header.get_intent()[0] == "ConnDenseLabel"
     np.testing.assert_array_equal(image.get_fdata()[0], np.where(network.labels >= 0, IDS[network.labels], 0))
@@ -246,11 +248,11 @@ def test_stem_orders_entities_and_keeps_labels_apart():
         "acq": "mb",
         "echo": None,
     }
-    stem = output_stem("out", "01", given, 100)
-    assert stem.name == "sub-01_ses-b_task-rest_acq-mb_dir-AP_run-1_space-MNI152NLin6Asym_atlas-pnet_scale-100_res-2"
+    stem = output_stem("out", "01", given, 100, "A")
+    assert stem.name == "sub-01_ses-b_task-rest_acq-mb_dir-AP_run-1_space-MNI152NLin6Asym_atlas-pnet_seg-A_scale-100_res-2"
     assert stem.parent.as_posix() == "out/sub-01/ses-b/func"
-    assert "space-T1w" in output_stem("out", "01", {}, 100, space="T1w").name
-    odd = {output_stem("out", name, {}, 100).name for name in ("a-1", "a_1", "a1", "../a1")}
+    assert "space-T1w" in output_stem("out", "01", {}, 100, "A", space="T1w").name
+    odd = {output_stem("out", name, {}, 100, "A").name for name in ("a-1", "a_1", "a1", "../a1")}
     assert len(odd) == 4 and not any("/" in name or ".." in name for name in odd)
 
 

@@ -90,7 +90,14 @@ def test_the_card_says_what_it_was_made_from(model):
     assert (card["scans"], card["subjects"], card["minutes"]) == (3, 3, 16.0)
     assert card["spaces"] == ["MNI152NLin6Asym"]
     assert card["config"] == dataclasses.asdict(CONFIG)
+    assert card["participants"] == [{"dataset": "", "store": "", "subjects": ["00", "01", "02"]}]
+    assert model.trained_on == {("", "00"), ("", "01"), ("", "02")}
     assert_allclose(card["reliability"], model.encoder.reliability[:8], atol=1e-3)
+
+
+def test_one_label_of_two_data_sets_counts_as_two_subjects(scans):
+    two = [dataclasses.replace(scans[i], subject="01", source=f"{name}/sub-01/func/bold.nii.gz") for i, name in enumerate("ab")]
+    assert pretrain(two, dataclasses.replace(CONFIG, learn_prior=())).card["subjects"] == 2
 
 
 def test_references_are_mirrored_between_hemispheres_and_lie_in_the_brain(toy):

@@ -21,7 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.checkpoint import load_model, save_model
 from pnet_jax.cli import main
-from pnet_jax.config import InputConfig, ObjectiveConfig, OptimiserConfig, ParallelConfig, PerceiverConfig, PretrainConfig
+from pnet_jax.config import InputConfig, ObjectiveConfig, OptimiserConfig, ParallelConfig, PerceiverConfig, PrepareConfig, PretrainConfig
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.pretraining import neural, spread
 from pnet_jax.pretraining.log import read_log
@@ -143,9 +143,69 @@ def test_the_exported_model_comes_back_and_says_what_it_was_made_from(whole, tmp
     back = load_model(save_model(model, tmp_path / "model"))
     assert back.sha256 == model.sha256 and back.encoder.config == model.encoder.config
     assert back.card["held_out"] and back.card["subjects"] + len(back.card["held_out"]) == 6
+    own = {("", f"{person:02d}") for person in range(6)} - {("", subject) for subject in back.card["held_out"]}
+    assert back.trained_on == own | {("", "01")}  # the linear encoder that it starts from was trained on a 01 too
     z = back.embed(toy.scan(3))
     assert z.shape == (len(toy.space), 10)
     assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def larger(toy, tmp_path_factory) -> Path:
+    """Two data sets of seven people each, whose labels are the same."""
+    folder = tmp_path_factory.mktemp("larger")
+    for number, dataset in enumerate(("one", "two")):
+        scans = [toy.scan(20 * number + person, subject=f"{person:02d}") for person in range(7)]
+        prepare(scans, folder, PrepareConfig(dataset=dataset))
+    return folder
+
+
+def test_a_validation_curve_is_of_participants_that_are_not_trained_on(larger, config, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(config, validation=0.3, validate_every=3, log_every=2)
+    read: list[tuple[str, ...]] = []
+    honest = neural.batches
+    monkeypatch.setattr(neural, "batches", lambda *a, **k: read.append(k["subjects"]) or honest(*a, **k))
+    finished = neural.train(larger, tmp_path / "whole", config, progress=False)
+    card, (training, validation) = finished.model.card, read
+    assert re.search(r"^validation: \d of \d+ participants, not trained on$", capsys.readouterr().out, re.MULTILINE)
+    parts = [set(training), set(validation), set(card["held_out"])]
+    assert all(parts) and sum(map(len, parts)) == 14 and set.union(*parts) == set(open_store(larger).subjects)
+    assert card["validation"] == list(validation)
+    assert {"/".join(one) for one in finished.model.trained_on if one[0]} == set(training)
+    rows = read_log(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "validation/loss" in row] == [3, 6, 8]
+    assert {"validation/split", "validation/nce", "validation/vic"} <= rows[1].keys()
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    # A run that was stopped goes on with the same curve, and a mesh of another shape has the same.
+    stop = iter([False] * 3 + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr(neural.parallel, "any_process", lambda _: next(stop))
+        neural.train(larger, tmp_path / "stopped", config, progress=False)
+    again = neural.train(larger, tmp_path / "stopped", config, progress=False)
+    assert again.model.sha256 == finished.model.sha256
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    other = dataclasses.replace(config, parallel=ParallelConfig(subject=4, location=2))
+    neural.train(larger, tmp_path / "mesh", other, progress=False)
+    assert_allclose(curve(tmp_path / "mesh"), curve(tmp_path / "whole"), rtol=1e-4)
+
+
+def curve(out: Path) -> list[float]:
+    return [row["validation/loss"] for row in read_log(out / "metrics.jsonl") if "validation/loss" in row]
+
+
+def test_how_often_is_validated_changes_no_bit_of_the_weights(larger, config, tmp_path):
+    digests = [
+        neural.train(larger, tmp_path / str(every), dataclasses.replace(config, validate_every=every), progress=False).model.sha256
+        for every in (2, 1000)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_small_store_has_no_validation_and_it_is_said(store, config, tmp_path, capsys):
+    config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, steps=1))
+    finished = neural.train(store, tmp_path, config, progress=False)
+    assert "no validation curve: it needs 10 participants or more beside those held out, found 5" in capsys.readouterr().out
+    assert finished.model.card["validation"] == [] and not curve(tmp_path)
 
 
 def test_a_run_stopped_and_resumed_ends_with_the_same_bits(whole, store, config, tmp_path, monkeypatch, capsys):

@@ -12,9 +12,10 @@ from scipy.spatial import cKDTree
 from pnet_jax.config import InputConfig
 from pnet_jax.encoder.tokens import Segments, nearest_reference
 from pnet_jax.pretraining import reference_points
-from pnet_jax.records import batches, open_store, prepare, read_scan, split_subjects
+from pnet_jax.records import batches, open_store, prepare, read_scan, split_subjects, split_validation
 from pnet_jax.records.pipeline import Examples
 from pnet_jax.records.sampling import draw_length, draw_locations, draw_parts, stream
+from pnet_jax.scan import make_scan
 
 from .helpers import mixed_scans, rois, scan_of
 
@@ -67,6 +68,7 @@ def test_shapes_and_types_are_those_of_the_configuration(store, references):
     assert shapes == {
         "y": (4, 2, V, T),
         "kept": (4, 2, T),
+        "frames": (4, 2, T),
         "references": (4, 2, R, T),
         "xyz": (4, V, 3),
         "hemisphere": (4, V),
@@ -112,6 +114,18 @@ def test_an_example_depends_on_its_number_and_the_seed_only(store, references, e
     reseeded = Examples(store, InputConfig(**{**LONG.__dict__, "seed": 1}), references, store.subjects)
     assert not np.array_equal(reseeded(3).y, examples(3).y)
     assert not np.array_equal(examples(4).y, examples(3).y)
+
+
+def test_validation_takes_subjects_by_their_label_and_none_of_a_few():
+    subjects = [f"{number:02d}" for number in range(40)]
+    training, validation = split_validation(subjects, 0.2, 3)
+    assert set(training) | set(validation) == set(subjects) and not set(training) & set(validation)
+    assert split_validation(subjects[::-1], 0.2, 3) == (training, validation)
+    fewer = [subject for subject in subjects if subject not in training[:5]]
+    assert split_validation(fewer, 0.2, 3)[1] == validation  # who else is there changes nobody's side
+    assert split_validation(subjects, 0.2, 4)[1] != validation
+    assert len(split_validation(subjects, 1e-9, 3)[1]) == 1
+    assert split_validation(subjects[:9], 0.2) == (tuple(subjects[:9]), ()) and split_validation(subjects, 0) == (tuple(subjects), ())
 
 
 def test_nothing_of_a_held_out_subject_is_trained_on(store, references):
@@ -199,6 +213,24 @@ def test_segments_are_pieces_of_the_scan_with_a_gap_or_of_two_sessions(store, ma
         assert second + m <= record.frames
     assert pairs > 3
     assert halves > 10
+
+
+def test_frames_say_where_a_segment_was_in_its_recording(toy, references, tmp_path):
+    left = np.delete(np.arange(200), [20, 21, 22, 90, 140, 141])
+    scan = make_scan(toy.signals(0, 200)[:, left], toy.space, tr=2.0, frames=left + 5, recorded=210, subject="01")
+    prepare([scan], tmp_path)
+    store = open_store(tmp_path)
+    examples = Examples(store, LONG, references, store.subjects)
+    seen = 0
+    for number in range(8):
+        example = examples(number)
+        for side in range(2):
+            found = find(example, scan, side)
+            _, start, kept = found
+            assert_array_equal(example.frames[side, :kept], scan.frames[start : start + kept] - scan.frames[start])
+            assert_array_equal(example.frames[side, kept:], 0)
+            seen += int(np.diff(example.frames[side, :kept]).max() > 1)
+    assert seen > 4
 
 
 def test_references_are_means_over_all_locations_of_the_scan(store, many, references):

@@ -121,6 +121,23 @@ def test_data_sets_with_the_same_labels_need_names(made, toy, tmp_path):
     assert [record.scan for record in open_store(folder).records].count("sub-01_ses-1_task-rest") == 2
 
 
+def test_a_label_of_another_data_set_is_not_taken_for_the_same_participant(toy, tmp_path):
+    """Other sessions, so that no two scans have one name."""
+    for name, session in (("one", "1"), ("two", "2")):
+        write_bold(tmp_path / name, toy, subject="01", session=session, seed=int(session))
+    folder = tmp_path / "store"
+    assert len(store_files(toy, folder, find_scans(tmp_path / "one")).written) == 1
+    done = store_files(toy, folder, find_scans(tmp_path / "two"))
+    assert not done.written and "has a sub-01 of another data set already" in done.skipped[0]["reason"]
+    assert "name the data set (--dataset)" in done.skipped[0]["reason"] and str(tmp_path / "one") in done.skipped[0]["reason"]
+    both = store_files(toy, tmp_path / "both", find_scans(tmp_path))  # in one call
+    assert (len(both.written), len(both.skipped)) == (1, 1)
+    assert len(store_files(toy, folder, find_scans(tmp_path / "two"), dataset="two").written) == 1
+    assert open_store(folder).subjects == ("01", "two/01")
+    write_bold(tmp_path / "one", toy, subject="01", session="3", seed=3)
+    assert len(store_files(toy, folder, find_scans(tmp_path / "one")).written) == 1  # a session more of the same data set
+
+
 def test_a_data_set_that_was_moved_is_the_same(made, cohort, toy, tmp_path):
     done = store_files(toy, shutil.copytree(made[0], tmp_path / "store"), find_scans(shutil.copytree(cohort, tmp_path / "moved")))
     assert len(done.kept) == 3

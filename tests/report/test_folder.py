@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from pnet_jax.outputs import save, scan_label, write_status
+from pnet_jax.outputs import network_atlas, page_name, save, scan_label, write_status
 from pnet_jax.report import ReportExtraMissingError, report_folder, write_index, write_report
 from pnet_jax.report.words import sentence
 
 from .test_report import Page, helpers
 
 LABEL = "sub-01_ses-a_task-rest_run-1"
+PAGE = f"{LABEL}_seg-Schaefer12.html"
 
 
 @pytest.fixture
@@ -28,11 +29,11 @@ def test_the_page_is_that_of_the_run(tmp_path):
     network = helpers.make_network()
     save(network, tmp_path)
     assert report_folder(tmp_path) == tmp_path / "index.html"
-    page, direct = (Page(file) for file in (tmp_path / f"{LABEL}.html", write_report(network, tmp_path / "direct.html")))
+    page, direct = (Page(file) for file in (tmp_path / PAGE, write_report(network, tmp_path / "direct.html")))
     assert page.text == direct.text and page.images == direct.images == 10
     # Files hold probabilities in steps of 1/65535, which may change the colour of a location in the confidence map.
     assert sum(own != other for own, other in zip(page.addresses, direct.addresses, strict=True)) <= 1
-    assert f"{LABEL}.html" in Page(tmp_path / "index.html").addresses
+    assert PAGE in Page(tmp_path / "index.html").addresses
 
 
 @pytest.mark.parametrize("make", [helpers.native_network, helpers.cifti_network, helpers.points_network], ids=["native", "cifti", "points"])
@@ -40,7 +41,8 @@ def test_every_kind_of_scan_has_its_page(make, tmp_path, quick):
     network = make()
     save(network, tmp_path)
     report_folder(tmp_path)
-    page, direct = (Page(file) for file in (tmp_path / f"{scan_label(network)}.html", write_report(network, tmp_path / "direct.html")))
+    name = page_name(scan_label(network), network_atlas(network).label)
+    page, direct = (Page(file) for file in (tmp_path / name, write_report(network, tmp_path / "direct.html")))
     assert page.text == direct.text
 
 
@@ -56,7 +58,7 @@ def test_status_says_what_there_is(tmp_path, quick):
     seen = []
     with pytest.warns(UserWarning, match=r"sub-02.*no page could be made: .*desc-prior_labels\.nii\.gz: no such file"):
         index = report_folder(tmp_path, lambda *step: seen.append(step))
-    assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", f"{LABEL}.html", f"{LABEL}.html".replace("01", "03", 1)]
+    assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", PAGE, PAGE.replace("01", "03", 1)]
     text = Page(index).text
     for expected in (
         "9.2",
@@ -81,13 +83,27 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
     incomplete = save(helpers.make_network(subject="09"), tmp_path)[-1]
     incomplete.unlink()
     page = Page(report_folder(tmp_path))
-    second = f"{LABEL}_space-MNI152NLin6Asym_atlas-pnet_scale-12_res-8.html"
-    assert sorted(page.addresses) == ["sub-01.html", f"{LABEL}.html", second]
-    assert "11 areas" in Page(tmp_path / f"{LABEL}.html").text and "12 areas" in Page(tmp_path / second).text
+    second = f"{LABEL}_space-MNI152NLin6Asym_atlas-pnet_seg-Schaefer12_scale-12_res-8.html"
+    assert sorted(page.addresses) == sorted(["sub-01_seg-atlas12.html", PAGE, second])
+    assert "11 areas" in Page(tmp_path / PAGE).text and "12 areas" in Page(tmp_path / second).text
     assert "Scans 3 Finished 3 Failed 0" in page.text and "personalised" in page.text
     assert not (tmp_path / "status.tsv").exists()
     # Once more, nothing is added.
     assert sorted(Page(report_folder(tmp_path)).addresses) == sorted(page.addresses)
+
+
+def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
+    first, rows = helpers.make_network(), []
+    other = dataclasses.replace(first, provenance=first.provenance | {"prior": {"source": "Glasser12_dseg.nii.gz", "digest": "bb"}})
+    for network in (first, other):
+        table, atlas = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path), network_atlas(network).label
+        rows.append({"scan": LABEL, "subject": "01", "atlas": atlas, "status": "ok", "dseg": table})
+    write_status(tmp_path / "status.tsv", rows)
+    page = Page(report_folder(tmp_path))
+    assert sorted(page.addresses) == [PAGE.replace("Schaefer", "Glasser"), PAGE]
+    assert (
+        "Atlas Glasser12" in Page(tmp_path / PAGE.replace("Schaefer", "Glasser")).text and "Atlas Schaefer12" in Page(tmp_path / PAGE).text
+    )
 
 
 def test_folders_without_results(tmp_path):

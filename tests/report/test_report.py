@@ -288,11 +288,12 @@ def test_index_lists_every_scan(tmp_path):
     network = helpers.make_network(subject="0 1")
     label = scan_label(network)
     dseg = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path)
-    (tmp_path / f"{label}.html").write_text("")
+    (tmp_path / f"{label}_seg-Schaefer12.html").write_text("")
     (tmp_path / "sub-stray.html").write_text("")
     row = {
         "scan": label,
         "subject": "0 1",
+        "atlas": "Schaefer12",
         "status": "ok",
         "seconds": 11.2,
         "n_frames": 40,
@@ -303,7 +304,7 @@ def test_index_lists_every_scan(tmp_path):
     failed = {"scan": "sub-02", "subject": "02", "status": "failed", "error": "too few frames <i>"}
     write_status(tmp_path / "status.tsv", [row | {"dseg": dseg}, failed])
     page = Page(write_index(tmp_path))
-    assert sorted(page.addresses) == ["sub-0%201_ses-a_task-rest_run-1.html", "sub-stray.html"]
+    assert sorted(page.addresses) == ["sub-0%201_ses-a_task-rest_run-1_seg-Schaefer12.html", "sub-stray.html"]
     assert "Personalised 1 of 1" in page.text
     for expected in (label, "personalised", "15 %", "+0.120", "+0.0201", "sub-02", "too few frames <i>", "sub-stray"):
         assert expected in page.text, expected

@@ -54,8 +54,8 @@ def make_blocks(candidates: Int[np.ndarray, "V C"], n_parcels: int, block: int =
     size = max([len(one) for one in found] + [1])
     size += -size % LIST_BUCKET
     lists = np.full((len(found), size), n_parcels, np.int32)
-    for at, one in enumerate(found):
-        lists[at, : len(one)] = one
+    for number, one in enumerate(found):
+        lists[number, : len(one)] = one
     at = np.repeat(np.arange(len(found)), block)
     table = np.full((len(found), n_parcels + 1), size, np.int32)
     rows, columns = np.nonzero(lists < n_parcels)

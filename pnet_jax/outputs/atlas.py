@@ -1,0 +1,117 @@
+"""The label of the input atlas, which file names carry, and the file that says which atlas a label stands for in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pnet_jax.ingest import naming
+from pnet_jax.network import Network
+from pnet_jax.outputs.tables import write_json
+
+LONGEST = 64  # characters of a label: a file name has 255 for all of its entities
+NAMING = ("atlas", "seg", "scale", "desc")  # entities that tell one atlas from another; space and res do not
+IMAGES = (".nii", ".nii.gz", ".dlabel.nii")
+SUFFIXES = ("dseg", "probseg", "parc", "parcellation", "labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """The input atlas of a result.
+
+    Attributes:
+      label: value of the `seg` entity in file names.
+      source: file, or how the atlas was made.
+      digest: digest of its parcels; empty where it is not known.
+      parcels: K.
+    """
+
+    label: str
+    source: str
+    digest: str
+    parcels: int
+
+
+def atlas_label(source: str | Path, parcels: int) -> str:
+    """Label of an input atlas, letters and digits only.
+
+    Of an image it is what its file name says beside space, resolution and suffix; of an atlas that was not read from an image, the
+    first word of how it was made, and K.
+
+    Args:
+      source: file, or how the atlas was made (`Prior.source`).
+      parcels: K.
+
+    Example:
+      >>> atlas_label("atlases/Schaefer200TianS1_res-2_dseg.nii.gz", 216)
+      'Schaefer200TianS1'
+      >>> atlas_label("tpl-MNI152NLin6Asym_res-02_atlas-Schaefer2018_desc-200Parcels7Networks_dseg.nii.gz", 200)
+      'Schaefer2018200Parcels7Networks'
+      >>> atlas_label("geometric, k-means on mm, K = 200, seed 0", 200)
+      'geometric200'
+    """
+    stem, extension = naming.split_name(source)
+    if extension not in IMAGES:
+        return _plain(re.split(r"\W", str(source).strip(), maxsplit=1)[0] or "atlas") + str(parcels)
+    parts = stem.split("_")
+    parts = parts[:-1] if parts[-1].lower() in SUFFIXES else parts
+    kept = []
+    for part in parts:
+        key, dash, value = part.partition("-")
+        is_entity = bool(dash) and re.fullmatch("[a-z]+", key) is not None
+        if not is_entity or key in NAMING:
+            kept.append(value if is_entity else part)
+    return _plain("".join(kept)) or f"atlas{parcels}"
+
+
+def network_atlas(network: Network) -> Atlas:
+    """The input atlas of a network, as its provenance names it."""
+    found: Any = network.provenance.get("prior")
+    about: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    source = str(about.get("source") or "")
+    return Atlas(atlas_label(source, network.n_parcels), source, str(about.get("digest") or ""), network.n_parcels)
+
+
+def check_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
+    """Refuses a folder in which another atlas has the same label, whose results would be overwritten or mixed with.
+
+    Raises:
+      ValueError: another atlas has the label; both are named.
+    """
+    file = _file(folder, atlas)
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        digest, source = str(found["Digest"]), found["Source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if atlas.digest and digest and digest != atlas.digest:
+        raise ValueError(
+            f"{folder}: expected one atlas labelled seg-{atlas.label}, found two: the results there are of {source} (digest {digest}), "
+            f"the new one is {atlas.source} (digest {atlas.digest}). Write to another folder, or rename one of the two files"
+        )
+
+
+def describe_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
+    """Writes down which atlas a label stands for, unless the folder says so already or the atlas is not known.
+
+    Raises:
+      OSError: names the file.
+    """
+    file = _file(folder, atlas)
+    if not atlas.digest or file.exists():
+        return
+    about = f"Input atlas of the results whose names have seg-{atlas.label}; their parcels begin as those of this atlas."
+    write_json(file, {"Name": atlas.label, "Description": about, "Source": atlas.source, "Digest": atlas.digest, "Parcels": atlas.parcels})
+
+
+def _file(folder: str | os.PathLike, atlas: Atlas) -> Path:
+    return Path(folder) / f"atlas-pnet_seg-{atlas.label}_description.json"
+
+
+def _plain(text: str) -> str:
+    return re.sub("[^a-zA-Z0-9]", "", text)[:LONGEST]
