@@ -14,6 +14,7 @@ CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "por
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
 CORE += ("people", "finetune", "finetune.person", "encoder.adapter", "parcellation.placed")
 CORE += ("edges", *(f"parcellation.{name}" for name in ("harden", "mixture", "prior", "score", "select", "sharded")))
+CORE += ("group.held_out", "group.spatial")
 
 MIXTURE = """
 import jax, numpy as np
