@@ -68,6 +68,7 @@ def mixture(
     *,
     steps: int = STEPS,
     start: Mixture | None = None,
+    k0: Float[Array, ""] | float = K0,
     links: Links = ALONE,
 ) -> Mixture:
     r"""Fits the mixture by unrolled mean-field steps.
@@ -82,10 +83,11 @@ def mixture(
       beta: weight of the neighbours' votes.
       steps: unrolled steps.
       start: where to begin, e.g. the result at a smaller κ, or `begin` of other probabilities; the prior itself if not given.
+      k0: weight of a group prototype, in locations.
       links: to other devices that hold the rest of the locations (`sharded`).
 
     Returns:
-      `Mixture`; differentiable in `z`, the prototypes, `kappa` and `beta`.
+      `Mixture`; differentiable in `z`, the prototypes, `kappa`, `beta` and `k0`.
     """
     there = problem.candidates >= 0
     log_prior = ALPHA * jnp.where(there, problem.log_prior, 0.0)
@@ -94,19 +96,19 @@ def mixture(
     def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
         bias = log_prior + beta * links.votes(carry.q, problem.table)
         return _updated(
-            problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks), links
+            problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks), links, k0
         ), None
 
-    return jax.lax.scan(step, start or begin(problem, log_prior, links), length=steps)[0]
+    return jax.lax.scan(step, start or begin(problem, log_prior, links, k0), length=steps)[0]
 
 
-def begin(problem: Problem, log_q: Float[Array, "V C"], links: Links = ALONE) -> Mixture:
+def begin(problem: Problem, log_q: Float[Array, "V C"], links: Links = ALONE, k0: Float[Array, ""] | float = K0) -> Mixture:
     """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
-    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), links)
+    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), links, k0)
 
 
-def _updated(problem: Problem, found: Assignment, links: Links) -> Mixture:
-    return Mixture(found.q, normalise(links.total(found.sums) + K0 * problem.prototypes))
+def _updated(problem: Problem, found: Assignment, links: Links, k0: Float[Array, ""] | float) -> Mixture:
+    return Mixture(found.q, normalise(links.total(found.sums) + k0 * problem.prototypes))
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:

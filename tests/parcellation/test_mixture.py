@@ -108,6 +108,8 @@ def test_prototypes_are_the_mean_direction_pulled_towards_the_group():
     sums = np.zeros((4, 6))
     np.add.at(sums, problem.candidates[problem.candidates >= 0], (found.q[..., None] * problem.z[:, None])[problem.candidates >= 0])
     assert_allclose(found.prototypes, normalised(sums + K0 * problem.prototypes), atol=1e-4)
+    held = jax.jit(lambda problem: mixture(problem, np.float32(10), np.float32(0.4), k0=1e7))(problem)
+    assert_allclose(held.prototypes, problem.prototypes, atol=1e-4)
 
 
 def test_turning_all_embeddings_together_changes_nothing():

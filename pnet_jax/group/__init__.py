@@ -1,0 +1,1 @@
+"""What a cohort teaches about one more participant, as priors."""
