@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pnet_jax.edges import measure
-from pnet_jax.encoder.adapter import Adapter
-from pnet_jax.encoder.model import Encoder, embed
+from pnet_jax.encoder.adapter import Adapter, adapt
+from pnet_jax.encoder.linear import own_metric, whiten
+from pnet_jax.encoder.model import Encoder, components
 from pnet_jax.encoder.tokens import Observed
 from pnet_jax.parcellation import calibrate, decide, score
 from pnet_jax.parcellation.choose import BETAS, KAPPAS, Choice, choose
@@ -171,12 +172,9 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)
     atlas = jnp.where(subject.valid & (candidates >= 0).any(1), prior.labels, -1)
     counts = (candidates >= 0).any(1)
-    problems = [
-        _problem(shared, subject, part, candidates, atlas, k)
-        for part in zip(
-            (*subject.halves, subject.y), (*subject.halves_kept, subject.kept), (*subject.halves_frames, subject.frames), strict=True
-        )
-    ]
+    x = [_components(shared, subject, part, atlas) for part in zip(subject.halves, subject.halves_kept, subject.halves_frames, strict=True)]
+    x.append(_components(shared, subject, (subject.y, subject.kept, subject.frames), atlas))
+    problems = [_problem(shared, subject, one, candidates, atlas, k) for one in x]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
     choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
@@ -215,14 +213,17 @@ def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]
     return (candidates >= 0) & present[jnp.maximum(candidates, 0)]
 
 
-def _problem(
-    shared: Shared, subject: Subject, part: tuple[Array, Array, Array], candidates: Array, atlas: Array, n_parcels: int
-) -> Problem:
-    """The mixture's input from some of the scan's frames."""
+def _components(shared: Shared, subject: Subject, part: tuple[Array, Array, Array], atlas: Array) -> Array:
+    """Components of some of the scan's frames, on axes that all of its parts share, `[W, D]`."""
     counted = atlas >= 0
     region = jnp.where(counted, shared.region, -1)
-    seen = Observed(*part, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr)
-    z = embed(shared.encoder, seen, subject.adapter)
+    x = components(shared.encoder, Observed(*part, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr))
+    return x if subject.adapter is None else adapt(subject.adapter, x)
+
+
+def _problem(shared: Shared, subject: Subject, x: Array, candidates: Array, atlas: Array, n_parcels: int) -> Problem:
+    """The mixture's input from the components of a part of the scan, in their own metric."""
+    z = whiten(x, own_metric(x))
     prototypes = group_prototypes(z, atlas, n_parcels)
     if subject.adapter is not None:
         prototypes = normalise(prototypes + subject.adapter.offsets)
