@@ -113,7 +113,7 @@ def _arguments():
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
     arguments.add_argument("--seeds", type=int, default=5, help="cohorts, seeds 0, 1, …")
     arguments.add_argument("--subjects", type=int, default=2, help="subjects of each cohort")
-    arguments.add_argument("--tier", default="medium", choices=("easy", "medium", "hard"))
+    arguments.add_argument("--tier", default="medium", choices=("easy", "medium", "hard", "real"))
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
