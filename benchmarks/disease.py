@@ -204,7 +204,7 @@ def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
 
 def _arguments():
     arguments = parser(__doc__, data=False)
-    arguments.add_argument("--tiers", nargs="+", default=["medium"], choices=("easy", "medium", "hard"))
+    arguments.add_argument("--tiers", nargs="+", default=["medium"], choices=("easy", "medium", "hard", "real"))
     arguments.add_argument("--severities", nargs="+", type=float, default=[1.0], help="of the disease, 0…1; the simulator's own is 1")
     arguments.add_argument("--seeds", type=int, default=5, help="cohorts, seeds 0, 1, …")
     arguments.add_argument("--people", type=int, default=50, help="half of them patients")

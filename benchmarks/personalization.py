@@ -276,7 +276,7 @@ def cost(args) -> dict[str, float]:
 def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("what", choices=("simulated", "cost"))
-    arguments.add_argument("--tiers", nargs="+", default=["medium", "hard"], choices=("easy", "medium", "hard"))
+    arguments.add_argument("--tiers", nargs="+", default=["medium", "hard"], choices=("easy", "medium", "hard", "real"))
     arguments.add_argument("--people", type=int, default=5, help="that are scored")
     arguments.add_argument("--others", type=int, default=8, help="that dynamics and layers are learned from")
     arguments.add_argument("--parcels", type=int, default=100)

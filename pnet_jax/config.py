@@ -62,7 +62,7 @@ class SimulateConfig:
     Attributes:
       subjects: how many.
       sessions: sessions of each subject.
-      tier: `"easy"`, `"medium"` or `"hard"`.
+      tier: `"easy"`, `"medium"`, `"hard"` or `"real"`; the last is as hard as a real scan.
       resolution: voxel size in mm: 4, 3 or 2.
       parcels: true parcels, even.
       minutes: length of a session.

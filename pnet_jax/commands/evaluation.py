@@ -70,7 +70,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     )
     add("--subjects", type=int, default=3, help="simulated people")
     add("--minutes", type=float, default=10.0, help="length of a simulated session")
-    add("--tier", type=str, default="medium", help="easy, medium or hard")
+    add("--tier", type=str, default="medium", help="easy, medium, hard or real")
     add("--full", action="store_true", help="unseen resolution of 2 mm and not 3 mm")
     add("--seed", type=int, default=HELD_OUT_SEED, help="of the first simulated person; the next has the next")
     add("--dataset", type=str, default="", metavar="NAME", help="name of INPUT's data set, if pnet prepare was given one (--dataset)")

@@ -21,12 +21,13 @@ from pnet_jax.simulate import coupling as couplings
 from pnet_jax.simulate import disease as diseases
 from pnet_jax.simulate.dynamics import BAND_HZ, HRF_DELAY_SD_SECONDS, LinearModel, linear_model, sample, true_fc
 from pnet_jax.simulate.observe import SITES, TIERS, Site, observe, site_gain
+from pnet_jax.simulate.realism import Parts, Traits, draw_traits
 from pnet_jax.simulate.space import RESOLUTIONS, centroids, grey_matter_space, group_parcels, subject_parcels
 from pnet_jax.space import Space
 
 MIN_PARCELS = 16  # below this there is no room for modules and two circuits
 MIN_FRAMES = 30
-_GROUP, _SITE, _SUBJECT, _SESSION = range(4)  # random streams
+_GROUP, _SITE, _SUBJECT, _SESSION, _TRAITS = range(5)  # random streams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,6 +143,7 @@ def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Ki
     healthy = diseases.with_age(couplings.normalise(weights), group.plan, age)
     coupling, model, truth = _with_disease(healthy, group.plan, delay, config.severity if patient else 0.0, disease)
     label = f"{index + 1:03d}"
+    traits = _traits(config, group.space, labels, index)
     return SimulatedSubject(
         index=index,
         subject=label,
@@ -155,7 +157,7 @@ def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Ki
         hrf_delay=delay,
         true_fc=true_fc(model),
         disease=truth,
-        sessions=tuple(_session(config, group.space, labels, model, index, site_index, n) for n in range(config.sessions)),
+        sessions=tuple(_session(config, group.space, labels, model, traits, index, site_index, n) for n in range(config.sessions)),
         space=group.space,
     )
 
@@ -282,16 +284,36 @@ def _with_disease(
     return coupling, model, diseases.disease_truth(plan, severity, kind, healthy_fc=healthy_fc, fc=true_fc(model))
 
 
+def _traits(config: SimulateConfig, space: Space, labels: Int[np.ndarray, " V"], index: int) -> Traits | None:
+    """A subject's maps, from a stream of their own; None in a tier without realism."""
+    realism = TIERS[config.tier].realism
+    if realism is None:
+        return None
+    with threadpool_limits(1, "blas"):  # the same bits on any number of cores
+        return draw_traits(labels, space, config.parcels, realism, _stream(config.seed, _TRAITS, index))
+
+
 def _session(
-    config: SimulateConfig, space: Space, labels: Int[np.ndarray, " V"], model: LinearModel, index: int, site_index: int, number: int
+    config: SimulateConfig,
+    space: Space,
+    labels: Int[np.ndarray, " V"],
+    model: LinearModel,
+    traits: Traits | None,
+    index: int,
+    site_index: int,
+    number: int,
 ) -> SimulatedSession:
     site = SITES[site_index]
     tr = float(config.tr or site.tr)
     rng = _stream(config.seed, _SESSION, index, number)
-    latent = sample(model, rng, tr=tr, frames=_frames(config, site))
+    frames, tier = _frames(config, site), TIERS[config.tier]
+    latent, parts = sample(model, rng, tr=tr, frames=frames), None
+    if tier.realism is not None and traits is not None:  # further realisations of the same dynamics, independent of the first latents
+        second, third = (sample(model, rng, tr=tr, frames=frames)[traits.order] for _ in range(2))
+        parts = Parts(tier.realism, traits, second, third[: traits.gradients.shape[1]])
     gain = site_gain(space, _stream(config.seed, _SITE, site_index))
     with threadpool_limits(1, "blas"):  # thousands of small products: several threads wait for each other on a busy machine
-        recording = observe(latent, labels, space, rng, tr=tr, tier=TIERS[config.tier], site=site, gain=gain)
+        recording = observe(latent, labels, space, rng, tr=tr, tier=tier, site=site, gain=gain, parts=parts)
     return SimulatedSession(recording.y, tr, recording.displacement, recording.confounds, space, f"{index + 1:03d}", str(number + 1))
 
 

@@ -253,7 +253,7 @@ def test_sites_differ(subject):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(tier="extreme"), r"tier: expected one of \['easy', 'hard', 'medium'\], got 'extreme'"),
+        (dict(tier="extreme"), r"tier: expected one of \['easy', 'hard', 'medium', 'real'\], got 'extreme'"),
         (dict(parcels=21), "parcels: expected an even number.*got 21"),
         (dict(resolution=1), "resolution: expected 4, 3 or 2 mm, got 1"),
         (dict(sites=5), "sites: expected 1…4, got 5"),
