@@ -131,16 +131,10 @@ def amplitude(bold, mask):
 
 def summary(found) -> dict[str, float]:
     """Share that was personalised with its Wilson interval, and the shares by either statistic alone."""
-    chosen, score, dcbc = np.array(found, float).T
+    chosen, score, dcbc, _, gain = np.array(found, float).T
     low, high = wilson(chosen.sum(), len(chosen))
-    return {
-        "n": len(chosen),
-        "personalised": chosen.mean(),
-        "from": low,
-        "to": high,
-        "score alone": score.mean(),
-        "dcbc alone": dcbc.mean(),
-    }
+    shares = {"n": len(chosen), "personalised": chosen.mean(), "from": low, "to": high, "score alone": score.mean()}
+    return shares | {"dcbc alone": dcbc.mean(), "largest DCBC gain": gain.max()}
 
 
 def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
