@@ -29,6 +29,7 @@ FINAL_STEPS = 6
 CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
+LEAST_DCBC_GAIN = 0.01  # smooth noise without parcels gains up to 0.008 in DCBC; real scans gain 0.03 and more
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
 
 
@@ -181,6 +182,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
+    enough &= quality.dcbc_gain[1] >= LEAST_DCBC_GAIN
     enough &= (subject.n_blocks >= MIN_BLOCKS) & (subject.degrees.min() >= LEAST_DEGREES)
     personalised = jnp.array(True) if settings.force else enough
     whole = problems[2]
