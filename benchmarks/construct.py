@@ -109,8 +109,8 @@ def time_srnmf(bold, mask, prior_file, args) -> dict[str, object]:
     if args.fmripnet_python is None:
         return {"measured": False, "reason": "no --fmripnet-python"}
     scan = pnet_jax.load_scan(bold, mask=mask)
-    local = on_space(pnet_jax.load_prior(prior_file, space="MNI152NLin6Asym"), scan.space, scan.valid)
-    here = local.labels >= 0
+    local = on_space(pnet_jax.load_prior(prior_file, space="MNI152NLin6Asym"), scan.space)
+    here = (local.labels >= 0) & scan.valid
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scan.npz"
         np.savez(file, y=scan.y[here], ijk=scan.space.grid.ijk[here], shape=scan.space.grid.shape, labels=local.labels[here])
@@ -126,7 +126,7 @@ def _prepare(files, folder):
     bold, mask, prior = files
     image = nib.load(mask)
     space = grid_space(np.asarray(image.dataobj) > 0, image.affine)
-    near = on_space(pnet_jax.load_prior(prior, space="MNI152NLin6Asym"), space, np.ones(len(space), bool)).labels >= 0
+    near = on_space(pnet_jax.load_prior(prior, space="MNI152NLin6Asym"), space).labels >= 0
     inside = np.zeros(image.shape, np.uint8)
     inside[tuple(space.grid.ijk[near].T)] = 1
     out = folder / "mask.nii.gz"
@@ -140,7 +140,7 @@ def _repeat(once, repeats):
     for _ in range(repeats):
         start = time.perf_counter()
         network = once()
-        rows.append((time.perf_counter() - start, network.qc["seconds"]))
+        rows.append((time.perf_counter() - start, network.qc.seconds))
     return rows
 
 
@@ -148,15 +148,15 @@ def _report(cold, warm, network) -> dict[str, object]:
     seconds = [row[0] for row in warm]
     stages = {name: statistics.median(row[1][name] for row in warm) for name in warm[0][1]}
     return {
-        "voxels": network.qc["n_locations"],
-        "frames": network.qc["n_frames"],
+        "voxels": network.qc.n_locations,
+        "frames": network.qc.n_frames,
         "parcels": network.signals.shape[0],
         "cold": cold,
         "seconds": seconds,
         "median": statistics.median(seconds),
         "stages": stages,
-        "decision": network.qc["selection"]["decision"],
-        "moved": network.qc["moved"],
+        "decision": network.qc.selection.decision,
+        "moved": network.qc.moved,
     }
 
 

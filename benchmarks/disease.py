@@ -31,10 +31,10 @@ from scipy.stats import false_discovery_control, rankdata, ttest_ind
 import pnet_jax
 from pnet_jax import edges
 from pnet_jax.config import ConstructConfig, SimulateConfig
-from pnet_jax.construction import parcel_signals
 from pnet_jax.ops.permutation import permutation_test
 from pnet_jax.parcellation.prior import Prior, make_prior
-from pnet_jax.scan import n_eff, split
+from pnet_jax.parcellation.signals import parcel_signals
+from pnet_jax.scan import halves_of
 from pnet_jax.simulate import cleaned_scan, simulate_subject
 from pnet_jax.simulate.cohort import group_truth
 
@@ -170,11 +170,11 @@ def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, n
 
 def _halves(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
     """Edges of both halves of a scan, of the group's parcels: what layers are learned from."""
-    signals = parcel_signals(scan.y, person.group_labels, prior.n_parcels)
-    halves = split(scan)
+    halves = halves_of(scan)
+    signals = [np.asarray(parcel_signals(half.y, person.group_labels, prior.n_parcels)) for half in halves]
     return {
-        "halves": np.stack([edges.compute("pearson", signals[:, columns]) for columns in halves]),
-        "n_eff": np.array([n_eff(scan, len(columns)) for columns in halves]),
+        "halves": np.stack([edges.compute("pearson", one) for one in signals]),
+        "n_eff": np.array([half.degrees for half in halves]),
     }
 
 
@@ -195,8 +195,8 @@ def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
         "planted": person.disease.planted,
         "change": person.disease.fc_change.astype(np.float32),
         "patient": np.array(person.patient),
-        "n_eff": np.array(network.qc["n_eff"]),
-        "prior": np.array(network.qc["selection"]["decision"] == "prior"),
+        "n_eff": np.array(network.qc.n_eff),
+        "prior": np.array(network.qc.selection.decision == "atlas"),
         "group_ari": np.array(adjusted_rand_score(person.labels, person.group_labels)),
         "own_ari": np.array(adjusted_rand_score(person.labels, network.labels)),
     }

@@ -216,8 +216,8 @@ def parcels(args) -> Task:
 
     import pnet_jax
     from pnet_jax.config import ConstructConfig, SimulateConfig
-    from pnet_jax.construction import parcel_signals
     from pnet_jax.parcellation.prior import make_prior
+    from pnet_jax.parcellation.signals import parcel_signals
     from pnet_jax.simulate import cleaned_scan, simulate_subject
 
     settings = SimulateConfig(resolution=4, parcels=args.parcels, minutes=args.frames * 1.5 / 60, tr=1.5, sessions=1)
@@ -238,7 +238,7 @@ def parcels(args) -> Task:
 
         made = Parcellations(method, n_parcels=args.parcels, mask=mask_image, standardize=False).fit(image)
         labels = np.asarray(made.labels_img_.dataobj)[inside]
-        np.corrcoef(parcel_signals(y, (labels - 1).astype(np.int32), args.parcels))
+        np.corrcoef(np.asarray(parcel_signals(y, (labels - 1).astype(np.int32), args.parcels)))
         return labels
 
     def sklearn():

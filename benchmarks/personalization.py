@@ -28,7 +28,8 @@ from sklearn.metrics import adjusted_rand_score
 import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig, SimulateConfig
-from pnet_jax.construction import parcel_signals, tunable
+from pnet_jax.construction import Builder, resolve
+from pnet_jax.construction.informed import tunable
 from pnet_jax.dynamics import correlation, frequency_bins, from_jacobian, negative_log_likelihood, spectra, standardise
 from pnet_jax.edges import compute, layers
 from pnet_jax.evaluate.parcellation import Judge
@@ -37,6 +38,7 @@ from pnet_jax.finetune.person import dynamics_of, dynamics_prior
 from pnet_jax.network import Network
 from pnet_jax.ops.portrait import portrait_divergence
 from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.people import fit_people
 from pnet_jax.personalization import member, memory_of
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
@@ -123,7 +125,7 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
             maps[name].append({"ARI": adjusted_rand_score(person.labels, own), "DCBC": judge(own)["dcbc"]})
         for name, both in labels.items():
             both.append([network[name].labels for network in networks])
-        report = first["with"].qc["dynamics"]
+        report = first["with"].qc.dynamics
         row = {"parcels kept": float(report["parcels"]["kept"]), "better at the end": float(report["fit"]["ok"])}
         row["gain at the end"] = report["fit"]["prior_held_out"] - report["fit"]["held_out"]
         dynamics.append(row | next_session(*scans, first["with"], people, prior))
@@ -154,7 +156,7 @@ def next_session(first, second, network, people, prior) -> dict[str, float]:
     Session 2 is brought to power 1 for both; its units say nothing.
     """
     config = PersonalizeConfig()
-    there = parcel_signals(second.y, network.labels, prior.n_parcels)
+    there = np.asarray(parcel_signals(second.y, network.labels, prior.n_parcels))
     here = np.where(np.isfinite(there).all(1)[:, None], network.signals, np.nan)
     present = np.flatnonzero(np.isfinite(here).all(1))
     expected = dynamics_prior(people.hierarchy, prior, config)
@@ -199,16 +201,18 @@ def _cohort(args, tier: str, seed: int):
     """Model, what is learned from the first people, and the others; all of one group."""
     sizes = {"subjects": args.others + args.people, "sessions": 2}
     config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
-    members, rest, prior = [], [], None
+    model = pnet_jax.load_model(args.checkpoint)
+    members, rest, prior, builder = [], [], None, None
     for number, person in enumerate(simulate_cohort(config)):
         space = person.space
         if prior is None:
             prior = make_prior(space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+            builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
         if number < args.others:
-            members.append(member(_scan(args, person.sessions[0]), prior))
+            members.append(member(_scan(args, person.sessions[0]), builder))
         else:
             rest.append(person)
-    return pnet_jax.load_model(args.checkpoint), fit_people(members, prior.digest), rest, prior
+    return model, fit_people(members, prior.digest), rest, prior
 
 
 def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
@@ -219,7 +223,7 @@ def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
     symmetric = (coupling[np.ix_(present, present)] + coupling[np.ix_(present, present)].T) / 2
     model[np.ix_(present, present)] = correlation(from_jacobian(symmetric))
     made = {name: networks["with"].edges[name] for name in ("shrunk", "guided")}
-    raw_view = layers(networks["with"].edges["pearson"], networks["with"].qc["n_eff"], people.shrinkage, people.guide)
+    raw_view = layers(networks["with"].edges["pearson"], networks["with"].qc.n_eff, people.shrinkage, people.guide)
     made["guided, raw view"] = raw_view["guided"].edges
     raw = {"raw": networks["without"].edges["pearson"], "raw, with dynamics": networks["with"].edges["pearson"]}
     return {"fixed parcels": fixed, **raw, **made, "dynamics": model}
@@ -245,7 +249,8 @@ def cost(args) -> dict[str, float]:
     model, people, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     before = time.perf_counter()
-    _, subject = tunable(scan, model, prior, config)
+    builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
+    _, subject = tunable(builder.ready(scan), builder, config)
     made = time.perf_counter() - before
     own = dynamics_prior(people.hierarchy, prior, config)
     mesh = parallel.make_mesh()
