@@ -141,7 +141,9 @@ def tried(monkeypatch) -> list[str]:
     from pnet_jax import cohort as module
 
     labels, whole = [], module._Loop.load
-    monkeypatch.setattr(module._Loop, "load", lambda loop, number, source, *_: labels.append(source.label) or whole(loop, number, source, *_))
+    monkeypatch.setattr(
+        module._Loop, "load", lambda loop, number, source, *_: labels.append(source.label) or whole(loop, number, source, *_)
+    )
     return labels
 
 

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
-
-from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction.assemble import assemble
 from pnet_jax.construction.resolve import resolve
@@ -62,7 +59,7 @@ def construct(
         dynamics without a group or of another atlas's parcels.
     """
     plan = resolve(config or ConstructConfig(), prior=prior, parcels=parcels, model=model, edges=edges, people=people)
-    builder = Builder(plan, parallel.make_mesh(devices=jax.local_devices()[:1]))  # on more, each would do the same work
+    builder = Builder(plan)
     return build([builder.ready(scan)], builder, personal=[personal])[0]
 
 

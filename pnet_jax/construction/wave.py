@@ -149,6 +149,7 @@ class Builder:
 
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
         self.plan, self.mesh = plan, parallel.make_mesh() if mesh is None else mesh
+        self.alone = parallel.make_mesh(devices=self.mesh.local_devices[:1])
         self._placed: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}
 
     def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
@@ -171,8 +172,12 @@ class Builder:
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
     def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
-        """Results of scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step."""
-        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, self.mesh, size)
+        """Results of scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
+
+        A scan alone takes one device: on more, each would do the same work.
+        """
+        mesh = self.mesh if max(len(wave), size) > 1 else self.alone
+        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
 
 
 class Ready(NamedTuple):
