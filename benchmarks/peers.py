@@ -238,7 +238,7 @@ def parcels(args) -> Task:
 
         made = Parcellations(method, n_parcels=args.parcels, mask=mask_image, standardize=False).fit(image)
         labels = np.asarray(made.labels_img_.dataobj)[inside]
-        np.corrcoef(parcel_signals(y, (labels - 1).astype(np.int32), args.parcels))
+        np.corrcoef(np.asarray(parcel_signals(y, (labels - 1).astype(np.int32), args.parcels)))
         return labels
 
     def sklearn():

@@ -18,7 +18,8 @@ import numpy as np
 
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
-from pnet_jax.construction import Builder, Ready, build, resolve
+from pnet_jax.construction import Builder, Ready, finish, resolve
+from pnet_jax.construction.step import Outputs
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
@@ -31,6 +32,7 @@ from pnet_jax.outputs import (
     check_status,
     check_writable,
     load_network,
+    order_status,
     page_name,
     read_status,
     remove_result,
@@ -41,8 +43,10 @@ from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
-REFUSED = (ValueError, OSError, MemoryError, np.linalg.LinAlgError)
+# A device that is out of memory raises JAX's own error: a wave that does not fit is tried scan by scan.
+REFUSED = (ValueError, OSError, MemoryError, np.linalg.LinAlgError, jax.errors.JaxRuntimeError)
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
+MOST_WAITING = 2  # waves' scans that wait for others of their shapes
 
 
 def construct_cohort(
@@ -97,7 +101,7 @@ def construct_cohort(
     loop = _Loop(folder, config, Builder(plan), notes, atlas.label)
     waiting: dict[Hashable, list[_Waiting]] = {}
 
-    def finish(made: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    def write(made: Sequence[tuple[int, dict[str, Any]]]) -> None:
         for number, row in made:
             rows[number] = row | {"job": job}
         append_status(folder / "status.tsv", [rows[number] for number, _ in made])
@@ -111,15 +115,17 @@ def construct_cohort(
             continue
         one = loop.load(number, source, load or {})
         if not isinstance(one, _Waiting):
-            finish([(number, one)])
+            write([(number, one)])
             continue
-        wave = waiting.setdefault(one.ready.shape, [])
-        wave.append(one)
-        if len(wave) == loop.wave:
-            finish(loop.take(waiting.pop(one.ready.shape)))
-    for wave in waiting.values():
-        finish(loop.take(wave))
+        waiting.setdefault(one.ready.shape, []).append(one)
+        fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+        # Scans in native space have a shape each: without a limit all of them would wait, and be held, until the end.
+        if len(waiting[fullest]) == loop.wave or sum(map(len, waiting.values())) > MOST_WAITING * loop.wave:
+            write(loop.take(waiting.pop(fullest)))
+    while waiting:
+        write(loop.take(waiting.pop(next(iter(waiting)))))
     ordered = [rows[number] for number in range(len(sources))]
+    order_status(folder / "status.tsv", ordered)
     if "tangent" in plan.edges and any(row not in done.values() for row in ordered):
         _write_tangent(folder, ordered)
     if config.report:
@@ -149,6 +155,7 @@ class _Loop:
     def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str], atlas: str):
         self.folder, self.config, self.builder, self.notes, self.atlas = folder, config, builder, list(notes), atlas
         self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
+        self._compiled: set[Hashable] = set()  # shapes of which a whole wave went through
 
     def load(self, number: int, source: ScanSource, options: dict[str, Any]) -> _Waiting | dict[str, Any]:
         """A scan on its way to a wave, or the row that says why it failed."""
@@ -171,14 +178,30 @@ class _Loop:
         return _Waiting(number, source, row, ready, personal, notes, begun, time.perf_counter() - begun)
 
     def take(self, wave: Sequence[_Waiting]) -> list[tuple[int, dict[str, Any]]]:
-        """Rows of a wave; where it fails as a whole, each of its scans is tried on its own."""
+        """Rows of a wave; where it fails as a whole, each of its scans is tried on its own.
+
+        The last scans of a shape fill up a wave that was compiled before, rather than have one compiled for their number.
+        """
+        shape, start = wave[0].ready.shape, time.perf_counter()
         try:
-            networks = build([one.ready for one in wave], self.builder, personal=[one.personal for one in wave])
+            found = self.builder.run([one.ready for one in wave], self.wave if shape in self._compiled else 1)
         except REFUSED as error:
+            self._compiled.discard(shape)
             if len(wave) == 1:
                 return [(wave[0].number, self.failed(wave[0].row, wave[0].source, error, wave[0].begun))]
             return [row for one in wave for row in self.take([one])]
-        return [(one.number, self.write(one, network)) for one, network in zip(wave, networks, strict=True)]
+        if len(wave) == self.wave:
+            self._compiled.add(shape)
+        each = (time.perf_counter() - start) / len(wave)
+        return [(one.number, self.made(one, outputs, each)) for one, outputs in zip(wave, found, strict=True)]
+
+    def made(self, one: _Waiting, outputs: Outputs, seconds: float) -> dict[str, Any]:
+        """The row of a scan that went through the step, its files written."""
+        try:
+            network = finish(one.ready, outputs, self.builder, one.personal, seconds)
+        except REFUSED as error:
+            return self.failed(one.row, one.source, error, one.begun)
+        return self.write(one, network)
 
     def write(self, one: _Waiting, network: Network) -> dict[str, Any]:
         """Files of a network, and its row."""

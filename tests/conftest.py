@@ -131,3 +131,13 @@ def toy_model(toy):
 
     config = PretrainConfig(name="toy", references=24, dimensions=10, reference_space="scans", parcels=())
     return dataclasses.replace(pretrain([toy.scan(100), toy.scan(101)], config), priors={12: toy.prior})
+
+
+@pytest.fixture(scope="session")
+def toy_builder(toy_model):
+    """Construction with the defaults, on one device."""
+    from pnet_jax import parallel
+    from pnet_jax.config import ConstructConfig
+    from pnet_jax.construction import Builder, resolve
+
+    return Builder(resolve(ConstructConfig(), model=toy_model), parallel.make_mesh(devices=jax.devices()[:1]))

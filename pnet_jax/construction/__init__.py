@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction.assemble import assemble
 from pnet_jax.construction.resolve import resolve
+from pnet_jax.construction.step import Outputs
 from pnet_jax.construction.wave import Builder, Ready
 from pnet_jax.encoder.model import Model
 from pnet_jax.network import Network
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pnet_jax.finetune.person import Personal
     from pnet_jax.people import People
 
-__all__ = ["Builder", "Ready", "build", "construct", "resolve"]
+__all__ = ["Builder", "Ready", "build", "construct", "finish", "resolve"]
 
 
 def construct(
@@ -73,14 +74,25 @@ def build(wave: Sequence[Ready], builder: Builder, *, personal: Sequence[Persona
     start = time.perf_counter()
     found = builder.run(wave)
     each = (time.perf_counter() - start) / len(wave)
-    networks = []
-    for at, (one, outputs) in enumerate(zip(wave, found, strict=True)):
-        begun = time.perf_counter()
-        network = assemble(one.scan, one.placed, builder.plan, one.subject, outputs)
-        if builder.plan.people is not None:
-            from pnet_jax.construction.informed import inform  # with optax, which only groups and dynamics need
+    known: Sequence[Personal | None] = [None] * len(wave) if personal is None else personal
+    return [finish(one, outputs, builder, own, each) for one, outputs, own in zip(wave, found, known, strict=True)]
 
-            network = inform(network, one, outputs, builder, None if personal is None else personal[at])
-        seconds = {"step": round(each, 3), "assemble": round(time.perf_counter() - begun, 3)}
-        networks.append(dataclasses.replace(network, qc=dataclasses.replace(network.qc, seconds=seconds)))
-    return networks
+
+def finish(one: Ready, outputs: Outputs, builder: Builder, personal: Personal | None = None, seconds: float = 0.0) -> Network:
+    """A scan's network from what the step found.
+
+    Args:
+      one: the scan.
+      outputs: of the step.
+      builder: of the plan.
+      personal: what fine-tuning found for it, or None.
+      seconds: that the step took, for the record.
+    """
+    begun = time.perf_counter()
+    network = assemble(one.scan, one.placed, builder.plan, one.subject, outputs)
+    if builder.plan.people is not None:
+        from pnet_jax.construction.informed import inform  # with optax, which only groups and dynamics need
+
+        network = inform(network, one, outputs, builder, personal)
+    stages = {"step": round(seconds, 3), "assemble": round(time.perf_counter() - begun, 3)}
+    return dataclasses.replace(network, qc=dataclasses.replace(network.qc, seconds=stages))

@@ -116,10 +116,18 @@ def stacked(subjects: Sequence[Subject]) -> Subject:
     return jax.tree.map(lambda *parts: np.stack(parts), *subjects)
 
 
-def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None) -> list[Outputs]:
-    """Results of scans of one shape, as numpy arrays; rows that the mesh needs beside them are the last scan's again."""
+def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> list[Outputs]:
+    """Results of scans of one shape, as numpy arrays.
+
+    Args:
+      shared: model and atlas on their Space.
+      subjects: the scans.
+      settings: grids, measures.
+      mesh: devices, along "subject"; all if not given.
+      size: rows of the wave at least; those beside the scans are the last scan's again.
+    """
     mesh = parallel.make_mesh() if mesh is None else mesh
-    size = parallel.padded(len(subjects), mesh.shape["subject"])
+    size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
     full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
     found = jax.device_get(compiled(settings, mesh)(shared, stacked(full)))
     return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(len(subjects))]
@@ -141,6 +149,7 @@ class Builder:
 
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
         self.plan, self.mesh = plan, parallel.make_mesh() if mesh is None else mesh
+        self.alone = parallel.make_mesh(devices=self.mesh.local_devices[:1])
         self._placed: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}
 
     def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
@@ -162,9 +171,13 @@ class Builder:
         placed, shared = self.placed(scan)
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
-    def run(self, wave: Sequence[Ready]) -> list[Outputs]:
-        """Results of scans that can share a wave (`Ready.shape`)."""
-        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, self.mesh)
+    def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
+        """Results of scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
+
+        A scan alone takes one device: on more, each would do the same work.
+        """
+        mesh = self.mesh if max(len(wave), size) > 1 else self.alone
+        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
 
 
 class Ready(NamedTuple):

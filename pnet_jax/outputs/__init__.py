@@ -5,7 +5,7 @@ from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import load_network
-from pnet_jax.outputs.status import append_status, check_status, read_status, write_status
+from pnet_jax.outputs.status import append_status, check_status, order_status, read_status, write_status
 
 __all__ = [
     "Atlas",
@@ -19,6 +19,7 @@ __all__ = [
     "load_network",
     "location_image",
     "network_atlas",
+    "order_status",
     "output_stem",
     "page_name",
     "parcel_centroids",

@@ -49,6 +49,21 @@ def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
     return write_status(path, merged.values())
 
 
+def order_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Puts the rows of these scans and atlases in this order, in the places that they have in the table; others stay where they are.
+
+    Raises:
+      OSError: names the file; the older table stays as it was.
+    """
+    before = read_status(path)
+    table = {_identity(row): row for row in before}
+    wanted = dict.fromkeys(_identity(row) for row in rows)
+    order = iter([name for name in wanted if name in table])
+    after = [table[next(order)] if name in wanted else table[name] for name in table]
+    if after != before:
+        write_status(path, after)
+
+
 def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
     return str(row.get("scan") or ""), str(row.get("atlas") or "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax import parallel
-from pnet_jax.config import ConstructConfig, PersonalizeConfig
-from pnet_jax.construction import begin as begin_scan
+from pnet_jax.config import PersonalizeConfig
+from pnet_jax.construction.informed import tunable
 from pnet_jax.dynamics import haemodynamics
 from pnet_jax.dynamics.effective import fit_effective
-from pnet_jax.dynamics.spectra import scale_of
+from pnet_jax.dynamics.spectra import TooShortError, scale_of, spectra, standardise
 from pnet_jax.encoder.adapter import adapt
-from pnet_jax.finetune import begin, fine_tune, make_subject, stacked
+from pnet_jax.finetune import begin, fine_tune, stacked
 from pnet_jax.finetune.objective import (
     both_halves,
     dynamics_loss,
@@ -29,7 +30,9 @@ from pnet_jax.finetune.objective import (
     split_loss,
 )
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior, effective_of, judge
+from pnet_jax.finetune.subject import bins_of, parts_of
 from pnet_jax.parcellation.mixture import soft_sums
+from pnet_jax.parcellation.spatial import locate
 from pnet_jax.people import fit_people
 from pnet_jax.personalization import member
 
@@ -43,14 +46,13 @@ def scans(toy):
 
 
 @pytest.fixture(scope="module")
-def starts(scans, toy_model):
-    return [begin_scan(scan, toy_model, toy_model.priors[K], ConstructConfig()) for scan in scans]
+def ready(scans, toy_builder):
+    return [toy_builder.ready(scan) for scan in scans]
 
 
 @pytest.fixture(scope="module")
-def people(scans, toy_model):
-    prior = toy_model.priors[K]
-    return fit_people([member(scan, prior) for scan in scans], prior.digest)
+def people(scans, toy_builder):
+    return fit_people([member(scan, toy_builder) for scan in scans], toy_builder.plan.atlas.digest)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,8 @@ def prior(people, toy_model):
 
 
 @pytest.fixture(scope="module")
-def subjects(scans, starts, toy_model):
-    return [
-        make_subject(scan, start.placed, toy_model, start.q, kappa=start.selection.kappa_scan, beta=start.selection.beta, config=CONFIG)
-        for scan, start in zip(scans, starts, strict=True)
-    ]
+def subjects(ready, toy_builder):
+    return [tunable(one, toy_builder, CONFIG)[1] for one in ready]
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +103,14 @@ def test_soft_sums_are_those_of_the_dense_table():
     assert_allclose(masses, dense.sum(0), atol=1e-5)
 
 
-def test_spectra_of_soft_parcels_are_those_of_their_mean_signals(subjects, scans, starts, prior):
-    subject, placed = subjects[0], starts[0].placed
-    hard = jax.nn.one_hot(jnp.asarray(subject.q.argmax(1)), subject.q.shape[1])
-    seen, _ = parcel_spectra(subject, hard, K)
-    signals = np.stack([
-        np.asarray(scans[0].y)[placed.here][np.asarray(subject.candidates)[: len(placed.here)][np.arange(len(placed.here)),
-        np.asarray(subject.q.argmax(1))[: len(placed.here)]] == k].mean(0) for k in range(K)
-    ])  # fmt: skip
-    from pnet_jax.dynamics.spectra import spectra, standardise
-    from pnet_jax.finetune.subject import bins_of
-
-    expected = standardise(spectra(jnp.asarray(signals), bins_of(scans[0], CONFIG)[0]))
+def test_spectra_of_soft_parcels_are_those_of_their_mean_signals(subjects, scans, ready):
+    subject, rows, best = subjects[0], locate(ready[0].placed, scans[0]), np.asarray(subjects[0].q.argmax(1))
+    seen, _ = parcel_spectra(subject, jax.nn.one_hot(best, subject.q.shape[1]), K)
+    labels = np.asarray(subject.candidates)[np.arange(len(best)), best][rows.valid]
+    y = scans[0].y[rows.at[rows.valid]]
+    signals = np.stack([y[labels == k].mean(0) for k in range(K)])
+    parts = parts_of(scans[0], CONFIG)
+    expected = standardise(spectra(jnp.asarray(signals), bins_of(scans[0], parts.fitted, parts.picking)[0]))
     assert_allclose(seen.dft, expected.dft, atol=2e-4)
     assert_allclose(scale_of(seen._replace(dft=seen.dft[:, :2])), 1, atol=1e-4)
 
@@ -181,14 +176,49 @@ def test_no_dynamics_leave_the_group_its_own(subjects, prior):
     assert_array_equal(found.curve[:, 1], 0)
 
 
-def test_parcels_are_kept_only_where_the_held_out_part_gains(wave, subjects, scans, starts, prior):
-    for at, (scan, start) in enumerate(zip(scans, starts, strict=True)):
-        tuned = jax.tree.map(lambda leaf, at=at: jnp.asarray(leaf[at]), wave)
-        found = judge(scan, start.placed, subjects[at], prior, tuned, CONFIG)
-        assert not found.kept or found.dcbc > found.without
-        assert found.kept or tuned.round == 0 or "95 % interval" in found.reason
-    nothing = tuned._replace(round=jnp.zeros((), jnp.int32))
-    assert not judge(scans[-1], starts[-1].placed, subjects[-1], prior, nothing, CONFIG).kept
+def one_of(wave, at: int):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), wave)
+
+
+def test_parcels_are_kept_only_where_the_judging_part_gains(wave, subjects, ready, prior, toy_model):
+    for at, one in enumerate(ready):
+        found = judge(one.scan, one.placed, toy_model, subjects[at], prior, one_of(wave, at), CONFIG)
+        assert not found.kept or found.score > found.without
+        assert wave.round[at] == 0 or "95 % interval" in found.reason
+        assert np.isfinite([found.score, found.without]).all() == (wave.round[at] > 0)
+    nothing, broken = (one_of(wave, 0)._replace(**changed) for changed in ({"round": jnp.int32(0)}, {"ok": jnp.array(False)}))
+    for tuned, said in ((nothing, "no round predicted"), (broken, "not finite")):
+        found = judge(ready[0].scan, ready[0].placed, toy_model, subjects[0], prior, tuned, CONFIG)
+        assert not found.kept and said in found.reason
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("frames", [60, 161, 900])
+def test_parts_have_gaps_between_them(toy, share, frames):
+    scan, config = toy.scan(0, frames=frames), dataclasses.replace(CONFIG, held_out=share)
+    parts = parts_of(scan, config)
+    assert (np.stack(parts).sum(0) <= 1).all()
+    ends = [(np.flatnonzero(part).min(), np.flatnonzero(part).max()) for part in parts]
+    gap = min(15, frames // 20)  # 30 s of frames of 2 s, or a twentieth
+    assert [later[0] - earlier[1] - 1 for earlier, later in itertools.pairwise(ends)] == [gap, gap]
+    assert ends[0][0] == 0 and ends[2][1] == frames - 1
+    assert parts.judging.sum() == pytest.approx(share * frames, abs=1)
+
+
+def test_the_judging_part_has_no_say_in_fit_and_round(wave, subjects, ready, prior, toy_builder, toy_model):
+    one = ready[0]
+    judging = parts_of(one.scan, CONFIG).judging
+    y = one.scan.y.copy()
+    y[:, judging] = np.random.default_rng(7).normal(size=(len(y), judging.sum()))
+    changed = toy_builder.ready(dataclasses.replace(one.scan, y=y))
+    other = tunable(changed, toy_builder, CONFIG)[1]
+    for name, new, old in zip(other._fields, other, subjects[0], strict=True):
+        jax.tree.map(lambda a, b, name=name: assert_array_equal(a, b, err_msg=name), new, old)
+    again = step_over(1)(prior, stacked([other, *subjects[1:]]))
+    assert_array_equal(again.round, wave.round)
+    tuned = one_of(wave, 0)._replace(round=jnp.int32(1))  # judged, whatever the best round was
+    verdicts = [judge(each.scan, each.placed, toy_model, subjects[0], prior, tuned, CONFIG) for each in (one, changed)]
+    assert verdicts[0].score != verdicts[1].score and verdicts[0].without > verdicts[1].without
 
 
 def test_absent_parcels_have_no_dynamics(scans, prior):
@@ -235,11 +265,10 @@ def test_a_directed_fit_that_fails_gives_the_symmetric_coupling(scans, prior, mo
         assert_array_equal(found.error, symmetric.error)
 
 
-def test_a_scan_too_short_for_the_band_is_named(toy, toy_model):
-    scan = toy.scan(0, frames=45, subject="07")
-    start = begin_scan(scan, toy_model, toy_model.priors[K], ConstructConfig())
-    with pytest.raises(ValueError, match=r"sub-07.*part of the recording.*too few frames"):
-        make_subject(scan, start.placed, toy_model, start.q, kappa=10, beta=0.4, config=CONFIG)
+def test_a_scan_too_short_for_the_band_is_named(toy, toy_builder):
+    ready = toy_builder.ready(toy.scan(0, frames=45, subject="07"))
+    with pytest.raises(TooShortError, match=r"sub-07.*part of the recording.*too few frames"):
+        tunable(ready, toy_builder, CONFIG)
 
 
 # isolation
