@@ -272,6 +272,8 @@ def apply_in_place(
         piece[~finite] = 0
         centre, spread = piece.mean(1, dtype=np.float64), piece.std(1, dtype=np.float64)
         varies = spread > np.maximum(CONSTANT * np.abs(centre), 1e-12)
+        # Each half about its own mean: that of the whole recording would carry a little of the other half into it.
+        apart = [piece[:, columns] - piece[:, columns].mean(1, dtype=np.float64, keepdims=True).astype(np.float32) for columns, _ in parts]
         piece -= centre[:, None].astype(np.float32)
         cleaned = piece @ operator.T
         varies &= cleaned.std(1, dtype=np.float64) > CONSTANT * spread
@@ -280,8 +282,8 @@ def apply_in_place(
             other = piece @ wide.T
             zscore_in_place(other)
             beside[rows] = np.where(varies[:, None], other, 0)
-        for half, (columns, one) in zip(halves, parts, strict=True):
-            np.matmul(piece[:, columns], one.T, out=half[rows])
+        for half, own, (_, one) in zip(halves, apart, parts, strict=True):
+            np.matmul(own, one.T, out=half[rows])
             zscore_in_place(half[rows])
             half[rows][~varies] = 0
         # Rows move towards the front, never past a row that is still to be read.
