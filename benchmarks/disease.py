@@ -185,7 +185,7 @@ def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
     network = pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig())
 
     def of(labels):
-        return edges.compute("pearson", parcel_signals(scan.y, labels, prior.n_parcels))
+        return edges.compute("pearson", np.asarray(parcel_signals(scan.y, labels, prior.n_parcels)))
 
     return {
         "fixed atlas": of(person.group_labels),

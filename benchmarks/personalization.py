@@ -201,8 +201,8 @@ def _cohort(args, tier: str, seed: int):
     """Model, what is learned from the first people, and the others; all of one group."""
     sizes = {"subjects": args.others + args.people, "sessions": 2}
     config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
+    members, rest, prior = [], [], None
     model = pnet_jax.load_model(args.checkpoint)
-    members, rest, prior, builder = [], [], None, None
     for number, person in enumerate(simulate_cohort(config)):
         space = person.space
         if prior is None:
@@ -216,7 +216,7 @@ def _cohort(args, tier: str, seed: int):
 
 
 def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
-    fixed = compute("pearson", parcel_signals(scan.y, networks["with"].prior_labels, prior.n_parcels))
+    fixed = compute("pearson", np.asarray(parcel_signals(scan.y, networks["with"].prior_labels, prior.n_parcels)))
     coupling = np.asarray(networks["with"].edges["coupling"], np.float64)
     present = np.isfinite(coupling).all(1)
     model = np.full(coupling.shape, np.nan)

@@ -29,15 +29,17 @@ from common import BOLD, MASK, ROOT, atlas, average, need, parser, table, write
 import pnet_jax
 from pnet_jax.config import CleaningConfig, SimulateConfig
 from pnet_jax.encoder.linear import LinearEncoder, embed
-from pnet_jax.encoder.tokens import bucketed, nearest_reference, observe, reference_signals
+from pnet_jax.encoder.tokens import nearest_reference, reference_signals
 from pnet_jax.ops.fingerprint import fingerprint
-from pnet_jax.parcellation.mixture import mixture
-from pnet_jax.parcellation.placed import Placed, place
+from pnet_jax.parcellation.harden import most_probable
+from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
 from pnet_jax.parcellation.prior import Prior, make_prior
+from pnet_jax.parcellation.spatial import locate, place
 from pnet_jax.scan import Scan
 from pnet_jax.simulate import cleaned_scan, simulate_subject
 from pnet_jax.simulate.observe import TIERS
 from pnet_jax.simulate.space import group_parcels
+from pnet_jax.space import take
 
 SETTINGS = ((20.0, 0.4), (5.0, 0.1), (10.0, 0.1), (20.0, 0.2), (40.0, 0.4))  # κ, β; the first is the one that amplitudes were tuned at
 HALVES = ((0, 125), (135, 260))  # first frame, and the one after the last
@@ -73,12 +75,20 @@ HEAD = ("reliability", *(setting(*pair) for pair in SETTINGS))
 
 def measure(encoder: LinearEncoder, scans: Sequence[Scan], prior: Prior) -> dict[str, float]:
     """Both numbers of two scans on one Space."""
-    placed = place(scans[0], prior)
-    figures = {"reliability": reliability(encoder, scans, placed.here)}
-    observed = [bucketed(observe(scan, encoder.references, here=placed.here)) for scan in scans]
-    problems = [placed.problem(embed(encoder, seen.y, seen.region, seen.kept, seen.counted)) for seen in observed]
+    placed = place(prior, scans[0].space)
+    tables, rows = placed.prior, [locate(placed, scan) for scan in scans]
+    valid = rows[0].valid & rows[1].valid
+    candidates = jnp.where(valid[:, None], tables.candidates, -1)
+    atlas = jnp.where(valid, tables.labels, -1)
+    figures = {"reliability": reliability(encoder, scans, rows[0].at[valid])}
+    region = np.where(valid, nearest_reference(np.asarray(tables.xyz), encoder.references), -1)
+    problems = []
+    for scan, row in zip(scans, rows, strict=True):
+        z = embed(encoder, row.take(scan.y), region, np.ones(scan.y.shape[1], bool), valid)
+        prototypes = group_prototypes(z, atlas, prior.n_parcels)
+        problems.append(Problem(z, candidates, tables.log_prior, tables.table, prototypes, tables.blocks))
     for kappa, beta in SETTINGS:
-        a, b = (_labels(_fit(problem, jnp.float32(kappa), jnp.float32(beta)).q, placed) for problem in problems)
+        a, b = (np.asarray(most_probable(_fit(one, jnp.float32(kappa), jnp.float32(beta)).q, candidates))[valid] for one in problems)
         figures[setting(kappa, beta)] = float(np.mean(a == b))
     return figures
 
@@ -108,7 +118,9 @@ def real_half(bold: Path, mask: Path, first: int, last: int, *, global_signal: b
 
 def geometric(scan: Scan, prior: Prior) -> Prior:
     """K-means parcels of the locations that a prior covers, made as the simulator makes its group parcels."""
-    space = place(scan, prior).space
+    placed = place(prior, scan.space)
+    rows = locate(placed, scan)
+    space = take(scan.space, np.sort(rows.at[rows.valid]))
     labels = group_parcels(space, PARCELS, np.random.default_rng(0)) + 1
     return make_prior(space.xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="k-means")
 
@@ -124,12 +136,6 @@ def simulated(encoder: LinearEncoder, tier: str, seed: int, args: argparse.Names
     row = measure(encoder, [cleaned_scan(session, fd_threshold=FD_THRESHOLD_MM) for session in subject.sessions], prior)
     print(f"{tier}, seed {seed}: " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
     return row
-
-
-def _labels(q: jax.Array, placed: Placed) -> np.ndarray:
-    candidates = placed.local.candidates
-    best = np.where(candidates >= 0, np.asarray(q)[: len(candidates)], -1).argmax(1)
-    return candidates[np.arange(len(candidates)), best]
 
 
 def _arguments() -> argparse.Namespace:

@@ -12,6 +12,7 @@ its own on top of the noise. Every cell is the share that was personalised, with
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import nibabel as nib
@@ -53,7 +54,7 @@ def main() -> None:
                 figures[f"{kind}, {minutes:g} min, {regressors} regressors"] = cell
                 rows.append((f"{kind} {minutes:g} min, {regressors} regressors", *cell.values(), time.perf_counter() - start))
                 print(rows[-1], flush=True)
-    table(("surrogates", "n", "personalised", "from", "to", "S alone", "DCBC alone", "seconds"), rows)
+    table(("surrogates", "n", "personalised", "from", "to", "S alone", "DCBC alone", "largest gain", "seconds"), rows)
     if args.power:
         figures["power"] = power(args.power)
     write(args, figures)
@@ -63,7 +64,8 @@ def one(template: Scan, spectrum, builder: Builder, kind: str, minutes: float, r
     """Decision on one surrogate: personalised, the score's gain alone, the DCBC's alone."""
     scan = surrogate(template, spectrum, builder, kind, minutes, regressors, seed, joint)
     found = builder.run([builder.ready(scan)])[0]
-    return bool(found.personalised), bool(found.quality.gain[0] > 0), bool(found.quality.dcbc_gain[0] > 0)
+    gain, dcbc = found.quality.gain, found.quality.dcbc_gain
+    return bool(found.personalised), bool(gain[0] > 0), bool(dcbc[0] > 0), float(dcbc[0]), float(dcbc[1])
 
 
 def surrogate(template: Scan, spectrum, builder: Builder, kind: str, minutes: float, regressors: int, seed: int, joint: bool) -> Scan:
@@ -85,11 +87,7 @@ def surrogate(template: Scan, spectrum, builder: Builder, kind: str, minutes: fl
     recording = Recording(np.ascontiguousarray(1000 + 10 * y, np.float32), template.space, template.tr, f"surrogate {seed}", [])
     confounds = motion if regressors else None
     scan = clean_recording(recording, kept=kept, confounds=confounds, cleaning=CLEANING, subject=f"s{seed}")
-    if joint:
-        import dataclasses
-
-        scan = dataclasses.replace(scan, halves=None)
-    return scan
+    return dataclasses.replace(scan, halves=None) if joint else scan
 
 
 def smooth_noise(template: Scan, spectrum, frames: int, fwhm: float, rng) -> np.ndarray:
@@ -133,16 +131,10 @@ def amplitude(bold, mask):
 
 def summary(found) -> dict[str, float]:
     """Share that was personalised with its Wilson interval, and the shares by either statistic alone."""
-    chosen, score, dcbc = np.array(found, float).T
+    chosen, score, dcbc, _, gain = np.array(found, float).T
     low, high = wilson(chosen.sum(), len(chosen))
-    return {
-        "n": len(chosen),
-        "personalised": chosen.mean(),
-        "from": low,
-        "to": high,
-        "score alone": score.mean(),
-        "dcbc alone": dcbc.mean(),
-    }
+    shares = {"n": len(chosen), "personalised": chosen.mean(), "from": low, "to": high, "score alone": score.mean()}
+    return shares | {"dcbc alone": dcbc.mean(), "largest DCBC gain": gain.max()}
 
 
 def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:

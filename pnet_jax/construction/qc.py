@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pnet_jax.construction.resolve import Plan
-from pnet_jax.construction.step import BLOCK_SECONDS, LEAST_DEGREES, MIN_BLOCKS, Outputs, Subject
+from pnet_jax.construction.step import BLOCK_SECONDS, LEAST_DCBC_GAIN, LEAST_DEGREES, MIN_BLOCKS, Outputs, Subject
 from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial, confidence_of
 from pnet_jax.parcellation.harden import count_components
 from pnet_jax.parcellation.prior import Prior
@@ -88,7 +88,7 @@ def _reason(subject: Subject, found: Outputs) -> str:
         f"across halves the personalised parcels gain {gain[1]:+.3f} nats per location (95 % interval {gain[0]:+.3f} to {gain[2]:+.3f}) "
         f"and {dcbc[1]:+.4f} in DCBC ({dcbc[0]:+.4f} to {dcbc[2]:+.4f}) over parcels that see no data"
     )
-    enough = gain[0] > 0 and dcbc[0] > 0 and degrees >= LEAST_DEGREES and subject.n_blocks >= MIN_BLOCKS
+    enough = gain[0] > 0 and dcbc[0] > 0 and dcbc[1] >= LEAST_DCBC_GAIN and degrees >= LEAST_DEGREES and subject.n_blocks >= MIN_BLOCKS
     if found.personalised:
         return said if enough else f"forced by the configuration, although not supported: {said}"
     if degrees < LEAST_DEGREES:
@@ -103,7 +103,9 @@ def _reason(subject: Subject, found: Outputs) -> str:
         )
     if not np.isfinite(dcbc[0]):
         return "the DCBC could not be measured across halves (too few neighbouring locations), so the atlas is kept"
-    return f"{said}, which does not exclude zero: a longer scan or a group model would help, so the atlas is kept"
+    if gain[0] > 0 and dcbc[0] > 0:
+        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise: a longer scan would help, so the atlas is kept"
+    return f"{said}, which does not exclude zero: a longer scan would help, so the atlas is kept"
 
 
 def _calibration(found: Outputs, moved: np.ndarray, inside: np.ndarray, n: int) -> Calibration:

@@ -29,6 +29,7 @@ FINAL_STEPS = 6
 CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
 BLOCK_SECONDS = 20.0
 MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
+LEAST_DCBC_GAIN = 0.01  # smooth noise without parcels gains up to 0.008 in DCBC; real scans gain 0.03 and more
 LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
 
 
@@ -181,12 +182,13 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
+    enough &= quality.dcbc_gain[1] >= LEAST_DCBC_GAIN
     enough &= (subject.n_blocks >= MIN_BLOCKS) & (subject.degrees.min() >= LEAST_DEGREES)
     personalised = jnp.array(True) if settings.force else enough
     whole = problems[2]
     begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
     q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
-    p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts)
+    p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts, quality.cosine)
     hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)
     labels = jnp.where(personalised, hardened.labels, atlas)
     spatial = jnp.where(candidates >= 0, jnp.exp(prior.log_prior), 0.0)
@@ -281,22 +283,27 @@ def _quality(
 
 
 def _calibrate(
-    prior: SpatialPrior, choice: Choice, own: tuple[Array, Array], q: Array, candidates: Array, counts: Array
+    prior: SpatialPrior, choice: Choice, own: tuple[Array, Array], q: Array, candidates: Array, counts: Array, cosine: Array
 ) -> tuple[Array, Array, Array]:
-    """Replication probabilities of the whole scan's parcels, the exponents, and the reliability across the halves."""
+    """Replication probabilities of the whole scan's parcels, their exponents, and the reliability across the halves.
+
+    The exponents are fitted between the halves. The whole scan is twice as long: what reliability c (mean cosine) of a half's embedding
+    becomes 2c / (1 + c) of the whole (Spearman–Brown), and differences of log probabilities grow as its signal-to-noise ratio does.
+    """
     degree = (jnp.append(counts, False)[prior.neighbours] & (prior.neighbours >= 0)).sum(1).astype(jnp.float32)
     each = [calibrate.features(half.q, prior.log_prior, prior.table, degree) for half in choice.halves]
     rows = jnp.linspace(0, len(counts) - 1, min(CALIBRATED_ON, len(counts))).astype(jnp.int32)
     exponents = calibrate.fit_exponents(jnp.stack([x[rows] for x in each]), jnp.stack([own[1][rows], own[0][rows]]), candidates[rows])
     weight = counts.astype(jnp.float32)
 
-    def apply(x: Array, q: Array) -> Array:
-        return calibrate.never_sharper(calibrate.calibrated(x, exponents, candidates), q, weight)
+    def apply(x: Array, q: Array, w: Array) -> Array:
+        return calibrate.never_sharper(calibrate.calibrated(x, w, candidates), q, weight)
 
-    p = apply(calibrate.features(q, prior.log_prior, prior.table, degree), q)
+    longer = exponents * jnp.sqrt(2 / (1 + jnp.maximum(cosine, 0.0)))
+    p = apply(calibrate.features(q, prior.log_prior, prior.table, degree), q, longer)
     pairs = zip(each, choice.halves, own[::-1], strict=True)
-    curves = [reliability_curve(apply(x, half.q), candidates, other, counts) for x, half, other in pairs]
-    return p, exponents, curves[0] + curves[1]
+    curves = [reliability_curve(apply(x, half.q, exponents), candidates, other, counts) for x, half, other in pairs]
+    return p, longer, curves[0] + curves[1]
 
 
 def reliability_curve(

@@ -47,7 +47,8 @@ def load_scan(
 ) -> Scan:
     """Reads and cleans one recording: detrending, band-pass, confounds and scrubbing as `nilearn.signal.clean` does them.
 
-    Volumes are read a few frames at a time; peak memory is about twice the float32 series within the mask.
+    Volumes are read a few frames at a time; peak memory is about three times the float32 series within the mask, of
+    which one is for the halves (`cleaning.halves`).
 
     Args:
       bold: 4-D NIfTI, dense or parcel CIFTI series, table of ROI series (a row a frame), or an image in memory.

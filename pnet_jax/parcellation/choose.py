@@ -14,7 +14,7 @@ from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
 KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
 MIDDLE = 1  # place in BETAS that κ is searched at
-STEPS = 3  # of a fit that begins where the one at the κ before ended
+STEPS = 2  # of a fit that begins where the one at the κ before ended
 FREE_STEPS = 30  # to convergence: votes alone make parcels compact, which is to be no gain of the data
 SCORED = 4  # while searching, every fourth location is scored
 
@@ -84,9 +84,8 @@ def choose(
         found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows, problems[0].blocks) for i in (0, 1)]
         return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
-    def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture] | None, steps: int = STEPS) -> tuple[Mixture, Mixture]:
-        begun = (None, None) if start is None else start
-        first, second = (mixture(p, kappa, beta, steps=steps, start=s) for p, s in zip(problems, begun, strict=True))
+    def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture]) -> tuple[Mixture, Mixture]:
+        first, second = (mixture(p, kappa, beta, steps=STEPS, start=s) for p, s in zip(problems, start, strict=True))
         return first, second
 
     middle = jnp.float32(betas[min(MIDDLE, len(betas) - 1)])
@@ -97,8 +96,8 @@ def choose(
         score, temperature = scored((found[0].q, found[1].q))
         return found, (score, temperature, jnp.stack([found[0].q, found[1].q]))
 
-    start = fit(grid[0], middle, None)
-    _, (scores, temperatures, qs) = jax.lax.scan(upwards, start, grid)
+    begun = begin(problems[0], log_prior(problems[0])), begin(problems[1], log_prior(problems[1]))
+    _, (scores, temperatures, qs) = jax.lax.scan(upwards, begun, grid)
     best = scores.argmax()
     kappa = _parabola(jnp.log(grid), scores, best) if len(kappas) > 2 else grid[best]
     near = _from(problems, qs[best])
@@ -123,6 +122,11 @@ def choose(
         kappa, beta, temperature, score, frees.max(), frees.argmax().astype(jnp.int32), edge, *trials, scores, temperatures,
         fit(kappa, beta, near),
     )  # fmt: skip
+
+
+def log_prior(problem: Problem) -> Float[Array, "V C"]:
+    """log π, 0 in padding."""
+    return jnp.where(problem.candidates >= 0, problem.log_prior, 0.0)
 
 
 def _from(problems: tuple[Problem, Problem], q: Float[Array, "2 V C"]) -> tuple[Mixture, Mixture]:

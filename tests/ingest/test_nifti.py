@@ -286,7 +286,8 @@ def test_memory_stays_near_the_masked_series(tmp_path):
     scan = load_scan(path, mask=mask, sample_mask=np.delete(np.arange(n_frames), [40, 41]), cleaning=FILTERED)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * inside.sum() * n_frames * 4
+    # The series, the halves cleaned on their own, and half as much again on the way.
+    assert peak < 3.5 * inside.sum() * n_frames * 4
     assert scan.y.flags.c_contiguous
 
 

@@ -228,4 +228,4 @@ def test_a_real_recording_keeps_its_correlations(tmp_path):
     assert np.abs(np.corrcoef(back.y[some]) - np.corrcoef(scan.y[some])).max() < 1e-3
     assert (back.tr, back.y.shape) == (scan.tr, scan.y.shape)
     assert_array_equal(back.mean, scan.mean)
-    assert os.path.getsize(tmp_path / store.records[0].file) < 4.1 * scan.y.size  # two bytes a value, and the halves
+    assert os.path.getsize(tmp_path / store.records[0].file) < 4.1 * scan.y.size  # float16, the whole and both halves

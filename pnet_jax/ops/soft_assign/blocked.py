@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops._signals import wide
 
-BLOCK = 256
+BLOCK = 128
 LIST_BUCKET, MEMBER_BUCKET = 16, 8
 
 
@@ -88,10 +88,10 @@ def sums(q: Float[Array, "V C"], rows: Float[Array, "V n"], blocks: Blocks) -> t
     count, size = blocks.lists.shape
     inverse = blocks.inverse.astype(jnp.int32)
     dense = jnp.take_along_axis(jnp.pad(q, ((0, 0), (0, 1))), inverse, axis=1).reshape(count, -1, size)  # [B, v, L]
-    both = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1).reshape(count, -1, rows.shape[1] + 1)
-    part = jnp.einsum("bvl,bvn->bln", dense, both.astype(wide(rows)), precision="highest").reshape(count * size, -1)
-    total = jnp.pad(part, ((0, 1), (0, 0)))[blocks.members].sum(1)  # [K, n + 1]
-    return total[:, :-1], total[:, -1]
+    each = rows.astype(wide(rows)).reshape(count, -1, rows.shape[1])
+    part = jnp.einsum("bvl,bvn->bln", dense, each, precision="highest").reshape(count * size, -1)
+    total = jnp.pad(part, ((0, 1), (0, 0)))[blocks.members].sum(1)  # [K, n]
+    return total, jnp.pad(dense.sum(1).ravel(), (0, 1))[blocks.members].sum(1)
 
 
 def soft_assign(
