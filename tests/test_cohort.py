@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -321,3 +323,105 @@ def test_the_result_of_a_scan_without_a_space_entity_is_found_to_be_removed(tmp_
         (func / f"sub-01_task-rest{name}_atlas-pnet_seg-toy_scale-12_dseg.tsv").touch()
     assert len(remove_result(tmp_path, "01", {"task": "rest"}, 12, "toy")) == 2
     assert [file.name for file in func.iterdir()] == ["sub-01_task-rest_run-2_space-MNI_atlas-pnet_seg-toy_scale-12_dseg.tsv"]
+
+
+# Waves
+
+
+@pytest.fixture(scope="module")
+def mixed(toy, inputs, tmp_path_factory):
+    """Five recordings of two lengths in turn: they wait for each other in two waves."""
+    folder, sources = tmp_path_factory.mktemp("mixed"), []
+    for number, frames in enumerate((100, 160, 160, 100, 100), start=1):
+        image = nib.Nifti1Image(toy.volume(number, frames), toy.affine)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header.set_zooms((8, 8, 8, 2))
+        file = folder / f"sub-{number:02d}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+        nib.save(image, file)
+        sources.append(ScanSource(file, inputs[0] / "mask.nii.gz", None, f"{number:02d}", ENTITIES))
+    return sources
+
+
+@pytest.fixture
+def waves(monkeypatch):
+    """Subjects of every wave that was run, and the least size it was asked to have."""
+    from pnet_jax.construction import Builder
+
+    seen, run = [], Builder.run
+
+    def watched(builder, wave, size=1):
+        seen.append(([one.scan.subject for one in wave], size))
+        return run(builder, wave, size)
+
+    monkeypatch.setattr(Builder, "run", watched)
+    return seen
+
+
+def test_rows_are_in_the_order_of_the_sources_whatever_wave_is_done_first(mixed, config, tmp_path, waves):
+    several = dataclasses.replace(config, edges=("pearson",), wave=2)
+    rows = construct_cohort(mixed, tmp_path, several)
+    assert waves == [(["02", "03"], 1), (["01", "04"], 1), (["05"], 2)]  # the last fills up a wave that is compiled
+    order = [source.label for source in mixed]
+    assert status_of(rows) == ["ok"] * 5
+    assert [row["scan"] for row in rows] == order == [row["scan"] for row in read_status(tmp_path / "status.tsv")]
+    assert {row["parcels"] for row in rows} <= {"personalised", "atlas"}
+    before = contents(tmp_path)
+    construct_cohort(mixed[::-1], tmp_path, several, resume=True)
+    after = contents(tmp_path)
+    assert [row["scan"] for row in read_status(tmp_path / "status.tsv")] == order[::-1]
+    assert {name for name in before if before[name] != after[name]} == {"status.tsv"}
+
+
+def test_a_scan_that_fails_in_a_wave_takes_no_other_with_it(mixed, config, tmp_path, monkeypatch, waves):
+    from pnet_jax import cohort as module
+
+    whole = module.finish
+
+    def refused(one, *rest):
+        if one.scan.subject == "02":
+            raise ValueError("this one is refused")
+        return whole(one, *rest)
+
+    monkeypatch.setattr(module, "finish", refused)
+    rows = construct_cohort(mixed[:3], tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2))
+    assert status_of(rows) == ["ok", "failed", "ok"]
+    assert "sub-02_task-rest" in rows[1]["error"] and rows[1]["error"].endswith("this one is refused")
+    assert waves == [(["02", "03"], 1), (["01"], 1)]  # nobody goes through the step again for it
+
+
+def test_a_wave_that_does_not_fit_the_device_is_tried_scan_by_scan(mixed, config, tmp_path, monkeypatch, waves):
+    from pnet_jax.construction import Builder
+
+    watched = Builder.run
+
+    def small(builder, wave, size=1):
+        if len(wave) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return watched(builder, wave, size)
+
+    monkeypatch.setattr(Builder, "run", small)
+    rows = construct_cohort(mixed[1:3], tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2))
+    assert status_of(rows) == ["ok", "ok"] and waves == [(["02"], 1), (["03"], 1)]
+
+
+def test_scans_of_many_shapes_do_not_all_wait(config, tmp_path, monkeypatch):
+    from pnet_jax import cohort as module
+
+    held, most = [], []
+
+    def load(loop, number, source, options):
+        held.append(number)
+        most.append(len(held))
+        return module._Waiting(number, source, {"scan": source.label}, SimpleNamespace(shape=number % 17), None, [], 0.0, 0.0)
+
+    def take(loop, wave):
+        for one in wave:
+            held.remove(one.number)
+        return [(one.number, one.row | {"status": "ok", "dseg": ""}) for one in wave]
+
+    monkeypatch.setattr(module._Loop, "load", load)
+    monkeypatch.setattr(module._Loop, "take", take)
+    sources = [ScanSource(tmp_path / f"{n}.nii.gz", None, None, f"{n:02d}", ENTITIES) for n in range(60)]
+    rows = construct_cohort(sources, tmp_path / "out", dataclasses.replace(config, edges=("pearson",), wave=4))
+    assert len(rows) == 60 and not held
+    assert max(most) <= module.MOST_WAITING * 4 + 1

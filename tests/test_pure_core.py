@@ -15,7 +15,7 @@ CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "e
 CORE += ("people", "finetune", "finetune.person", "encoder.adapter")
 CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "sharded", "signals", "spatial")))
 CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
-CORE += ("group.spatial",)
+CORE += ("group.spatial", "construction.step")
 
 MIXTURE = """
 import jax, numpy as np

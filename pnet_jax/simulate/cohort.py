@@ -188,6 +188,7 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     # Given the confounds, cleaning is linear in the signals: what it does to T unit impulses says what it does to all.
     def operator(low_pass: float | None, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n span"]:
         first, span = int(frames[0]), int(frames[-1] - frames[0]) + 1
+        padding = {"butterworth__padlen": span - 1} if span <= 34 else {}  # as for recordings: the filter's own does not fit a short half
         return clean(
             np.eye(span),
             confounds=session.confounds["global_signal"][first : first + span, None],
@@ -197,6 +198,7 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
             high_pass=BAND_HZ[0],
             low_pass=low_pass,
             t_r=session.tr,
+            **padding,
         ).astype(np.float32)
 
     def through(low_pass: float | None, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "V n"]:

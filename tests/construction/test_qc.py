@@ -1,0 +1,126 @@
+"""Figures, reasons and warnings of a network, from the arrays of the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction import resolve
+from pnet_jax.construction.assemble import assemble
+from pnet_jax.network import QC
+from pnet_jax.scan import halves_of
+
+
+@pytest.fixture(scope="module")
+def ready(toy, toy_builder):
+    scan = toy.scan(0)
+    return toy_builder.ready(dataclasses.replace(scan, halves=halves_of(scan)))
+
+
+@pytest.fixture(scope="module")
+def found(ready, toy_builder):
+    return toy_builder.run([ready])[0]
+
+
+@pytest.fixture
+def qc(ready, found, toy_builder):
+    """QC of the same scan, of which something is changed."""
+
+    def made(found=found, plan=toy_builder.plan, subject=None, **changed) -> QC:
+        scan = dataclasses.replace(ready.scan, **changed)
+        return assemble(scan, ready.placed, plan, ready.subject._replace(**(subject or {})), found).qc
+
+    return made
+
+
+def returned(found, *, personalised=False, **quality):
+    return found._replace(personalised=np.array(personalised), quality=found.quality._replace(**quality))
+
+
+def test_a_good_scan_has_nothing_to_be_warned_of(qc):
+    assert qc().warnings == ()
+    assert json.dumps(dataclasses.asdict(qc()))  # plain numbers and words alone
+
+
+def test_the_selection_is_that_of_the_step(qc, found):
+    selection = qc().selection
+    assert selection.decision == "personalised" and not selection.at_edge
+    assert selection.kappa == found.choice.kappa and selection.score == found.choice.score
+    assert [trial.score for trial in selection.trials] == found.choice.scores.tolist()
+    assert selection.reason.startswith("across halves the personalised parcels gain +") and "atlas" not in selection.reason
+    calibration = qc().calibration
+    assert sum(one.locations for one in calibration.curve) == found.reliability[2].sum()
+    assert all(0 <= one.replicated <= 1 and 0 < one.probability <= 1 for one in calibration.curve)
+    assert calibration.confident_moves + calibration.doubtful_moves == pytest.approx(qc().moved)
+    assert calibration.expected_error < 0.1
+
+
+NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("quality", "subject", "reason"),
+    [
+        (
+            {},
+            {"degrees": np.array([4.0, 30.0])},
+            "leave 4 degrees of freedom in a half of the scan, expected at least 10: a longer",
+        ),
+        ({}, {"n_blocks": np.int32(2)}, "has 2 stretches of 20 s, expected at least 3 to measure a gain: a longer scan would help"),
+        ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
+        ({"gain": NOTHING}, {}, "does not exclude zero: a longer scan or a group model would help, so the atlas is kept"),
+        ({"dcbc_gain": NOTHING}, {}, "does not exclude zero"),
+    ],
+)
+def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, quality, subject, reason):
+    kept = qc(returned(found, **quality), subject=subject)
+    assert kept.selection.decision == "atlas" and reason in kept.selection.reason
+    assert kept.calibration is None
+    assert kept.warnings == (f"the atlas's parcels are returned: {kept.selection.reason}",)
+
+
+def test_forced_parcels_say_that_the_scan_does_not_support_them(qc, found):
+    forced = qc(returned(found, personalised=True, gain=NOTHING)).selection
+    assert forced.reason.startswith("forced by the configuration, although not supported: across halves")
+    assert forced.decision == "personalised"
+
+
+def test_signals_that_were_cleaned_as_a_whole_are_warned_of(qc):
+    (said,) = qc(halves=None).warnings
+    assert "tie its halves together" in said and "can take noise for a gain" in said
+
+
+def test_one_signal_everywhere_is_said_first(qc, found):
+    rng = np.random.default_rng(0)
+    alike = (rng.normal(size=found.signals.shape[1]) + 0.1 * rng.normal(size=found.signals.shape)).astype(np.float32)
+    said = qc(found._replace(signals=alike), warnings=("something else",)).warnings
+    assert said[0].startswith("parcels correlate by 0.99 on average: one signal is nearly everywhere") and said[1] == "something else"
+
+
+def test_a_best_setting_at_the_edge_is_said(qc, found):
+    (said,) = qc(found._replace(choice=found.choice._replace(edge=np.array(True)))).warnings
+    assert said.startswith("the best κ (") and said.endswith("lies at the edge of the values that are tried")
+
+
+def test_motion_counts_in_the_frames_that_were_kept(qc):
+    moved = np.full(160, 0.1)
+    assert qc(displacement=moved).warnings == () and qc(displacement=moved).mean_displacement == pytest.approx(0.1)
+    (said,) = qc(displacement=moved + 0.3).warnings
+    assert "the head moved 0.40 mm a frame on average" in said and 'add "scrub" to cleaning.strategy' in said
+
+
+def test_ill_posed_measures_are_warned_of_by_the_degrees_that_cleaning_left(qc, toy_model):
+    plan = resolve(ConstructConfig(edges=("pearson", "partial")), model=toy_model)
+    assert qc(plan=plan).warnings == ()
+    (said,) = qc(plan=plan, degrees=30.0).warnings
+    assert "about 30 effective frames for 12 parcels, expected more than 60" in said
+
+
+def test_warnings_are_added_and_never_taken_away():
+    assert QC(warnings=("a",)).warn("b", "c").warnings == ("a", "b", "c")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QC().moved = 1.0

@@ -1,0 +1,64 @@
+"""Settings are checked before the first scan, and become what is compiled into the step."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction import resolve
+from pnet_jax.parcellation.choose import BETAS, KAPPAS
+
+
+def test_the_plan_holds_what_was_asked_for(toy, toy_model):
+    plan = resolve(ConstructConfig(), model=toy_model)
+    assert plan.model is toy_model and plan.atlas is toy.prior and plan.people is None
+    assert plan.settings == (12, KAPPAS, BETAS, False, ("pearson",))
+    assert plan.config.parcels == 12 and plan.config.checkpoint == "toy" and plan.config.prior == "toy"
+    assert hash(plan.settings) == hash(resolve(ConstructConfig(), model=toy_model).settings)
+
+
+def test_given_settings_are_the_whole_grid(toy_model):
+    settings = resolve(ConstructConfig(kappa=7, beta=0.3, force_personalised=True), model=toy_model).settings
+    assert (settings.kappas, settings.betas, settings.force) == ((7.0,), (0.3,), True)
+    assert resolve(ConstructConfig(beta=0.3), model=toy_model).settings.kappas == KAPPAS
+
+
+def test_measures_that_need_more_than_parcels_are_made_after_the_step(toy_model):
+    plan = resolve(ConstructConfig(edges=("distance_correlation", "cka", "pearson")), model=toy_model)
+    assert plan.edges == ("distance_correlation", "cka", "pearson") == plan.config.edges
+    assert plan.settings.edges == ("distance_correlation", "pearson")
+    assert resolve(ConstructConfig(edges=("partial",)), model=toy_model, edges=("covariance",)).edges == ("covariance",)
+
+
+def test_measures_of_a_cohort_need_one(toy_model):
+    with pytest.raises(ValueError, match=r'"tangent" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several'):
+        resolve(ConstructConfig(edges=("pearson", "tangent")), model=toy_model)
+    plan = resolve(ConstructConfig(edges=("pearson", "tangent")), model=toy_model, cohort=True)
+    assert plan.edges == ("pearson", "tangent") and plan.settings.edges == ("pearson",)
+
+
+@pytest.mark.parametrize("name", ["coupling", "effective"])
+def test_edges_of_dynamics_need_dynamics(toy_model, name):
+    with pytest.raises(ValueError, match=f'"{name}" is made by fitting dynamics: ask for these too'):
+        resolve(ConstructConfig(), model=toy_model, edges=(name,))
+
+
+def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy_model):
+    coarse, fine = (dataclasses.replace(toy.prior, source=name) for name in ("coarse", "fine"))
+    several = dataclasses.replace(toy_model, priors={50: coarse, 200: fine, 400: coarse})
+    assert resolve(ConstructConfig(), model=several).atlas is fine
+    assert resolve(ConstructConfig(parcels=50), model=several).atlas is coarse
+    assert resolve(ConstructConfig(parcels=50), model=several, parcels=200).atlas is fine
+    with pytest.raises(ValueError, match=r"has priors with \[50, 200, 400\] parcels, asked for 100: choose one, or give a prior file"):
+        resolve(ConstructConfig(parcels=100), model=several)
+
+
+def test_a_group_of_other_parcels_is_refused(toy_model, monkeypatch):
+    monkeypatch.setattr("pnet_jax.people.People", SimpleNamespace)
+    with pytest.raises(ValueError, match=r"of the parcels of another prior: expected .*\(toy\), found elsewhere; give the prior"):
+        resolve(ConstructConfig(), model=toy_model, people=SimpleNamespace(prior="elsewhere"))
+    same = SimpleNamespace(prior=toy_model.priors[12].digest)
+    assert resolve(ConstructConfig(), model=toy_model, people=same).people is same
