@@ -72,8 +72,9 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
         ),
         ({}, {"n_blocks": np.int32(2)}, "has 2 stretches of 20 s, expected at least 3 to measure a gain: a longer scan would help"),
         ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
-        ({"gain": NOTHING}, {}, "does not exclude zero: a longer scan or a group model would help, so the atlas is kept"),
+        ({"gain": NOTHING}, {}, "does not exclude zero: a longer scan would help, so the atlas is kept"),
         ({"dcbc_gain": NOTHING}, {}, "does not exclude zero"),
+        ({"dcbc_gain": np.array([0.001, 0.005, 0.009])}, {}, "below 0.01 is also found in noise: a longer scan would help"),
     ],
 )
 def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, quality, subject, reason):
