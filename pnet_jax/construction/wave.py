@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
@@ -26,6 +27,7 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace, SpatialPrior, locate, pl
 from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
 
 KEPT_SPACES = 4
+_TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # of the Spaces that scans came on last, for every call in this process
 
 
 def shared_of(encoder: Encoder, placed: AtlasOnSpace, settings: Settings) -> Shared:
@@ -140,7 +142,7 @@ def compiled(settings: Settings, mesh: Mesh) -> Callable[..., Outputs]:
 
 
 class Builder:
-    """Networks of scans under one plan; tables of a Space are made once and kept for as long as scans on it come.
+    """Networks of scans under one plan; tables of a Space are made once and kept for the scans that follow.
 
     Args:
       plan: from `resolve`.
@@ -150,7 +152,6 @@ class Builder:
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
         self.plan, self.mesh = plan, parallel.make_mesh() if mesh is None else mesh
         self.alone = parallel.make_mesh(devices=self.mesh.local_devices[:1])
-        self._placed: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}
 
     def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
         """The atlas on a scan's Space, and what the step shares there.
@@ -158,13 +159,16 @@ class Builder:
         Raises:
           ValueError: they do not overlap.
         """
-        key = space_key(scan.space)
-        if key not in self._placed:
-            if len(self._placed) >= KEPT_SPACES:  # native-space scans have one each
-                self._placed.pop(next(iter(self._placed)))
-            placed = place(self.plan.atlas, scan.space)
-            self._placed[key] = placed, shared_of(self.plan.model.encoder, placed, self.plan.settings)
-        return self._placed[key]
+        plan = self.plan
+        key = (plan.atlas.digest, plan.model.digest, plan.settings, space_key(scan.space))
+        if key not in _TABLES:
+            while len(_TABLES) >= KEPT_SPACES:  # native-space scans have one each
+                _TABLES.pop(next(iter(_TABLES)))
+            placed = place(plan.atlas, scan.space)
+            _TABLES[key] = placed, shared_of(plan.model.encoder, placed, plan.settings)
+        placed, shared = _TABLES[key]
+        # The same tables serve an atlas of the same parcels by another name.
+        return dataclasses.replace(placed, atlas=plan.atlas), shared
 
     def ready(self, scan: Scan, adapter: Adapter | None = None) -> Ready:
         """A scan on its way to a wave."""
