@@ -22,6 +22,7 @@ _PUBLIC = {
     "PrepareConfig": "config",
     "PretrainConfig": "config",
     "SimulateConfig": "config",
+    "Group": "group.fit",
     "Model": "encoder.model",
     "Network": "network",
     "Prior": "parcellation.prior",
@@ -31,8 +32,10 @@ _PUBLIC = {
     "construct_cohort": "cohort",
     "explain": "report.words",
     "find_scans": "ingest",
+    "fit_group": "group.fit",
     "labels_image": "outputs",
     "list_models": "checkpoint",
+    "load_group": "checkpoint",
     "load_model": "checkpoint",
     "load_network": "outputs",
     "load_prior": "ingest",
@@ -44,17 +47,19 @@ _PUBLIC = {
     "pretrain": "pretraining",
     "train": "pretraining.neural",
     "save": "outputs",
+    "save_group": "checkpoint",
     "save_model": "checkpoint",
     "write_report": "report",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from pnet_jax.checkpoint import list_models, load_model, save_model
+    from pnet_jax.checkpoint import list_models, load_group, load_model, save_group, save_model
     from pnet_jax.cohort import construct_cohort
     from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model
+    from pnet_jax.group.fit import Group, fit_group
     from pnet_jax.ingest import find_scans, load_prior, load_scan
     from pnet_jax.network import Network
     from pnet_jax.outputs import labels_image, load_network, save

@@ -31,11 +31,11 @@ from pnet_jax.parcellation.prior import Prior
 
 if TYPE_CHECKING:
     from pnet_jax.encoder.perceiver import PerceiverEncoder
-    from pnet_jax.people import People
+    from pnet_jax.group.fit import Group
 
 FORMAT = 1
 RUN_MODEL = "model"  # in the folder of a training run
-PEOPLE = "people"  # in the folder of a personalisation
+GROUP = "group model"
 _SHIPPED = "checkpoints"
 _METADATA = "_CHECKPOINT_METADATA"  # orbax' own; without it a folder is no checkpoint
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -172,48 +172,55 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     return model
 
 
-def save_people(people: People, folder: str | pathlib.Path) -> None:
-    """Writes what people have in common to a new folder.
+def save_group(group: Group, folder: str | pathlib.Path) -> None:
+    """Writes a group model to a new folder.
 
     Raises:
       ValueError, OSError: as `save_arrays`.
     """
-    h, guide = people.hierarchy, people.guide
-    arrays: dict[str, Any] = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance, "error": h.error}
-    if people.shrinkage is not None and guide is not None:
-        arrays["shrinkage"] = people.shrinkage._asdict()
+    arrays: dict[str, Any] = {}
+    about: dict[str, Any] = {"atlas": group.atlas, "subjects": list(group.subjects)}
+    if group.spatial is not None:
+        arrays["spatial"] = group.spatial._asdict()
+        about["resolution"] = arrays["spatial"].pop("resolution")
+    if group.shrinkage is not None and group.guide is not None:
+        guide = group.guide
+        arrays["shrinkage"] = group.shrinkage._asdict()
         arrays["guide"] = guide._asdict() | {"edges": guide.edges._asdict(), "pairs": guide.pairs._asdict()}
-    about = {"prior": people.prior, "subjects": list(people.subjects)}
-    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind="dynamics and edges of people", metadata=about)
+    if (h := group.hierarchy) is not None:
+        arrays["dynamics"] = {"group": h.group._asdict(), "subgroups": h.subgroups, "variance": h.variance, "error": h.error}
+    save_arrays(jax.tree.map(np.asarray, arrays), folder, kind=GROUP, metadata=about)
 
 
-def load_people(folder: str | pathlib.Path) -> People:
-    """What people have in common, from the folder of a `pnet personalize`, or the one that `save_people` wrote.
+def load_group(folder: str | pathlib.Path) -> Group:
+    """The group model in a folder that `pnet fit-group` wrote.
 
     Raises:
       ValueError: there is no such folder, it holds none, or is damaged.
     """
-    from pnet_jax.dynamics.fit import Hierarchy  # with optax, which networks without dynamics do without
+    from pnet_jax.dynamics.fit import Hierarchy  # with optax, which networks without a group do without
     from pnet_jax.dynamics.linear_stochastic import Params
     from pnet_jax.edges.guided import Guide, Moments
     from pnet_jax.edges.shrinkage import Shrinkage
-    from pnet_jax.people import People
+    from pnet_jax.group.fit import Group
+    from pnet_jax.parcellation.spatial import LearnedPrior
 
     folder = pathlib.Path(folder)
-    where = folder / PEOPLE if (folder / PEOPLE).is_dir() else folder
-    if not (where / _METADATA).is_file():
-        found = _listing(where) if folder.is_dir() else "no such folder"
-        raise ValueError(f"people {folder}: expected a folder that `pnet personalize` wrote, with {PEOPLE}/ in it, found {found}")
-    arrays, about = load_arrays(where, kind="dynamics and edges of people")
-    if "error" not in arrays:
-        raise ValueError(f"{folder} was written by an earlier pnet_jax; personalize again into a new folder")
-    hierarchy = Hierarchy(Params(**arrays["group"]), arrays["subgroups"], arrays["variance"], arrays["error"])
-    shrinkage, guide = None, None
+    if not (folder / _METADATA).is_file():
+        found = _listing(folder) if folder.is_dir() else "no such folder"
+        raise ValueError(f"group {folder}: expected a folder that `pnet fit-group` wrote, found {found}")
+    arrays, about = load_arrays(folder, kind=GROUP)
+    spatial, shrinkage, guide, hierarchy = None, None, None, None
+    if "spatial" in arrays:
+        spatial = LearnedPrior(**arrays["spatial"], resolution=about["resolution"])
     if "guide" in arrays:
         g = arrays["guide"]
         shrinkage = Shrinkage(**arrays["shrinkage"])
         guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["weights"], g["scale"])
-    return People(hierarchy, shrinkage, guide, about["prior"], tuple(about["subjects"]))
+    if "dynamics" in arrays:
+        d = arrays["dynamics"]
+        hierarchy = Hierarchy(Params(**d["group"]), d["subgroups"], d["variance"], d["error"])
+    return Group(about["atlas"], tuple(about["subjects"]), spatial, shrinkage, guide, hierarchy)
 
 
 def _listing(folder: pathlib.Path) -> str:

@@ -17,13 +17,14 @@ commands:
   simulate     a cohort with known truth, as BIDS derivatives
   prepare      records from scans, for pre-training
   pretrain     a checkpoint from scans
-  personalize  every person's own parameters, from a store of records
+  fit-group    what a cohort's networks teach about one more participant
+  personalize  every participant's own parameters, from a store of records
   evaluate     encoders beside each other, on people that none has seen
   bench        speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "personalize", "evaluate", "bench")
+COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
-            return int(getattr(commands, arguments[0])(arguments[1:]))
+            return int(getattr(commands, arguments[0].replace("-", "_"))(arguments[1:]))
     except (ValueError, OSError) as error:
         print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -89,7 +89,7 @@ def construct_cohort(
     notes = [str(one.message) for one in caught if one.category is UserWarning]  # of the atlas's file: they belong to every result
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if plan.people is not None and plan.people.guide is not None and len(plan.people.guide.mean) > 1:
+    if plan.group is not None and plan.group.guide is not None and len(plan.group.guide.mean) > 1:
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
     folder = check_writable(folder)
     check_status(folder / "status.tsv", "pnet construct")
@@ -168,9 +168,9 @@ class _Loop:
             cleaning = self.config.cleaning
             scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=cleaning, **options)
             personal, notes = None, list(self.notes)
-            if self.config.people is not None and self.config.dynamics:
+            if self.config.personal is not None and self.config.dynamics:
                 plan = self.builder.plan
-                personal, said = find_personal(self.config.people, scan, plan.model, plan.atlas, self.config.personalize)
+                personal, said = find_personal(self.config.personal, scan, plan, self.config.personalize)
                 notes += said
             ready = self.builder.ready(scan)
         except REFUSED as error:

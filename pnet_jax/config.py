@@ -99,8 +99,10 @@ class ConstructConfig:
       beta: weight of the neighbours; None measures it on each scan.
       force_personalised: keep the personalised parcels where the scan cannot show that they beat the prior.
       min_coverage: parcels the scan covers less of are named in the report.
-      dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs `people`.
-      people: folder of `pnet personalize`, of many people's parcels of the same prior: adds the shrunk and guided layers of Pearson edges.
+      dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs a `group` with dynamics.
+      group: folder of `pnet fit-group`, of the same prior's parcels: where a cohort has them takes the place of distances to the atlas, and
+        Pearson edges get their shrunk and guided layers.
+      personal: folder of `pnet personalize`: what it found for a recording is used, and not estimated again.
       personalize: see `PersonalizeConfig`.
       wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
       report: write an HTML page for each scan.
@@ -118,7 +120,8 @@ class ConstructConfig:
     force_personalised: bool = False
     min_coverage: float = 0.5
     dynamics: bool = False
-    people: str | None = None
+    group: str | None = None
+    personal: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     wave: int | None = None
     report: bool = True

@@ -182,6 +182,8 @@ class Network:
       provenance: versions, checkpoint and prior digests, config, seed, source.
       mean: mean image before cleaning, `[V]`.
       displacement: framewise displacement in mm of every recorded frame.
+      halves: edges of both halves of the scan, each cleaned on its own, under the labels of the whole: measure name to `[2, K, K]`. A group
+        learns from them how far edges can be trusted.
       uncertainty: standard deviation of the edges of a measure or layer, `[K, K]`, not of every one: of correlations in Fisher z, of the
         coupling, symmetric and directed, in 1/s.
     """
@@ -205,6 +207,7 @@ class Network:
     provenance: dict[str, Any]
     mean: Float[np.ndarray, " V"] | None = None
     displacement: Float[np.ndarray, " recorded"] | None = None
+    halves: dict[str, Float[np.ndarray, "2 K K"]] = dataclasses.field(default_factory=dict)
     uncertainty: dict[str, Float[np.ndarray, "K K"]] = dataclasses.field(default_factory=dict)
 
     @property

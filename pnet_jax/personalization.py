@@ -1,11 +1,10 @@
-"""Personalisation: from a store of records to every person's own parameters, a wave of people at a time."""
+"""Personalisation: from a store of records to every participant's own parameters, a wave of recordings at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from pnet_jax import parallel
-from pnet_jax.checkpoint import PEOPLE, load_arrays, load_people, save_arrays, save_people
+from pnet_jax.checkpoint import load_arrays, save_arrays
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import Builder, resolve
-from pnet_jax.construction.informed import half_views, tunable
+from pnet_jax.construction.informed import tunable
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
-from pnet_jax.dynamics.spectra import frequency_bins, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
 from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
+from pnet_jax.group.fit import Group
 from pnet_jax.outputs import append_status, check_status, check_writable, read_status
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.parcellation.prior import Prior
-from pnet_jax.parcellation.signals import parcel_signals
-from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
-from pnet_jax.people import LEAST_FOR_LAYERS, Member, People, fit_people
+from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.records import Store, read_scan
-from pnet_jax.scan import Scan, halves_of
+from pnet_jax.scan import Scan
 
 COMMAND = "pnet personalize"
 WAVES, STATUS = "adapters", "status.tsv"
@@ -55,26 +51,23 @@ def personalize(
     *,
     model: Model,
     prior: Prior,
-    people: People | None = None,
-    connectome: Float[np.ndarray, "K K"] | None = None,
+    group: Group,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Fine-tunes model, parcels and dynamics on every recording of a store.
 
-    First the dynamics of all people together and what they differ by, unless they are given; then every recording's own parameters, in
-    waves that one compiled step takes, spread over the devices. A recording that fails is written down with its error, and the others
-    go on; what stands already is not made again.
+    Recordings go through one compiled step in waves that are spread over the devices. A recording that fails is written down with its
+    error, and the others go on; what stands already is not made again.
 
     Args:
       store: of `pnet prepare`.
-      folder: for `people/`, `adapters/` (a folder a wave, arrays with the subjects first) and `status.tsv`.
+      folder: for `adapters/` (a folder a wave, arrays with the subjects first) and `status.tsv`.
       config: see `PersonalizeConfig`.
       model: encoder to adapt.
       prior: parcels to begin with.
-      people: of other people; those of the store if not given.
-      connectome: structural, of the prior's parcels in their order; the group's coupling is drawn towards it.
+      group: with dynamics, of the prior's parcels.
       mesh: devices that a wave is spread over, along "subject"; all if not given.
       progress: called with the recording's key, how many are done and how many there are.
       say: told the size of the waves before they begin.
@@ -83,21 +76,19 @@ def personalize(
       The status row of each recording.
 
     Raises:
-      ValueError: too few people, `people` of other parcels, or results of other settings or of another command in the folder.
+      ValueError: a group of other parcels or without dynamics, or results of other settings or of another command in the folder.
       OSError: the folder cannot be written.
     """
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
     check_status(folder / STATUS, COMMAND)
     with only_here(folder, COMMAND):
-        builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
-        people = people or _people(store, folder / PEOPLE, builder, connectome, progress, say)
-        if people.prior != prior.digest:
-            raise ValueError(f"these people are described in other parcels: expected prior {prior.digest}, found {people.prior}")
-        if not (folder / PEOPLE).is_dir():
-            save_people(people, folder / PEOPLE)  # those of others too: this folder is all that `pnet construct` needs
-        own_prior = dynamics_prior(people.hierarchy, prior, config)
-        settings = _settings(builder.plan, config)
+        plan = resolve(ConstructConfig(dynamics=True), prior=prior, model=model, group=group)
+        builder = Builder(plan)
+        hierarchy = plan.group.hierarchy if plan.group is not None else None
+        assert hierarchy is not None
+        own_prior = dynamics_prior(hierarchy, prior, config)
+        settings = _settings(plan, config)
         done = _done(folder, settings)
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
         mesh = parallel.make_mesh() if mesh is None else mesh
@@ -113,44 +104,6 @@ def personalize(
     return rows
 
 
-# all people
-
-
-def _people(
-    store: Store,
-    folder: Path,
-    builder: Builder,
-    connectome: Float[np.ndarray, "K K"] | None,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> People:
-    """As they stand in the folder, or else made from the first recording of each subject."""
-    if folder.is_dir():
-        people = load_people(folder)
-        if len(people.subjects) < len(store.subjects):
-            say(
-                f"{folder} was learned from {len(people.subjects)} people, the store has {len(store.subjects)}: begin in a new folder to "
-                "learn from all"
-            )
-        return people
-    members: list[Member] = []
-    first = {record.subject: number for number, record in reversed(list(enumerate(store.records)))}
-    for number in sorted(first.values()):
-        record = store.records[number]
-        if progress is not None:
-            progress(f"all people, {record.key}", 0, len(store))
-        try:
-            members.append(member(_read(store, number), builder)._replace(subject=record.subject))
-        except (ValueError, OSError) as error:
-            warnings.warn(f"left out of what people have in common: {record.key}: {error}", stacklevel=3)
-    people = fit_people(members, builder.plan.atlas.digest, connectome)
-    if people.guide is None:
-        say(f"{len(members)} people give no layers of edges: at least {LEAST_FOR_LAYERS} are needed")
-    elif len(people.guide.mean) == 1:
-        say("guided edges will be made of one view: `pnet prepare --cleaning.wide true` keeps the second, the signals before the low-pass")
-    return people
-
-
 def _read(store: Store, number: int) -> Scan:
     """A recording of a store that may hold damaged ones.
 
@@ -160,25 +113,6 @@ def _read(store: Store, number: int) -> Scan:
     if said := store.damaged.get(store.records[number].key):
         raise ValueError(said)
     return read_scan(store, number)
-
-
-def member(scan: Scan, builder: Builder) -> Member:
-    """What is learned from of one person's recording: spectra of the prior's parcels, and the edges of its halves.
-
-    Raises:
-      ValueError: too few frames for the band, or no overlap with the prior.
-    """
-    ready = builder.ready(scan)
-    labels = np.full(len(scan.space), -1, np.int32)
-    rows = locate(ready.placed, scan)
-    labels[rows.at[rows.valid]] = np.asarray(ready.placed.prior.labels)[rows.valid]
-    parcels = ready.placed.n_parcels
-    signals = np.asarray(parcel_signals(scan.y, labels, parcels))
-    bins = frequency_bins(np.ones(signals.shape[1], bool), scan.tr, frames=scan.frames, filtered=scan.band)
-    # A parcel without locations has no spectrum, and no say.
-    seen = standardise(spectra(jnp.asarray(np.nan_to_num(signals)), bins))
-    edges = np.stack([np.stack(views) for views in half_views(scan, labels, parcels)])
-    return Member(seen, edges, np.array([half.degrees for half in halves_of(scan)]), scan.subject)
 
 
 # waves
@@ -334,22 +268,20 @@ def _personal(folder: str | Path, row: dict[str, str]) -> tuple[Personal, dict[s
     return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict), about
 
 
-def find_personal(
-    folder: str | Path, scan: Scan, model: Model, atlas: Prior, config: PersonalizeConfig
-) -> tuple[Personal | None, list[str]]:
+def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: PersonalizeConfig) -> tuple[Personal | None, list[str]]:
     """`load_personal` of a recording by its signals, and what the reader should know where it is estimated again.
 
     Args:
       folder: of the run.
       scan: the recording; its name alone does not make it the same, nor does the file's path.
-      model, atlas, config: what it must have been fine-tuned with.
+      plan, config: what it must have been fine-tuned with.
     """
     signals = signals_digest(scan)
     rows = [row for row in read_status(Path(folder) / STATUS) if row["status"] == "ok"]
     for row in rows:
         if row.get("signals") == signals:
             personal, about = _personal(folder, row)
-            settings = _settings(resolve(ConstructConfig(), prior=atlas, model=model), config)
+            settings = _settings(plan, config)
             if differing := [f"{name} {was} there, {now} now" for name, was, now in _differing(about, settings)]:
                 return None, [f"{scan.label} is fine-tuned again: {folder} holds it by other settings ({'; '.join(differing)})"]
             return personal, []
@@ -365,7 +297,8 @@ def signals_digest(scan: Scan) -> str:
 
 def _settings(plan: Plan, config: PersonalizeConfig) -> dict[str, Any]:
     deciding = {name: value for name, value in dataclasses.asdict(config).items() if name != "wave"}
-    return {"model": plan.model.digest, "prior": plan.atlas.digest, "config": deciding}
+    group = "" if plan.group is None else plan.group.digest
+    return {"model": plan.model.digest, "prior": plan.atlas.digest, "group": group, "config": deciding}
 
 
 def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

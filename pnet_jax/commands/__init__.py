@@ -2,6 +2,6 @@
 
 from pnet_jax.commands.evaluation import bench, evaluate
 from pnet_jax.commands.networks import construct, demo, report
-from pnet_jax.commands.training import personalize, prepare, pretrain, simulate
+from pnet_jax.commands.training import fit_group, personalize, prepare, pretrain, simulate
 
-__all__ = ["bench", "construct", "demo", "evaluate", "personalize", "prepare", "pretrain", "report", "simulate"]
+__all__ = ["bench", "construct", "demo", "evaluate", "fit_group", "personalize", "prepare", "pretrain", "report", "simulate"]

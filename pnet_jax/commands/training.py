@@ -147,7 +147,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
 
 
 def personalize(arguments: Sequence[str]) -> int:
-    """Every person's own parameters."""
+    """Every participant's own parameters."""
     parser = make_parser(
         "personalize",
         "Fine-tunes model, parcels and dynamics on each recording in STORE, a wave of them at a time, and writes what differs to OUT; "
@@ -159,13 +159,11 @@ def personalize(arguments: Sequence[str]) -> int:
     add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="name of a shipped model, or folder of a checkpoint")
     add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
     add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own prior (default: 200)")
-    add("--people", type=str | None, metavar="FOLDER", help="dynamics of other people, from an earlier OUT; else those of STORE")
-    add("--structural", type=str | None, metavar="FILE", help="structural connectome, a K x K table in the order of the prior's parcels")
+    add("--group", type=str, required=True, metavar="GROUP", help="folder of pnet fit-group --dynamics true, of the same parcels")
     config, args = parse(parser, PersonalizeConfig, arguments)
-    from pnet_jax.checkpoint import load_people
+    from pnet_jax.checkpoint import load_group
     from pnet_jax.config import ConstructConfig
     from pnet_jax.construction import resolve
-    from pnet_jax.ingest.connectome import read_connectome
     from pnet_jax.personalization import STATUS
     from pnet_jax.personalization import personalize as stage
     from pnet_jax.records import open_store
@@ -173,8 +171,7 @@ def personalize(arguments: Sequence[str]) -> int:
     store = open_store(args.store, allow_damaged=True)
     plan = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
     model, prior = plan.model, plan.atlas
-    people = load_people(args.people) if args.people else None
-    connectome = read_connectome(args.structural, prior.n_parcels) if args.structural else None
+    group = load_group(args.group)
     with Bar(len(store), "personalize") as bar:
         rows = stage(
             store,
@@ -182,8 +179,7 @@ def personalize(arguments: Sequence[str]) -> int:
             config,
             model=model,
             prior=prior,
-            people=people,
-            connectome=connectome,
+            group=group,
             progress=bar,
             say=lambda text: bar.bar.write(text, file=sys.stderr),
         )
@@ -193,7 +189,66 @@ def personalize(arguments: Sequence[str]) -> int:
     told = sum(float(row["dynamics"]) < 0 for row in rows if row["status"] == "ok")
     kept = sum(row.get("parcels") == "fine-tuned" for row in rows)
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told} the person's own dynamics foretold the "
-        f"held-out part better than other people's; {kept} keep fine-tuned parcels. {Path(args.out) / STATUS} has a row for each."
+        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told} the participant's own dynamics "
+        f"foretold the held-out part better than the group's; {kept} keep fine-tuned parcels. {Path(args.out) / STATUS} has a row for each."
     )
     return 1 if failed else 0
+
+
+def fit_group(arguments: Sequence[str]) -> int:
+    """What a cohort teaches about one more participant."""
+    parser = make_parser(
+        "fit-group",
+        "Learns from the networks in INPUT where participants have their parcels, how their edges vary and, with --dynamics true, their "
+        "dynamics; writes it to GROUP, for the option --group of pnet construct and pnet personalize. One network of each participant "
+        "counts, the first by name.",
+    )
+    add = parser.add_argument
+    add("input", type=str, metavar="INPUT", help="derivatives folder that pnet construct wrote")
+    add("group", type=str, metavar="GROUP", help="new folder to write to")
+    add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="as for pnet construct")
+    add("--prior", type=str | None, metavar="FILE", help="as for pnet construct")
+    add("--parcels", type=int | None, metavar="K", help="as for pnet construct")
+    add("--dynamics", type=bool, default=False, help="learn dynamics too (true or false)")
+    add("--structural", type=str | None, metavar="FILE", help="structural connectome, a K x K table in the order of the atlas's parcels")
+    _, args = parse(parser, None, arguments)
+    from pnet_jax.checkpoint import save_group
+    from pnet_jax.config import ConstructConfig
+    from pnet_jax.construction import resolve
+    from pnet_jax.group.fit import fit_group as fit
+    from pnet_jax.ingest.connectome import read_connectome
+    from pnet_jax.outputs import atlas_label, check_writable, find_networks, load_network
+
+    if args.structural and not args.dynamics:
+        parser.error("--structural informs the dynamics: add --dynamics true")
+    out = Path(args.group)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: expected a new or empty folder for the group model, found one with content")
+    check_writable(out.absolute().parent)
+    atlas = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels)).atlas
+    files = find_networks(args.input, atlas_label(atlas.source, atlas.n_parcels))
+    connectome = read_connectome(args.structural, atlas.n_parcels) if args.structural else None
+    skipped: list[str] = []
+    with Bar(len(files), "fit-group") as bar:
+
+        def networks():
+            for number, (subject, file) in enumerate(files.items()):
+                bar(f"sub-{subject}", number, len(files))
+                try:
+                    network = load_network(file)
+                except (ValueError, OSError) as error:
+                    skipped.append(str(error))
+                    continue
+                yield network
+
+        group = fit(networks(), atlas, dynamics=args.dynamics, connectome=connectome)
+    for error in skipped:
+        print(f"left out: {error}", file=sys.stderr)
+    save_group(group, out)
+    learned = [name for name in ("spatial", "shrinkage", "guide", "hierarchy") if getattr(group, name) is not None]
+    words = {"spatial": "where parcels lie", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
+    taught = ", ".join(words[one] for one in learned)
+    print(f"{len(group.subjects)} participants, {len(skipped)} left out, taught {taught}. Group model: {out}")
+    if group.spatial is None:
+        print("where parcels lie was not learned: fewer than 3 participants have parcels of their own", file=sys.stderr)
+    return 1 if skipped else 0

@@ -20,7 +20,7 @@ from pnet_jax.scan import Scan
 
 if TYPE_CHECKING:
     from pnet_jax.finetune.person import Personal
-    from pnet_jax.people import People
+    from pnet_jax.group.fit import Group
 
 __all__ = ["Builder", "Ready", "build", "construct", "finish", "resolve"]
 
@@ -32,7 +32,7 @@ def construct(
     parcels: int | None = None,
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
-    people: People | str | Path | None = None,
+    group: Group | str | Path | None = None,
     personal: Personal | None = None,
     config: ConstructConfig | None = None,
 ) -> Network:
@@ -49,8 +49,8 @@ def construct(
       parcels: K; 200 if neither it nor an atlas is given.
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
-      people: what a group's parcels of the same atlas have in common, or a folder with it: for the shrunk and guided layers of
-        Pearson's edges, and for `config.dynamics`.
+      group: what a cohort of the same atlas taught (`fit_group`), or a folder with it: the spatial prior, the shrunk and guided layers of
+        Pearson's edges, and what `config.dynamics` begins with.
       personal: what `personalize` found for this recording (`load_personal`); with dynamics, it is fine-tuned here if not given.
       config: everything else; the arguments above win over it.
 
@@ -58,7 +58,7 @@ def construct(
       ValueError: no overlap of scan and atlas, an unknown measure or one that needs a cohort, a K that atlas or model do not have,
         dynamics without a group or of another atlas's parcels.
     """
-    plan = resolve(config or ConstructConfig(), prior=prior, parcels=parcels, model=model, edges=edges, people=people)
+    plan = resolve(config or ConstructConfig(), prior=prior, parcels=parcels, model=model, edges=edges, group=group)
     builder = Builder(plan)
     return build([builder.ready(scan)], builder, personal=[personal])[0]
 
@@ -90,7 +90,7 @@ def finish(one: Ready, outputs: Outputs, builder: Builder, personal: Personal | 
     """
     begun = time.perf_counter()
     network = assemble(one.scan, one.placed, builder.plan, one.subject, outputs)
-    if builder.plan.people is not None:
+    if builder.plan.group is not None:
         from pnet_jax.construction.informed import inform  # with optax, which only groups and dynamics need
 
         network = inform(network, one, outputs, builder, personal)

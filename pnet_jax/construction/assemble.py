@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 import pnet_jax
 from pnet_jax import edges as measures
@@ -17,8 +17,9 @@ from pnet_jax.construction.step import Outputs, Subject
 from pnet_jax.construction.wave import seed_of
 from pnet_jax.network import Network
 from pnet_jax.parcellation.prior import coverage_of
+from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
-from pnet_jax.scan import Scan
+from pnet_jax.scan import Scan, halves_of
 
 
 def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs) -> Network:
@@ -64,7 +65,26 @@ def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, fou
         provenance=_provenance(scan, plan),
         mean=scan.mean,
         displacement=scan.displacement,
+        halves={"pearson": found.halves} | _whitened_halves(scan, labels, atlas.n_parcels),
     )
+
+
+def _whitened_halves(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> dict[str, np.ndarray]:
+    """The second view of a guide (`edges.fit_guided`) of both halves, where signals before the low-pass are known."""
+    views = [second_view(scan, labels, n_parcels, np.searchsorted(scan.frames, half.frames)) for half in halves_of(scan)]
+    known = [view for view in views if view is not None]
+    return {"whitened": np.stack(known)} if len(known) == 2 else {}
+
+
+def second_view(
+    scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int, columns: Int[np.ndarray, " t"] | slice = slice(None)
+) -> Float[np.ndarray, "K K"] | None:
+    """`whitened` of some frames of a scan; None where signals without a low-pass are not known."""
+    unfiltered = "low_pass" in scan.cleaning and scan.band[1] is None  # without the entry nobody knows what was done to them
+    if scan.wide is None and not unfiltered:
+        return None
+    y = scan.y if scan.wide is None else np.float32(scan.wide)
+    return measures.compute("whitened", np.asarray(parcel_signals(y, labels, n_parcels))[:, columns])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +115,7 @@ def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
             "space": atlas.space,
             "resolution": atlas.resolution,
         },
+        "group": None if plan.group is None else {"digest": plan.group.digest, "participants": len(plan.group.subjects)},
         "config": dataclasses.asdict(plan.config),
         "seed": seed_of(scan, plan.config.seed),
         "source": str(scan.source),

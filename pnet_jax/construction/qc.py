@@ -28,7 +28,7 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
     inside = (labels >= 0) & (before >= 0)
     moved = inside & (labels != before)
     components = count_components(labels, placed.space.neighbours, atlas.n_parcels)
-    selection = _selection(subject, found)
+    selection = _selection(subject, found, start_of(plan))
     displacement = None if scan.displacement is None else float(np.nanmean(scan.displacement))
     qc = QC(
         selection=selection,
@@ -52,13 +52,13 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
     return qc.warn(*_warnings(scan, placed, plan, found, selection, size, labels))
 
 
-def _selection(subject: Subject, found: Outputs) -> Selection:
+def _selection(subject: Subject, found: Outputs, start: str) -> Selection:
     choice, q = found.choice, found.quality
     maps = [MapScores(*(float(x) for x in pair)) for pair in zip(q.dcbc, q.homogeneity, strict=True)]
     rows = zip(choice.kappas, choice.betas, choice.scores, choice.temperatures, strict=True)
     return Selection(
         decision="personalised" if found.personalised else "atlas",
-        reason=_reason(subject, found),
+        reason=_reason(subject, found, start),
         kappa=float(choice.kappa),
         beta=float(choice.beta),
         temperature=float(choice.temperature),
@@ -80,8 +80,13 @@ def _interval(values: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _reason(subject: Subject, found: Outputs) -> str:
-    """Why personalised parcels or the atlas are returned, and what would help."""
+def start_of(plan: Plan) -> str:
+    """What parcels a construction starts from, and returns where the scan cannot decide."""
+    return "the atlas" if plan.group is None or plan.group.spatial is None else "the group's map"
+
+
+def _reason(subject: Subject, found: Outputs, start: str) -> str:
+    """Why personalised parcels or those of the start are returned, and what would help."""
     gain, dcbc = _interval(found.quality.gain), _interval(found.quality.dcbc_gain)
     degrees = float(np.min(subject.degrees))
     said = (
@@ -94,18 +99,18 @@ def _reason(subject: Subject, found: Outputs) -> str:
     if degrees < LEAST_DEGREES:
         return (
             f"filter and regressors leave {degrees:.0f} degrees of freedom in a half of the scan, expected at least {LEAST_DEGREES:.0f}: a "
-            "longer scan or fewer regressors would help, so the atlas is kept"
+            "longer scan or fewer regressors would help, so {start} is kept"
         )
     if subject.n_blocks < MIN_BLOCKS:
         return (
             f"a half of the scan has {int(subject.n_blocks)} stretches of {BLOCK_SECONDS:g} s, expected at least {MIN_BLOCKS} to measure a "
-            "gain: a longer scan would help, so the atlas is kept"
+            f"gain: a longer scan would help, so {start} is kept"
         )
     if not np.isfinite(dcbc[0]):
-        return "the DCBC could not be measured across halves (too few neighbouring locations), so the atlas is kept"
+        return f"the DCBC could not be measured across halves (too few neighbouring locations), so {start} is kept"
     if gain[0] > 0 and dcbc[0] > 0:
-        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise: a longer scan would help, so the atlas is kept"
-    return f"{said}, which does not exclude zero: a longer scan would help, so the atlas is kept"
+        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise: a longer scan would help, so {start} is kept"
+    return f"{said}, which does not exclude zero: a longer scan would help, so {start} is kept"
 
 
 def _calibration(found: Outputs, moved: np.ndarray, inside: np.ndarray, n: int) -> Calibration:
@@ -151,7 +156,7 @@ def _warnings(
             f"{atlas.n_parcels} parcels, expected more than {5 * atlas.n_parcels}"
         )
     if selection.decision == "atlas":
-        said.append(f"the atlas's parcels are returned: {selection.reason}")
+        said.append(f"the parcels of {start_of(plan)} are returned: {selection.reason}")
     elif selection.at_edge:
         said.append(f"the best κ ({selection.kappa:.3g}) lies at the edge of the values that are tried")
     moved = None if scan.displacement is None else np.nanmean(scan.displacement[scan.frames])

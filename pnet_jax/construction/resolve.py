@@ -15,7 +15,7 @@ from pnet_jax.parcellation.choose import BETAS, KAPPAS
 from pnet_jax.parcellation.prior import Prior
 
 if TYPE_CHECKING:
-    from pnet_jax.people import People
+    from pnet_jax.group.fit import Group
 
 OF_DYNAMICS = ("coupling", "effective")
 OF_COHORT = ("tangent",)
@@ -30,7 +30,7 @@ class Plan:
       atlas: K parcels to start from.
       edges: names of all measures.
       settings: what is compiled into the step.
-      people: what a group's parcels have in common, or None.
+      group: what a cohort taught, or None.
       config: everything else.
     """
 
@@ -38,7 +38,7 @@ class Plan:
     atlas: Prior
     edges: tuple[str, ...]
     settings: Settings
-    people: People | None
+    group: Group | None
     config: ConstructConfig
 
 
@@ -49,14 +49,14 @@ def resolve(
     parcels: int | None = None,
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
-    people: People | str | Path | None = None,
+    group: Group | str | Path | None = None,
     cohort: bool = False,
 ) -> Plan:
     """Model, atlas, measures and group that a configuration, and the arguments that win over it, name.
 
     Args:
       config: settings.
-      prior, parcels, model, edges, people: as for `construct`.
+      prior, parcels, model, edges, group: as for `construct`.
       cohort: many scans are to be constructed, so that measures of a cohort can be made.
 
     Raises:
@@ -86,31 +86,31 @@ def resolve(
         edges=tuple(name for name in names if measures.measure(name).masked is not None),
     )
     used = dataclasses.replace(config, parcels=atlas.n_parcels, prior=atlas.source, checkpoint=chosen.name, edges=names)
-    return Plan(chosen, atlas, names, settings, _people(config, atlas, people), used)
+    return Plan(chosen, atlas, names, settings, _group(config, atlas, group), used)
 
 
-def _people(config: ConstructConfig, atlas: Prior, people: People | str | Path | None) -> People | None:
-    """The group whose dynamics and edges inform a construction; None where it is not to be informed."""
-    people = people if people is not None else config.people
-    if people is None:
+def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | None) -> Group | None:
+    """The group that informs a construction; None where it is not to be informed."""
+    group = group if group is not None else config.group
+    if group is None:
         if not config.dynamics:
             return None
-        raise ValueError(
-            "dynamics begin with those of other people's parcels: give the folder of a `pnet personalize` on this prior (--people)"
-        )
-    from pnet_jax.people import People  # with optax, which only dynamics need
+        raise ValueError("dynamics begin with a group's of the same parcels: give the folder of `pnet fit-group --dynamics true` (--group)")
+    from pnet_jax.group.fit import Group  # with optax, which only groups need
 
     source = ""
-    if not isinstance(people, People):
-        from pnet_jax.checkpoint import load_people
+    if not isinstance(group, Group):
+        from pnet_jax.checkpoint import load_group
 
-        source, people = f" {people}", load_people(people)
-    if people.prior != atlas.digest:
+        source, group = f" {group}", load_group(group)
+    if group.atlas != atlas.digest:
         raise ValueError(
-            f"people{source} are of the parcels of another prior: expected {atlas.digest} ({atlas.source}), found "
-            f"{people.prior}; give the prior that they were made with (--prior)"
+            f"group{source} has the parcels of another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give the "
+            "atlas that it was fitted with (--prior)"
         )
-    return people
+    if config.dynamics and group.hierarchy is None:
+        raise ValueError(f"group{source} was fitted without dynamics: `pnet fit-group --dynamics true` learns them")
+    return group
 
 
 def _model(model: Model | str | Path) -> Model:

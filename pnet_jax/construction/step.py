@@ -138,6 +138,7 @@ class Outputs(NamedTuple):
       probabilities: replication probability of each candidate, or the spatial prior where the atlas is returned, `[W, C]`.
       signals: mean signal of each parcel, NaN for absent ones, 0 in padded frames, `[K, T]`.
       edges: by name, `[K, K]`.
+      halves: Pearson's edges of both halves under these labels, `[2, K, K]`.
       personalised: False where the atlas is returned.
       choice: settings and trials, without the halves' mixtures.
       quality: across halves.
@@ -152,6 +153,7 @@ class Outputs(NamedTuple):
     probabilities: Float[Values, "W C"]
     signals: Float[Values, "K T"]
     edges: dict[str, Float[Values, "K K"]]
+    halves: Float[Values, "2 K K"]
     personalised: Bool[Values, ""]
     choice: Choice
     quality: Quality
@@ -200,6 +202,9 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
         probabilities=jnp.where(personalised, p, spatial),
         signals=signals,
         edges={name: _edges(name, signals, subject.kept) for name in settings.edges},
+        halves=jnp.stack(
+            [_edges("pearson", parcel_signals(y, labels, k), kept) for y, kept in zip(subject.halves, subject.halves_kept, strict=True)]
+        ),
         personalised=personalised,
         choice=choice._replace(halves=()),  # type: ignore[arg-type]
         quality=quality,

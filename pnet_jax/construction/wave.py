@@ -160,11 +160,13 @@ class Builder:
           ValueError: they do not overlap.
         """
         plan = self.plan
-        key = (plan.atlas.digest, plan.model.digest, plan.settings, space_key(scan.space))
+        learned = None if plan.group is None else plan.group.spatial
+        taught = None if plan.group is None or learned is None else plan.group.digest
+        key = (plan.atlas.digest, plan.model.digest, taught, plan.settings, space_key(scan.space))
         if key not in _TABLES:
             while len(_TABLES) >= KEPT_SPACES:  # native-space scans have one each
                 _TABLES.pop(next(iter(_TABLES)))
-            placed = place(plan.atlas, scan.space)
+            placed = place(plan.atlas, scan.space, learned)
             _TABLES[key] = placed, shared_of(plan.model.encoder, placed, plan.settings)
         placed, shared = _TABLES[key]
         # The same tables serve an atlas of the same parcels by another name.

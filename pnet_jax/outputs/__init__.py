@@ -4,7 +4,7 @@ from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atla
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
-from pnet_jax.outputs.loading import load_network
+from pnet_jax.outputs.loading import find_networks, load_network
 from pnet_jax.outputs.status import append_status, check_status, order_status, read_status, write_status
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "check_atlas",
     "check_status",
     "check_writable",
+    "find_networks",
     "labels_image",
     "load_network",
     "location_image",

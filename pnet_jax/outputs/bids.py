@@ -51,6 +51,8 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
     - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,
       `…_desc-shrunksd_relmat`, `…_desc-guidedsd_relmat` for the uncertainty of what has one, each `.tsv` with `.json`
+    - `_stat-pearsoncorrelation_desc-half1_relmat` and `…_desc-half2_relmat`, the edges of the scan's halves (`…whitened…` too, where
+      signals before the low-pass are known), each `.tsv` with `.json`
     - `_desc-motion_timeseries.tsv` with `.json`, where head motion is known
     - `_desc-pnet_qc.json`
 
@@ -271,6 +273,11 @@ def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
         file = f"stat-{sidecars.stat_label(measure)}_relmat"
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
         yield write_json(beside(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
+    for measure, both in network.halves.items():
+        for number, matrix in enumerate(both, 1):
+            file = f"stat-{sidecars.half_label(measure, number)}_relmat"
+            yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
+            yield write_json(beside(stem, f"{file}.json"), sidecars.half_sidecar(network, measure, number))
     for measure, matrix in network.uncertainty.items():
         file = f"stat-{sidecars.uncertainty_label(measure)}_relmat"
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
@@ -291,6 +298,7 @@ def check_shapes(network: Network) -> None:
     shapes = {name: (getattr(network, name).shape, shape) for name, shape in expected.items()}
     shapes |= {f"edges[{measure!r}]": (matrix.shape, (parcels, parcels)) for measure, matrix in network.edges.items()}
     shapes |= {f"uncertainty[{measure!r}]": (matrix.shape, (parcels, parcels)) for measure, matrix in network.uncertainty.items()}
+    shapes |= {f"halves[{measure!r}]": (both.shape, (2, parcels, parcels)) for measure, both in network.halves.items()}
     shapes |= {"names": ((len(network.names),), (parcels,)), "hemispheres": ((len(network.hemispheres),), (parcels,))}
     for name, (got, wanted) in shapes.items():
         if got != wanted:

@@ -56,6 +56,32 @@ def load_network(result: str | os.PathLike[str]) -> Network:
     return network
 
 
+def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, Path]:
+    """The first complete result of each participant by name, for one atlas.
+
+    Args:
+      folder: root of the derivatives.
+      atlas: label of the input atlas, from `atlas_label`.
+
+    Returns:
+      Subject label to its `…_dseg.tsv`.
+
+    Raises:
+      ValueError: there is none; names the atlases that there are.
+    """
+    files = sorted(Path(folder).glob("sub-*/**/*_atlas-pnet_seg-*_dseg.tsv"))
+    files = [file for file in files if "_desc-" not in file.name]
+    found: dict[str, Path] = {}
+    for file in files:
+        if f"_seg-{atlas}_" in file.name:
+            found.setdefault(file.name.partition("_")[0].removeprefix("sub-"), file)
+    if not found:
+        others = sorted({file.name.partition("_seg-")[2].partition("_")[0] for file in files})
+        said = f"networks of {', '.join(others)} alone: give the atlas that they were constructed with" if others else "none"
+        raise ValueError(f"{folder}: expected networks of atlas {atlas} that `pnet construct` wrote, found {said}")
+    return found
+
+
 def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
     """QC and provenance of a `…_desc-pnet_qc.json`.
 
@@ -137,6 +163,7 @@ def _read(stem: Path) -> Network:
         provenance=provenance,
         mean=_mean(beside(stem, f"{MEAN}.nii.gz"), space),
         displacement=_displacement(beside(stem, f"{MOTION}.tsv")),
+        halves=_halves(stem),
         uncertainty={of: read_matrix(_there(file), index=True) for of, file in _matrices(stem, "UncertaintyOf")},
     )
 
@@ -251,10 +278,18 @@ def _matrices(stem: Path, key: str) -> Iterator[tuple[str, Path]]:
     """Tables whose sidecar names a measure under `key`, with that name."""
     for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
         said = _json(about)
-        if not {"Measure", "UncertaintyOf"} & set(said):
+        if not {"Measure", "UncertaintyOf", "HalfOf"} & set(said):
             raise ValueError(f"{about}: lacks Measure: damaged, or of a version that noted less; construct the scan again")
         if key in said:
             yield said[key], about.with_suffix(".tsv")
+
+
+def _halves(stem: Path) -> dict[str, Float[np.ndarray, "2 K K"]]:
+    """Edges of both halves of each measure that has them; files come in the order of their names, half 1 first."""
+    found: dict[str, list[np.ndarray]] = {}
+    for measure, file in _matrices(stem, "HalfOf"):
+        found.setdefault(measure, []).append(read_matrix(_there(file), index=True))
+    return {measure: np.stack(both) for measure, both in found.items()}
 
 
 def _mean(file: Path, space: Space) -> Float[np.ndarray, " V"] | None:

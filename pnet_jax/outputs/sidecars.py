@@ -248,6 +248,33 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
     } | _common(network)
 
 
+def half_label(measure: str, number: int) -> str:
+    """The same for the edges of one half of the scan.
+
+    Example:
+      >>> half_label("pearson", 1)
+      'pearsoncorrelation_desc-half1'
+    """
+    return f"{stat_label(measure)}_desc-half{number}"
+
+
+def half_sidecar(network: Network, measure: str, number: int) -> dict[str, Any]:
+    """Sidecar of the edges of one half of the scan."""
+    known = _registered(measure)
+    return {
+        "Description": f"Edges of half {number} of the scan, cleaned on its own, for the parcels of the whole scan. {ROWS}",
+        "RelationshipMeasure": known.description if known else measure,
+        "HalfOf": measure,
+        "Half": number,
+        "Units": known.units if known else "see the measure",
+        "Weighted": True,
+        "Directed": _directed(network.halves[measure][number - 1]),
+        "ValidDiagonal": False,
+        "StorageFormat": "Full",
+        "Nodes": "Names in the header and in the first column, `Node`",
+    } | _common(network)
+
+
 def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
     """Sidecar of the uncertainty of one connectome: of correlations in Fisher z, of what else there is in its own units."""
     matrix = network.uncertainty[measure]

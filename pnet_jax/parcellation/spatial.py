@@ -10,16 +10,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy.spatial import cKDTree
 
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
 from pnet_jax.parcellation.prior import PADDING, Prior, nearest_locations, on_space
 from pnet_jax.parcellation.score import Pairs, sample_pairs
 from pnet_jax.scan import LOCATION_BUCKET, Scan
-from pnet_jax.space import Space, grid_space, take
+from pnet_jax.space import LEFT, RIGHT, Space, grid_space, take
 
 CUBE_MM = 32.0  # blocks of the spatial bootstrap: wider than the smoothness of any scan
 CANDIDATE_BUCKET, CUBE_BUCKET = 8, 64
+LEAST_PROBABILITY = 1e-3  # of a candidate that a cohort has nowhere: the next participant may
 
 
 class SpatialPrior(NamedTuple):
@@ -31,7 +33,8 @@ class SpatialPrior(NamedTuple):
       table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, W, C]`.
       neighbours: adjacent locations, −1 padded, `[W, N]`.
       blocks: parcels of each block of locations (`ops.soft_assign.blocked`).
-      labels: the atlas's own parcel, −1 in padding, `[W]`.
+      labels: the parcel that construction starts from and falls back to, −1 in padding, `[W]`: the atlas's own, or under a learned prior
+        the most probable one.
       cube: block of each location for the spatial bootstrap, `[W]`.
       cubes: its blocks, numbered, `[B]`; only their number matters.
       pairs: near pairs, for the DCBC.
@@ -48,6 +51,24 @@ class SpatialPrior(NamedTuple):
     cubes: Int[Array, " B"]
     pairs: Pairs
     xyz: Float[Array, "W 3"]
+
+
+class LearnedPrior(NamedTuple):
+    """A spatial prior that a cohort taught (`group.fit_group`): where its participants have the atlas's parcels.
+
+    Attributes:
+      xyz: MNI mm, `[n, 3]`.
+      hemisphere: 0 left, 1 right, `[n]`.
+      candidates: parcels that each location may belong to, −1 padded, `[n, C]`.
+      log_prior: log π of each, `[n, C]`.
+      resolution: spacing of the locations in mm.
+    """
+
+    xyz: Float[np.ndarray, "n 3"]
+    hemisphere: Int[np.ndarray, " n"]
+    candidates: Int[np.ndarray, "n C"]
+    log_prior: Float[np.ndarray, "n C"]
+    resolution: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,8 +111,13 @@ def whole_space(space: Space, atlas: Prior) -> Space:
     return grid_space(box, grid.affine, name=space.name, to_mni=grid.to_mni) if box.any() else space
 
 
-def place(atlas: Prior, space: Space) -> AtlasOnSpace:
+def place(atlas: Prior, space: Space, learned: LearnedPrior | None = None) -> AtlasOnSpace:
     """An atlas on the whole Space that a scan's Space is part of.
+
+    Args:
+      atlas: K parcels.
+      space: of a scan.
+      learned: what a cohort taught about these parcels; takes the place of distances to the atlas where it has a location near.
 
     Raises:
       ValueError: they do not overlap.
@@ -102,8 +128,12 @@ def place(atlas: Prior, space: Space) -> AtlasOnSpace:
     # Parcel by parcel, so that blocks of locations share few candidates.
     here = here[np.argsort(local.labels[here], kind="stable")]
     own = take(whole, here)
+    log_prior, labels = local.log_prior[here], local.labels[here]
+    if learned is not None:
+        log_prior = _learned_on(learned, own, local.candidates[here], log_prior)
+        labels = _most_probable(local.candidates[here], log_prior, labels)
     candidates = _wide(pad_rows(local.candidates[here], -1), -1)
-    log_prior = _wide(pad_rows(local.log_prior[here], PADDING), PADDING)
+    log_prior = _wide(pad_rows(log_prior, PADDING), PADDING)
     neighbours = pad_rows(own.neighbours, -1)
     block, cube = np.unique(np.floor(own.xyz / CUBE_MM).astype(int), axis=0, return_inverse=True)
     prior = SpatialPrior(
@@ -112,13 +142,48 @@ def place(atlas: Prior, space: Space) -> AtlasOnSpace:
         table=match_table(jnp.asarray(candidates), jnp.asarray(neighbours), n_parcels=atlas.n_parcels),
         neighbours=jnp.asarray(neighbours),
         blocks=make_blocks(candidates, atlas.n_parcels),
-        labels=jnp.asarray(pad_rows(local.labels[here], -1)),
+        labels=jnp.asarray(pad_rows(labels, -1)),
         cube=jnp.asarray(pad_rows(cube.ravel().astype(np.int32), 0)),
         cubes=jnp.arange(len(block) + -len(block) % CUBE_BUCKET, dtype=jnp.int32),
         pairs=sample_pairs(own, np.arange(len(here)), rows=len(candidates)),
         xyz=jnp.asarray(pad_rows(own.xyz, 0.0)),
     )
     return AtlasOnSpace(atlas, own, here, prior, nearest_locations(atlas, own))
+
+
+def _learned_on(
+    learned: LearnedPrior, space: Space, candidates: Int[np.ndarray, "n C"], log_prior: Float[np.ndarray, "n C"]
+) -> Float[np.ndarray, "n C"]:
+    """A learned log π over the candidates of a Space, each location's from the nearest one of its side; the atlas's where none is near."""
+    reach = max(learned.resolution, space.resolution) * np.sqrt(3) / 2 + 1e-3  # corners of a voxel included
+    out = np.array(log_prior)
+    for side in (LEFT, RIGHT):
+        own, theirs = np.flatnonzero(space.hemisphere == side), np.flatnonzero(learned.hemisphere == side)
+        if not len(own) or not len(theirs):
+            continue
+        distance, nearest = cKDTree(learned.xyz[theirs]).query(space.xyz[own], distance_upper_bound=reach)
+        near = np.isfinite(distance)
+        own, at = own[near], theirs[nearest[near]]
+        same = (candidates[own][:, :, None] == learned.candidates[at][:, None, :]) & (candidates[own] >= 0)[:, :, None]
+        found = np.where(same, np.exp(learned.log_prior[at])[:, None, :], 0.0).sum(2)
+        out[own] = log_shares(np.maximum(found, LEAST_PROBABILITY), candidates[own])
+    return out
+
+
+def log_shares(weights: Float[np.ndarray, "n C"], candidates: Int[np.ndarray, "n C"]) -> Float[np.ndarray, "n C"]:
+    """log of weights normalised over the candidates of each location, `PADDING` where there is none."""
+    weights = np.where(candidates >= 0, weights, 0.0)
+    share = weights / np.maximum(weights.sum(1, keepdims=True), 1e-30)
+    return np.where(candidates >= 0, np.log(np.maximum(share, 1e-30)), PADDING).astype(np.float32)
+
+
+def _most_probable(
+    candidates: Int[np.ndarray, "n C"], log_prior: Float[np.ndarray, "n C"], atlas: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """The candidate of the highest prior, the nearer one of two alike; a parcel that is nowhere the most probable keeps the atlas's."""
+    labels = np.take_along_axis(candidates, log_prior.argmax(1)[:, None], 1)[:, 0]
+    lost = np.setdiff1d(atlas, labels)
+    return np.where(np.isin(atlas, lost), atlas, labels).astype(np.int32)
 
 
 def rows_of(placed: AtlasOnSpace, space: Space) -> Int[np.ndarray, " n"]:

@@ -240,7 +240,7 @@ def _dynamics(network: Network) -> str:
         return ""
     fitted, parcels = found["fit"], found["parcels"]
     gain = fitted["prior_held_out"] - fitted["held_out"]
-    group = f"the group's, learned from {_count(found['people'], 'participant')}"
+    group = f"the group's, learned from {_count(found['participants'], 'participant')}"
     said = (
         f"individual dynamics predict held-out data better than {group} (log-likelihood {gain:+.4f} per parcel and frequency bin)"
         if fitted["ok"]

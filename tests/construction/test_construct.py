@@ -220,7 +220,7 @@ def test_a_scan_too_short_to_tell_keeps_the_atlas_and_says_so(unsure, toy):
     assert unsure.qc.selection.decision == "atlas" and unsure.qc.calibration is None
     assert_array_equal(unsure.labels, toy.expected)
     assert_allclose(unsure.probabilities.sum(1), 1, atol=1e-5)
-    assert any("the atlas's parcels are returned" in warning for warning in unsure.qc.warnings)
+    assert any("the parcels of the atlas are returned" in warning for warning in unsure.qc.warnings)
     assert unsure.qc.moved == 0 and unsure.qc.components == {}
 
 

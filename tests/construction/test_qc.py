@@ -81,7 +81,7 @@ def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, qual
     kept = qc(returned(found, **quality), subject=subject)
     assert kept.selection.decision == "atlas" and reason in kept.selection.reason
     assert kept.calibration is None
-    assert kept.warnings == (f"the atlas's parcels are returned: {kept.selection.reason}",)
+    assert kept.warnings == (f"the parcels of the atlas are returned: {kept.selection.reason}",)
 
 
 def test_forced_parcels_say_that_the_scan_does_not_support_them(qc, found):

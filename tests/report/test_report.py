@@ -248,7 +248,7 @@ LONGER = "7 degrees of freedom, expected at least 10: a longer scan or fewer reg
 )
 def test_words_follow_the_evidence(gains, decision, reason, tone, said):
     selection = Selection(decision=decision, reason=reason, gain=gains[0], dcbc_gain=gains[1])
-    warnings = (f"the atlas's parcels are returned: {reason}",) * bool(reason) + ("second.",)
+    warnings = (f"the parcels of the atlas are returned: {reason}",) * bool(reason) + ("second.",)
     network = dataclasses.replace(helpers.points_network(), qc=QC(moved=0.2, selection=selection, warnings=warnings))
     assert said in sentences(network)["change"] and verdict(network)[1] == tone
     assert said in explain(network)

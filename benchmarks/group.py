@@ -1,0 +1,129 @@
+"""Does a group model help simulated participants who had no part in it?
+
+Cohorts of 10, 30 and 100 participants are constructed, and the group model is learned from these networks (`fit_group`). Participants who
+are not among them are constructed with and without it. Their parcels are compared with their true ones: adjusted Rand index (ARI); beside it
+the held-out density S and the DCBC on their second session, the agreement of both sessions' parcels, the share that is decided to be
+personalised, the ARI of the map that is returned otherwise, and connected pieces. Ward (scikit-learn, as many parcels, on the same
+signals) stands beside it. `atlas`: the cohort's true group parcels. `displaced`: those of an atlas that lies up to 4 mm beside them,
+as an atlas of other people would.
+
+    python benchmarks/group.py --out benchmarks/results/group.json
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from common import average, parser, table, write
+from scipy.sparse import csr_array
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
+
+import pnet_jax
+from pnet_jax.config import ConstructConfig, SimulateConfig
+from pnet_jax.construction import Builder, build, resolve
+from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.parcellation.harden import count_components
+from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.simulate import cleaned_scan, simulate_subject
+
+DISPLACED_MM, WAVE_MM = 4.0, 25.0
+
+
+def main() -> None:
+    args = _arguments()
+    figures = {}
+    for tier in args.tiers:
+        for atlas in ("atlas", "displaced"):
+            figures |= one_cohort(args, tier, atlas == "displaced")
+    columns = list(next(iter(figures.values())))
+    table(("simulated", *columns), [(name, *(row.get(column, float("nan")) for column in columns)) for name, row in figures.items()])
+    write(args, figures)
+
+
+def one_cohort(args, tier: str, displaced: bool) -> dict[str, dict[str, float]]:
+    """Figures of the participants left out, for each size of the cohort."""
+    most = max(args.sizes)
+    config = SimulateConfig(subjects=most + args.left_out, sessions=2, tier=tier, minutes=args.minutes, seed=args.seed)
+    first = simulate_subject(config, 0)
+    space, xyz = first.space, np.array(first.space.xyz, np.float64)
+    if displaced:
+        xyz += DISPLACED_MM * np.stack([np.sin(xyz[:, (axis + 1) % 3] / WAVE_MM + axis) for axis in range(3)], 1)
+    labels = first.group_labels + 1
+    atlas = make_prior(xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    plan = ConstructConfig(edges=())
+    builder = Builder(resolve(plan, prior=atlas))
+    left_out = [simulate_subject(config, most + number) for number in range(args.left_out)]
+    name = f"{tier}, {'displaced atlas' if displaced else 'atlas'}"
+    figures = {
+        f"{name}, one scan": average([score(one, builder) for one in left_out]),
+        f"{name}, Ward": average([ward(one) for one in left_out]),
+    }
+    print(figures, flush=True)
+    networks = []
+    for size in sorted(args.sizes):
+        start = time.perf_counter()
+        while len(networks) < size:
+            networks.append(construct(builder, simulate_subject(config, len(networks)).sessions[0]))
+        group = pnet_jax.fit_group(networks, atlas)
+        informed = Builder(resolve(plan, prior=atlas, group=group))
+        figures[f"{name}, group of {size}"] = average([score(one, informed) for one in left_out])
+        print(size, figures[f"{name}, group of {size}"], f"{time.perf_counter() - start:.0f} s", flush=True)
+    return figures
+
+
+def construct(builder: Builder, session):
+    return build([builder.ready(cleaned_scan(session))], builder)[0]
+
+
+def score(subject, builder: Builder) -> dict[str, float]:
+    """Parcels of the first session, as decided, against the truth and the second session."""
+    networks = [construct(builder, session) for session in subject.sessions]
+    network, inside = networks[0], networks[0].labels >= 0
+    chosen = network.qc.selection
+    judge = Judge(cleaned_scan(subject.sessions[1]).y, subject.space, inside, network.n_parcels)
+    return {
+        "ARI": float(adjusted_rand_score(subject.labels[inside], network.labels[inside])),
+        "S": chosen.score,
+        "DCBC": judge(network.labels)["dcbc"],
+        "agreement": float((network.labels == networks[1].labels)[inside].mean()),
+        "ECE": float(calibration(network, subject.labels)),
+        "personalised": float(chosen.decision == "personalised"),
+        "ARI of the start": float(adjusted_rand_score(subject.labels[inside], network.prior_labels[inside])),
+        "pieces": float(count_components(network.labels, subject.space.neighbours, network.n_parcels).sum()),
+    }
+
+
+def calibration(network, truth) -> float:
+    """Expected calibration error of the probabilities against the true parcels, in ten bins."""
+    inside = network.labels >= 0
+    p, hit = network.confidence[inside], (network.labels == truth)[inside]
+    at = np.minimum((p * 10).astype(int), 9)
+    return np.abs(np.bincount(at, p, 10) - np.bincount(at, hit, 10)).sum() / len(p)
+
+
+def ward(subject) -> dict[str, float]:
+    """As many contiguous parcels by Ward's criterion, of the first session's signals alone."""
+    space, scan = subject.space, cleaned_scan(subject.sessions[0])
+    count = int(subject.group_labels.max()) + 1
+    rows, columns = np.nonzero(space.neighbours >= 0)
+    graph = csr_array((np.ones(len(rows)), (rows, space.neighbours[rows, columns])), shape=(len(space),) * 2)
+    labels = AgglomerativeClustering(count, linkage="ward", connectivity=graph).fit_predict(scan.y)
+    judge = Judge(cleaned_scan(subject.sessions[1]).y, space, scan.valid, count)
+    pieces = count_components(labels.astype(np.int32), space.neighbours, count).sum()
+    return {"ARI": float(adjusted_rand_score(subject.labels, labels)), "DCBC": judge(labels)["dcbc"], "pieces": float(pieces)}
+
+
+def _arguments():
+    arguments = parser(__doc__)
+    arguments.add_argument("--tiers", nargs="+", default=["medium", "hard", "real"])
+    arguments.add_argument("--sizes", nargs="+", type=int, default=[10, 30, 100])
+    arguments.add_argument("--left-out", type=int, default=8)
+    arguments.add_argument("--minutes", type=float, default=6.0)
+    arguments.add_argument("--seed", type=int, default=50)
+    return arguments.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Group model: what the constructed networks of a cohort teach about one more participant."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+from pnet_jax.dynamics import fit as dynamics_fit
+from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, moments, structural
+from pnet_jax.dynamics.spectra import Spectra, TooShortError, frequency_bins, pool, spectra, standardise
+from pnet_jax.edges.guided import Guide, fit_guided
+from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
+from pnet_jax.network import Network
+from pnet_jax.ops.potts.chunked import sum_neighbours
+from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.spatial import AtlasOnSpace, LearnedPrior, log_shares, place, rows_of, space_key
+
+LEAST = 3  # participants to learn what participants differ by
+LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
+MOST_HELD = 1000  # participants whose edges and spectra are held at a time; variances are known to 5 % from so many
+PRIOR_WEIGHT = 0.5  # participants that the atlas counts for in the spatial prior
+OWN_WEIGHT = 4.0  # weight of a location in its smoothing, where each of its neighbours has 1
+GROUP_SD = 0.1  # 1/s: of a group's coupling about where its fit begins, or a structural connectome, which a wider one would not notice
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """What a cohort has in common, and what its participants differ by.
+
+    Attributes:
+      atlas: digest of the parcels.
+      subjects: labels of the participants.
+      spatial: where they have their parcels; None where fewer than 3 of them have parcels of their own.
+      shrinkage: of the edges, see `edges.fit_shrinkage`; None of fewer than 4 participants.
+      guide: see `edges.fit_guided`; None of fewer than 4 participants.
+      hierarchy: of the dynamics, see `dynamics.fit.Hierarchy`; None where they were not asked for.
+    """
+
+    atlas: str
+    subjects: tuple[str, ...]
+    spatial: LearnedPrior | None = None
+    shrinkage: Shrinkage | None = None
+    guide: Guide | None = None
+    hierarchy: Hierarchy | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the spatial prior holds, which is all of a group that the parcels depend on, first 16 digits."""
+        arrays = [] if self.spatial is None else [np.asarray(x) for x in self.spatial]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()[:16]
+
+
+class Member(NamedTuple):
+    """What is learned from the edges and signals of one participant.
+
+    Attributes:
+      halves: edges of the halves of the recording in P views: Pearson's, and `whitened` where it is known, `[2, P, K, K]`.
+      n_eff: independent frames of each half, `[2]`.
+      spectra: of the recording, standardised; None where they are not asked for or it is too short.
+    """
+
+    halves: Float[np.ndarray, "2 P K K"]
+    n_eff: Float[np.ndarray, " 2"]
+    spectra: Spectra | None
+
+
+def fit_group(
+    networks: Iterable[Network], atlas: Prior, *, dynamics: bool = False, connectome: Float[np.ndarray, "K K"] | None = None
+) -> Group:
+    """Group model of a cohort, from one constructed network of each participant.
+
+    The networks are read once, one after another, so that they may come from disk. Of a further participant nothing may be judged by a
+    model that it is part of: fit one without it.
+
+    Args:
+      networks: of the atlas's parcels.
+      atlas: K parcels that they were constructed from.
+      dynamics: learn those too; takes minutes for several hundred parcels.
+      connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
+
+    Raises:
+      ValueError: fewer than 3 networks, networks of another atlas, or a connectome of other parcels.
+
+    Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
+    """
+    where, members, subjects = _Where(atlas), list[Member](), list[str]()
+    for network in networks:
+        _check_atlas(network, atlas)
+        subjects.append(network.subject)
+        where.add(network)
+        if len(members) < MOST_HELD:
+            members.append(_member(network, dynamics))
+    if len(subjects) < LEAST:
+        raise ValueError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
+    shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
+    hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
+    return Group(atlas.digest, tuple(subjects), where.learned(), shrinkage, guide, hierarchy)
+
+
+def _check_atlas(network: Network, atlas: Prior) -> None:
+    made_from = network.provenance.get("prior", {})
+    if made_from.get("digest") != atlas.digest:
+        raise ValueError(
+            f"sub-{network.subject}: expected a network of atlas {atlas.source} ({atlas.digest}), found one of {made_from.get('source')} "
+            f"({made_from.get('digest')})"
+        )
+
+
+class _Where:
+    r"""Counts of where participants have their parcels, and the prior that they make.
+
+    .. math:: \pi_{vk} \propto 4 c_{vk} + \sum_{u \in N(v)} c_{uk}, \qquad c_{vk} = \sum_s [l_{sv} = k] + \tfrac{1}{2} \pi^{atlas}_{vk}
+
+    over the participants whose own parcels are supported by their scan: the others have the atlas's, which says nothing about where
+    theirs are.
+    """
+
+    def __init__(self, atlas: Prior):
+        self.atlas = atlas
+        self.spaces: dict[Hashable, tuple[AtlasOnSpace, np.ndarray]] = {}
+        self.seen: dict[Hashable, int] = {}
+
+    def add(self, network: Network) -> None:
+        """Counts one participant."""
+        if network.qc.selection.decision == "atlas":
+            return
+        key = space_key(network.space)
+        if key not in self.spaces:
+            placed = place(self.atlas, network.space)
+            self.spaces[key] = placed, np.zeros(placed.prior.candidates.shape, np.float32)
+            self.seen[key] = 0
+        placed, counts = self.spaces[key]
+        rows = rows_of(placed, network.space)
+        labels = np.where(rows >= 0, network.labels[np.maximum(rows, 0)], -1)
+        counts[: len(labels)] += (np.asarray(placed.prior.candidates)[: len(labels)] == labels[:, None]) & (labels >= 0)[:, None]
+        self.seen[key] += 1
+
+    def learned(self) -> LearnedPrior | None:
+        """The prior on the Space that most participants share; the others count at the nearest location."""
+        if sum(self.seen.values()) < LEAST:
+            return None
+        most = max(self.seen, key=lambda key: self.seen[key])
+        placed, counts = self.spaces[most]
+        candidates = np.asarray(placed.prior.candidates)
+        for key, (other, more) in self.spaces.items():
+            if key != most:
+                counts = counts + _moved(other, more, placed, candidates)
+        there = candidates >= 0
+        counts = counts + PRIOR_WEIGHT * np.where(there, np.exp(np.asarray(placed.prior.log_prior)), 0.0).astype(np.float32)
+        smooth = OWN_WEIGHT * counts + np.asarray(sum_neighbours(jnp.asarray(counts), placed.prior.table))
+        n, space = len(placed.here), placed.space
+        return LearnedPrior(space.xyz, space.hemisphere, candidates[:n], log_shares(smooth[:n], candidates[:n]), space.resolution)
+
+
+def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candidates: np.ndarray) -> np.ndarray:
+    """Counts of another Space at the nearest of its locations to each of this one's."""
+    n = len(placed.here)
+    reach = max(other.space.resolution, placed.space.resolution) * np.sqrt(3) / 2 + 1e-3
+    distance, nearest = cKDTree(other.space.xyz).query(placed.space.xyz, distance_upper_bound=reach)
+    at = np.where(np.isfinite(distance), nearest, 0)
+    same = candidates[:n, :, None] == np.asarray(other.prior.candidates)[at][:, None, :]
+    same &= (candidates[:n] >= 0)[:, :, None] & np.isfinite(distance)[:, None, None]
+    out = np.zeros(candidates.shape, np.float32)
+    out[:n] = np.where(same, counts[at][:, None, :], 0).sum(2)
+    return out
+
+
+def _member(network: Network, dynamics: bool) -> Member:
+    if "pearson" not in network.halves:
+        raise ValueError(f"sub-{network.subject}: the network has no edges of its halves; construct it again")
+    views = [network.halves[name] for name in ("pearson", "whitened") if name in network.halves]
+    n_eff = np.maximum(np.array(network.qc.selection.degrees), 1.0)
+    return Member(np.stack(views, 1).astype(np.float32), n_eff, _spectra(network) if dynamics else None)
+
+
+def _spectra(network: Network) -> Spectra | None:
+    """Spectra of the parcels; a parcel without locations has none, and no say."""
+    cleaning = network.provenance.get("cleaning", {})
+    low, high = (cleaning.get(name) for name in ("high_pass", "low_pass"))
+    try:
+        bins = frequency_bins(np.ones(len(network.frames), bool), network.tr, frames=network.frames, filtered=(low, high))
+    except TooShortError as error:
+        warnings.warn(f"left out of the group's dynamics: sub-{network.subject}: {error}", stacklevel=4)
+        return None
+    return standardise(spectra(jnp.asarray(np.nan_to_num(network.signals)), bins))
+
+
+def _hierarchy(recordings: Sequence[Spectra], connectome: Float[np.ndarray, "K K"] | None) -> Hierarchy:
+    if len(recordings) < LEAST:
+        raise ValueError(f"expected {LEAST} participants or more to learn dynamics from, got {len(recordings)}")
+    pooled = pool(recordings)
+    towards = None if connectome is None else structural(moments(pooled), connectome)
+    return empirical_bayes(dynamics_fit.fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)
+
+
+def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:
+    views = min(member.halves.shape[1] for member in members)  # that everybody has
+    first, second = np.stack([member.halves[:, :views] for member in members], 1)
+    n_eff = np.stack([member.n_eff for member in members], 1).astype(np.float32)
+    return fit_shrinkage(first[:, 0], second[:, 0], *n_eff), fit_guided(first, second, *n_eff)
