@@ -1,11 +1,11 @@
 """Does a group model help simulated participants who had no part in it?
 
-Cohorts of 10, 30 and 100 participants are constructed, and the group model is learned from these networks (`fit_group`). Participants who
-are not among them are constructed with and without it. Their parcels are compared with their true ones: adjusted Rand index (ARI); beside it
-the held-out density S and the DCBC on their second session, the agreement of both sessions' parcels, the share that is decided to be
-personalised, the ARI of the map that is returned otherwise, and connected pieces. Ward (scikit-learn, as many parcels, on the same
-signals) stands beside it. `atlas`: the cohort's true group parcels. `displaced`: those of an atlas that lies up to 4 mm beside them,
-as an atlas of other people would.
+Cohorts of 10, 30 and 100 participants are constructed, and the group model is learned from these networks (`fit_group`). Participants
+who are not among them are constructed with and without it. Their parcels are compared with their true ones: adjusted Rand index (ARI);
+beside it the held-out density S, the DCBC on their second session, the agreement of both sessions' parcels, the share that is decided to
+be personalised, the ARI of the map that is returned otherwise, and connected pieces. Ward (scikit-learn, as many parcels, on the same
+signals) stands beside it. `atlas`: the cohort's true group parcels. `displaced`: those of an atlas that lies up to 4 mm beside them, as
+an atlas of other people would.
 
     python benchmarks/group.py --out benchmarks/results/group.json
 """

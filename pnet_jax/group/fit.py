@@ -27,6 +27,7 @@ LEAST = 3  # participants to learn what participants differ by
 LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
 MOST_HELD = 1000  # participants whose edges and spectra are held at a time; variances are known to 5 % from so many
 PRIOR_WEIGHT = 0.5  # participants that the atlas counts for in the spatial prior
+SHARPNESS = 0.5  # exponent of the shares
 OWN_WEIGHT = 4.0  # weight of a location in its smoothing, where each of its neighbours has 1
 GROUP_SD = 0.1  # 1/s: of a group's coupling about where its fit begins, or a structural connectome, which a wider one would not notice
 
@@ -119,8 +120,9 @@ class _Where:
 
     .. math:: \pi_{vk} \propto 4 c_{vk} + \sum_{u \in N(v)} c_{uk}, \qquad c_{vk} = \sum_s [l_{sv} = k] + \tfrac{1}{2} \pi^{atlas}_{vk}
 
-    over the participants whose own parcels are supported by their scan: the others have the atlas's, which says nothing about where
-    theirs are.
+    to the power of one half, over the participants whose own parcels are supported by their scan: the others have the atlas's, which says
+    nothing about where theirs are. Parcels of short scans vary less between participants than true ones do, for they are drawn to the
+    prior that they were made with; the root makes up for it.
     """
 
     def __init__(self, atlas: Prior):
@@ -157,7 +159,8 @@ class _Where:
         counts = counts + PRIOR_WEIGHT * np.where(there, np.exp(np.asarray(placed.prior.log_prior)), 0.0).astype(np.float32)
         smooth = OWN_WEIGHT * counts + np.asarray(sum_neighbours(jnp.asarray(counts), placed.prior.table))
         n, space = len(placed.here), placed.space
-        return LearnedPrior(space.xyz, space.hemisphere, candidates[:n], log_shares(smooth[:n], candidates[:n]), space.resolution)
+        log_prior = log_shares(smooth[:n] ** SHARPNESS, candidates[:n])
+        return LearnedPrior(space.xyz, space.hemisphere, candidates[:n], log_prior, space.resolution)
 
 
 def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candidates: np.ndarray) -> np.ndarray:
