@@ -103,6 +103,7 @@ class ConstructConfig:
       people: folder of `pnet personalize`, of many people's parcels of the same prior: adds the shrunk and guided layers of Pearson edges.
       personalize: see `PersonalizeConfig`.
       wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
+      parallel: Devices that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over; one process.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       seed: of the pair sample and the bootstrap.
@@ -121,6 +122,7 @@ class ConstructConfig:
     people: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     wave: int | None = None
+    parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     report: bool = True
     probabilities: bool = True
     seed: int = 0
@@ -131,6 +133,10 @@ class ConstructConfig:
         _at_least(self, 0, "beta", "min_coverage")
         if self.kappa is not None and not self.kappa > 0:
             raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
+        if self.parallel.coordinator is not None:
+            raise ValueError(
+                "ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
