@@ -134,9 +134,7 @@ class ConstructConfig:
         if self.kappa is not None and not self.kappa > 0:
             raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
         if self.parallel.coordinator is not None:
-            raise ValueError(
-                "ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator"
-            )
+            raise ValueError("ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator")
 
 
 @dataclasses.dataclass(frozen=True)
