@@ -273,7 +273,7 @@ def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def _deciding(config: ConstructConfig) -> dict[str, Any]:
     """What decides the numbers; a report more or less does not make a result out of date."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities", "wave")}
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities", "wave", "parallel")}
 
 
 def _job(settings: object) -> str:

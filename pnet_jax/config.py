@@ -105,6 +105,7 @@ class ConstructConfig:
       personal: folder of `pnet personalize`: what it found for a recording is used, and not estimated again.
       personalize: see `PersonalizeConfig`.
       wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
+      parallel: Devices that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over; one process.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       seed: of the pair sample and the bootstrap.
@@ -124,6 +125,7 @@ class ConstructConfig:
     personal: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     wave: int | None = None
+    parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     report: bool = True
     probabilities: bool = True
     seed: int = 0
@@ -134,6 +136,8 @@ class ConstructConfig:
         _at_least(self, 0, "beta", "min_coverage")
         if self.kappa is not None and not self.kappa > 0:
             raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
+        if self.parallel.coordinator is not None:
+            raise ValueError("ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator")
 
 
 @dataclasses.dataclass(frozen=True)

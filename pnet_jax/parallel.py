@@ -235,21 +235,12 @@ def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
     return jax.device_put(tree, target)
 
 
-def place_as(tree: Any, mesh: Mesh, layout: Any) -> Any:
-    """`place`, with a PartitionSpec for each array: `layout` is a tree of them like `tree`, or a single one for all.
-
-    Raises:
-      ValueError: as `place`.
-    """
-    whole = jax.tree.broadcast(layout, tree, is_leaf=_is_spec)
-    return jax.tree.map(lambda spec, leaf: place(leaf, mesh, *spec), whole, tree, is_leaf=_is_spec)
-
-
 def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
     """The compiled step of many subjects from the step of one.
 
-    Every device runs the step of its own subjects, side by side by `vmap`; nothing is exchanged, whatever the step does inside.
-    Who the others are and where a subject stands among them changes no bit of its result.
+    Every device runs the step of its own subjects, side by side by `vmap`; along "subject" nothing is exchanged, whatever the step does
+    inside. Who the others are and where a subject stands among them changes no bit of its result. Along "location" arrays stay as they
+    lie on the mesh (`layout`): the compiler splits the step as they are split, and adds the exchange that it needs.
 
     Args:
       step: takes and returns trees of arrays of one subject.
@@ -277,7 +268,9 @@ def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> C
         same, own = arguments[:shared], arguments[shared:]
         for leaf in jax.tree.leaves(own):
             _check_divides(np.shape(leaf), {"subject": mesh.shape["subject"]}, ("subject",), "an array")
-        return jax.shard_map(wave, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)(same, own)
+        names = {"subject"} if mesh.shape["location"] > 1 else set(mesh.axis_names)
+        specs = (PartitionSpec(), each)
+        return jax.shard_map(wave, mesh=mesh, in_specs=specs, out_specs=each, axis_names=names, check_vma=False)(same, own)
 
     return jax.jit(run)
 
@@ -355,7 +348,3 @@ def _check_divides(shape: tuple[int, ...], parts: dict[str, int], axes: Sequence
             raise ValueError(
                 f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]}: expected a multiple of it, got {shape[dim]}"
             )
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)

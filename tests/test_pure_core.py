@@ -13,7 +13,7 @@ CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "par
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
 CORE += ("people", "finetune", "finetune.person", "encoder.adapter")
-CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "sharded", "signals", "spatial")))
+CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "signals", "spatial")))
 CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
 CORE += ("group.spatial", "construction.step")
 

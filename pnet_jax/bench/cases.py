@@ -169,7 +169,7 @@ def _soft_assign(shape: Shape, make: Inputs) -> Work:
     grows="VC",
 )
 def _potts(shape: Shape, make: Inputs) -> Work:
-    from pnet_jax.ops.potts import halo, reference
+    from pnet_jax.ops.potts import reference
     from pnet_jax.ops.potts.chunked import match_table, sum_neighbours
 
     def run(implementation: str, q: jax.Array, candidates: jax.Array, neighbours: jax.Array, table: jax.Array) -> jax.Array:
@@ -177,18 +177,9 @@ def _potts(shape: Shape, make: Inputs) -> Work:
             return reference.potts(q, candidates, neighbours, shape.K)
         return sum_neighbours(q, table)
 
-    def local(implementation: str, *arguments: jax.Array) -> jax.Array:
-        q, held, near, table = arguments
-        if implementation == "reference":  # knows no parts: each device does everything
-            q_all, held, near = (jax.lax.all_gather(x, "location", tiled=True) for x in (q, held, near))
-            whole = run(implementation, q_all, held, near, table)
-            return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("location") * len(q), len(q))
-        return halo.sum_neighbours(q, table, halo.halo_width(beside, jax.lax.axis_size("location")), "location")
-
     where, beside = candidates(shape), neighbours(shape)
     arguments = (make.shares(where), where, beside, np.asarray(match_table(where, beside, n_parcels=shape.K)))
-    inputs = (P("location"), P("location"), P("location"), P(None, "location"))
-    return Work(run, arguments, Spread("location", inputs, P("location"), local))
+    return Work(run, arguments)
 
 
 @case(
@@ -201,24 +192,15 @@ def _potts(shape: Shape, make: Inputs) -> Work:
 )
 def _mixture(shape: Shape, make: Inputs) -> Work:
     from pnet_jax.ops.potts.chunked import match_table
-    from pnet_jax.ops.potts.halo import halo_width
-    from pnet_jax.parcellation.mixture import Mixture, Problem, mixture
-    from pnet_jax.parcellation.sharded import links
+    from pnet_jax.parcellation.mixture import Problem, mixture
 
     def run(implementation: str, *problem: Any) -> Any:
         return mixture(Problem(*problem), jnp.float32(20), jnp.float32(0.3), steps=STEPS)
 
-    def local(implementation: str, *problem: Any) -> Any:
-        to_others = links(halo_width(beside, jax.lax.axis_size("location")))
-        return mixture(Problem(*problem), jnp.float32(20), jnp.float32(0.3), steps=STEPS, links=to_others)
-
     where, beside = candidates(shape), neighbours(shape)
     log_prior = np.where(where < 0, 0, np.log(make.shares(where).astype(np.float32) + 1e-3)).astype(make.dtype)
     table = np.asarray(match_table(where, beside, n_parcels=shape.K))
-    arguments = (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D))
-    inputs = (P("location"), P("location"), P("location"), P(None, "location"), P())
-    outputs: Any = Mixture(P("location"), P())  # type: ignore[arg-type]  # layouts in place of arrays
-    return Work(run, arguments, Spread("location", inputs, outputs, local))
+    return Work(run, (make.unit(shape.V, shape.D), where, log_prior, table, make.unit(shape.K, shape.D)))
 
 
 @case(

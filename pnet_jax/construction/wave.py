@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from pnet_jax import parallel
+from pnet_jax.config import ParallelConfig
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, Outputs, Settings, Shared, Subject, step
 from pnet_jax.encoder.adapter import Adapter
@@ -27,6 +28,14 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace, SpatialPrior, locate, pl
 from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
 
 KEPT_SPACES = 4
+# Where the locations are split, of (shared, wave): the first rule that an array's path matches (`parallel.layout`).
+LAYOUT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"^0/(region|prior/(candidates|log_prior|neighbours|labels|cube|xyz|blocks/(lists|place|inverse)))$", ("location",)),
+    (r"^0/(free|prior/table)$", (None, "location")),
+    (r"^1/(y|valid|log_tsnr)$", ("subject", "location")),
+    (r"^1/halves$", ("subject", None, "location")),
+    (r"^1/", ("subject",)),
+)
 _TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # of the Spaces that scans came on last, for every call in this process
 
 
@@ -125,14 +134,24 @@ def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, me
       shared: model and atlas on their Space.
       subjects: the scans.
       settings: grids, measures.
-      mesh: devices, along "subject"; all if not given.
+      mesh: devices; all of them along "subject" if not given.
       size: rows of the wave at least; those beside the scans are the last scan's again.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
     size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
     full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
-    found = jax.device_get(compiled(settings, mesh)(shared, stacked(full)))
+    found = jax.device_get(compiled(settings, mesh)(*on_mesh(shared, stacked(full), mesh)))
     return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(len(subjects))]
+
+
+def on_mesh(shared: Shared, wave: Subject, mesh: Mesh) -> tuple[Shared, Subject]:
+    """Tables and scans with each device's locations on it; as they are where a mesh does not split locations.
+
+    Parts that do not divide W, which is a multiple of 4096, leave all locations on every device.
+    """
+    if mesh.shape["location"] == 1:
+        return shared, wave
+    return jax.device_put((shared, wave), parallel.layout((shared, wave), LAYOUT, mesh))
 
 
 @functools.lru_cache(maxsize=32)
@@ -146,12 +165,13 @@ class Builder:
 
     Args:
       plan: from `resolve`.
-      mesh: devices, along "subject"; all if not given.
+      mesh: devices; as `plan.config.parallel` says if not given.
     """
 
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
-        self.plan, self.mesh = plan, parallel.make_mesh() if mesh is None else mesh
-        self.alone = parallel.make_mesh(devices=self.mesh.local_devices[:1])
+        self.plan, self.mesh = plan, parallel.make_mesh(plan.config.parallel) if mesh is None else mesh
+        parts = self.mesh.shape["location"]
+        self.alone = parallel.make_mesh(ParallelConfig(location=parts), self.mesh.local_devices[:parts])
 
     def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
         """The atlas on a scan's Space, and what the step shares there.
@@ -180,7 +200,7 @@ class Builder:
     def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
         """Results of scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
 
-        A scan alone takes one device: on more, each would do the same work.
+        A scan alone takes one device, or those that its locations are split over: more would do the same work.
         """
         mesh = self.mesh if max(len(wave), size) > 1 else self.alone
         return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)

@@ -88,6 +88,15 @@ class Pooled(NamedTuple):
     total: Float[Array, "H n d"]
 
 
+def merged(seen: Pooled) -> Pooled:
+    """One average of several that saw parts of the rows, which are the first axis of each array."""
+    if len(seen.peak) == 1:
+        return jax.tree.map(lambda one: one[0], seen)
+    peak = seen.peak.max(0)
+    share = jnp.exp(seen.peak - peak[None])
+    return Pooled(peak, (share * seen.mass).sum(0), (share * seen.total).sum(0))
+
+
 class Attention(nnx.Module):
     """Attention block: x + average of the context's values, then an MLP.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -121,17 +120,12 @@ def centre(f: Float[Array, "V D"], weight: Float[Array, " V"]) -> Float[Array, "
 
 
 def components(
-    encoder: LinearEncoder,
-    y: Float[Array, "V T"],
-    region: Int[Array, " V"],
-    kept: Bool[Array, " T"],
-    counted: Bool[Array, " V"],
-    total: Callable[[Array], Array] = lambda here: here,
+    encoder: LinearEncoder, y: Float[Array, "V T"], region: Int[Array, " V"], kept: Bool[Array, " T"], counted: Bool[Array, " V"]
 ) -> Float[Array, "V D"]:
-    """What `project` is before the scan's mean is taken out; `total` as in `reference_signals`."""
+    """What `project` is before the scan's mean is taken out."""
     y = jnp.where(counted[:, None], y, 0.0)
     region = jnp.where(counted, region, -1)
-    signals = reference_signals(y, region, len(encoder.references), total)
+    signals = reference_signals(y, region, len(encoder.references))
     # An empty reference has a constant signal, whose fingerprint is 0 for every location: it drops out after centring.
     return fingerprint(y, signals, kept=kept, projection=jnp.asarray(encoder.projection))
 

@@ -13,9 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pnet_jax.config import PerceiverConfig
-from pnet_jax.encoder.layers import Attention, Dense, Mlp, Norm, Pooled
+from pnet_jax.encoder.layers import Attention, Dense, Mlp, Norm, Pooled, merged
 from pnet_jax.encoder.linear import LinearEncoder, centre, own_metric, project, whiten
 from pnet_jax.encoder.tokens import FREQUENCIES, POSITIONS, Observed, position_features, signal_features
+from pnet_jax.ops.parts import over_parts
 
 SIGNALS = 2 * len(FREQUENCIES) + 1  # what `signal_features` adds to the components
 
@@ -196,34 +197,52 @@ def embed_scan(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V
 def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
     """Corrected components on axes that all scans share, in blocks; arguments are those of `embed_scan`."""
     y, kept, frames, counted, region, xyz, log_tsnr, tr = (jnp.asarray(x) for x in observed)
-    layers, count = network(encoder).perceiver, len(y)
     x = project(encoder.linear, y, region, kept, counted)
-    size = min(encoder.config.block, count)
-    # The last block begins earlier than it should, to be as long as the others: no copy of y to pad it.
-    due = jnp.arange(0, count, size)
-    blocks = due, jnp.minimum(due, count - size)
+    locations, recording = (x, y, counted, xyz, log_tsnr), (kept, frames, tr)
+    seen = merged(over_parts(_write, locations, (encoder, recording)))
+    thoughts = network(encoder).perceiver.thoughts(seen, False)
+    return x + centre(over_parts(_read, locations, (encoder, recording, thoughts)), counted.astype(x.dtype))
+
+
+def _write(x: Array, y: Array, counted: Array, xyz: Array, log_tsnr: Array, encoder: PerceiverEncoder, recording: Any) -> Pooled:
+    """What the latents see of the locations, with an axis for the parts of the locations in front."""
+    layers, (size, due, starts) = network(encoder).perceiver, _blocks(encoder, len(x))
     latents = layers.latents[...]
-
-    def rows(array: Array, start: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(array, start, size)
-
-    def tokens(start: Array) -> tuple[Array, Array]:
-        there = rows(counted, start)
-        place, signal = (jnp.where(there[:, None], rows(array, start), 0.0) for array in (xyz, y))
-        tsnr = jnp.where(there, rows(log_tsnr, start), 0.0)
-        return layers.tokens(signal_features(rows(x, start), signal, kept, frames, tr, tsnr), place, None), there
 
     def write(seen: Pooled, block: tuple[Array, Array]) -> tuple[Pooled, None]:
         due, start = block
-        state, there = tokens(start)
+        state, there = _tokens(layers, start, size, (x, y, counted, xyz, log_tsnr), recording)
         return layers.write.pool(latents, seen, state, there & (start + jnp.arange(size) >= due)), None
 
-    seen, _ = jax.lax.scan(write, layers.write.start(latents), blocks)
-    thoughts = layers.thoughts(seen, False)
+    return jax.tree.map(lambda one: one[None], jax.lax.scan(write, layers.write.start(latents), (due, starts))[0])
+
+
+def _read(
+    x: Array, y: Array, counted: Array, xyz: Array, log_tsnr: Array, encoder: PerceiverEncoder, recording: Any, thoughts: Array
+) -> Float[Array, "V D"]:
+    """What the locations read from the latents."""
+    layers, (size, _, starts) = network(encoder).perceiver, _blocks(encoder, len(x))
 
     def read(out: Array, start: Array) -> tuple[Array, None]:
-        found = layers.correction(layers.listen(tokens(start)[0], thoughts))
-        return jax.lax.dynamic_update_slice_in_dim(out, found, start, 0), None
+        state, _ = _tokens(layers, start, size, (x, y, counted, xyz, log_tsnr), recording)
+        return jax.lax.dynamic_update_slice_in_dim(out, layers.correction(layers.listen(state, thoughts)), start, 0), None
 
-    correction, _ = jax.lax.scan(read, jnp.zeros_like(x), blocks[1])
-    return x + centre(correction, counted.astype(x.dtype))
+    return jax.lax.scan(read, jnp.zeros_like(x), starts)[0]
+
+
+def _blocks(encoder: PerceiverEncoder, count: int) -> tuple[int, Array, Array]:
+    """How many locations a block has, where each is due, and where it begins.
+
+    The last one begins earlier than it should, to be as long as the others: no copy of y to pad it.
+    """
+    size = min(encoder.config.block, count)
+    due = jnp.arange(0, count, size)
+    return size, due, jnp.minimum(due, count - size)
+
+
+def _tokens(layers: Perceiver, start: Array, size: int, locations: Any, recording: Any) -> tuple[Array, Array]:
+    """States of a block of locations, and which of them count."""
+    x, y, there, xyz, log_tsnr = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in locations)
+    kept, frames, tr = recording
+    place, signal = (jnp.where(there[:, None], rows, 0.0) for rows in (xyz, y))
+    return layers.tokens(signal_features(x, signal, kept, frames, tr, jnp.where(there, log_tsnr, 0.0)), place, None), there

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -13,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.ops.fingerprint.reference import unit
+from pnet_jax.ops.parts import segment_sum
 from pnet_jax.scan import FRAME_BUCKET, LOCATION_BUCKET, Scan
 
 RADIUS_MM = 16.0
@@ -139,22 +138,18 @@ def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarra
     return np.where(np.isfinite(distance), nearest, -1).astype(np.int32)
 
 
-def reference_signals(
-    y: Float[Array, "V T"], region: Int[Array, " V"], count: int, total: Callable[[Array], Array] = lambda here: here
-) -> Float[Array, "R T"]:
+def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: int) -> Float[Array, "R T"]:
     """Mean signal of each reference region, `[R, T]`; 0 where a region has no location.
 
     Args:
       y: signals, `[V, T]`; rows that are 0 throughout (no signal) only scale the mean.
       region: reference of each location, −1 for none, `[V]`.
       count: R.
-      total: a sum over all locations, from the sum over those here; these are all if not given.
     """
     at = jnp.where(region < 0, count, region)
-    sums = jax.ops.segment_sum(y, at, count + 1)[:count]
-    size = jax.ops.segment_sum(jnp.ones_like(y[:, :1]), at, count + 1)[:count]
-    both = total(jnp.concatenate([sums, size], 1))  # [R, T + 1], so that one sum over devices is enough
-    return both[:, :-1] / jnp.maximum(both[:, -1:], 1.0)
+    sums = segment_sum(y, at, count + 1)[:count]
+    size = segment_sum(jnp.ones_like(y[:, :1]), at, count + 1)[:count]
+    return sums / jnp.maximum(size, 1.0)
 
 
 def log_power(

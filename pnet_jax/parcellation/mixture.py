@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pnet_jax.ops.parts import segment_sum
 from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.ops.soft_assign import Assignment, soft_assign
 from pnet_jax.ops.soft_assign.blocked import Blocks
@@ -46,21 +46,6 @@ class Mixture(NamedTuple):
     prototypes: Float[Array, "K D"]
 
 
-class Links(NamedTuple):
-    """What a step needs to know of locations that this device does not hold; the default is that it holds all of them.
-
-    Attributes:
-      votes: sums over neighbours, of q and the table.
-      total: a sum over all locations, from the sum over those here.
-    """
-
-    votes: Callable[[Array, Array], Array] = sum_neighbours
-    total: Callable[[Array], Array] = lambda here: here
-
-
-ALONE = Links()
-
-
 def mixture(
     problem: Problem,
     kappa: Float[Array, " V"] | Float[Array, ""],
@@ -69,7 +54,6 @@ def mixture(
     steps: int = STEPS,
     start: Mixture | None = None,
     k0: Float[Array, ""] | float = K0,
-    links: Links = ALONE,
 ) -> Mixture:
     r"""Fits the mixture by unrolled mean-field steps.
 
@@ -84,7 +68,6 @@ def mixture(
       steps: unrolled steps.
       start: where to begin, e.g. the result at a smaller κ, or `begin` of other probabilities; the prior itself if not given.
       k0: weight of a group prototype, in locations.
-      links: to other devices that hold the rest of the locations (`sharded`).
 
     Returns:
       `Mixture`; differentiable in `z`, the prototypes, `kappa`, `beta` and `k0`.
@@ -94,26 +77,25 @@ def mixture(
 
     @jax.checkpoint
     def step(carry: Mixture, _: None) -> tuple[Mixture, None]:
-        bias = log_prior + beta * links.votes(carry.q, problem.table)
-        return _updated(
-            problem, soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks), links, k0
-        ), None
+        bias = log_prior + beta * sum_neighbours(carry.q, problem.table)
+        found = soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks)
+        return _updated(problem, found, k0), None
 
-    return jax.lax.scan(step, start or begin(problem, log_prior, links, k0), length=steps)[0]
+    return jax.lax.scan(step, start or begin(problem, log_prior, k0), length=steps)[0]
 
 
-def begin(problem: Problem, log_q: Float[Array, "V C"], links: Links = ALONE, k0: Float[Array, ""] | float = K0) -> Mixture:
+def begin(problem: Problem, log_q: Float[Array, "V C"], k0: Float[Array, ""] | float = K0) -> Mixture:
     """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
-    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), links, k0)
+    return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), k0)
 
 
-def _updated(problem: Problem, found: Assignment, links: Links, k0: Float[Array, ""] | float) -> Mixture:
-    return Mixture(found.q, normalise(links.total(found.sums) + k0 * problem.prototypes))
+def _updated(problem: Problem, found: Assignment, k0: Float[Array, ""] | float) -> Mixture:
+    return Mixture(found.q, normalise(found.sums + k0 * problem.prototypes))
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:
     """Mean direction of the embeddings inside each prior parcel, `[K, D]`; 0 where a parcel has no location."""
-    return normalise(jax.ops.segment_sum(z, jnp.where(labels < 0, n_parcels, labels), n_parcels + 1)[:n_parcels])
+    return normalise(segment_sum(z, jnp.where(labels < 0, n_parcels, labels), n_parcels + 1)[:n_parcels])
 
 
 def soft_sums(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.spatial import cKDTree
 
+from pnet_jax.ops.parts import over_parts, segment_sum
 from pnet_jax.space import LEFT, RIGHT, Space
 
 BIN_MM = 4.0
@@ -94,18 +95,25 @@ def standardised(y: Float[Array, "V T"], kept: Float[Array, " T"]) -> Float[Arra
 def pair_correlations(y: Float[Array, "V T"], pairs: Pairs, count: Float[Array, ""]) -> Float[Array, "G Q"]:
     """Correlation of each pair; a group's are one product.
 
+    A group's locations lie anywhere: where a mesh splits the locations, each device exchanges its locations for a part of the frames
+    of all of them, which is as much, and correlations are added over the devices.
+
     Args:
       y: signals as `standardised` makes them, `[V, T]`.
       pairs: of the V locations.
       count: frames that count.
     """
 
+    return over_parts(_products, (y,), (pairs,), along=1, total=True) / count
+
+
+def _products(y: Float[Array, "V T"], pairs: Pairs) -> Float[Array, "G Q"]:
     def one(group: tuple[Array, ...]) -> Array:
         locations, first, second = group
         x = y[locations]
         return jnp.matmul(x, x.T, precision="highest")[first, second]
 
-    return jax.lax.map(one, (pairs.groups, pairs.first, pairs.second), batch_size=min(GROUPS_AT_A_TIME, len(pairs.groups))) / count
+    return jax.lax.map(one, (pairs.groups, pairs.first, pairs.second), batch_size=min(GROUPS_AT_A_TIME, len(pairs.groups)))
 
 
 def dcbc(correlations: Float[Array, "G Q"], pairs: Pairs, labels: Int[Array, " V"]) -> Float[Array, ""]:
@@ -154,6 +162,10 @@ def by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"],
       weights: of the pairs.
       count: frames that count.
     """
+    return over_parts(_by_frame, (y,), (pairs, weights), along=1) / count
+
+
+def _by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"]) -> Float[Array, " T"]:
     size = pairs.groups.shape[1]
 
     def one(group: tuple[Array, ...]) -> Array:
@@ -163,7 +175,7 @@ def by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"],
         return (jnp.matmul(table, x, precision="highest") * x).sum(0)
 
     each = jax.lax.map(one, (pairs.groups, pairs.first, pairs.second, weights), batch_size=min(GROUPS_AT_A_TIME, len(pairs.groups)))
-    return each.sum(0) / count
+    return each.sum(0)
 
 
 def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int, count: Float[Array, ""]) -> Float[Array, ""]:
@@ -181,9 +193,9 @@ def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int
       NaN where no parcel has two locations.
     """
     at = jnp.where(labels < 0, n_parcels, labels)
-    sums = jax.ops.segment_sum(y, at, n_parcels + 1)[:n_parcels]
-    size = jax.ops.segment_sum(jnp.ones(len(y), y.dtype), at, n_parcels + 1)[:n_parcels]
-    energy = jax.ops.segment_sum(jnp.square(y).sum(1) / count, at, n_parcels + 1)[:n_parcels]
+    sums = segment_sum(y, at, n_parcels + 1)[:n_parcels]
+    size = segment_sum(jnp.ones(len(y), y.dtype), at, n_parcels + 1)[:n_parcels]
+    energy = segment_sum(jnp.square(y).sum(1) / count, at, n_parcels + 1)[:n_parcels]
     many = size > 1
     pairwise = jnp.where(many, (jnp.square(sums).sum(1) / count - energy) / jnp.where(many, size * (size - 1), 1.0), 0.0)
     weight = jnp.where(many, size, 0.0)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from pnet_jax.ops.parts import segment_sum
+
 
 @functools.partial(jax.jit, static_argnames="n_parcels")
 def parcel_signals(y: Float[ArrayLike, "V T"], labels: Int[ArrayLike, " V"], n_parcels: int) -> Float[Array, "K T"]:
@@ -24,6 +26,6 @@ def parcel_signals(y: Float[ArrayLike, "V T"], labels: Int[ArrayLike, " V"], n_p
     """
     labels = jnp.asarray(labels)
     at, rows = jnp.where(labels < 0, n_parcels, labels), jnp.asarray(y)
-    sums = jax.ops.segment_sum(rows, at, n_parcels + 1)[:n_parcels]
-    size = jax.ops.segment_sum(jnp.ones(len(rows), rows.dtype), at, n_parcels + 1)[:n_parcels, None]
+    sums = segment_sum(rows, at, n_parcels + 1)[:n_parcels]
+    size = segment_sum(jnp.ones(len(rows), rows.dtype), at, n_parcels + 1)[:n_parcels, None]
     return jnp.where(size > 0, sums / jnp.maximum(size, 1.0), jnp.nan)

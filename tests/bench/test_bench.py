@@ -250,15 +250,13 @@ def test_collectives_are_counted_as_written_and_as_executed():
 
 
 def test_work_over_devices_is_shared_and_needs_no_exchange_but_the_sum():
-    ops = ("correlation", "soft_assign", "potts", "mixture")
+    ops = ("correlation", "soft_assign", "fingerprint")
     rows = {op: scaling.over_devices(CASES[op], "chunked", scaling.device_shape(CASES[op])) for op in ops}
     for row in rows.values():
         assert_allclose(row["share"], [1, 1 / 2, 1 / 4, 1 / 8], rtol=0.02)
     assert rows["correlation"]["collectives"] == [{}] * 4
     assert rows["soft_assign"]["collectives"][1:] == [{"all-reduce": 1}] * 3
-    assert rows["potts"]["collectives"] == [{}] + [{"collective-permute": 2}] * 3
-    # The prototypes to begin with, then one sum and two halos a step.
-    assert rows["mixture"]["collectives"] == [{}] + [{"all-reduce": 13, "collective-permute": 24}] * 3
+    assert rows["fingerprint"]["collectives"] == [{}] * 4
 
 
 def test_a_gather_that_the_compiler_slips_in_is_seen():
@@ -275,10 +273,10 @@ def test_a_gather_that_the_compiler_slips_in_is_seen():
 
 
 def test_the_process_with_fake_devices_answers_what_this_one_would():
-    pairs = [("correlation", "chunked"), ("potts", "chunked")]
+    pairs = [("correlation", "chunked"), ("soft_assign", "chunked")]
     row, other = scaling.over_fake_devices(pairs, (1, 2))
     assert row == scaling.over_devices(CASES["correlation"], "chunked", scaling.device_shape(CASES["correlation"]), (1, 2))
-    assert (other["op"], other["status"]) == ("potts", "ok")
+    assert (other["op"], other["status"]) == ("soft_assign", "ok")
 
 
 def test_a_case_that_does_not_say_how_it_is_spread_is_reported():

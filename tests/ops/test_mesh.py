@@ -20,9 +20,8 @@ from pnet_jax.config import ParallelConfig
 from pnet_jax.encoder.linear import LinearEncoder, embed
 from pnet_jax.ops.correlation import correlation
 from pnet_jax.ops.fingerprint import fingerprint
-from pnet_jax.ops.potts import halo
 from pnet_jax.ops.potts.chunked import match_table, sum_neighbours
-from pnet_jax.ops.shapes import SHAPES, Shape
+from pnet_jax.ops.shapes import SHAPES
 from pnet_jax.ops.soft_assign import soft_assign
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
 
@@ -126,58 +125,12 @@ def test_soft_assign_over_locations_needs_one_sum():
         assert_allclose(a, b, rtol=0, atol=rounding(SHAPE.V + SHAPE.D, scale=scale, condition=10 / 4))
 
 
-LONG = Shape("long", V=1024, K=12, C=6, N=26)
-
-
-def test_potts_over_locations_needs_two_permutes_and_is_its_own_transpose():
-    where, beside = candidates(LONG), neighbours(LONG)
-    table, each = match_table(where, beside, n_parcels=LONG.K), P("location")
-    q, weights = Inputs().shares(where), Inputs(seed=1).normal(*where.shape)
-    width = halo.halo_width(beside, 8)
-    step = over_locations(lambda q, table: halo.sum_neighbours(q, table, width, "location"), (each, P(None, "location")), each)
-    assert collectives(step, q, table) == {"collective-permute": 2}
-    expected = sum_neighbours(q, table)
-    assert_allclose(step(q, table), expected, rtol=0, atol=rounding(LONG.N, scale=np.abs(expected).max()))
-    pull = jax.jit(jax.grad(lambda q: (step(q, table) * weights).sum()))
-    assert_allclose(pull(q), jax.grad(lambda q: (sum_neighbours(q, table) * weights).sum())(q), rtol=0, atol=rounding(LONG.N, scale=LONG.N))
-
-
 def test_correlation_over_subjects_needs_no_exchange():
     make, mesh = Inputs(), parallel.make_mesh()
     signals = make.signals(16, SHAPE.K, SHAPE.T)
     step = parallel.over_subjects(lambda x: correlation(x[None])[0], mesh)
     assert collectives(step, signals) == {}
     assert_allclose(step(signals), correlation(signals), rtol=0, atol=rounding(SHAPE.T))
-
-
-def chain(order):
-    """A chain of locations, its neighbours in a given order of the locations."""
-    place = np.append(np.argsort(order), -1)
-    plain = np.stack([np.arange(-1, len(order) - 1), np.append(np.arange(1, len(order)), -1)], 1)
-    return place[plain[order]]
-
-
-def test_the_halo_is_as_wide_as_neighbours_are_far():
-    beside = neighbours(LONG)  # 8 slabs of 8 x 16 voxels
-    assert [halo.halo_width(beside, parts) for parts in (1, 2, 4, 8)] == [0, 128, 128, 128]
-    assert halo.halo_width(np.stack([chain(np.arange(64)), np.full((64, 2), -1)]), 8) == 1
-    assert halo.halo_width(np.full((64, 0), -1), 8) == 0
-
-
-def test_an_order_that_is_none_is_refused_and_can_be_mended():
-    order = np.random.default_rng(0).permutation(64)
-    beside = chain(order)
-    with pytest.raises(
-        ValueError, match=r"at most 8 rows outside a part \(64 locations in 8 parts\), got \d+: split into \d parts?, or order"
-    ):
-        halo.halo_width(beside, 8)
-    assert halo.halo_width(chain(order[halo.banded_order(beside)]), 8) == 1
-
-
-@pytest.mark.parametrize(("size", "parts"), [(10, 4), (8, 0)])
-def test_locations_that_do_not_divide_are_refused(size, parts):
-    with pytest.raises(ValueError, match=rf"must be a multiple of the parts, {parts}; got {size}: pad them"):
-        halo.halo_width(np.full((size, 2), -1), parts)
 
 
 @functools.cache

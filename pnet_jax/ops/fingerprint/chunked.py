@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pnet_jax.ops.fingerprint import reference
+from pnet_jax.ops.parts import over_parts
 
 BLOCK = 2048
 
@@ -16,8 +17,16 @@ def fingerprint(
     mean: Float[Array, " R"],
     projection: Float[Array, "R D"] | None,
 ) -> Float[Array, "V D"]:
-    references = reference.unit(references, kept)
+    return over_parts(_in_blocks, (y,), (reference.unit(references, kept), kept, mean, projection))
 
+
+def _in_blocks(
+    y: Float[Array, "V T"],
+    references: Float[Array, "R T"],
+    kept: Float[Array, " T"],
+    mean: Float[Array, " R"],
+    projection: Float[Array, "R D"] | None,
+) -> Float[Array, "V D"]:
     @jax.checkpoint
     def block(rows: Float[Array, " T"]) -> Float[Array, " D"]:
         z = reference.fisher(reference.unit(rows[None], kept), references)[0] - mean

@@ -5,7 +5,6 @@ the sum is its own transpose and the gradient is the same gather instead of a sc
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +37,11 @@ def match_table(candidates: Int[Array, "V C"], neighbours: Int[Array, "V N"], *,
 
 @jax.custom_vjp
 def sum_neighbours(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
-    return gather(q, table)
-
-
-def gather(q: Float[Array, "W C"], table: Int[Array, "N V C"], here: Callable[[Array], Array] = lambda at: at) -> Float[Array, "V C"]:
-    """Sum over n of what q, flattened and with a 0 behind it, holds at `here(table[n])`."""
     start = jnp.zeros(table.shape[1:], q.dtype)
     if not len(table):  # ROIs: a loop over an empty table cannot be traced
         return start
     flat = jnp.concatenate([q.ravel(), jnp.zeros(1, q.dtype)])
-    return jax.lax.fori_loop(0, len(table), lambda n, total: total + flat[here(table[n])], start)
+    return jax.lax.fori_loop(0, len(table), lambda n, total: total + flat[table[n]], start)
 
 
 def _forward(q: Float[Array, "V C"], table: Int[Array, "N V C"]) -> tuple[Float[Array, "V C"], Int[Array, "N V C"]]:
