@@ -5,7 +5,7 @@ course, plus regressors that look like head motion and are in the signals too, a
 halves apart, and the construction step with its full grid. In "atlas" surrogates the atlas's parcels are the truth: each has a signal of
 its own on top of the noise. Every cell is the share that was personalised, with its 95 % interval (Wilson).
 
-    python benchmarks/surrogates.py --count 200 --out benchmarks/results/surrogates.json
+    python benchmarks/surrogates.py --count 200 --workers 2 --power 20 --out benchmarks/results/surrogates.json
 
 `--joint`: cleaned as a whole before they are read, which nothing can see afterwards. `--power N`: simulated participants of each tier.
 """
@@ -13,7 +13,14 @@ its own on top of the noise. Every cell is the share that was personalised, with
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import multiprocessing
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -36,36 +43,102 @@ COMPONENTS_PER_SECOND = 0.3  # independent maps a second: about the bandwidth's 
 CLEANING = CleaningConfig(min_seconds=30)
 
 
+class Cell(NamedTuple):
+    """A kind of surrogate."""
+
+    kind: str
+    minutes: float
+    regressors: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.minutes:g} min, {self.regressors} regressors"
+
+
+class Found(NamedTuple):
+    """The decision on one surrogate: lower bounds and medians of both gains."""
+
+    seed: int
+    personalised: bool
+    score: float
+    score_low: float
+    dcbc: float
+    dcbc_low: float
+
+
 def main() -> None:
     args = _arguments()
-    bold, mask, dseg = need(args.data, BOLD, MASK, atlas(args.regions))
-    template = pnet_jax.load_scan(bold, mask=mask, space="MNI152NLin6Asym")
-    spectrum = amplitude(bold, mask)
-    prior = pnet_jax.load_prior(dseg, space="MNI152NLin6Asym")
-    builder = Builder(resolve(ConstructConfig(edges=()), prior=prior))
-    figures: dict[str, object] = {}
-    rows = []
-    for kind in args.kinds:
-        for minutes in args.minutes:
-            for regressors in args.regressors:
-                start = time.perf_counter()
-                found = [one(template, spectrum, builder, kind, minutes, regressors, seed, args.joint) for seed in range(args.count)]
-                cell = summary(found)
-                figures[f"{kind}, {minutes:g} min, {regressors} regressors"] = cell
-                rows.append((f"{kind} {minutes:g} min, {regressors} regressors", *cell.values(), time.perf_counter() - start))
-                print(rows[-1], flush=True)
-    table(("surrogates", "n", "personalised", "from", "to", "S alone", "DCBC alone", "largest gain", "seconds"), rows)
-    if args.power:
-        figures["power"] = power(args.power)
+    need(args.data, BOLD, MASK, atlas(args.regions))
+    cells = [Cell(*cell) for cell in itertools.product(args.kinds, args.minutes, args.regressors)]
+    found: dict[Cell, list[Found]] = {cell: [] for cell in cells}
+    powers: dict[tuple[str, float], list[bool]] = {}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache, pool(args, cache) as workers:
+        # Lengths have a compiled step each: one process compiles it, the others find it on disk.
+        for future in [workers.submit(one, args, Cell(args.kinds[0], minutes, 0), args.first_seed) for minutes in args.minutes]:
+            future.result()
+        # All cells of a seed before the next seed, so that they have as many each wherever the time ends.
+        tasks = ((cell, args.first_seed + number) for number in range(args.count) for cell in cells)
+        for cell, result in run(workers, tasks, args, start):
+            found[cell].append(result)
+            if sum(map(len, found.values())) % 50 == 0:
+                done = sum(map(len, found.values()))
+                print(f"{done} of {args.count * len(cells)} surrogates, {time.perf_counter() - start:.0f} s", flush=True)
+        for key, chosen in workers.map(simulated, power_tasks(args.power)):
+            powers.setdefault(key, []).append(chosen)
+    figures: dict[str, Any] = {str(cell): summary(results) for cell, results in found.items() if results}
+    table(("surrogates", *next(iter(figures.values()))), [(name, *row.values()) for name, row in figures.items()])
+    if powers:
+        shares = {f"{tier}, {minutes:g} min": {"n": len(x), "personalised": float(np.mean(x))} for (tier, minutes), x in powers.items()}
+        table(("simulated", "n", "personalised"), [(name, *row.values()) for name, row in shares.items()])
+        figures["power"] = shares
+    figures["each"] = {str(cell): [[round(float(x), 5) for x in row] for row in sorted(results)] for cell, results in found.items()}
     write(args, figures)
 
 
-def one(template: Scan, spectrum, builder: Builder, kind: str, minutes: float, regressors: int, seed: int, joint: bool):
-    """Decision on one surrogate: personalised, the score's gain alone, the DCBC's alone."""
-    scan = surrogate(template, spectrum, builder, kind, minutes, regressors, seed, joint)
+def pool(args, cache: str) -> ProcessPoolExecutor:
+    """Processes of one thread each; what they compute does not depend on their number."""
+    os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    if args.workers > 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    return ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), initializer=begin, initargs=(args, cache))
+
+
+def run(workers: ProcessPoolExecutor, tasks: Iterator[tuple[Cell, int]], args, start: float) -> Iterator[tuple[Cell, Found]]:
+    """Results as they come, until the tasks or the seconds end; what has begun by then is finished."""
+    waiting: dict[Any, Cell] = {}
+    while True:
+        late = args.seconds is not None and time.perf_counter() - start > args.seconds
+        for cell, seed in itertools.islice(tasks, 0 if late else 2 * args.workers - len(waiting)):
+            waiting[workers.submit(one, args, cell, seed)] = cell
+        if not waiting:
+            return
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(future), future.result()
+
+
+_HERE: tuple[Scan, Any, Builder]  # of a worker: the real scan, its spectrum, and the construction
+
+
+def begin(args, cache: str) -> None:
+    """What a worker needs for every surrogate."""
+    import jax
+
+    global _HERE
+    jax.config.update("jax_compilation_cache_dir", cache)
+    bold, mask, dseg = need(args.data, BOLD, MASK, atlas(args.regions))
+    template = pnet_jax.load_scan(bold, mask=mask, space="MNI152NLin6Asym")
+    prior = pnet_jax.load_prior(dseg, space="MNI152NLin6Asym")
+    _HERE = template, amplitude(bold, mask), Builder(resolve(ConstructConfig(edges=()), prior=prior))
+
+
+def one(args, cell: Cell, seed: int) -> Found:
+    """The decision on one surrogate."""
+    template, spectrum, builder = _HERE
+    scan = surrogate(template, spectrum, builder, *cell, seed, args.joint)
     found = builder.run([builder.ready(scan)])[0]
     gain, dcbc = found.quality.gain, found.quality.dcbc_gain
-    return bool(found.personalised), bool(gain[0] > 0), bool(dcbc[0] > 0), float(dcbc[0]), float(dcbc[1])
+    return Found(seed, bool(found.personalised), float(gain[1]), float(gain[0]), float(dcbc[1]), float(dcbc[0]))
 
 
 def surrogate(template: Scan, spectrum, builder: Builder, kind: str, minutes: float, regressors: int, seed: int, joint: bool) -> Scan:
@@ -129,12 +202,14 @@ def amplitude(bold, mask):
     return hz[1:], np.sqrt(np.convolve(power, np.ones(5) / 5, "same"))[1:]
 
 
-def summary(found) -> dict[str, float]:
+def summary(found: list[Found]) -> dict[str, float]:
     """Share that was personalised with its Wilson interval, and the shares by either statistic alone."""
-    chosen, score, dcbc, _, gain = np.array(found, float).T
+    chosen, score, dcbc = (
+        np.array(x) for x in zip(*((one.personalised, one.score_low > 0, one.dcbc_low > 0) for one in found), strict=True)
+    )
     low, high = wilson(chosen.sum(), len(chosen))
-    shares = {"n": len(chosen), "personalised": chosen.mean(), "from": low, "to": high, "score alone": score.mean()}
-    return shares | {"dcbc alone": dcbc.mean(), "largest DCBC gain": gain.max()}
+    shares = {"n": len(chosen), "personalised": float(chosen.mean()), "from": low, "to": high, "S alone": float(score.mean())}
+    return shares | {"DCBC alone": float(dcbc.mean()), "largest DCBC gain": max(one.dcbc for one in found)}
 
 
 def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -144,23 +219,19 @@ def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def power(count: int) -> dict[str, object]:
-    """Share of simulated participants whose planted parcels are found."""
-    out: dict[str, object] = {}
-    for tier in ("easy", "medium", "hard", "real"):
-        for minutes in (3.0, 6.0, 12.0):
-            chosen = []
-            for seed in range(count):
-                subject = next(iter(simulate_cohort(SimulateConfig(subjects=1, sessions=1, tier=tier, minutes=minutes, seed=1000 + seed))))
-                space = subject.space
-                prior = make_prior(
-                    space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group"
-                )
-                network = pnet_jax.construct(cleaned_scan(subject.sessions[0], fd_threshold=0.5), prior=prior, edges=())
-                chosen.append(network.qc.selection.decision == "personalised")
-            out[f"{tier}, {minutes:g} min"] = {"n": count, "personalised": float(np.mean(chosen))}
-            print(tier, minutes, out[f"{tier}, {minutes:g} min"], flush=True)
-    return out
+def power_tasks(count: int) -> list[tuple[str, float, int]]:
+    """Tier, length and seed of simulated participants."""
+    return list(itertools.product(("easy", "medium", "hard", "real"), (3.0, 6.0, 12.0), range(1000, 1000 + count)))
+
+
+def simulated(task: tuple[str, float, int]) -> tuple[tuple[str, float], bool]:
+    """Whether the planted parcels of a simulated participant are found."""
+    tier, minutes, seed = task
+    subject = next(iter(simulate_cohort(SimulateConfig(subjects=1, sessions=1, tier=tier, minutes=minutes, seed=seed))))
+    space = subject.space
+    prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    network = pnet_jax.construct(cleaned_scan(subject.sessions[0], fd_threshold=0.5), prior=prior, edges=())
+    return (tier, minutes), network.qc.selection.decision == "personalised"
 
 
 def _arguments():
@@ -169,6 +240,9 @@ def _arguments():
     arguments.add_argument("--kinds", nargs="+", default=["noise", "atlas"], choices=("noise", "atlas"))
     arguments.add_argument("--minutes", nargs="+", type=float, default=[3.0, 6.0, 12.0])
     arguments.add_argument("--regressors", nargs="+", type=int, default=[0, 9, 26])
+    arguments.add_argument("--first-seed", type=int, default=1000)
+    arguments.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    arguments.add_argument("--seconds", type=float, help="no further surrogate is begun after so many")
     arguments.add_argument("--regions", type=int, default=200, help="cortical regions of the atlas")
     arguments.add_argument("--joint", action="store_true", help="cleaned as a whole before they are read")
     arguments.add_argument("--power", type=int, default=0, metavar="N", help="simulated participants of each tier and length")
