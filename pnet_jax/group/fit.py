@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -52,11 +54,15 @@ class Group:
     guide: Guide | None = None
     hierarchy: Hierarchy | None = None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of what the spatial prior holds, which is all of a group that the parcels depend on, first 16 digits."""
-        arrays = [] if self.spatial is None else [np.asarray(x) for x in self.spatial]
-        return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()[:16]
+        """SHA-256 over everything that decides a result, first 16 digits."""
+        found = hashlib.sha256(self.atlas.encode())
+        for name in ("spatial", "shrinkage", "guide", "hierarchy"):
+            found.update(name.encode())
+            for array in map(np.asarray, jax.tree.leaves(getattr(self, name))):
+                found.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()[:16]
 
 
 class Member(NamedTuple):

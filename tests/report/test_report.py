@@ -276,7 +276,7 @@ def test_a_returned_atlas_says_why_and_what_would_help(tmp_path):
 def test_explain_gives_a_line_for_each_part():
     network = helpers.make_network()
     fit = {"ok": True, "prior_held_out": 1.5, "held_out": 1.25, "regularised": True}
-    dynamics = {"people": 3, "fit": fit, "parcels": {"kept": False, "reason": "no gain"}, "effective": {"ok": False, "sd": [1, 2]}}
+    dynamics = {"participants": 3, "fit": fit, "parcels": {"kept": False, "reason": "no gain"}, "effective": {"ok": False, "sd": [1, 2]}}
     lines = explain(dataclasses.replace(network, qc=dataclasses.replace(network.qc, dynamics=dynamics))).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["Atlas", "Parcels", "Replication", "Dynamics", "Not determined by the scan"]
     assert "expected to give 71 % of the locations the same label (expected calibration error 0.014)" in lines[2]
