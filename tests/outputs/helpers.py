@@ -131,7 +131,9 @@ def points_network() -> Network:
     rng = np.random.default_rng(1)
     names = [f"roi-{v}" for v in range(30)]
     space = point_space(rng.uniform((-60, -90, -40), (60, 60, 60), (30, 3)), names=names)
-    return make_network(space, edges={}, halves={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL"))
+    return make_network(
+        space, edges={}, halves={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL")
+    )
 
 
 def cifti_network() -> Network:

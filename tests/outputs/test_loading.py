@@ -232,7 +232,9 @@ def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
     assert list(found) == ["01", "02"] and all("_run-1_" in file.name for file in found.values())
     assert {load_network(file).subject for file in found.values()} == {"01", "02"}
     assert list(find_networks(str(tmp_path), "Dense12")) == ["03"]
-    with pytest.raises(ValueError, match="expected networks of atlas Other12 .* found networks of Dense12, Schaefer12 alone: give the atlas"):
+    with pytest.raises(
+        ValueError, match="expected networks of atlas Other12 .* found networks of Dense12, Schaefer12 alone: give the atlas"
+    ):
         find_networks(tmp_path, "Other12")
     with pytest.raises(ValueError, match="expected networks of atlas Dense12 that `pnet construct` wrote, found none"):
         find_networks(tmp_path / "sub-01", "Dense12")
