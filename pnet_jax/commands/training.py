@@ -249,7 +249,7 @@ def fit_group(arguments: Sequence[str]) -> int:
     save_group(group, out)
     learned = [name for name in ("spatial", "shrinkage", "guide", "hierarchy") if getattr(group, name) is not None]
     words = {"spatial": "where parcels lie", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
-    taught = ", ".join(words[one] for one in learned) or "nothing"
+    taught = ", ".join(words[one] for one in learned)
     print(f"{len(group.subjects)} participants, {len(skipped)} left out, taught {taught}. Group model: {out}")
     if group.spatial is None:
         print("where parcels lie was not learned: fewer than 3 participants have parcels of their own", file=sys.stderr)

@@ -94,7 +94,7 @@ def fit_group(
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
     Raises:
-      ValueError: fewer than 3 networks, networks of another atlas, or a connectome of other parcels.
+      ValueError: fewer than 3 networks, networks of another atlas or that nothing can be learned from, or a connectome of other parcels.
 
     Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
     """
@@ -109,7 +109,13 @@ def fit_group(
         raise ValueError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
-    return Group(atlas.digest, tuple(subjects), where.learned(), shrinkage, guide, hierarchy)
+    spatial = where.learned()
+    if spatial is None and shrinkage is None and hierarchy is None:
+        raise ValueError(
+            f"{len(subjects)} networks teach nothing: expected {LEAST} or more with parcels of their own, or {LEAST_FOR_LAYERS} for the "
+            "layers of the edges; longer scans or more participants would help"
+        )
+    return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy)
 
 
 def _check_atlas(network: Network, atlas: Prior) -> None:
