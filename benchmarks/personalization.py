@@ -1,12 +1,13 @@
 """What fine-tuning with dynamics, and the layers of the edges, change: simulated people with and without, and what a wave costs.
 
-A cohort shares its group parcels. From some of its people the dynamics of all and the layers are learned; the others are constructed from
-each of two sessions, with and without dynamics. Parcels: adjusted Rand index to the person's own, DCBC on session 2. Edges, against the
-closed-form truth: correlation over edges of Fisher z; the individual part, which is what is left without the mean over people; 1 − portrait
-divergence to the truth (hops, 15 % of the edges with a spanning tree). Dynamics: share of the people whose own foretold held-out time
-better than the group's, and by how much (log-likelihood a parcel and a bin): the end of session 1, which also said when to stop, and
-session 2, which nothing was stopped on, in the parcels of session 1. Sessions: a person's labels (Dice) and edges (correlation beyond the
-mean of others) are identified where those of their other session are the most alike; ICC(1,1) is the median over edges.
+A cohort shares its group parcels. From the networks of some of its people the dynamics and the layers are learned (`fit_group`; without the
+spatial prior, which `group.py` measures); the others are constructed from each of two sessions, with and without dynamics. Parcels:
+adjusted Rand index to the person's own, DCBC on session 2. Edges, against the closed-form truth: correlation over edges of Fisher z; the
+individual part, which is what is left without the mean over people; 1 − portrait divergence to the truth (hops, 15 % of the edges with a
+spanning tree). Dynamics: share of the people whose own foretold held-out time better than the group's, and by how much (log-likelihood a
+parcel and a bin): the end of session 1, which also said when to stop, and session 2, which nothing was stopped on, in the parcels of
+session 1. Sessions: a person's labels (Dice) and edges (correlation beyond the mean of others) are identified where those of their other
+session are the most alike; ICC(1,1) is the median over edges.
 
 Figures are means over `--seeds` cohorts, with the standard deviation over these. `--go-on` takes the cohorts that `--out` has already.
 
@@ -16,6 +17,7 @@ Figures are means over `--seeds` cohorts, with the standard deviation over these
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -28,19 +30,19 @@ from sklearn.metrics import adjusted_rand_score
 import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig, PersonalizeConfig, SimulateConfig
-from pnet_jax.construction import Builder, resolve
+from pnet_jax.construction import Builder, build, resolve
 from pnet_jax.construction.informed import tunable
 from pnet_jax.dynamics import correlation, frequency_bins, from_jacobian, negative_log_likelihood, spectra, standardise
 from pnet_jax.edges import compute, layers
 from pnet_jax.evaluate.parcellation import Judge
 from pnet_jax.finetune import fine_tune, stacked
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior
+from pnet_jax.group.fit import fit_group
 from pnet_jax.network import Network
 from pnet_jax.ops.portrait import portrait_divergence
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
-from pnet_jax.people import fit_people
-from pnet_jax.personalization import member, memory_of
+from pnet_jax.personalization import memory_of
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 FD_MM = 0.5
@@ -110,7 +112,7 @@ def _show(tier: str, found: dict) -> None:
 
 def simulated(args, tier: str, seed: int) -> dict[str, dict]:
     """One cohort: figures of parcels, edges and dynamics, averaged over the people that nothing was learned from."""
-    model, people, rest, prior = _cohort(args, tier, seed)
+    model, group, rest, prior = _cohort(args, tier, seed)
     maps: dict[str, list] = {"prior": [], "without": [], "with": []}
     labels: dict[str, list] = {"without": [], "with": []}
     edges: dict[str, list] = {name: [] for name in EDGES}
@@ -118,7 +120,7 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
     for person in rest:
         start = time.perf_counter()
         scans = [_scan(args, session) for session in person.sessions]
-        networks = [_networks(scan, prior, model, people) for scan in scans]
+        networks = [_networks(scan, prior, model, group) for scan in scans]
         first = networks[0]
         judge = Judge(scans[1].y, person.space, scans[1].valid, prior.n_parcels)
         for name, own in {"prior": first["with"].prior_labels, "without": first["without"].labels, "with": first["with"].labels}.items():
@@ -128,8 +130,8 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         report = first["with"].qc.dynamics
         row = {"parcels kept": float(report["parcels"]["kept"]), "better at the end": float(report["fit"]["ok"])}
         row["gain at the end"] = report["fit"]["prior_held_out"] - report["fit"]["held_out"]
-        dynamics.append(row | next_session(*scans, first["with"], people, prior))
-        found = [_edges(scan, network, prior, people) for scan, network in zip(scans, networks, strict=True)]
+        dynamics.append(row | next_session(*scans, first["with"], group, prior))
+        found = [_edges(scan, network, prior, group) for scan, network in zip(scans, networks, strict=True)]
         for name, both in edges.items():
             both.append([one[name] for one in found])
         print(f"{tier} {seed}, {person.subject}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -139,18 +141,18 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         "labels": {name: _told_apart(np.stack(both), prior.n_parcels) for name, both in labels.items()},
         "dynamics": average(dynamics),
         "edges": {name: _against(np.stack(both)[:, 0], truths) for name, both in edges.items()},
-        "sessions": _between_sessions({name: np.stack(edges[name]) for name in LAYERS}, np.asarray(people.shrinkage.mean)),
+        "sessions": _between_sessions({name: np.stack(edges[name]) for name in LAYERS}, np.asarray(group.shrinkage.mean)),
     }
 
 
-def _networks(scan, prior, model, people) -> dict[str, Network]:
+def _networks(scan, prior, model, group) -> dict[str, Network]:
     return {
         "without": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig()),
-        "with": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig(dynamics=True), people=people),
+        "with": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig(dynamics=True), group=group),
     }
 
 
-def next_session(first, second, network, people, prior) -> dict[str, float]:
+def next_session(first, second, network, group, prior) -> dict[str, float]:
     """How well dynamics fitted to session 1 foretell session 2, in the same parcels, beside the group's.
 
     Session 2 is brought to power 1 for both; its units say nothing.
@@ -159,13 +161,13 @@ def next_session(first, second, network, people, prior) -> dict[str, float]:
     there = np.asarray(parcel_signals(second.y, network.labels, prior.n_parcels))
     here = np.where(np.isfinite(there).all(1)[:, None], network.signals, np.nan)
     present = np.flatnonzero(np.isfinite(here).all(1))
-    expected = dynamics_prior(people.hierarchy, prior, config)
+    expected = dynamics_prior(group.hierarchy, prior, config)
     own = dynamics_of(first, here, expected, config).fit.params
-    group = expected.mean._replace(coupling=expected.mean.coupling[np.ix_(present, present)])
+    common = expected.mean._replace(coupling=expected.mean.coupling[np.ix_(present, present)])
     bins = frequency_bins(np.ones(second.y.shape[1], bool), second.tr, frames=second.frames, filtered=second.band)
     seen = standardise(spectra(there[present], bins))
-    levels = group._replace(log_sigma_x=own.log_sigma_x, log_sigma_e=own.log_sigma_e, delay=own.delay)
-    personal, all_of_them, in_between = (float(likelihood(params, seen)) for params in (own, group, levels))
+    levels = common._replace(log_sigma_x=own.log_sigma_x, log_sigma_e=own.log_sigma_e, delay=own.delay)
+    personal, all_of_them, in_between = (float(likelihood(params, seen)) for params in (own, common, levels))
     return {
         "better in session 2": float(personal < all_of_them),
         "gain in session 2": all_of_them - personal,
@@ -201,7 +203,7 @@ def _cohort(args, tier: str, seed: int):
     """Model, what is learned from the first people, and the others; all of one group."""
     sizes = {"subjects": args.others + args.people, "sessions": 2}
     config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
-    members, rest, prior = [], [], None
+    networks, rest, prior = [], [], None
     model = pnet_jax.load_model(args.checkpoint)
     for number, person in enumerate(simulate_cohort(config)):
         space = person.space
@@ -209,13 +211,14 @@ def _cohort(args, tier: str, seed: int):
             prior = make_prior(space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
             builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
         if number < args.others:
-            members.append(member(_scan(args, person.sessions[0]), builder))
+            networks.append(build([builder.ready(_scan(args, person.sessions[0]))], builder)[0])
         else:
             rest.append(person)
-    return model, fit_people(members, prior.digest), rest, prior
+    group = dataclasses.replace(fit_group(networks, prior, dynamics=True), spatial=None)
+    return model, group, rest, prior
 
 
-def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
+def _edges(scan, networks, prior, group) -> dict[str, np.ndarray]:
     fixed = compute("pearson", np.asarray(parcel_signals(scan.y, networks["with"].prior_labels, prior.n_parcels)))
     coupling = np.asarray(networks["with"].edges["coupling"], np.float64)
     present = np.isfinite(coupling).all(1)
@@ -223,7 +226,7 @@ def _edges(scan, networks, prior, people) -> dict[str, np.ndarray]:
     symmetric = (coupling[np.ix_(present, present)] + coupling[np.ix_(present, present)].T) / 2
     model[np.ix_(present, present)] = correlation(from_jacobian(symmetric))
     made = {name: networks["with"].edges[name] for name in ("shrunk", "guided")}
-    raw_view = layers(networks["with"].edges["pearson"], networks["with"].qc.n_eff, people.shrinkage, people.guide)
+    raw_view = layers(networks["with"].edges["pearson"], networks["with"].qc.n_eff, group.shrinkage, group.guide)
     made["guided, raw view"] = raw_view["guided"].edges
     raw = {"raw": networks["without"].edges["pearson"], "raw, with dynamics": networks["with"].edges["pearson"]}
     return {"fixed parcels": fixed, **raw, **made, "dynamics": model}
@@ -246,13 +249,13 @@ def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 def cost(args) -> dict[str, float]:
     """Seconds a subject in a full wave, compiled before, and the most memory a subject's arrays take."""
     args.others, args.people = 3, 1
-    model, people, rest, prior = _cohort(args, "medium", args.seed)
+    model, group, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     before = time.perf_counter()
     builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
     _, subject = tunable(builder.ready(scan), builder, config)
     made = time.perf_counter() - before
-    own = dynamics_prior(people.hierarchy, prior, config)
+    own = dynamics_prior(group.hierarchy, prior, config)
     mesh = parallel.make_mesh()
     step = parallel.over_subjects(lambda prior, subject: fine_tune(prior, subject, config), mesh, shared=1)
     wave = stacked([subject] * args.wave)

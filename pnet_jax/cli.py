@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 HELP = """usage: pnet <command> [options]
 
-From a person's resting-state fMRI to that person's brain functional network.
+From a participant's resting-state fMRI to that participant's brain functional network.
 
 commands:
   demo         one real scan from download to report
@@ -19,7 +19,7 @@ commands:
   pretrain     a checkpoint from scans
   fit-group    what a cohort's networks teach about one more participant
   personalize  every participant's own parameters, from a store of records
-  evaluate     encoders beside each other, on people that none has seen
+  evaluate     encoders beside each other, on held-out participants
   bench        speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.

@@ -68,7 +68,7 @@ def construct_cohort(
       folder: derivatives root.
       config: see `ConstructConfig`.
       load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: leave out scans that are complete and were made by the same configuration, checkpoint and prior.
+      resume: leave out scans that are complete and were made by the same configuration, checkpoint, prior and group.
       progress: called with the scan's label, how many are done and how many there are.
 
     Returns:
@@ -95,7 +95,8 @@ def construct_cohort(
     check_status(folder / "status.tsv", "pnet construct")
     atlas = Atlas(atlas_label(plan.atlas.source, plan.atlas.n_parcels), plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels)
     check_atlas(folder, atlas)
-    job = _job([_deciding(config), load, plan.model.digest, plan.atlas.digest])
+    group = "" if plan.group is None else plan.group.digest
+    job = _job([_deciding(config), load, plan.model.digest, plan.atlas.digest, group])
     done = {row["scan"]: row for row in read_status(folder / "status.tsv") if row.get("atlas") == atlas.label} if resume else {}
     rows: dict[int, dict[str, Any]] = {}
     loop = _Loop(folder, config, Builder(plan), notes, atlas.label)

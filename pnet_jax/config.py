@@ -329,7 +329,7 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PersonalizeConfig:
-    """Fine-tuning on one person's own recording.
+    """Fine-tuning on one participant's own recording.
 
     Attributes:
       rounds: times that the parcels are made anew.

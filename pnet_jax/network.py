@@ -172,7 +172,8 @@ class Network:
       ids: the prior's own id of each parcel, `[K]`; images carry these.
       names: the prior's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
-      prior_labels: the parcel the prior gives each location, −1 outside, `[V]`.
+      prior_labels: the parcel that each location has before the scan is seen, by the atlas or by a group's map (`start`), −1 outside,
+        `[V]`.
       coverage: share of a prior parcel's extent that the scan's valid locations cover, `[K]`, 0…1.
       frames: the T kept frames, `[T]`.
       tr: seconds.
@@ -213,6 +214,11 @@ class Network:
     @property
     def n_parcels(self) -> int:
         return len(self.ids)
+
+    @property
+    def start(self) -> str:
+        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" where a group taught the prior."""
+        return "the group's map" if (self.provenance.get("group") or {}).get("spatial_prior") else "the atlas"
 
     @property
     def confidence(self) -> Float[np.ndarray, " V"]:

@@ -220,7 +220,7 @@ def _take(
                 "wave": folder.name,
                 "place": at,
                 "round": int(tuned.round),
-                # As in `dynamics.fit.Fit`: other people decide much of the dynamics.
+                # As in `dynamics.fit.Fit`: the group decides much of the dynamics.
                 "regularised": bool(len(prior.mean.coupling) > 2 * one.subject.counted.sum()),
                 "parcels": FINE_TUNED if verdict.kept and one.personalised else "as before",
                 "reason": verdict.reason,

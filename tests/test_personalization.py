@@ -1,4 +1,4 @@
-"""Personalisation of a store: waves, results on disk, one that fails, going on, and construction informed by it."""
+"""Personalisation of a store: waves, results on disk, one that fails, going on, and construction informed by it and by a group."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from tolerance import rounding
 
 import pnet_jax
 from pnet_jax import parallel, personalization
-from pnet_jax.checkpoint import load_model, load_people, save_model
+from pnet_jax.checkpoint import load_model, save_group, save_model
 from pnet_jax.cli import main
 from pnet_jax.cohort import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
-from pnet_jax.construction import construct, resolve
-from pnet_jax.construction.informed import edge_views, tunable
-from pnet_jax.dynamics.fit import moments, structural
-from pnet_jax.dynamics.spectra import pool
+from pnet_jax.construction import build, construct, resolve
+from pnet_jax.construction.assemble import second_view
+from pnet_jax.construction.informed import tunable
 from pnet_jax.edges import layers
+from pnet_jax.group.fit import fit_group
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
 from pnet_jax.outputs import append_status, load_network, read_status, save
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
-from pnet_jax.people import fit_people
-from pnet_jax.personalization import STATUS, find_personal, load_personal, member, memory_of, personalize, signals_digest, wave_size
+from pnet_jax.personalization import STATUS, find_personal, load_personal, memory_of, personalize, signals_digest, wave_size
 from pnet_jax.records import open_store, prepare, read_scan
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
+# The group's map is the toy's own parcels, over which no scan of it gains anything.
+FORCED = ConstructConfig(dynamics=True, personalize=CONFIG, force_personalised=True)
 K = 12
 
 
@@ -56,36 +57,46 @@ def store(scans, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def group(scans, toy_builder):
+    """Learned from the networks of the first four."""
+    networks = [build([toy_builder.ready(scan)], toy_builder)[0] for scan in scans[:4]]
+    return fit_group(networks, toy_builder.plan.atlas, dynamics=True)
+
+
+@pytest.fixture(scope="module")
+def plan(toy_model, group):
+    return resolve(ConstructConfig(dynamics=True), model=toy_model, group=group)
+
+
+@pytest.fixture(scope="module")
 def told():
     """What the progress of `done` was told: label, done, total."""
     return []
 
 
 @pytest.fixture(scope="module")
-def done(store, toy_model, tmp_path_factory, told):
+def done(store, toy_model, group, tmp_path_factory, told):
     """Folder, rows, and what was said."""
     folder, said = tmp_path_factory.mktemp("personal"), []
-    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "say": said.append}
-    with pytest.warns(UserWarning, match="left out of what people have in common.*sub-04"):
-        rows = personalize(store, folder, CONFIG, progress=lambda *seen: told.append(seen), **given)
+    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "group": group, "say": said.append}
+    rows = personalize(store, folder, CONFIG, progress=lambda *seen: told.append(seen), **given)
     return folder, rows, said
 
 
-def test_everybody_has_a_row_and_the_one_that_fails_is_named(done, store):
+def test_every_recording_has_a_row_and_the_one_that_fails_is_named(done, store):
     folder, rows, said = done
     assert [row["scan"] for row in sorted(rows, key=lambda row: row["scan"])] == [record.key for record in store.records]
     failed = [row for row in rows if row["status"] != "ok"]
     assert [row["subject"] for row in failed] == ["04"]
     assert "sub-04" in failed[0]["error"] and "too few frames" in failed[0]["error"]
     assert {row["scan"]: row["status"] for row in read_status(folder / STATUS)} == {row["scan"]: row["status"] for row in rows}
-    assert [text.split(":")[0] for text in said] == ["guided edges will be made of one view", "waves of 2"]
+    assert [text.split(":")[0] for text in said] == ["waves of 2"]
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == ["wave-00000", "wave-00001"]
 
 
 def test_progress_goes_on_within_a_wave_and_counts_what_is_done(done, told, store):
     names = [record.key for record in store.records]
-    assert told[:5] == [(f"all people, {name}", 0, 5) for name in names]
-    assert told[5:] == [
+    assert told == [
         *((name, 0, 5) for name in names[:2]),
         ("wave-00000, 2 recordings", 0, 5),
         (names[0], 0, 5),
@@ -99,7 +110,7 @@ def test_progress_goes_on_within_a_wave_and_counts_what_is_done(done, told, stor
     ]
 
 
-def test_one_persons_parameters_are_read_by_themselves(done, store):
+def test_one_participants_parameters_are_read_by_themselves(done, store):
     folder, rows, _ = done
     own = [load_personal(folder, row["scan"]) for row in rows if row["status"] == "ok"]
     assert {one.round for one in own} <= {0, 1, 2} and all(one.verdict.reason for one in own)
@@ -112,9 +123,9 @@ def test_one_persons_parameters_are_read_by_themselves(done, store):
         load_personal(folder, "sub-99_task-rest")
 
 
-def test_a_result_is_found_by_the_signals_of_its_recording(done, scans, store, toy, toy_model):
+def test_a_result_is_found_by_the_signals_of_its_recording(done, scans, store, plan):
     folder, (first, second, *_) = done[0], scans
-    known = (toy_model, toy_model.priors[K], CONFIG)
+    known = (plan, CONFIG)
     renamed = dataclasses.replace(first, subject="elsewhere", source="another/file.nii.gz", entities={})
     for scan in (first, renamed, read_scan(store, 0)):
         found, said = find_personal(folder, scan, *known)
@@ -127,10 +138,14 @@ def test_a_result_is_found_by_the_signals_of_its_recording(done, scans, store, t
     )
     assert find_personal(folder, dataclasses.replace(other, subject="98"), *known) == (None, [])
     changed = dataclasses.replace(CONFIG, rate=0.5, rounds=7)
-    none, (said,) = find_personal(folder, first, *known[:2], changed)
+    none, (said,) = find_personal(folder, first, plan, changed)
     assert none is None and said.startswith(f"sub-00_task-rest is fine-tuned again: {folder} holds it by other settings (")
     assert "config.rate 0.01 there, 0.5 now" in said and "config.rounds 2 there, 7 now" in said
-    assert find_personal(folder, first, *known[:2], dataclasses.replace(CONFIG, wave=5))[1] == []  # no number depends on it
+    assert find_personal(folder, first, plan, dataclasses.replace(CONFIG, wave=5))[1] == []  # no number depends on it
+    spread = plan.group.hierarchy._replace(variance=2 * plan.group.hierarchy.variance)
+    refitted = dataclasses.replace(plan, group=dataclasses.replace(plan.group, hierarchy=spread))
+    none, (said,) = find_personal(folder, first, refitted, CONFIG)
+    assert none is None and f"(group {plan.group.digest} there, {refitted.group.digest} now)" in said
 
 
 def test_the_digest_of_signals_forgives_what_a_store_rounds_and_nothing_else(scans):
@@ -142,31 +157,31 @@ def test_the_digest_of_signals_forgives_what_a_store_rounds_and_nothing_else(sca
     assert signals_digest(dataclasses.replace(scan, y=y)) != signals_digest(scan)
 
 
-def test_what_stands_is_not_made_again(done, store, toy_model, monkeypatch):
+def test_what_stands_is_not_made_again(done, store, toy_model, group, monkeypatch):
     folder, rows, _ = done
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
     monkeypatch.setattr("pnet_jax.personalization._take", lambda *_: pytest.fail("a wave was made again"))
-    again = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K])
+    again = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
     assert {row["scan"]: str(row["round"]) for row in again if row["status"] == "ok"} == {
         row["scan"]: str(row["round"]) for row in rows if row["status"] == "ok"
     }
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
 
 
-def test_results_of_other_settings_are_not_mixed(done, store, toy_model):
+def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
     other = dataclasses.replace(CONFIG, rate=0.5)
     with pytest.raises(
         ValueError, match=r"of other settings: expected the same, or a new folder, found config\.rate: 0\.01 there, 0\.5 now$"
     ):
-        personalize(store, done[0], other, model=toy_model, prior=toy_model.priors[K])
+        personalize(store, done[0], other, model=toy_model, prior=toy_model.priors[K], group=group)
 
 
-def test_a_folder_is_one_commands(done, store, scans, toy_model, tmp_path):
+def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
     with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet construct`, or none, found one of `pnet personalize`"):
         construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
     append_status(tmp_path / STATUS, [{"scan": "sub-01", "status": "failed", "job": "0"}])
     with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet personalize`, or none, found one of `pnet construct`"):
-        personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K])
+        personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K], group=group)
 
 
 @pytest.fixture
@@ -183,10 +198,10 @@ def damaged(store, tmp_path):
     return opened, [file.name for file in (cut, changed, gone)]
 
 
-def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, done, toy_model, tmp_path, monkeypatch):
+def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, toy_model, group, tmp_path, monkeypatch):
     store, files = damaged
     monkeypatch.setattr(personalization, "_take", lambda wave, *_: [one.row | {"status": "ok", "wave": "wave-00000"} for one in wave])
-    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "people": load_people(done[0])}
+    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "group": group}
     rows = {row["subject"]: row for row in personalize(store, tmp_path / "out", CONFIG, **arguments)}
     assert {name: row["status"] for name, row in rows.items()} == {"00": "ok"} | dict.fromkeys(("01", "02", "03", "04"), "failed")
     assert all(file in rows[name]["error"] for name, file in zip(("01", "02", "03"), files, strict=True))
@@ -194,66 +209,16 @@ def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, done, toy_model
     assert "this file of the store is damaged" in rows["02"]["error"] and "it is not there" in rows["03"]["error"]
 
 
-def test_a_damaged_record_is_left_out_of_what_people_have_in_common(damaged, toy_model, tmp_path):
-    store, files = damaged
-    with (
-        pytest.warns(UserWarning, match="left out of what people") as seen,
-        pytest.raises(ValueError, match="expected 3 people or more .* got 1"),
-    ):
-        personalize(store, tmp_path / "out", CONFIG, model=toy_model, prior=toy_model.priors[K])
-    assert all(any(file in str(one.message) for one in seen) for file in files)
+def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything_is_written(store, toy_model, group, tmp_path):
+    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
+    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .* \(toy\), found another; give the atlas"):
+        personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
+    with pytest.raises(ValueError, match="group was fitted without dynamics: `pnet fit-group --dynamics true` learns them"):
+        personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, hierarchy=None), **given)
+    assert not (tmp_path / STATUS).exists()
 
 
-def test_people_are_looked_for_where_they_were_written(done, tmp_path):
-    with pytest.raises(
-        ValueError, match="nowhere: expected a folder that `pnet personalize` wrote, with people/ in it, found no such folder"
-    ):
-        load_people(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="with people/ in it, found an empty folder"):
-        load_people(tmp_path)
-    (tmp_path / "sub-01").mkdir()
-    (tmp_path / "status.tsv").touch()
-    with pytest.raises(ValueError, match=r"with people/ in it, found status.tsv, sub-01/$"):
-        load_people(tmp_path)
-    with pytest.raises(ValueError, match="expected dynamics and edges of people of format 1, found adapters of format 1"):
-        load_people(done[0] / "adapters" / "wave-00000")
-    assert load_people(done[0] / "people").subjects == load_people(done[0]).subjects
-
-
-def test_people_of_others_stand_in_the_folder_too(done, store, toy_model, tmp_path):
-    people = load_people(done[0])
-    personalize(store, tmp_path, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], people=people)
-    assert load_people(tmp_path).subjects == people.subjects  # so that `pnet construct --people` finds all in one place
-    rows = {row["scan"]: row for row in read_status(tmp_path / STATUS)}
-    assert {row["regularised"] for row in rows.values() if row["status"] == "ok"} == {"false"}
-
-
-def test_too_few_people(toy, toy_model, tmp_path):
-    prepare([toy.scan(0, subject="00")], tmp_path / "store")
-    with pytest.raises(ValueError, match="expected 3 people or more .* got 1"):
-        personalize(open_store(tmp_path / "store"), tmp_path / "out", CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K])
-
-
-def test_a_structural_connectome_of_other_parcels_is_refused(store, toy_model, tmp_path):
-    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
-    with (
-        pytest.raises(ValueError, match=r"expected 12 x 12 weights, as there are parcels, found 11 x 11"),
-        pytest.warns(UserWarning, match="sub-04"),
-    ):
-        personalize(store, tmp_path, CONFIG, connectome=np.ones((11, 11)), **arguments)
-    assert not (tmp_path / "people").exists()
-
-
-def test_a_structural_connectome_draws_the_group_to_it(toy, toy_builder):
-    members = [member(toy.scan(number), toy_builder) for number in range(3)]
-    connectome = np.triu(np.random.default_rng(0).uniform(size=(K, K)), 1)
-    connectome += connectome.T
-    plain, drawn = (np.asarray(fit_people(members, "", given).hierarchy.group.coupling) for given in (None, connectome))
-    expected = structural(moments(pool([one.spectra for one in members])), connectome).coupling
-    assert np.square(drawn - expected).sum() < 0.5 * np.square(plain - expected).sum()
-
-
-def test_a_wave_fits_into_memory_and_divides_over_devices(done, store, toy_model):
+def test_a_wave_fits_into_memory_and_divides_over_devices():
     leaf = np.zeros(2**20, np.float32)
     size = memory_of((leaf, leaf))
     assert size > 2 * leaf.nbytes
@@ -271,15 +236,13 @@ class _Sized:
 
 
 @pytest.fixture(scope="module")
-def network(done, scans, toy_model):
-    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
-    return construct(scans[0], model=toy_model, config=config)
+def network(group, scans, toy_model):
+    return construct(scans[0], model=toy_model, group=group, config=FORCED)
 
 
 @pytest.fixture(scope="module")
-def directed(done, scans, toy_model):
-    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
-    return construct(scans[0], model=toy_model, edges=("pearson", "effective"), config=config)
+def directed(group, scans, toy_model):
+    return construct(scans[0], model=toy_model, edges=("pearson", "effective"), group=group, config=FORCED)
 
 
 def test_an_informed_network_has_coupling_and_its_errors(network):
@@ -287,18 +250,16 @@ def test_an_informed_network_has_coupling_and_its_errors(network):
     assert coupling.shape == error.shape == (K, K)
     assert_allclose(coupling, coupling.T, atol=1e-5)
     assert np.linalg.eigvalsh(coupling).max() < 0 and (error > 0).all()
-    assert network.qc.dynamics["people"] == 4
+    assert network.qc.dynamics["participants"] == 4 and network.qc.dynamics["atlas"] == network.provenance["prior"]["digest"]
     fitted = network.qc.dynamics["fit"]
     assert fitted["ok"] == (fitted["held_out"] < fitted["prior_held_out"])
 
 
-def test_layers_stand_beside_the_raw_edges(network, done):
+def test_layers_stand_beside_the_raw_edges(network, group):
     assert {"pearson", "shrunk", "guided", "coupling"} == set(network.edges) == set(network.uncertainty)
-    people = load_people(done[0])
-    assert people.subjects == ("00", "01", "02", "03")
     apart = ~np.eye(K, dtype=bool)
     raw, shrunk = (np.arctanh(network.edges[name][apart]) for name in ("pearson", "shrunk"))
-    mean = people.shrinkage.mean[apart]
+    mean = group.shrinkage.mean[apart]
     assert (np.abs(shrunk - mean) <= np.abs(raw - mean) + 1e-5).all()
     assert any("is called sub-00 too" in text for text in network.qc.warnings)
 
@@ -331,13 +292,12 @@ def test_directed_coupling_comes_back_from_disk_with_its_direction(directed, tmp
     assert any(file.name.endswith("stat-effective_desc-sd_relmat.json") for file in files)
 
 
-def test_where_direction_cannot_be_fitted_the_symmetric_coupling_stands(done, scans, toy_model, monkeypatch):
+def test_where_direction_cannot_be_fitted_the_symmetric_coupling_stands(group, scans, toy_model, monkeypatch):
     def refused(*_, **__):
         raise ValueError("expected a stable start")
 
     monkeypatch.setattr("pnet_jax.finetune.person.fit_effective", refused)
-    config = ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG)
-    found = construct(scans[0], model=toy_model, edges=("effective",), config=config)
+    found = construct(scans[0], model=toy_model, edges=("effective",), group=group, config=FORCED)
     assert_array_equal(found.edges["effective"], found.edges["coupling"])
     assert_array_equal(found.uncertainty["effective"], found.uncertainty["coupling"])
     assert any("directed coupling could not be fitted" in text for text in found.qc.warnings)
@@ -350,35 +310,39 @@ def test_explain_says_what_it_rests_on(network):
     assert "learned from 4 participants" in said["Dynamics"]
 
 
-def test_a_scan_too_short_for_dynamics_has_a_network_without(done, scans, toy_model):
-    found = construct(scans[4], model=toy_model, config=ConstructConfig(dynamics=True, people=str(done[0]), personalize=CONFIG))
+def test_a_scan_too_short_for_dynamics_has_a_network_without(group, scans, toy_model):
+    found = construct(scans[4], model=toy_model, group=group, config=ConstructConfig(dynamics=True, personalize=CONFIG))
     assert "coupling" not in found.edges and {"pearson", "shrunk", "guided"} <= set(found.edges)
     assert any("no dynamics were fitted: sub-04" in text and "too few frames" in text for text in found.qc.warnings)
 
 
-def test_people_without_dynamics_give_layers_alone(done, scans, toy_model, network):
-    found = construct(scans[0], model=toy_model, people=str(done[0]))
+def test_without_dynamics_a_group_gives_the_spatial_prior_and_layers_alone(group, scans, toy_model, network, tmp_path):
+    save_group(group, tmp_path / "group")
+    found = construct(scans[0], model=toy_model, group=tmp_path / "group", config=ConstructConfig(force_personalised=True))
+    assert_array_equal(found.prior_labels, network.prior_labels)
     assert set(found.edges) == {"pearson", "shrunk", "guided"} and found.qc.dynamics is None
     if not network.qc.dynamics["parcels"]["kept"]:
         assert_array_equal(found.edges["guided"], network.edges["guided"])
 
 
-def test_without_dynamics_nothing_differs(scans, toy_model, network):
+def test_without_a_group_nothing_of_it_is_there(scans, toy, toy_model):
     plain = construct(scans[0], model=toy_model)
-    assert "coupling" not in plain.edges and not plain.uncertainty and plain.qc.dynamics is None
-    if not network.qc.dynamics["parcels"]["kept"]:
-        assert_array_equal(plain.labels, network.labels)
+    assert set(plain.edges) == {"pearson"} and not plain.uncertainty and plain.qc.dynamics is None and plain.provenance["group"] is None
+    assert_array_equal(plain.prior_labels, toy.expected)
 
 
-def test_dynamics_need_people_of_the_same_parcels(done, scans, toy, toy_model):
-    with pytest.raises(ValueError, match="give the folder of a `pnet personalize`"):
-        construct(scans[0], model=toy_model, config=ConstructConfig(dynamics=True))
+def test_dynamics_need_a_group_with_dynamics_of_the_same_parcels(group, scans, toy_model, tmp_path):
+    config = ConstructConfig(dynamics=True)
+    with pytest.raises(ValueError, match="give the folder of `pnet fit-group --dynamics true`"):
+        construct(scans[0], model=toy_model, config=config)
     for name in ("coupling", "effective"):
         with pytest.raises(ValueError, match=f'"{name}" is made by fitting dynamics'):
-            construct(scans[0], model=toy_model, edges=(name,))
-    other = dataclasses.replace(load_people(done[0]), prior="another")
-    with pytest.raises(ValueError, match="of the parcels of another prior: expected .*, found another"):
-        construct(scans[0], model=toy_model, people=other, config=ConstructConfig(dynamics=True))
+            construct(scans[0], model=toy_model, edges=(name,), group=group)
+    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*, found another"):
+        construct(scans[0], model=toy_model, group=dataclasses.replace(group, atlas="another"), config=config)
+    save_group(dataclasses.replace(group, hierarchy=None), tmp_path / "edges")
+    with pytest.raises(ValueError, match=r"group .*edges was fitted without dynamics"):
+        construct(scans[0], model=toy_model, config=dataclasses.replace(config, group=str(tmp_path / "edges")))
 
 
 def test_a_second_view_enters_the_guided_edges(toy, toy_model, toy_builder):
@@ -387,22 +351,29 @@ def test_a_second_view_enters_the_guided_edges(toy, toy_model, toy_builder):
         clear = np.asarray(parcel_signals(one.y, toy.truth, K))[toy.truth]  # less noise than there is in the first view
         return dataclasses.replace(one, wide=(one.y + 4 * clear).astype(np.float16), cleaning={"low_pass": 0.1})
 
-    people = fit_people([member(scan(number), toy_builder) for number in range(4)], toy.prior.digest)
-    assert people.guide.mean.shape == (2, K, K)
+    group = fit_group([build([toy_builder.ready(scan(number))], toy_builder)[0] for number in range(4)], toy.prior, dynamics=True)
+    assert group.guide.mean.shape == (2, K, K)
     config = ConstructConfig(dynamics=True, personalize=CONFIG)
     whole = scan(9)
-    both = construct(whole, prior=toy.prior, model=toy_model, people=people, config=config)
-    alone = construct(dataclasses.replace(whole, wide=None), prior=toy.prior, model=toy_model, people=people, config=config)
-    views = edge_views(whole, both.signals, both.labels)
-    made = layers(views[0], both.qc.n_eff, people.shrinkage, people.guide, views[1:])
+    both = construct(whole, prior=toy.prior, model=toy_model, group=group, config=config)
+    alone = construct(dataclasses.replace(whole, wide=None), prior=toy.prior, model=toy_model, group=group, config=config)
+    assert list(both.halves) == ["pearson", "whitened"] and list(alone.halves) == ["pearson"]
+    second = second_view(whole, both.labels, K)
+    made = layers(both.edges["pearson"], both.qc.n_eff, group.shrinkage, group.guide, [second])
     assert_allclose(both.edges["guided"], made["guided"].edges, atol=rounding(both.signals.shape[1]))
     assert_array_equal(both.edges["pearson"], alone.edges["pearson"])
     assert np.abs(both.edges["guided"] - alone.edges["guided"]).max() > 1e-4
     asked = "keep the signals before the low-pass"
     assert any(asked in text for text in alone.qc.warnings) and not any(asked in text for text in both.qc.warnings)
-    # Signals without any low-pass are a second view of themselves; of signals that come without a word, nobody knows.
-    unfiltered, unknown = (dataclasses.replace(whole, wide=None, cleaning=cleaning) for cleaning in ({"low_pass": None}, {}))
-    assert len(edge_views(unfiltered, both.signals, both.labels)) == 2 and len(edge_views(unknown, both.signals, both.labels)) == 1
+
+
+def test_the_second_view_is_of_signals_that_are_known_to_have_no_low_pass(toy):
+    scan = toy.scan(0)
+    unfiltered, unknown = (dataclasses.replace(scan, cleaning=cleaning) for cleaning in ({"low_pass": None}, {}))
+    assert second_view(unknown, toy.truth, K) is None and second_view(unfiltered, toy.truth, K).shape == (K, K)
+    some = np.arange(40, 120)
+    part = dataclasses.replace(unfiltered, y=scan.y[:, some], frames=scan.frames[some])
+    assert_allclose(second_view(unfiltered, toy.truth, K, some), second_view(part, toy.truth, K), atol=1e-5)
 
 
 def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path, monkeypatch):
@@ -417,10 +388,16 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     save_model(toy_model, tmp_path / "model")
     prepare(sources, tmp_path / "store", PrepareConfig(dataset="toy", cleaning=CleaningConfig(wide=True)))
     out, store = tmp_path / "out", open_store(tmp_path / "store")
-    personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K])
-    config = ConstructConfig(
-        dynamics=True, people=str(out), personalize=dataclasses.replace(CONFIG, wave=5), checkpoint=str(tmp_path / "model"), report=False
-    )
+    config = ConstructConfig(checkpoint=str(tmp_path / "model"), cleaning=CleaningConfig(wide=True), report=False)
+    rows = construct_cohort(sources, tmp_path / "first", config)
+    networks = (load_network(tmp_path / "first" / row["dseg"]) for row in rows)
+    group = fit_group(networks, toy_model.priors[K], dynamics=True)
+    assert len(group.guide.mean) == 2
+    save_group(group, tmp_path / "group")
+    personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K], group=group)
+    own = dataclasses.replace(CONFIG, wave=5)
+    config = dataclasses.replace(config, cleaning=CleaningConfig(), dynamics=True, personalize=own)
+    config = dataclasses.replace(config, group=str(tmp_path / "group"), personal=str(out), force_personalised=True)
     made = []
     monkeypatch.setattr("pnet_jax.construction.informed.tunable", lambda *given: made.append(given) or tunable(*given))
     rows = construct_cohort(sources[:1], tmp_path / "networks", config)
@@ -442,35 +419,46 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     config = ConstructConfig(dynamics=True)
     with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
         resolve(config, prior=many, model=toy_model, edges=("pearson", "effective"))
-    with pytest.raises(ValueError, match="give the folder of a `pnet personalize`"):  # and nothing of the number of parcels
+    with pytest.raises(ValueError, match="give the folder of `pnet fit-group --dynamics true`"):  # and nothing of the number of parcels
         resolve(config, prior=many, model=toy_model, edges=("coupling",))
 
 
 # the command
 
 
-def test_the_command_goes_from_a_store_to_rows(store, toy_model, tmp_path, capsys):
+def test_the_command_goes_from_a_store_to_rows(store, toy_model, group, tmp_path, capsys):
     save_model(toy_model, tmp_path / "model")
+    save_group(group, tmp_path / "group")
     folder = shutil.copytree(store.folder, tmp_path / "store")
     cut = folder / store.records[3].file
     cut.write_bytes(cut.read_bytes()[:-1])
-    given = ["--checkpoint", str(tmp_path / "model"), "--parcels", str(K), "--rounds", "1", "--steps", "1"]
+    given = [
+        "--checkpoint",
+        str(tmp_path / "model"),
+        "--parcels",
+        str(K),
+        "--group",
+        str(tmp_path / "group"),
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("always")  # the command prints them
         assert main(["personalize", str(folder), str(tmp_path / "out"), *given]) == 1  # two of five fail
     said = capsys.readouterr()
-    assert "left out of what people have in common: sub-04" in said.err
     assert "3 of 5 recordings done, 2 failed" in said.out
     assert "failed: sub-04" in said.err and "waves of 8" in said.err
     assert f"failed: store {folder}: scans/{cut.name} has another size" in said.err
-    assert main(["personalize", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
+    assert main(["personalize", str(tmp_path / "nothing"), str(tmp_path / "other"), "--group", str(tmp_path / "group")]) == 1
     assert "nothing" in capsys.readouterr().err
 
 
-def test_the_command_names_a_connectome_of_another_size(store, tmp_path, capsys):
-    np.savetxt(tmp_path / "sc.csv", np.ones((3, 3)), delimiter=",")
-    assert main(["personalize", str(store.folder), str(tmp_path / "out"), "--structural", str(tmp_path / "sc.csv")]) == 1
-    assert "sc.csv: expected 200 x 200 weights, as there are parcels, found 3 x 3" in capsys.readouterr().err
+def test_the_command_asks_for_a_group(store, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["personalize", str(store.folder), str(tmp_path / "out")])
+    assert ended.value.code == 2 and "required: group" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

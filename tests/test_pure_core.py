@@ -12,10 +12,10 @@ CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
-CORE += ("people", "finetune", "finetune.person", "encoder.adapter")
+CORE += ("finetune", "finetune.person", "encoder.adapter")
 CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "signals", "spatial")))
 CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
-CORE += ("group.spatial", "construction.step")
+CORE += ("group.fit", "group.spatial", "construction.step")
 
 MIXTURE = """
 import jax, numpy as np

@@ -244,6 +244,8 @@ def fit_group(arguments: Sequence[str]) -> int:
         group = fit(networks(), atlas, dynamics=args.dynamics, connectome=connectome)
     for error in skipped:
         print(f"left out: {error}", file=sys.stderr)
+    if out.exists():
+        out.rmdir()  # empty: a model is written to a new folder
     save_group(group, out)
     learned = [name for name in ("spatial", "shrinkage", "guide", "hierarchy") if getattr(group, name) is not None]
     words = {"spatial": "where parcels lie", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}

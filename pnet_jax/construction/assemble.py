@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,6 +20,9 @@ from pnet_jax.parcellation.prior import coverage_of
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
 from pnet_jax.scan import Scan, halves_of
+
+if TYPE_CHECKING:
+    from pnet_jax.group.fit import Group
 
 
 def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs) -> Network:
@@ -101,6 +104,10 @@ class _Spread:
         return out
 
 
+def _group(group: Group) -> dict[str, Any]:
+    return {"digest": group.digest, "participants": len(group.subjects), "spatial_prior": group.spatial is not None}
+
+
 def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
     atlas, model = plan.atlas, plan.model
     return {
@@ -115,7 +122,7 @@ def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
             "space": atlas.space,
             "resolution": atlas.resolution,
         },
-        "group": None if plan.group is None else {"digest": plan.group.digest, "participants": len(plan.group.subjects)},
+        "group": None if plan.group is None else _group(plan.group),
         "config": dataclasses.asdict(plan.config),
         "seed": seed_of(scan, plan.config.seed),
         "source": str(scan.source),

@@ -99,7 +99,7 @@ def _reason(subject: Subject, found: Outputs, start: str) -> str:
     if degrees < LEAST_DEGREES:
         return (
             f"filter and regressors leave {degrees:.0f} degrees of freedom in a half of the scan, expected at least {LEAST_DEGREES:.0f}: a "
-            "longer scan or fewer regressors would help, so {start} is kept"
+            f"longer scan or fewer regressors would help, so {start} is kept"
         )
     if subject.n_blocks < MIN_BLOCKS:
         return (

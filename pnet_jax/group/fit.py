@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -52,11 +54,15 @@ class Group:
     guide: Guide | None = None
     hierarchy: Hierarchy | None = None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of what the spatial prior holds, which is all of a group that the parcels depend on, first 16 digits."""
-        arrays = [] if self.spatial is None else [np.asarray(x) for x in self.spatial]
-        return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()[:16]
+        """SHA-256 over everything that decides a result, first 16 digits."""
+        found = hashlib.sha256(self.atlas.encode())
+        for name in ("spatial", "shrinkage", "guide", "hierarchy"):
+            found.update(name.encode())
+            for array in map(np.asarray, jax.tree.leaves(getattr(self, name))):
+                found.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()[:16]
 
 
 class Member(NamedTuple):
@@ -88,7 +94,7 @@ def fit_group(
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
     Raises:
-      ValueError: fewer than 3 networks, networks of another atlas, or a connectome of other parcels.
+      ValueError: fewer than 3 networks, networks of another atlas or that nothing can be learned from, or a connectome of other parcels.
 
     Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
     """
@@ -103,7 +109,13 @@ def fit_group(
         raise ValueError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
-    return Group(atlas.digest, tuple(subjects), where.learned(), shrinkage, guide, hierarchy)
+    spatial = where.learned()
+    if spatial is None and shrinkage is None and hierarchy is None:
+        raise ValueError(
+            f"{len(subjects)} networks teach nothing: expected {LEAST} or more with parcels of their own, or {LEAST_FOR_LAYERS} for the "
+            "layers of the edges; longer scans or more participants would help"
+        )
+    return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy)
 
 
 def _check_atlas(network: Network, atlas: Prior) -> None:

@@ -262,6 +262,7 @@ def _write_tables(network: Network, stem: Path) -> Iterator[Path]:
     yield write_matrix(beside(stem, "stat-mean_timeseries.tsv"), names, network.signals.T)
     yield write_json(beside(stem, "stat-mean_timeseries.json"), sidecars.signals_sidecar(network))
     yield from _write_edges(network, stem)
+    yield from _write_halves(network, stem)
     yield from write_motion(network, stem)
     judged = {"scan": scan_label(network), **dataclasses.asdict(network.qc), "Provenance": network.provenance}
     yield write_json(beside(stem, "desc-pnet_qc.json"), judged)
@@ -273,15 +274,19 @@ def _write_edges(network: Network, stem: Path) -> Iterator[Path]:
         file = f"stat-{sidecars.stat_label(measure)}_relmat"
         yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
         yield write_json(beside(stem, f"{file}.json"), sidecars.edges_sidecar(network, measure))
+    for measure, matrix in network.uncertainty.items():
+        file = f"stat-{sidecars.uncertainty_label(measure)}_relmat"
+        yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
+        yield write_json(beside(stem, f"{file}.json"), sidecars.uncertainty_sidecar(network, measure))
+
+
+def _write_halves(network: Network, stem: Path) -> Iterator[Path]:
+    names = column_names(network)
     for measure, both in network.halves.items():
         for number, matrix in enumerate(both, 1):
             file = f"stat-{sidecars.half_label(measure, number)}_relmat"
             yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
             yield write_json(beside(stem, f"{file}.json"), sidecars.half_sidecar(network, measure, number))
-    for measure, matrix in network.uncertainty.items():
-        file = f"stat-{sidecars.uncertainty_label(measure)}_relmat"
-        yield write_matrix(beside(stem, f"{file}.tsv"), names, matrix, index=names)
-        yield write_json(beside(stem, f"{file}.json"), sidecars.uncertainty_sidecar(network, measure))
 
 
 def check_shapes(network: Network) -> None:

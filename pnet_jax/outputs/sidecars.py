@@ -114,13 +114,15 @@ def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
 
 
 def prior_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the group prior on the scan's grid."""
+    """Sidecar of what the parcels start from, on the scan's grid."""
     spacing = network.provenance.get("prior", {}).get("resolution")
     given = f"given every {spacing:.3g} mm and " if spacing else ""
+    here = f"read at the scan's locations, {network.space.resolution:.3g} mm apart,"
+    learned = f"The most probable parcel under the spatial prior that a group taught, {here} from the nearest location of the group."
     return {
-        "Description": "The group prior on this scan's grid: the parcellation that the scan would have if nothing were learnt from it. "
+        "Description": "The parcellation that the scan would have if nothing were learnt from it, on this scan's grid. "
         "Values are those of _dseg; 0 is outside.",
-        "Derivation": f"The prior, {given}read at the scan's locations, {network.space.resolution:.3g} mm apart, from its nearest point.",
+        "Derivation": f"The prior, {given}{here} from its nearest point." if network.start == "the atlas" else learned,
         "Manual": False,
     } | _common(network)
 
@@ -180,7 +182,8 @@ def probability_meaning(network: Network) -> str:
             "the same parcel. Replication does not imply that the parcel is correct."
         )
     if network.qc.selection.decision == "atlas":
-        return "The parcels are those of the atlas, and the probability is the spatial prior, which depends on the atlas alone."
+        alone = "the atlas" if network.start == "the atlas" else "the group"
+        return f"The parcels are those of {network.start}, and the probability is the spatial prior, which depends on {alone} alone."
     return "The probability was not calibrated against a repeat of the scan."
 
 

@@ -182,8 +182,9 @@ def _most_probable(
 ) -> Int[np.ndarray, " n"]:
     """The candidate of the highest prior, the nearer one of two alike; a parcel that is nowhere the most probable keeps the atlas's."""
     labels = np.take_along_axis(candidates, log_prior.argmax(1)[:, None], 1)[:, 0]
-    lost = np.setdiff1d(atlas, labels)
-    return np.where(np.isin(atlas, lost), atlas, labels).astype(np.int32)
+    while len(lost := np.setdiff1d(atlas, labels)):  # the locations that one gets back may be all that another had
+        labels = np.where(np.isin(atlas, lost), atlas, labels)
+    return labels.astype(np.int32)
 
 
 def rows_of(placed: AtlasOnSpace, space: Space) -> Int[np.ndarray, " n"]:

@@ -56,25 +56,26 @@ def confidence_figure(network: Network) -> str | None:
 
 
 def change_figure(network: Network) -> str | None:
-    """Atlas and result side by side, and where a location's parcel changed: confidently or doubtfully, where that is known.
+    """Start and result side by side, and where a location's parcel changed: confidently or doubtfully, where that is known.
 
-    None where the atlas is returned.
+    None where the start is returned.
     """
     if network.qc.selection.decision == "atlas":
         return None
     mark, names = _changes(network)
+    title = network.start.removeprefix("the ").capitalize()
     palette = np.array([_rgb(color) for color in names.values()])
     if not _on_grid(network):
         changed = np.where((mark > 0)[:, None], palette[np.maximum(mark, 1) - 1], np.nan)
         before, after = _colored(network, network.prior_labels), _colored(network, network.labels)
-        figure = _views(network, {"Atlas": before, "Personalised": after, CHANGED: changed})
+        figure = _views(network, {title: before, "Personalised": after, CHANGED: changed})
         _legend(figure, 0.29, 0.327, names)
         return as_png(figure)
     figure = new_figure(7.4)
     background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(network, "z", 6)
-    for column, (title, labels) in enumerate({"Atlas": network.prior_labels, "Personalised": network.labels}.items()):
+    for column, (said, labels) in enumerate({title: network.prior_labels, "Personalised": network.labels}.items()):
         left = 0.51 * column
-        figure.text(left + 0.005, 0.995, title, weight="bold", va="top", size=10)
+        figure.text(left + 0.005, 0.995, said, weight="bold", va="top", size=10)
         for row in range(2):
             place = (left, 0.69 - 0.32 * row, 0.49, 0.28)
             _slices(figure, place, _parcels(network, labels), background, "z", cuts[3 * row : 3 * row + 3], colors)
@@ -89,10 +90,10 @@ def _changes(network):
     moved = (network.labels != network.prior_labels) & (network.labels >= 0) & (network.prior_labels >= 0)
     mark = np.where(moved, 2, (network.labels >= 0) | (network.prior_labels >= 0)).astype(np.int16)
     if network.qc.calibration is None or not has_confidence(network):
-        return mark, {"as in the atlas": KEPT, "changed": ALARM}
+        return mark, {f"as in {network.start}": KEPT, "changed": ALARM}
     mark[moved & (network.confidence < 0.5)] = 3
     return mark, {
-        "as in the atlas": KEPT,
+        f"as in {network.start}": KEPT,
         "changed, replication probability ≥ 50 %": PERSONAL,
         "changed, replication probability < 50 %": ALARM,
     }

@@ -116,7 +116,7 @@ def reliability_figure(network: Network) -> str | None:
     if has_confidence(network) and inside.any():
         moved = (network.labels != network.prior_labels)[inside]
         own = network.confidence[inside]
-        colors, names = [NULL, PERSONAL], ["as in the atlas", "moved"]
+        colors, names = [NULL, PERSONAL], [f"as in {network.start}", "moved"]
         right.hist([own[~moved], own[moved]], bins=np.linspace(0, 1, 26), stacked=True, color=colors, label=names, rwidth=0.9)
         right.axvline(0.5, color=SOFT, lw=0.9, ls="--")
         right.set(xlabel="replication probability of the location's own label", ylabel="locations", xlim=(0, 1))
@@ -152,7 +152,7 @@ def motion_figure(network: Network) -> str | None:
 
 
 def coverage_figure(network: Network) -> str:
-    """How much of each atlas parcel the scan covers, and parcel sizes in the atlas and in the result."""
+    """How much of each atlas parcel the scan covers, and parcel sizes before the scan is seen and in the result."""
     figure = new_figure(2.9, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     bins = np.linspace(0, 1, 21)
@@ -171,7 +171,9 @@ def coverage_figure(network: Network) -> str:
     right.scatter(*sizes, s=14, color=np.where(sizes[1] == 0, ALARM, PERSONAL), alpha=0.75, linewidths=0)
     for axis in (right.set_xscale, right.set_yscale):
         axis("symlog", linthresh=10)
-    right.set(xlabel="locations in the atlas", ylabel="locations in the result", title="Parcel size", xlim=(0, top), ylim=(-0.6, top))
+    right.set(
+        xlabel=f"locations in {network.start}", ylabel="locations in the result", title="Parcel size", xlim=(0, top), ylim=(-0.6, top)
+    )
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
     return as_png(figure)

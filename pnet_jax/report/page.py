@@ -51,6 +51,7 @@ def render(network: Network) -> str:
     """
     check_installed()
     return template("report.html").render(
+        start=network.start,
         label=scan_label(network),
         version=pnet_jax.__version__,
         header=_header(network),

@@ -25,7 +25,7 @@ def recorded_frames(network: Network) -> int | None:
 
 
 def moved_share(network: Network) -> float | None:
-    """Share of locations whose parcel is not the atlas's; None where the atlas has no location here."""
+    """Share of locations that left the parcel they started from; None where the atlas has no location here."""
     if network.qc.moved is not None:
         return network.qc.moved
     inside = network.prior_labels >= 0
@@ -79,7 +79,7 @@ def verdict(network: Network) -> tuple[str, str]:
     """A few words and their tone (`good`, `plain` or `warn`) on whether the scan supports personalised parcels."""
     selection = network.qc.selection
     if selection.decision == "atlas":
-        return "atlas returned", "warn"
+        return f"{network.start.removeprefix('the ')} returned", "warn"
     if selection.decision == "fixed" or not (known(selection.gain) and known(selection.dcbc_gain)):
         return "not tested", "plain"
     return ("supported by the scan", "good") if supported(selection) else ("not supported by the scan", "warn")
@@ -98,7 +98,7 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
     cards = [
         ("Signal kept", f"{minutes_kept(network):.1f} min", f"{len(network.frames)} frames, TR {network.tr:g} s"),
         ("Parcels", str(network.n_parcels), f"{absent} absent" if absent else "none absent"),
-        ("Moved", percent(share), "of locations left their atlas parcel") if share is not None else None,
+        ("Moved", percent(share), f"of locations left their parcel in {network.start}") if share is not None else None,
     ]
     if calibration is not None:
         cards += [
@@ -174,12 +174,12 @@ def _what(network: Network) -> str:
 
 def _change(network: Network) -> str:
     selection = network.qc.selection
-    reason = selection.reason.rstrip(".").removesuffix(", so the atlas is kept")
+    reason = selection.reason.rstrip(".").removesuffix(f", so {network.start} is kept")
     if selection.decision == "atlas":
         because = f": {reason}" if reason else ""
-        return f"The parcels shown are those of the atlas, because the scan does not support personalised parcels{because}."
+        return f"The parcels shown are those of {network.start}, because the scan does not support personalised parcels{because}."
     share = moved_share(network)
-    moved = f"{percent(share)} of the locations left the parcel that the atlas gives them" if share is not None else "Borders moved"
+    moved = f"{percent(share)} of the locations left the parcel that {network.start} gives them" if share is not None else "Borders moved"
     if verdict(network)[0] == "not tested":
         return f"{moved}. The halves of the scan were not compared, so nothing here says whether the scan supports this."
     if not supported(selection):
@@ -218,7 +218,7 @@ def _moves(network: Network) -> str:
     size = np.maximum(np.bincount(network.prior_labels[inside], minlength=network.n_parcels), 1)
     most = [f"{network.names[k]} ({percent(lost[k] / size[k])})" for k in np.argsort(-lost / size, kind="stable")[:MOST_NAMED] if lost[k]]
     if not most:
-        return f"Parcels: those of the atlas, unchanged. {_change(network)}"
+        return f"Parcels: those of {network.start}, unchanged. {_change(network)}"
     changed_parcels = f"{int((lost > 0).sum())} of {network.n_parcels}"
     return f"Parcels: {changed_parcels} lost locations to their neighbours, most of all {', '.join(most)}. {_change(network)}"
 
@@ -255,9 +255,9 @@ def _open(network: Network) -> str:
     qc, absent = network.qc, len(absent_parcels(network))
     fit, effective = ((qc.dynamics or {}).get(key) or {} for key in ("fit", "effective"))
     said = [f"{_count(absent, 'parcel')} without any location"] * bool(absent)
-    said += [f"{_count(len(qc.restored), 'parcel')} that nearly vanished and got locations of the atlas back"] * bool(qc.restored)
+    said += [f"{_count(len(qc.restored), 'parcel')} that nearly vanished and got locations of {network.start} back"] * bool(qc.restored)
     if qc.selection.decision == "atlas":
-        said.append("whether any border of the atlas should move")
+        said.append(f"whether any border of {network.start} should move")
     if fit.get("regularised"):
         said.append("how much of the coupling is individual")
     if effective.get("ok") is False:

@@ -11,7 +11,9 @@ import pytest
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import resolve
 from pnet_jax.construction.assemble import assemble
+from pnet_jax.group.fit import Group
 from pnet_jax.network import QC
+from pnet_jax.parcellation.spatial import LearnedPrior
 from pnet_jax.scan import halves_of
 
 
@@ -80,8 +82,21 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
 def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, quality, subject, reason):
     kept = qc(returned(found, **quality), subject=subject)
     assert kept.selection.decision == "atlas" and reason in kept.selection.reason
+    assert kept.selection.reason.endswith("so the atlas is kept")
     assert kept.calibration is None
     assert kept.warnings == (f"the parcels of the atlas are returned: {kept.selection.reason}",)
+
+
+@pytest.mark.parametrize("changed", [{"degrees": np.array([4.0, 30.0])}, {"n_blocks": np.int32(2)}, {}])
+def test_where_a_group_taught_the_spatial_prior_its_map_is_returned(qc, found, toy_builder, changed):
+    place = toy_builder.plan.atlas
+    learned = LearnedPrior(place.xyz, place.hemisphere, place.labels[:, None], np.zeros((len(place.xyz), 1), np.float32), 8.0)
+    plan = dataclasses.replace(toy_builder.plan, group=Group(place.digest, ("11", "12", "13"), learned))
+    kept = qc(returned(found, gain=NOTHING), plan=plan, subject=changed)
+    assert kept.selection.reason.endswith("so the group's map is kept")
+    assert kept.warnings == (f"the parcels of the group's map are returned: {kept.selection.reason}",)
+    taught_edges_alone = dataclasses.replace(plan, group=Group(place.digest, ("11", "12", "13")))
+    assert "so the atlas is kept" in qc(returned(found, gain=NOTHING), plan=taught_edges_alone, subject=changed).selection.reason
 
 
 def test_forced_parcels_say_that_the_scan_does_not_support_them(qc, found):

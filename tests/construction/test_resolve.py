@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 
+from pnet_jax.checkpoint import save_group
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import resolve
+from pnet_jax.group.fit import Group
 from pnet_jax.parcellation.choose import BETAS, KAPPAS
+from pnet_jax.parcellation.spatial import LearnedPrior, place
 
 
 def test_the_plan_holds_what_was_asked_for(toy, toy_model):
     plan = resolve(ConstructConfig(), model=toy_model)
-    assert plan.model is toy_model and plan.atlas is toy.prior and plan.people is None
+    assert plan.model is toy_model and plan.atlas is toy.prior and plan.group is None
     assert plan.settings == (12, KAPPAS, BETAS, False, ("pearson",))
     assert plan.config.parcels == 12 and plan.config.checkpoint == "toy" and plan.config.prior == "toy"
     assert hash(plan.settings) == hash(resolve(ConstructConfig(), model=toy_model).settings)
@@ -56,9 +58,23 @@ def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy
         resolve(ConstructConfig(parcels=100), model=several)
 
 
-def test_a_group_of_other_parcels_is_refused(toy_model, monkeypatch):
-    monkeypatch.setattr("pnet_jax.people.People", SimpleNamespace)
-    with pytest.raises(ValueError, match=r"of the parcels of another prior: expected .*\(toy\), found elsewhere; give the prior"):
-        resolve(ConstructConfig(), model=toy_model, people=SimpleNamespace(prior="elsewhere"))
-    same = SimpleNamespace(prior=toy_model.priors[12].digest)
-    assert resolve(ConstructConfig(), model=toy_model, people=same).people is same
+def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(toy, toy_model):
+    other, same = Group("elsewhere", ("01",)), Group(toy.prior.digest, ("01",))
+    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
+        resolve(ConstructConfig(), model=toy_model, group=other)
+    assert resolve(ConstructConfig(), model=toy_model, group=same).group is same
+    with pytest.raises(ValueError, match="group was fitted without dynamics: `pnet fit-group --dynamics true`"):
+        resolve(ConstructConfig(dynamics=True), model=toy_model, group=same)
+
+
+def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_model, tmp_path):
+    learned = place(toy.prior, toy.space)
+    n = len(learned.here)
+    spatial = LearnedPrior(
+        learned.space.xyz, learned.space.hemisphere, learned.prior.candidates[:n], learned.prior.log_prior[:n], resolution=8.0
+    )
+    save_group(Group(toy.prior.digest, ("01", "02"), spatial), tmp_path / "same")
+    save_group(Group("elsewhere", (), spatial), tmp_path / "other")
+    assert resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model).group.subjects == ("01", "02")
+    with pytest.raises(ValueError, match=f"group {tmp_path / 'other'} has the parcels of another atlas"):
+        resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model, group=tmp_path / "other")

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax import parallel
 from pnet_jax.config import PersonalizeConfig
+from pnet_jax.construction import build
 from pnet_jax.construction.informed import tunable
 from pnet_jax.dynamics import haemodynamics
 from pnet_jax.dynamics.effective import fit_effective
@@ -31,10 +32,9 @@ from pnet_jax.finetune.objective import (
 )
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior, effective_of, judge
 from pnet_jax.finetune.subject import bins_of, parts_of
+from pnet_jax.group.fit import fit_group
 from pnet_jax.parcellation.mixture import soft_sums
 from pnet_jax.parcellation.spatial import locate
-from pnet_jax.people import fit_people
-from pnet_jax.personalization import member
 
 CONFIG = PersonalizeConfig(rounds=3, steps=3)
 K = 12
@@ -51,13 +51,13 @@ def ready(scans, toy_builder):
 
 
 @pytest.fixture(scope="module")
-def people(scans, toy_builder):
-    return fit_people([member(scan, toy_builder) for scan in scans], toy_builder.plan.atlas.digest)
+def group(ready, toy_builder):
+    return fit_group([build([one], toy_builder)[0] for one in ready], toy_builder.plan.atlas, dynamics=True)
 
 
 @pytest.fixture(scope="module")
-def prior(people, toy_model):
-    return dynamics_prior(people.hierarchy, toy_model.priors[K], CONFIG)
+def prior(group, toy_model):
+    return dynamics_prior(group.hierarchy, toy_model.priors[K], CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ def make_network(space: Space | None = None, **fields) -> Network:
         },
         "mean": rng.uniform(500, 900, len(space)).astype(np.float32),
         "displacement": rng.gamma(1.5, 0.07, T + len(DROPPED)),
+        "halves": {"pearson": np.stack([correlation(signals[:, : T // 2]), correlation(signals[:, T // 2 :])])},
     }
     return Network(space=space, **(given | fields))
 
@@ -130,7 +131,9 @@ def points_network() -> Network:
     rng = np.random.default_rng(1)
     names = [f"roi-{v}" for v in range(30)]
     space = point_space(rng.uniform((-60, -90, -40), (60, 60, 60), (30, 3)), names=names)
-    return make_network(space, edges={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL"))
+    return make_network(
+        space, edges={}, halves={}, qc=QC(), provenance={}, mean=None, displacement=None, entities={}, names=tuple("ABCDEFGHIJKL")
+    )
 
 
 def cifti_network() -> Network:

@@ -61,6 +61,7 @@ def test_names_follow_bids(saved):
         *("stat-coverage_bold.json", "stat-coverage_bold.tsv", "stat-mean_timeseries.json", "stat-mean_timeseries.tsv"),
         *("stat-partialcorrelation_relmat.json", "stat-partialcorrelation_relmat.tsv"),
         *("stat-pearsoncorrelation_relmat.json", "stat-pearsoncorrelation_relmat.tsv"),
+        *(f"stat-pearsoncorrelation_desc-half{half}_relmat.{kind}" for half in (1, 2) for kind in ("json", "tsv")),
     ]
     top = [".bidsignore", "atlas-pnet_description.json", "atlas-pnet_seg-Schaefer12_description.json", "dataset_description.json"]
     assert found == sorted(top + [f"sub-01/ses-a/func/{STEM}_{ending}" for ending in endings])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pnet_jax.network import QC, Network, Selection
-from pnet_jax.outputs import load_network, save, save_edges
+from pnet_jax.outputs import find_networks, load_network, save, save_edges
 from pnet_jax.outputs.images import dense_probabilities
 from pnet_jax.outputs.loading import qc_of
 from pnet_jax.outputs.tables import plain, read_matrix, write_matrix
@@ -61,6 +61,9 @@ def check_same(found: Network, network: Network) -> None:
     assert list(found.edges) == list(network.edges)
     for measure, matrix in network.edges.items():
         np.testing.assert_allclose(found.edges[measure], matrix, rtol=1e-6, atol=1e-12, err_msg=measure)
+    assert list(found.halves) == list(network.halves)
+    for measure, both in network.halves.items():
+        np.testing.assert_allclose(found.halves[measure], both, rtol=1e-6, atol=1e-12, err_msg=measure)
     check_same_space(found.space, network.space)
 
 
@@ -192,6 +195,53 @@ def test_edges_that_came_later_are_read(tmp_path):
     assert list(load_network(table).edges) == ["pearson", "partial", "tangent"]
 
 
+def test_edges_of_the_halves_say_what_they_are(tmp_path):
+    network = make_network()
+    both = np.stack([network.halves["pearson"][::-1], 0.5 * network.halves["pearson"]])
+    network = dataclasses.replace(network, halves={"pearson": both[0], "whitened": both[1]})
+    table = save(network, tmp_path)[-1]
+    found = load_network(table)
+    assert list(found.halves) == ["pearson", "whitened"] and list(found.edges) == ["pearson", "partial"]
+    np.testing.assert_allclose(np.stack(list(found.halves.values())), both, rtol=1e-6, atol=1e-12)
+    about = json.loads(next(tmp_path.rglob("*correlation_desc-half2_relmat.json")).read_text())
+    assert (about["HalfOf"], about["Half"], about["Units"]) == ("pearson", 2, "correlation (r)")
+    assert about["Description"].startswith("Edges of half 2 of the scan, cleaned on its own") and "Measure" not in about
+    files = set(tmp_path.rglob("*_desc-half*_relmat.*"))
+    assert len(files) == 8
+    save(dataclasses.replace(network, halves={}), tmp_path)
+    assert not any(file.exists() for file in files) and load_network(table).halves == {}
+
+
+def test_a_missing_half_is_named(tmp_path):
+    table = save(make_network(), tmp_path)[-1]
+    next(table.parent.glob("*_desc-half2_relmat.tsv")).unlink()
+    with pytest.raises(FileNotFoundError, match="desc-half2_relmat.tsv: no such file"):
+        load_network(table)
+    next(table.parent.glob("*_desc-half2_relmat.json")).unlink()
+    with pytest.raises(ValueError, match=r"`halves\['pearson'\]` should have shape \(2, 12, 12\), got \(1, 12, 12\)"):
+        load_network(table)
+
+
+def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
+    network, dense = make_network(), make_network(provenance={"prior": {"digest": "11ff", "source": "Dense12_dseg.nii.gz"}})
+    for subject in ("02", "01"):
+        for run in ("2", "1"):
+            save(dataclasses.replace(network, subject=subject, entities=network.entities | {"run": run}), tmp_path)
+    save(dataclasses.replace(dense, subject="03"), tmp_path)
+    found = find_networks(tmp_path, "Schaefer12")
+    assert list(found) == ["01", "02"] and all("_run-1_" in file.name for file in found.values())
+    assert {load_network(file).subject for file in found.values()} == {"01", "02"}
+    assert list(find_networks(str(tmp_path), "Dense12")) == ["03"]
+    with pytest.raises(
+        ValueError, match="expected networks of atlas Other12 .* found networks of Dense12, Schaefer12 alone: give the atlas"
+    ):
+        find_networks(tmp_path, "Other12")
+    with pytest.raises(ValueError, match="expected networks of atlas Dense12 that `pnet construct` wrote, found none"):
+        find_networks(tmp_path / "sub-01", "Dense12")
+    found["01"].unlink()  # what `save` writes last
+    assert "_run-2_" in find_networks(tmp_path, "Schaefer12")["01"].name
+
+
 GRID_FILES = ["dseg.tsv", "dseg.json", "dseg.nii.gz", "desc-prior_labels.nii.gz", "desc-locations_mask.nii.gz", "stat-mean_timeseries.tsv"]
 GRID_FILES += ["stat-mean_timeseries.json", "desc-pnet_qc.json", "stat-pearsoncorrelation_relmat.tsv"]
 
@@ -216,7 +266,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_quality_control_comes_back_from_json():
-    qc = dataclasses.replace(example_qc(), dynamics={"people": 4, "fit": {"ok": True, "held_out": -1.5}})
+    qc = dataclasses.replace(example_qc(), dynamics={"participants": 4, "fit": {"ok": True, "held_out": -1.5}})
     assert qc_of(json.loads(json.dumps(plain(dataclasses.asdict(qc))))) == qc
     found = qc_of(plain(dataclasses.asdict(QC(tsnr=float("nan")))))
     assert found.tsnr is None, "null is unknown where a number may be missing"

@@ -77,7 +77,7 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
     network = helpers.make_network()
     save(network, tmp_path, probabilities=False)
     fewer = [name for name in dir(network) if name in ("ids", "names", "hemispheres", "coverage", "signals")]
-    other = dataclasses.replace(network, **{name: getattr(network, name)[:11] for name in fewer}, edges={})
+    other = dataclasses.replace(network, **{name: getattr(network, name)[:11] for name in fewer}, edges={}, halves={})
     labels = {name: getattr(network, name).clip(max=10) for name in ("labels", "prior_labels", "candidates")}
     save(dataclasses.replace(other, **labels), tmp_path, probabilities=False)
     incomplete = save(helpers.make_network(subject="09"), tmp_path)[-1]

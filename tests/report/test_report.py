@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib.util
 import re
 import sys
@@ -15,6 +16,7 @@ from nilearn import plotting
 from pnet_jax.network import QC, Bin, MapScores, Selection, Trial
 from pnet_jax.outputs import save, scan_label, write_status
 from pnet_jax.report import brains, figures, write_index, write_report
+from pnet_jax.report.page import render
 from pnet_jax.report.style import ALARM, PERSONAL, drawing
 from pnet_jax.report.words import explain, key_numbers, sentences, verdict
 
@@ -276,12 +278,29 @@ def test_a_returned_atlas_says_why_and_what_would_help(tmp_path):
 def test_explain_gives_a_line_for_each_part():
     network = helpers.make_network()
     fit = {"ok": True, "prior_held_out": 1.5, "held_out": 1.25, "regularised": True}
-    dynamics = {"people": 3, "fit": fit, "parcels": {"kept": False, "reason": "no gain"}, "effective": {"ok": False, "sd": [1, 2]}}
+    dynamics = {"participants": 3, "fit": fit, "parcels": {"kept": False, "reason": "no gain"}, "effective": {"ok": False, "sd": [1, 2]}}
     lines = explain(dataclasses.replace(network, qc=dataclasses.replace(network.qc, dynamics=dynamics))).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["Atlas", "Parcels", "Replication", "Dynamics", "Not determined by the scan"]
     assert "expected to give 71 % of the locations the same label (expected calibration error 0.014)" in lines[2]
     assert "predict held-out data better than the group's, learned from 3 participants (log-likelihood +0.2500 per" in lines[3]
     assert "1 parcel without any location" in lines[4] and "the direction of the coupling" in lines[4]
+
+
+def test_a_page_names_the_group_s_map_where_a_group_taught_the_spatial_prior():
+    selection = Selection(decision="atlas", reason="no gain, so the group's map is kept", gain=(-1, 0, 1), dcbc_gain=(-1, 0, 1))
+    taught = {"group": {"digest": "00", "participants": 9, "spatial_prior": True}}
+    network = helpers.make_network(qc=QC(selection=selection, moved=0.0), provenance=taught)
+    network = dataclasses.replace(network, labels=network.prior_labels)
+    assert verdict(network)[0] == "group's map returned"
+    expected = "The parcels shown are those of the group's map, because the scan does not support personalised parcels: no gain."
+    assert sentences(network)["change"] == expected
+    assert f"Parcels: those of the group's map, unchanged. {expected}" in explain(network)
+    assert "whether any border of the group's map should move" in explain(network)
+    page = html.unescape(render(network))
+    for said in ("Change from the group's map", "The parcels of the group's map are returned.", "depends on the group alone"):
+        assert said in page, said
+    edges_alone = dataclasses.replace(network, provenance={"group": taught["group"] | {"spatial_prior": False}})
+    assert edges_alone.start == "the atlas" and "those of the atlas" in sentences(edges_alone)["change"]
 
 
 def test_index_lists_every_scan(tmp_path):
