@@ -14,7 +14,6 @@ from pnet_jax import edges as measures
 from pnet_jax.construction.qc import quality
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import Outputs, Subject
-from pnet_jax.construction.wave import seed_of
 from pnet_jax.network import Network
 from pnet_jax.parcellation.prior import coverage_of
 from pnet_jax.parcellation.signals import parcel_signals
@@ -65,7 +64,7 @@ def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, fou
         subject=scan.subject,
         entities=dict(scan.entities),
         qc=quality(scan, placed, plan, subject, found, coverage),
-        provenance=_provenance(scan, plan),
+        provenance=_provenance(scan, plan, subject),
         mean=scan.mean,
         displacement=scan.displacement,
         halves={"pearson": found.halves} | _whitened_halves(scan, labels, atlas.n_parcels),
@@ -108,7 +107,7 @@ def _group(group: Group) -> dict[str, Any]:
     return {"digest": group.digest, "participants": len(group.subjects), "spatial_prior": group.spatial is not None}
 
 
-def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
+def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:
     atlas, model = plan.atlas, plan.model
     return {
         "pnet_jax": pnet_jax.__version__,
@@ -124,7 +123,7 @@ def _provenance(scan: Scan, plan: Plan) -> dict[str, Any]:
         },
         "group": None if plan.group is None else _group(plan.group),
         "config": dataclasses.asdict(plan.config),
-        "seed": seed_of(scan, plan.config.seed),
+        "seed": int(subject.seed),
         "source": str(scan.source),
         "cleaning": scan.cleaning,
         "device": jax.devices()[0].device_kind,

@@ -79,51 +79,77 @@ def choose(
       n_parcels: K.
       kappas, betas: the grids; one value each fixes it.
     """
-    candidates, z = problems[0].candidates, (problems[0].z, problems[1].z)
-    rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
+    grid, across = jnp.asarray(kappas, jnp.float32), jnp.asarray(betas, jnp.float32)
+    middle = across[min(MIDDLE, len(betas) - 1)]
+    upwards = _upwards(problems, grid, middle, n_parcels)
+    best = upwards.score.argmax()
+    kappa = _parabola(jnp.log(grid), upwards.score, best) if len(kappas) > 2 else grid[best]
+    chosen, tried = jax.tree.map(lambda leaf: leaf[best], upwards), [upwards]
+    if len(betas) > 1:
+        sideways = _across(problems, kappa, across, _from(problems, chosen.q), n_parcels)
+        at = sideways.score.argmax()
+        chosen, tried = jax.tree.map(lambda leaf: leaf[at], sideways), [upwards, sideways]
+    frees = jax.lax.map(lambda q: _scored(problems, (q, q), n_parcels)[0], free)
+    return Choice(
+        kappa=kappa,
+        beta=chosen.beta,
+        temperature=chosen.temperature,
+        score=chosen.score,
+        free=frees.max(),
+        free_beta=frees.argmax().astype(jnp.int32),
+        edge=((best == 0) | (best == len(kappas) - 1)) & (len(kappas) > 1),
+        kappas=jnp.concatenate([one.kappa for one in tried]),
+        betas=jnp.concatenate([one.beta for one in tried]),
+        scores=jnp.concatenate([one.score for one in tried]),
+        temperatures=jnp.concatenate([one.temperature for one in tried]),
+        halves=_fit(problems, kappa, chosen.beta, _from(problems, chosen.q)),
+    )
 
-    def scored(q: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = [held_out(q[i], candidates, z[1 - i], n_parcels, rows, problems[0].blocks) for i in (0, 1)]
-        return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
-    def fit(kappa: Array, beta: Array, start: tuple[Mixture, Mixture]) -> tuple[Mixture, Mixture]:
-        first, second = (mixture(p, kappa, beta, steps=STEPS, start=s) for p, s in zip(problems, start, strict=True))
-        return first, second
+class _Tried(NamedTuple):
+    """Settings that were tried: κ, β, S, T, and the probabilities of both halves; with one axis more in front, several."""
 
-    middle = jnp.float32(betas[min(MIDDLE, len(betas) - 1)])
-    grid = jnp.asarray(kappas, jnp.float32)
+    kappa: Float[Array, ""]
+    beta: Float[Array, ""]
+    score: Float[Array, ""]
+    temperature: Float[Array, ""]
+    q: Float[Array, "2 V C"]
 
-    def upwards(carry: tuple[Mixture, Mixture], kappa: Array) -> tuple[tuple[Mixture, Mixture], tuple[Array, Array, Array]]:
-        found = fit(kappa, middle, carry)
-        score, temperature = scored((found[0].q, found[1].q))
-        return found, (score, temperature, jnp.stack([found[0].q, found[1].q]))
+
+def _upwards(problems: tuple[Problem, Problem], kappas: Float[Array, " n"], beta: Array, n_parcels: int) -> _Tried:
+    """Every κ at one β, each fit from the one before."""
+
+    def step(start: tuple[Mixture, Mixture], kappa: Array) -> tuple[tuple[Mixture, Mixture], _Tried]:
+        found = _fit(problems, kappa, beta, start)
+        return found, _tried(problems, kappa, beta, found, n_parcels)
 
     begun = begin(problems[0], log_prior(problems[0])), begin(problems[1], log_prior(problems[1]))
-    _, (scores, temperatures, qs) = jax.lax.scan(upwards, begun, grid)
-    best = scores.argmax()
-    kappa = _parabola(jnp.log(grid), scores, best) if len(kappas) > 2 else grid[best]
-    near = _from(problems, qs[best])
-    if len(betas) > 1:
+    return jax.lax.scan(step, begun, kappas)[1]
 
-        def across(beta: Array) -> tuple[Array, Array, Array]:
-            found = fit(kappa, beta, near)
-            score, temperature = scored((found[0].q, found[1].q))
-            return score, temperature, jnp.stack([found[0].q, found[1].q])
 
-        tried, heat, found = jax.lax.map(across, jnp.asarray(betas, jnp.float32))
-        at = tried.argmax()
-        beta, temperature, score, near = jnp.asarray(betas, jnp.float32)[at], heat[at], tried[at], _from(problems, found[at])
-        trials = jnp.concatenate([grid, jnp.full(len(betas), kappa)]), jnp.concatenate([jnp.full(len(kappas), middle), jnp.asarray(betas)])
-        scores, temperatures = jnp.concatenate([scores, tried]), jnp.concatenate([temperatures, heat])
-    else:
-        beta, temperature, score = middle, temperatures[best], scores[best]
-        trials = grid, jnp.full(len(kappas), middle)
-    frees = jax.lax.map(lambda q: scored((q, q))[0], free)
-    edge = ((best == 0) | (best == len(kappas) - 1)) & (len(kappas) > 1)
-    return Choice(
-        kappa, beta, temperature, score, frees.max(), frees.argmax().astype(jnp.int32), edge, *trials, scores, temperatures,
-        fit(kappa, beta, near),
-    )  # fmt: skip
+def _across(
+    problems: tuple[Problem, Problem], kappa: Array, betas: Float[Array, " n"], start: tuple[Mixture, Mixture], n_parcels: int
+) -> _Tried:
+    """Every β at one κ, from the same start."""
+    return jax.lax.map(lambda beta: _tried(problems, kappa, beta, _fit(problems, kappa, beta, start), n_parcels), betas)
+
+
+def _fit(problems: tuple[Problem, Problem], kappa: Array, beta: Array, start: tuple[Mixture, Mixture]) -> tuple[Mixture, Mixture]:
+    first, second = (mixture(p, kappa, beta, steps=STEPS, start=s) for p, s in zip(problems, start, strict=True))
+    return first, second
+
+
+def _tried(problems: tuple[Problem, Problem], kappa: Array, beta: Array, found: tuple[Mixture, Mixture], n_parcels: int) -> _Tried:
+    q = found[0].q, found[1].q
+    return _Tried(kappa, beta, *_scored(problems, q, n_parcels), jnp.stack(q))
+
+
+def _scored(problems: tuple[Problem, Problem], q: tuple[Array, Array], n_parcels: int) -> tuple[Array, Array]:
+    """S and T of each half's probabilities on the other half, averaged."""
+    candidates = problems[0].candidates
+    rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
+    found = [held_out(q[i], candidates, problems[1 - i].z, n_parcels, rows, problems[0].blocks) for i in (0, 1)]
+    return (found[0].mean + found[1].mean) / 2, (found[0].temperature + found[1].temperature) / 2
 
 
 def log_prior(problem: Problem) -> Float[Array, "V C"]:
