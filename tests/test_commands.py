@@ -72,7 +72,7 @@ def test_a_value_out_of_range_is_refused(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("personalize", "store", "out", "--wave", "0"), "personalize: --wave: expected 1 or more, got 0"),
+        (("personalize", "store", "out", "--group", "group", "--wave", "0"), "personalize: --wave: expected 1 or more, got 0"),
         (("construct", "in", "out", "--personalize.wave", "0"), "construct: --personalize.wave: expected 1 or more, got 0"),
         (("construct", "in", "out", "--cleaning.scrub", "-1"), "construct: --cleaning.scrub: expected 0 or more, got -1"),
         (("construct", "in", "out", "--cleaning.low_pass", "0.001"), "construct: expected high_pass below low_pass, got high_pass = "),

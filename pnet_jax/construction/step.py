@@ -196,6 +196,8 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     spatial = jnp.where(candidates >= 0, jnp.exp(prior.log_prior), 0.0)
     spatial = spatial / jnp.maximum(spatial.sum(1, keepdims=True), 1e-30)
     signals = parcel_signals(subject.y, labels, k)
+    # Apart from these sums, whose rounding would depend on how the compiler puts both together.
+    within, signals = jax.lax.optimization_barrier((labels, signals))
     return Outputs(
         labels=labels,
         candidates=candidates,
@@ -203,7 +205,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
         signals=signals,
         edges={name: _edges(name, signals, subject.kept) for name in settings.edges},
         halves=jnp.stack(
-            [_edges("pearson", parcel_signals(y, labels, k), kept) for y, kept in zip(subject.halves, subject.halves_kept, strict=True)]
+            [_edges("pearson", parcel_signals(y, within, k), kept) for y, kept in zip(subject.halves, subject.halves_kept, strict=True)]
         ),
         personalised=personalised,
         choice=choice._replace(halves=()),  # type: ignore[arg-type]
