@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -70,11 +72,16 @@ def main() -> None:
     need(args.data, BOLD, MASK, atlas(args.regions))
     cells = [Cell(*cell) for cell in itertools.product(args.kinds, args.minutes, args.regressors)]
     found: dict[Cell, list[Found]] = {cell: [] for cell in cells}
+    for file in args.go_on:
+        earlier = json.loads(file.read_text())["figures"]["each"]
+        for cell in cells:
+            found[cell] += [Found(int(row[0]), bool(row[1]), *row[2:]) for row in earlier.get(str(cell), [])]
     powers: dict[tuple[str, float], list[bool]] = {}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache, pool(args, cache) as workers:
         # Lengths have a compiled step each: one process compiles it, the others find it on disk.
-        for future in [workers.submit(one, args, Cell(args.kinds[0], minutes, 0), args.first_seed) for minutes in args.minutes]:
+        first = args.minutes if args.count else ()
+        for future in [workers.submit(one, args, Cell(args.kinds[0], minutes, 0), args.first_seed) for minutes in first]:
             future.result()
         # All cells of a seed before the next seed, so that they have as many each wherever the time ends.
         tasks = ((cell, args.first_seed + number) for number in range(args.count) for cell in cells)
@@ -242,6 +249,7 @@ def _arguments():
     arguments.add_argument("--regressors", nargs="+", type=int, default=[0, 9, 26])
     arguments.add_argument("--first-seed", type=int, default=1000)
     arguments.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    arguments.add_argument("--go-on", type=Path, nargs="+", default=[], help="results of other seeds that count too")
     arguments.add_argument("--seconds", type=float, help="no further surrogate is begun after so many")
     arguments.add_argument("--regions", type=int, default=200, help="cortical regions of the atlas")
     arguments.add_argument("--joint", action="store_true", help="cleaned as a whole before they are read")
