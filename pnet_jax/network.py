@@ -218,12 +218,17 @@ class Network:
     @property
     def start(self) -> str:
         """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" where a group taught the prior."""
-        return "the group's map" if (self.provenance.get("group") or {}).get("spatial_prior") else "the atlas"
+        return start_name(bool((self.provenance.get("group") or {}).get("spatial_prior")))
 
     @property
     def confidence(self) -> Float[np.ndarray, " V"]:
         """Probability of each location's own label, 0 outside, `[V]`: of personalised parcels that a repeat gives it the same."""
         return confidence_of(self.labels, self.probabilities, self.candidates)
+
+
+def start_name(learned: bool) -> str:
+    """What parcels start from, in words, by whether a group taught the spatial prior."""
+    return "the group's map" if learned else "the atlas"
 
 
 def confidence_of(

@@ -72,21 +72,28 @@ def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, fou
 
 
 def _whitened_halves(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> dict[str, np.ndarray]:
-    """The second view of a guide (`edges.fit_guided`) of both halves, where signals before the low-pass are known."""
-    views = [second_view(scan, labels, n_parcels, np.searchsorted(scan.frames, half.frames)) for half in halves_of(scan)]
-    known = [view for view in views if view is not None]
-    return {"whitened": np.stack(known)} if len(known) == 2 else {}
+    """`second_view` of both halves; empty where it is not known."""
+    signals = _unfiltered_signals(scan, labels, n_parcels)
+    if signals is None:
+        return {}
+    columns = [np.searchsorted(scan.frames, half.frames) for half in halves_of(scan)]
+    return {"whitened": np.stack([measures.compute("whitened", signals[:, own]) for own in columns])}
 
 
 def second_view(
     scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int, columns: Int[np.ndarray, " t"] | slice = slice(None)
 ) -> Float[np.ndarray, "K K"] | None:
-    """`whitened` of some frames of a scan; None where signals without a low-pass are not known."""
-    unfiltered = "low_pass" in scan.cleaning and scan.band[1] is None  # without the entry nobody knows what was done to them
-    if scan.wide is None and not unfiltered:
-        return None
-    y = scan.y if scan.wide is None else np.float32(scan.wide)
-    return measures.compute("whitened", np.asarray(parcel_signals(y, labels, n_parcels))[:, columns])
+    """The second view of a guide (`edges.fit_guided`) of some frames of a scan: `whitened`; None where it is not known."""
+    signals = _unfiltered_signals(scan, labels, n_parcels)
+    return None if signals is None else measures.compute("whitened", signals[:, columns])
+
+
+def _unfiltered_signals(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, "K T"] | None:
+    """Parcel signals without a low-pass; None where the scan has none, or does not say what was done to its signals."""
+    if scan.wide is not None:
+        return np.asarray(parcel_signals(np.float32(scan.wide), labels, n_parcels))
+    unfiltered = "low_pass" in scan.cleaning and scan.band[1] is None
+    return np.asarray(parcel_signals(scan.y, labels, n_parcels)) if unfiltered else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, LEAST_DCBC_GAIN, LEAST_DEGREES, MIN_BLOCKS, Outputs, Subject
-from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial, confidence_of
+from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial, confidence_of, start_name
 from pnet_jax.parcellation.harden import count_components
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace
@@ -82,7 +82,7 @@ def _interval(values: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
 
 def start_of(plan: Plan) -> str:
     """What parcels a construction starts from, and returns where the scan cannot decide."""
-    return "the atlas" if plan.group is None or plan.group.spatial is None else "the group's map"
+    return start_name(plan.group is not None and plan.group.spatial is not None)
 
 
 def _reason(subject: Subject, found: Outputs, start: str) -> str:

@@ -20,8 +20,8 @@ from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, moments, structura
 from pnet_jax.dynamics.spectra import Spectra, TooShortError, frequency_bins, pool, spectra, standardise
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
+from pnet_jax.group.spatial import smoothed
 from pnet_jax.network import Network
-from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace, LearnedPrior, log_shares, place, rows_of, space_key
 
@@ -30,7 +30,6 @@ LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
 MOST_HELD = 1000  # participants whose edges and spectra are held at a time; variances are known to 5 % from so many
 PRIOR_WEIGHT = 0.5  # participants that the atlas counts for in the spatial prior
 SHARPNESS = 0.5  # exponent of the shares
-OWN_WEIGHT = 4.0  # weight of a location in its smoothing, where each of its neighbours has 1
 GROUP_SD = 0.1  # 1/s: of a group's coupling about where its fit begins, or a structural connectome, which a wider one would not notice
 
 
@@ -169,7 +168,7 @@ class _Where:
                 counts = counts + _moved(other, more, placed, candidates)
         there = candidates >= 0
         counts = counts + PRIOR_WEIGHT * np.where(there, np.exp(np.asarray(placed.prior.log_prior)), 0.0).astype(np.float32)
-        smooth = OWN_WEIGHT * counts + np.asarray(sum_neighbours(jnp.asarray(counts), placed.prior.table))
+        smooth = np.asarray(smoothed(jnp.asarray(counts), placed.prior.table))
         n, space = len(placed.here), placed.space
         log_prior = log_shares(smooth[:n] ** SHARPNESS, candidates[:n])
         return LearnedPrior(space.xyz, space.hemisphere, candidates[:n], log_prior, space.resolution)

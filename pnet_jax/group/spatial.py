@@ -175,13 +175,18 @@ def maximisation(model: SpatialModel, sums: Sums, table: Int[Array, "N V C"]) ->
     there = model.candidates >= 0
     width = jnp.maximum(there.astype(jnp.float32).sum(1, keepdims=True), 1.0)
     counts = jnp.where(there, sums.counts + PSEUDO_COUNT / width, 0.0)
-    smooth = OWN_WEIGHT * counts + sum_neighbours(counts, table)
+    smooth = smoothed(counts, table)
     share = jnp.where(there, smooth, 1.0) / jnp.where(there, smooth.sum(1, keepdims=True), 1.0)
     return dataclasses.replace(
         model,
         log_prior=jnp.where(there, jnp.log(share), PADDING),
         prototypes=None if sums.directions is None else normalise(sums.directions),
     )
+
+
+def smoothed(counts: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
+    """Counts of each location, with `OWN_WEIGHT`, and of its neighbours."""
+    return OWN_WEIGHT * counts + sum_neighbours(counts, table)
 
 
 _expectation, _maximisation = jax.jit(expectation), jax.jit(maximisation)

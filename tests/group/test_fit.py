@@ -17,7 +17,7 @@ from pnet_jax.cli import main
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import build, construct
 from pnet_jax.dynamics.linear_stochastic import jacobian
-from pnet_jax.group import fit
+from pnet_jax.group import fit, spatial
 from pnet_jax.group.fit import fit_group
 from pnet_jax.network import QC, Network, Selection
 from pnet_jax.parcellation.prior import make_prior, on_space
@@ -90,7 +90,7 @@ def by_hand(counts: np.ndarray) -> np.ndarray:
     c = counts + fit.PRIOR_WEIGHT * atlas
     known = np.stack([(local.candidates == k).any(1) for k in (0, 1)], 1)
     c = np.where(known, c, 0)
-    smooth = fit.OWN_WEIGHT * c
+    smooth = spatial.OWN_WEIGHT * c
     smooth[1:] += c[:-1]
     smooth[:-1] += c[1:]
     weight = np.where(known, smooth, 0) ** fit.SHARPNESS
