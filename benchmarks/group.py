@@ -5,7 +5,7 @@ who are not among them are constructed with and without it. Their parcels are co
 beside it the held-out density S, the DCBC on their second session, the agreement of both sessions' parcels, the share that is decided to
 be personalised, the ARI of the map that is returned otherwise, and connected pieces. Ward (scikit-learn, as many parcels, on the same
 signals) stands beside it. `atlas`: the cohort's true group parcels. `displaced`: those of an atlas that lies up to 4 mm beside them, as
-an atlas of other people would.
+an atlas made from other participants would.
 
     python benchmarks/group.py --out benchmarks/results/group.json
 """

@@ -1,13 +1,13 @@
-"""What fine-tuning with dynamics, and the layers of the edges, change: simulated people with and without, and what a wave costs.
+"""What fine-tuning with dynamics, and the layers of the edges, change: simulated participants with and without, and what a wave costs.
 
-A cohort shares its group parcels. From the networks of some of its people the dynamics and the layers are learned (`fit_group`; without the
+A cohort shares its group parcels. Dynamics and layers are learned from the networks of some of its participants (`fit_group`; without the
 spatial prior, which `group.py` measures); the others are constructed from each of two sessions, with and without dynamics. Parcels:
-adjusted Rand index to the person's own, DCBC on session 2. Edges, against the closed-form truth: correlation over edges of Fisher z; the
-individual part, which is what is left without the mean over people; 1 − portrait divergence to the truth (hops, 15 % of the edges with a
-spanning tree). Dynamics: share of the people whose own foretold held-out time better than the group's, and by how much (log-likelihood a
-parcel and a bin): the end of session 1, which also said when to stop, and session 2, which nothing was stopped on, in the parcels of
-session 1. Sessions: a person's labels (Dice) and edges (correlation beyond the mean of others) are identified where those of their other
-session are the most alike; ICC(1,1) is the median over edges.
+adjusted Rand index to the participant's own, DCBC on session 2. Edges, against the closed-form truth: correlation over edges of Fisher z;
+the individual part, which is what is left without the mean over participants; 1 − portrait divergence to the truth (hops, 15 % of the edges
+with a spanning tree). Dynamics: share of the participants whose own dynamics predict held-out time better than the group's, and by how much
+(log-likelihood per parcel and frequency bin): the end of session 1, which also decided when to stop, and session 2, on which nothing was
+stopped, in the parcels of session 1. Sessions: a participant's labels (Dice) and edges (correlation beyond the mean of others) are
+identified where those of the other session of the same participant are the most alike; ICC(1,1) is the median over edges.
 
 Figures are means over `--seeds` cohorts, with the standard deviation over these. `--go-on` takes the cohorts that `--out` has already.
 
