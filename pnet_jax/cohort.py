@@ -21,6 +21,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, Ready, finish, resolve
 from pnet_jax.construction.step import Outputs
 from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.network import Network
@@ -43,8 +44,6 @@ from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
-# A device that is out of memory raises JAX's own error: a wave that does not fit is tried scan by scan.
-REFUSED = (ValueError, OSError, MemoryError, np.linalg.LinAlgError, jax.errors.JaxRuntimeError)
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
 MOST_WAITING = 2  # waves' scans that wait for others of their shapes
 
@@ -75,12 +74,12 @@ def construct_cohort(
       The status row of each scan of this call, in order.
 
     Raises:
-      ValueError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
+      SettingsError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
     if not sources:
-        raise ValueError("expected at least one scan, got none")
+        raise SettingsError("expected at least one scan, got none")
     if config.report:
         check_installed()
     with warnings.catch_warnings(record=True) as caught:
@@ -164,7 +163,7 @@ class _Loop:
         row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
         try:
             if source.problem:
-                raise ValueError(source.problem)
+                raise InputError(source.problem)
             entities = {"sub": source.subject, **source.entities}
             cleaning = self.config.cleaning
             scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=cleaning, **options)
@@ -174,7 +173,7 @@ class _Loop:
                 personal, said = find_personal(self.config.personal, scan, plan, self.config.personalize)
                 notes += said
             ready = self.builder.ready(scan)
-        except REFUSED as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             return self.failed(row, source, error, begun)
         return _Waiting(number, source, row, ready, personal, notes, begun, time.perf_counter() - begun)
 
@@ -186,7 +185,7 @@ class _Loop:
         shape, start = wave[0].ready.shape, time.perf_counter()
         try:
             found = self.builder.run([one.ready for one in wave], self.wave if shape in self._compiled else 1)
-        except REFUSED as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             self._compiled.discard(shape)
             if len(wave) == 1:
                 return [(wave[0].number, self.failed(wave[0].row, wave[0].source, error, wave[0].begun))]
@@ -200,7 +199,7 @@ class _Loop:
         """The row of a scan that went through the step, its files written."""
         try:
             network = finish(one.ready, outputs, self.builder, one.personal, seconds)
-        except REFUSED as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             return self.failed(one.row, one.source, error, one.begun)
         return self.write(one, network)
 
@@ -213,7 +212,7 @@ class _Loop:
             files = save(network, self.folder, probabilities=self.config.probabilities)
             if self.config.report:
                 write_report(network, self.folder / page_name(source.label, self.atlas))
-        except REFUSED as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             return self.failed(one.row, source, error, one.begun)
         seconds = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
         return one.row | {
@@ -232,12 +231,13 @@ class _Loop:
     def failed(self, row: dict[str, Any], source: ScanSource, error: Exception, begun: float) -> dict[str, Any]:
         """The row of a scan that failed.
 
-        A recording that is refused now must not leave an older result behind. Trouble of the machine (a file that is away, a full
-        disk, too little memory) says nothing about the recording, and what was made of it before stays.
+        A recording that is refused now must not leave an older result behind. Everything else (a file that is away, a full disk, too
+        little memory, a device that is lost, a fault of the program) says nothing about the recording: results of it stay.
         """
-        if isinstance(error, ValueError) and not source.problem:
+        if isinstance(error, InputError) and not source.problem:
             _forget(source, self.folder, self.builder.plan.atlas.n_parcels, self.atlas)
-        message = str(error) or type(error).__name__
+        # Errors of the program's own name the place; of others the type says more than the text.
+        message = str(error) if isinstance(error, InputError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         seconds = round(time.perf_counter() - begun, 2)
         return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": seconds}

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 
+from pnet_jax.errors import SettingsError
+
 
 @dataclasses.dataclass(frozen=True)
 class CleaningConfig:
@@ -49,7 +51,7 @@ class CleaningConfig:
         _at_least(self, 0, "fd_threshold", "std_dvars_threshold", "scrub", "low_pass", "high_pass")
         _at_least(self, 0, "min_frames", "min_seconds", "warn_seconds")
         if self.low_pass and self.high_pass and self.high_pass >= self.low_pass:
-            raise ValueError(
+            raise SettingsError(
                 f"{type(self).__name__}: expected high_pass below low_pass, got high_pass = {self.high_pass} Hz and low_pass = "
                 f"{self.low_pass} Hz; 0 leaves an edge open"
             )
@@ -135,9 +137,11 @@ class ConstructConfig:
         _at_least(self, 1, "parcels", "wave")
         _at_least(self, 0, "beta", "min_coverage")
         if self.kappa is not None and not self.kappa > 0:
-            raise ValueError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
+            raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
         if self.parallel.coordinator is not None:
-            raise ValueError("ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator")
+            raise SettingsError(
+                "ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,15 +205,15 @@ class PretrainConfig:
         _at_least(self, 1, "dimensions", "references", "save_every", "keep", "log_every", "validate_every")
         _at_least(self, 0, "workers", "validation")
         if not self.validation < 1:
-            raise ValueError(f"PretrainConfig.validation: expected a share of 0 or more and below 1, got {self.validation}")
+            raise SettingsError(f"PretrainConfig.validation: expected a share of 0 or more and below 1, got {self.validation}")
         _check_dataset(self)
         for name, known in (("encoder", ("linear", "perceiver")), ("sharding", ("data", "fsdp"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
+                raise SettingsError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
         if any(size < 2 or size % 2 for size in self.parcels):
-            raise ValueError(f"PretrainConfig.parcels: expected even numbers from 2, half a hemisphere, got {self.parcels}")
+            raise SettingsError(f"PretrainConfig.parcels: expected even numbers from 2, half a hemisphere, got {self.parcels}")
         if any(size < 1 for size in self.learn_prior):
-            raise ValueError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
+            raise SettingsError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +247,7 @@ class OptimiserConfig:
         _at_least(self, 1, "steps", "accumulate")
         _at_least(self, 0, "rate", "warmup", "weight_decay", "clip", "eps")
         if not 0 <= self.average < 1:
-            raise ValueError(f"OptimiserConfig.average: expected 0 or more and below 1, got {self.average}")
+            raise SettingsError(f"OptimiserConfig.average: expected 0 or more and below 1, got {self.average}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,9 +285,9 @@ class PerceiverConfig:
         _at_least(self, 1, "width", "latents", "heads", "mlp", "dimensions", "references", "block")
         _at_least(self, 0, "depth")
         if self.width % self.heads:
-            raise ValueError(f"PerceiverConfig.heads: expected a divisor of width = {self.width}, got {self.heads}")
+            raise SettingsError(f"PerceiverConfig.heads: expected a divisor of width = {self.width}, got {self.heads}")
         if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"PerceiverConfig.dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
+            raise SettingsError(f"PerceiverConfig.dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,9 +326,9 @@ class ObjectiveConfig:
         _at_least(self, 0, "split", "nce", "mae", "vic", "dyn")
         _at_least(self, 1, "anchors", "negatives", "horizon")
         if not 0 < self.masked < 1:
-            raise ValueError(f"ObjectiveConfig.masked: expected a share between 0 and 1, got {self.masked}")
+            raise SettingsError(f"ObjectiveConfig.masked: expected a share between 0 and 1, got {self.masked}")
         if not (self.temperature > 0 and self.ball_mm > 0):
-            raise ValueError(f"ObjectiveConfig: expected temperature and ball_mm above 0, got {self.temperature} and {self.ball_mm}")
+            raise SettingsError(f"ObjectiveConfig: expected temperature and ball_mm above 0, got {self.temperature} and {self.ball_mm}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,9 +370,9 @@ class PersonalizeConfig:
         _at_least(self, 0, "dynamics_weight", "anatomy_weight", "prior_weight", "seed")
         for name in ("rate", "dynamics_rate", "adapter_sd", "offset_sd"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"PersonalizeConfig.{name}: expected a number above 0, got {getattr(self, name)}")
+                raise SettingsError(f"PersonalizeConfig.{name}: expected a number above 0, got {getattr(self, name)}")
         if not 0.05 <= self.held_out <= 0.5:
-            raise ValueError(f"PersonalizeConfig.held_out: expected a share from 0.05 to 0.5, got {self.held_out}")
+            raise SettingsError(f"PersonalizeConfig.held_out: expected a share from 0.05 to 0.5, got {self.held_out}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,12 +438,14 @@ class InputConfig:
         _at_least(self, 8, "frames")
         _at_least(self, 0, "min_seconds", "gap_seconds", "pairs", "balls", "ball_mm", "held_out", "cache_mb", "seed")
         if not self.min_seconds <= self.max_seconds:
-            raise ValueError(f"InputConfig.max_seconds: expected {self.min_seconds:g} s (min_seconds) or more, got {self.max_seconds:g} s")
+            raise SettingsError(
+                f"InputConfig.max_seconds: expected {self.min_seconds:g} s (min_seconds) or more, got {self.max_seconds:g} s"
+            )
         for name in ("pairs", "balls"):
             if getattr(self, name) > 1:
-                raise ValueError(f"InputConfig.{name}: expected a share 0…1, got {getattr(self, name)}")
+                raise SettingsError(f"InputConfig.{name}: expected a share 0…1, got {getattr(self, name)}")
         if not self.held_out < 1:
-            raise ValueError(f"InputConfig.held_out: expected a share of 0 or more and below 1, got {self.held_out}")
+            raise SettingsError(f"InputConfig.held_out: expected a share of 0 or more and below 1, got {self.held_out}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -468,25 +474,25 @@ class ParallelConfig:
         explicit = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
         missing = [name for name, value in explicit.items() if value is None]
         if 0 < len(missing) < len(explicit):
-            raise ValueError(
+            raise SettingsError(
                 f"ParallelConfig: expected coordinator, processes and process together or none of them, got no {' and no '.join(missing)}"
             )
         if self.process is not None and self.processes is not None and self.process >= self.processes:
-            raise ValueError(f"ParallelConfig.process: expected a number below {self.processes} (processes), got {self.process}")
+            raise SettingsError(f"ParallelConfig.process: expected a number below {self.processes} (processes), got {self.process}")
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"ParallelConfig.coordinator: expected host:port, got {self.coordinator!r}")
+            raise SettingsError(f"ParallelConfig.coordinator: expected host:port, got {self.coordinator!r}")
 
 
 def _at_least(config: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= least:  # NaN too
-            raise ValueError(f"{type(config).__name__}.{name}: expected {least} or more, got {value}")
+            raise SettingsError(f"{type(config).__name__}.{name}: expected {least} or more, got {value}")
 
 
 def _check_dataset(config: PretrainConfig | PrepareConfig) -> None:
     if config.dataset and not config.dataset.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"{type(config).__name__}.dataset: expected letters, digits, - and _, got {config.dataset!r}")
+        raise SettingsError(f"{type(config).__name__}.dataset: expected letters, digits, - and _, got {config.dataset!r}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

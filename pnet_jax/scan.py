@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from pnet_jax.errors import InputError
 from pnet_jax.space import Space
 
 LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
@@ -133,15 +134,15 @@ def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields:
       **fields: any other attribute of `Scan`.
 
     Raises:
-      ValueError: `y` and `space` disagree, fewer than 3 frames, or `tr` is not positive.
+      InputError: `y` and `space` disagree, fewer than 3 frames, or `tr` is not positive.
     """
     y = np.array(y, np.float32)
     if y.ndim != 2 or len(y) != len(space):
-        raise ValueError(f"y must be [V, T] with V = {len(space)} locations, got shape {y.shape}")
+        raise InputError(f"y must be [V, T] with V = {len(space)} locations, got shape {y.shape}")
     if y.shape[1] < 3:
-        raise ValueError(f"a scan has 3 frames or more, got {y.shape[1]}")
+        raise InputError(f"a scan has 3 frames or more, got {y.shape[1]}")
     if not tr > 0:
-        raise ValueError(f"the repetition time must be above 0 s, got {tr}")
+        raise InputError(f"the repetition time must be above 0 s, got {tr}")
     mean, std, valid = zscore_in_place(y)
     given: dict[str, object] = dict(frames=np.arange(y.shape[1]), recorded=y.shape[1], mean=mean, std=std, valid=valid)
     return Scan(y=y, space=space, tr=float(tr), **(given | fields))  # type: ignore[arg-type]

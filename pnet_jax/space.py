@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from pnet_jax.errors import InputError
+
 LEFT, RIGHT = 0, 1
 _OFFSETS_26 = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)], np.int64)
 
@@ -84,16 +86,16 @@ def grid_space(
         transformed, data are not resampled.
 
     Raises:
-      ValueError: the mask is not 3-D or is empty, or the affine is singular.
+      InputError: the mask is not 3-D or is empty, or the affine is singular.
     """
     mask = np.asarray(mask, bool)
     affine = np.asarray(affine, np.float64)
     if mask.ndim != 3:
-        raise ValueError(f"a mask has 3 dimensions, got shape {mask.shape}")
+        raise InputError(f"a mask has 3 dimensions, got shape {mask.shape}")
     if not mask.any():
-        raise ValueError("the mask is empty: no voxel above 0")
+        raise InputError("the mask is empty: no voxel above 0")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise ValueError(f"the affine must be an invertible 4 x 4 matrix, got {affine.tolist()}")
+        raise InputError(f"the affine must be an invertible 4 x 4 matrix, got {affine.tolist()}")
     axes, flips = _closest_ras(affine)
     # Walk the voxels in RAS order but keep their index in the file.
     ras = np.argwhere(np.flip(mask.transpose(axes), tuple(axis for axis, flip in enumerate(flips) if flip)))
@@ -125,13 +127,13 @@ def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = 
       name: the template the coordinates are in.
 
     Raises:
-      ValueError: shapes or counts that do not agree.
+      InputError: shapes or counts that do not agree.
     """
     xyz = np.asarray(xyz, np.float32)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or not np.isfinite(xyz).all():
-        raise ValueError(f"centroids must be finite and have shape [V, 3], got {xyz.shape}")
+        raise InputError(f"centroids must be finite and have shape [V, 3], got {xyz.shape}")
     if names is not None and len(names) != len(xyz):
-        raise ValueError(f"expected {len(xyz)} ROI names, one a centroid, got {len(names)}")
+        raise InputError(f"expected {len(xyz)} ROI names, one a centroid, got {len(names)}")
     from scipy.spatial import cKDTree
 
     nearest = cKDTree(xyz).query(xyz, k=2)[0][:, 1] if len(xyz) > 1 else np.ones(1)

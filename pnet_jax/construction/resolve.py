@@ -11,6 +11,7 @@ from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction.step import Settings
 from pnet_jax.encoder.model import Model
+from pnet_jax.errors import SettingsError
 from pnet_jax.parcellation.choose import BETAS, KAPPAS
 from pnet_jax.parcellation.prior import Prior
 
@@ -60,16 +61,16 @@ def resolve(
       cohort: many scans are to be constructed, so that measures of a cohort can be made.
 
     Raises:
-      ValueError: one of them does not exist, or they do not go together.
+      SettingsError: one of them does not exist, or they do not go together.
     """
     chosen = _model(model or config.checkpoint)
     names = tuple(edges if edges is not None else config.edges)
     for name in names:
         measures.measure(name)
         if name in OF_DYNAMICS and not config.dynamics:
-            raise ValueError(f'edge measure "{name}" is made by fitting dynamics: ask for these too (--dynamics true)')
+            raise SettingsError(f'edge measure "{name}" is made by fitting dynamics: ask for these too (--dynamics true)')
         if name in OF_COHORT and not cohort:
-            raise ValueError(
+            raise SettingsError(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
                 "`pnet_jax.edges.tangent` on networks that you have"
             )
@@ -95,7 +96,9 @@ def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | No
     if group is None:
         if not config.dynamics:
             return None
-        raise ValueError("dynamics begin with a group's of the same parcels: give the folder of `pnet fit-group --dynamics true` (--group)")
+        raise SettingsError(
+            "dynamics begin with a group's of the same parcels: give the folder of `pnet fit-group --dynamics true` (--group)"
+        )
     from pnet_jax.group.fit import Group  # with optax, which only groups need
 
     source = ""
@@ -104,12 +107,12 @@ def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | No
 
         source, group = f" {group}", load_group(group)
     if group.atlas != atlas.digest:
-        raise ValueError(
+        raise SettingsError(
             f"group{source} has the parcels of another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give the "
             "atlas that it was fitted with (--prior)"
         )
     if config.dynamics and group.hierarchy is None:
-        raise ValueError(f"group{source} was fitted without dynamics: `pnet fit-group --dynamics true` learns them")
+        raise SettingsError(f"group{source} was fitted without dynamics: `pnet fit-group --dynamics true` learns them")
     return group
 
 
@@ -125,7 +128,7 @@ def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) 
     if prior is None:
         parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
         if parcels not in model.priors:
-            raise ValueError(
+            raise SettingsError(
                 f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: "
                 "choose one, or give a prior file"
             )
@@ -136,5 +139,5 @@ def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) 
         prior = load_prior(prior)
     if parcels is not None and parcels != prior.n_parcels:
         more = "more than it has" if parcels > prior.n_parcels else "fewer than it has"
-        raise ValueError(f"prior {prior.source} has {prior.n_parcels} parcels, asked for {parcels}, {more}: K is the prior's")
+        raise SettingsError(f"prior {prior.source} has {prior.n_parcels} parcels, asked for {parcels}, {more}: K is the prior's")
     return prior

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.cifti import SurfaceInput, axes_of, cifti_space
 from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
@@ -33,7 +34,7 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
       surfaces: left and right GIFTI meshes in MNI mm; needed for the vertices of a dlabel file.
 
     Raises:
-      ValueError: probabilities (4-D), values that are not whole, no value above 0, no MNI space, or a damaged file.
+      InputError: probabilities (4-D), values that are not whole, no value above 0, no MNI space, or a damaged file.
       FileNotFoundError: the atlas or its label file is not there.
 
     Example:
@@ -44,7 +45,7 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
     where = f"atlas {path}"
     extension = naming.split_name(path)[1]
     if extension not in (".nii", ".nii.gz", ".dlabel.nii"):
-        raise ValueError(f"{where}: expected a .nii, .nii.gz or .dlabel.nii file, found {extension or 'no extension'}")
+        raise InputError(f"{where}: expected a .nii, .nii.gz or .dlabel.nii file, found {extension or 'no extension'}")
     entities = naming.entities_of(path)
     space = space or entities.get("space") or entities.get("tpl")
     image = open_image(path, where)
@@ -74,7 +75,7 @@ def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[F
         image = image.slicer[..., 0]
     elif len(shape) != 3:
         probabilities = "; a 4-D probseg is not supported: take the most probable region of each voxel first" if len(shape) == 4 else ""
-        raise ValueError(f"{where}: expected a 3-D image of region ids, found shape {shape}{probabilities}")
+        raise InputError(f"{where}: expected a 3-D image of region ids, found shape {shape}{probabilities}")
     check_stream(image, where)
     image = attempt(lambda: nib.as_closest_canonical(image), "its voxels", where)
     values = attempt(lambda: np.asanyarray(image.dataobj), "its voxels", where)
@@ -90,9 +91,9 @@ def _dense_labels(
 ) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, " N"], Int[np.ndarray, " N"], float, dict[int, str]]:
     maps, models = axes_of(image, axes.BrainModelAxis, "labels of vertices and voxels (dlabel)", where)
     if not isinstance(maps, axes.LabelAxis):
-        raise ValueError(f"{where}: expected labels (dlabel), found a {type(maps).__name__}")
+        raise InputError(f"{where}: expected labels (dlabel), found a {type(maps).__name__}")
     if len(maps) != 1:
-        raise ValueError(f"{where}: expected one map of labels, found {len(maps)}: {shortlist([str(n) for n in maps.name])}")
+        raise InputError(f"{where}: expected one map of labels, found {len(maps)}: {shortlist([str(n) for n in maps.name])}")
     locations = cifti_space(models, surfaces, space, where)
     values = _whole(attempt(lambda: np.asarray(image.dataobj[0]), "its labels", where), where)
     table = {int(key): str(label[0]) for key, label in maps.label[0].items()}
@@ -109,18 +110,18 @@ def _whole(values: np.ndarray, where: str) -> np.ndarray:
         off = np.abs(values - labels) > 1e-3
         if off.any():
             some = [f"{v:g}" for v in np.unique(values[off])[:4]]
-            raise ValueError(
+            raise InputError(
                 f"{where}: region ids must be whole numbers, found {int(off.sum())} other values ({', '.join(some)}, …): a probability "
                 "map, or an atlas that was resampled with interpolation? Resample with nearest neighbour"
             )
     if not (labels > 0).any():
-        raise ValueError(f"{where}: no label above 0")
+        raise InputError(f"{where}: no label above 0")
     return labels
 
 
 def _check_template(space: str | None, where: str) -> None:
     if space is not None and not space.startswith("MNI"):
-        raise ValueError(
+        raise InputError(
             f"{where}: wrong space: expected an MNI space, found {space!r}; if it is MNI, say so in its name (space-MNI…) or by space="
         )
 

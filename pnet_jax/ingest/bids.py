@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pnet_jax.errors import SettingsError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.tables import SEPARATORS, first_lines, read_table, shortlist
 
@@ -78,7 +79,7 @@ def find_scans(
       confounds: confounds table of the one scan there is, instead of the one beside it.
 
     Raises:
-      ValueError: nothing was found, a label is not among what was found, or two scans have the same label.
+      SettingsError: nothing was found, a label is not among what was found, or two scans have the same label.
       FileNotFoundError: the input is not there.
     """
     path = Path(input)
@@ -126,7 +127,7 @@ def _in_folder(folder: Path, space: str | None) -> list[ScanSource]:
         seen = sorted({_space_of(f) or "none (native)" for f in volumes + dense})
         there = f"the recordings there are in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
         wanted = f"recordings in space-{space}" if space else "recordings"
-        raise ValueError(f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}")
+        raise SettingsError(f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}")
     runs: dict[str, list[Path]] = {}
     for file in candidates:
         runs.setdefault(_run_of(file), []).append(file)
@@ -195,13 +196,13 @@ def _in_list(path: Path) -> list[ScanSource]:
         table = read_table(path, f"list {path}", dtype=str).rename(columns=lambda c: str(c).lower())  # "01" stays "01"
         rows = [(i + 2, {k: str(v).strip() for k, v in row.items() if pd.notna(v)}) for i, row in enumerate(table.to_dict("records"))]
     if not rows:
-        raise ValueError(f"list {path}: no recording in it, expected a path a line")
+        raise SettingsError(f"list {path}: no recording in it, expected a path a line")
     return [_listed(path, number, row) for number, row in rows]
 
 
 def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     if row.get("bold", "n/a") in ("", "n/a"):
-        raise ValueError(f"list {listing}, line {number}: the column 'bold' is empty")
+        raise SettingsError(f"list {listing}, line {number}: the column 'bold' is empty")
     present = [column for column in ("bold", "mask", "confounds") if row.get(column, "n/a") not in ("", "n/a")]
     files = {column: _resolve(row[column], listing) for column in present}
     given = {key: row[name] for key, name in (("sub", "subject"), ("ses", "session")) if row.get(name, "n/a") != "n/a"}
@@ -227,7 +228,7 @@ def _select(
     there = sorted({of(s) or "none" for s in sources})
     unknown = [label for label in labels if label not in there]
     if unknown:
-        raise ValueError(f"{path}: unknown {what} {', '.join(unknown)}; found: {shortlist(there, 20)}")
+        raise SettingsError(f"{path}: unknown {what} {', '.join(unknown)}; found: {shortlist(there, 20)}")
     return [s for s in sources if of(s) in labels]
 
 
@@ -239,7 +240,7 @@ def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str
         sources = [dataclasses.replace(s, mask=Path(mask)) for s in sources]
     if confounds is not None:
         if len(sources) != 1:
-            raise ValueError(
+            raise SettingsError(
                 f"{path}: one confounds file ({confounds}) for {len(sources)} scans; list each scan's own in a table with the columns bold "
                 "and confounds"
             )
@@ -251,9 +252,9 @@ def _check_unique(sources: list[ScanSource], path: Path) -> None:
     first: dict[str, ScanSource] = {}
     for source in sources:
         if source.label in first and source.bold.resolve() == first[source.label].bold.resolve():
-            raise ValueError(f"{path}: {source.bold} is listed twice; list each recording once")
+            raise SettingsError(f"{path}: {source.bold} is listed twice; list each recording once")
         if source.label in first:
-            raise ValueError(
+            raise SettingsError(
                 f"{path}: two scans are called {source.label}: {first[source.label].bold} and {source.bold}; tell them apart with "
                 "a table that has the columns bold, subject and session"
             )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest.nifti import attempt, check_tr, open_image
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_neighbours, hemisphere_of, mesh_neighbours
@@ -38,10 +39,10 @@ class Surface:
 def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[Any, Any]:
     """Both axes of a two-dimensional CIFTI file, the second of which must be of a kind."""
     if len(image.shape) != 2:
-        raise ValueError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
+        raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
     rows, columns = image.header.get_axis(0), image.header.get_axis(1)
     if not isinstance(columns, kind):
-        raise ValueError(f"{where}: expected a CIFTI file of {what}, found one of {type(rows).__name__} by {type(columns).__name__}")
+        raise InputError(f"{where}: expected a CIFTI file of {what}, found one of {type(rows).__name__} by {type(columns).__name__}")
     return rows, columns
 
 
@@ -49,14 +50,14 @@ def series_tr(axis: object, given: float | None, where: str) -> float:
     """TR in seconds of a series axis; the argument wins.
 
     Raises:
-      ValueError: the axis is no series, or not one in seconds.
+      InputError: the axis is no series, or not one in seconds.
     """
     if not isinstance(axis, axes.SeriesAxis):
-        raise ValueError(f"{where}: expected a series over time (dtseries, ptseries), found a {type(axis).__name__}")
+        raise InputError(f"{where}: expected a series over time (dtseries, ptseries), found a {type(axis).__name__}")
     if given is not None:
         return check_tr(given, "tr=", where)
     if axis.unit != "SECOND":
-        raise ValueError(f"{where}: the series axis is in {axis.unit}, expected SECOND. Give the repetition time in seconds: tr= (--tr)")
+        raise InputError(f"{where}: the series axis is in {axis.unit}, expected SECOND. Give the repetition time in seconds: tr= (--tr)")
     return check_tr(round(float(axis.step), 6), "the step of the series axis", where)
 
 
@@ -64,7 +65,7 @@ def read_dense(image: nib.Cifti2Image, where: str) -> Float[np.ndarray, "V T"]:
     """Data with locations first, float32, read a block of locations at a time.
 
     Raises:
-      ValueError: the file is truncated or corrupt.
+      InputError: the file is truncated or corrupt.
     """
     n_frames, n = image.shape
     y = np.empty((n, n_frames), np.float32)
@@ -80,7 +81,7 @@ def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
     The side is what the GIFTI file says (AnatomicalStructurePrimary), else `hemi-L`/`.L.` in its name, else the order given.
 
     Raises:
-      ValueError: a file is no surface, or two are of one side.
+      InputError: a file is no surface, or two are of one side.
     """
     found: dict[str, Surface] = {}
     given = [given] if isinstance(given, str | Path | nib.gifti.GiftiImage) else (given or ())
@@ -90,10 +91,10 @@ def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
         points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
         faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
         if not isinstance(points, np.ndarray) or not isinstance(faces, np.ndarray) or points.shape[1:] != (3,) or faces.shape[1:] != (3,):
-            raise ValueError(f"{where}: {source} is no GIFTI surface with points and triangles (.surf.gii)")
+            raise InputError(f"{where}: {source} is no GIFTI surface with points and triangles (.surf.gii)")
         name = _side(image, source, position)
         if name in found:
-            raise ValueError(f"{where}: {source} and {found[name].source} are both {name}, expected one left and one right")
+            raise InputError(f"{where}: {source} and {found[name].source} are both {name}, expected one left and one right")
         found[name] = Surface(np.asarray(points, np.float64), np.asarray(faces, np.int64), source)
     return found
 
@@ -108,7 +109,7 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
       where: how messages name the file.
 
     Raises:
-      ValueError: a surface is missing or has another number of vertices.
+      InputError: a surface is missing or has another number of vertices.
     """
     n = len(axis)
     names = np.asarray(axis.name)
@@ -149,7 +150,7 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
     """Mean coordinate of each parcel's voxels and vertices, mm.
 
     Raises:
-      ValueError: parcels have vertices and there are no surfaces, or a parcel is empty.
+      InputError: parcels have vertices and there are no surfaces, or a parcel is empty.
     """
     meshes = read_surfaces(surfaces, where)
     centroids = np.full((len(axis), 3), np.nan)
@@ -166,17 +167,17 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
             centroids[k] = np.concatenate(parts).mean(0)
     empty = [str(axis.name[k]) for k in np.flatnonzero(np.isnan(centroids).any(1))]
     if empty:
-        raise ValueError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass atlas= with centroids")
+        raise InputError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass atlas= with centroids")
     return centroids
 
 
 def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, where: str, also: str = "") -> Surface:
     """The mesh of a structure; refuses a missing one or one with another number of vertices."""
     if structure not in meshes:
-        raise ValueError(f"{where}: the file has vertices of {structure}; their coordinates are not in it. Pass {NEEDED}{also}")
+        raise InputError(f"{where}: the file has vertices of {structure}; their coordinates are not in it. Pass {NEEDED}{also}")
     mesh = meshes[structure]
     if len(mesh.xyz) != n_vertices:
-        raise ValueError(f"{where}: {mesh.source} has {len(mesh.xyz)} vertices, {structure} needs {n_vertices}. Pass {NEEDED}")
+        raise InputError(f"{where}: {mesh.source} has {len(mesh.xyz)} vertices, {structure} needs {n_vertices}. Pass {NEEDED}")
     return mesh
 
 

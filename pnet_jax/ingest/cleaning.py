@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pnet_jax.config import CleaningConfig
+from pnet_jax.errors import InputError
 from pnet_jax.scan import Half, Scan, split_frames, zscore_in_place
 from pnet_jax.space import Space
 
@@ -66,7 +67,7 @@ def clean_recording(
       **fields: further attributes of the Scan (`subject`, `entities`, `source`, `displacement`).
 
     Raises:
-      ValueError: no location has a varying, finite signal; more than half are not finite; the filter or the regressors leave nothing.
+      InputError: no location has a varying, finite signal; more than half are not finite; the filter or the regressors leave nothing.
     """
     recorded, where, warnings = recording.y.shape[1], recording.where, recording.warnings
     low_pass, high_pass = band(cleaning, recording.tr, where, warnings)
@@ -141,7 +142,7 @@ def time_operator(
       where: how messages name the scan.
 
     Raises:
-      ValueError: nilearn refuses, e.g. fewer frames than the filter's padding.
+      InputError: nilearn refuses, e.g. fewer frames than the filter's padding.
     """
     from nilearn.signal import clean
 
@@ -170,7 +171,7 @@ def time_operator(
                 **options,
             )
         except ValueError as error:
-            raise ValueError(f"{where}: {len(kept)} frames of {tr} s could not be cleaned: {error}") from error
+            raise InputError(f"{where}: {len(kept)} frames of {tr} s could not be cleaned: {error}") from error
     return operator
 
 
@@ -181,9 +182,9 @@ def band(cleaning: CleaningConfig, tr: float, where: str, warnings: list[str]) -
         warnings.append(f"low_pass = {low_pass} Hz is not below the Nyquist frequency {nyquist:.4g} Hz of TR = {tr} s: dropped")
         low_pass = None
     if high_pass is not None and high_pass >= nyquist:
-        raise ValueError(f"{where}: high_pass = {high_pass} Hz must be below the Nyquist frequency {nyquist:.4g} Hz of TR = {tr} s")
+        raise InputError(f"{where}: high_pass = {high_pass} Hz must be below the Nyquist frequency {nyquist:.4g} Hz of TR = {tr} s")
     if low_pass is not None and high_pass is not None and high_pass >= low_pass:
-        raise ValueError(f"{where}: high_pass = {high_pass} Hz must be below low_pass = {low_pass} Hz")
+        raise InputError(f"{where}: high_pass = {high_pass} Hz must be below low_pass = {low_pass} Hz")
     return low_pass, high_pass
 
 
@@ -191,11 +192,11 @@ def check_length(n_kept: int, recorded: int, tr: float, cleaning: CleaningConfig
     """Refuses a scan that is too short, warns of one that is barely long enough."""
     left = f"{n_kept} of {recorded} frames are left, {n_kept * tr:.1f} s at TR = {tr} s"
     if n_kept < cleaning.min_frames:
-        raise ValueError(f"{where}: too short: {left}; at least {cleaning.min_frames} frames are needed (min_frames)")
+        raise InputError(f"{where}: too short: {left}; at least {cleaning.min_frames} frames are needed (min_frames)")
     if n_kept < 3:
-        raise ValueError(f"{where}: too short: {left}; a scan has 3 frames or more")
+        raise InputError(f"{where}: too short: {left}; a scan has 3 frames or more")
     if n_kept * tr < cleaning.min_seconds:
-        raise ValueError(f"{where}: too short: {left}; at least {cleaning.min_seconds:g} s are needed (min_seconds)")
+        raise InputError(f"{where}: too short: {left}; at least {cleaning.min_seconds:g} s are needed (min_seconds)")
     if n_kept * tr < cleaning.warn_seconds:
         warnings.append(f"short scan: {left}; {cleaning.warn_seconds:g} s or more are advised (warn_seconds)")
 
@@ -209,7 +210,7 @@ def check_degrees(
         f"freedom of {n_kept} frames"
     )
     if degrees < 3:
-        raise ValueError(f"{where}: {said}; use fewer confounds, a wider band or a longer scan")
+        raise InputError(f"{where}: {said}; use fewer confounds, a wider band or a longer scan")
     if degrees < FEW_DEGREES:
         warnings.append(f"{said}; correlations will be poor")
 
@@ -218,9 +219,9 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
     """Reports locations without a usable signal; refuses a scan that has none, or NaN in more than half."""
     broken, flat = counts["not_finite"], counts["constant"]
     if broken > total / 2:
-        raise ValueError(f"{where}: {broken} of {total} locations hold NaN or infinite values, expected at most half; check mask and file")
+        raise InputError(f"{where}: {broken} of {total} locations hold NaN or infinite values, expected at most half; check mask and file")
     if broken + flat == total:
-        raise ValueError(f"{where}: none of {total} locations has a signal that varies ({flat} constant, {broken} with NaN or inf)")
+        raise InputError(f"{where}: none of {total} locations has a signal that varies ({flat} constant, {broken} with NaN or inf)")
     if broken:
         warnings.append(f"{broken} of {total} locations hold NaN or infinite values and are marked invalid")
     if flat:

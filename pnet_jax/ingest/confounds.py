@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from pnet_jax.config import CleaningConfig
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.tables import drop_row_numbers, read_table, shortlist, text_columns
 
@@ -61,7 +62,7 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
       where: how messages name the scan.
 
     Raises:
-      ValueError: another number of rows than frames, NaN, columns that the strategy needs and the file lacks.
+      InputError: another number of rows than frames, NaN, columns that the strategy needs and the file lacks.
       FileNotFoundError: the file is not there.
     """
     if given is None:
@@ -83,7 +84,7 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
     array = np.asarray(given, np.float64)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2:
-        raise ValueError(f"{where}: confounds must have shape [frames, regressors], got {array.shape}")
+        raise InputError(f"{where}: confounds must have shape [frames, regressors], got {array.shape}")
     check_rows(len(array), n_frames, "the confounds array", where)
     return _from_table(pd.DataFrame(array, columns=[f"column-{i + 1}" for i in range(array.shape[1])]), "array", cleaning, where)
 
@@ -100,7 +101,7 @@ def kept_frames(
       where: how messages name the scan.
 
     Raises:
-      ValueError: the mask is of another length, or positions are out of range or not ascending; confounds hold NaN in kept frames.
+      InputError: the mask is of another length, or positions are out of range or not ascending; confounds hold NaN in kept frames.
     """
     kept = np.arange(n_frames) if confounds.kept is None else np.asarray(confounds.kept, np.int64)
     if sample_mask is not None:
@@ -109,25 +110,25 @@ def kept_frames(
         bad = (~np.isfinite(confounds.values[kept])).sum(0)
         if bad.any():
             named = [f"{confounds.names[i]} ({bad[i]} of {len(kept)} frames)" for i in np.flatnonzero(bad)]
-            raise ValueError(f"{where}: confounds {confounds.source}: NaN or infinite values in {shortlist(named)}")
+            raise InputError(f"{where}: confounds {confounds.source}: NaN or infinite values in {shortlist(named)}")
     return kept
 
 
 def check_rows(rows: int, n_frames: int, what: str, where: str) -> None:
     """Refuses confounds of another length than the recording."""
     if rows != n_frames:
-        raise ValueError(f"{where}: {what} has {rows} rows, expected one a frame: the recording has {n_frames} frames")
+        raise InputError(f"{where}: {what} has {rows} rows, expected one a frame: the recording has {n_frames} frames")
 
 
 def _positions(mask: np.ndarray, n_frames: int, where: str) -> Int[np.ndarray, " T"]:
     if mask.ndim != 1:
-        raise ValueError(f"{where}: sample_mask must have one dimension, got shape {mask.shape}")
+        raise InputError(f"{where}: sample_mask must have one dimension, got shape {mask.shape}")
     if mask.dtype == bool:
         if len(mask) != n_frames:
-            raise ValueError(f"{where}: a True/False sample_mask needs one value a frame, expected {n_frames}, got {len(mask)}")
+            raise InputError(f"{where}: a True/False sample_mask needs one value a frame, expected {n_frames}, got {len(mask)}")
         return np.flatnonzero(mask)
     if len(mask) and (not np.issubdtype(mask.dtype, np.integer) or mask.min() < 0 or mask.max() >= n_frames or (np.diff(mask) <= 0).any()):
-        raise ValueError(
+        raise InputError(
             f"{where}: sample_mask must be True/False for each of {n_frames} frames, or ascending positions 0…{n_frames - 1} of "
             f"the frames to keep; got {len(mask)} values of type {mask.dtype} from {mask.min()} to {mask.max()}"
         )
@@ -192,9 +193,9 @@ def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning:
                 demean=False,
             )
     except KeyError as error:
-        raise ValueError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
+        raise InputError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
     except (ValueError, IndexError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{where}: {asked}: load_confounds could not use it: {error} The file has the columns "
             f"{columns}. Another strategy, or the regressors you want as a table of your own, would do"
         ) from error

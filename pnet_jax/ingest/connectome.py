@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pnet_jax.dynamics.fit import checked_connectome
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.tables import drop_row_numbers, read_table, shortlist, text_columns
 
@@ -20,7 +21,7 @@ def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"
       n_parcels: K; rows and columns stand in the parcels' order.
 
     Raises:
-      ValueError: no table of numbers, or weights that are not K x K, finite, symmetric and 0 or above; names the file.
+      InputError: no table of numbers, or weights that are not K x K, finite, symmetric and 0 or above; names the file.
       FileNotFoundError: it is not there.
     """
     path, where = Path(path), f"structural connectome {path}"
@@ -29,12 +30,12 @@ def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"
     else:
         table = drop_row_numbers(read_table(path, where))
         if text := text_columns(table):
-            raise ValueError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
+            raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
         values = table.to_numpy(np.float64)
     try:
         return checked_connectome(values, n_parcels)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _read_npy(path: Path, where: str) -> np.ndarray:
@@ -43,7 +44,7 @@ def _read_npy(path: Path, where: str) -> np.ndarray:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: no such file") from error
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{where}: not a readable .npy file ({error})") from error
+        raise InputError(f"{where}: not a readable .npy file ({error})") from error
     if values.dtype.kind not in "iufb":
-        raise ValueError(f"{where}: expected a matrix of numbers, found values of type {values.dtype}")
+        raise InputError(f"{where}: expected a matrix of numbers, found values of type {values.dtype}")
     return values

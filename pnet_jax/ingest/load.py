@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.config import CleaningConfig
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import cifti, naming, nifti, roi
 from pnet_jax.ingest.cleaning import Recording, check_length, clean_recording
 from pnet_jax.ingest.confounds import ConfoundsInput, kept_frames, read_confounds
@@ -67,7 +68,7 @@ def load_scan(
       cleaning: strategy, band, and the shortest scan that is accepted.
 
     Raises:
-      ValueError: the file, what goes with it, or what is left of it cannot be used; the message names the scan, what was expected
+      InputError: the file, what goes with it, or what is left of it cannot be used; the message names the scan, what was expected
         and what was found.
       FileNotFoundError: a file is not there.
 
@@ -103,7 +104,7 @@ def _path_of(bold: object) -> Path | None:
     if isinstance(bold, str | Path):
         return Path(bold)
     if not isinstance(bold, nib.filebasedimages.FileBasedImage):
-        raise ValueError(f"expected a file name or a nibabel image, got {type(bold).__name__}; supported files: {KINDS}")
+        raise InputError(f"expected a file name or a nibabel image, got {type(bold).__name__}; supported files: {KINDS}")
     name = bold.get_filename()
     return Path(name) if name else None
 
@@ -127,15 +128,15 @@ def _open(
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_table(Path(path), tr, space, atlas, surfaces, where, notes)  # type: ignore[arg-type]
     if is_file and path is not None and path.is_dir():
-        raise ValueError(f"{where}: expected one recording, found a folder; find_scans(folder) lists the recordings in it")
+        raise InputError(f"{where}: expected one recording, found a folder; find_scans(folder) lists the recordings in it")
     if is_file and extension not in (".nii", ".nii.gz", ".dtseries.nii", ".ptseries.nii"):
-        raise ValueError(f"{where}: cannot read {extension or 'a file without an extension'}; expected {KINDS}")
+        raise InputError(f"{where}: cannot read {extension or 'a file without an extension'}; expected {KINDS}")
     image = nifti.open_image(bold, where)  # type: ignore[arg-type]
     if isinstance(image, nib.Cifti2Image):
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_cifti(image, tr, space or entities.get("space"), atlas, surfaces, where, notes)
     if extension in (".dtseries.nii", ".ptseries.nii"):
-        raise ValueError(f"{where}: the name says CIFTI, the content is {type(image).__name__} of shape {tuple(image.shape)}")
+        raise InputError(f"{where}: the name says CIFTI, the content is {type(image).__name__} of shape {tuple(image.shape)}")
     return _open_volume(image, path, mask, tr, native_to_mni, space, entities, where, notes)
 
 
@@ -189,7 +190,7 @@ def _open_table(
     path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
 ) -> _Opened:
     if tr is None:
-        raise ValueError(f"{where}: a table does not say its repetition time; give it in seconds: tr= (--tr)")
+        raise InputError(f"{where}: a table does not say its repetition time; give it in seconds: tr= (--tr)")
     values, names = roi.read_roi_table(path, where)
     locations, said = roi.locate(atlas, names, (values.shape[0], values.shape[1]), surfaces, where)
     notes += said
@@ -202,4 +203,4 @@ def _open_table(
 def _refuse(where: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{where}: {name}= is for NIfTI volumes; this file has its own locations, pass none")
+            raise InputError(f"{where}: {name}= is for NIfTI volumes; this file has its own locations, pass none")

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.tables import read_table, shortlist
 
@@ -36,7 +37,7 @@ def read_lut(path: Path) -> dict[int, str]:
     """Id to name, from a table with the columns `index` and `name` or Workbench's two lines a label (name; id r g b a).
 
     Raises:
-      ValueError: it is neither, or an id comes twice.
+      InputError: it is neither, or an id comes twice.
       FileNotFoundError: it is not there.
     """
     if not path.is_file():
@@ -45,7 +46,7 @@ def read_lut(path: Path) -> dict[int, str]:
     ids = [i for i, _ in pairs]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
-        raise ValueError(f"label file {path}: these ids come more than once: {shortlist([str(i) for i in twice])}")
+        raise InputError(f"label file {path}: these ids come more than once: {shortlist([str(i) for i in twice])}")
     return dict(pairs)
 
 
@@ -54,10 +55,10 @@ def _columns(path: Path) -> list[tuple[int, str]]:
     lower = {str(c).lower(): c for c in table.columns}
     id_column, name_column = (next((lower[c] for c in options if c in lower), None) for options in (IDS, NAMES))
     if id_column is None or name_column is None:
-        raise ValueError(f"label file {path}: expected the columns 'index' and 'name', found {shortlist(list(map(str, table.columns)))}")
+        raise InputError(f"label file {path}: expected the columns 'index' and 'name', found {shortlist(list(map(str, table.columns)))}")
     ids = pd.to_numeric(table[id_column], errors="coerce").to_numpy(float)
     if not np.isfinite(ids).all() or (ids % 1 != 0).any():
-        raise ValueError(f"label file {path}: column {id_column!r} must hold whole numbers, found {table[id_column].tolist()[:5]} …")
+        raise InputError(f"label file {path}: column {id_column!r} must hold whole numbers, found {table[id_column].tolist()[:5]} …")
     return [(int(i), str(name).strip()) for i, name in zip(ids, table[name_column], strict=True)]
 
 
@@ -65,11 +66,11 @@ def _two_lines(path: Path) -> list[tuple[int, str]]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha'"
     if not lines or len(lines) % 2:
-        raise ValueError(f"label file {path}: {expected}; found {len(lines)} lines")
+        raise InputError(f"label file {path}: {expected}; found {len(lines)} lines")
     pairs = []
     for name, numbers in zip(lines[::2], lines[1::2], strict=True):
         fields = numbers.split()
         if not fields or not re.fullmatch(r"-?\d+", fields[0]):
-            raise ValueError(f"label file {path}: {expected}; found {numbers!r} after {name!r}")
+            raise InputError(f"label file {path}: {expected}; found {numbers!r} after {name!r}")
         pairs.append((int(fields[0]), name))
     return pairs

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pnet_jax.errors import InputError
+
 EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy")
 LABEL_KEYS = ("ses", "task", "acq", "dir", "run")
 
@@ -122,7 +124,7 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
       where: how messages name the scan.
 
     Raises:
-      ValueError: the space is not MNI and there is no transform.
+      InputError: the space is not MNI and there is no transform.
     """
     name = space or entities.get("space")
     if name is None:
@@ -130,7 +132,7 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
         return ("native", []) if moved else ("unknown", [note])
     if moved or name.startswith("MNI"):
         return name, []
-    raise ValueError(
+    raise InputError(
         f"{where}: wrong space entity: expected an MNI space (space-MNI152NLin2009cAsym, space-MNI152NLin6Asym, …), found "
         f"space-{name}. Take the run's file in MNI space, or pass native_to_mni= (--native-to-mni): a 4 x 4 matrix, mm of {name} to MNI mm"
     )

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from nibabel.arrayproxy import ArrayProxy
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.space import Space, grid_space
 
@@ -45,7 +46,7 @@ def open_image(source: ImageInput, where: str) -> Image:
     """An image with its data still on disk.
 
     Raises:
-      ValueError: the file is no image or its header is damaged.
+      InputError: the file is no image or its header is damaged.
       FileNotFoundError: it is not there.
     """
     if not isinstance(source, str | Path):
@@ -59,14 +60,14 @@ def open_image(source: ImageInput, where: str) -> Image:
     try:
         return nib.load(path, **options)  # type: ignore[return-value]
     except UNREADABLE as error:
-        raise ValueError(f"{where}: truncated, corrupt or no image ({type(error).__name__}: {error})") from error
+        raise InputError(f"{where}: truncated, corrupt or no image ({type(error).__name__}: {error})") from error
 
 
 def check_stream(image: Image, where: str) -> None:
     """Reads a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
 
     Raises:
-      ValueError: the checksum is not that of the content.
+      InputError: the checksum is not that of the content.
     """
     with _verified(image, "its end", where):
         pass
@@ -76,19 +77,19 @@ def check_bold(image: Image, where: str) -> None:
     """Refuses what is not a series of volumes of real numbers."""
     shape = tuple(image.shape)
     if len(shape) == 3:
-        raise ValueError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape}: a mask or a single volume?")
+        raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape}: a mask or a single volume?")
     if len(shape) != 4:
-        raise ValueError(f"{where}: expected a 4-D image (x, y, z, time), found {len(shape)} dimensions, shape {shape}")
+        raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found {len(shape)} dimensions, shape {shape}")
     kind = np.dtype(image.get_data_dtype()).kind
     if kind not in "iufb":
-        raise ValueError(f"{where}: expected real numbers, found data of type {image.get_data_dtype()}")
+        raise InputError(f"{where}: expected real numbers, found data of type {image.get_data_dtype()}")
 
 
 def repetition_time(given: float | None, path: Path | None, image: Image, where: str, warnings: list[str]) -> float:
     """TR in seconds: the argument, then RepetitionTime of the JSON file beside the image, then its header.
 
     Raises:
-      ValueError: none of them says, or what they say is no plausible TR.
+      InputError: none of them says, or what they say is no plausible TR.
     """
     if given is not None:
         return check_tr(given, "tr=", where)
@@ -103,7 +104,7 @@ def repetition_time(given: float | None, path: Path | None, image: Image, where:
             warnings.append(f"RepetitionTime in JSON is {from_json} s, the header says {from_header:g} s: JSON is used")
         return check_tr(from_json, "RepetitionTime in the JSON file", where)
     if not header > 0 or unit in ("hz", "ppm", "rads"):
-        raise ValueError(
+        raise InputError(
             f"{where}: no repetition time: the header has {header:g} (unit {unit}) and no JSON file beside it has RepetitionTime. "
             "Give it in seconds: tr= (--tr)"
         )
@@ -116,7 +117,7 @@ def check_tr(tr: float, what: str, where: str) -> float:
     """Refuses what cannot be seconds."""
     if not 0.05 <= float(tr) <= 30:
         hint = "; that looks like milliseconds" if float(tr) >= 100 else ""
-        raise ValueError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
+        raise InputError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
     return float(tr)
 
 
@@ -132,12 +133,12 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
       warnings: added to.
 
     Raises:
-      ValueError: another shape or affine than the recording, an empty mask, or none beside a BIDS file.
+      InputError: another shape or affine than the recording, an empty mask, or none beside a BIDS file.
     """
     if mask is None and path is not None and naming.is_bids(path):
         mask = naming.mask_beside(path)
         if mask is None:
-            raise ValueError(
+            raise InputError(
                 f"{where}: no brain mask: expected a *_desc-brain_mask.nii.gz of the same space beside the file; pass mask= (--mask)"
             )
     if mask is None:
@@ -147,9 +148,9 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     image = open_image(mask, f"{where}: {name}")
     shape = tuple(image.shape[:3]) if len(image.shape) == 4 and image.shape[3] == 1 else tuple(image.shape)
     if shape != tuple(bold.shape[:3]):
-        raise ValueError(f"{where}: {name} has shape {shape}, the recording has {tuple(bold.shape[:3])}; resample the mask to it")
+        raise InputError(f"{where}: {name} has shape {shape}, the recording has {tuple(bold.shape[:3])}; resample the mask to it")
     if not np.allclose(image.affine, bold.affine, rtol=0, atol=TOLERANCE_MM):
-        raise ValueError(
+        raise InputError(
             f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)} (more than {TOLERANCE_MM} mm "
             "apart); resample the mask to the recording"
         )
@@ -157,11 +158,11 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     try:
         values = np.nan_to_num(np.asanyarray(image.dataobj).reshape(shape))
     except UNREADABLE as error:
-        raise ValueError(f"{where}: {name} is truncated or corrupt ({type(error).__name__}: {error})") from error
+        raise InputError(f"{where}: {name} is truncated or corrupt ({type(error).__name__}: {error})") from error
     graded = values.dtype.kind == "f" and values.max() <= 1 and ((values > 0) & (values < 1)).any()
     inside = values > (0.5 if graded else 0)
     if not inside.any():
-        raise ValueError(f"{where}: {name} is empty: no voxel above 0")
+        raise InputError(f"{where}: {name} is empty: no voxel above 0")
     return inside
 
 
@@ -171,17 +172,17 @@ def mask_space(
     """Space of a mask's voxels; refuses coordinates that are not MNI's, and warns where all are on one side.
 
     Raises:
-      ValueError: `to_mni` is no 4 x 4 matrix, or most voxels are outside the MNI template.
+      InputError: `to_mni` is no 4 x 4 matrix, or most voxels are outside the MNI template.
     """
     matrix = None if to_mni is None else read_matrix(to_mni, where)
     try:
         space = grid_space(mask, affine, name=name, to_mni=matrix)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     outside = ((space.xyz < MNI_BOX[:, 0]) | (space.xyz > MNI_BOX[:, 1])).any(1).mean()
     if outside > 0.5:
         low, high = space.xyz.min(0).tolist(), space.xyz.max(0).tolist()
-        raise ValueError(
+        raise InputError(
             f"{where}: {outside:.0%} of the voxels are outside the MNI template: coordinates run from {low} to {high} mm. The affine "
             "does not lead to MNI: take the run's file in MNI space, or pass native_to_mni= (--native-to-mni)"
         )
@@ -196,9 +197,9 @@ def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
     try:
         matrix = np.loadtxt(given) if isinstance(given, str | Path) else np.asarray(given, np.float64)
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix ({error})") from error
+        raise InputError(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix ({error})") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        raise ValueError(f"{where}: native_to_mni must be a 4 x 4 matrix with last row 0 0 0 1, got {matrix.shape}: {matrix.tolist()}")
+        raise InputError(f"{where}: native_to_mni must be a 4 x 4 matrix with last row 0 0 0 1, got {matrix.shape}: {matrix.tolist()}")
     return matrix
 
 
@@ -206,7 +207,7 @@ def read_series(image: Image, ijk: Int[np.ndarray, "V 3"], where: str) -> Float[
     """Series of the given voxels, float32; a few volumes at a time, so that the 4-D array is never in memory.
 
     Raises:
-      ValueError: the file is truncated or corrupt.
+      InputError: the file is truncated or corrupt.
     """
     shape = image.shape
     y = np.empty((len(ijk), shape[3]), np.float32)
@@ -249,7 +250,7 @@ def attempt(read: Callable[[], T], what: str, where: str) -> T:
     try:
         return read()
     except UNREADABLE as error:
-        raise ValueError(f"{where}: the file is truncated or corrupt at {what} ({type(error).__name__}: {error})") from error
+        raise InputError(f"{where}: the file is truncated or corrupt at {what} ({type(error).__name__}: {error})") from error
 
 
 def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
@@ -264,9 +265,9 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
             python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
             mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
     except ValueError as error:
-        raise ValueError(f"{where}: no brain mask could be computed ({error}); pass mask= (--mask)") from error
+        raise InputError(f"{where}: no brain mask could be computed ({error}); pass mask= (--mask)") from error
     if not mask.any():
-        raise ValueError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
+        raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
     return mask
 
 
@@ -280,7 +281,7 @@ def _json_tr(path: Path | None, where: str) -> float | None:
         value = json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
         return None if value is None else float(value)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {sidecar} has no readable RepetitionTime ({error})") from error
+        raise InputError(f"{where}: {sidecar} has no readable RepetitionTime ({error})") from error
 
 
 def _short(affine: Float[np.ndarray, "4 4"]) -> str:

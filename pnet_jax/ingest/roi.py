@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.atlas import centroids, load_prior
 from pnet_jax.ingest.cifti import SurfaceInput
@@ -28,7 +29,7 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
       where: how messages name the scan.
 
     Raises:
-      ValueError: not a matrix of numbers, or NaN or infinite values in a column; the columns are named.
+      InputError: not a matrix of numbers, or NaN or infinite values in a column; the columns are named.
       FileNotFoundError: it is not there.
     """
     if naming.split_name(path)[1] == ".npy":
@@ -37,7 +38,7 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
         table = drop_row_numbers(read_table(path, where))
         text = text_columns(table)
         if text:
-            raise ValueError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
+            raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
         named = has_header(path, separator_of(path), where)
         values, names = table.to_numpy(np.float64), [str(c) for c in table.columns] if named else None
     bad = (~np.isfinite(values)).sum(0)
@@ -46,7 +47,7 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
             f"{names[i] if names else f'column {i + 1}'} ({'all' if bad[i] == len(values) else bad[i]} of {len(values)} frames)"
             for i in np.flatnonzero(bad)
         ]
-        raise ValueError(
+        raise InputError(
             f"{where}: {len(said)} of {values.shape[1]} columns hold NaN or infinite values: {shortlist(said)}. Leave these "
             "regions out of the table and of the atlas, or fill them"
         )
@@ -70,10 +71,10 @@ def locate(
       where: how messages name the scan.
 
     Raises:
-      ValueError: no atlas, another number of regions, or a table that lies on its side.
+      InputError: no atlas, another number of regions, or a table that lies on its side.
     """
     if atlas is None:
-        raise ValueError(
+        raise InputError(
             f"{where}: a table of ROI series does not say where its regions are; pass atlas= (--atlas): the dseg image the series were "
             "taken with, or a table with the columns x, y, z (MNI mm) and name"
         )
@@ -81,11 +82,11 @@ def locate(
     n_frames, n_columns = shape
     if len(xyz) != n_columns:
         if len(xyz) == n_frames:
-            raise ValueError(
+            raise InputError(
                 f"{where}: the table looks transposed: it has {n_frames} rows and {n_columns} columns, and the atlas {source} has "
                 f"{len(xyz)} regions; expected a row a frame and a column a region"
             )
-        raise ValueError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions")
+        raise InputError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions")
     order, notes = _match(len(xyz), names, atlas_names, ids, source)
     xyz = xyz[order]
     if names is None and atlas_names is not None:
@@ -98,7 +99,7 @@ def _centroids(
 ) -> tuple[Float[np.ndarray, "K 3"], list[str] | None, list[int] | None, str, str]:
     if isinstance(atlas, np.ndarray):
         if atlas.ndim != 2 or atlas.shape[1] != 3 or not np.isfinite(atlas).all():
-            raise ValueError(f"{where}: atlas centroids must be finite and have shape [regions, 3] in MNI mm, got {atlas.shape}")
+            raise InputError(f"{where}: atlas centroids must be finite and have shape [regions, 3] in MNI mm, got {atlas.shape}")
         return atlas, None, None, "unknown", "(array)"
     if isinstance(atlas, str | Path) and naming.split_name(atlas)[1] in (".tsv", ".csv"):
         xyz, names = _read_centroids(Path(atlas), where)
@@ -112,11 +113,11 @@ def _read_centroids(path: Path, where: str) -> tuple[Float[np.ndarray, "K 3"], l
     lower = {str(c).lower(): c for c in table.columns}
     missing = [c for c in "xyz" if c not in lower]
     if missing:
-        raise ValueError(f"{where}: atlas {path}: expected the columns x, y, z (MNI mm) and perhaps name, found {shortlist(list(lower))}")
+        raise InputError(f"{where}: atlas {path}: expected the columns x, y, z (MNI mm) and perhaps name, found {shortlist(list(lower))}")
     xyz = table[[lower[c] for c in "xyz"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(~np.isfinite(xyz).all(1))
     if len(bad):
-        raise ValueError(f"{where}: atlas {path}: no number in x, y or z of the rows {shortlist([str(i + 1) for i in bad])}")
+        raise InputError(f"{where}: atlas {path}: no number in x, y or z of the rows {shortlist([str(i + 1) for i in bad])}")
     return xyz, [str(n) for n in table[lower["name"]]] if "name" in lower else None
 
 
@@ -141,7 +142,7 @@ def _read_npy(path: Path, where: str) -> Float[np.ndarray, "T V"]:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{where}: not a readable .npy file ({error})") from error
+        raise InputError(f"{where}: not a readable .npy file ({error})") from error
     if values.ndim != 2 or values.dtype.kind not in "iufb":
-        raise ValueError(f"{where}: expected a matrix of numbers, frames by regions, found shape {values.shape} of type {values.dtype}")
+        raise InputError(f"{where}: expected a matrix of numbers, frames by regions, found shape {values.shape} of type {values.dtype}")
     return values.astype(np.float64)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pnet_jax.errors import InputError
+
 MISSING = ["n/a", "N/A", "NA", "NaN", "nan", ""]
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
@@ -20,7 +22,7 @@ def read_table(path: Path, where: str | None = None, dtype: type | None = None) 
     are numbers; different whole numbers above fractions, or in ascending order, are a header too (region ids).
 
     Raises:
-      ValueError: the file is empty or not a table.
+      InputError: the file is empty or not a table.
       FileNotFoundError: it is not there.
     """
     where = where or str(path)
@@ -31,10 +33,10 @@ def read_table(path: Path, where: str | None = None, dtype: type | None = None) 
             path, sep=separator, header=0 if named else None, dtype=dtype, na_values=MISSING, keep_default_na=False, skipinitialspace=True
         )
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{where}: not a readable table ({error})") from error
+        raise InputError(f"{where}: not a readable table ({error})") from error
     table.columns = [str(c).strip() for c in table.columns] if named else [f"column-{i + 1}" for i in range(table.shape[1])]
     if table.shape[0] == 0 or table.shape[1] == 0:
-        raise ValueError(f"{where}: the table is empty, expected rows and columns, found shape {table.shape}")
+        raise InputError(f"{where}: the table is empty, expected rows and columns, found shape {table.shape}")
     return table
 
 
@@ -46,9 +48,9 @@ def first_lines(path: Path, separator: str, where: str) -> tuple[list[str], list
         with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = stream.readline().strip("\r\n"), stream.readline().strip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not a text file ({error})") from error
+        raise InputError(f"{where}: not a text file ({error})") from error
     if not lines[0].strip():
-        raise ValueError(f"{where}: the file is empty or starts with an empty line, expected a table")
+        raise InputError(f"{where}: the file is empty or starts with an empty line, expected a table")
     if separator not in "\t,":
         return lines[0].split(), lines[1].split()
     first, second = ([f.strip() for f in next(csv.reader([line], delimiter=separator), [])] for line in lines)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
+from pnet_jax.errors import InputError
 from pnet_jax.space import LEFT, RIGHT, Space, hemisphere_of
 
 REACH_MM = 4.0  # a location further from every parcel than this is outside
@@ -83,18 +84,18 @@ def make_prior(
       space: template.
 
     Raises:
-      ValueError: no id above 0, or as many names as fit neither rule.
+      InputError: no id above 0, or as many names as fit neither rule.
     """
     inside = np.asarray(values) > 0
     if not inside.any():
-        raise ValueError(f"prior {source}: no label above 0")
+        raise InputError(f"prior {source}: no label above 0")
     xyz, values = np.asarray(xyz, np.float32)[inside], np.asarray(values)[inside].astype(np.int64)
     ids, labels = np.unique(values, return_inverse=True)
     if names is None:
         names = {int(i): f"parcel-{i}" for i in ids}
     elif not isinstance(names, dict):
         if len(names) != len(ids):
-            raise ValueError(f"prior {source}: {len(ids)} ids in use but {len(names)} names")
+            raise InputError(f"prior {source}: {len(ids)} ids in use but {len(names)} names")
         names = dict(zip(ids.tolist(), names, strict=True))
     side = hemisphere_of(xyz) if hemisphere is None else np.asarray(hemisphere)[inside].astype(np.int8)
     return Prior(
@@ -141,7 +142,7 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
       space: V locations.
 
     Raises:
-      ValueError: no location lies within 4 mm of any parcel.
+      InputError: no location lies within 4 mm of any parcel.
     """
     labels = np.full(len(space), -1, np.int32)
 
@@ -160,7 +161,7 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
     if not (labels >= 0).any():
         low, high = prior.xyz.min(0).round().tolist(), prior.xyz.max(0).round().tolist()
-        raise ValueError(
+        raise InputError(
             f"prior {prior.source} does not overlap the scan: none of {len(space)} locations lies within {REACH_MM:g} mm of a "
             f"parcel (prior spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
         )

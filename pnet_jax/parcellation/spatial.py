@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
+from pnet_jax.errors import InputError
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
 from pnet_jax.parcellation.prior import PADDING, Prior, nearest_locations, on_space
@@ -120,7 +121,7 @@ def place(atlas: Prior, space: Space, learned: LearnedPrior | None = None) -> At
       learned: what a cohort taught about these parcels; takes the place of distances to the atlas where it has a location near.
 
     Raises:
-      ValueError: they do not overlap.
+      InputError: they do not overlap.
     """
     whole = whole_space(space, atlas)
     local = on_space(atlas, whole)
@@ -221,7 +222,7 @@ def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
     """Where a scan has the locations of an atlas on its Space.
 
     Raises:
-      ValueError: none of them carries a signal.
+      InputError: none of them carries a signal.
     """
     found = rows_of(placed, scan.space)
     rows = pad_rows(found, -1)
@@ -229,7 +230,7 @@ def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
     valid = (rows >= 0) & scan.valid[at]
     if not valid.any():
         low, high = placed.atlas.xyz.min(0).round().tolist(), placed.atlas.xyz.max(0).round().tolist()
-        raise ValueError(
+        raise InputError(
             f"atlas {placed.atlas.source} does not overlap {scan.label}: none of its {int(scan.valid.sum())} locations with a signal lies "
             f"within 4 mm of a parcel (the atlas spans {low} to {high} mm)"
         )
