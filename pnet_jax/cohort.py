@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pnet_jax
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, Ready, finish, resolve
+from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import Outputs
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.ingest.fingerprint import file_digest, inputs_digest
 from pnet_jax.network import Network
 from pnet_jax.outputs import (
     Atlas,
-    append_status,
     atlas_label,
     check_atlas,
-    check_status,
     check_writable,
     load_network,
-    order_status,
+    output_stem,
     page_name,
-    read_status,
-    remove_result,
     save,
     save_edges,
+)
+from pnet_jax.outputs.atomic import sweep
+from pnet_jax.outputs.lock import alongside
+from pnet_jax.outputs.status import (
+    RECORDS,
+    check_command,
+    digests,
+    missing_files,
+    read_record,
+    remove_files,
+    write_record,
+    write_table,
 )
 from pnet_jax.personalization import find_personal
 from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
+COMMAND = "pnet construct"
+TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
+FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written: to go on would compute for nothing
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
 MOST_WAITING = 2  # waves' scans that wait for others of their shapes
 
@@ -59,19 +73,21 @@ def construct_cohort(
 ) -> list[dict[str, Any]]:
     """Networks of many scans, written to a derivatives folder as they are made.
 
-    A scan that fails is written down in `status.tsv` with its error, and the others go on. Where the recording itself is refused, what
-    an earlier call wrote for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done.
+    A scan that fails has its error in `status.tsv`, and the others go on. Where the recording itself is refused, what an earlier call wrote
+    for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done. Any number of processes
+    may write into one folder, each its own scans. A full disk ends the call.
 
     Args:
       sources: what to construct, from `find_scans`.
       folder: derivatives root.
       config: see `ConstructConfig`.
       load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: leave out scans that are complete and were made by the same configuration, checkpoint, prior and group.
+      resume: leave out scans whose result is on disk as it was written, by the same version, configuration, checkpoint, atlas and group,
+        from the same files (`config.fingerprint`).
       progress: called with the scan's label, how many are done and how many there are.
 
     Returns:
-      The status row of each scan of this call, in order.
+      The record of each scan of this call, in order (`outputs.status`).
 
     Raises:
       SettingsError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
@@ -90,49 +106,23 @@ def construct_cohort(
         warnings.warn(note, stacklevel=2)
     if plan.group is not None and plan.group.guide is not None and len(plan.group.guide.mean) > 1:
         config = dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
-    folder = check_writable(folder)
-    check_status(folder / "status.tsv", "pnet construct")
     atlas = Atlas(atlas_label(plan.atlas.source, plan.atlas.n_parcels), plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels)
+    folder = check_writable(folder)
+    check_command(folder, COMMAND)
     check_atlas(folder, atlas)
-    group = "" if plan.group is None else plan.group.digest
-    job = _job([_deciding(config), load, plan.model.digest, plan.atlas.digest, group])
-    done = {row["scan"]: row for row in read_status(folder / "status.tsv") if row.get("atlas") == atlas.label} if resume else {}
-    rows: dict[int, dict[str, Any]] = {}
-    loop = _Loop(folder, config, Builder(plan), notes, atlas.label)
-    waiting: dict[Hashable, list[_Waiting]] = {}
-
-    def write(made: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        for number, row in made:
-            rows[number] = row | {"job": job}
-        append_status(folder / "status.tsv", [rows[number] for number, _ in made])
-
-    for number, source in enumerate(sources):
-        if progress is not None:
-            progress(source.label, len(rows), len(sources))
-        earlier = done.get(source.label, {})
-        if earlier.get("status") == "ok" and earlier.get("job") == job and (folder / earlier["dseg"]).exists():
-            rows[number] = dict(earlier)
-            continue
-        one = loop.load(number, source, load or {})
-        if not isinstance(one, _Waiting):
-            write([(number, one)])
-            continue
-        waiting.setdefault(one.ready.shape, []).append(one)
-        fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-        # Scans in native space have a shape each: without a limit all of them would wait, and be held, until the end.
-        if len(waiting[fullest]) == loop.wave or sum(map(len, waiting.values())) > MOST_WAITING * loop.wave:
-            write(loop.take(waiting.pop(fullest)))
-    while waiting:
-        write(loop.take(waiting.pop(next(iter(waiting)))))
-    ordered = [rows[number] for number in range(len(sources))]
-    order_status(folder / "status.tsv", ordered)
-    if "tangent" in plan.edges and any(row not in done.values() for row in ordered):
-        _write_tangent(folder, ordered)
+    loop = _Loop(folder, config, Builder(plan), notes, atlas.label, load or {})
+    with alongside(folder / RECORDS / ".runs.lock", lambda: sweep([folder, folder / RECORDS, *loop.places(sources)])):
+        try:
+            rows = loop.over(sources, resume, progress)
+            if "tangent" in plan.edges:
+                rows = loop.tangent(rows)
+        finally:
+            write_table(folder)
     if config.report:
         write_index(folder)
     if progress is not None:
         progress("", len(sources), len(sources))
-    return ordered
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,21 +142,82 @@ class _Waiting:
 class _Loop:
     """What the loop over scans does with one of them, and with a wave."""
 
-    def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str], atlas: str):
+    def __init__(self, folder: Path, config: ConstructConfig, builder: Builder, notes: Sequence[str], atlas: str, options: dict[str, Any]):
         self.folder, self.config, self.builder, self.notes, self.atlas = folder, config, builder, list(notes), atlas
+        self.options, self.job = options, _job(config, builder.plan, options)
         self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
         self._compiled: set[Hashable] = set()  # shapes of which a whole wave went through
+        self._told = time.monotonic()
 
-    def load(self, number: int, source: ScanSource, options: dict[str, Any]) -> _Waiting | dict[str, Any]:
-        """A scan on its way to a wave, or the row that says why it failed."""
+    def over(self, sources: Sequence[ScanSource], resume: bool, progress: Progress | None) -> list[dict[str, Any]]:
+        """The record of each scan, in order; scans of one shape go through the step together."""
+        rows: dict[int, dict[str, Any]] = {}
+        waiting: dict[Hashable, list[_Waiting]] = {}
+        for number, source in enumerate(sources):
+            if progress is not None:
+                progress(source.label, len(rows), len(sources))
+            if resume and (earlier := self.earlier(source)):
+                rows[number] = earlier
+                continue
+            one = self.load(number, source)
+            if not isinstance(one, _Waiting):
+                rows[number] = one
+                continue
+            waiting.setdefault(one.ready.shape, []).append(one)
+            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+            # Scans in native space have a shape each: without a limit all of them would wait, and be held, until the end.
+            if len(waiting[fullest]) == self.wave or sum(map(len, waiting.values())) > MOST_WAITING * self.wave:
+                rows.update(self.take(waiting.pop(fullest)))
+        while waiting:
+            rows.update(self.take(waiting.pop(next(iter(waiting)))))
+        return [rows[number] for number in range(len(sources))]
+
+    def earlier(self, source: ScanSource) -> dict[str, Any]:
+        """The record of an earlier run, if it is of the same settings and inputs and its files are as they were written; else empty."""
+        record = read_record(self.folder, source.label, self.atlas)
+        if record.get("status") != "ok" or record.get("job") != self.job or record.get("inputs") != self.inputs(source):
+            return {}
+        if missing_files(self.folder, record):
+            return {}
+        if self.config.probabilities and not any("_probseg." in name for name in record["files"]):
+            return {}
+        page = page_name(source.label, self.atlas)
+        if self.config.report and page not in record["files"]:
+            network = load_network(self.folder / record["dseg"])
+            files = digests(self.folder, [write_report(network, self.folder / page)])
+            return write_record(self.folder, _columns(record), record["files"] | files, COMMAND)
+        return record
+
+    def inputs(self, source: ScanSource) -> str:
+        """Fingerprint of the files of a scan."""
+        return inputs_digest(source.files, whole=self.config.fingerprint == "full")
+
+    def places(self, sources: Sequence[ScanSource]) -> set[Path]:
+        """Folders that results of these scans are written to."""
+        n_parcels = self.builder.plan.atlas.n_parcels
+        return {output_stem(self.folder, one.subject, one.entities, n_parcels, self.atlas).parent for one in sources}
+
+    def note(self, row: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+        """Writes the record of a scan, and now and then the table of all."""
+        record = write_record(self.folder, row, files, COMMAND)
+        if time.monotonic() - self._told > TABLE_SECONDS:
+            write_table(self.folder)
+            self._told = time.monotonic()
+        return record
+
+    def load(self, number: int, source: ScanSource) -> _Waiting | dict[str, Any]:
+        """A scan on its way to a wave, or the record that says why it failed."""
         begun = time.perf_counter()
         row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
+        row |= {"job": self.job, "inputs": self.inputs(source)}
         try:
             if source.problem:
                 raise InputError(source.problem)
             entities = {"sub": source.subject, **source.entities}
             cleaning = self.config.cleaning
-            scan = load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=cleaning, **options)
+            scan = load_scan(
+                source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=cleaning, **self.options
+            )
             personal, notes = None, list(self.notes)
             if self.config.personal is not None and self.config.dynamics:
                 plan = self.builder.plan
@@ -178,7 +229,7 @@ class _Loop:
         return _Waiting(number, source, row, ready, personal, notes, begun, time.perf_counter() - begun)
 
     def take(self, wave: Sequence[_Waiting]) -> list[tuple[int, dict[str, Any]]]:
-        """Rows of a wave; where it fails as a whole, each of its scans is tried on its own.
+        """Records of a wave; where it fails as a whole, each of its scans is tried on its own.
 
         The last scans of a shape fill up a wave that was compiled before, rather than have one compiled for their number.
         """
@@ -210,12 +261,13 @@ class _Loop:
         network = dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(one.loaded, 3)} | qc.seconds))
         try:
             files = save(network, self.folder, probabilities=self.config.probabilities)
+            dseg = files[-1]
             if self.config.report:
-                write_report(network, self.folder / page_name(source.label, self.atlas))
+                files.append(write_report(network, self.folder / page_name(source.label, self.atlas)))
         except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             return self.failed(one.row, source, error, one.begun)
         seconds = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
-        return one.row | {
+        row = one.row | {
             "status": "ok",
             "error": "",
             "seconds": round(sum(seconds.values()), 2),
@@ -223,10 +275,11 @@ class _Loop:
             "minutes": round(network.qc.minutes or 0.0, 2),
             "n_absent": len(network.qc.absent),
             "parcels": network.qc.selection.decision,
-            "dseg": str(files[-1].relative_to(self.folder)),
+            "dseg": dseg.relative_to(self.folder).as_posix(),
             "qc_warnings": "; ".join(text for text in network.qc.warnings if text not in self.notes),
             "stages": json.dumps(seconds),
         }
+        return self.note(row, digests(self.folder, files))
 
     def failed(self, row: dict[str, Any], source: ScanSource, error: Exception, begun: float) -> dict[str, Any]:
         """The row of a scan that failed.
@@ -234,48 +287,58 @@ class _Loop:
         A recording that is refused now must not leave an older result behind. Everything else (a file that is away, a full disk, too
         little memory, a device that is lost, a fault of the program) says nothing about the recording: results of it stay.
         """
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, f"{error.strerror}; stopped here: free some space and run it again with --resume", error.filename)
+        earlier = read_record(self.folder, source.label, self.atlas)
         if isinstance(error, InputError) and not source.problem:
-            _forget(source, self.folder, self.builder.plan.atlas.n_parcels, self.atlas)
+            remove_files(self.folder, earlier)
+            earlier = {}
         # Errors of the program's own name the place; of others the type says more than the text.
-        message = str(error) if isinstance(error, InputError | OSError) and str(error) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         seconds = round(time.perf_counter() - begun, 2)
-        return row | {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": seconds}
+        row |= {"status": "failed", "error": " ".join(f"{where}{message}".split()), "seconds": seconds}
+        return self.note(row, earlier.get("files", {}))
+
+    def tangent(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tangent edges of the parcels that every scan has; a parcel that one of them lacks is NaN in all.
+
+        Where the scans and their results are those of an earlier run, and its edges are on disk, nothing is done.
+        """
+        complete = [at for at, row in enumerate(rows) if row["status"] == "ok"]
+        rows = list(rows)
+        if len(complete) < 2:
+            said = f"tangent edges need two scans or more of one call, got {len(complete)}; not written"
+            return [write_record(self.folder, _columns(row) | {"warnings": said}, row["files"], COMMAND) for row in rows]
+        names = [(rows[at]["scan"], rows[at]["files"][rows[at]["dseg"]], rows[at]["inputs"]) for at in complete]
+        cohort = hashlib.sha256(json.dumps([self.job, names]).encode()).hexdigest()[:12]
+        if all(rows[at].get("cohort") == cohort for at in complete):
+            return rows
+        # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
+        signals = [load_network(self.folder / rows[at]["dseg"]).signals for at in complete]
+        shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals])
+        tangents, _ = measures.tangent(jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals]))
+        for at, values in zip(complete, np.asarray(tangents), strict=True):
+            network = load_network(self.folder / rows[at]["dseg"])
+            matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
+            matrix[np.ix_(shared, shared)] = values
+            written = digests(self.folder, save_edges(dataclasses.replace(network, edges={"tangent": matrix}), self.folder))
+            row = _columns(rows[at]) | {"cohort": cohort}
+            row.pop("warnings", None)  # of an earlier call, in which it was alone
+            rows[at] = write_record(self.folder, row, rows[at]["files"] | written, COMMAND)
+        return rows
 
 
-def _forget(source: ScanSource, folder: Path, n_parcels: int, atlas: str) -> None:
-    """Removes what an earlier call made of a scan that has now failed; a disk that refuses must not hide why it failed."""
-    with contextlib.suppress(OSError):
-        (folder / page_name(source.label, atlas)).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        remove_result(folder, source.subject, source.entities, n_parcels, atlas)
+def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what `write_record` adds."""
+    return {key: value for key, value in record.items() if key not in ("files", "command")}
 
 
-def _write_tangent(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Tangent edges of the parcels that every subject has; what one of them lacks is NaN in all."""
-    complete = [row for row in rows if row["status"] == "ok"]
-    if len(complete) < 2:
-        for row in rows:
-            row["warnings"] = f"tangent edges need two scans or more of one call, got {len(complete)}; not written"
-        append_status(folder / "status.tsv", rows)
-        return
-    # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
-    signals = [load_network(folder / row["dseg"]).signals for row in complete]
-    shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals])
-    tangents, _ = measures.tangent(jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals]))
-    for row, values in zip(complete, np.asarray(tangents), strict=True):
-        network = load_network(folder / row["dseg"])
-        matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
-        matrix[np.ix_(shared, shared)] = values
-        save_edges(dataclasses.replace(network, edges={"tangent": matrix}), folder)
-        row.pop("warnings", None)  # of an earlier call, in which it was alone
-    append_status(folder / "status.tsv", complete)
-
-
-def _deciding(config: ConstructConfig) -> dict[str, Any]:
-    """What decides the numbers; a report more or less does not make a result out of date."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("report", "probabilities", "wave", "parallel")}
-
-
-def _job(settings: object) -> str:
-    return hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
+def _job(config: ConstructConfig, plan: Plan, options: Mapping[str, Any]) -> str:
+    """Digest of everything but the scan that decides a result; a report more or less does not make it out of date."""
+    without = ("report", "probabilities", "wave", "parallel", "fingerprint")
+    deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in without}
+    files = {key: file_digest(value) for key, value in options.items() if isinstance(value, str | Path) and Path(value).is_file()}
+    group = "" if plan.group is None else plan.group.digest
+    everything = [pnet_jax.__version__, deciding, {**options, **files}, plan.model.digest, plan.atlas.digest, group]
+    return hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]

@@ -110,6 +110,8 @@ class ConstructConfig:
       parallel: Devices that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over; one process.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
+      fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, time of the last change, head
+        and tail of each file, `"full"` by all of its bytes.
       seed: of the pair sample and the bootstrap.
       cleaning: see `CleaningConfig`.
     """
@@ -130,12 +132,15 @@ class ConstructConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     report: bool = True
     probabilities: bool = True
+    fingerprint: str = "quick"
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
 
     def __post_init__(self):
         _at_least(self, 1, "parcels", "wave")
         _at_least(self, 0, "beta", "min_coverage")
+        if self.fingerprint not in ("quick", "full"):
+            raise SettingsError(f"ConstructConfig.fingerprint: expected 'quick' or 'full', got {self.fingerprint!r}")
         if self.kappa is not None and not self.kappa > 0:
             raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
         if self.parallel.coordinator is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ from pnet_jax.encoder.model import Model
 from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
 from pnet_jax.group.fit import Group
-from pnet_jax.outputs import append_status, check_status, check_writable, read_status
+from pnet_jax.outputs import check_writable, read_records, write_record, write_table
 from pnet_jax.outputs.lock import only_here
+from pnet_jax.outputs.status import check_command
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan
 
 COMMAND = "pnet personalize"
-WAVES, STATUS = "adapters", "status.tsv"
+WAVES = "adapters"
 FINE_TUNED = "fine-tuned"
 SHARE_OF_MEMORY = 0.5  # that a wave may take
 MOST_WAITING = 2  # waves' recordings that wait for others of their shapes
@@ -81,7 +82,7 @@ def personalize(
     """
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
-    check_status(folder / STATUS, COMMAND)
+    check_command(folder, COMMAND)
     with only_here(folder, COMMAND):
         plan = resolve(ConstructConfig(dynamics=True), prior=prior, model=model, group=group)
         builder = Builder(plan)
@@ -97,11 +98,17 @@ def personalize(
         for size, wave in _waves(store, left, builder, config, mesh.shape["subject"], rows, folder, progress, say):
             name, told = f"wave-{number:05d}", _counting(progress, len(rows), len(store))
             rows += _take(wave, size, own_prior, model, step, config, folder / WAVES / name, settings, told)
-            append_status(folder / STATUS, rows[-len(wave) :])
+            _note(folder, rows[-len(wave) :])
             number += 1
+        write_table(folder)
         if progress is not None:
             progress("", len(store), len(store))
     return rows
+
+
+def _note(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        write_record(folder, row, {}, COMMAND)
 
 
 def _read(store: Store, number: int) -> Scan:
@@ -158,7 +165,7 @@ def _waves(
             start, subject = tunable(ready, builder, config)
         except (ValueError, OSError, MemoryError) as error:
             rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
-            append_status(folder / STATUS, rows[-1:])
+            _note(folder, rows[-1:])
             continue
         shape = shape_of(subject)
         if shape not in sizes:
@@ -251,19 +258,21 @@ def load_personal(folder: str | Path, scan: str) -> Personal:
     Raises:
       ValueError: there is none of that recording, or it is damaged.
     """
-    rows = {row["scan"]: row for row in read_status(Path(folder) / STATUS)}
+    rows = {row["scan"]: row for row in read_records(folder)}
     if scan not in rows or rows[scan]["status"] != "ok":
-        said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)} in {STATUS}"
+        said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)}"
         raise ValueError(f"{folder} has no parameters of {scan}: {said}")
     return _personal(folder, rows[scan])[0]
 
 
-def _personal(folder: str | Path, row: dict[str, str]) -> tuple[Personal, dict[str, Any]]:
+def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dict[str, Any]]:
     """What a row's wave holds of it, and about the wave."""
     arrays, about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")
     at = about["scans"].index(row["scan"])
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
-    after, before = (float(row[name] or "nan") for name in ("held_out_score", "score_before"))  # empty where no round was better than none
+    after, before = (
+        float("nan") if row[name] is None else float(row[name]) for name in ("held_out_score", "score_before")
+    )  # None: no round was better
     verdict = Verdict(row["parcels"] == FINE_TUNED, after, before, row["reason"])
     return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict), about
 
@@ -277,7 +286,7 @@ def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: Personaliz
       plan, config: what it must have been fine-tuned with.
     """
     signals = signals_digest(scan)
-    rows = [row for row in read_status(Path(folder) / STATUS) if row["status"] == "ok"]
+    rows = [row for row in read_records(folder) if row["status"] == "ok"]
     for row in rows:
         if row.get("signals") == signals:
             personal, about = _personal(folder, row)
@@ -316,7 +325,7 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
       ValueError: what stands was made by other settings.
     """
-    rows = {row["scan"]: row for row in read_status(folder / STATUS) if row["status"] == "ok"}
+    rows = {row["scan"]: row for row in read_records(folder) if row["status"] == "ok"}
     waves = sorted({row["wave"] for row in rows.values()})
     for wave in waves:
         found = load_arrays(folder / WAVES / wave, kind="adapters")[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
-from pnet_jax.outputs import read_status, remove_result
+from pnet_jax.outputs import read_records
 from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.parcellation.spatial import LearnedPrior, place
 
@@ -98,7 +99,7 @@ def test_one_corrupt_file_fails_and_the_others_go_on(cohort, inputs):
 
 def test_the_status_table_has_a_row_for_each_scan(cohort):
     folder, rows, _ = cohort
-    written = read_status(folder / "status.tsv")
+    written = pd.read_csv(folder / "status.tsv", sep="\t", dtype=str, na_values="n/a", keep_default_na=False).fillna("").to_dict("records")
     assert [row["scan"] for row in written] == ["sub-01_task-rest", "sub-02_task-rest", "sub-03_task-rest"]
     assert status_of(written) == status_of(rows)
     for row in (written[0], written[2]):
@@ -111,7 +112,7 @@ def test_the_status_table_has_a_row_for_each_scan(cohort):
 def test_a_failed_scan_leaves_no_files(cohort):
     folder, *_ = cohort
     assert len(list(folder.rglob("sub-01_*_dseg.nii.gz"))) == len(list(folder.rglob("sub-03_*_dseg.nii.gz"))) == 1
-    assert not list(folder.rglob("sub-02*"))
+    assert [file.parent.name for file in folder.rglob("sub-02*")] == [".pnet"]  # its record alone
 
 
 def test_progress_tells_every_scan_and_the_end(cohort):
@@ -146,9 +147,7 @@ def tried(monkeypatch) -> list[str]:
     from pnet_jax import cohort as module
 
     labels, whole = [], module._Loop.load
-    monkeypatch.setattr(
-        module._Loop, "load", lambda loop, number, source, *_: labels.append(source.label) or whole(loop, number, source, *_)
-    )
+    monkeypatch.setattr(module._Loop, "load", lambda loop, number, source: labels.append(source.label) or whole(loop, number, source))
     return labels
 
 
@@ -173,11 +172,11 @@ def test_a_resumed_cohort_has_the_tangent_edges_of_an_uninterrupted_one(cohort, 
     folder, *_ = cohort
     good = [inputs[1][0], inputs[1][2]]
     construct_cohort(good[:1], tmp_path, config)
-    assert "not written" in read_status(tmp_path / "status.tsv")[0]["warnings"]
+    assert "not written" in read_records(tmp_path)[0]["warnings"]
     construct_cohort(good, tmp_path, config, resume=True)
     for subject in ("01", "03"):
         assert_allclose(relmat(tmp_path, subject, "tangent"), relmat(folder, subject, "tangent"), atol=1e-5)
-    assert [row.get("warnings", "") for row in read_status(tmp_path / "status.tsv")] == ["", ""]
+    assert [row.get("warnings", "") for row in read_records(tmp_path)] == ["", ""]
 
 
 def test_a_scan_is_done_again_for_another_configuration_or_checkpoint_or_a_missing_file(inputs, config, toy_model, tmp_path, tried):
@@ -189,7 +188,7 @@ def test_a_scan_is_done_again_for_another_configuration_or_checkpoint_or_a_missi
     plain = dataclasses.replace(config, edges=("pearson",))
     assert resumed(plain) == 1
     assert resumed(plain) == 0
-    assert resumed(dataclasses.replace(plain, probabilities=True)) == 0  # no number depends on it
+    assert resumed(dataclasses.replace(plain, wave=3)) == 0  # no number depends on it
     assert resumed(dataclasses.replace(plain, kappa=5.0)) == 1
     weights = toy_model.encoder._replace(projection=toy_model.encoder.projection[:, ::-1])
     other = save_model(dataclasses.replace(toy_model, encoder=weights), tmp_path / "other")
@@ -223,7 +222,7 @@ def test_without_resume_everything_is_done_again(inputs, config, tmp_path):
     first = construct_cohort(inputs[1][:1], tmp_path, plain)
     second = construct_cohort(inputs[1][:1], tmp_path, plain)
     assert status_of(first) == status_of(second) == ["ok"]
-    assert len(read_status(tmp_path / "status.tsv")) == 1
+    assert len(read_records(tmp_path)) == 1
 
 
 def test_the_neighbours_of_a_scan_in_the_list_do_not_change_it(cohort, inputs, config, tmp_path):
@@ -240,7 +239,7 @@ def test_tangent_of_a_single_scan_is_not_written_and_the_status_says_so(inputs, 
     rows = construct_cohort(inputs[1][:1], tmp_path, config)
     assert status_of(rows) == ["ok"]
     assert not list(tmp_path.rglob("*tangent*"))
-    assert "tangent edges need two scans or more" in read_status(tmp_path / "status.tsv")[0]["warnings"]
+    assert "tangent edges need two scans or more" in read_records(tmp_path)[0]["warnings"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +269,7 @@ def test_warnings_are_in_the_status_and_those_of_the_prior_in_every_result(input
     )
     with pytest.warns(UserWarning, match="1 labels have no voxel or vertex and are left out: 999 ghost"):
         construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, prior=prior, edges=("pearson",)))
-    (row,) = read_status(tmp_path / "out" / "status.tsv")
+    (row,) = read_records(tmp_path / "out")
     assert "short scan: 100 of 100 frames" in row["qc_warnings"]
     (qc,) = (tmp_path / "out").rglob("*_qc.json")
     assert "999 ghost" in qc.read_text("utf-8")
@@ -291,24 +290,125 @@ def test_a_scan_with_a_known_problem_fails_with_it_and_the_others_go_on(inputs, 
     assert status_of(rows) == ["ok", "failed"]
     missing = tmp_path / "sub-09_task-rest_bold.nii.gz"
     assert rows[1]["error"] == f"sub-09_task-rest: list {listing}, line 2: bold file {missing} does not exist"
-    assert status_of(read_status(tmp_path / "out" / "status.tsv")) == ["ok", "failed"]
+    assert status_of(read_records(tmp_path / "out")) == ["ok", "failed"]
 
 
-def test_a_failed_rerun_leaves_nothing_of_the_older_result(cohort, inputs, config, tmp_path):
-    whole, *_ = cohort
-    folder = shutil.copytree(whole, tmp_path / "copy")
+def test_a_failed_rerun_leaves_nothing_of_the_older_result(inputs, config, tmp_path):
+    folder = tmp_path / "out"
     sources, plain = inputs[1], dataclasses.replace(config, edges=("pearson",))
-    (folder / "sub-01_task-rest_seg-toy.html").touch()
+    construct_cohort([sources[0], sources[2]], folder, dataclasses.replace(plain, report=True))
     (result,) = folder.rglob("sub-01_*_dseg.tsv")
-    others = [result.with_name(result.name.replace("scale-12", scale)) for scale in ("scale-120", "scale-12_res-2")]
-    for other in others:
-        other.touch()
+    other = result.with_name(result.name.replace("scale-12", "scale-120"))
+    other.touch()
     kept = contents(folder / "sub-03")
     damaged = tmp_path / sources[0].bold.name
     damaged.write_bytes(sources[1].bold.read_bytes())
     assert status_of(construct_cohort([dataclasses.replace(sources[0], bold=damaged)], folder, plain)) == ["failed"]
-    assert sorted(folder.rglob("sub-01*.*")) == sorted(others)
+    assert sorted(file for file in folder.rglob("sub-01*.*") if file.parent.name != ".pnet") == [other]
     assert contents(folder / "sub-03") == kept
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED"), TypeError("a fault")]
+)
+def test_trouble_of_the_machine_fails_one_scan_and_keeps_its_older_result(inputs, config, tmp_path, monkeypatch, error):
+    from pnet_jax import cohort as module
+
+    good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
+    construct_cohort(good, tmp_path, plain)
+    before, whole = contents(tmp_path / "sub-01"), module.load_scan
+
+    def load_scan(bold, **options):
+        if bold == good[0].bold:
+            raise error
+        return whole(bold, **options)
+
+    monkeypatch.setattr(module, "load_scan", load_scan)
+    rows = construct_cohort(good, tmp_path, plain)
+    assert status_of(rows) == ["failed", "ok"] and "sub-01_task-rest" in rows[0]["error"]
+    assert contents(tmp_path / "sub-01") == before
+    monkeypatch.setattr(module, "load_scan", whole)
+    assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
+
+
+def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, tmp_path, monkeypatch):
+    from pnet_jax import cohort as module
+
+    good, plain, whole = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",)), module.save
+
+    def save(network, folder, **options):
+        if network.subject == "03":
+            raise OSError(28, "No space left on device", "dseg.nii.gz")
+        return whole(network, folder, **options)
+
+    monkeypatch.setattr(module, "save", save)
+    with pytest.raises(OSError, match="No space left on device; stopped here: free some space and run it again with --resume"):
+        construct_cohort(good, tmp_path, plain)
+    assert (tmp_path / "status.tsv").read_text("utf-8").count("\tok\t") == 1
+
+
+def _bold(folder: Path) -> Path:
+    return folder / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+
+
+CHANGES = {
+    "nothing": (0, lambda inputs, out: None),
+    "the recording": (1, lambda inputs, out: shutil.copy(inputs / "bold.nii.gz", _bold(inputs))),
+    "a sidecar": (1, lambda inputs, out: _bold(inputs).with_name(_bold(inputs).name[:-7] + ".json").write_text('{"RepetitionTime": 2}')),
+    "the mask": (1, lambda inputs, out: os.utime(inputs / "mask.nii.gz", ns=(0, 0))),
+    "a missing table": (1, lambda inputs, out: next(out.rglob("*_relmat.tsv")).unlink()),
+    "a table that was cut": (1, lambda inputs, out: os.truncate(next(out.rglob("*_relmat.tsv")), 100)),
+    "a damaged record": (1, lambda inputs, out: next((out / ".pnet").glob("*.json")).write_text("{")),
+    "the table of all scans": (0, lambda inputs, out: (out / "status.tsv").write_text("scan\nnone of ours\n")),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_resuming_makes_again_what_changed_and_nothing_else(what, inputs, config, tmp_path, tried):
+    folder, out, plain = tmp_path / "in", tmp_path / "out", dataclasses.replace(config, edges=("pearson",))
+    folder.mkdir()
+    shutil.copy(inputs[1][0].bold, _bold(folder))
+    shutil.copy(inputs[1][2].bold, folder / "bold.nii.gz")
+    shutil.copy(inputs[0] / "mask.nii.gz", folder)
+    source = dataclasses.replace(inputs[1][0], bold=_bold(folder), mask=folder / "mask.nii.gz")
+    construct_cohort([source], out, plain)
+    before = contents(out)
+    tried.clear()
+    expected, change = CHANGES[what]
+    change(folder, out)
+    assert status_of(construct_cohort([source], out, plain, resume=True)) == ["ok"]
+    assert len(tried) == expected
+    after = contents(out)
+    assert after.keys() == before.keys()
+    told = ("qc.json", ".pnet", "status.tsv")  # with the time that it took
+    differ = [name for name in after if after[name] != before[name] and not any(part in name for part in told)]
+    assert bool(differ) == (what == "the recording")
+
+
+def test_pages_and_probabilities_asked_for_later_are_made(inputs, config, tmp_path, tried):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    construct_cohort(inputs[1][:1], tmp_path, plain)
+    tried.clear()
+    construct_cohort(inputs[1][:1], tmp_path, dataclasses.replace(plain, report=True), resume=True)
+    assert not tried and (tmp_path / "sub-01_task-rest_seg-toy.html").is_file()  # from the files
+    construct_cohort(inputs[1][:1], tmp_path, dataclasses.replace(plain, probabilities=True), resume=True)
+    assert tried and list(tmp_path.rglob("*_probseg.nii.gz"))
+
+
+def test_tangent_edges_that_a_kill_left_out_are_made_by_resuming(inputs, config, tmp_path, monkeypatch, tried):
+    from pnet_jax import cohort as module
+
+    def killed(loop, rows):
+        raise KeyboardInterrupt
+
+    good, whole = [inputs[1][0], inputs[1][2]], module._Loop.tangent
+    monkeypatch.setattr(module._Loop, "tangent", killed)
+    with pytest.raises(KeyboardInterrupt):
+        construct_cohort(good, tmp_path, config)
+    monkeypatch.setattr(module._Loop, "tangent", whole)
+    tried.clear()
+    construct_cohort(good, tmp_path, config, resume=True)
+    assert not tried and len(list(tmp_path.rglob("*stat-tangent*_relmat.tsv"))) == 2
 
 
 def test_two_atlases_in_one_folder_keep_their_results_rows_and_progress(inputs, config, toy, tmp_path):
@@ -318,7 +418,7 @@ def test_two_atlases_in_one_folder_keep_their_results_rows_and_progress(inputs, 
     runs = [plain, dataclasses.replace(plain, prior=str(other))]
     rows = [construct_cohort(sources[:1], tmp_path / "out", run)[0] for run in runs]
     assert [row["atlas"] for row in rows] == ["toy", "other"] and rows[0]["dseg"] != rows[1]["dseg"]
-    assert [row["dseg"] for row in read_status(tmp_path / "out" / "status.tsv")] == [row["dseg"] for row in rows]
+    assert [row["dseg"] for row in read_records(tmp_path / "out")] == [row["dseg"] for row in rows[::-1]]
     before = contents(tmp_path / "out" / "sub-01")
     for run in runs:
         construct_cohort(sources[:1], tmp_path / "out", run, resume=True)
@@ -336,16 +436,6 @@ def test_another_atlas_of_the_same_label_is_refused_before_the_first_scan(inputs
     with pytest.raises(ValueError, match=f"one atlas labelled seg-toy, found two: .*{config.prior}.*{file}"):
         construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(plain, prior=str(file)))
     assert contents(tmp_path / "out") == before
-
-
-def test_the_result_of_a_scan_without_a_space_entity_is_found_to_be_removed(tmp_path):
-    func = tmp_path / "sub-01" / "func"
-    func.mkdir(parents=True)
-    names = ["", "_space-MNI", "_run-2_space-MNI"]
-    for name in names:
-        (func / f"sub-01_task-rest{name}_atlas-pnet_seg-toy_scale-12_dseg.tsv").touch()
-    assert len(remove_result(tmp_path, "01", {"task": "rest"}, 12, "toy")) == 2
-    assert [file.name for file in func.iterdir()] == ["sub-01_task-rest_run-2_space-MNI_atlas-pnet_seg-toy_scale-12_dseg.tsv"]
 
 
 # Waves
@@ -386,13 +476,13 @@ def test_rows_are_in_the_order_of_the_sources_whatever_wave_is_done_first(mixed,
     assert waves == [(["02", "03"], 1), (["01", "04"], 1), (["05"], 2)]  # the last fills up a wave that is compiled
     order = [source.label for source in mixed]
     assert status_of(rows) == ["ok"] * 5
-    assert [row["scan"] for row in rows] == order == [row["scan"] for row in read_status(tmp_path / "status.tsv")]
+    assert [row["scan"] for row in rows] == order == [row["scan"] for row in read_records(tmp_path)]
     assert {row["parcels"] for row in rows} <= {"personalised", "atlas"}
     before = contents(tmp_path)
     construct_cohort(mixed[::-1], tmp_path, several, resume=True)
     after = contents(tmp_path)
-    assert [row["scan"] for row in read_status(tmp_path / "status.tsv")] == order[::-1]
-    assert {name for name in before if before[name] != after[name]} == {"status.tsv"}
+    assert [row["scan"] for row in read_records(tmp_path)] == order
+    assert after == before
 
 
 def test_a_scan_that_fails_in_a_wave_takes_no_other_with_it(mixed, config, tmp_path, monkeypatch, waves):
@@ -432,7 +522,7 @@ def test_scans_of_many_shapes_do_not_all_wait(config, tmp_path, monkeypatch):
 
     held, most = [], []
 
-    def load(loop, number, source, options):
+    def load(loop, number, source):
         held.append(number)
         most.append(len(held))
         return module._Waiting(number, source, {"scan": source.label}, SimpleNamespace(shape=number % 17), None, [], 0.0, 0.0)

@@ -27,10 +27,10 @@ from pnet_jax.edges import layers
 from pnet_jax.group.fit import fit_group
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
-from pnet_jax.outputs import append_status, load_network, read_status, save
+from pnet_jax.outputs import load_network, read_records, save, write_record
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
-from pnet_jax.personalization import STATUS, find_personal, load_personal, memory_of, personalize, signals_digest, wave_size
+from pnet_jax.personalization import find_personal, load_personal, memory_of, personalize, signals_digest, wave_size
 from pnet_jax.records import open_store, prepare, read_scan
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
@@ -89,7 +89,7 @@ def test_every_recording_has_a_row_and_the_one_that_fails_is_named(done, store):
     failed = [row for row in rows if row["status"] != "ok"]
     assert [row["subject"] for row in failed] == ["04"]
     assert "sub-04" in failed[0]["error"] and "too few frames" in failed[0]["error"]
-    assert {row["scan"]: row["status"] for row in read_status(folder / STATUS)} == {row["scan"]: row["status"] for row in rows}
+    assert {row["scan"]: row["status"] for row in read_records(folder)} == {row["scan"]: row["status"] for row in rows}
     assert [text.split(":")[0] for text in said] == ["waves of 2"]
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == ["wave-00000", "wave-00001"]
 
@@ -177,10 +177,10 @@ def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
 
 
 def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
-    with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet construct`, or none, found one of `pnet personalize`"):
+    with pytest.raises(ValueError, match="holds results of `pnet personalize`; give `pnet construct` a folder of its own"):
         construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
-    append_status(tmp_path / STATUS, [{"scan": "sub-01", "status": "failed", "job": "0"}])
-    with pytest.raises(ValueError, match=r"status.tsv: expected a table of `pnet personalize`, or none, found one of `pnet construct`"):
+    write_record(tmp_path, {"scan": "sub-01", "status": "failed", "job": "0"}, {}, "pnet construct")
+    with pytest.raises(ValueError, match="holds results of `pnet construct`; give `pnet personalize` a folder of its own"):
         personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K], group=group)
 
 
@@ -215,7 +215,7 @@ def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
     with pytest.raises(ValueError, match="group was fitted without dynamics: `pnet fit-group --dynamics true` learns them"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, hierarchy=None), **given)
-    assert not (tmp_path / STATUS).exists()
+    assert not (tmp_path / "status.tsv").exists()
 
 
 def test_a_wave_fits_into_memory_and_divides_over_devices():

@@ -164,7 +164,6 @@ def personalize(arguments: Sequence[str]) -> int:
     from pnet_jax.checkpoint import load_group
     from pnet_jax.config import ConstructConfig
     from pnet_jax.construction import resolve
-    from pnet_jax.personalization import STATUS
     from pnet_jax.personalization import personalize as stage
     from pnet_jax.records import open_store
 
@@ -191,7 +190,7 @@ def personalize(arguments: Sequence[str]) -> int:
     print(
         f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told} the participant's own dynamics "
         f"predicted the held-out part better than the group's; {kept} keep fine-tuned parcels. "
-        f"{Path(args.out) / STATUS} has a row for each."
+        f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     return 1 if failed else 0
 

@@ -46,6 +46,11 @@ class ScanSource:
     problem: str = ""
 
     @property
+    def files(self) -> tuple[Path | None, ...]:
+        """Files that the scan is read from."""
+        return (self.bold, self.mask, self.confounds, self.bold.with_name(f"{naming.split_name(self.bold)[0]}.json"))
+
+    @property
     def label(self) -> str:
         """`sub-01_ses-1_task-rest_run-1`, the same as the Scan's."""
         return naming.scan_label(self.subject, self.entities)

@@ -2,25 +2,22 @@
 
 from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
-from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, remove_result, save, save_edges, scan_label
+from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import find_networks, load_network
-from pnet_jax.outputs.status import append_status, check_status, order_status, read_status, write_status
+from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
 
 __all__ = [
     "Atlas",
-    "append_status",
     "atlas_label",
     "atomic_path",
     "check_atlas",
-    "check_status",
     "check_writable",
     "find_networks",
     "labels_image",
     "load_network",
     "location_image",
     "network_atlas",
-    "order_status",
     "output_stem",
     "page_name",
     "parcel_centroids",
@@ -28,10 +25,11 @@ __all__ = [
     "parcel_rows",
     "prior_image",
     "probabilities_image",
-    "read_status",
-    "remove_result",
+    "read_record",
+    "read_records",
     "save",
     "save_edges",
     "scan_label",
-    "write_status",
+    "write_record",
+    "write_table",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -77,6 +78,15 @@ def check_writable(folder: str | os.PathLike) -> Path:
         reason = f"cannot write into the output folder ({error.strerror or error})"
         raise OSError(error.errno or errno.EIO, reason, str(folder)) from error
     return folder
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Removes temporary files that killed processes left in these folders; only where no other process writes there."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for file in folder.iterdir():
+                if re.match(r"\.[0-9a-f]{8}-", file.name):
+                    file.unlink()
 
 
 def _flush(part: Path) -> None:

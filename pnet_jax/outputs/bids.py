@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from pnet_jax.ingest import naming
 from pnet_jax.network import Network
 from pnet_jax.outputs import images, sidecars
 from pnet_jax.outputs.atlas import check_atlas, describe_atlas, network_atlas
 from pnet_jax.outputs.atomic import check_writable, write_text
 from pnet_jax.outputs.locations import write_confidence, write_locations, write_motion, write_soft_table
+from pnet_jax.outputs.names import safe_label, safe_name
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
@@ -99,34 +99,6 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     return written
 
 
-def remove_result(folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, atlas: str) -> list[Path]:
-    """Removes the files of a scan's result for one atlas, if there is one; `_dseg.tsv` first, so that no half of it looks complete.
-
-    Args:
-      folder: root of the derivatives.
-      subject: label without `sub-`.
-      entities: BIDS entities of the source; without `space` among them, results in any space are meant.
-      n_parcels: K.
-      atlas: label of the input atlas, from `atlas_label`.
-
-    Returns:
-      The files that were removed.
-
-    Raises:
-      OSError: one of them cannot be removed.
-    """
-    stem = output_stem(folder, subject, {"space": "ANY", **entities}, n_parcels, atlas)
-    name = re.escape(stem.name)
-    if not entities.get("space"):
-        name = name.replace(re.escape("_space-ANY"), "(_space-[^_]+)?")
-    # What follows must not be a further entity of the stem: that is another result.
-    own = [file for file in stem.parent.glob("sub-*") if re.fullmatch(f"{name}_(?!res-|den-).+", file.name)]
-    own.sort(key=lambda file: (not file.name.endswith("_dseg.tsv"), file.name))
-    for file in own:
-        file.unlink()
-    return own
-
-
 def save_edges(network: Network, folder: str | os.PathLike) -> list[Path]:
     """Writes (or replaces) only the `_relmat` tables of a result, e.g. a cohort's measure once every scan is known."""
     return list(_write_edges(network, network_stem(folder, network)))
@@ -155,10 +127,10 @@ def output_stem(
       >>> output_stem("out", "01", {"task": "rest", "ses": "1"}, 200, "geometric200").as_posix()
       'out/sub-01/ses-1/func/sub-01_ses-1_task-rest_atlas-pnet_seg-geometric200_scale-200'
     """
-    given = {key: _label(value) for key, value in entities.items() if value not in (None, "")}
+    given = {key: safe_label(value) for key, value in entities.items() if value not in (None, "")}
     if space not in ("", "unknown", "native"):
-        given.setdefault("space", _label(space))
-    parts = [f"sub-{_label(subject)}"] + [f"{key}-{given[key]}" for key in ENTITIES if key in given]
+        given.setdefault("space", safe_label(space))
+    parts = [f"sub-{safe_label(subject)}"] + [f"{key}-{given[key]}" for key in ENTITIES if key in given]
     parts += ["atlas-pnet", f"seg-{atlas}", f"scale-{n_parcels}"] + [f"{key}-{given[key]}" for key in ("res", "den") if key in given]
     place = Path(folder) / parts[0]
     if "ses" in given:
@@ -191,8 +163,7 @@ def write_dataset_files(folder: str | os.PathLike) -> None:
 
 def scan_label(network: Network) -> str:
     """What messages, reports and status.tsv call the scan: `sub-01_ses-1_task-rest_run-1`."""
-    kept = [f"{key}-{network.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in network.entities]
-    return "_".join([f"sub-{network.subject}", *kept])
+    return naming.scan_label(network.subject, network.entities)
 
 
 def page_name(scan: str, atlas: str) -> str:
@@ -206,7 +177,7 @@ def page_name(scan: str, atlas: str) -> str:
       >>> page_name("sub-01_task-rest", "geometric200")
       'sub-01_task-rest_seg-geometric200.html'
     """
-    return f"{scan}_seg-{atlas}.html"
+    return f"{safe_name(scan)}_seg-{atlas}.html"
 
 
 def parcel_rows(network: Network) -> list[dict[str, Any]]:
@@ -308,13 +279,6 @@ def check_shapes(network: Network) -> None:
     for name, (got, wanted) in shapes.items():
         if got != wanted:
             raise ValueError(f"sub-{network.subject}: `{name}` should have shape {wanted}, got {got}")
-
-
-def _label(value) -> str:
-    text = str(value)
-    kept = re.sub(r"[^a-zA-Z0-9+]", "", text)
-    # Two labels that differ only in what BIDS forbids must not overwrite each other.
-    return kept if kept == text else f"{kept}x{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder that is written over a long time."""
+"""Locks that processes hold on a folder while they write into it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOCK = ".in-use"
@@ -64,3 +64,49 @@ def _locked(path: Path) -> int:
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
         os.close(file)  # whoever had it has removed it since
+
+
+@contextlib.contextmanager
+def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterator[None]:
+    """Lets any number of processes work in a folder at the same time, and tells whether there is another one.
+
+    Args:
+      file: Lock file, made if needed and left in place.
+      tidy: Called where no other process works in the folder, which then waits until it is done: what killed processes left may go.
+        Never called on a file system without locks.
+    """
+    import fcntl
+
+    handle = _opened(file)
+    try:
+        with contextlib.suppress(OSError):  # another process works there, or there are no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tidy()
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def waiting_for(file: str | os.PathLike[str]) -> Iterator[None]:
+    """One process at a time until the block ends; others wait. Without protection on a file system without locks.
+
+    Args:
+      file: Lock file, made if needed and left in place.
+    """
+    import fcntl
+
+    handle = _opened(file)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _opened(file: str | os.PathLike[str]) -> int:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

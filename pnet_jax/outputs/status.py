@@ -1,91 +1,132 @@
-"""status.tsv: what became of every scan, one row for each scan and atlas."""
+"""What became of every scan: one record on disk for each scan and atlas, and `status.tsv`, the table of all records.
+
+A record is written whole when its scan is done or has failed, so that any number of processes can work in one folder. The table is made
+from the records and is never read again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pnet_jax.outputs.tables import read_rows, write_rows
+from pnet_jax.errors import SettingsError
+from pnet_jax.ingest.fingerprint import file_digest
+from pnet_jax.outputs.lock import waiting_for
+from pnet_jax.outputs.names import safe_name
+from pnet_jax.outputs.tables import plain, write_json, write_rows
 
-_OF_CONSTRUCT = "job"  # every row of `pnet construct` has one, no row of `pnet personalize`
-STATUS_COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
-
-
-def write_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes a status table: one row a scan, what a row lacks is `n/a`, keys beyond the usual columns are added at the end.
-
-    Args:
-      path: `…/status.tsv`.
-      rows: mappings with `scan`, `subject`, `status` (`"ok"` or `"failed"`), `error`, `seconds`, `n_frames`, `minutes`,
-        `n_absent`, `parcels` (`"personalised"` or `"atlas"`) and `dseg` (the file, relative to the folder of `path`).
-
-    Raises:
-      ValueError: a row without `scan`.
-      OSError: names the file; nothing of it is left.
-    """
-    rows = [dict(row) for row in rows]
-    for row in rows:
-        if not row.get("scan"):
-            raise ValueError(f"a status row needs a `scan`, got {row}")
-    extra = dict.fromkeys(key for row in rows for key in row if key not in STATUS_COLUMNS)
-    return write_rows(path, [*STATUS_COLUMNS, *extra], rows)
+RECORDS = ".pnet"  # hidden: validators and file browsers pass it by
+TABLE = "status.tsv"
+COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
+NOT_IN_TABLE = ("files", "command")
 
 
-def append_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Adds rows to a status table, or starts one; a row of the same scan and atlas (`atlas`, if rows have it) is replaced in its place.
-
-    One process at a time: the table is read and written whole, so rows that another process adds in between are lost.
-
-    Raises:
-      ValueError: a row without `scan`.
-      OSError: names the file; the older table stays as it was.
-    """
-    path = Path(path)
-    merged = {_identity(row): dict(row) for row in read_status(path)}
-    for row in rows:
-        merged[_identity(row)] = dict(row)
-    return write_status(path, merged.values())
-
-
-def order_status(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Puts the rows of these scans and atlases in this order, in the places that they have in the table; others stay where they are.
-
-    Raises:
-      OSError: names the file; the older table stays as it was.
-    """
-    before = read_status(path)
-    table = {_identity(row): row for row in before}
-    wanted = dict.fromkeys(_identity(row) for row in rows)
-    order = iter([name for name in wanted if name in table])
-    after = [table[next(order)] if name in wanted else table[name] for name in table]
-    if after != before:
-        write_status(path, after)
-
-
-def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
-    return str(row.get("scan") or ""), str(row.get("atlas") or "")
-
-
-def check_status(path: str | os.PathLike, command: str) -> None:
-    """Refuses a table that the other command wrote, whose rows say something else.
+def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: Mapping[str, str], command: str) -> dict[str, Any]:
+    """Writes the record of a scan in place of an older one of the same scan and atlas.
 
     Args:
-      path: `…/status.tsv`.
-      command: `"pnet construct"` or `"pnet personalize"`.
+      folder: Root of the results.
+      row: Columns of the scan's row in the table: `scan`, `atlas` if there are several, `status` (`"ok"` or `"failed"`), `error` …
+      files: Name of each file of the result, relative to `folder`, with its `file_digest`.
+      command: Command that made it, e.g. `"pnet construct"`.
+
+    Returns:
+      The record, as `read_record` gives it.
 
     Raises:
-      ValueError: it is the other's; both are named.
+      ValueError: The row has no `scan`.
+      OSError: The record cannot be written; names the file.
     """
-    rows = read_status(path)
-    writer = "pnet construct" if any(row.get(_OF_CONSTRUCT) for row in rows) else "pnet personalize"
-    if rows and writer != command:
-        raise ValueError(
-            f"{path}: expected a table of `{command}`, or none, found one of `{writer}`: give each command a folder of its own"
-        )
+    if not row.get("scan"):
+        raise ValueError(f"a record needs the label of its scan, got {dict(row)}")
+    record = plain({**row, "command": command, "files": dict(files)})
+    write_json(_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record)
+    return record
 
 
-def read_status(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Rows of a status table as text, `n/a` as an empty string; no rows where there is no table yet."""
-    return read_rows(path) if Path(path).exists() else []
+def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> dict[str, Any]:
+    """The record of a scan and atlas; empty where there is none, or where it is damaged and the scan counts as not done."""
+    return _read(_file(folder, scan, atlas))
+
+
+def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All records of a folder, by scan and atlas; damaged ones are left out."""
+    found = (_read(file) for file in (Path(folder) / RECORDS).glob("*.json"))
+    return sorted((record for record in found if record), key=lambda record: (str(record["scan"]), str(record.get("atlas") or "")))
+
+
+def missing_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> list[str]:
+    """Files of a record that are not on disk as they were written."""
+    return [name for name, digest in record["files"].items() if not _intact(Path(folder) / name, digest)]
+
+
+def digests(folder: str | os.PathLike[str], files: Iterable[Path]) -> dict[str, str]:
+    """`files` of a record: names relative to the folder, with their digests."""
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+
+
+def remove_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Removes the files of a record; `_dseg.tsv` first, so that no half of a result looks complete.
+
+    A file that cannot be removed is left: why the scan failed matters more.
+    """
+    for name in sorted(record.get("files", {}), key=lambda name: not name.endswith("_dseg.tsv")):
+        with contextlib.suppress(OSError):
+            (Path(folder) / name).unlink()
+
+
+def write_table(folder: str | os.PathLike[str]) -> Path:
+    """Writes `status.tsv` from the records: a row for each scan and atlas; a value that a row lacks is `n/a`.
+
+    Raises:
+      OSError: The table cannot be written; names the file.
+    """
+    folder = Path(folder)
+    with waiting_for(folder / RECORDS / ".table.lock"):  # of two processes the later one has seen the records of both
+        rows = [{key: value for key, value in record.items() if key not in NOT_IN_TABLE} for record in read_records(folder)]
+        extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
+        return write_rows(folder / TABLE, [*COLUMNS, *extra], rows)
+
+
+def check_command(folder: str | os.PathLike[str], command: str) -> None:
+    """Refuses a folder that holds the results of another command.
+
+    Raises:
+      SettingsError: Names both commands.
+    """
+    for record in _any_record(folder):
+        if record.get("command") != command:
+            raise SettingsError(f"{folder} holds results of `{record.get('command')}`; give `{command}` a folder of its own")
+
+
+def _any_record(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The first readable record, if there is one."""
+    for file in (Path(folder) / RECORDS).glob("*.json"):
+        if record := _read(file):
+            yield record
+            return
+
+
+def _file(folder: str | os.PathLike[str], scan: str, atlas: str) -> Path:
+    return Path(folder) / RECORDS / f"{safe_name(f'{scan}_seg-{atlas}' if atlas else scan)}.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    whole = isinstance(found, dict) and isinstance(found.get("files"), dict) and found.get("scan") and found.get("status")
+    inside = whole and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in found["files"])
+    return found if inside else {}
+
+
+def _intact(file: Path, digest: str) -> bool:
+    try:
+        return file_digest(file) == digest
+    except OSError:
+        return False

@@ -12,7 +12,7 @@ from pnet_jax.outputs.atlas import network_atlas
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import page_name, scan_label
 from pnet_jax.outputs.loading import load_network
-from pnet_jax.outputs.status import read_status
+from pnet_jax.outputs.status import read_records
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.index import write_index
 from pnet_jax.report.page import render
@@ -24,7 +24,7 @@ RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
     """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
 
-    Results are those of `status.tsv`, then whatever other `…_dseg.tsv` is found at any depth, so that a folder needs no `status.tsv`.
+    Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that a folder needs no records.
     A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
     files. A result that cannot be read is listed with its reason in the index, is warned of, and does not stop the others.
 
@@ -53,7 +53,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
             continue
         try:
             if not row.get("dseg"):
-                raise ValueError("status.tsv does not say where its _dseg.tsv is")
+                raise ValueError("its record does not name its _dseg.tsv")
             network = load_network(folder / row["dseg"])
             page = render(network)
         except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
@@ -72,20 +72,20 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
 
 
 def _results(folder: Path) -> list[dict[str, str]]:
-    """Rows of status.tsv, then one for each further result; rows of the latter have no `status`."""
+    """Records, then a row for each further result; rows of the latter have no `status`."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    rows = read_status(folder / "status.tsv")
+    rows = read_records(folder)
     listed = {row.get("dseg", "") for row in rows}
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob(RESULTS) if "_desc-" not in file.name)
     rows += [{"scan": Path(file).name.removesuffix("_dseg.tsv"), "dseg": file} for file in found if file not in listed]
     if not rows:
-        raise ValueError(f"{folder}: no result to report: expected a status.tsv in it, or **/{RESULTS} (a complete result has that table)")
+        raise ValueError(f"{folder}: no result to report: expected **/{RESULTS} (a complete result has that table)")
     return rows
 
 
 def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[str, str]:
-    """The row with its page's name; one that was not in status.tsv also gets the numbers that would stand there."""
+    """The row with its page's name; one without a record also gets the numbers that would stand there."""
     atlas = network_atlas(network).label
     if row.get("status"):
         return row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}

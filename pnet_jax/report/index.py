@@ -16,7 +16,7 @@ from pnet_jax.network import QC
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import page_name
 from pnet_jax.outputs.loading import read_qc
-from pnet_jax.outputs.status import read_status
+from pnet_jax.outputs.status import read_records
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.page import template
 from pnet_jax.report.words import known
@@ -25,14 +25,14 @@ from pnet_jax.report.words import known
 def write_index(
     folder: str | os.PathLike, status: Iterable[Mapping[str, str]] | None = None, unread: Mapping[str, str] | None = None
 ) -> Path:
-    """Writes `index.html`: every row of `status.tsv` with its key numbers and a relative link to its report.
+    """Writes `index.html`: every scan of the folder with its key numbers and a relative link to its report.
 
     The report is the file that the row names under `report`, else `<scan>_seg-<atlas>.html` in `folder`; numbers come from the row and
     from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.
 
     Args:
-      folder: root of the derivatives, which holds `status.tsv`.
-      status: rows to list instead of those of `status.tsv`.
+      folder: root of the derivatives.
+      status: rows to list instead of the records of `pnet construct`.
       unread: scan to the reason why its result could not be read, listed on their own.
 
     Returns:
@@ -44,7 +44,7 @@ def write_index(
     """
     check_installed()
     folder = Path(folder)
-    rows = [_row(folder, row) for row in (read_status(folder / "status.tsv") if status is None else status)]
+    rows = [_row(folder, row) for row in (read_records(folder) if status is None else status)]
     listed = {row["link"] for row in rows}
     for page in sorted(folder.glob("sub-*.html")):
         if quote(page.name) not in listed:

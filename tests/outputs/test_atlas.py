@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
 
-from pnet_jax.outputs import append_status, atlas_label, load_network, read_status, remove_result, save
+from pnet_jax.outputs import atlas_label, load_network, save
 
 from .helpers import K, make_network
 
@@ -49,9 +48,6 @@ def test_two_atlases_of_as_many_parcels_stand_beside_each_other(tmp_path):
         np.testing.assert_array_equal(found.labels, network.labels)
     about = json.loads((tmp_path / "atlas-pnet_seg-Glasser12_description.json").read_text("utf-8"))
     assert (about["Source"], about["Digest"], about["Parcels"]) == ("Glasser12_dseg.nii.gz", "bb", K)
-    removed = remove_result(tmp_path, one.subject, one.entities, K, "Schaefer12")
-    assert removed and not any("Glasser12" in file.name for file in removed)
-    assert load_network(tables[1]).names == two.names
 
 
 def test_another_atlas_of_the_same_label_is_refused(tmp_path):
@@ -64,11 +60,3 @@ def test_another_atlas_of_the_same_label_is_refused(tmp_path):
         save(with_atlas("b/Schaefer12_dseg.nii.gz", "bb", subject="02"), tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert save(with_atlas("moved/Schaefer12_dseg.nii.gz", "aa"), tmp_path, probabilities=False)[-1] == first
-
-
-def test_a_status_table_has_a_row_for_each_scan_and_atlas(tmp_path):
-    file = tmp_path / "status.tsv"
-    for atlas, status in (("A", "failed"), ("B", "ok"), ("A", "ok")):
-        append_status(file, [{"scan": "sub-01", "subject": "01", "atlas": atlas, "status": status}])
-    assert [(row["atlas"], row["status"]) for row in read_status(file)] == [("A", "ok"), ("B", "ok")]
-    assert re.search("\tatlas\n", file.read_text("utf-8"))

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from pnet_jax.network import QC, Network
-from pnet_jax.outputs import append_status, atomic_path, check_writable, read_status, save, write_status
+from pnet_jax.outputs import atomic_path, check_writable, save, write_table
 from pnet_jax.outputs.tables import plain
 
 from .helpers import make_network
@@ -49,8 +48,8 @@ def test_a_set_that_cannot_be_finished_is_taken_back(network, tmp_path, monkeypa
 def test_late_failures_are_noticed(step, tmp_path, monkeypatch):
     monkeypatch.setattr(step, full_disk)
     with pytest.raises(OSError, match=r"status\.tsv"):
-        write_status(tmp_path / "status.tsv", [{"scan": "sub-01"}])
-    assert not list(tmp_path.iterdir())
+        write_table(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [".pnet"]
 
 
 def test_interrupted_writing_leaves_the_old_file(tmp_path):
@@ -74,23 +73,6 @@ def test_folders_that_cannot_be_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "touch", denied)
     with pytest.raises(PermissionError, match=r"cannot write into the output folder.*locked"):
         save(network, tmp_path / "locked")
-
-
-def test_status_table(tmp_path):
-    file = tmp_path / "status.tsv"
-    assert read_status(file) == []
-    first = {"scan": "sub-01", "subject": "01", "status": "ok", "seconds": 12.5, "parcels": "atlas", "n_absent": 1, "dseg": "a/b"}
-    write_status(file, [first, {"scan": "sub-02", "status": "failed", "error": "too\tfew\nframes", "minutes": float("nan")}])
-    rows = read_status(file)
-    assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["error"] == "too few frames"
-    assert rows[0]["parcels"] == "atlas" and rows[1]["minutes"] == "" and rows[0]["seconds"] == "12.5"
-    append_status(file, [{"scan": "sub-02", "status": "ok"}, {"scan": "sub-03", "status": "ok", "report": "sub-03.html"}])
-    rows = read_status(file)
-    assert [(row["scan"], row["status"]) for row in rows] == [("sub-01", "ok"), ("sub-02", "ok"), ("sub-03", "ok")]
-    assert rows[0]["seconds"] == "12.5" and rows[1]["error"] == "" and rows[2]["report"] == "sub-03.html"
-    assert pd.read_csv(file, sep="\t", na_values="n/a")["parcels"][0] == "atlas"
-    with pytest.raises(ValueError, match="needs a `scan`"):
-        append_status(file, [{"status": "ok"}])
 
 
 def test_json_is_plain():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pnet_jax.outputs import network_atlas, page_name, save, scan_label, write_status
+from pnet_jax.outputs import network_atlas, page_name, save, scan_label, write_record
 from pnet_jax.report import ReportExtraMissingError, report_folder, write_index, write_report
 from pnet_jax.report.words import sentence
 
@@ -53,7 +53,8 @@ def test_status_says_what_there_is(tmp_path, quick):
         {"scan": scan_label(n), "subject": n.subject, "status": "ok", "minutes": 9.25, "dseg": t}
         for n, t in zip((first, second), tables, strict=False)
     ]
-    write_status(tmp_path / "status.tsv", [*rows, {"scan": "sub-04", "subject": "04", "status": "failed", "error": "too short"}])
+    for row in [*rows, {"scan": "sub-04", "subject": "04", "status": "failed", "error": "too short"}]:
+        write_record(tmp_path, row, {}, "pnet construct")
     next((tmp_path / "sub-02").rglob("*_desc-prior_labels.nii.gz")).unlink()
     seen = []
     with pytest.warns(UserWarning, match=r"sub-02.*no page could be made: .*desc-prior_labels\.nii\.gz: no such file"):
@@ -98,7 +99,8 @@ def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
     for network in (first, other):
         table, atlas = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path), network_atlas(network).label
         rows.append({"scan": LABEL, "subject": "01", "atlas": atlas, "status": "ok", "dseg": table})
-    write_status(tmp_path / "status.tsv", rows)
+    for row in rows:
+        write_record(tmp_path, row, {}, "pnet construct")
     page = Page(report_folder(tmp_path))
     assert sorted(page.addresses) == [PAGE.replace("Schaefer", "Glasser"), PAGE]
     assert (
@@ -107,7 +109,7 @@ def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
 
 
 def test_folders_without_results(tmp_path):
-    with pytest.raises(ValueError, match=r"no result to report: expected a status\.tsv in it, or \*\*/sub-\*_atlas-pnet_\*_dseg\.tsv"):
+    with pytest.raises(ValueError, match=r"no result to report: expected \*\*/sub-\*_atlas-pnet_\*_dseg\.tsv"):
         report_folder(tmp_path)
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         report_folder(tmp_path / "nowhere")
@@ -115,10 +117,9 @@ def test_folders_without_results(tmp_path):
 
 
 def test_a_scan_that_failed_has_no_page(tmp_path):
-    write_status(
-        tmp_path / "status.tsv", [{"scan": "sub-04", "status": "failed", "error": "too short"}, {"scan": "sub-05", "status": "ok"}]
-    )
-    with pytest.warns(UserWarning, match=r"sub-05: no page could be made: status\.tsv does not say"):
+    for row in ({"scan": "sub-04", "status": "failed", "error": "too short"}, {"scan": "sub-05", "status": "ok"}):
+        write_record(tmp_path, row, {}, "pnet construct")
+    with pytest.warns(UserWarning, match=r"sub-05: no page could be made: its record does not name its _dseg\.tsv"):
         assert "too short" in Page(report_folder(tmp_path)).text
 
 

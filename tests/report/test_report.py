@@ -14,7 +14,7 @@ import pytest
 from nilearn import plotting
 
 from pnet_jax.network import QC, Bin, MapScores, Selection, Trial
-from pnet_jax.outputs import save, scan_label, write_status
+from pnet_jax.outputs import page_name, save, scan_label, write_record
 from pnet_jax.report import brains, figures, write_index, write_report
 from pnet_jax.report.page import render
 from pnet_jax.report.style import ALARM, PERSONAL, drawing
@@ -307,7 +307,7 @@ def test_index_lists_every_scan(tmp_path):
     network = helpers.make_network(subject="0 1")
     label = scan_label(network)
     dseg = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path)
-    (tmp_path / f"{label}_seg-Schaefer12.html").write_text("")
+    (tmp_path / page_name(label, "Schaefer12")).write_text("")
     (tmp_path / "sub-stray.html").write_text("")
     row = {
         "scan": label,
@@ -321,9 +321,10 @@ def test_index_lists_every_scan(tmp_path):
         "parcels": "personalised",
     }
     failed = {"scan": "sub-02", "subject": "02", "status": "failed", "error": "too few frames <i>"}
-    write_status(tmp_path / "status.tsv", [row | {"dseg": dseg}, failed])
+    for one in (row | {"dseg": dseg}, failed):
+        write_record(tmp_path, one, {}, "pnet construct")
     page = Page(write_index(tmp_path))
-    assert sorted(page.addresses) == ["sub-0%201_ses-a_task-rest_run-1_seg-Schaefer12.html", "sub-stray.html"]
+    assert sorted(page.addresses) == [page_name(label, "Schaefer12"), "sub-stray.html"]
     assert "Personalised 1 of 1" in page.text
     for expected in (label, "personalised", "15 %", "+0.120", "+0.0201", "sub-02", "too few frames <i>", "sub-stray"):
         assert expected in page.text, expected
@@ -331,4 +332,4 @@ def test_index_lists_every_scan(tmp_path):
 
 
 def test_index_of_an_empty_folder(tmp_path):
-    assert "No scan is listed" in Page(write_index(tmp_path)).text
+    assert "No scan has been constructed" in Page(write_index(tmp_path)).text

@@ -1,0 +1,53 @@
+"""Fingerprints of files: whether what a result was made from, or the result itself, is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+EDGE = 1 << 16  # bytes at either end of a file
+
+
+def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
+    """Digest of a file's size and content, 16 letters.
+
+    Args:
+      path: File to read.
+      whole: Read every byte; otherwise the first and the last 64 KiB, which is all of a small file.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(str(size).encode())
+        if whole:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        else:
+            digest.update(file.read(EDGE))
+            if size > EDGE:
+                file.seek(max(EDGE, size - EDGE))
+                digest.update(file.read(EDGE))
+    return digest.hexdigest()[:16]
+
+
+def inputs_digest(files: Iterable[Path | None], *, whole: bool = False) -> str:
+    """Digest of the files that a result is made from, in order; a file that does not exist counts as absent.
+
+    Without `whole` the times of their last changes count as well, because the middle of a large file is not read.
+
+    Args:
+      files: Recording, mask, confounds, sidecars …; None where a scan has none.
+      whole: See `file_digest`.
+    """
+    parts = []
+    for file in files:
+        try:
+            parts.append("" if file is None else file_digest(file, whole=whole) + ("" if whole else f"@{os.stat(file).st_mtime_ns}"))
+        except OSError as error:
+            parts.append(type(error).__name__)
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
