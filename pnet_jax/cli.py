@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 HELP = """usage: pnet <command> [options]
 
@@ -54,12 +57,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         tqdm.write(f"pnet {arguments[0]}: warning: {message}", file=sys.stderr)
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stopped_by_signals():
             warnings.showwarning = show
             return int(getattr(commands, arguments[0].replace("-", "_"))(arguments[1:]))
     except (ValueError, OSError) as error:
         print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"pnet {arguments[0]}: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        name = stop.args[0].name if stop.args else "SIGINT"
+        print(f"pnet {arguments[0]}: stopped by {name}; what was finished is kept", file=sys.stderr)
+        return 128 + signal.Signals[name]
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM (a scheduler's time limit, `kill`) and SIGHUP (a closed terminal) end a command as Ctrl-C does: in order, with a message."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup has asked to go on
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

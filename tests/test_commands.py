@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tomllib
 import warnings
 
@@ -123,3 +125,35 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
     assert "failed: sub-01_task-rest: subject 01 has no recording in the space that is read: expected an MNI space" in told
     assert told.rstrip().endswith("found space-T1w")
     assert "failed" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
+    seen = []
+
+    def command(arguments):
+        try:
+            os.kill(os.getpid(), sent)
+        finally:
+            seen.append("tidied up")
+        return 0
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr(commands, "report", command)
+    assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; what was finished is kept\n")
+    assert seen == ["tidied up"]
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_a_hangup_that_nohup_ignores_ends_nothing(monkeypatch, capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(commands, "report", lambda arguments: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        assert said(capsys, "report", "x") == (0, "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_results_do_not_go_into_the_input(tmp_path, capsys):
+    code, told = said(capsys, "construct", str(tmp_path), f"{tmp_path}/.")
+    assert code == 1 and told.startswith(f"pnet construct: OUT is INPUT ({tmp_path}") and told.count("\n") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
 from pnet_jax.config import ConstructConfig
+from pnet_jax.errors import SettingsError
 
 MOST_WARNED = 20  # scans whose warnings are printed; status.tsv has all
 
@@ -24,6 +25,10 @@ def construct(arguments: Sequence[str]) -> int:
     config, args = parse(parser, ConstructConfig, arguments)
     from pnet_jax.cohort import construct_cohort
 
+    if Path(args.input).is_dir() and Path(args.input).resolve() == Path(args.out).resolve():
+        raise SettingsError(
+            f"OUT is INPUT ({args.out}): results beside what they are made from would be taken for input; give another folder"
+        )
     sources, load = sources_of(args, args.input)
     with Bar(len(sources), "construct") as bar:
         rows = construct_cohort(sources, args.out, config, load=load, resume=args.resume, progress=bar)
@@ -52,7 +57,9 @@ def report(arguments: Sequence[str]) -> int:
     _, args = parse(parser, None, arguments)
     from pnet_jax.report import report_folder
 
-    print(f"Report: {report_folder(args.folder)}")
+    with Bar(0, "report", unit="page") as bar:
+        index = report_folder(args.folder, bar)
+    print(f"Report: {index}")
     return 0
 
 
