@@ -86,7 +86,7 @@ def load_scan(
     noise = read_confounds(confounds, bold=path, n_frames=opened.n_frames, cleaning=cleaning, where=where)
     notes += noise.warnings
     kept = kept_frames(sample_mask, noise, opened.n_frames, where)
-    check_length(len(kept), opened.n_frames, opened.tr, cleaning, where, notes)
+    check_length(len(kept), opened.n_frames, opened.tr, cleaning, where, [])  # before the series are read; cleaning warns
     return clean_recording(
         Recording(opened.read(), opened.space, opened.tr, where, notes),
         kept=kept,

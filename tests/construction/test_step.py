@@ -43,7 +43,7 @@ def cleaned(y, confounds, kept=KEPT, cleaning=BAND):
 def test_what_the_second_half_holds_changes_nothing_in_the_first():
     (y, confounds), (other, moved) = raw(), raw(1)
     second = KEPT[split_frames(KEPT, 2.0)[1][0]]
-    changed = np.where(np.arange(300) >= second, 40 * other, y).astype(np.float32)
+    changed = np.where(np.arange(300) >= second, 900 + 40 * (other - 900), y).astype(np.float32)
     noise = np.where(np.arange(300)[:, None] >= second, 9 * moved, confounds)
     before, after = cleaned(y, confounds), cleaned(changed, noise)
     assert_array_equal(after.halves[0].y, before.halves[0].y)
