@@ -245,8 +245,8 @@ def check_intensity(
     dark = valid & (np.abs(mean) < DIM * level)
     if level > LEVELLED * spread and dark.any():  # signals that were centred before have no intensity to compare
         warnings.append(
-            f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: does the mask reach outside the "
-            "brain or the field of view?"
+            f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: does the mask reach outside "
+            "the brain or the field of view?"
         )
 
 

@@ -156,7 +156,7 @@ def _open_volume(
     notes += said
     seconds = nifti.repetition_time(tr, path, image, where, notes)
     inside = nifti.load_mask(mask, image, path, where, notes)
-    locations = nifti.mask_space(inside, image.affine, name, native_to_mni, where, notes)
+    locations = nifti.mask_space(inside, image, name, native_to_mni, where, notes)
     assert locations.grid is not None
     ijk = locations.grid.ijk
     return _Opened(locations, seconds, image.shape[3], lambda: nifti.read_series(image, ijk, where))
