@@ -70,7 +70,7 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
         (
             {},
             {"degrees": np.array([4.0, 30.0])},
-            "leave 4 and 30 degrees of freedom in the halves of the scan, expected at least 10 in each: about 13.3 minutes of scan",
+            "leave 4.0 and 30.0 degrees of freedom in the halves of the scan, expected at least 10 in each: about 13.3 minutes of scan",
         ),
         ({}, {"n_blocks": np.int32(2)}, "has 2 stretches of 20 s, expected at least 3 to measure a gain: a longer scan would help"),
         ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
@@ -143,7 +143,7 @@ def test_too_few_degrees_say_in_numbers_what_would_help(qc, found):
     kept = qc(returned(found), subject={"degrees": np.array([3.0, 1.4])}, cleaning=cleaning)
     # 72 frames of 2 s in a half: a band of 0.091 Hz leaves 26.2 degrees before regression, and 36 are needed.
     assert kept.selection.reason == (
-        "filter and 26 regressors leave 3 and 1 degrees of freedom in the halves of the scan, expected at least 10 in each: at most 16 "
+        "filter and 26 regressors leave 3.0 and 1.4 degrees of freedom in the halves of the scan, expected at least 10 in each: at most 16 "
         "regressors instead of 26 (cleaning.strategy, cleaning.motion) or about 7.3 minutes of scan instead of 5.3 at this TR and band or "
         "a group model (pnet fit-group) would help, so the atlas is kept"
     )
