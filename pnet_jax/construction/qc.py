@@ -120,9 +120,10 @@ def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
     ways.append(f"about {minutes * (LEAST_DEGREES + removed) / before:.1f} minutes of scan instead of {minutes:.1f} at this TR and band")
     if start == start_name(False):
         ways.append("a group model (pnet fit-group)")
+    listed = " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
     said = f"filter and {f'{removed} ' if removed else ''}regressors leave {subject.degrees[0]:.1f} and {subject.degrees[1]:.1f}"
     return (
-        f"{said} degrees of freedom in the halves of the scan, expected at least {LEAST_DEGREES:.0f} in each: {' or '.join(ways)} would "
+        f"{said} degrees of freedom in the halves of the scan, expected at least {LEAST_DEGREES:.0f} in each: {listed} would "
         f"help, so {start} is kept"
     )
 

@@ -16,7 +16,7 @@ NOT_FINITE = 0.1  # share of the locations without a finite value from which on 
 FAR = 10.0  # times the median frame's distance from the locations' medians; of 660 recordings of ABIDE none with head motion exceeds 5.4
 FEW = 0.25  # share of the frames; where more are far out, the recording changed its nature, and no frame is an outlier
 CAP = 100.0  # robust standard deviations: a few wild locations say nothing of the frame
-OUTLYING = f"{FAR:g} times as far from the median signal as the median frame"
+OUTLYING = f"at over {FAR:g} times the usual distance from the median signal"
 SAME, COMPARED, MOST_ALIKE = 0.999, 1024, 1 / 3  # |correlation| of one signal; locations compared; their largest share that may be alike
 
 

@@ -37,7 +37,7 @@ def test_ordinary_frames_stay(level):
         (lambda y, at: np.zeros_like(y[:, at]), "with one value everywhere"),
         (lambda y, at: np.full_like(y[:, at], np.nan), "without finite values"),
         (lambda y, at: np.repeat(y[:, [at[0] - 1]], len(at), 1), "equal to the frame before"),
-        (lambda y, at: 100 * y[:, at], "10 times as far from the median signal as the median frame"),
+        (lambda y, at: 100 * y[:, at], "at over 10 times the usual distance from the median signal"),
     ],
 )
 def test_frames_no_scanner_records_are_left_out_with_their_positions(broken, why):
