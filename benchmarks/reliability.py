@@ -68,7 +68,7 @@ def content(folder: Path) -> dict[str, bytes]:
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         data, name = file.read_bytes(), str(file.relative_to(folder))
-        if ".lock" in name:
+        if name.endswith((".lock", ".claim")):
             continue
         if name == "status.tsv":
             table = pd.read_csv(file, sep="\t", dtype=str)
