@@ -31,6 +31,7 @@ class Plan:
       atlas: K parcels to start from.
       edges: names of all measures.
       settings: what is compiled into the step.
+      kappas, betas: grids; one value fixes it.
       group: what a cohort taught, or None.
       config: everything else.
     """
@@ -39,6 +40,8 @@ class Plan:
     atlas: Prior
     edges: tuple[str, ...]
     settings: Settings
+    kappas: tuple[float, ...]
+    betas: tuple[float, ...]
     group: Group | None
     config: ConstructConfig
 
@@ -81,13 +84,13 @@ def resolve(
         refuse_directed(atlas)
     settings = Settings(
         n_parcels=atlas.n_parcels,
-        kappas=KAPPAS if config.kappa is None else (float(config.kappa),),
-        betas=BETAS if config.beta is None else (float(config.beta),),
         force=config.force_personalised,
         edges=tuple(name for name in names if measures.measure(name).masked is not None),
     )
     used = dataclasses.replace(config, parcels=atlas.n_parcels, prior=atlas.source, checkpoint=chosen.name, edges=names)
-    return Plan(chosen, atlas, names, settings, _group(config, atlas, group), used)
+    kappas = KAPPAS if config.kappa is None else (float(config.kappa),)
+    betas = BETAS if config.beta is None else (float(config.beta),)
+    return Plan(chosen, atlas, names, settings, kappas, betas, _group(config, atlas, group), used)
 
 
 def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | None) -> Group | None:

@@ -18,7 +18,7 @@ from pnet_jax.encoder.linear import own_metric, whiten
 from pnet_jax.encoder.model import Encoder, components
 from pnet_jax.encoder.tokens import Observed
 from pnet_jax.parcellation import calibrate, decide, score
-from pnet_jax.parcellation.choose import BETAS, KAPPAS, Choice, choose
+from pnet_jax.parcellation.choose import Choice, choose
 from pnet_jax.parcellation.harden import harden, most_probable
 from pnet_jax.parcellation.held_out import held_out
 from pnet_jax.parcellation.mixture import Problem, begin, group_prototypes, mixture, normalise
@@ -44,14 +44,11 @@ class Settings(NamedTuple):
 
     Attributes:
       n_parcels: K.
-      kappas, betas: grids; one value fixes it.
       force: personalised parcels whatever the decision.
       edges: names of measures that the step makes.
     """
 
     n_parcels: int
-    kappas: tuple[float, ...] = KAPPAS
-    betas: tuple[float, ...] = BETAS
     force: bool = False
     edges: tuple[str, ...] = ("pearson",)
 
@@ -64,12 +61,15 @@ class Shared(NamedTuple):
       prior: the spatial prior.
       region: reference region of each location (`tokens.nearest_reference`), `[W]`.
       free: `choose.data_free` of the spatial prior, for β = 0 and the grid's, `[b, W, C]`.
+      kappas, betas: grids; one value fixes it. Not compiled into the step, so that many fixed values share one.
     """
 
     encoder: Encoder
     prior: SpatialPrior
     region: Int[Array, " W"]
     free: Float[Array, "b W C"]
+    kappas: Float[Array, " n"]
+    betas: Float[Array, " m"]
 
 
 class Subject(NamedTuple):
@@ -169,7 +169,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     Args:
       shared: model and atlas on the Space.
       subject: the scan.
-      settings: grids, measures.
+      settings: measures, and whether the decision counts.
     """
     prior, k = shared.prior, settings.n_parcels
     candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)
@@ -180,7 +180,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     problems = [_problem(shared, subject, one, candidates, atlas, k) for one in x]
     halves = problems[0], problems[1]
     free = _only(shared.free, candidates)
-    choice = choose(halves, free, k, kappas=settings.kappas, betas=settings.betas)
+    choice = choose(halves, free, k, kappas=shared.kappas, betas=shared.betas)
     own = most_probable(choice.halves[0].q, candidates), most_probable(choice.halves[1].q, candidates)
     quality = _quality(shared, subject, halves, choice, free[choice.free_beta], own, atlas, candidates, k)
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)

@@ -19,7 +19,6 @@ from pnet_jax.config import ParallelConfig
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, Outputs, Settings, Shared, Subject, step
 from pnet_jax.encoder.adapter import Adapter
-from pnet_jax.encoder.model import Encoder
 from pnet_jax.encoder.tokens import log_tsnr, nearest_reference
 from pnet_jax.parcellation.choose import data_free
 from pnet_jax.parcellation.mixture import Problem
@@ -39,19 +38,21 @@ LAYOUT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 _TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # of the Spaces that scans came on last, for every call in this process
 
 
-def shared_of(encoder: Encoder, placed: AtlasOnSpace, settings: Settings) -> Shared:
-    """What all scans of a Space share, on the device."""
+def shared_of(plan: Plan, placed: AtlasOnSpace) -> Shared:
+    """What all scans of a Space share under a plan, on the device."""
     prior = placed.prior
-    region = np.where(prior.labels >= 0, nearest_reference(np.asarray(prior.xyz), np.asarray(encoder.references)), -1)
-    return Shared(encoder, prior, jnp.asarray(region.astype(np.int32)), _free(prior, settings))
+    region = np.where(prior.labels >= 0, nearest_reference(np.asarray(prior.xyz), np.asarray(plan.model.encoder.references)), -1)
+    kappas, betas = jnp.asarray(plan.kappas, jnp.float32), jnp.asarray(plan.betas, jnp.float32)
+    free = _free(prior, betas, plan.settings.n_parcels)
+    return Shared(plan.model.encoder, prior, jnp.asarray(region.astype(np.int32)), free, kappas, betas)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _free(prior: SpatialPrior, settings: Settings) -> Float[Array, "b W C"]:
-    z, prototypes = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((settings.n_parcels, 1))
+@functools.partial(jax.jit, static_argnames="n_parcels")
+def _free(prior: SpatialPrior, betas: Float[Array, " m"], n_parcels: int) -> Float[Array, "b W C"]:
+    z, prototypes = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((n_parcels, 1))
     problem = Problem(z, prior.candidates, prior.log_prior, prior.table, prototypes, prior.blocks)
     # β = 0 is the spatial prior itself, whose labels are the atlas's.
-    return data_free(problem, jnp.asarray((0.0, *settings.betas)))
+    return data_free(problem, jnp.pad(betas, (1, 0)))
 
 
 def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | None = None) -> Subject:
@@ -133,7 +134,7 @@ def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, me
     Args:
       shared: model and atlas on their Space.
       subjects: the scans.
-      settings: grids, measures.
+      settings: what is compiled into the step.
       mesh: devices; all of them along "subject" if not given.
       size: rows of the wave at least; those beside the scans are the last scan's again.
     """
@@ -182,15 +183,15 @@ class Builder:
         plan = self.plan
         learned = None if plan.group is None else plan.group.spatial
         taught = None if plan.group is None or learned is None else plan.group.digest
-        key = (plan.atlas.digest, plan.model.digest, taught, plan.settings, space_key(scan.space))
+        key = (plan.atlas.digest, plan.model.digest, taught, plan.betas, space_key(scan.space))
         if key not in _TABLES:
             while len(_TABLES) >= KEPT_SPACES:  # native-space scans have one each
                 _TABLES.pop(next(iter(_TABLES)))
             placed = place(plan.atlas, scan.space, learned)
-            _TABLES[key] = placed, shared_of(plan.model.encoder, placed, plan.settings)
+            _TABLES[key] = placed, shared_of(plan, placed)
         placed, shared = _TABLES[key]
         # The same tables serve an atlas of the same parcels by another name.
-        return dataclasses.replace(placed, atlas=plan.atlas), shared
+        return dataclasses.replace(placed, atlas=plan.atlas), shared._replace(kappas=jnp.asarray(plan.kappas, jnp.float32))
 
     def ready(self, scan: Scan, adapter: Adapter | None = None) -> Ready:
         """A scan on its way to a wave."""

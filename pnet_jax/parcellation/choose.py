@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -65,8 +66,8 @@ def choose(
     free: Float[Array, "b V C"],
     n_parcels: int,
     *,
-    kappas: tuple[float, ...] = KAPPAS,
-    betas: tuple[float, ...] = BETAS,
+    kappas: Sequence[float] | Float[Array, " n"] = KAPPAS,
+    betas: Sequence[float] | Float[Array, " m"] = BETAS,
 ) -> Choice:
     """κ, β and T of the highest held-out score.
 

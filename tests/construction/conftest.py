@@ -35,5 +35,5 @@ def one_device():
 def short_grid(toy_model) -> Builder:
     """Construction that chooses among few settings, on one device."""
     plan = resolve(ConstructConfig(), model=toy_model)
-    plan = dataclasses.replace(plan, settings=plan.settings._replace(kappas=(5.0, 10.0, 20.0), betas=(0.1, 0.2)))
+    plan = dataclasses.replace(plan, kappas=(5.0, 10.0, 20.0), betas=(0.1, 0.2))
     return Builder(plan, parallel.make_mesh(devices=jax.devices()[:1]))

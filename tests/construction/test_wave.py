@@ -36,7 +36,7 @@ def test_a_cohort_of_fifty_different_scans_traces_the_step_once(toy, toy_model, 
     assert len({len(scan.space) for scan in scans}) > 20
     waiting = [builder.ready(scan) for scan in scans]
     assert len({one.shape for one in waiting}) == 1
-    assert len({id(one.shared) for one in waiting}) == 1  # tables of the Space are made once
+    assert len({id(one.shared.free) for one in waiting}) == 1  # tables of the Space are made once
     step = compiled(builder.plan.settings, one_device)
     before = step._cache_size()
     for one in waiting:
@@ -44,6 +44,20 @@ def test_a_cohort_of_fifty_different_scans_traces_the_step_once(toy, toy_model, 
         assert_array_equal(found.labels >= 0, one.subject.valid)
         assert np.isfinite(found.edges["pearson"]).all()
     assert step._cache_size() - before == 1
+
+
+def test_fixed_settings_of_any_value_share_a_trace(toy, toy_model, one_device):
+    step = before = None
+    labels = []
+    for kappa, beta in ((5.0, 0.1), (40.0, 0.1), (5.0, 0.4)):
+        builder = Builder(resolve(ConstructConfig(kappa=kappa, beta=beta, force_personalised=True), model=toy_model), one_device)
+        (found,) = builder.run([builder.ready(varied(toy, 3))])
+        assert (found.choice.kappa, found.choice.beta) == (np.float32(kappa), np.float32(beta))
+        labels.append(found.labels)
+        step = compiled(builder.plan.settings, one_device)
+        before = step._cache_size() if before is None else before
+    assert step._cache_size() == before
+    assert (labels[0] != labels[1]).any() and (labels[0] != labels[2]).any()
 
 
 def test_the_last_scans_fill_up_a_wave_of_the_same_size(toy, short_grid):
@@ -158,7 +172,7 @@ def test_a_mask_with_more_than_the_brain_changes_nothing(toy, toy_builder):
     volume = volume.astype(np.float32)
     scans = [on_mask(toy, mask, volume) for mask in (toy.mask, wider)]
     ready = [toy_builder.ready(scan) for scan in scans]
-    assert len(scans[1].space) > len(scans[0].space) and ready[0].shared is ready[1].shared
+    assert len(scans[1].space) > len(scans[0].space) and ready[0].shared.free is ready[1].shared.free
     assert_same(ready[0].subject, ready[1].subject)
 
 
