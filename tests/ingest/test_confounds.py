@@ -80,7 +80,7 @@ def test_nan_column(tmp_path):
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(T, 3)), columns=["a", "b", "c"])
     table.loc[5, "b"] = np.nan
     table["c"] = np.nan
-    with pytest.raises(ValueError, match=r"c\.tsv.*b \(1 of 130 frames\), c \(130 of 130 frames\)"):
+    with pytest.raises(ValueError, match=r"c\.tsv.*b \(1 of 130 frames\)"):
         load_scan(save_bold(tmp_path), confounds=save_table(table, tmp_path / "c.tsv"))
     table = table.drop(columns="c")
     kept = np.delete(np.arange(T), 5)
