@@ -21,7 +21,7 @@ SEPARATORS = {".tsv": "\t", ".csv": ","}
 WHITE_SPACE = r"\s+"
 NAMED = {"\t": "tabs", ",": "commas", ";": "semicolons", WHITE_SPACE: "white space"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-LOOKED_AT = 20  # lines that tell how a table is laid out
+LOOKED_AT = 100  # lines that tell how a table is laid out
 LONGEST_LINE = 1 << 22
 LONGEST_NAME, LONGEST_PATH = 60, 200
 
@@ -90,10 +90,13 @@ def layout_of(path: Path, where: str) -> Layout:
       FileNotFoundError: it is not there.
     """
     lines = first_lines(path, where)
+    if not lines or not lines[0].strip():
+        raise InputError(f"{where}: the file is empty or starts with an empty line, expected a table")
     skipped, heading = 0, ""
     if _may_comment(path):
         skipped = next((i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")), len(lines))
         heading = lines[skipped - 1].strip().lstrip("#") if skipped else ""
+        lines = [line.split("#", 1)[0] for line in lines]
     lines = [line for line in lines[skipped:] if line.strip()]
     if not lines:
         raise InputError(f"{where}: the table is empty: its first lines are comments")
@@ -107,15 +110,18 @@ def layout_of(path: Path, where: str) -> Layout:
 
 
 def first_lines(path: Path, where: str) -> list[str]:
-    """The first lines of a text file, the first of which is not blank."""
+    """The first lines of a text file.
+
+    Raises:
+      InputError: the file is not text.
+      FileNotFoundError: it is not there.
+    """
     check_file(path, where)
     with reading(f"{where}: not a text file"), path.open(encoding="utf-8-sig") as stream:
         read = iter(lambda: stream.readline(LONGEST_LINE), "")
         lines = [line.rstrip("\n") for line in itertools.islice(read, LOOKED_AT)]
     if any("\0" in line for line in lines):
         raise InputError(f"{where}: not a text file")
-    if not lines or not lines[0].strip():
-        raise InputError(f"{where}: the file is empty or starts with an empty line, expected a table")
     return lines
 
 
