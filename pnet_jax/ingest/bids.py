@@ -17,7 +17,7 @@ from pnet_jax.ingest import naming
 from pnet_jax.ingest.folder import in_folder
 from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.source import ScanSource, source_of
-from pnet_jax.ingest.tables import SEPARATORS, first_lines, layout_of, number, read_table, shortlist
+from pnet_jax.ingest.tables import SEPARATORS, first_lines, layout_of, number, plural, read_table, shortlist
 
 
 def find_scans(
@@ -76,7 +76,7 @@ def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSou
     """Warns of tasks that are mixed, of subjects without the task that was asked for, and of scans that alone have no confounds."""
     tasks = collections.Counter(s.entities["task"] for s in chosen if "task" in s.entities and not s.problem)
     if task is None and len(tasks) > 1:
-        counts = shortlist([f"{name} ({n} scans)" for name, n in sorted(tasks.items())])
+        counts = shortlist([f"{name} ({plural(n, 'scan')})" for name, n in sorted(tasks.items())])
         resting = [name for name in sorted(tasks) if "rest" in name.lower()]
         warnings.warn(
             f"folder {folder}: the scans are of several tasks: {counts}; all are read, --task {(resting or sorted(tasks))[0]} reads one",
@@ -84,12 +84,12 @@ def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSou
         )
     lost = sorted({s.subject for s in found} - {s.subject for s in chosen})
     if lost:
-        warnings.warn(f"folder {folder}: {len(lost)} subjects have no scan of task {task}: {shortlist(lost)}", stacklevel=3)
+        warnings.warn(f"folder {folder}: no scan of task {task} for {plural(len(lost), 'subject')}: {shortlist(lost)}", stacklevel=3)
     cleaned = [s for s in chosen if not s.problem and naming.suffix_of(s.bold) == "bold" and s.entities.get("desc") != "denoised"]
     without = [s.label for s in cleaned if s.confounds is None]
     if 0 < len(without) < len(cleaned):
         warnings.warn(
-            f"folder {folder}: {len(without)} of {len(cleaned)} scans have no confounds table beside them, nothing is regressed out of "
+            f"folder {folder}: no confounds table beside {len(without)} of {plural(len(cleaned), 'scan')}; nothing is regressed out of "
             f"these: {shortlist(without)}",
             stacklevel=3,
         )

@@ -44,6 +44,8 @@ def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[
         raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
     with reading(f"{where}: its CIFTI header is damaged"):
         rows, columns = image.header.get_axis(0), image.header.get_axis(1)
+    if (len(rows), len(columns)) != tuple(image.shape):
+        raise InputError(f"{where}: its header is damaged: axes of {len(rows)} by {len(columns)}, data of shape {tuple(image.shape)}")
     if not isinstance(columns, kind):
         raise InputError(f"{where}: expected a CIFTI file of {what}, found one of {type(rows).__name__} by {type(columns).__name__}")
     return rows, columns

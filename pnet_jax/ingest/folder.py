@@ -12,7 +12,7 @@ from pathlib import Path
 from pnet_jax.errors import SettingsError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.source import DENSE, VOLUMES, ScanSource, source_of
-from pnet_jax.ingest.tables import shortlist
+from pnet_jax.ingest.tables import plural, shortlist
 
 PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
 PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # cleaning is ours where there is a choice
@@ -114,7 +114,7 @@ def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
             doubled[place, shortlist(elsewhere)] = doubled.get((place, shortlist(elsewhere)), 0) + 1
         sources.append(source)
     for (place, others), n in doubled.items():
-        warnings.warn(f"folder {folder}: {n} runs are in several data sets: read from {place}, not from {others}", stacklevel=4)
+        warnings.warn(f"folder {folder}: several data sets hold {plural(n, 'run')}: read from {place}, not from {others}", stacklevel=4)
     return sources
 
 

@@ -66,7 +66,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
 
 @contextlib.contextmanager
 def _header_remarks() -> Iterator[list[str]]:
-    """What nibabel has to say of a header, which it would write to standard error without the file's name."""
+    """What nibabel has to say of a header: it would log and warn without the file's name."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(one_line(record.getMessage()))  # type: ignore[method-assign]
@@ -74,7 +74,10 @@ def _header_remarks() -> Iterator[list[str]]:
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [handler], False
     try:
-        yield said
+        with python_warnings.catch_warnings(record=True) as caught:
+            python_warnings.simplefilter("always")
+            yield said
+        said += [one_line(str(one.message)) for one in caught]
     finally:
         logger.handlers, logger.propagate = handlers, propagate
 

@@ -192,6 +192,11 @@ def shortlist(items: list[str], most: int = 8) -> str:
     return ", ".join(brief(item, LONGEST_PATH) for item in items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def plural(n: int, word: str) -> str:
+    """`1 scan`, `2 scans`."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
 def brief(text: str, most: int = LONGEST_NAME) -> str:
     """A name as it is, cut where it is too long for a message."""
     return text if len(text) <= most else f"{text[:most]}…"

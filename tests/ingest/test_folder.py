@@ -70,7 +70,7 @@ def test_of_two_trees_the_preprocessed_one_is_taken_and_said(tmp_path):
     runs(tmp_path / "fmriprep", "sub-01_task-rest", "sub-02_task-rest")
     for subject in ("01", "02"):
         touch(tmp_path / "xcp_d" / f"sub-{subject}" / "func", f"sub-{subject}_task-rest_{ENDING.replace('preproc', 'denoised')}")
-    with pytest.warns(UserWarning, match=r"2 runs are in several data sets: read from .*/fmriprep, not from .*/xcp_d"):
+    with pytest.warns(UserWarning, match=r"several data sets hold 2 runs: read from .*/fmriprep, not from .*/xcp_d"):
         sources = find_scans(tmp_path)
     assert len(sources) == 2 and all("fmriprep" in str(s.bold) and not s.problem for s in sources)
 
@@ -136,7 +136,7 @@ def test_several_tasks_are_said(tmp_path):
     runs(tmp_path, "sub-01_task-rest", "sub-01_task-nback", "sub-02_task-rest", "sub-03_task-nback")
     with pytest.warns(UserWarning, match=r"of several tasks: nback \(2 scans\), rest \(2 scans\); all are read, --task rest reads one"):
         assert len(find_scans(tmp_path)) == 4
-    with pytest.warns(UserWarning, match=r"1 subjects have no scan of task rest: 03"):
+    with pytest.warns(UserWarning, match=r"no scan of task rest for 1 subject: 03"):
         assert len(find_scans(tmp_path, task="rest")) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -146,7 +146,7 @@ def test_several_tasks_are_said(tmp_path):
 def test_scans_that_alone_have_no_confounds_are_counted(tmp_path):
     runs(tmp_path, "sub-01_task-rest", "sub-02_task-rest")
     runs(tmp_path, "sub-03_task-rest", confounds=False)
-    with pytest.warns(UserWarning, match=r"1 of 3 scans have no confounds table beside them.*sub-03_task-rest"):
+    with pytest.warns(UserWarning, match=r"no confounds table beside 1 of 3 scans; .*sub-03_task-rest"):
         find_scans(tmp_path)
 
 

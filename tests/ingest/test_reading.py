@@ -172,6 +172,16 @@ def test_what_nibabel_says_of_a_header_is_a_warning_that_names_the_file(tmp_path
         load_scan(save_bold(tmp_path / "good"), cleaning=FILTERED)
 
 
+def test_a_cifti_file_whose_axes_do_not_fit_its_data(tmp_path):
+    path = save_series(tmp_path / DENSE, brain_models())
+    content = bytearray(path.read_bytes())
+    (n,) = struct.unpack_from("<q", content, 64)  # dim[6] of NIfTI-2: locations
+    struct.pack_into("<q", content, 64, n - 1)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"sub-01_task-rest.*axes of 130 by 15, data of shape \(130, 14\)"):
+        load_scan(path, cleaning=PLAIN)
+
+
 def test_npy_files_that_promise_more_or_hold_something_else(tmp_path):
     np.save(tmp_path / "m.npy", np.eye(3))
     content = (tmp_path / "m.npy").read_bytes()
