@@ -1,4 +1,4 @@
-"""Real people for the benchmarks: ABIDE I as 200 regions (Craddock), 19 sites, and which of these are kept for testing."""
+"""Real participants for the benchmarks: ABIDE I as 200 regions (Craddock), 19 sites, and which of these are kept for testing."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def recordings(table: Path, *, without_mean: bool = True) -> list[Recording]:
     return out
 
 
-def people(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
-    """Scans of the people of the training or of the test sites, band-passed."""
+def participants(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
+    """Scans of the participants of the training or of the test sites, band-passed."""
     with np.load(table) as file:
         space = regions(atlas, file["roi_id"])
     for one in recordings(table):

@@ -1,7 +1,8 @@
 """The five terms of pre-training: each left out, and each alone, beside all of them and beside no training.
 
 Every variant trains the same model on the same store, batches and seed, for fewer steps than the shipped one; then all go through
-the gate: simulated people that none has seen, and the real scan's halves where it is there. The untrained model is the linear encoder.
+the gate: simulated participants that none has seen, and the real scan's halves where it is there. The untrained model is the linear
+encoder.
 
     python benchmarks/ablation.py STORE RUNS --steps 200 --out benchmarks/results/ablation.json
 
@@ -80,7 +81,7 @@ def _arguments():
     arguments.add_argument("runs", type=Path, help="folder for the trained models")
     arguments.add_argument("--config", type=Path, default=ROOT / "configs" / "pretrain_small.toml")
     arguments.add_argument("--steps", type=int, default=200)
-    arguments.add_argument("--subjects", type=int, default=3, help="simulated people")
+    arguments.add_argument("--subjects", type=int, default=3, help="simulated participants")
     arguments.set_defaults(batch=None, locations=None, dtype=None)
     return arguments.parse_args()
 

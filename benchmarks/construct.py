@@ -1,4 +1,4 @@
-"""Seconds from one recording to a person's parcels and Pearson edges, beside nilearn's Ward and pNet's SR-NMF.
+"""Seconds from one recording to a participant's parcels and Pearson edges, beside nilearn's Ward and pNet's SR-NMF.
 
 Real scan: 4 mm, TR 1.5 s; the mask holds the voxels within 4 mm of the prior (Schaefer-200 + Tian, K = 216), the same for
 everybody. pnet_jax and Ward read, clean and parcellate the file; SR-NMF gets signals that are cleaned already, and the first half

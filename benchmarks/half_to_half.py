@@ -1,14 +1,14 @@
-"""Edges from one half of a real scan, scored on the raw edges of its other half, in people of sites that took no part.
+"""Edges from one half of a real scan, scored on the raw edges of its other half, in participants of sites that took no part.
 
-ABIDE I, 200 ROIs, .009–.1 Hz, mean signal removed, 10 frames left out between the halves. Everything is fitted on 390 people of nine
+ABIDE I, 200 ROIs, .009–.1 Hz, mean signal removed, 10 frames left out between the halves. Everything is fitted on 390 participants of nine
 sites and scored on 127 of five others. `individual` is the correlation over edges after the training mean is taken away, so that a
 constant network scores 0; `mse` is in Fisher z and holds the noise of the half that is predicted. Differences are to edge-wise empirical
-Bayes, with bootstrap intervals over people. `--sites` scores folds of training sites instead: what choices were made on.
+Bayes, with bootstrap intervals over participants. `--sites` scores folds of training sites instead: what choices were made on.
 
     python benchmarks/half_to_half.py --out benchmarks/results/half_to_half.json
     python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the training sites' group network
     python benchmarks/half_to_half.py --minutes 1.5          # only the last minutes of a test scan's first half are seen
-    python benchmarks/half_to_half.py --people 40            # fitted on few people
+    python benchmarks/half_to_half.py --participants 40            # fitted on few participants
     python benchmarks/half_to_half.py --sites                # five folds of training sites; the test sites are not read
 """
 
@@ -50,13 +50,14 @@ def main() -> None:
         pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites)]
     else:
         pairs = [(taught, halves([scan for scan in scans if scan.test], merge, args.minutes))]
-    parts = [score(few(fit, args.people), test) for fit, test in pairs]
-    people = {name: {key: np.concatenate([p[name][key] for p in parts]) for key in parts[0][name]} for name in parts[0]}
-    print(f"{' + '.join(str(len(few(fit, args.people).sites)) for fit, _ in pairs)} people fitted, {len(people['raw']['mse'])} scored")
-    figures = {name: summary(values, people["empirical Bayes"]) for name, values in people.items()}
+    parts = [score(few(fit, args.participants), test) for fit, test in pairs]
+    participants = {name: {key: np.concatenate([p[name][key] for p in parts]) for key in parts[0][name]} for name in parts[0]}
+    fitted = " + ".join(str(len(few(fit, args.participants).sites)) for fit, _ in pairs)
+    print(f"{fitted} participants fitted, {len(participants['raw']['mse'])} scored")
+    figures = {name: summary(values, participants["empirical Bayes"]) for name, values in participants.items()}
     rows = [(name, *(_text(f[key]) for key in f)) for name, f in figures.items()]
     table(("edges", *next(iter(figures.values()))), rows)
-    by_site = sites(people, np.concatenate([test.sites for _, test in pairs]))
+    by_site = sites(participants, np.concatenate([test.sites for _, test in pairs]))
     table(("site", *next(iter(by_site.values()))), [(name, *row.values()) for name, row in by_site.items()])
     write(args, figures | {"sites": by_site})
 
@@ -108,13 +109,13 @@ def folds(sites: np.ndarray, number: int = 5) -> list[np.ndarray]:
     return [np.isin(sites, group) for group in dealt]
 
 
-def few(cohort: Cohort, people: int | None) -> Cohort:
-    """That many people by chance."""
-    return cohort if people is None else cohort.take(np.random.default_rng(0).permutation(len(cohort.sites))[:people])
+def few(cohort: Cohort, participants: int | None) -> Cohort:
+    """That many participants by chance."""
+    return cohort if participants is None else cohort.take(np.random.default_rng(0).permutation(len(cohort.sites))[:participants])
 
 
 def score(fit: Cohort, test: Cohort) -> dict[str, dict[str, np.ndarray]]:
-    """Each person's figures for each estimate of the first half."""
+    """Each participant's figures for each estimate of the first half."""
     upper = np.triu_indices(fit.views[0].shape[-1], 1)
     a, b = (fisher(views[:, 0])[:, *upper] for views in fit.views)
     seen, truth = (fisher(views[:, 0])[:, *upper] for views in test.views)
@@ -172,7 +173,7 @@ def one_by_one(predicted: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> di
 
 
 def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, object]:
-    """Means, and differences of people to the reference with bootstrap intervals."""
+    """Means, and differences of participants to the reference with bootstrap intervals."""
     out: dict[str, object] = {key: float(values[key].mean()) for key in ("individual", "mse", "identification")}
     for key in ("individual", "mse"):
         out[f"{key} − EB [95 %]"] = interval(values[key] - reference[key])
@@ -180,13 +181,13 @@ def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
     return out
 
 
-def sites(people: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[str, dict[str, float]]:
+def sites(participants: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[str, dict[str, float]]:
     """Each site's means: a gain that only one scanner shows would be the scanner's."""
     shown = {"EB": "empirical Bayes", "guided": "guided"}
     return {
-        str(site): {"people": int((where == site).sum()), "TR": TR.get(str(site), OTHER_TR)}
+        str(site): {"participants": int((where == site).sum()), "TR": TR.get(str(site), OTHER_TR)}
         | {
-            f"{key} {short}": float(people[name][key][where == site].mean())
+            f"{key} {short}": float(participants[name][key][where == site].mean())
             for key in ("individual", "mse")
             for short, name in shown.items()
         }
@@ -209,7 +210,7 @@ def _arguments():
     arguments = parser(__doc__)
     arguments.add_argument("--parcels", type=int, help="merge the 200 ROIs to that many")
     arguments.add_argument("--minutes", type=float, help="of a test scan's first half that are seen")
-    arguments.add_argument("--people", type=int, help="how many of the training people are used")
+    arguments.add_argument("--participants", type=int, help="how many of the training participants are used")
     arguments.add_argument("--sites", action="store_true", help="score folds of training sites, not the test sites")
     return arguments.parse_args()
 

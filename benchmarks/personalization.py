@@ -66,7 +66,7 @@ def main() -> None:
                 made[seed] = simulated(args, tier, int(seed))
                 write(args, figures | {"cohorts": cohorts})
         wanted = [made[str(seed)] for seed in range(args.seed, args.seed + args.seeds)]
-        figures[tier] = {"people": args.people, "cohorts": len(wanted)} | _over_cohorts(wanted)
+        figures[tier] = {"participants": args.participants, "cohorts": len(wanted)} | _over_cohorts(wanted)
         _show(tier, figures[tier])
     write(args, figures | {"cohorts": cohorts})
 
@@ -100,7 +100,7 @@ def _show(tier: str, found: dict) -> None:
             mean, sd = mean[key], sd[key]
         return [f"{value:.3f} ± {sd[name]:.3f}" for name, value in mean.items()]
 
-    head = f"{tier}, {found['cohorts']} cohorts of {found['people']} people"
+    head = f"{tier}, {found['cohorts']} cohorts of {found['participants']} participants"
     maps = tuple(found["parcels"])
     table((head, *found["parcels"]["prior"]), [(name, *cells("parcels", name)) for name in maps])
     table(("labels between sessions", *found["labels"]["with"]), [(name, *cells("labels", name)) for name in found["labels"]])
@@ -111,20 +111,20 @@ def _show(tier: str, found: dict) -> None:
 
 
 def simulated(args, tier: str, seed: int) -> dict[str, dict]:
-    """One cohort: figures of parcels, edges and dynamics, averaged over the people that nothing was learned from."""
+    """One cohort: figures of parcels, edges and dynamics, averaged over the participants that nothing was learned from."""
     model, group, rest, prior = _cohort(args, tier, seed)
     maps: dict[str, list] = {"prior": [], "without": [], "with": []}
     labels: dict[str, list] = {"without": [], "with": []}
     edges: dict[str, list] = {name: [] for name in EDGES}
     dynamics = []
-    for person in rest:
+    for participant in rest:
         start = time.perf_counter()
-        scans = [_scan(args, session) for session in person.sessions]
+        scans = [_scan(args, session) for session in participant.sessions]
         networks = [_networks(scan, prior, model, group) for scan in scans]
         first = networks[0]
-        judge = Judge(scans[1].y, person.space, scans[1].valid, prior.n_parcels)
+        judge = Judge(scans[1].y, participant.space, scans[1].valid, prior.n_parcels)
         for name, own in {"prior": first["with"].prior_labels, "without": first["without"].labels, "with": first["with"].labels}.items():
-            maps[name].append({"ARI": adjusted_rand_score(person.labels, own), "DCBC": judge(own)["dcbc"]})
+            maps[name].append({"ARI": adjusted_rand_score(participant.labels, own), "DCBC": judge(own)["dcbc"]})
         for name, both in labels.items():
             both.append([network[name].labels for network in networks])
         report = first["with"].qc.dynamics
@@ -134,8 +134,8 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         found = [_edges(scan, network, prior, group) for scan, network in zip(scans, networks, strict=True)]
         for name, both in edges.items():
             both.append([one[name] for one in found])
-        print(f"{tier} {seed}, {person.subject}: {time.perf_counter() - start:.0f} s", flush=True)
-    truths = np.stack([person.true_fc for person in rest])
+        print(f"{tier} {seed}, {participant.subject}: {time.perf_counter() - start:.0f} s", flush=True)
+    truths = np.stack([participant.true_fc for participant in rest])
     return {
         "parcels": {name: average(rows) for name, rows in maps.items()},
         "labels": {name: _told_apart(np.stack(both), prior.n_parcels) for name, both in labels.items()},
@@ -153,7 +153,7 @@ def _networks(scan, prior, model, group) -> dict[str, Network]:
 
 
 def next_session(first, second, network, group, prior) -> dict[str, float]:
-    """How well dynamics fitted to session 1 foretell session 2, in the same parcels, beside the group's.
+    """How well dynamics fitted to session 1 predicts session 2, in the same parcels, beside the group's.
 
     Session 2 is brought to power 1 for both; its units say nothing.
     """
@@ -176,7 +176,7 @@ def next_session(first, second, network, group, prior) -> dict[str, float]:
 
 
 def _told_apart(labels: np.ndarray, n_parcels: int) -> dict[str, float]:
-    """Dice of people's labels `[S, 2, V]` between sessions, mean over parcels: their own, others', and whose is the most alike."""
+    """Dice of participants's labels `[S, 2, V]` between sessions, mean over parcels: their own, others', and whose is the most alike."""
     parcels = [labels[:, session, None, :] == np.arange(n_parcels)[:, None] for session in (0, 1)]  # [S, K, V] each
     both = np.einsum("skv,tkv->stk", *(one.astype(np.float32) for one in parcels))
     size = [one.sum(-1) for one in parcels]
@@ -200,20 +200,22 @@ def _scan(args, session):
 
 
 def _cohort(args, tier: str, seed: int):
-    """Model, what is learned from the first people, and the others; all of one group."""
-    sizes = {"subjects": args.others + args.people, "sessions": 2}
+    """Model, what is learned from the first participants, and the others; all of one group."""
+    sizes = {"subjects": args.others + args.participants, "sessions": 2}
     config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
     networks, rest, prior = [], [], None
     model = pnet_jax.load_model(args.checkpoint)
-    for number, person in enumerate(simulate_cohort(config)):
-        space = person.space
+    for number, participant in enumerate(simulate_cohort(config)):
+        space = participant.space
         if prior is None:
-            prior = make_prior(space.xyz, person.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+            prior = make_prior(
+                space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group"
+            )
             builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
         if number < args.others:
-            networks.append(build([builder.ready(_scan(args, person.sessions[0]))], builder)[0])
+            networks.append(build([builder.ready(_scan(args, participant.sessions[0]))], builder)[0])
         else:
-            rest.append(person)
+            rest.append(participant)
     group = dataclasses.replace(fit_group(networks, prior, dynamics=True), spatial=None)
     return model, group, rest, prior
 
@@ -233,7 +235,7 @@ def _edges(scan, networks, prior, group) -> dict[str, np.ndarray]:
 
 
 def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Figures of people's edges against their truth, `[S, K, K]` each."""
+    """Figures of participants's edges against their truth, `[S, K, K]` each."""
     upper = np.triu_indices(found.shape[-1], 1)
     z, t = (np.arctanh(np.clip(x[:, *upper], -0.99, 0.99)) for x in (found, truth))
     known = np.isfinite(z).all(0)
@@ -248,7 +250,7 @@ def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 def cost(args) -> dict[str, float]:
     """Seconds a subject in a full wave, compiled before, and the most memory a subject's arrays take."""
-    args.others, args.people = 3, 1
+    args.others, args.participants = 3, 1
     model, group, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     before = time.perf_counter()
@@ -277,7 +279,7 @@ def cost(args) -> dict[str, float]:
         "seconds to compile": compiling,
         "seconds a subject": min(seconds) / args.wave,
         "MB a subject": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / args.wave / 2**20,
-        "MB foretold": memory_of(subject) / 2**20,
+        "MB predicted": memory_of(subject) / 2**20,
     }
 
 
@@ -285,7 +287,7 @@ def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("what", choices=("simulated", "cost"))
     arguments.add_argument("--tiers", nargs="+", default=["medium", "hard"], choices=("easy", "medium", "hard", "real"))
-    arguments.add_argument("--people", type=int, default=5, help="that are scored")
+    arguments.add_argument("--participants", type=int, default=5, help="that are scored")
     arguments.add_argument("--others", type=int, default=8, help="that dynamics and layers are learned from")
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)

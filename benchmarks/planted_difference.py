@@ -1,7 +1,8 @@
 """What layers of the edges make of a difference between patients and controls that is known.
 
-Healthy and autistic people of the five test sites of `half_to_half.py`, ROIs merged to 60, guide and group from the other sites. Of 50
-people drawn by chance 25 are called patients: the 28 edges among 8 ROIs drawn by chance are lowered by .3 in Fisher z, in both views.
+Healthy and autistic participants of the five test sites of `half_to_half.py`, ROIs merged to 60, guide and group from the other sites. Of
+50
+participants drawn by chance 25 are called patients: the 28 edges among 8 ROIs drawn by chance are lowered by .3 in Fisher z, in both views.
 Edges are tested by permutation (max-T, 2,000 rearrangements). Once with scans of one length, once with 1.5 minutes of each patient.
 
     python benchmarks/planted_difference.py --out benchmarks/results/planted_difference.json
@@ -42,21 +43,21 @@ def main() -> None:
 
 
 def hits(patients, controls, group, taught, seed: int) -> dict[str, dict[str, float]]:
-    """What one draw of people and ROIs shows in each layer."""
+    """What one draw of participants and ROIs shows in each layer."""
     rng = np.random.default_rng(seed)
     who, nodes = rng.permutation(len(controls.sites))[:PEOPLE], rng.permutation(PARCELS)[:NODES]
     upper = np.triu_indices(PARCELS, 1)
     true = np.isin(upper[0], nodes) & np.isin(upper[1], nodes)
     ill = np.arange(PEOPLE) < PEOPLE // 2
     made: dict[str, list[np.ndarray]] = {}
-    for person, sick in zip(who, ill, strict=True):
+    for participant, sick in zip(who, ill, strict=True):
         source = patients if sick else controls
-        raw, white = lowered(source.views[0][person], nodes) if sick else source.views[0][person]
-        for name, layer in edges.layers(raw, float(source.n_eff[0][person]), group, taught, [white]).items():
+        raw, white = lowered(source.views[0][participant], nodes) if sick else source.views[0][participant]
+        for name, layer in edges.layers(raw, float(source.n_eff[0][participant]), group, taught, [white]).items():
             made.setdefault(name, []).append(fisher(layer.edges)[upper])
     out = {}
-    for name, people in made.items():
-        values = np.array(people, np.float32)
+    for name, participants in made.items():
+        values = np.array(participants, np.float32)
         p = permutation_test(values, ill.astype(np.float32), key=jax.random.key(seed), permutations=PERMUTATIONS).p_fwe
         found = np.asarray(p) < 0.05
         difference = values[ill].mean(0) - values[~ill].mean(0)

@@ -1,7 +1,7 @@
-"""Does training on real people help an encoder of real people? ABIDE, 200 regions, tested at sites that training never saw.
+"""Does training on real participants help an encoder of real participants? ABIDE, 200 regions, tested at sites that training never saw.
 
-Four encoders: the shipped linear one (simulated people), the linear one fitted to the training sites, and the neural one trained on
-these from either. Judged by the share of the variance of the fingerprints of a person's other half that each predicts (R²), beside the
+Four encoders: the shipped linear one (simulated participants), the linear one fitted to the training sites, and the neural one trained on
+these from either. Judged by the share of the variance of the fingerprints of a participant's other half that each predicts (R²), beside the
 linear decoder whose components are weighted by their reliability. The data are for research only: nothing of this is shipped.
 
     python benchmarks/real_training.py WORK --steps 600 --out benchmarks/results/real_training.json
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from abide import ATLAS, TABLE, people
+from abide import ATLAS, TABLE, participants
 from common import ROOT, need, parser, write
 from pretraining import read_config
 
@@ -32,12 +32,12 @@ def main() -> None:
     args = _arguments()
     table, atlas = need(args.data, TABLE, ATLAS)
     store, shipped = args.work / "store", pnet_jax.load_model("pnet-linear")
-    prepare(people(table, atlas, test=False), store)
-    linear = _fitted(lambda: people(table, atlas, test=False), args.work / "linear", len(shipped.encoder.references))
+    prepare(participants(table, atlas, test=False), store)
+    linear = _fitted(lambda: participants(table, atlas, test=False), args.work / "linear", len(shipped.encoder.references))
     models = [shipped, linear, _weighted(linear)]
     for start in (shipped.name, args.work / "linear"):
         models.append(_trained(args, store, str(start)))
-    rows = encoder.gate(models, scan_cases(people(table, atlas, test=True), shipped.priors[200], args.conditions))
+    rows = encoder.gate(models, scan_cases(participants(table, atlas, test=True), shipped.priors[200], args.conditions))
     summed = encoder.summary(rows)
     print("\n".join(encoder.table(summed)))
     write(args, {"rows": encoder.without_nan(summed)})
@@ -45,7 +45,7 @@ def main() -> None:
 
 def _fitted(scans, folder: Path, references: int):
     if not folder.exists():
-        save_model(pretrain(scans, PretrainConfig(name="linear, real people", references=references)), folder)
+        save_model(pretrain(scans, PretrainConfig(name="linear, real participants", references=references)), folder)
     return pnet_jax.load_model(folder)
 
 

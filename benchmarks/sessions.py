@@ -1,10 +1,10 @@
-"""Edges of one session scored on another of the same person, months later: patients with a first episode of psychosis (STAGES).
+"""Edges of one session scored on another of the same participant, months later: patients with a first episode of psychosis (STAGES).
 
 Recordings of 234 frames (TR 2 s), 419 regions, band-passed and without the global signal: the guided layer has the raw view only.
-Group and guide are fitted on the people of four folds and applied to the fifth's. `individual` is the correlation over edges with the
+Group and guide are fitted on the participants of four folds and applied to the fifth's. `individual` is the correlation over edges with the
 raw edges of the other session after the training mean is taken away, `mse` in Fisher z; both directions. `ICC` is the median over edges of
 ICC(1,1) of the two sessions' estimates. `identification`:
-a person's first session is more like their own second one than like anybody else's.
+a participant's first session is more like their own second one than like anybody else's.
 
     python benchmarks/sessions.py --out benchmarks/results/sessions.json
 """
@@ -24,7 +24,7 @@ LAYERS = ("raw", "shrunk", "guided")
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    pairs, n_eff = people(need(args.data, TABLE)[0])
+    pairs, n_eff = participants(need(args.data, TABLE)[0])
     upper = np.triu_indices(pairs.shape[-1], 1)
     estimates = {layer: np.zeros((*pairs.shape[:2], len(upper[0])), np.float32) for layer in LAYERS}
     centred = np.zeros_like(estimates["raw"])
@@ -35,19 +35,19 @@ def main() -> None:
         group = edges.fit_shrinkage(first, second, sizes)
         taught = edges.fit_guided(first[:, None], second[:, None], sizes)
         centred[test] = np.asarray(group.mean)[upper]
-        for person in np.flatnonzero(test):
+        for participant in np.flatnonzero(test):
             for session in (0, 1):
-                made = edges.layers(pairs[person, session], n_eff, group, taught)
+                made = edges.layers(pairs[participant, session], n_eff, group, taught)
                 for layer in LAYERS:
-                    estimates[layer][person, session] = np.asarray(fisher(made[layer].edges))[upper]
+                    estimates[layer][participant, session] = np.asarray(fisher(made[layer].edges))[upper]
     figures = {layer: score(found, estimates["raw"], centred) for layer, found in estimates.items()}
-    print(f"{len(pairs)} people with two sessions")
+    print(f"{len(pairs)} participants with two sessions")
     table(("edges", *figures["raw"]), [(layer, *figures[layer].values()) for layer in LAYERS])
     write(args, figures)
 
 
-def people(file) -> tuple[np.ndarray, float]:
-    """Correlations of both sessions of each person who has two, `[S, 2, K, K]`, and independent frames of one."""
+def participants(file) -> tuple[np.ndarray, float]:
+    """Correlations of both sessions of each participant who has two, `[S, 2, K, K]`, and independent frames of one."""
     with np.load(file) as stored:
         data = {name: stored[name] for name in stored.files}
     both: dict[str, dict[int, np.ndarray]] = {}

@@ -40,10 +40,11 @@ from pnet_jax.outputs import (
     save_edges,
 )
 from pnet_jax.outputs.atomic import sweep
-from pnet_jax.outputs.lock import alongside
+from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import (
     RECORDS,
     check_command,
+    claim_scan,
     digests,
     missing_files,
     read_record,
@@ -56,6 +57,8 @@ from pnet_jax.report import check_installed, write_index, write_report
 
 Progress = Callable[[str, int, int], None]
 COMMAND = "pnet construct"
+SAVING = ".saving.lock"
+POLL_SECONDS = 0.2  # between two looks at a scan that another process works on
 TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
 FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written: to go on would compute for nothing
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
@@ -75,7 +78,7 @@ def construct_cohort(
 
     A scan that fails has its error in `status.tsv`, and the others go on. Where the recording itself is refused, what an earlier call wrote
     for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done. Any number of processes
-    may write into one folder, each its own scans. A full disk ends the call.
+    may work in one folder at the same time; no scan is made by two of them. A full disk ends the call.
 
     Args:
       sources: what to construct, from `find_scans`.
@@ -115,8 +118,10 @@ def construct_cohort(
         try:
             rows = loop.over(sources, resume, progress)
             if "tangent" in plan.edges:
-                rows = loop.tangent(rows)
+                with waiting_for(folder / RECORDS / SAVING):  # no result is half written while all are read
+                    rows = loop.tangent(rows)
         finally:
+            loop.give_up()
             write_table(folder)
     if config.report:
         write_index(folder)
@@ -146,18 +151,26 @@ class _Loop:
         self.folder, self.config, self.builder, self.notes, self.atlas = folder, config, builder, list(notes), atlas
         self.options, self.job = options, _job(config, builder.plan, options)
         self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
+        self.claims: dict[str, Callable[[], None]] = {}  # what releases the scans that are worked on
         self._compiled: set[Hashable] = set()  # shapes of which a whole wave went through
         self._told = time.monotonic()
 
     def over(self, sources: Sequence[ScanSource], resume: bool, progress: Progress | None) -> list[dict[str, Any]]:
-        """The record of each scan, in order; scans of one shape go through the step together."""
+        """The record of each scan, in order; scans of one shape go through the step together.
+
+        Scans that another process works on at the same time are left to it.
+        """
         rows: dict[int, dict[str, Any]] = {}
         waiting: dict[Hashable, list[_Waiting]] = {}
+        others: list[int] = []
         for number, source in enumerate(sources):
             if progress is not None:
                 progress(source.label, len(rows), len(sources))
             if resume and (earlier := self.earlier(source)):
                 rows[number] = earlier
+                continue
+            if not self.claim(source):
+                others.append(number)
                 continue
             one = self.load(number, source)
             if not isinstance(one, _Waiting):
@@ -170,7 +183,31 @@ class _Loop:
                 rows.update(self.take(waiting.pop(fullest)))
         while waiting:
             rows.update(self.take(waiting.pop(next(iter(waiting)))))
+        rows.update((number, self.after(number, sources[number])) for number in others)
         return [rows[number] for number in range(len(sources))]
+
+    def after(self, number: int, source: ScanSource) -> dict[str, Any]:
+        """The record of a scan once another process is done with it; where that one failed or was killed, the scan is tried here."""
+        while not self.claim(source):
+            time.sleep(POLL_SECONDS)
+        if earlier := self.earlier(source):
+            self.claims.pop(source.label)()
+            return earlier
+        one = self.load(number, source)
+        return self.take([one])[0][1] if isinstance(one, _Waiting) else one
+
+    def claim(self, source: ScanSource) -> bool:
+        """Takes a scan until its record is written; False where another process has it."""
+        release = claim_scan(self.folder, source.label, self.atlas)
+        if release is not None:
+            self.claims[source.label] = release
+        return release is not None
+
+    def give_up(self) -> None:
+        """Leaves the scans that are not finished to others; there are some where the loop ended early."""
+        for release in self.claims.values():
+            release()
+        self.claims.clear()
 
     def earlier(self, source: ScanSource) -> dict[str, Any]:
         """The record of an earlier run, if it is of the same settings and inputs and its files are as they were written; else empty."""
@@ -200,6 +237,7 @@ class _Loop:
     def note(self, row: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
         """Writes the record of a scan, and now and then the table of all."""
         record = write_record(self.folder, row, files, COMMAND)
+        self.claims.pop(row["scan"])()
         if time.monotonic() - self._told > TABLE_SECONDS:
             write_table(self.folder)
             self._told = time.monotonic()
@@ -260,7 +298,8 @@ class _Loop:
         qc = network.qc.warn(*one.notes)
         network = dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(one.loaded, 3)} | qc.seconds))
         try:
-            files = save(network, self.folder, probabilities=self.config.probabilities)
+            with waiting_for(self.folder / RECORDS / SAVING, shared=True):
+                files = save(network, self.folder, probabilities=self.config.probabilities)
             dseg = files[-1]
             if self.config.report:
                 files.append(write_report(network, self.folder / page_name(source.label, self.atlas)))

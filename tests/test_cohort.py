@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
 from pnet_jax.outputs import read_records
 from pnet_jax.outputs.sidecars import stat_label
+from pnet_jax.outputs.status import claim_scan
 from pnet_jax.parcellation.spatial import LearnedPrior, place
 
 PLAIN = CleaningConfig(strategy=(), low_pass=None, high_pass=None, detrend=False)
@@ -345,6 +347,19 @@ def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, 
     with pytest.raises(OSError, match="No space left on device; stopped here: free some space and run it again with --resume"):
         construct_cohort(good, tmp_path, plain)
     assert (tmp_path / "status.tsv").read_text("utf-8").count("\tok\t") == 1
+    monkeypatch.setattr(module, "save", whole)
+    assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
+
+
+def test_a_scan_that_another_process_works_on_is_left_to_it(inputs, config, tmp_path, tried):
+    good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
+    construct_cohort(good[:1], tmp_path, plain)
+    tried.clear()
+    release = claim_scan(tmp_path, good[0].label, "toy")
+    threading.Timer(1.0, release).start()
+    rows = construct_cohort(good, tmp_path, plain)
+    assert status_of(rows) == ["ok", "ok"] and tried == [good[1].label]
+    assert not list((tmp_path / ".pnet").glob("*.claim"))
 
 
 def _bold(folder: Path) -> Path:

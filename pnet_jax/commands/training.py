@@ -50,10 +50,7 @@ def prepare(arguments: Sequence[str]) -> int:
         done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
     for row in done.skipped:
         print(f"skipped: {row['reason']}", file=sys.stderr)
-    print(
-        f"{len(done.written)} scans stored, {len(done.kept)} stood there already, {len(done.skipped)} skipped. "
-        f"{done.manifest} lists them all."
-    )
+    print(f"{len(done.written)} scans stored, {len(done.kept)} up to date, {len(done.skipped)} skipped. {done.manifest} lists them all.")
     return 1 if done.skipped else 0
 
 

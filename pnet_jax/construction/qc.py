@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from pnet_jax.construction.misfits import misfits
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, LEAST_DCBC_GAIN, LEAST_DEGREES, MIN_BLOCKS, Outputs, Subject
 from pnet_jax.network import QC, Bin, Calibration, MapScores, Selection, Trial, confidence_of, start_name
 from pnet_jax.parcellation.harden import count_components
-from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace
-from pnet_jax.scan import Scan, n_eff
-from pnet_jax.space import LEFT, RIGHT
+from pnet_jax.scan import Scan, band_limit, halves_of, n_eff
 
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
-RESOLUTION_TOLERANCE = 0.1  # voxel sizes of atlas and scan that differ by less are the same
-WHOLE_SIDE = 0.1  # share of the locations from which on a hemisphere is one that was scanned
-ALIKE = 0.9  # mean correlation of parcels beyond which one signal is everywhere
+ALIKE = 0.9  # mean absolute correlation of parcels beyond which one signal is everywhere
+SAME, MANY, FEW_PARCELS = 0.95, 1 / 3, 8  # correlation of nearly one signal; share of parcels, of so many, that may have it
 
 
 def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs, coverage: Float[np.ndarray, " K"]) -> QC:
@@ -28,7 +26,7 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
     inside = (labels >= 0) & (before >= 0)
     moved = inside & (labels != before)
     components = count_components(labels, placed.space.neighbours, atlas.n_parcels)
-    selection = _selection(subject, found, start_of(plan))
+    selection = _selection(scan, subject, found, start_of(plan))
     displacement = None if scan.displacement is None else float(np.nanmean(scan.displacement))
     qc = QC(
         selection=selection,
@@ -49,16 +47,16 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
         mean_displacement=displacement,
         tsnr=float(np.median((scan.mean / np.maximum(scan.std, 1e-12))[scan.valid])),
     )
-    return qc.warn(*_warnings(scan, placed, plan, found, selection, size, labels))
+    return qc.warn(*_warnings(scan, placed, plan, found, selection, size, labels, subject.valid[:n]))
 
 
-def _selection(subject: Subject, found: Outputs, start: str) -> Selection:
+def _selection(scan: Scan, subject: Subject, found: Outputs, start: str) -> Selection:
     choice, q = found.choice, found.quality
     maps = [MapScores(*(float(x) for x in pair)) for pair in zip(q.dcbc, q.homogeneity, strict=True)]
     rows = zip(choice.kappas, choice.betas, choice.scores, choice.temperatures, strict=True)
     return Selection(
         decision="personalised" if found.personalised else "atlas",
-        reason=_reason(subject, found, start),
+        reason=_reason(scan, subject, found, start),
         kappa=float(choice.kappa),
         beta=float(choice.beta),
         temperature=float(choice.temperature),
@@ -85,7 +83,7 @@ def start_of(plan: Plan) -> str:
     return start_name(plan.group is not None and plan.group.spatial is not None)
 
 
-def _reason(subject: Subject, found: Outputs, start: str) -> str:
+def _reason(scan: Scan, subject: Subject, found: Outputs, start: str) -> str:
     """Why personalised parcels or those of the start are returned, and what would help."""
     gain, dcbc = _interval(found.quality.gain), _interval(found.quality.dcbc_gain)
     degrees = float(np.min(subject.degrees))
@@ -97,10 +95,7 @@ def _reason(subject: Subject, found: Outputs, start: str) -> str:
     if found.personalised:
         return said if enough else f"forced by the configuration, although not supported: {said}"
     if degrees < LEAST_DEGREES:
-        return (
-            f"filter and regressors leave {degrees:.0f} degrees of freedom in a half of the scan, expected at least {LEAST_DEGREES:.0f}: a "
-            f"longer scan or fewer regressors would help, so {start} is kept"
-        )
+        return _too_few_degrees(scan, subject, start)
     if subject.n_blocks < MIN_BLOCKS:
         return (
             f"a half of the scan has {int(subject.n_blocks)} stretches of {BLOCK_SECONDS:g} s, expected at least {MIN_BLOCKS} to measure a "
@@ -111,6 +106,26 @@ def _reason(subject: Subject, found: Outputs, start: str) -> str:
     if gain[0] > 0 and dcbc[0] > 0:
         return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise: a longer scan would help, so {start} is kept"
     return f"{said}, which does not exclude zero: a longer scan would help, so {start} is kept"
+
+
+def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
+    """How many degrees of freedom a half lacks, and what would give them, in numbers."""
+    confounds = scan.cleaning.get("confounds")
+    removed = len(confounds) if isinstance(confounds, list | tuple) else 0
+    # Each regressor takes one of the degrees that the band leaves. Where even these are gone, only the band says how many there were.
+    limits = [band_limit(scan, len(half.frames)) for half in halves_of(scan)]
+    before = max(min(min(limit, d + removed) for limit, d in zip(limits, subject.degrees.tolist(), strict=True)), 1.0)
+    allowed, minutes = int(before - LEAST_DEGREES), scan.duration / 60
+    ways = [f"at most {allowed} regressors instead of {removed} (cleaning.strategy, cleaning.motion)"] if 0 < allowed < removed else []
+    ways.append(f"about {minutes * (LEAST_DEGREES + removed) / before:.1f} minutes of scan instead of {minutes:.1f} at this TR and band")
+    if start == start_name(False):
+        ways.append("a group model (pnet fit-group)")
+    listed = " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+    said = f"filter and {f'{removed} ' if removed else ''}regressors leave {subject.degrees[0]:.1f} and {subject.degrees[1]:.1f}"
+    return (
+        f"{said} degrees of freedom in the halves of the scan, expected at least {LEAST_DEGREES:.0f} in each: {listed} would "
+        f"help, so {start} is kept"
+    )
 
 
 def _calibration(found: Outputs, moved: np.ndarray, inside: np.ndarray, n: int) -> Calibration:
@@ -136,15 +151,12 @@ def _warnings(
     selection: Selection,
     size: Int[np.ndarray, " K"],
     labels: Int[np.ndarray, " n"],
+    valid: Bool[np.ndarray, " n"],
 ) -> list[str]:
     atlas, independent = placed.atlas, n_eff(scan)
-    said = []
-    if (alike := _alike(found)) > ALIKE:
-        said.append(
-            f"parcels correlate by {alike:.2f} on average: one signal is nearly everywhere, so the network says nothing; check the "
-            "recording and its cleaning"
-        )
-    said += [*scan.warnings, *_misfits(scan, placed, labels)]
+    alike = _alike(found.signals)
+    said = [alike] if alike else []
+    said += [*scan.warnings, *misfits(scan, placed, valid, labels)]
     if scan.halves is None:
         said.append(
             "the signals were cleaned before they were read: regressors of the whole recording tie its halves together, and the choice "
@@ -170,32 +182,23 @@ def _warnings(
     return said
 
 
-def _alike(found: Outputs) -> float:
-    """Mean Pearson correlation of different parcels."""
-    some = found.signals[np.isfinite(found.signals).all(1)]
+def _alike(signals: Float[np.ndarray, "K T"]) -> str:
+    """Why a network says nothing where one signal is nearly everywhere, or in many parcels; empty for other networks."""
+    some = signals[np.isfinite(signals).all(1)]
     some = some[some.std(1) > 0] if len(some) else some
     if len(some) < 3:
-        return 0.0
-    r = np.corrcoef(some)
-    return float((r.sum() - len(r)) / (len(r) * (len(r) - 1)))
-
-
-def _misfits(scan: Scan, placed: AtlasOnSpace, labels: Int[np.ndarray, " n"]) -> list[str]:
-    """What a reader should know of how the atlas lies on the scan."""
-    warnings, here = [], scan.space.resolution
-    atlas: Prior = placed.atlas
-    # The shipped atlases are geometric: they have no borders that a voxel size could blur.
-    drawn = not atlas.source.startswith("geometric")
-    if drawn and scan.space.kind == "grid" and abs(here - atlas.resolution) > RESOLUTION_TOLERANCE * atlas.resolution:
-        warnings.append(
-            f"the atlas's {atlas.resolution:.3g} mm were taken to the scan's {here:.3g} mm by nearest point: an atlas at the scan's own "
-            "resolution has sharper borders"
+        return ""
+    r = np.abs(np.corrcoef(some))
+    mean = (r.sum() - len(r)) / (len(r) * (len(r) - 1))
+    if mean > ALIKE:
+        return (
+            f"parcels correlate by {mean:.2f} on average, up to their sign: one signal is nearly everywhere, so the network says nothing; "
+            "check the recording and its cleaning"
         )
-    for side, name in ((LEFT, "left"), (RIGHT, "right")):
-        own = scan.valid & (scan.space.hemisphere == side)
-        if own.sum() > WHOLE_SIDE * scan.valid.sum() and not (labels[placed.space.hemisphere == side] >= 0).any():
-            warnings.append(
-                f"the atlas has no parcel in the {name} hemisphere, where {int(own.sum())} of the scan's {int(scan.valid.sum())} "
-                "locations lie: check that atlas and scan belong together"
-            )
-    return warnings
+    share = (r > SAME).sum(1).max() / len(r)
+    if share > MANY and len(some) >= FEW_PARCELS:
+        return (
+            f"{share:.0%} of the parcels have nearly one and the same signal (correlation above {SAME}): edges between them say nothing; "
+            "check the recording and its cleaning"
+        )
+    return ""

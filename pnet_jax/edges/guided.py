@@ -14,14 +14,14 @@ from pnet_jax.edges.shrinkage import POOLING, checked_pairs, correlations, fishe
 
 SMALLEST = 1e-3  # share of the mean variance of a view that every direction of the views keeps
 SUM_COUNTS = 1e3  # weight of the demand that weights sum to 1
-BLOCK = 16  # people whose matrices are rotated at once
+BLOCK = 16  # participants whose matrices are rotated at once
 
 
 class Moments(NamedTuple):
     """How views of one quantity vary together: of each edge, or of each pair of modes.
 
     Attributes:
-      signal: covariance between people of what lasts from one recording to the next, `[K, K, P, P]`.
+      signal: covariance between participants of what lasts from one recording to the next, `[K, K, P, P]`.
       noise: covariance that one independent frame leaves, `[K, K, P, P]`.
     """
 
@@ -30,7 +30,7 @@ class Moments(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """What a cohort teaches about the edges of another person; a pytree.
+    """What a cohort teaches about the edges of another participant; a pytree.
 
     Attributes:
       mean: Fisher z of each of the P views, `[P, K, K]`; NaN where no one has the edge.
@@ -38,8 +38,8 @@ class Guide(NamedTuple):
       edges: moments of the edges.
       pairs: moments in the modes, one for each pair of them.
       weights: of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; a row for each number of
-        views that a person may have, `[P, 2 P]`.
-      scale: by which the posterior variance is multiplied to fit the errors on people left out, for each number of views, `[P]`.
+        views that a participant may have, `[P, 2 P]`.
+      scale: by which the posterior variance is multiplied to fit the errors on participants left out, for each number of views, `[P]`.
     """
 
     mean: Float[Array, "P K K"]
@@ -58,7 +58,7 @@ def fit_guided(
     *,
     pooling: float = POOLING,
 ) -> Guide:
-    r"""Learns the guide from two recordings (or two halves of one) of each person.
+    r"""Learns the guide from two recordings (or two halves of one) of each participant.
 
     Every edge has P views: view 0 is the raw one that is to be estimated, others are further estimates from the same frames
     (`whitened`). Deviations :math:`d` from the group mean are Gaussian with a covariance T that lasts and one N / n_eff that does not:
@@ -68,22 +68,23 @@ def fit_guided(
 
     once for each edge, and once for each pair of the group's modes U in :math:`U^\top d\, U`: deviations are smooth over the network,
     and noise of correlations is nearly uncorrelated between modes. How much the estimates count that are made of more views and fewer, in
-    edges and in modes, is what predicts the other recordings of people left out, in two folds: where a view says nothing of the raw edges,
-    few people would not tell that from their moments alone.
-    Nothing else is learnt, so a few dozen people are enough; no location, parcel order or number of parcels is in it.
+    edges and in modes, is what predicts the other recordings of participants left out, in two folds: where a view says nothing of the raw
+    edges, few participants would not tell that from their moments alone.
+    Nothing else is learnt, so a few dozen participants are enough; no location, parcel order or number of parcels is in it.
 
     Args:
       first: correlations of the first recordings, view 0 the raw ones, `[S, P, K, K]`; NaN for absent parcels.
-      second: of the second ones, people in the same order.
+      second: of the second ones, participants in the same order.
       n_eff_first: independent frames of the raw band, about 2 · bandwidth · seconds, `[S]`.
       n_eff_second: of the second recordings; those of the first if not given.
-      pooling: people whose weight the mean of T and N over all edges has beside an edge's own.
+      pooling: participants whose weight the mean of T and N over all edges has beside an edge's own.
 
     Returns:
-      The guide of `guide`. A person who is guided must not be one of those it was fitted on.
+      The guide of `guide`. A participant who is guided must not be one of those it was fitted on.
 
     Raises:
-      ValueError: fewer than four people, shapes that do not agree, n_eff that is not above 0, or a parcel that fewer than two people have
+      ValueError: fewer than four participants, shapes that do not agree, n_eff that is not above 0, or a parcel that fewer than two
+      participants have
         in a fold.
 
     Memory: about 6 times one of the inputs.
@@ -101,7 +102,7 @@ def fit_guided(
     """
     n_first, n_second = checked_pairs(first, second, n_eff_first, n_eff_second, ndim=4)
     if len(n_first) < 4:
-        raise ValueError(f"a guide needs at least 4 people, got {len(n_first)}")
+        raise ValueError(f"a guide needs at least 4 participants, got {len(n_first)}")
     z = fisher(first), fisher(second)
     order = np.arange(len(n_first))
     views = z[0].shape[1]
@@ -139,18 +140,18 @@ def _weights(gram: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], fir
 
 @jax.jit
 def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    r"""Posterior mean and standard deviation of one person's raw edges, given every view of them.
+    r"""Posterior mean and standard deviation of one participant's raw edges, given every view of them.
 
     .. math:: \hat z = m + \sum_{p = 1}^P w_p\, E_p(d) + w'_p\, U\, M_p(U^\top d\, U)\, U^\top, \qquad
       E_p, M_p:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
       \text{ of the first } p \text{ views}
 
     As n_eff grows this becomes the raw edge, whatever the other views say; as it falls to 0, the group's. For description and
-    identification only: a patient is pulled towards the people the guide was fitted on, see `case_control_layer`.
+    identification only: a patient is pulled towards the participants the guide was fitted on, see `case_control_layer`.
 
     Args:
       views: correlations, the raw ones first, `[P, K, K]`; fewer views than the guide was fitted with are enough, in its order.
-      taught: by `fit_guided`, on other people.
+      taught: by `fit_guided`, on other participants.
       n_eff: independent frames of this recording.
 
     Returns:
@@ -275,15 +276,15 @@ def _moments(
     count: Float[Array, "K K"],
     pooling: Float[Array, ""],
 ) -> Moments:
-    """Method of moments, drawn towards the mean over all elements where people are few."""
+    """Method of moments, drawn towards the mean over all elements where participants are few."""
 
     def product(x: Float[Array, "S P K K"], y: Float[Array, "S P K K"]) -> Float[Array, "K K P P"]:
         return jnp.einsum("spkl,sqkl->klpq", x, y, precision="highest") / count[..., None, None]
 
     def pooled(values: Float[Array, "K K P P"]) -> Float[Array, "K K P P"]:
         everywhere = jnp.mean(values, axis=(0, 1), keepdims=True)
-        people = count[..., None, None]
-        return (people * values + pooling * everywhere) / (people + pooling)
+        participants = count[..., None, None]
+        return (participants * values + pooling * everywhere) / (participants + pooling)
 
     cross = product(a, b) * (count / (count - 1))[..., None, None]
     difference = (a - b) * jax.lax.rsqrt(1 / n_a + 1 / n_b)[:, None, None, None]
@@ -302,10 +303,10 @@ def _positive(values: Float[np.ndarray, "K K P P"]) -> Float[np.ndarray, "K K P 
 def _score(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
 ) -> tuple[Float[Array, "2P 2P"], Float[Array, " 2P"]]:
-    """Gram matrix of the estimates and their products with the other recording's raw edges, summed over people and edges."""
+    """Gram matrix of the estimates and their products with the other recording's raw edges, summed over participants and edges."""
 
-    def one(carry, person):  # type: ignore[no-untyped-def]
-        da, db, n_one, n_two = person
+    def one(carry, participant):  # type: ignore[no-untyped-def]
+        da, db, n_one, n_two = participant
         gram, right = carry
         for d, other, n_eff in ((da, db, n_one), (db, da, n_two)):
             counted = jnp.isfinite(d[0]) & jnp.isfinite(other[0])
@@ -323,18 +324,18 @@ def _score(
 def _spread(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Squared errors less the noise of the recording that is predicted, and the variances that were foretold, summed."""
+    """Squared errors less the noise of the recording that is predicted, and the variances that were predicted, summed."""
     noise = taught.edges.noise[..., 0, 0]
 
-    def one(carry, person):  # type: ignore[no-untyped-def]
-        da, db, n_one, n_two = person
-        error, foretold = carry
+    def one(carry, participant):  # type: ignore[no-untyped-def]
+        da, db, n_one, n_two = participant
+        error, predicted = carry
         for d, other, n_eff, n_other in ((da, db, n_one, n_two), (db, da, n_two, n_one)):
             mean, variance = _posterior(d, taught, n_eff)
             counted = jnp.isfinite(d[0]) & jnp.isfinite(other[0]) & ~jnp.eye(d.shape[-1], dtype=bool)
             error += jnp.sum(jnp.where(counted, jnp.square(other[0] - mean) - noise / n_other, 0.0))
-            foretold += jnp.sum(jnp.where(counted, variance, 0.0))
-        return (error, foretold), None
+            predicted += jnp.sum(jnp.where(counted, variance, 0.0))
+        return (error, predicted), None
 
     mean = taught.mean[None, : a.shape[1]]
     return jax.lax.scan(one, (jnp.zeros(()), jnp.zeros(())), (a - mean, b - mean, n_a, n_b))[0]

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-POOLING = 10.0  # people whose weight the average over all edges has beside an edge's own variances
+POOLING = 10.0  # participants whose weight the average over all edges has beside an edge's own variances
 CLIP = 0.99  # largest correlation whose Fisher z is taken
-SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between people below which nothing can be told from the group
+SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between participants below which nothing can be told from the group
 
 
 class Shrinkage(NamedTuple):
     """What a cohort says of each edge, in Fisher z; a pytree.
 
     Attributes:
-      mean: of the cohort, `[K, K]`, diagonal 0; NaN where fewer than two people have the edge.
-      signal: τ², variance between people of what lasts from one recording to the next, `[K, K]`.
+      mean: of the cohort, `[K, K]`, diagonal 0; NaN where fewer than two participants have the edge.
+      signal: τ², variance between participants of what lasts from one recording to the next, `[K, K]`.
       noise: variance that one independent frame leaves: s² = noise / n_eff, `[K, K]`.
     """
 
@@ -43,7 +43,7 @@ def fit_shrinkage(
     *,
     pooling: float = POOLING,
 ) -> Shrinkage:
-    r"""Group mean, signal and noise of each edge from two recordings (or two halves of one) of each person.
+    r"""Group mean, signal and noise of each edge from two recordings (or two halves of one) of each participant.
 
     .. math:: m = \tfrac12 \langle z^A + z^B \rangle, \quad
       \tau^2 = \tfrac{S}{S-1} \langle (z^A - m)(z^B - m) \rangle, \quad
@@ -53,17 +53,18 @@ def fit_shrinkage(
     will do.
 
     Args:
-      first: correlations of each person's first recording, `[S, K, K]`; NaN for absent parcels.
+      first: correlations of each participant's first recording, `[S, K, K]`; NaN for absent parcels.
       second: of the second one, in the same order.
       n_eff_first: independent frames, about 2 · bandwidth · seconds, `[S]`.
       n_eff_second: of the second recordings; those of the first if not given.
-      pooling: people whose weight the mean of the variances over all edges has beside an edge's own: few people know little of one edge.
+      pooling: participants whose weight the mean of the variances over all edges has beside an edge's own: few participants know little of
+      one edge.
 
     Returns:
-      The group, to `shrink` other people with. A person who is shrunk towards a group must not be one of it.
+      The group, to `shrink` other participants with. A participant who is shrunk towards a group must not be one of it.
 
     Raises:
-      ValueError: fewer than two people, shapes that do not agree, or n_eff that is not above 0.
+      ValueError: fewer than two participants, shapes that do not agree, or n_eff that is not above 0.
 
     Memory: a few `[S, K, K]`.
 
@@ -81,7 +82,7 @@ def fit_shrinkage(
 
 @jax.jit
 def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    r"""Posterior mean and standard deviation of one person's edges.
+    r"""Posterior mean and standard deviation of one participant's edges.
 
     .. math:: \hat z = m + B (z - m), \quad B = \frac{\tau^2}{\tau^2 + s^2}, \quad
       \mathrm{sd}^2 = \tau^2 (1 - B), \quad s^2 = \text{noise} / n_\mathrm{eff}
@@ -91,7 +92,7 @@ def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array,
 
     Args:
       r: correlations, `[K, K]`.
-      group: of other people, by `fit_shrinkage`.
+      group: of other participants, by `fit_shrinkage`.
       n_eff: independent frames of this recording.
 
     Returns:
@@ -123,11 +124,11 @@ def checked_pairs(
     if shapes[0] != shapes[1] or len(shapes[0]) != ndim or shapes[0][-1] != shapes[0][-2]:
         raise ValueError(f"expected two arrays of one shape [S, {'' if ndim == 3 else 'views, '}K, K], got {shapes[0]} and {shapes[1]}")
     if shapes[0][0] < 2:
-        raise ValueError(f"a group needs at least 2 people, got {shapes[0][0]}")
+        raise ValueError(f"a group needs at least 2 participants, got {shapes[0][0]}")
     n_eff_second = n_eff_first if n_eff_second is None else n_eff_second
     for name, n_eff in (("n_eff_first", n_eff_first), ("n_eff_second", n_eff_second)):
         if np.shape(n_eff) != shapes[0][:1] or not (np.asarray(n_eff) > 0).all():
-            raise ValueError(f"{name}: expected {shapes[0][0]} numbers above 0, one a person, got {n_eff}")
+            raise ValueError(f"{name}: expected {shapes[0][0]} numbers above 0, one a participant, got {n_eff}")
     return jnp.asarray(n_eff_first, jnp.float32), jnp.asarray(n_eff_second, jnp.float32)
 
 
@@ -147,7 +148,7 @@ def _fit(
         return (count * variance + pooling * everywhere) / (count + pooling)
 
     centre = mean((a + b) / 2)
-    # The mean was taken from the same people: one degree of freedom.
+    # The mean was taken from the same participants: one degree of freedom.
     unbiased = count / jnp.maximum(count - 1, 1)
     signal = jnp.maximum(pooled(mean((a - centre[None]) * (b - centre[None])) * unbiased), SMALLEST_SIGNAL)
     noise = pooled(mean(jnp.square(a - b) / (1 / n_a + 1 / n_b)[:, None, None]))

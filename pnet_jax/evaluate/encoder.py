@@ -1,6 +1,6 @@
-r"""The gate: neural against linear encoders on people that neither has seen.
+r"""The gate: neural against linear encoders on participants that neither has seen.
 
-Parcels made from one recording of a person are scored on another, in both directions, by the distance-controlled boundary
+Parcels made from one recording of a participant are scored on another, in both directions, by the distance-controlled boundary
 coefficient (DCBC, the one to judge by) and homogeneity, and against the truth where there is one (ARI). Personalised parcels are
 taken even where a scan could not show that they beat its prior: what is compared is the encoders, and not that decision.
 

@@ -1,4 +1,4 @@
-"""Parcels made from one recording, scored on another of the same person."""
+"""Parcels made from one recording, scored on another of the same participant."""
 
 from __future__ import annotations
 

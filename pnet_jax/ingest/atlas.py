@@ -14,7 +14,7 @@ from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.cifti import SurfaceInput, axes_of, cifti_space
 from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
-from pnet_jax.ingest.nifti import attempt, check_stream, open_image
+from pnet_jax.ingest.nifti import attempt, check_placed, check_stream, open_image
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.parcellation.prior import Prior, make_prior
 
@@ -34,7 +34,8 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
       surfaces: left and right GIFTI meshes in MNI mm; needed for the vertices of a dlabel file.
 
     Raises:
-      InputError: probabilities (4-D), values that are not whole, no value above 0, no MNI space, or a damaged file.
+      InputError: probabilities (4-D), values that are not whole, no value above 0, no MNI space, a header without an affine, or a
+        damaged file.
       FileNotFoundError: the atlas or its label file is not there.
 
     Example:
@@ -76,6 +77,7 @@ def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[F
     elif len(shape) != 3:
         probabilities = "; a 4-D probseg is not supported: take the most probable region of each voxel first" if len(shape) == 4 else ""
         raise InputError(f"{where}: expected a 3-D image of region ids, found shape {shape}{probabilities}")
+    check_placed(image, where)
     check_stream(image, where)
     image = attempt(lambda: nib.as_closest_canonical(image), "its voxels", where)
     values = attempt(lambda: np.asanyarray(image.dataobj), "its voxels", where)

@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
+from pnet_jax.ingest.frames import check_different, leave_out_broken
 from pnet_jax.scan import Half, Scan, split_frames, zscore_in_place
 from pnet_jax.space import Space
 
 BLOCK = 4096
 CONSTANT = 1e-5  # spread relative to the level, or to the spread before cleaning, that rounding in float32 can leave
 FEW_DEGREES = 10.0
+DIM, LEVELLED = 0.01, 2.0  # share of the median intensity below which a location is air; times the spread above which there is intensity
 
 
 @dataclasses.dataclass
@@ -60,16 +62,21 @@ def clean_recording(
 
     Args:
       recording: raw signals; `recording.y` is overwritten and reused by the Scan.
-      kept: positions of the frames to keep, ascending.
+      kept: positions of the frames to keep, ascending; those that cannot be a measurement (`frames.leave_out_broken`) go as well.
       confounds: regressors over all recorded frames, any unit; None regresses nothing.
       cleaning: band, trend and the shortest scan that is accepted.
       done: what the Scan shall say of its cleaning beside band and trend.
       **fields: further attributes of the Scan (`subject`, `entities`, `source`, `displacement`).
 
     Raises:
-      InputError: no location has a varying, finite signal; more than half are not finite; the filter or the regressors leave nothing.
+      InputError: no location has a varying, finite signal; more than half are not finite; more than a third have the same signal; too few
+        frames are left; the filter or the regressors leave nothing.
     """
     recorded, where, warnings = recording.y.shape[1], recording.where, recording.warnings
+    left = leave_out_broken(recording.y, kept, warnings)
+    because = "" if len(left) == len(kept) else f": {warnings[-1]}"
+    kept = left
+    check_length(len(kept), recorded, recording.tr, cleaning, f"{where}{because}", warnings)
     low_pass, high_pass = band(cleaning, recording.tr, where, warnings)
     same = dict(tr=recording.tr, detrend=cleaning.detrend, high_pass=high_pass, confounds=confounds, where=where)
     operator = time_operator(kept, low_pass=low_pass, **same)  # type: ignore[arg-type]
@@ -83,6 +90,8 @@ def clean_recording(
     check_locations(applied.counts, len(applied.y), where, warnings)
     y = applied.y
     _, std, valid = zscore_in_place(y)
+    check_different(y, valid, where)
+    check_intensity(applied.mean, std, valid, warnings)
     halves = [Half(x, kept[part], degrees_of(one)) for x, part, one in zip(applied.halves, parts, each, strict=True)]
     done = {**(done or {}), "detrend": cleaning.detrend, "low_pass": low_pass, "high_pass": high_pass}
     done |= {"wide": wide is not None, "degrees_of_freedom": round(degrees, 1), "scrubbed": recorded - len(kept)}
@@ -226,6 +235,19 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
         warnings.append(f"{broken} of {total} locations hold NaN or infinite values and are marked invalid")
     if flat:
         warnings.append(f"{flat} of {total} locations are constant and are marked invalid")
+
+
+def check_intensity(
+    mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid: Bool[np.ndarray, " V"], warnings: list[str]
+) -> None:
+    """Counts locations that are nearly black: noise outside the brain or the field of view, which no test of the signal alone can tell."""
+    level, spread = float(np.median(mean[valid])), float(np.median(std[valid]))
+    dark = valid & (np.abs(mean) < DIM * level)
+    if level > LEVELLED * spread and dark.any():  # signals that were centred before have no intensity to compare
+        warnings.append(
+            f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: does the mask reach outside "
+            "the brain or the field of view?"
+        )
 
 
 class Applied(NamedTuple):

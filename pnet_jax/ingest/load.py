@@ -87,7 +87,7 @@ def load_scan(
     noise = read_confounds(confounds, bold=path, n_frames=opened.n_frames, cleaning=cleaning, where=where)
     notes += noise.warnings
     kept = kept_frames(sample_mask, noise, opened.n_frames, where)
-    check_length(len(kept), opened.n_frames, opened.tr, cleaning, where, notes)
+    check_length(len(kept), opened.n_frames, opened.tr, cleaning, where, [])  # before the series are read; cleaning warns
     return clean_recording(
         Recording(opened.read(), opened.space, opened.tr, where, notes),
         kept=kept,
@@ -158,7 +158,7 @@ def _open_volume(
     notes += said
     seconds = timing.repetition_time(tr, path, nifti.header_time(image, where), where, notes)
     inside = nifti.load_mask(mask, image, path, where, notes)
-    locations = nifti.mask_space(inside, image.affine, name, native_to_mni, where, notes)
+    locations = nifti.mask_space(inside, image, name, native_to_mni, where, notes)
     assert locations.grid is not None
     ijk = locations.grid.ijk
     return _Opened(locations, seconds, image.shape[3], lambda: nifti.read_series(image, ijk, where))

@@ -11,7 +11,7 @@ from pnet_jax.scan import scan_label as scan_label
 
 EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy", ".1d", ".txt")
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
-
+NATIVE = ("preproc", "optcom")  # what fMRIPrep calls a preprocessed run; it leaves out space- where the space is the run's own
 VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
 INDEXES = ("run", "echo")  # entities whose values are numbers
 
@@ -147,9 +147,15 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
       where: how messages name the scan.
 
     Raises:
-      InputError: the space is not MNI and there is no transform.
+      InputError: the space is not MNI and there is no transform; fMRIPrep names files in the space of the BOLD run without a space.
     """
     name = space or entities.get("space")
+    if name is None and not moved and entities.get("desc") in NATIVE:
+        raise InputError(
+            f"{where}: wrong space: desc-{entities['desc']} without a space- entity is fMRIPrep's output in the native space of the run, "
+            "expected an MNI space (space-MNI152NLin2009cAsym, …). Take the run's file in MNI space, name its MNI space by space= "
+            "(--space), or pass native_to_mni= (--native-to-mni)"
+        )
     if name is None:
         note = "the file name has no space- entity and no space was given; its affine is taken to lead to MNI"
         return ("native", []) if moved else ("unknown", [note])

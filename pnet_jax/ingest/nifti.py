@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import gzip
+import itertools
 import logging
 import math
 import warnings as python_warnings
@@ -24,7 +25,7 @@ from pnet_jax.ingest import naming, timing
 from pnet_jax.ingest.reading import attempt, check_file, one_line, reading
 from pnet_jax.space import Space, grid_space
 
-TOLERANCE_MM = 1e-3
+SAME_GRID = 0.01  # of a voxel: what rounding in an affine can move
 MNI_BOX = np.array([[-110, 110], [-150, 120], [-100, 130]])
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
@@ -178,10 +179,11 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     shape = tuple(image.shape[:3]) if len(image.shape) == 4 and image.shape[3] == 1 else tuple(image.shape)
     if shape != tuple(bold.shape[:3]):
         raise InputError(f"{where}: {name} has shape {shape}, the recording has {tuple(bold.shape[:3])}; resample the mask to it")
-    if not np.allclose(image.affine, bold.affine, rtol=0, atol=TOLERANCE_MM):
+    apart, most = _apart(image.affine, bold.affine, shape), SAME_GRID * min(nib.affines.voxel_sizes(bold.affine))
+    if not apart <= most:
         raise InputError(
-            f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)} (more than {TOLERANCE_MM} mm "
-            "apart); resample the mask to the recording"
+            f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)}: their voxels lie up to "
+            f"{apart:.3g} mm apart, expected at most {most:.3g} mm ({SAME_GRID:.0%} of a voxel); resample the mask to the recording"
         )
     check_stream(image, f"{where}: {name}")
     values = np.nan_to_num(attempt(lambda: np.asanyarray(image.dataobj), "its voxels", f"{where}: {name}").reshape(shape))
@@ -192,17 +194,45 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     return inside
 
 
-def mask_space(
-    mask: Bool[np.ndarray, "X Y Z"], affine: Float[np.ndarray, "4 4"], name: str, to_mni: object, where: str, warnings: list[str]
-) -> Space:
-    """Space of a mask's voxels; refuses coordinates that are not MNI's, and warns where all are on one side.
+def check_placed(image: Image, where: str, otherwise: str = "") -> None:
+    """Refuses an image whose header says nothing of where its voxels are: nibabel makes up an affine, which is mirrored and centred.
+
+    Args:
+      image: any; formats other than NIfTI always have an affine.
+      where: how messages name it.
+      otherwise: what else would help than an affine in the header.
 
     Raises:
-      InputError: `to_mni` is no 4 x 4 matrix, or most voxels are outside the MNI template.
+      InputError: a NIfTI header whose sform and qform codes are both 0.
+    """
+    header = image.header
+    if isinstance(header, nib.Nifti1Header) and not int(header["sform_code"]) and not int(header["qform_code"]):
+        raise InputError(
+            f"{where}: the header does not say where the voxels are: sform_code and qform_code are both 0, expected one above 0; copy the "
+            f"header of the file that it was made from{otherwise}"
+        )
+
+
+def mask_space(mask: Bool[np.ndarray, "X Y Z"], bold: Image, name: str, to_mni: object, where: str, warnings: list[str]) -> Space:
+    """Space of a mask's voxels; refuses coordinates that are not MNI's, and warns where all are on one side.
+
+    Args:
+      mask: True inside, on the grid of `bold`.
+      bold: the recording.
+      name: the space that its affine leads to.
+      to_mni: mm of that space to MNI mm: array, text file, or None where they are the same.
+      where: how messages name the scan.
+      warnings: added to.
+
+    Raises:
+      InputError: `to_mni` is no 4 x 4 matrix, the recording has no affine and `to_mni` is not given, or most voxels are outside the MNI
+        template.
     """
     matrix = None if to_mni is None else read_matrix(to_mni, where)
+    if matrix is None:
+        check_placed(bold, where, ", or pass native_to_mni= (--native-to-mni)")
     try:
-        space = grid_space(mask, affine, name=name, to_mni=matrix)
+        space = grid_space(mask, bold.affine, name=name, to_mni=matrix)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     outside = ((space.xyz < MNI_BOX[:, 0]) | (space.xyz > MNI_BOX[:, 1])).any(1).mean()
@@ -287,6 +317,13 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
     if not mask.any():
         raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
     return mask
+
+
+def _apart(a: Float[np.ndarray, "4 4"], b: Float[np.ndarray, "4 4"], shape: tuple[int, ...]) -> float:
+    """Largest distance in mm between the places that two affines give a voxel of a grid."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    difference = np.asarray(a, np.float64) - b
+    return float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
 
 
 def _short(affine: Float[np.ndarray, "4 4"]) -> str:

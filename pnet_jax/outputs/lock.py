@@ -89,19 +89,61 @@ def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterato
         os.close(handle)
 
 
+def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
+    """Takes a piece of work that any of several processes may do; the operating system drops the claim with the process.
+
+    Args:
+      file: Lock file, made if needed and removed on release.
+
+    Returns:
+      What releases it; None where another process has it. On a file system without locks everything can be claimed.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "work"
+    >>> release = claim(file)
+    >>> claim(file) is None
+    True
+    >>> release()
+    >>> file.exists()
+    False
+    """
+    import fcntl
+
+    while True:
+        handle = _opened(file)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:
+            pass  # no locks here
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                break
+        os.close(handle)  # whoever had it has removed it since
+
+    def release() -> None:
+        Path(file).unlink(missing_ok=True)
+        os.close(handle)
+
+    return release
+
+
 @contextlib.contextmanager
-def waiting_for(file: str | os.PathLike[str]) -> Iterator[None]:
+def waiting_for(file: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """One process at a time until the block ends; others wait. Without protection on a file system without locks.
 
     Args:
       file: Lock file, made if needed and left in place.
+      shared: Any number of processes at a time, as long as none is here that does not share.
     """
     import fcntl
 
     handle = _opened(file)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

@@ -47,15 +47,17 @@ def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progres
     root = check_writable(folder)
     write_json(root / "dataset_description.json", dataset_description() | {"Name": "Simulated resting-state cohort with known truth"})
     _write_group(root, config)
-    images, people = [], []
+    images, participants = [], []
     for done, subject in enumerate(simulate_cohort(config), 1):
         images += [_write_session(root, subject, session) for session in subject.sessions]
         _write_truth(root / f"sub-{subject.subject}" / "truth.npz", subject, config.seed)
         group = "patient" if subject.patient else "control"
-        people.append({"participant_id": f"sub-{subject.subject}", "age": round(subject.age, 1), "site": subject.site, "group": group})
+        participants.append(
+            {"participant_id": f"sub-{subject.subject}", "age": round(subject.age, 1), "site": subject.site, "group": group}
+        )
         if progress is not None:
             progress(done, config.subjects)
-    write_rows(root / "participants.tsv", ("participant_id", "age", "site", "group"), people)
+    write_rows(root / "participants.tsv", ("participant_id", "age", "site", "group"), participants)
     return images
 
 

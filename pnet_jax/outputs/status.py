@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pnet_jax.errors import SettingsError
 from pnet_jax.ingest.fingerprint import file_digest
-from pnet_jax.outputs.lock import waiting_for
+from pnet_jax.outputs.lock import claim, waiting_for
 from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.tables import plain, write_json, write_rows
 
@@ -46,6 +46,11 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     record = plain({**row, "command": command, "files": dict(files)})
     write_json(_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record)
     return record
+
+
+def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callable[[], None] | None:
+    """Takes a scan, so that no other process works on it as well; see `lock.claim`."""
+    return claim(_file(folder, scan, atlas).with_suffix(".claim"))
 
 
 def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> dict[str, Any]:

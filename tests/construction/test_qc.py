@@ -70,7 +70,7 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
         (
             {},
             {"degrees": np.array([4.0, 30.0])},
-            "leave 4 degrees of freedom in a half of the scan, expected at least 10: a longer",
+            "leave 4.0 and 30.0 degrees of freedom in the halves of the scan, expected at least 10 in each: about 13.3 minutes of scan",
         ),
         ({}, {"n_blocks": np.int32(2)}, "has 2 stretches of 20 s, expected at least 3 to measure a gain: a longer scan would help"),
         ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
@@ -114,7 +114,39 @@ def test_one_signal_everywhere_is_said_first(qc, found):
     rng = np.random.default_rng(0)
     alike = (rng.normal(size=found.signals.shape[1]) + 0.1 * rng.normal(size=found.signals.shape)).astype(np.float32)
     said = qc(found._replace(signals=alike), warnings=("something else",)).warnings
-    assert said[0].startswith("parcels correlate by 0.99 on average: one signal is nearly everywhere") and said[1] == "something else"
+    assert (
+        said[0].startswith("parcels correlate by 0.99 on average, up to their sign: one signal is nearly everywhere")
+        and said[1] == "something else"
+    )
+
+
+def test_signals_alike_up_to_their_sign_are_one_signal(qc, found):
+    rng = np.random.default_rng(0)
+    sign = np.where(np.arange(len(found.signals)) % 2, 1, -1)[:, None]
+    alike = sign * (rng.normal(size=found.signals.shape[1]) + 0.1 * rng.normal(size=found.signals.shape))
+    said = qc(found._replace(signals=alike.astype(np.float32)), warnings=("something else",)).warnings
+    assert said[0].startswith("parcels correlate by 0.99 on average, up to their sign")
+
+
+def test_one_signal_in_many_parcels_is_said_first(qc, found):
+    rng = np.random.default_rng(0)
+    some = rng.normal(size=found.signals.shape)
+    some[:6] = some[0] + 0.1 * some[:6]
+    said = qc(found._replace(signals=some.astype(np.float32)), warnings=("something else",)).warnings
+    assert said[0].startswith("50% of the parcels have nearly one and the same signal") and said[1] == "something else"
+    some[3:6] = rng.normal(size=some[3:6].shape)
+    assert qc(found._replace(signals=some.astype(np.float32))).warnings == ()
+
+
+def test_too_few_degrees_say_in_numbers_what_would_help(qc, found):
+    cleaning = {"confounds": [f"c{i}" for i in range(26)], "low_pass": 0.1, "high_pass": 0.009}
+    kept = qc(returned(found), subject={"degrees": np.array([3.0, 1.4])}, cleaning=cleaning)
+    # 72 frames of 2 s in a half: a band of 0.091 Hz leaves 26.2 degrees before regression, and 36 are needed.
+    assert kept.selection.reason == (
+        "filter and 26 regressors leave 3.0 and 1.4 degrees of freedom in the halves of the scan, expected at least 10 in each: at most 16 "
+        "regressors instead of 26 (cleaning.strategy, cleaning.motion), about 7.3 minutes of scan instead of 5.3 at this TR and band or "
+        "a group model (pnet fit-group) would help, so the atlas is kept"
+    )
 
 
 def test_a_best_setting_at_the_edge_is_said(qc, found):

@@ -383,9 +383,9 @@ def test_bad_cohorts_are_refused_with_what_was_expected(people):
         edges.fit_shrinkage(first, second, frames)
     with pytest.raises(ValueError, match=r"\[S, views, K, K\], got"):
         edges.fit_guided(first[:, 0], second[:, 0], frames)
-    with pytest.raises(ValueError, match="at least 2 people, got 1"):
+    with pytest.raises(ValueError, match="at least 2 participants, got 1"):
         edges.fit_shrinkage(first[:1, 0], second[:1, 0], frames[:1])
-    with pytest.raises(ValueError, match="at least 4 people, got 3"):
+    with pytest.raises(ValueError, match="at least 4 participants, got 3"):
         edges.fit_guided(first[:3], second[:3], frames[:3])
     with pytest.raises(ValueError, match=f"n_eff_second: expected {S} numbers above 0"):
         edges.fit_shrinkage(first[:, 0], second[:, 0], frames, 0 * frames)

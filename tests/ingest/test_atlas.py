@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import load_prior
 from pnet_jax.ingest.lut import read_lut
 
@@ -90,6 +91,26 @@ def test_what_is_no_label_image(tmp_path):
         load_prior(tmp_path / "nowhere.nii.gz")
     with pytest.raises(ValueError, match=r"x\.mat.*expected a \.nii"):
         load_prior(tmp_path / "x.mat")
+
+
+def test_an_atlas_without_an_affine(tmp_path):
+    path = save(tmp_path, name="atlas-toy_dseg.nii")
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes(4)  # qform_code and sform_code
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"atlas .*toy.*sform_code and qform_code are both 0"):
+        load_prior(path)
+
+
+def test_gaps_in_the_ids_keep_the_ids_of_the_file(tmp_path):
+    values = np.zeros(SHAPE, np.int16)
+    used = np.setdiff1d(np.arange(1, 201), np.arange(20, 201, 20))
+    values.ravel()[: len(used)] = used
+    save_lut(tmp_path / f"{ATLAS}.tsv", [(i, f"area {i}") for i in range(1, 201)])
+    with pytest.warns(UserWarning, match=r"10 labels have no voxel .*20 area 20, 40 area 40"):
+        prior = load_prior(save(tmp_path, values))
+    assert prior.n_parcels == 190 and prior.ids.tolist() == used.tolist()
+    assert prior.names == tuple(f"area {i}" for i in used)
 
 
 def test_a_template_that_is_not_mni(tmp_path):

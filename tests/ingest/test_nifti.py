@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pnet_jax.config import CleaningConfig
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import load_scan
 
 from .helpers import AFFINE, BOLD, FILTERED, PLAIN, SHAPE, TR, T, flip_x, phantom, phantom_mask, save_bold, save_mask
@@ -97,12 +98,45 @@ def test_mask_of_another_shape(tmp_path):
 
 def test_mask_with_another_affine(tmp_path):
     moved = AFFINE.copy()
-    moved[0, 3] += 0.01
+    moved[0, 3] += 0.12
     mask = save_mask(tmp_path / "moved.nii.gz", affine=moved)
-    with pytest.raises(ValueError, match=r"bold\.nii\.gz.*moved\.nii\.gz has the affine .*-43\.99.*-44"):
+    said = r"bold\.nii\.gz.*moved\.nii\.gz has the affine .*-43\.88.*-44.* up to 0\.12 mm apart, expected at most 0\.08 mm"
+    with pytest.raises(ValueError, match=said):
         load_scan(save_bold(tmp_path), mask=mask)
-    moved[0, 3] -= 0.0095
-    load_scan(save_bold(tmp_path), mask=save_mask(tmp_path / "close.nii.gz", affine=moved), cleaning=PLAIN)
+    turned = AFFINE.copy()
+    turned[0, 1] += 0.02  # little at the origin, 0.24 mm at the far corner
+    with pytest.raises(ValueError, match=r"up to 0\.24 mm apart"):
+        load_scan(save_bold(tmp_path), mask=save_mask(tmp_path / "turned.nii.gz", affine=turned))
+
+
+def test_mask_whose_affine_differs_by_rounding(tmp_path):
+    rounded = AFFINE.copy()
+    rounded[0, 3] += 0.005
+    rounded[1, 2] += 0.002
+    scan = load_scan(save_bold(tmp_path), mask=save_mask(tmp_path / "rounded.nii.gz", affine=rounded), cleaning=PLAIN)
+    np.testing.assert_array_equal(scan.space.grid.affine, AFFINE)
+    assert scan.warnings == ()
+
+
+def without_affine(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[252:256] = bytes(4)  # qform_code and sform_code
+    path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+def test_a_header_without_sform_and_qform_is_refused(tmp_path):
+    path = without_affine(save_bold(tmp_path))
+    mask = without_affine(tmp_path / BOLD.replace("preproc_bold", "brain_mask"))
+    made_up = nib.load(path).affine
+    assert made_up[0, 0] == -8  # nibabel's own: mirrored
+    said = r"sub-01_task-rest.*sform_code and qform_code are both 0, expected one above 0.*native_to_mni="
+    for options in ({}, {"space": "MNI152NLin6Asym"}, {"mask": mask}):
+        with pytest.raises(InputError, match=said):
+            load_scan(path, cleaning=PLAIN, **options)
+    moved = load_scan(path, native_to_mni=AFFINE @ np.linalg.inv(made_up), cleaning=PLAIN)
+    here = load_scan(save_bold(tmp_path), cleaning=PLAIN)
+    np.testing.assert_allclose(np.unique(moved.space.xyz, axis=0), np.unique(here.space.xyz, axis=0), atol=1e-3)
 
 
 def test_empty_mask(tmp_path):
@@ -187,6 +221,16 @@ def test_wrong_space_entity(tmp_path):
     np.testing.assert_array_equal(moved.y, here.y)
     with pytest.raises(ValueError, match="4 x 4"):
         load_scan(path, native_to_mni=np.eye(3))
+
+
+def test_native_output_of_fmriprep_is_not_taken_for_mni(tmp_path):
+    name = "sub-01_task-rest_desc-preproc_bold.nii.gz"
+    path = save_bold(tmp_path, name)
+    said = r"sub-01_task-rest.*desc-preproc without a space- entity .* native space .* expected an MNI space.*--native-to-mni"
+    with pytest.raises(InputError, match=said):
+        load_scan(path, cleaning=PLAIN)
+    assert load_scan(path, space="MNI152NLin6Asym", cleaning=PLAIN).space.name == "MNI152NLin6Asym"
+    assert load_scan(path, native_to_mni=np.eye(4), cleaning=PLAIN).space.name == "native"
 
 
 def test_coordinates_that_are_not_mni(tmp_path):

@@ -16,6 +16,7 @@ from pnet_jax.parcellation.prior import (
     SIGMA_MM,
     coverage_of,
     make_prior,
+    names_on_other_side,
     nearest_locations,
     on_space,
 )
@@ -194,3 +195,28 @@ def test_a_prior_without_labels_or_with_the_wrong_number_of_names_is_refused():
         make_prior(np.zeros((2, 3)), [0, -1], resolution=2, source="toy")
     with pytest.raises(ValueError, match="prior toy: 2 ids in use but 3 names"):
         make_prior(np.zeros((2, 3)), [1, 2], resolution=2, names=["a", "b", "c"], source="toy")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("LH_001", "RH_001"),
+        ("Left-Thalamus-Proper", "Right-Thalamus-Proper"),
+        ("Precentral_L", "Precentral_R"),
+        ("HIP-lh", "HIP-rh"),
+        ("L V1", "R V1"),
+        ("7Networks_LH_Vis_1", "7Networks_RH_Vis_1"),
+        ("CortexLeft", "CortexRight"),
+        ("area (left)", "area (right)"),
+    ],
+)
+def test_names_that_say_a_side(names):
+    xyz = np.array([[-20.0, 0, 0], [20, 0, 0]])
+    assert names_on_other_side(make_prior(xyz, [1, 2], resolution=4, names=names)) == (0, 2)
+    assert names_on_other_side(make_prior(-xyz, [1, 2], resolution=4, names=names)) == (2, 2)
+
+
+def test_names_that_say_no_side():
+    xyz = np.array([[-20.0, 0, 0], [20, 0, 0], [-20, 20, 0], [-1, -20, 0], [1, -20, 0]])
+    names = ("Lingual", "Rolandic", "left and right", "L vermis")
+    assert names_on_other_side(make_prior(xyz, [1, 2, 3, 4, 4], resolution=4, names=names)) == (0, 0)  # the last lies on both sides

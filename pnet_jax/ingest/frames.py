@@ -1,0 +1,113 @@
+"""Frames that no scanner records (empty, repeated, far beyond all others), and signals that are one and the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.errors import InputError
+from pnet_jax.ingest.tables import shortlist
+
+SAMPLED = 4096  # locations that frames are judged by
+FEWEST = 8  # locations without which equal values may be chance
+NOT_FINITE = 0.1  # share of the locations without a finite value from which on the frame is at fault, not the locations
+FAR = 10.0  # times the median frame's distance from the locations' medians; of 660 recordings of ABIDE none with head motion exceeds 5.4
+FEW = 0.25  # share of the frames; where more are far out, the recording changed its nature, and no frame is an outlier
+CAP = 100.0  # robust standard deviations: a few wild locations say nothing of the frame
+OUTLYING = f"at over {FAR:g} times the usual distance from the median signal"
+SAME, COMPARED, MOST_ALIKE = 0.999, 1024, 1 / 3  # |correlation| of one signal; locations compared; their largest share that may be alike
+
+
+def leave_out_broken(y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, " T"], warnings: list[str]) -> Int[np.ndarray, " T"]:
+    """The kept frames without those that cannot be a measurement; says how many were left out, which, and why.
+
+    A frame is left out where a tenth of the locations or more have no finite value, all have the same value, all repeat the frame before,
+    or where its mean distance from the locations' medians, in robust standard deviations, is 10 times that of the median frame. Head
+    motion stays far below that and is left to scrubbing. Where more than a quarter of the frames are so far out, they stay, with a warning.
+
+    Args:
+      y: raw series; at most 4096 evenly spaced locations are looked at.
+      kept: positions of the frames that are kept so far, ascending.
+      warnings: added to.
+    """
+    some = y[np.linspace(0, len(y) - 1, min(len(y), SAMPLED)).astype(int)]
+    finite = np.isfinite(some[:, kept])
+    usable = finite.mean(1) > 0.5
+    if not usable.any():
+        return kept
+    some = some[usable]
+    found = {"without finite values": kept[(~finite[usable]).mean(0) > NOT_FINITE]}
+    left = np.setdiff1d(kept, found["without finite values"])
+    for why, judge in (("with one value everywhere", _same_everywhere), ("equal to the frame before", _repeated)):
+        found[why] = left[judge(some, left)]
+        left = np.setdiff1d(left, found[why])
+    far = left[_far_out(some, left)]
+    if len(far) > FEW * len(left):
+        warnings.append(f"{len(far)} of {len(left)} frames lie {OUTLYING}, too many for outliers: they are kept, but check the recording")
+        far = far[:0]
+    found[OUTLYING], left = far, np.setdiff1d(left, far)
+    each = [f"{len(at)} {why} ({_positions(at)})" for why, at in found.items() if len(at)]
+    if each:
+        gone = len(kept) - len(left)
+        warnings.append(f"frames that cannot be measurements are left out ({gone} of {len(kept)}, counted from 0): {', '.join(each)}")
+    return left
+
+
+def _same_everywhere(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    varying = y[:, at][_varies(y[:, at])]
+    if len(varying) < FEWEST:
+        return np.zeros(len(at), bool)
+    same = varying.max(0) == varying.min(0)
+    return same & (same.mean() <= 0.5)  # where most are, the locations have one signal, which is another fault
+
+
+def _repeated(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    varying = y[_varies(y[:, at])]
+    if len(varying) < FEWEST:
+        return np.zeros(len(at), bool)
+    return (at > 0) & (varying[:, at] == varying[:, np.maximum(at - 1, 0)]).all(0)
+
+
+def _far_out(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    away = y[:, at][np.isfinite(y[:, at]).all(1)].astype(np.float64)
+    away = np.abs(away - np.median(away, axis=1, keepdims=True)) if away.size else away
+    spread = 1.4826 * np.median(away, axis=1, keepdims=True) if away.size else np.zeros((0, 1))
+    some = spread[:, 0] > 0
+    if some.sum() < FEWEST:
+        return np.zeros(len(at), bool)
+    distance = np.minimum(away[some] / spread[some], CAP).mean(0)
+    return distance > FAR * np.median(distance)
+
+
+def _varies(y: Float[np.ndarray, "n T"]) -> Bool[np.ndarray, " n"]:
+    return np.isfinite(y).all(1) & (y.max(1, initial=-np.inf) > y.min(1, initial=np.inf))
+
+
+def _positions(at: Int[np.ndarray, " n"]) -> str:
+    """Positions from 0 on, runs of them as `3–7`."""
+    runs = [[int(t) for _, t in run] for _, run in itertools.groupby(enumerate(at), lambda pair: pair[1] - pair[0])]
+    return shortlist([f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs])
+
+
+def check_different(y: Float[np.ndarray, "V T"], valid: Bool[np.ndarray, " V"], where: str) -> None:
+    """Refuses a recording in which more than a third of the locations have one and the same signal, up to scale and sign.
+
+    Args:
+      y: cleaned signals, z-scored; at most 1024 evenly spaced valid locations are compared.
+      valid: locations with a signal.
+      where: how messages name the scan.
+
+    Raises:
+      InputError: they have.
+    """
+    here = np.flatnonzero(valid)
+    here = here[np.linspace(0, len(here) - 1, min(len(here), COMPARED)).astype(int)]
+    r = y[here] @ y[here].T / y.shape[1]
+    share = ((np.abs(r) > SAME).sum(1).max() - 1) / max(len(here) - 1, 1)
+    if share > MOST_ALIKE:
+        raise InputError(
+            f"{where}: {share:.0%} of the locations have one and the same signal, expected at most {MOST_ALIKE:.0%}: their network "
+            "says nothing; check the file and how it was made"
+        )
