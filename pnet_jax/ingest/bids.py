@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,8 +101,8 @@ def _is_list(path: Path) -> bool:
     extension = path.suffix.lower()
     if extension == ".txt":
         lines = [line.split("#", 1)[0] for line in first_lines(path, f"input {path}")]
-        fields = next((line.replace(",", " ").replace(";", " ").split() for line in lines if line.strip()), [])
-        return not fields or any(number(field) is None for field in fields)
+        top = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()][:2]  # a header, perhaps, and a row
+        return not any(all(number(field) is not None for field in fields) for fields in top)
     if extension not in SEPARATORS:
         return False
     return "bold" in [field.lower() for field in layout_of(path, f"input {path}").fields]

@@ -216,7 +216,8 @@ def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: Cleani
     It finds a table by the image's name and refuses where other runs' tables fit the name too; the image need not be there.
     """
     copy = folder / "sub-x_task-y_desc-confounds_timeseries.tsv"
-    if layout_of(path, where).separator == "\t":
+    layout = layout_of(path, where)
+    if layout.separator == "\t" and list(layout.fields) == list(table.columns):
         with reading(f"{where}: confounds file {path}: not a text file"):
             copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # as it is, so that not a digit changes
     else:

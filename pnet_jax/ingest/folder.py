@@ -74,6 +74,9 @@ def walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith("."))
+        for link in (Path(where) / name for name in sorted(names) if name.startswith(("ses-", "func"))):
+            if link.is_symlink() and not link.exists():
+                warnings.warn(f"folder {link} is a link to what is not there: recordings in it are not seen", stacklevel=2)
         like_files = [f for f in folders if naming.split_name(f)[1] in VOLUMES + DENSE]
         yield from (Path(where) / name for name in sorted([*names, *like_files]) if not name.startswith("."))
 
@@ -141,13 +144,12 @@ def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSou
     for place in sorted({_data_set(source.bold) for source in sources} - {""}):
         if not Path(place).is_relative_to(folder):
             continue
-        for own in sorted(p for p in Path(place).glob("sub-*") if p.is_dir()):
+        for own in sorted(p for p in Path(place).glob("sub-*") if p.is_dir() or (p.is_symlink() and not p.suffix)):
             subject = own.name.removeprefix("sub-")
             if subject not in subjects:
                 subjects.add(subject)
-                problem = (
-                    f"sub-{subject}: no preprocessed BOLD recording in {own}: did preprocessing fail, or are there anatomical scans only?"
-                )
+                why = "did preprocessing fail, or are there anatomical scans only?" if own.is_dir() else "a link to what is not there"
+                problem = f"sub-{subject}: no preprocessed BOLD recording in {own}: {why}"
                 out.append(ScanSource(own, subject=subject, problem=problem))
     return out
 

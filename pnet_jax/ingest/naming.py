@@ -13,7 +13,6 @@ EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii"
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
 NATIVE = ("preproc", "optcom")  # what fMRIPrep calls a preprocessed run; it leaves out space- where the space is the run's own
 VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
-INDEXES = ("run", "echo")  # entities whose values are numbers
 
 
 def split_name(path: str | Path) -> tuple[str, str]:
@@ -123,7 +122,7 @@ def _of_another(candidate: Path, path: Path) -> bool:
 
 def _without(path: str | Path, keys: tuple[str, ...], numbered: bool = False) -> dict[str, str]:
     kept = {key: value for key, value in entities_of(path).items() if key not in keys}
-    return {key: value.lstrip("0") or "0" if numbered and value.isdigit() and key in INDEXES else value for key, value in kept.items()}
+    return {key: value.lstrip("0") or "0" if numbered and value.isdigit() else value for key, value in kept.items()}
 
 
 def mask_beside(path: Path) -> Path | None:

@@ -122,12 +122,13 @@ def check_bold(image: Image, where: str) -> None:
 
 
 def with_time_fourth(image: Image, where: str) -> Image:
-    """The image itself; of AFNI's x, y, z, 1, time the same data with the fourth dimension left out, still on disk."""
+    """The image itself; of more dimensions (AFNI's x, y, z, 1, time) the same data without those of one step, still on disk."""
     shape = tuple(image.shape)
-    if len(shape) != 5 or shape[3] != 1 or not isinstance(image, nib.Nifti1Image):
+    longer = tuple(n for n in shape[3:] if n != 1)
+    if len(shape) < 5 or len(longer) != 1 or not isinstance(image, nib.Nifti1Image):
         return image
     data: Any = image.dataobj
-    squeezed = type(image)(data.reshape(shape[:3] + shape[4:]), image.affine, image.header)
+    squeezed = type(image)(data.reshape(shape[:3] + longer), image.affine, image.header)
     steps = {float(step) for step in image.header.get_zooms()[3:]} - {0.0, 1.0}  # 0 and 1 are what is written where nothing is known
     if len(steps) == 1:
         squeezed.header.set_zooms((*squeezed.header.get_zooms()[:3], steps.pop()))

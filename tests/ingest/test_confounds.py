@@ -210,3 +210,8 @@ def test_compcor_without_its_json(tmp_path):
     (tmp_path / TABLE.replace(".tsv", ".json")).write_text("[" * 100_000)
     with pytest.raises(InputError, match=rf"{TABLE}.*RecursionError"):
         _read(tmp_path / TABLE, CleaningConfig(strategy=("motion", "compcor", "high_pass")))
+
+
+def test_an_fmriprep_table_that_was_saved_with_row_numbers(tmp_path):
+    fmriprep_table().to_csv(tmp_path / "confounds.tsv", sep="\t", na_rep="n/a")
+    assert len(_read(tmp_path / "confounds.tsv", MOTION).names) == 26

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import warnings
 from collections import Counter
 
@@ -59,6 +60,10 @@ def network():
 
 
 def test_runs_that_cannot_be_told_apart_fail_alone(tmp_path):
+    runs(tmp_path / "c", "sub-01_task-rest_flip-1", "sub-01_task-rest_flip-2", "sub-02_task-rest")  # not an entity of a scan's label
+    bad, good = find_scans(tmp_path / "c")
+    assert not good.problem and re.search(r"sub-01_task-rest: 2 recordings have this name: .*flip-1.*flip-2", bad.problem)
+    shutil.rmtree(tmp_path / "c")
     runs(tmp_path / "a", "sub-01_task-rest", "sub-02_task-rest")
     runs(tmp_path / "b", "sub-01_task-rest")
     bad, good = find_scans(tmp_path)
@@ -86,8 +91,14 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     (folder / "sub-02" / "up").symlink_to(tmp_path)
     (folder / "root").symlink_to("/")
     (folder / "self").symlink_to(folder / "self")
+    (folder / "sub-04").symlink_to(folder / "away")
     (folder / "zz").symlink_to(tmp_path / "store")  # its subject was seen already
-    assert labels_of(find_scans(folder)) == ["sub-01_task-rest", "sub-02_task-rest", "sub-03_ses-1_task-rest"]
+    *good, away = find_scans(folder)
+    assert labels_of(good) == ["sub-01_task-rest", "sub-02_task-rest", "sub-03_ses-1_task-rest"] and not any(s.problem for s in good)
+    assert away.label == "sub-04" and away.problem.endswith("sub-04: a link to what is not there")
+    (folder / "sub-03" / "ses-2").symlink_to(folder / "away")
+    with pytest.warns(UserWarning, match=r"sub-03/ses-2 is a link to what is not there"):
+        assert len(find_scans(folder)) == 4
 
 
 def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
@@ -239,13 +250,15 @@ def atlas(tmp_path):
         ("Pitt_0050003_rois_cc200.1D", "\t", "sub-Pitt0050003roiscc200"),
         ("ROISignals_001.txt", " ", "sub-ROISignals001"),
         ("ROISignals_001.txt", ",", "sub-ROISignals001"),
+        ("ROISignals_001.txt", "named ", "sub-ROISignals001"),
     ],
 )
 def test_a_folder_of_roi_tables(tmp_path, atlas, name, separator, label):
     values = np.cumsum(np.random.default_rng(0).normal(size=(T, 3)), axis=0) + 100
     path = tmp_path / "in" / name
     path.parent.mkdir(parents=True)
-    np.savetxt(path, values, delimiter=separator)
+    header = "a b c" if separator.startswith("named") else ""
+    np.savetxt(path, values, delimiter=separator[-1], header=header, comments="")
     (path.parent / "sub-01_task-rest_desc-confounds_timeseries.tsv").write_text("no series of regions")
     (path.parent / "participants.tsv").write_text("participant_id\n")
     for given in (tmp_path / "in", path):

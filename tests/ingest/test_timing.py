@@ -80,11 +80,12 @@ def test_a_table_takes_it_from_its_json(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [(2.5, 1.0), (1.0, 2.5), (0.0, 2.5), (2.5, 2.5)])
+@pytest.mark.parametrize("axis", [3, 4])
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
-def test_time_in_the_fifth_dimension(tmp_path, steps, extension):
+def test_time_beside_a_dimension_of_one(tmp_path, steps, axis, extension):
     """AFNI writes x, y, z, 1, time."""
     series = phantom()
-    image = nib.Nifti1Image(series[:, :, :, None], AFFINE)
+    image = nib.Nifti1Image(np.expand_dims(series, axis), AFFINE)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_zooms((*image.header.get_zooms()[:3], *steps))
     nib.save(image, tmp_path / f"afni{extension}")
