@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,8 +92,8 @@ def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | No
       same: entities it may not leave out where `path` has them, e.g. `("space", "res")` for a mask.
     """
     subject = entities_of(path).get("sub", "")
-    there = [file for file in sorted(path.parent.glob(f"sub-{subject}*_{suffix}.*")) if split_name(file)[1] in extensions]
-    there = [file for file in there if suffix_of(file) == suffix and entities_of(file).get("desc") == desc]
+    there = [file for file in _of_subject(path.parent, subject, suffix) if split_name(file)[1] in extensions]
+    there = [file for file in there if entities_of(file).get("desc") == desc]
     for numbered in (False, True):
         own, best = _without(path, ("desc",), numbered), dict[Path, int]()
         for candidate in there:
@@ -116,8 +117,22 @@ def _of_another(candidate: Path, path: Path) -> bool:
     exact = run_entities(candidate)
     if exact == run_entities(path):
         return False
-    others = path.parent.glob(f"sub-{exact.get('sub', '')}*_{suffix_of(path)}.*")
+    others = _of_subject(path.parent, exact.get("sub", ""), suffix_of(path))
     return any(run_entities(file) == exact for file in others if split_name(file)[1] != ".json")
+
+
+def _of_subject(folder: Path, subject: str, suffix: str) -> list[Path]:
+    """A subject's files of one suffix in a folder; quick, because a folder may hold thousands of subjects."""
+    names = [name for name in file_names(folder) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
+    return [folder / name for name in sorted(names) if suffix_of(name) == suffix]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names in a folder, in no order; none where it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _without(path: str | Path, keys: tuple[str, ...], numbered: bool = False) -> dict[str, str]:
