@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install checkpoint pnet-small clean
+.PHONY: demo test fuzz lint install checkpoint pnet-small clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pnet demo --out demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Ten thousand spoilt files of every format that is read; `make test` tries a few hundred.
+fuzz: $(VENV)/.installed-test
+	PNET_FUZZ=10400 PNET_FUZZ_OUT=build/fuzz $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

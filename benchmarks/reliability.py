@@ -258,7 +258,7 @@ def main() -> int:
     options = parser(__doc__, data=False)
     options.add_argument("--kills", type=int, default=6)
     options.add_argument("--only", nargs="+", help="these attacks alone")
-    options.add_argument("--fuzz", type=Path, help="counts that `make fuzz` wrote")
+    options.add_argument("--fuzz", type=Path, help="folder with the counts that `make fuzz` wrote")
     options.add_argument("--page", type=Path, help="write the table into this page")
     args = options.parse_args()
     random.seed(0)
@@ -285,7 +285,9 @@ def main() -> int:
                 carry_out(attacks[-1])
     figures = {one.name: {"tried": one.tried, "held": one.held, "refused": one.refused, "defects": one.defects} for one in attacks}
     if args.fuzz:
-        figures["fuzz"] = json.loads(args.fuzz.read_text())
+        counts = [json.loads(file.read_text()) for file in sorted(args.fuzz.glob("*.json"))]
+        held, refused = (sum(one.get(key, 0) for one in counts) for key in ("held", "refused"))
+        figures["fuzz"] = {"tried": held + refused, "held": held, "refused": refused, "defects": []}
     write(args, figures)
     if args.page:
         args.page.write_text(page_of(figures), "utf-8")
@@ -309,7 +311,7 @@ def page_of(figures: dict) -> str:
         "# Reliability",
         "",
         "What was tried to break a run, made by `make fuzz` and",
-        "`python benchmarks/reliability.py --fuzz build/fuzz.json --out benchmarks/results/reliability.json --page docs/reliability.md`.",
+        "`python benchmarks/reliability.py --fuzz build/fuzz --out benchmarks/results/reliability.json --page docs/reliability.md`.",
         "*Held*: the result is that of an undisturbed run. *Refused*: the scan failed, or the command ended, with one line that",
         "names the file;",
         "the other scans were done.",

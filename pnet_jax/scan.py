@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.errors import InputError
 from pnet_jax.space import Space
 
+# Entities that tell the recordings of one subject apart, in BIDS order.
+LABEL_KEYS = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part")
 LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
 
 
@@ -84,9 +87,17 @@ class Scan:
     @property
     def label(self) -> str:
         """`sub-01_ses-1_task-rest_run-1`: what messages call this scan."""
-        parts = [f"sub-{self.subject}"]
-        parts += [f"{key}-{self.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in self.entities]
-        return "_".join(parts)
+        return scan_label(self.subject, self.entities)
+
+
+def scan_label(subject: str, entities: Mapping[str, str]) -> str:
+    """What messages, reports and tables call a recording.
+
+    Example:
+      >>> scan_label("01", {"task": "rest", "ses": "1", "ce": "gd", "space": "T1w"})
+      'sub-01_ses-1_task-rest_ce-gd'
+    """
+    return "_".join([f"sub-{subject}"] + [f"{key}-{entities[key]}" for key in LABEL_KEYS if key in entities])
 
 
 def n_eff(scan: Scan) -> float:

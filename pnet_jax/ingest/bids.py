@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from pnet_jax.config import nearest
 from pnet_jax.errors import SettingsError
 from pnet_jax.ingest import naming
-from pnet_jax.ingest.tables import SEPARATORS, first_lines, read_table, shortlist
-
-VOLUMES, DENSE = (".nii.gz", ".nii"), (".dtseries.nii",)
-PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
-PREFERRED_DESC = ("preproc", "denoised")  # cleaning is ours where there is a choice
-SEARCHED = (
-    "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
-    "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii"
-)
-SKIPPED_FOLDERS = {"anat", "figures", "log", "logs", "sourcedata", "dwi", "fmap"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanSource:
-    """One recording to load.
-
-    `load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities={"sub": source.subject, **source.entities})`
-
-    Attributes:
-      bold: the recording.
-      mask: brain mask, or None.
-      confounds: table of confounds, or None.
-      subject: label without `sub-`.
-      entities: the other BIDS entities.
-      problem: why it cannot be read, known before it is opened (in another space, a file that is not there); empty otherwise.
-    """
-
-    bold: Path
-    mask: Path | None = None
-    confounds: Path | None = None
-    subject: str = "unknown"
-    entities: dict[str, str] = dataclasses.field(default_factory=dict)
-    problem: str = ""
-
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        """Files that the scan is read from."""
-        return (self.bold, self.mask, self.confounds, self.bold.with_name(f"{naming.split_name(self.bold)[0]}.json"))
-
-    @property
-    def label(self) -> str:
-        """`sub-01_ses-1_task-rest_run-1`, the same as the Scan's."""
-        return naming.scan_label(self.subject, self.entities)
+from pnet_jax.ingest.folder import in_folder
+from pnet_jax.ingest.reading import reading
+from pnet_jax.ingest.source import ScanSource, source_of
+from pnet_jax.ingest.tables import SEPARATORS, first_lines, layout_of, number, plural, read_table, shortlist
 
 
 def find_scans(
@@ -68,134 +33,85 @@ def find_scans(
 ) -> list[ScanSource]:
     """The scans of an input, sorted by label.
 
-    A recording that is there in no space that is read, or whose file in a list is missing, comes with its `problem`: a batch writes
-    it down as failed and goes on.
+    What cannot be read comes with its `problem`: a recording that is in no space that is read, or whose file in a list is missing,
+    recordings of one name, a subject's folder without a recording. A batch writes it down as failed and goes on.
 
     Args:
       input: a recording; a list of recordings (.txt with a path a line and # comments, or a .tsv/.csv with the column `bold` and
         optionally `mask`, `confounds`, `subject`, `session`; relative paths start at the list); or a folder of BIDS
         derivatives, searched at any depth. Of each run in a folder one file is taken: volumes before surfaces,
-        MNI152NLin2009cAsym before MNI152NLin6Asym before other MNI spaces, preprocessed before denoised.
-      participant_labels: keep these subjects, with or without `sub-`.
-      session_labels: keep these sessions, with or without `ses-`.
+        MNI152NLin2009cAsym before MNI152NLin6Asym before other MNI spaces, preprocessed before denoised. A folder without
+        any may hold tables of ROI series (`sub-*_timeseries.tsv`, .1D, .txt).
+      participant_labels: keep these subjects, with or without `sub-`; a label may hold several, separated by commas.
+      session_labels: keep these sessions, with or without `ses-`, likewise.
       task: keep this task.
       space: take files in this space only; `"fsLR"` takes CIFTI files.
       mask: brain mask for every scan, instead of the one beside each.
       confounds: confounds table of the one scan there is, instead of the one beside it.
 
     Raises:
-      SettingsError: nothing was found, a label is not among what was found, or two scans have the same label.
+      SettingsError: nothing was found, or a label is not among what was found.
       FileNotFoundError: the input is not there.
     """
     path = Path(input)
     if not path.exists():
         raise FileNotFoundError(f"input {path}: no such file or folder")
     if path.is_dir():
-        sources = _in_folder(path, space)
+        sources = in_folder(path, space)
     elif _is_list(path):
         sources = _in_list(path)
     else:
-        sources = [_source(path)]
+        sources = [source_of(path)]
     sources = _select(sources, lambda s: s.subject, participant_labels, "sub", "participant", path)
     sources = _select(sources, lambda s: s.entities.get("ses"), session_labels, "ses", "session", path)
-    sources = _select(sources, lambda s: s.entities.get("task"), None if task is None else [task], "task", "task", path)
+    chosen = _select(sources, lambda s: s.entities.get("task"), None if task is None else [task], "task", "task", path)
     if not path.is_dir() and space is not None:
-        sources = _select(sources, lambda s: s.entities.get("space", space), [space], "space", "space", path)
-    sources = _override(sources, mask, confounds, path)
-    _check_unique(sources, path)
-    return sorted(sources, key=lambda s: s.label)
+        chosen = _select(chosen, lambda s: s.entities.get("space", space), [space], "space", "space", path)
+    chosen = _override(chosen, mask, confounds, path)
+    if path.is_dir():
+        _say_what_is_odd(path, sources, chosen, task)
+    return sorted(_told_apart(chosen, path), key=lambda s: s.label)
 
 
-def _source(path: Path, **given: str) -> ScanSource:
-    subject, entities = naming.identity(path, given)
-    extension = naming.split_name(path)[1]
-    bids = naming.is_bids(path) and naming.suffix_of(path) == "bold"
-    beside = bids and entities.get("desc", "preproc") != "denoised"
-    return ScanSource(
-        path,
-        naming.mask_beside(path) if bids and extension in VOLUMES else None,
-        naming.confounds_beside(path) if beside else None,
-        subject,
-        entities,
-    )
-
-
-def _in_folder(folder: Path, space: str | None) -> list[ScanSource]:
-    files = [f for f in _walk(folder) if naming.suffix_of(f) == "bold" and naming.is_bids(f)]
-    volumes = [f for f in files if naming.split_name(f)[1] in VOLUMES and naming.entities_of(f).get("desc") in PREFERRED_DESC]
-    dense = [f for f in files if naming.split_name(f)[1] in DENSE and naming.entities_of(f).get("desc", "preproc") in PREFERRED_DESC]
-    usable = [f for f in volumes if _space_of(f).startswith("MNI")]
-    candidates = dense if space == "fsLR" or (space is None and not usable) else usable
-    if space is not None:
-        candidates = [f for f in candidates if _space_of(f) == space]
-    if not candidates:
-        seen = sorted({_space_of(f) or "none (native)" for f in volumes + dense})
-        there = f"the recordings there are in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
-        wanted = f"recordings in space-{space}" if space else "recordings"
-        raise SettingsError(f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}")
-    runs: dict[str, list[Path]] = {}
-    for file in candidates:
-        runs.setdefault(_run_of(file), []).append(file)
-    sources = [_source(min(choices, key=_preference)) for choices in runs.values()]
-    expected = f"space-{space}" if space else "space-fsLR" if candidates is dense else "an MNI space (space-MNI…)"
-    return sources + _in_other_spaces(volumes + dense, {source.label for source in sources}, expected)
-
-
-def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[ScanSource]:
-    """The recordings of which no file was taken; single echoes have the label of what was combined from them."""
-    others: dict[str, list[Path]] = {}
-    for file in files:
-        others.setdefault(_source(file).label, []).append(file)
-    out = []
-    for label, choices in others.items():
-        if label not in taken:
-            found = sorted({f"space-{_space_of(f)}" if _space_of(f) else "native space (no space- entity)" for f in choices})
-            source = _source(min(choices, key=_preference))
-            problem = f"{label}: subject {source.subject} has no recording in the space that is read: expected {expected}, found "
-            out.append(dataclasses.replace(source, problem=problem + shortlist(found)))
-    return out
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith("."))
-        yield from (Path(where) / name for name in sorted(names) if name.startswith("sub-"))
-
-
-def _space_of(file: Path) -> str:
-    return naming.entities_of(file).get("space", "")
-
-
-def _run_of(file: Path) -> str:
-    """What the files of one run have in common."""
-    return str(sorted((k, v) for k, v in naming.entities_of(file).items() if k not in ("space", "res", "den", "desc", "cohort")))
-
-
-def _preference(file: Path) -> tuple[object, ...]:
-    entities = naming.entities_of(file)
-    space, resolution = entities.get("space", ""), entities.get("res")
-    return (
-        PREFERRED_SPACES.index(space) if space in PREFERRED_SPACES else len(PREFERRED_SPACES),
-        PREFERRED_DESC.index(entities.get("desc", "preproc")),
-        space,
-        (0, "") if resolution is None else (1, resolution),
-        str(file),
-    )
+def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSource], task: str | None) -> None:
+    """Warns of tasks that are mixed, of subjects without the task that was asked for, and of scans that alone have no confounds."""
+    tasks = collections.Counter(s.entities["task"] for s in chosen if "task" in s.entities and not s.problem)
+    if task is None and len(tasks) > 1:
+        counts = shortlist([f"{name} ({plural(n, 'scan')})" for name, n in sorted(tasks.items())])
+        resting = [name for name in sorted(tasks) if "rest" in name.lower()]
+        warnings.warn(
+            f"folder {folder}: the scans are of several tasks: {counts}; all are read, --task {(resting or sorted(tasks))[0]} reads one",
+            stacklevel=3,
+        )
+    lost = sorted({s.subject for s in found} - {s.subject for s in chosen})
+    if lost:
+        warnings.warn(f"folder {folder}: no scan of task {task} for {plural(len(lost), 'subject')}: {shortlist(lost)}", stacklevel=3)
+    cleaned = [s for s in chosen if not s.problem and naming.suffix_of(s.bold) == "bold" and s.entities.get("desc") != "denoised"]
+    without = [s.label for s in cleaned if s.confounds is None]
+    if 0 < len(without) < len(cleaned):
+        warnings.warn(
+            f"folder {folder}: no confounds table beside {len(without)} of {plural(len(cleaned), 'scan')}; nothing is regressed out of "
+            f"these: {shortlist(without)}",
+            stacklevel=3,
+        )
 
 
 def _is_list(path: Path) -> bool:
-    """A table of ROI series and a list of files may have the same extension; the header tells."""
+    """A table of ROI series and a list of files may have the same extension; the first line tells."""
     extension = path.suffix.lower()
     if extension == ".txt":
-        return True
+        lines = [line.split("#", 1)[0] for line in first_lines(path, f"input {path}")]
+        top = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()][:2]  # a header, perhaps, and a row
+        return not any(all(number(field) is not None for field in fields) for fields in top)
     if extension not in SEPARATORS:
         return False
-    return "bold" in [field.lower() for field in first_lines(path, SEPARATORS[extension], f"input {path}")[0]]
+    return "bold" in [field.lower() for field in layout_of(path, f"input {path}").fields]
 
 
 def _in_list(path: Path) -> list[ScanSource]:
     if path.suffix.lower() == ".txt":
-        lines = [line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        with reading(f"list {path}: not a text file"):
+            lines = [line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         rows = [(i + 1, {"bold": line}) for i, line in enumerate(lines) if line]
     else:
         table = read_table(path, f"list {path}", dtype=str).rename(columns=lambda c: str(c).lower())  # "01" stays "01"
@@ -211,8 +127,12 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     present = [column for column in ("bold", "mask", "confounds") if row.get(column, "n/a") not in ("", "n/a")]
     files = {column: _resolve(row[column], listing) for column in present}
     given = {key: row[name] for key, name in (("sub", "subject"), ("ses", "session")) if row.get(name, "n/a") != "n/a"}
-    source = _source(files["bold"], **given)
-    missing = [f"{column} file {file} does not exist" for column, file in files.items() if not file.is_file()]
+    source = source_of(files["bold"], **given)
+    missing = [
+        f"{column} file {file} {'is not a file' if file.exists() else 'does not exist'}"
+        for column, file in files.items()
+        if not file.is_file()
+    ]
     problem = f"{source.label}: list {listing}, line {number}: {'; '.join(missing)}" if missing else ""
     mask, confounds = files.get("mask", source.mask), files.get("confounds", source.confounds)
     return dataclasses.replace(source, mask=mask, confounds=confounds, problem=problem)
@@ -229,12 +149,21 @@ def _select(
 ) -> list[ScanSource]:
     if wanted is None:
         return sources
-    labels = [naming.bare_label(label, key) for label in ([wanted] if isinstance(wanted, str) else wanted)]
-    there = sorted({of(s) or "none" for s in sources})
-    unknown = [label for label in labels if label not in there]
+    given = [label for labels in ([wanted] if isinstance(wanted, str) else wanted) for label in str(labels).split(",")]
+    labels = [naming.bare_label(label, key) for label in given if label.strip()]
+    nowhere = [s for s in sources if s.problem and not s.entities and key != "sub"]  # subjects without a recording stay in the table
+    there = sorted({of(s) or "none" for s in sources if s not in nowhere})
+    unknown = [f"{label}{_meant(label, there)}" for label in labels if label not in there]
     if unknown:
         raise SettingsError(f"{path}: unknown {what} {', '.join(unknown)}; found: {shortlist(there, 20)}")
-    return [s for s in sources if of(s) in labels]
+    return [s for s in sources if of(s) in labels or s in nowhere]
+
+
+def _meant(label: str, there: list[str]) -> str:
+    """What a label was probably meant to be: in another case, with other zeros in front, or spelled nearly so."""
+    plain = label.lower().replace("_", "-").removeprefix("sub-").removeprefix("ses-")
+    same = [one for one in there if one.lower() == plain or one.lower().lstrip("0") == plain.lstrip("0")]
+    return f" (did you mean {same[0]!r}?)" if same else f" ({said.removeprefix('; ')})" if (said := nearest(label, there)) else ""
 
 
 def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str | Path | None, path: Path) -> list[ScanSource]:
@@ -253,14 +182,22 @@ def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str
     return sources
 
 
-def _check_unique(sources: list[ScanSource], path: Path) -> None:
-    first: dict[str, ScanSource] = {}
+def _told_apart(sources: list[ScanSource], path: Path) -> list[ScanSource]:
+    """One source for each label; what cannot be told apart comes with its problem, and the others are not kept from being read."""
+    named: dict[str, list[ScanSource]] = {}
     for source in sources:
-        if source.label in first and source.bold.resolve() == first[source.label].bold.resolve():
-            raise SettingsError(f"{path}: {source.bold} is listed twice; list each recording once")
-        if source.label in first:
-            raise SettingsError(
-                f"{path}: two scans are called {source.label}: {first[source.label].bold} and {source.bold}; tell them apart with "
-                "a table that has the columns bold, subject and session"
-            )
-        first[source.label] = source
+        named.setdefault(source.label, []).append(source)
+    out = []
+    for label, same in named.items():
+        first = same[0]
+        if len({(os.path.realpath(s.bold), s.mask, s.confounds) for s in same}) == 1:
+            if len(same) > 1:
+                warnings.warn(f"{path}: {first.bold} is listed {len(same)} times and read once", stacklevel=3)
+            out.append(first)
+            continue
+        files = shortlist([str(s.bold) for s in same], 3)
+        problem = (
+            f"{label}: {len(same)} recordings have this name: {files}; list them in a table with the columns bold, subject and session"
+        )
+        out.append(dataclasses.replace(first, problem=problem))
+    return out

@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest.nifti import attempt, check_tr, open_image
+from pnet_jax.ingest.nifti import open_image
+from pnet_jax.ingest.reading import attempt, reading
 from pnet_jax.ingest.tables import shortlist
+from pnet_jax.ingest.timing import HeaderTime
 from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_neighbours, hemisphere_of, mesh_neighbours
 
 LEFT_CORTEX, RIGHT_CORTEX = "CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT"
@@ -40,25 +42,25 @@ def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[
     """Both axes of a two-dimensional CIFTI file, the second of which must be of a kind."""
     if len(image.shape) != 2:
         raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
-    rows, columns = image.header.get_axis(0), image.header.get_axis(1)
+    with reading(f"{where}: its CIFTI header is damaged"):
+        rows, columns = image.header.get_axis(0), image.header.get_axis(1)
+    if (len(rows), len(columns)) != tuple(image.shape):
+        raise InputError(f"{where}: its header is damaged: axes of {len(rows)} by {len(columns)}, data of shape {tuple(image.shape)}")
     if not isinstance(columns, kind):
         raise InputError(f"{where}: expected a CIFTI file of {what}, found one of {type(rows).__name__} by {type(columns).__name__}")
     return rows, columns
 
 
-def series_tr(axis: object, given: float | None, where: str) -> float:
-    """TR in seconds of a series axis; the argument wins.
+def header_time(axis: object, where: str) -> HeaderTime:
+    """What a series axis says of its repetition time.
 
     Raises:
-      InputError: the axis is no series, or not one in seconds.
+      InputError: the axis is not a series.
     """
     if not isinstance(axis, axes.SeriesAxis):
         raise InputError(f"{where}: expected a series over time (dtseries, ptseries), found a {type(axis).__name__}")
-    if given is not None:
-        return check_tr(given, "tr=", where)
-    if axis.unit != "SECOND":
-        raise InputError(f"{where}: the series axis is in {axis.unit}, expected SECOND. Give the repetition time in seconds: tr= (--tr)")
-    return check_tr(round(float(axis.step), 6), "the step of the series axis", where)
+    found = f"the series axis has steps of {float(axis.step):g} {axis.unit}, expected SECOND,"
+    return HeaderTime(float(axis.step) if axis.unit == "SECOND" and axis.step > 0 else None, found)
 
 
 def read_dense(image: nib.Cifti2Image, where: str) -> Float[np.ndarray, "V T"]:
@@ -88,8 +90,9 @@ def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
     for position, item in enumerate(given):
         source = str(item) if isinstance(item, str | Path) else f"surface {position + 1}"
         image: Any = open_image(item, where) if isinstance(item, str | Path) else item
-        points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
-        faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
+        with reading(f"{where}: {source} is damaged"):
+            points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
+            faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
         if not isinstance(points, np.ndarray) or not isinstance(faces, np.ndarray) or points.shape[1:] != (3,) or faces.shape[1:] != (3,):
             raise InputError(f"{where}: {source} is no GIFTI surface with points and triangles (.surf.gii)")
         name = _side(image, source, position)

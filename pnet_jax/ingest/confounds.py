@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import warnings as python_warnings
 from pathlib import Path
 from typing import TypeAlias
@@ -15,9 +16,20 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
-from pnet_jax.ingest.tables import drop_row_numbers, read_table, shortlist, text_columns
+from pnet_jax.ingest.reading import check_file, reading
+from pnet_jax.ingest.tables import (
+    DECIMAL_COMMA,
+    drop_row_numbers,
+    layout_of,
+    read_table,
+    refuse_text,
+    shortlist,
+    text_columns,
+    wholly_text,
+)
 
 FMRIPREP = re.compile(r"_desc-confounds_(timeseries|regressors)\.tsv$")
+FMRIPREP_COLUMNS = {"trans_x", "trans_x_derivative1", "trans_x_power2", "csf", "framewise_displacement"}
 OUTLIER = re.compile("motion_outlier|non_steady_state")
 QUALITY = ("framewise_displacement", "fd", "dvars", "std_dvars", "rmsd")  # they measure frames, they are no regressors
 
@@ -48,10 +60,10 @@ class Confounds:
 def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, cleaning: CleaningConfig, where: str) -> Confounds:
     """Regressors and frames to keep.
 
-    fMRIPrep's table (by its name, `…_desc-confounds_timeseries.tsv`) goes through `nilearn`'s `load_confounds` with the strategy of
-    `cleaning`. Of any other table all columns are regressed, except those that grade frames (framewise displacement,
-    DVARS), text, and one-hot outlier columns, whose frames are left out. NaN in the first row, where derivatives have
-    none, takes the second row's value.
+    fMRIPrep's table (by its columns, or its name `…_desc-confounds_timeseries.tsv`) goes through `nilearn`'s `load_confounds` with the
+    strategy of `cleaning`. Of any other table all columns are regressed, except those that grade frames (framewise displacement,
+    DVARS), that hold nothing but text, and one-hot outlier columns, whose frames are left out. NaN in the first row, where derivatives
+    have none, takes the second row's value; a regressor that is missing in every row is left out with a warning.
 
     Args:
       given: file (.tsv, .csv, or white space), array `[recorded, n]` or `[recorded]`, DataFrame, or None: then the
@@ -62,7 +74,8 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
       where: how messages name the scan.
 
     Raises:
-      InputError: another number of rows than frames, NaN, columns that the strategy needs and the file lacks.
+      InputError: another number of rows than frames, text among numbers, no regressor left, columns that the strategy needs and the
+        file lacks.
       FileNotFoundError: the file is not there.
     """
     if given is None:
@@ -71,11 +84,10 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
             return Confounds(warnings=_none_found(bold, cleaning))
     if isinstance(given, str | Path):
         path = Path(given)
-        if not path.is_file():
-            raise FileNotFoundError(f"{where}: confounds file {path} does not exist")
+        check_file(path, f"{where}: confounds file {path}")
         table = drop_row_numbers(read_table(path, f"{where}: confounds file {path}"))
         check_rows(len(table), n_frames, f"confounds file {path}", where)
-        if FMRIPREP.search(path.name):
+        if FMRIPREP.search(path.name) or set(table.columns) >= FMRIPREP_COLUMNS:
             return _from_fmriprep(path, table, bold, cleaning, where)
         return _from_table(table, str(path), cleaning, where)
     if isinstance(given, pd.DataFrame):
@@ -154,14 +166,18 @@ def _none_found(bold: Path | None, cleaning: CleaningConfig) -> tuple[str, ...]:
 def _from_table(table: pd.DataFrame, source: str, cleaning: CleaningConfig, where: str) -> Confounds:
     table = table.rename(columns=str)
     notes = []
-    text = text_columns(table)
-    if text:
-        notes.append(f"confounds {source}: columns that are not numbers were left out: {shortlist(text)}")
-    table = table.drop(columns=text).apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    described = [c for c in wholly_text(table) if not table[c].map(str).str.strip().str.fullmatch(DECIMAL_COMMA.pattern).any()]
+    # A word among numbers (a spreadsheet's #REF!) is damage: leaving out the column would leave its noise in.
+    refuse_text(table, [c for c in text_columns(table) if c not in described], f"{where}: confounds {source}")
+    if described:
+        notes.append(f"confounds {source}: columns that are not numbers were left out: {shortlist(described)}")
+    if len(described) == table.shape[1]:
+        raise InputError(f"{where}: confounds {source}: no column of numbers, found text in {shortlist(described)}")
+    table = table.drop(columns=described).apply(pd.to_numeric, errors="coerce").astype(np.float64)
     outliers = table.loc[:, [bool(OUTLIER.search(c)) for c in table.columns]]
     kept = np.flatnonzero(outliers.sum(axis=1).to_numpy() == 0) if outliers.shape[1] else None
     drop = [c for c in table.columns if c in outliers.columns or c.strip().lower() in QUALITY or c.startswith("Unnamed:")]
-    regressors = table.drop(columns=drop)
+    regressors = _without_missing(table.drop(columns=drop), source, where, notes)
     if "scrub" in cleaning.strategy:
         notes.append(f"the strategy 'scrub' reads fMRIPrep tables only; confounds {source} is another: use sample_mask or outlier columns")
     values = _fill_first_row(regressors.to_numpy(np.float64).copy()) if regressors.shape[1] else None
@@ -169,42 +185,75 @@ def _from_table(table: pd.DataFrame, source: str, cleaning: CleaningConfig, wher
 
 
 def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, where: str) -> Confounds:
-    from nilearn.interfaces.fmriprep import load_confounds
-
-    # load_confounds finds the table by the image's name; the image itself need not be there.
-    desc = naming.entities_of(bold).get("desc", "preproc") if bold is not None else "preproc"
-    image = FMRIPREP.sub(f"_desc-{desc if desc in ('optcom', 'smoothAROMAnonaggr') else 'preproc'}_bold.nii.gz", str(path))
+    refuse_text(table, text_columns(table), f"{where}: confounds file {path}")
+    if "scrub" in cleaning.strategy:
+        graded = [c for c in ("framewise_displacement", "std_dvars") if c in table.columns and table[c].isna().all()]
+        if graded:
+            raise InputError(f"{where}: confounds file {path}: the strategy 'scrub' needs {shortlist(graded)}, found n/a in every row")
     asked = f"confounds file {path}: strategy {cleaning.strategy} (motion={cleaning.motion!r}, wm_csf={cleaning.wm_csf!r}, "
     asked += f"global_signal={cleaning.global_signal!r})"
     columns = shortlist([str(c) for c in table.columns])
-    notes = []
-    try:
-        with python_warnings.catch_warnings(record=True) as caught:
+    failed = (
+        f"{where}: {asked}: load_confounds could not use the columns {columns}; take another strategy or a table of your own regressors"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        image = _copied(path, table, bold, cleaning, Path(folder), where)
+        with python_warnings.catch_warnings(record=True) as caught, reading(failed):
             python_warnings.simplefilter("always")
-            chosen, kept = load_confounds(
-                image,
-                strategy=cleaning.strategy,
-                motion=cleaning.motion,
-                wm_csf=cleaning.wm_csf,
-                global_signal=cleaning.global_signal,
-                scrub=cleaning.scrub,
-                fd_threshold=cleaning.fd_threshold,
-                std_dvars_threshold=cleaning.std_dvars_threshold,
-                demean=False,
-            )
-    except KeyError as error:
-        raise InputError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
-    except (ValueError, IndexError, OSError) as error:
-        raise InputError(
-            f"{where}: {asked}: load_confounds could not use it: {error} The file has the columns "
-            f"{columns}. Another strategy, or the regressors you want as a table of your own, would do"
-        ) from error
-    for warning in caught:
-        if "strategy is empty" not in str(warning.message):
-            notes.append(f"load_confounds: {warning.message}")
-    if chosen is None or chosen.shape[1] == 0:
-        return Confounds(None, (), kept, _displacement(table), str(path), tuple(notes))
-    return Confounds(chosen.to_numpy(np.float64), tuple(map(str, chosen.columns)), kept, _displacement(table), str(path), tuple(notes))
+            try:
+                chosen, kept = _load(image, cleaning)
+            except KeyError as error:
+                raise InputError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
+    notes = [f"load_confounds: {one.message}" for one in caught if "strategy is empty" not in str(one.message)]
+    chosen = pd.DataFrame(index=table.index) if chosen is None else _without_missing(chosen, str(path), where, notes)
+    values = chosen.to_numpy(np.float64) if chosen.shape[1] else None
+    return Confounds(values, tuple(map(str, chosen.columns)), kept, _displacement(table), str(path), tuple(notes))
+
+
+def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, folder: Path, where: str) -> Path:
+    """fMRIPrep's table and its JSON file alone in a folder, and the image name that leads `load_confounds` to them.
+
+    It finds a table by the image's name and refuses where other runs' tables fit the name too; the image need not be there.
+    """
+    copy = folder / "sub-x_task-y_desc-confounds_timeseries.tsv"
+    layout = layout_of(path, where)
+    if layout.separator == "\t" and list(layout.fields) == list(table.columns):
+        with reading(f"{where}: confounds file {path}: not a text file"):
+            copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # as it is, so that not a digit changes
+    else:
+        table.to_csv(copy, sep="\t", index=False, na_rep="n/a")
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        copy.with_suffix(".json").write_bytes(sidecar.read_bytes())
+    aroma = "ica_aroma" in cleaning.strategy and bold is not None and naming.entities_of(bold).get("desc") == "smoothAROMAnonaggr"
+    return folder / f"sub-x_task-y_desc-{'smoothAROMAnonaggr' if aroma else 'preproc'}_bold.nii.gz"
+
+
+def _load(image: Path, cleaning: CleaningConfig) -> tuple[pd.DataFrame | None, Int[np.ndarray, " T"] | None]:
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    return load_confounds(
+        str(image),
+        strategy=cleaning.strategy,
+        motion=cleaning.motion,
+        wm_csf=cleaning.wm_csf,
+        global_signal=cleaning.global_signal,
+        scrub=cleaning.scrub,
+        fd_threshold=cleaning.fd_threshold,
+        std_dvars_threshold=cleaning.std_dvars_threshold,
+        demean=False,
+    )
+
+
+def _without_missing(regressors: pd.DataFrame, source: str, where: str, notes: list[str]) -> pd.DataFrame:
+    """Without regressors that are n/a in every row, such as csf where the ventricles are too small to be segmented."""
+    missing = [str(c) for c in regressors.columns if regressors[c].isna().all()]
+    if not missing:
+        return regressors
+    if len(missing) == regressors.shape[1]:
+        raise InputError(f"{where}: confounds {source}: every regressor is n/a in every row: {shortlist(missing)}")
+    notes.append(f"confounds {source}: n/a in every row and therefore not regressed out: {shortlist(missing)}")
+    return regressors.drop(columns=missing)
 
 
 def _displacement(table: pd.DataFrame) -> Float[np.ndarray, " recorded"] | None:
@@ -212,7 +261,7 @@ def _displacement(table: pd.DataFrame) -> Float[np.ndarray, " recorded"] | None:
         if str(column).strip().lower() in ("framewise_displacement", "fd"):
             values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float32).copy()
             values[:1] = np.nan_to_num(values[:1])  # the first frame has no frame before it
-            return values
+            return values if len(values) < 2 or np.isfinite(values[1:]).any() else None
     return None
 
 

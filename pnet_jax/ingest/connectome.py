@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pnet_jax.dynamics.fit import checked_connectome
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
-from pnet_jax.ingest.tables import drop_row_numbers, read_table, shortlist, text_columns
+from pnet_jax.ingest.tables import drop_row_numbers, numbers_of, read_npy, read_table
 
 
 def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"]:
@@ -25,26 +25,9 @@ def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"
       FileNotFoundError: it is not there.
     """
     path, where = Path(path), f"structural connectome {path}"
-    if naming.split_name(path)[1] == ".npy":
-        values = _read_npy(path, where)
-    else:
-        table = drop_row_numbers(read_table(path, where))
-        if text := text_columns(table):
-            raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
-        values = table.to_numpy(np.float64)
+    is_npy = naming.split_name(path)[1] == ".npy"
+    values = read_npy(path, where) if is_npy else numbers_of(drop_row_numbers(read_table(path, where)), where)
     try:
         return checked_connectome(values, n_parcels)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _read_npy(path: Path, where: str) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where}: no such file") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{where}: not a readable .npy file ({error})") from error
-    if values.dtype.kind not in "iufb":
-        raise InputError(f"{where}: expected a matrix of numbers, found values of type {values.dtype}")
-    return values

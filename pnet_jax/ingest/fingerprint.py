@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
       OSError: The file cannot be read.
     """
     digest = hashlib.sha256()
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for its other end
+        raise OSError(f"{path}: not a regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(str(size).encode())

@@ -13,13 +13,13 @@ from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import cifti, naming, nifti, roi
+from pnet_jax.ingest import cifti, naming, nifti, roi, timing
 from pnet_jax.ingest.cleaning import Recording, check_length, clean_recording
 from pnet_jax.ingest.confounds import ConfoundsInput, kept_frames, read_confounds
 from pnet_jax.scan import Scan
 from pnet_jax.space import Space, point_space
 
-KINDS = ".nii, .nii.gz (4-D), .dtseries.nii, .ptseries.nii, .tsv, .csv or .npy (a table of ROI series)"
+KINDS = ".nii, .nii.gz (4-D), .dtseries.nii, .ptseries.nii, .tsv, .csv, .1D, .txt or .npy (a table of ROI series)"
 
 
 @dataclasses.dataclass
@@ -57,7 +57,8 @@ def load_scan(
         others.
       confounds: file, array `[recorded, n]` or DataFrame (`read_confounds` says how columns are chosen); None takes fMRIPrep's
         table where it lies beside the recording. `cleaning.strategy = ()` uses none of it.
-      tr: repetition time in seconds; by default RepetitionTime of the JSON file, then the header. Tables need it.
+      tr: repetition time in seconds; by default RepetitionTime of the JSON files that apply to the recording (BIDS' inheritance
+        principle), then the header.
       native_to_mni: native mm to MNI mm, `[4, 4]` or a text file with it, for volumes that are not in MNI space.
         Coordinates are transformed, data are not resampled.
       space: template, instead of the `space-` entity.
@@ -124,17 +125,17 @@ def _open(
 ) -> _Opened:
     extension = naming.split_name(path)[1] if path is not None else ".nii"
     is_file = isinstance(bold, str | Path)
-    if is_file and extension in (".tsv", ".csv", ".npy"):
+    if is_file and extension in naming.TABLES:
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_table(Path(path), tr, space, atlas, surfaces, where, notes)  # type: ignore[arg-type]
     if is_file and path is not None and path.is_dir():
         raise InputError(f"{where}: expected one recording, found a folder; find_scans(folder) lists the recordings in it")
     if is_file and extension not in (".nii", ".nii.gz", ".dtseries.nii", ".ptseries.nii"):
         raise InputError(f"{where}: cannot read {extension or 'a file without an extension'}; expected {KINDS}")
-    image = nifti.open_image(bold, where)  # type: ignore[arg-type]
+    image = nifti.open_image(bold, where, notes)  # type: ignore[arg-type]
     if isinstance(image, nib.Cifti2Image):
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
-        return _open_cifti(image, tr, space or entities.get("space"), atlas, surfaces, where, notes)
+        return _open_cifti(image, path, tr, space or entities.get("space"), atlas, surfaces, where, notes)
     if extension in (".dtseries.nii", ".ptseries.nii"):
         raise InputError(f"{where}: the name says CIFTI, the content is {type(image).__name__} of shape {tuple(image.shape)}")
     return _open_volume(image, path, mask, tr, native_to_mni, space, entities, where, notes)
@@ -151,10 +152,11 @@ def _open_volume(
     where: str,
     notes: list[str],
 ) -> _Opened:
+    image = nifti.with_time_fourth(image, where)
     nifti.check_bold(image, where)
     name, said = naming.mni_name(space, entities, native_to_mni is not None, where)
     notes += said
-    seconds = nifti.repetition_time(tr, path, image, where, notes)
+    seconds = timing.repetition_time(tr, path, nifti.header_time(image, where), where, notes)
     inside = nifti.load_mask(mask, image, path, where, notes)
     locations = nifti.mask_space(inside, image, name, native_to_mni, where, notes)
     assert locations.grid is not None
@@ -164,6 +166,7 @@ def _open_volume(
 
 def _open_cifti(
     image: nib.Cifti2Image,
+    path: Path | None,
     tr: float | None,
     space: str | None,
     atlas: roi.AtlasInput,
@@ -172,7 +175,7 @@ def _open_cifti(
     notes: list[str],
 ) -> _Opened:
     series, columns = cifti.axes_of(image, axes.Axis, "series", where)
-    seconds = cifti.series_tr(series, tr, where)
+    seconds = timing.repetition_time(tr, path, cifti.header_time(series, where), where, notes)
     if isinstance(columns, axes.ParcelsAxis):
         names = [str(n) for n in columns.name]
         if atlas is not None:
@@ -189,15 +192,14 @@ def _open_cifti(
 def _open_table(
     path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
 ) -> _Opened:
-    if tr is None:
-        raise InputError(f"{where}: a table does not say its repetition time; give it in seconds: tr= (--tr)")
+    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not say it"), where, notes)
     values, names = roi.read_roi_table(path, where)
     locations, said = roi.locate(atlas, names, (values.shape[0], values.shape[1]), surfaces, where)
     notes += said
     if space is not None:
         locations = dataclasses.replace(locations, name=space)
     series = np.ascontiguousarray(values.T, np.float32)
-    return _Opened(locations, nifti.check_tr(tr, "tr=", where), len(values), lambda: series)
+    return _Opened(locations, seconds, len(values), lambda: series)
 
 
 def _refuse(where: str, **given: object) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
+from pnet_jax.ingest.reading import check_file, reading
 from pnet_jax.ingest.tables import read_table, shortlist
 
 IDS, NAMES = ("index", "id", "value"), ("name", "label", "region")
@@ -40,8 +41,7 @@ def read_lut(path: Path) -> dict[int, str]:
       InputError: it is neither, or an id comes twice.
       FileNotFoundError: it is not there.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"label file {path}: no such file")
+    check_file(path, f"label file {path}")
     pairs = _two_lines(path) if path.suffix.lower() == ".txt" else _columns(path)
     ids = [i for i, _ in pairs]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
@@ -63,7 +63,8 @@ def _columns(path: Path) -> list[tuple[int, str]]:
 
 
 def _two_lines(path: Path) -> list[tuple[int, str]]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    with reading(f"label file {path}: not a text file"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha'"
     if not lines or len(lines) % 2:
         raise InputError(f"label file {path}: {expected}; found {len(lines)} lines")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pnet_jax.errors import InputError
+from pnet_jax.scan import scan_label as scan_label
 
-EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy")
+EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy", ".1d", ".txt")
+TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
 NATIVE = ("preproc", "optcom")  # what fMRIPrep calls a preprocessed run; it leaves out space- where the space is the run's own
-LABEL_KEYS = ("ses", "task", "acq", "dir", "run")
+VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
 
 
 def split_name(path: str | Path) -> tuple[str, str]:
@@ -41,11 +44,6 @@ def is_bids(path: str | Path) -> bool:
 def bare_label(label: str, key: str = "sub") -> str:
     """`"sub-01"` and `"01"` both give `"01"`."""
     return str(label).strip().removeprefix(f"{key}-")
-
-
-def scan_label(subject: str, entities: Mapping[str, str]) -> str:
-    """`sub-01_ses-1_task-rest_run-1`, the same as `Scan.label`."""
-    return "_".join([f"sub-{subject}"] + [f"{key}-{entities[key]}" for key in LABEL_KEYS if key in entities])
 
 
 def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
@@ -82,7 +80,9 @@ def dataset_folder(path: str | Path, subject: str) -> str:
 def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | None, same: tuple[str, ...] = ()) -> Path | None:
     """The file beside `path` that describes the same recording.
 
-    Its entities, `desc` apart, are among those of `path`; where several are, the one that shares most is taken.
+    Its entities, `desc` apart, are among those of `path`; where several are, the one that shares most is taken. Where none is, numbers
+    count as equal whose zeros differ (`run-1`, `run-01`), if one file alone matches so. A file that by its entities belongs to another
+    recording of the folder is never taken.
 
     Args:
       path: a file with a BIDS name.
@@ -91,17 +91,53 @@ def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | No
       desc: its `desc-` entity, or None for none.
       same: entities it may not leave out where `path` has them, e.g. `("space", "res")` for a mask.
     """
-    own = {key: value for key, value in entities_of(path).items() if key != "desc"}
-    best: tuple[int, Path] | None = None
-    for candidate in sorted(path.parent.glob(f"sub-{own.get('sub', '')}*_{suffix}.*")):
-        entities = entities_of(candidate)
-        if split_name(candidate)[1] not in extensions or suffix_of(candidate) != suffix or entities.pop("desc", None) != desc:
-            continue
-        if not entities.items() <= own.items() or any(key in own and key not in entities for key in same):
-            continue
-        if best is None or len(entities) > best[0]:
-            best = (len(entities), candidate)
-    return best[1] if best else None
+    subject = entities_of(path).get("sub", "")
+    there = [file for file in _of_subject(path.parent, subject, suffix) if split_name(file)[1] in extensions]
+    there = [file for file in there if entities_of(file).get("desc") == desc]
+    for numbered in (False, True):
+        own, best = _without(path, ("desc",), numbered), dict[Path, int]()
+        for candidate in there:
+            entities = _without(candidate, ("desc",), numbered)
+            lacking = any(key in own and key not in entities for key in same)
+            if entities.items() <= own.items() and not lacking and not _of_another(candidate, path):
+                best[candidate] = len(entities)
+        closest = [file for file, shared in best.items() if shared == max(best.values())]
+        if closest and (len(closest) == 1 or not numbered):
+            return closest[0]
+    return None
+
+
+def run_entities(path: str | Path) -> dict[str, str]:
+    """Entities that a run's files have in common, whatever space, resolution or kind of processing they are of."""
+    return _without(path, VERSIONS)
+
+
+def _of_another(candidate: Path, path: Path) -> bool:
+    """Whether the folder has a recording that a file describes more exactly than the one at `path`."""
+    exact = run_entities(candidate)
+    if exact == run_entities(path):
+        return False
+    others = _of_subject(path.parent, exact.get("sub", ""), suffix_of(path))
+    return any(run_entities(file) == exact for file in others if split_name(file)[1] != ".json")
+
+
+def _of_subject(folder: Path, subject: str, suffix: str) -> list[Path]:
+    """A subject's files of one suffix in a folder; quick, because a folder may hold thousands of subjects."""
+    names = [name for name in file_names(folder) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
+    return [folder / name for name in sorted(names) if suffix_of(name) == suffix]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names in a folder, in no order; none where it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _without(path: str | Path, keys: tuple[str, ...], numbered: bool = False) -> dict[str, str]:
+    kept = {key: value for key, value in entities_of(path).items() if key not in keys}
+    return {key: value.lstrip("0") or "0" if numbered and value.isdigit() else value for key, value in kept.items()}
 
 
 def mask_beside(path: Path) -> Path | None:

@@ -6,62 +6,97 @@ import collections
 import contextlib
 import gzip
 import itertools
-import json
+import logging
+import math
 import warnings as python_warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
-from xml.parsers.expat import ExpatError
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from nibabel import imageglobals
 from nibabel.arrayproxy import ArrayProxy
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import naming
+from pnet_jax.ingest import naming, timing
+from pnet_jax.ingest.reading import attempt, check_file, one_line, reading
 from pnet_jax.space import Space, grid_space
 
-UNREADABLE = (  # BadGzipFile is an OSError
-    EOFError,
-    OSError,
-    ValueError,
-    zlib.error,
-    ExpatError,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.cifti2.Cifti2HeaderError,
-)
 SAME_GRID = 0.01  # of a voxel: what rounding in an affine can move
 MNI_BOX = np.array([[-110, 110], [-150, 120], [-100, 130]])
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 Image: TypeAlias = nib.spatialimages.SpatialImage
 ImageInput: TypeAlias = str | Path | Image
-T = TypeVar("T")
+DEFLATED = 1032  # the most that gzip can shrink a file: a longer content than this cannot be in it
 
 
-def open_image(source: ImageInput, where: str) -> Image:
+def open_image(source: ImageInput, where: str, warnings: list[str] | None = None) -> Image:
     """An image with its data still on disk.
 
+    Args:
+      source: file, or an image, which is returned as it is.
+      where: how messages name it.
+      warnings: what nibabel says of the header is added to it; None issues Python warnings.
+
     Raises:
-      InputError: the file is no image or its header is damaged.
+      InputError: the file is no image, its header is damaged or promises more than the file can hold, or it is no regular file.
       FileNotFoundError: it is not there.
     """
     if not isinstance(source, str | Path):
         return source
     path = Path(source)
     where = where if str(path) in where else f"{where}: {path}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: no such file")
+    check_file(path, where)
     # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
     options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
+    with reading(f"{where}: truncated, corrupt or no image"), _header_remarks() as said:
+        image = nib.load(path, **options)
+    for remark in said:
+        if warnings is None:
+            python_warnings.warn(f"{where}: header: {remark}", stacklevel=2)
+        else:
+            warnings.append(f"header of {path}: {remark}")
+    with reading(f"{where}: its header is damaged"):
+        _check_promise(image, path, where)  # type: ignore[arg-type]
+    return image  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _header_remarks() -> Iterator[list[str]]:
+    """What nibabel has to say of a header: it would log and warn without the file's name."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(one_line(record.getMessage()))  # type: ignore[method-assign]
+    logger = imageglobals.logger
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
     try:
-        return nib.load(path, **options)  # type: ignore[return-value]
-    except UNREADABLE as error:
-        raise InputError(f"{where}: truncated, corrupt or no image ({type(error).__name__}: {error})") from error
+        with python_warnings.catch_warnings(record=True) as caught:
+            python_warnings.simplefilter("always")
+            yield said
+        said += [one_line(str(one.message)) for one in caught]
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def _check_promise(image: Image, path: Path, where: str) -> None:
+    """Refuses a shape that the file cannot hold, before memory for it is asked for."""
+    data = getattr(image, "dataobj", None)
+    if not isinstance(data, ArrayProxy):
+        return
+    shape = tuple(int(n) for n in data.shape)
+    if min(shape, default=1) < 1:
+        raise InputError(f"{where}: expected an image of one voxel or more, found shape {shape}: the header is damaged")
+    promised, stored = data.offset + math.prod(shape) * data.dtype.itemsize, path.stat().st_size
+    if promised > stored * (DEFLATED if path.suffix.lower() == ".gz" else 1):
+        raise InputError(
+            f"{where}: truncated or corrupt: the header promises {promised} bytes (shape {shape}), the file has {stored}"
+            f"{' compressed ones' if path.suffix.lower() == '.gz' else ''}"
+        )
 
 
 def check_stream(image: Image, where: str) -> None:
@@ -86,40 +121,35 @@ def check_bold(image: Image, where: str) -> None:
         raise InputError(f"{where}: expected real numbers, found data of type {image.get_data_dtype()}")
 
 
-def repetition_time(given: float | None, path: Path | None, image: Image, where: str, warnings: list[str]) -> float:
-    """TR in seconds: the argument, then RepetitionTime of the JSON file beside the image, then its header.
+def with_time_fourth(image: Image, where: str) -> Image:
+    """The image itself; of more dimensions (AFNI's x, y, z, 1, time) the same data without those of one step, still on disk."""
+    shape = tuple(image.shape)
+    longer = tuple(n for n in shape[3:] if n != 1)
+    if len(shape) < 5 or len(longer) != 1 or not isinstance(image, nib.Nifti1Image):
+        return image
+    data: Any = image.dataobj
+    squeezed = type(image)(data.reshape(shape[:3] + longer), image.affine, image.header)
+    steps = {float(step) for step in image.header.get_zooms()[3:]} - {0.0, 1.0}  # 0 and 1 are what is written where nothing is known
+    if len(steps) == 1:
+        squeezed.header.set_zooms((*squeezed.header.get_zooms()[:3], steps.pop()))
+    return squeezed
+
+
+def header_time(image: Image, where: str) -> timing.HeaderTime:
+    """What a volume's header says of its repetition time.
 
     Raises:
-      InputError: none of them says, or what they say is no plausible TR.
+      InputError: its code of units is none that NIfTI has.
     """
-    if given is not None:
-        return check_tr(given, "tr=", where)
     zooms = image.header.get_zooms()
     header, unit = float(zooms[3]) if len(zooms) > 3 else 0.0, "unknown"
     if hasattr(image.header, "get_xyzt_units"):
-        unit = image.header.get_xyzt_units()[1]
-    from_header = header * _SECONDS.get(unit, 1.0)
-    from_json = _json_tr(path, where)
-    if from_json is not None:
-        if header > 0 and abs(from_json - from_header) > 2e-3:
-            warnings.append(f"RepetitionTime in JSON is {from_json} s, the header says {from_header:g} s: JSON is used")
-        return check_tr(from_json, "RepetitionTime in the JSON file", where)
+        with reading(f"{where}: its header is damaged: unknown code of units (xyzt_units)"):
+            unit = image.header.get_xyzt_units()[1]
     if not header > 0 or unit in ("hz", "ppm", "rads"):
-        raise InputError(
-            f"{where}: no repetition time: the header has {header:g} (unit {unit}) and no JSON file beside it has RepetitionTime. "
-            "Give it in seconds: tr= (--tr)"
-        )
-    if unit == "unknown":
-        warnings.append(f"the header states no unit of time; its TR of {header:g} is taken as seconds")
-    return check_tr(round(from_header, 6), "the header's TR", where)
-
-
-def check_tr(tr: float, what: str, where: str) -> float:
-    """Refuses what cannot be seconds."""
-    if not 0.05 <= float(tr) <= 30:
-        hint = "; that looks like milliseconds" if float(tr) >= 100 else ""
-        raise InputError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
-    return float(tr)
+        return timing.HeaderTime(None, f"the header has {header:g} (unit {unit})")
+    note = f"the header states no unit of time; its TR of {header:g} is taken as seconds" if unit == "unknown" else ""
+    return timing.HeaderTime(header * _SECONDS.get(unit, 1.0), f"the header has {header:g} (unit {unit})", note)
 
 
 def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: str, warnings: list[str]) -> Bool[np.ndarray, "X Y Z"]:
@@ -146,7 +176,7 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
         warnings.append("no mask was given; one was computed from the mean image (nilearn compute_epi_mask)")
         return _computed_mask(bold, where)
     name = f"mask {mask}" if isinstance(mask, str | Path) else "mask (in memory)"
-    image = open_image(mask, f"{where}: {name}")
+    image = open_image(mask, f"{where}: {name}", warnings)
     shape = tuple(image.shape[:3]) if len(image.shape) == 4 and image.shape[3] == 1 else tuple(image.shape)
     if shape != tuple(bold.shape[:3]):
         raise InputError(f"{where}: {name} has shape {shape}, the recording has {tuple(bold.shape[:3])}; resample the mask to it")
@@ -157,10 +187,7 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
             f"{apart:.3g} mm apart, expected at most {most:.3g} mm ({SAME_GRID:.0%} of a voxel); resample the mask to the recording"
         )
     check_stream(image, f"{where}: {name}")
-    try:
-        values = np.nan_to_num(np.asanyarray(image.dataobj).reshape(shape))
-    except UNREADABLE as error:
-        raise InputError(f"{where}: {name} is truncated or corrupt ({type(error).__name__}: {error})") from error
+    values = np.nan_to_num(attempt(lambda: np.asanyarray(image.dataobj), "its voxels", f"{where}: {name}").reshape(shape))
     graded = values.dtype.kind == "f" and values.max() <= 1 and ((values > 0) & (values < 1)).any()
     inside = values > (0.5 if graded else 0)
     if not inside.any():
@@ -224,10 +251,10 @@ def mask_space(mask: Bool[np.ndarray, "X Y Z"], bold: Image, name: str, to_mni: 
 
 def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
     """A 4 x 4 matrix, native mm to MNI mm, from an array or a text file."""
-    try:
+    if isinstance(given, str | Path):
+        check_file(Path(given), f"{where}: native_to_mni {given}")
+    with reading(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix"):
         matrix = np.loadtxt(given) if isinstance(given, str | Path) else np.asarray(given, np.float64)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix ({error})") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where}: native_to_mni must be a 4 x 4 matrix with last row 0 0 0 1, got {matrix.shape}: {matrix.tolist()}")
     return matrix
@@ -275,14 +302,6 @@ def _verified(image: Image, what: str, where: str) -> Iterator[Any]:
         attempt(lambda: collections.deque(iter(lambda: stream.read(1 << 20), b""), maxlen=0), what, where)
 
 
-def attempt(read: Callable[[], T], what: str, where: str) -> T:
-    """Runs a read; what goes wrong in it becomes a ValueError that names the file."""
-    try:
-        return read()
-    except UNREADABLE as error:
-        raise InputError(f"{where}: the file is truncated or corrupt at {what} ({type(error).__name__}: {error})") from error
-
-
 def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
     from nilearn.masking import compute_epi_mask
 
@@ -299,19 +318,6 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
     if not mask.any():
         raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
     return mask
-
-
-def _json_tr(path: Path | None, where: str) -> float | None:
-    if path is None:
-        return None
-    sidecar = path.with_name(naming.split_name(path)[0] + ".json")
-    if not sidecar.is_file():
-        return None
-    try:
-        value = json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
-        return None if value is None else float(value)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: {sidecar} has no readable RepetitionTime ({error})") from error
 
 
 def _apart(a: Float[np.ndarray, "4 4"], b: Float[np.ndarray, "4 4"], shape: tuple[int, ...]) -> float:

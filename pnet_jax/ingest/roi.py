@@ -14,7 +14,7 @@ from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.atlas import centroids, load_prior
 from pnet_jax.ingest.cifti import SurfaceInput
-from pnet_jax.ingest.tables import drop_row_numbers, has_header, read_table, separator_of, shortlist, text_columns
+from pnet_jax.ingest.tables import drop_row_numbers, layout_of, numbers_of, read_npy, read_table, shortlist
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.space import Space, point_space
 
@@ -25,22 +25,24 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
     """Frames by regions, and the regions' names where the file has them.
 
     Args:
-      path: .tsv or .csv with or without a header, or a .npy matrix.
+      path: .tsv, .csv, .1D or .txt with or without a header, or a .npy matrix.
       where: how messages name the scan.
 
     Raises:
       InputError: not a matrix of numbers, or NaN or infinite values in a column; the columns are named.
       FileNotFoundError: it is not there.
     """
+    names = None
     if naming.split_name(path)[1] == ".npy":
-        values, names = _read_npy(path, where), None
+        values = read_npy(path, where)
+        if values.ndim != 2:
+            raise InputError(f"{where}: expected a matrix of numbers, frames by regions, found shape {values.shape} of type {values.dtype}")
+        values = values.astype(np.float64)
     else:
         table = drop_row_numbers(read_table(path, where))
-        text = text_columns(table)
-        if text:
-            raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(text)}")
-        named = has_header(path, separator_of(path), where)
-        values, names = table.to_numpy(np.float64), [str(c) for c in table.columns] if named else None
+        values = numbers_of(table, where)
+        if layout_of(path, where).named:
+            names = [str(c) for c in table.columns]
     bad = (~np.isfinite(values)).sum(0)
     if bad.any():
         said = [
@@ -86,7 +88,8 @@ def locate(
                 f"{where}: the table looks transposed: it has {n_frames} rows and {n_columns} columns, and the atlas {source} has "
                 f"{len(xyz)} regions; expected a row a frame and a column a region"
             )
-        raise InputError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions")
+        one_more = ": is one of the columns a background, a global signal or a row number?" if n_columns == len(xyz) + 1 else ""
+        raise InputError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions{one_more}")
     order, notes = _match(len(xyz), names, atlas_names, ids, source)
     xyz = xyz[order]
     if names is None and atlas_names is not None:
@@ -101,7 +104,7 @@ def _centroids(
         if atlas.ndim != 2 or atlas.shape[1] != 3 or not np.isfinite(atlas).all():
             raise InputError(f"{where}: atlas centroids must be finite and have shape [regions, 3] in MNI mm, got {atlas.shape}")
         return atlas, None, None, "unknown", "(array)"
-    if isinstance(atlas, str | Path) and naming.split_name(atlas)[1] in (".tsv", ".csv"):
+    if isinstance(atlas, str | Path) and naming.split_name(atlas)[1] in (".tsv", ".csv", ".txt"):
         xyz, names = _read_centroids(Path(atlas), where)
         return xyz, names, None, naming.entities_of(atlas).get("space", "unknown"), str(atlas)
     prior = atlas if isinstance(atlas, Prior) else load_prior(atlas, surfaces=surfaces)  # type: ignore[arg-type]
@@ -134,15 +137,3 @@ def _match(
             return [position[name] for name in names], []
     differ = [f"{a} / {b}" for a, b in zip(names, atlas_names, strict=True) if a != b]
     return order, [f"{len(differ)} of {n} column names are not those of the atlas {source} ({shortlist(differ, 3)}): matched by position"]
-
-
-def _read_npy(path: Path, where: str) -> Float[np.ndarray, "T V"]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: no such file")
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{where}: not a readable .npy file ({error})") from error
-    if values.ndim != 2 or values.dtype.kind not in "iufb":
-        raise InputError(f"{where}: expected a matrix of numbers, frames by regions, found shape {values.shape} of type {values.dtype}")
-    return values.astype(np.float64)

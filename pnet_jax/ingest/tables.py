@@ -3,74 +3,126 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from pnet_jax.errors import InputError
+from pnet_jax.ingest.reading import check_file, reading
 
 MISSING = ["n/a", "N/A", "NA", "NaN", "nan", ""]
 SEPARATORS = {".tsv": "\t", ".csv": ","}
+WHITE_SPACE = r"\s+"
+NAMED = {"\t": "tabs", ",": "commas", ";": "semicolons", WHITE_SPACE: "white space"}
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+LOOKED_AT = 100  # lines that tell how a table is laid out
+LONGEST_LINE = 1 << 22
+LONGEST_NAME, LONGEST_PATH = 60, 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the lines of a table are to be read.
+
+    Attributes:
+      separator: what stands between two fields, a regular expression for white space.
+      named: whether the first line names the columns.
+      fields: of the first line, without the comment sign of a .1D file.
+      skipped: lines before the first of the table.
+      commented: whether the first line is a comment that names the columns.
+    """
+
+    separator: str
+    named: bool
+    fields: tuple[str, ...]
+    skipped: int = 0
+    commented: bool = False
 
 
 def read_table(path: Path, where: str | None = None, dtype: type | None = None) -> pd.DataFrame:
     """A delimited table as it is in its file; columns are called `column-1`, … where there is no header.
 
-    Tabs separate a .tsv, commas a .csv, white space anything else. The first line is a header unless all of its fields
-    are numbers; different whole numbers above fractions, or in ascending order, are a header too (region ids).
+    Tabs separate a .tsv, commas a .csv, white space anything else; where another separator clearly divides the lines into columns, that
+    one is taken. The first line is a header unless all of its fields are numbers; different whole numbers above fractions, or in
+    ascending order, are a header too (region ids). In files of white space # begins a comment, and a comment of as many fields as
+    there are columns, right above the first row, names them.
 
     Raises:
       InputError: the file is empty or not a table.
       FileNotFoundError: it is not there.
     """
     where = where or str(path)
-    separator = separator_of(path)
-    named = has_header(path, separator, where)
-    try:
+    layout = layout_of(path, where)
+    named = layout.named and not layout.commented
+    with reading(f"{where}: not a readable table, expected columns separated by {NAMED[layout.separator]}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)  # columns of mixed types are looked at by who needs numbers
         table = pd.read_csv(
-            path, sep=separator, header=0 if named else None, dtype=dtype, na_values=MISSING, keep_default_na=False, skipinitialspace=True
+            path,
+            sep=layout.separator,
+            header=0 if named else None,
+            skiprows=layout.skipped + layout.commented,
+            comment="#" if _may_comment(path) else None,
+            dtype=dtype,
+            na_values=MISSING,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
         )
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{where}: not a readable table ({error})") from error
-    table.columns = [str(c).strip() for c in table.columns] if named else [f"column-{i + 1}" for i in range(table.shape[1])]
+    table = _without_row_names(table, where)
+    names = [str(c) for c in (table.columns if named else layout.fields)]
+    table.columns = [n.strip() for n in names] if layout.named else [f"column-{i + 1}" for i in range(table.shape[1])]
     if table.shape[0] == 0 or table.shape[1] == 0:
         raise InputError(f"{where}: the table is empty, expected rows and columns, found shape {table.shape}")
     return table
 
 
-def first_lines(path: Path, separator: str, where: str) -> tuple[list[str], list[str]]:
-    """Fields of the first and of the second line; the second is empty where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: no such file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            lines = stream.readline().strip("\r\n"), stream.readline().strip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not a text file ({error})") from error
-    if not lines[0].strip():
+def layout_of(path: Path, where: str) -> Layout:
+    """Separator and header of a table, from its first lines.
+
+    Raises:
+      InputError: the file is not text, or empty.
+      FileNotFoundError: it is not there.
+    """
+    lines = first_lines(path, where)
+    if not lines or not lines[0].strip():
         raise InputError(f"{where}: the file is empty or starts with an empty line, expected a table")
-    if separator not in "\t,":
-        return lines[0].split(), lines[1].split()
-    first, second = ([f.strip() for f in next(csv.reader([line], delimiter=separator), [])] for line in lines)
-    return first, second
+    skipped, heading = 0, ""
+    if _may_comment(path):
+        skipped = next((i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")), len(lines))
+        heading = lines[skipped - 1].strip().lstrip("#") if skipped else ""
+        lines = [line.split("#", 1)[0] for line in lines]
+    lines = [line for line in lines[skipped:] if line.strip()]
+    if not lines:
+        raise InputError(f"{where}: the table is empty: its first lines are comments")
+    with reading(f"{where}: not a readable table"):
+        separator = _separator(lines, SEPARATORS.get(path.suffix.lower(), WHITE_SPACE))
+        first, below = (_fields(line, separator) for line in [*lines, ""][:2])
+        names = [field.lstrip("#").strip() for field in _fields(heading, separator)]
+    if heading and len(names) == len(first):
+        return Layout(separator, True, tuple(names), skipped - 1, commented=True)
+    return Layout(separator, _is_header(first, below), tuple(first), skipped)
 
 
-def separator_of(path: Path) -> str:
-    """What separates columns, by extension."""
-    return SEPARATORS.get(path.suffix.lower(), r"\s+")
+def first_lines(path: Path, where: str) -> list[str]:
+    """The first lines of a text file.
 
-
-def has_header(path: Path, separator: str, where: str) -> bool:
-    """Whether the first line names the columns."""
-    fields, below = first_lines(path, separator, where)
-    if any(_number(field) is None for field in fields):
-        return True
-    if not all(field.isdigit() for field in fields) or len(set(fields)) < len(fields) or len(fields) < 2:
-        return False
-    ascending = all(int(a) < int(b) for a, b in itertools.pairwise(fields))
-    return not all(field.isdigit() for field in below) or (ascending and len(fields) > 2)
+    Raises:
+      InputError: the file is not text.
+      FileNotFoundError: it is not there.
+    """
+    check_file(path, where)
+    with reading(f"{where}: not a text file"), path.open(encoding="utf-8-sig") as stream:
+        read = iter(lambda: stream.readline(LONGEST_LINE), "")
+        lines = [line.rstrip("\n") for line in itertools.islice(read, LOOKED_AT)]
+    if any("\0" in line for line in lines):
+        raise InputError(f"{where}: not a text file")
+    return lines
 
 
 def drop_row_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,21 +135,144 @@ def drop_row_numbers(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def numbers_of(table: pd.DataFrame, where: str) -> Float[np.ndarray, "rows columns"]:
+    """The values of a table of numbers.
+
+    Raises:
+      InputError: a column holds text; the column and the text are named.
+    """
+    refuse_text(table, text_columns(table), where)
+    return table.to_numpy(np.float64)
+
+
 def text_columns(table: pd.DataFrame) -> list[str]:
     """Names of the columns that hold something else than numbers."""
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    return [str(c) for c in table.columns[(numbers.isna() & table.notna()).any().to_numpy()]]
+    return [str(c) for c in table.columns[_text(table).any().to_numpy()]]
+
+
+def wholly_text(table: pd.DataFrame) -> list[str]:
+    """Names of the columns that hold text and not one number: they describe, where a single word among numbers is damage."""
+    text = _text(table)
+    return [str(c) for c in table.columns[(text.any() & (text | table.isna()).all()).to_numpy()]]
+
+
+def refuse_text(table: pd.DataFrame, columns: list[str], where: str) -> None:
+    """Raises an `InputError` if there is a column among `columns`; says which, and the first text in each."""
+    if not columns:
+        return
+    cells = {c: _first_text(table, c) for c in columns}
+    if all(DECIMAL_COMMA.fullmatch(text.strip()) for text, _ in cells.values()):
+        example = next(iter(cells.values()))[0]
+        raise InputError(
+            f"{where}: decimal commas ({example.strip()!r}) in {shortlist(list(cells))}; write the table again with decimal points"
+        )
+    said = [f"{brief(c)} ({brief(text)!r} in row {row + 1})" for c, (text, row) in cells.items()]
+    raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(said)}")
+
+
+def read_npy(path: Path, where: str) -> np.ndarray:
+    """A numeric array from a .npy file.
+
+    Raises:
+      InputError: the file is damaged, or holds something else.
+      FileNotFoundError: it is not there.
+    """
+    check_file(path, where)
+    with reading(f"{where}: not a readable .npy file"):
+        # Mapped first: a damaged header that promises more than the file holds is refused and no memory is asked for.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb":
+        found = f"values of type {values.dtype}" if isinstance(values, np.ndarray) else "an archive of several arrays"
+        raise InputError(f"{where}: expected a matrix of numbers, found {found}")
+    return np.array(values)
 
 
 def shortlist(items: list[str], most: int = 8) -> str:
     """`a, b, c and 12 more`."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    return ", ".join(brief(item, LONGEST_PATH) for item in items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _number(field: str) -> float | None:
+def plural(n: int, word: str) -> str:
+    """`1 scan`, `2 scans`."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def brief(text: str, most: int = LONGEST_NAME) -> str:
+    """A name as it is, cut where it is too long for a message."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def number(field: str) -> float | None:
+    """What a field of a table says, NaN where it says that it is missing, None where it is not a number."""
     if field in MISSING:
         return float("nan")
     try:
         return float(field)
     except ValueError:
         return None
+
+
+def _separator(lines: list[str], expected: str) -> str:
+    """The expected separator, unless another one divides the lines into columns and it does not, or divides them into more numbers."""
+    scores = {separator: _score(lines, separator, expected) for separator in dict.fromkeys((expected, "\t", ";", ",", WHITE_SPACE))}
+    return max(scores, key=scores.__getitem__)  # of equals the first: the expected one
+
+
+def _score(lines: list[str], separator: str, expected: str) -> tuple[float, bool]:
+    """Share of numbers among the fields below the first line, and whether there are several columns; -1 where lines differ in length."""
+    rows = [_fields(line, separator) for line in lines]
+    below = rows[1:] or rows
+    n, asked = len(below[0]), separator == expected
+    # R leaves out the name of the column of row names. The last of the lines that were looked at may be half written.
+    if any(len(row) != n for row in below[:-1]) or len(rows[0]) not in ((n, n - 1) if asked else (n,)) or (n == 1 and not asked):
+        return -1.0, False
+    if separator == "," and not asked and not _is_header(rows[0], below[0]) and not any("." in line for line in lines):
+        return -1.0, False  # whole numbers between commas may as well be one column with decimal commas
+    fields = [field for row in below for field in row]
+    numbers = [number(f) is not None or (separator != "," and bool(DECIMAL_COMMA.fullmatch(f))) for f in fields]
+    return sum(numbers) / len(numbers), n > 1 and (asked or separator != WHITE_SPACE)
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    if separator == WHITE_SPACE:
+        return line.split()
+    return [field.strip() for field in next(csv.reader([line], delimiter=separator), [])]
+
+
+def _is_header(fields: list[str], below: list[str]) -> bool:
+    """Whether the first line names the columns."""
+    if any(number(field) is None for field in fields):
+        return not all(number(field) is not None or DECIMAL_COMMA.fullmatch(field) for field in fields)
+    if not all(field.isdigit() for field in fields) or len(set(fields)) < len(fields) or len(fields) < 2:
+        return False
+    ascending = all(int(a) < int(b) for a, b in itertools.pairwise(fields))
+    return not all(field.isdigit() for field in below) or (ascending and len(fields) > 2)
+
+
+def _without_row_names(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Without the names of rows that R writes in front of a header one field shorter, which pandas takes for an index."""
+    index = table.index
+    if isinstance(index, pd.RangeIndex):
+        return table
+    if index.nlevels == 1:
+        values = pd.to_numeric(index.to_series(), errors="coerce").to_numpy(float)
+        if np.isnan(values).all() or np.array_equal(values - values[0], np.arange(len(values))):
+            return table.reset_index(drop=True)
+    raise InputError(
+        f"{where}: the first line has {table.shape[1]} fields and the rows have {table.shape[1] + index.nlevels}, expected as many: "
+        "look for decimal commas and for separators at the ends of lines"
+    )
+
+
+def _may_comment(path: Path) -> bool:
+    return path.suffix.lower() not in SEPARATORS
+
+
+def _text(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(pd.to_numeric, errors="coerce").isna() & table.notna()
+
+
+def _first_text(table: pd.DataFrame, column: str) -> tuple[str, int]:
+    position = [str(c) for c in table.columns].index(column)
+    row = int(np.argmax(_text(table.iloc[:, [position]]).to_numpy()[:, 0]))
+    return str(table.iloc[row, position]), row

@@ -1,5 +1,7 @@
 """Finding scans: files, lists and folders."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,8 +165,8 @@ def test_two_scans_with_one_label(tmp_path):
     touch(tmp_path / "x", "rest.nii.gz")
     touch(tmp_path / "y", "rest.nii.gz")
     (tmp_path / "list.txt").write_text("x/rest.nii.gz\ny/rest.nii.gz\n")
-    with pytest.raises(ValueError, match=r"two scans are called sub-rest.*subject"):
-        find_scans(tmp_path / "list.txt")
+    (both,) = find_scans(tmp_path / "list.txt")
+    assert re.search(r"sub-rest: 2 recordings have this name: .*x/rest.*y/rest.*columns bold, subject and session", both.problem)
 
 
 def test_one_confounds_file_is_for_one_scan(tmp_path):
@@ -188,5 +190,6 @@ def test_a_recording_that_is_listed_twice(tmp_path):
     path = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     path.touch()
     (tmp_path / "list.txt").write_text(f"{path}\n{path}\n")
-    with pytest.raises(ValueError, match=r"list\.txt: .*sub-01.*is listed twice"):
-        find_scans(tmp_path / "list.txt")
+    with pytest.warns(UserWarning, match=r"list\.txt: .*sub-01.*is listed 2 times and read once"):
+        (source,) = find_scans(tmp_path / "list.txt")
+    assert not source.problem

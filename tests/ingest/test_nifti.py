@@ -275,7 +275,7 @@ def test_tr_of_the_sidecar_wins_over_the_header(tmp_path):
     assert scan.tr == 2.2 and any("JSON" in w for w in scan.warnings)
     assert load_scan(path, tr=3, cleaning=PLAIN).tr == 3
     sidecar.write_text("{")
-    with pytest.raises(ValueError, match=r"\.json has no readable"):
+    with pytest.raises(ValueError, match=r"\.json is not readable JSON"):
         load_scan(path)
 
 

@@ -37,12 +37,12 @@ def test_columns_become_locations(tmp_path, atlas):
     assert scan.space.hemisphere.tolist()[:2] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["r.tsv", "r.csv", "r.npy"])
+@pytest.mark.parametrize("name", ["r.tsv", "r.csv", "r.npy", "r.1D", "r.txt"])
 def test_tables_without_a_header(tmp_path, atlas, name):
     if name == "r.npy":
         np.save(tmp_path / name, series())
     else:
-        np.savetxt(tmp_path / name, series(), delimiter="\t" if name == "r.tsv" else ",")
+        np.savetxt(tmp_path / name, series(), delimiter="," if name == "r.csv" else "\t")
     scan = load_scan(tmp_path / name, atlas=atlas, tr=TR, cleaning=FILTERED)
     assert scan.y.shape == (3, T) and scan.space.names == tuple(NAMES)
 
@@ -81,7 +81,7 @@ def test_transposed_table(tmp_path, atlas):
 
 
 def test_another_number_of_regions(tmp_path, atlas):
-    with pytest.raises(ValueError, match=r"4 columns.*toy_dseg\.nii\.gz has 3 regions"):
+    with pytest.raises(ValueError, match=r"4 columns.*toy_dseg\.nii\.gz has 3 regions: is one of the columns a background"):
         load_scan(table(tmp_path, series(4), list("abcd")), atlas=atlas, tr=TR)
 
 

@@ -1,0 +1,179 @@
+"""The recordings in a folder of BIDS derivatives, one file of each run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from pnet_jax.errors import SettingsError
+from pnet_jax.ingest import naming
+from pnet_jax.ingest.source import DENSE, VOLUMES, ScanSource, source_of
+from pnet_jax.ingest.tables import plural, shortlist
+
+PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
+PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # cleaning is ours where there is a choice
+SEARCHED = (
+    "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
+    "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
+)
+SKIPPED_FOLDERS = {"anat", "figures", "log", "logs", "sourcedata", "dwi", "fmap"}
+ROI_NAME = re.compile(r"(^|_)roi(s_|signals)", re.IGNORECASE)  # of ABIDE's and DPABI's tables
+
+
+def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
+    """One source for each run below a folder, and one with its problem for each run and subject of which nothing can be read.
+
+    Args:
+      folder: derivatives, searched at any depth; links are followed.
+      space: take files in this space only; None takes the preferred one of each run.
+
+    Raises:
+      SettingsError: there is no recording that can be read.
+    """
+    everything = list(walk(folder))
+    files = [f for f in everything if f.name.startswith("sub-") and naming.is_bids(f) and naming.suffix_of(f) == "bold"]
+    if not files and (tables := [f for f in everything if _is_roi_table(f)]):
+        return [source_of(f) for f in tables]
+    volumes = [f for f in files if naming.split_name(f)[1] in VOLUMES and naming.entities_of(f).get("desc") in PREFERRED_DESC]
+    dense = [f for f in files if naming.split_name(f)[1] in DENSE and naming.entities_of(f).get("desc", "preproc") in PREFERRED_DESC]
+    usable = [f for f in volumes if _space_of(f).startswith("MNI")]
+    candidates = dense if space == "fsLR" or (space is None and not usable) else usable
+    if space is not None:
+        candidates = [f for f in candidates if _space_of(f) == space]
+    if not candidates:
+        raise SettingsError(_nothing_found(folder, files, volumes + dense, space))
+    combined = {_run_of(f) for f in candidates if "echo" not in naming.entities_of(f)}
+    runs: dict[str, list[Path]] = {}
+    for file in candidates:
+        if "echo" not in naming.entities_of(file) or _run_of(file) not in combined:
+            runs.setdefault(str(sorted(naming.run_entities(file).items())), []).append(file)
+    sources = _preferred(list(runs.values()), folder)
+    expected = f"space-{space}" if space else "space-fsLR" if candidates is dense else "an MNI space (space-MNI…)"
+    sources += _in_other_spaces(volumes + dense, {_run_of(f) for f in candidates}, expected)
+    return sources + _without_recordings(sources, folder)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in order, links to folders followed; no folder comes twice, whatever links lead to it.
+
+    A folder that is called like a recording comes as well: reading it will say what it is.
+    """
+
+    def unreadable(error: OSError) -> None:
+        warnings.warn(f"folder {error.filename} cannot be read ({error.strerror}): recordings in it are not seen", stacklevel=2)
+
+    own, seen = Path(os.path.realpath(folder)), set()
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        real = Path(os.path.realpath(where))
+        if real in seen or (real != own and own.is_relative_to(real)):  # been there, or a link out of the folder to what holds it
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith("."))
+        for link in (Path(where) / name for name in sorted(names) if name.startswith(("ses-", "func"))):
+            if link.is_symlink() and not link.exists():
+                warnings.warn(f"folder {link} is a link to what is not there: recordings in it are not seen", stacklevel=2)
+        like_files = [f for f in folders if naming.split_name(f)[1] in VOLUMES + DENSE]
+        yield from (Path(where) / name for name in sorted([*names, *like_files]) if not name.startswith("."))
+
+
+def _is_roi_table(file: Path) -> bool:
+    extension, entities = naming.split_name(file)[1], naming.entities_of(file)
+    if extension not in naming.TABLES:
+        return False
+    if naming.is_bids(file) and naming.suffix_of(file) == "timeseries":
+        return entities.get("desc") not in ("confounds", "motion")
+    return extension in (".1d", ".txt") and bool(ROI_NAME.search(file.name))
+
+
+def _nothing_found(folder: Path, files: list[Path], readable: list[Path], space: str | None) -> str:
+    entities = [naming.entities_of(f) for f in files]
+    if files and not any(e.keys() & {"space", "desc"} for e in entities):
+        return (
+            f"folder {folder}: this is not a derivatives folder but raw data: none of its {len(files)} *_bold files has a space- or desc- "
+            "entity; run fMRIPrep first and give its output folder"
+        )
+    seen = sorted({_space_of(f) or "none (native)" for f in readable})
+    there = f"the recordings there are in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
+    wanted = f"recordings in space-{space}" if space else "recordings"
+    return f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}"
+
+
+def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
+    """One source for each run; where several data sets of the folder hold a run, says which was taken."""
+    sources, doubled = [], dict[tuple[str, str], int]()
+    for choices in runs:
+        first = min(choices, key=_preference)
+        source, place = source_of(first), _data_set(first)
+        equal = [f for f in choices if _preference(f) == _preference(first) and os.path.realpath(f) != os.path.realpath(first)]
+        if equal:
+            said = f"{source.label}: several recordings of the folder have this name: {shortlist([str(f) for f in [first, *equal]], 3)}"
+            source = dataclasses.replace(source, problem=f"{said}; give the folder of one data set as INPUT")
+        elif elsewhere := sorted({_data_set(f) for f in choices} - {place}):
+            doubled[place, shortlist(elsewhere)] = doubled.get((place, shortlist(elsewhere)), 0) + 1
+        sources.append(source)
+    for (place, others), n in doubled.items():
+        warnings.warn(f"folder {folder}: several data sets hold {plural(n, 'run')}: read from {place}, not from {others}", stacklevel=4)
+    return sources
+
+
+def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[ScanSource]:
+    """The runs of which no file was taken; single echoes count as the run that was combined from them."""
+    others: dict[str, list[Path]] = {}
+    for file in files:
+        others.setdefault(_run_of(file), []).append(file)
+    out = []
+    for run, choices in others.items():
+        if run not in taken:
+            found = sorted({f"space-{_space_of(f)}" if _space_of(f) else "native space (no space- entity)" for f in choices})
+            source = source_of(min(choices, key=lambda f: ("echo" in naming.entities_of(f), _preference(f))))
+            entities = {key: value for key, value in source.entities.items() if key != "echo"}
+            source = dataclasses.replace(source, entities=entities)
+            problem = f"{source.label}: subject {source.subject} has no recording in the space that is read: expected {expected}, found "
+            out.append(dataclasses.replace(source, problem=problem + shortlist(found)))
+    return out
+
+
+def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSource]:
+    """The subjects of the same data sets in whose folders there is nothing that could be read."""
+    subjects, out = {source.subject for source in sources}, []
+    for place in sorted({_data_set(source.bold) for source in sources} - {""}):
+        if not Path(place).is_relative_to(folder):
+            continue
+        for own in sorted(p for p in Path(place).glob("sub-*") if p.is_dir() or (p.is_symlink() and not p.suffix)):
+            subject = own.name.removeprefix("sub-")
+            if subject not in subjects:
+                subjects.add(subject)
+                why = "did preprocessing fail, or are there anatomical scans only?" if own.is_dir() else "a link to what is not there"
+                problem = f"sub-{subject}: no preprocessed BOLD recording in {own}: {why}"
+                out.append(ScanSource(own, subject=subject, problem=problem))
+    return out
+
+
+def _data_set(file: Path) -> str:
+    return naming.dataset_folder(file, naming.entities_of(file).get("sub", ""))
+
+
+def _space_of(file: Path) -> str:
+    return naming.entities_of(file).get("space", "")
+
+
+def _run_of(file: Path) -> str:
+    """What the files of one run have in common, single echoes too."""
+    return str(sorted((k, v) for k, v in naming.run_entities(file).items() if k != "echo"))
+
+
+def _preference(file: Path) -> tuple[object, ...]:
+    entities = naming.entities_of(file)
+    space, resolution = entities.get("space", ""), entities.get("res")
+    return (
+        PREFERRED_SPACES.index(space) if space in PREFERRED_SPACES else len(PREFERRED_SPACES),
+        PREFERRED_DESC.index(entities.get("desc", "preproc")),
+        space,
+        (0, "") if resolution is None else (1, resolution),
+        file.name,
+    )

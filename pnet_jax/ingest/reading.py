@@ -1,0 +1,101 @@
+"""Reading a user's file with somebody else's parser: damaged content is an `InputError`, trouble of the machine is not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pnet_jax.errors import InputError, SettingsError
+
+# Parsers raise OSError without a number for content they cannot read (gzip.BadGzipFile, nibabel's short reads), and a damaged offset
+# makes the system refuse a seek. Every other number is the machine's: a missing file, no permission, a full or failing disk.
+CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
+MOST_SAID = 300  # characters of a parser's own message
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def reading(problem: str) -> Iterator[None]:
+    """Turns whatever a parser raises into an `InputError` that begins with `problem`, which names the file.
+
+    Too little memory and errors of the operating system pass unchanged: they say nothing about the file.
+
+    Raises:
+      InputError: the content cannot be read.
+
+    Example:
+      >>> import json
+      >>> with reading("sub-01: settings.json is not readable JSON"):
+      ...     json.loads("[" * 3)
+      Traceback (most recent call last):
+      pnet_jax.errors.InputError: sub-01: settings.json is not readable JSON (JSONDecodeError: Expecting value: line 1 column 4 (char 3))
+    """
+    try:
+        yield
+    except (InputError, SettingsError, MemoryError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in CONTENT:
+            raise
+        raise InputError(f"{problem} ({type(error).__name__}: {one_line(error)})") from error
+
+
+def attempt(read: Callable[[], T], what: str, where: str) -> T:
+    """Runs a read of a part of a file; see `reading`."""
+    with reading(f"{where}: the file is truncated or corrupt at {what}"):
+        return read()
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without line breaks, cut where it is very long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
+
+
+def check_file(path: Path, where: str) -> None:
+    """Refuses what is not a regular file, before it is opened: opening a named pipe would wait for its other end.
+
+    Raises:
+      InputError: a folder, a named pipe or a device.
+      FileNotFoundError: nothing is there, or a link leads nowhere.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise FileNotFoundError(f"{where}: no such file") from error
+        annexed = "; its content is in git-annex: run `datalad get`" if ".git/annex" in os.readlink(path) else ""
+        raise FileNotFoundError(f"{where}: no such file: a link to {os.readlink(path)}, which is not there{annexed}") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise FileNotFoundError(f"{where}: no such file: a link that leads back to itself") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise InputError(f"{where}: expected a file, found {kind}")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file, with or without the byte-order mark that Windows programs write.
+
+    Args:
+      path: the file.
+      where: how messages name the scan.
+
+    Raises:
+      InputError: it is not JSON, or not an object.
+      FileNotFoundError: it is not there.
+    """
+    check_file(path, f"{where}: {path}")
+    with reading(f"{where}: {path} is not readable JSON"):
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: {path} is not a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,57 @@
+"""ScanSource: the files of one recording, before any of them is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pnet_jax.ingest import naming, timing
+
+VOLUMES, DENSE = (".nii.gz", ".nii"), (".dtseries.nii",)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanSource:
+    """One recording to load.
+
+    `load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities={"sub": source.subject, **source.entities})`
+
+    Attributes:
+      bold: the recording; the subject's folder where there is none in it.
+      mask: brain mask, or None.
+      confounds: table of confounds, or None.
+      subject: label without `sub-`.
+      entities: the other BIDS entities.
+      problem: why it cannot be read, known before it is opened (in another space, a file that is not there); empty otherwise.
+    """
+
+    bold: Path
+    mask: Path | None = None
+    confounds: Path | None = None
+    subject: str = "unknown"
+    entities: dict[str, str] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """Files that the scan is read from."""
+        return (self.bold, self.mask, self.confounds, *timing.sidecars(self.bold))
+
+    @property
+    def label(self) -> str:
+        """`sub-01_ses-1_task-rest_run-1`, the same as the Scan's."""
+        return naming.scan_label(self.subject, self.entities)
+
+
+def source_of(path: Path, **given: str) -> ScanSource:
+    """A recording with the mask and the confounds that lie beside it; `given` entities win over those of its name."""
+    subject, entities = naming.identity(path, given)
+    bids = naming.is_bids(path) and naming.suffix_of(path) == "bold"
+    beside = bids and entities.get("desc", "preproc") != "denoised"
+    return ScanSource(
+        path,
+        naming.mask_beside(path) if bids and naming.split_name(path)[1] in VOLUMES else None,
+        naming.confounds_beside(path) if beside else None,
+        subject,
+        entities,
+    )

@@ -1,0 +1,105 @@
+"""Repetition time: what was given, what JSON sidecars say, what the header says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from pnet_jax.errors import InputError
+from pnet_jax.ingest import naming
+from pnet_jax.ingest.reading import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class HeaderTime:
+    """What a recording's own header says.
+
+    Attributes:
+      seconds: repetition time in seconds, or None where it does not say.
+      found: the header's words, for the message where nobody says.
+      note: what the reader should know if the header is used, or empty.
+    """
+
+    seconds: float | None
+    found: str
+    note: str = ""
+
+
+def repetition_time(given: float | None, path: Path | None, header: HeaderTime, where: str, warnings: list[str]) -> float:
+    """TR in seconds: the argument, then RepetitionTime of the JSON files that apply to the recording, then its header.
+
+    Args:
+      given: seconds, or None.
+      path: the recording's file, or None.
+      header: what it says itself.
+      where: how messages name the scan.
+      warnings: added to.
+
+    Raises:
+      InputError: none of them says, or what they say is not plausible.
+    """
+    if given is not None:
+        return check_tr(given, "tr=", where)
+    said = None if path is None else _sidecar_tr(path, where, warnings)
+    if said is not None:
+        if header.seconds is not None and abs(said - header.seconds) > 2e-3:
+            warnings.append(f"RepetitionTime in JSON is {said} s, the header says {header.seconds:g} s: JSON is used")
+        return check_tr(said, "RepetitionTime in the JSON file", where)
+    if header.seconds is None:
+        raise InputError(
+            f"{where}: no repetition time: {header.found} and no JSON file that applies to it has RepetitionTime. "
+            "Give it in seconds: tr= (--tr)"
+        )
+    if header.note:
+        warnings.append(header.note)
+    return check_tr(round(header.seconds, 6), "the header's TR", where)
+
+
+def check_tr(tr: float, what: str, where: str) -> float:
+    """Refuses what cannot be seconds."""
+    if not 0.05 <= float(tr) <= 30:
+        hint = "; that looks like milliseconds" if float(tr) >= 100 else ""
+        raise InputError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
+    return float(tr)
+
+
+def sidecars(path: Path) -> Iterator[Path]:
+    """JSON files that apply to a recording, the nearest first: BIDS' inheritance principle.
+
+    Beside the file the one of its own name; then, in its folder and in those above it up to the data set's, files of its suffix whose
+    entities are all among its own, those that name it more closely first.
+    """
+    own = path.with_name(naming.split_name(path)[0] + ".json")
+    if own.exists() or own.is_symlink():
+        yield own
+    if not naming.is_bids(path):
+        return
+    entities, suffix = naming.entities_of(path), naming.suffix_of(path)
+    root = naming.dataset_folder(path, entities["sub"])
+    for folder in path.parents:
+        names = [name for name in naming.file_names(folder) if name.endswith(f"{suffix}.json") and name != own.name]
+        names = [name for name in names if name.startswith(f"sub-{entities['sub']}_") or not name.startswith("sub-")]
+        found = [folder / name for name in names if naming.suffix_of(name) == suffix]
+        applying = [file for file in found if naming.entities_of(file).items() <= entities.items()]
+        yield from sorted(applying, key=lambda file: (-len(naming.entities_of(file)), file.name))
+        if not root or folder == Path(root):
+            return
+
+
+def _sidecar_tr(path: Path, where: str, warnings: list[str]) -> float | None:
+    for file in sidecars(path):
+        try:
+            value = read_json(file, where).get("RepetitionTime")
+        except FileNotFoundError as error:  # a link without its content: other files may say it
+            warnings.append(f"JSON file not read: {str(error).removeprefix(f'{where}: ')}")
+            continue
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise InputError(f"{where}: {file} has no readable RepetitionTime: expected seconds, found {value!r:.80}")
+        try:
+            return float(value)
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{where}: {file} has no readable RepetitionTime ({error})") from error
+    return None
