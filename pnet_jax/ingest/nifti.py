@@ -309,12 +309,9 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
     for _, volumes in _pieces(image, 1 << 26, where):
         total += np.nan_to_num(volumes, posinf=0, neginf=0).sum(3, dtype=np.float64)
     mean = nib.Nifti1Image((total / image.shape[3]).astype(np.float32), image.affine)
-    try:
-        with python_warnings.catch_warnings():
-            python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
-            mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
-    except ValueError as error:
-        raise InputError(f"{where}: no brain mask could be computed ({error}); pass mask= (--mask)") from error
+    with reading(f"{where}: no brain mask could be computed; pass mask= (--mask)"), python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
+        mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
     if not mask.any():
         raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
     return mask
