@@ -18,7 +18,9 @@ from pnet_jax.ingest import naming
 from pnet_jax.ingest.folder import in_folder
 from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.source import ScanSource, source_of
-from pnet_jax.ingest.tables import SEPARATORS, first_lines, layout_of, number, plural, read_table, shortlist
+from pnet_jax.ingest.tables import SEPARATORS, brief, first_lines, layout_of, number, plural, read_table, shortlist
+
+LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes of a name and of a path, as file systems have them
 
 
 def find_scans(
@@ -125,6 +127,11 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     if row.get("bold", "n/a") in ("", "n/a"):
         raise SettingsError(f"list {listing}, line {number}: the column 'bold' is empty")
     present = [column for column in ("bold", "mask", "confounds") if row.get(column, "n/a") not in ("", "n/a")]
+    for column in present:
+        if max(len(part.encode()) for part in Path(row[column]).parts or ("",)) > LONGEST_PART or len(row[column].encode()) > LONGEST_PATH:
+            raise SettingsError(
+                f"list {listing}, line {number}: the column {column!r} is too long for the path of a file: {brief(row[column])}"
+            )
     files = {column: _resolve(row[column], listing) for column in present}
     given = {key: row[name] for key, name in (("sub", "subject"), ("ses", "session")) if row.get(name, "n/a") != "n/a"}
     source = source_of(files["bold"], **given)

@@ -211,11 +211,11 @@ def test_the_command_stores_lists_and_goes_on(cohort, tmp_path, capsys):
     arguments = ["prepare", str(cohort), str(tmp_path / "store"), "--cleaning.strategy", "[]", "--cleaning.min_seconds", "0"]
     assert main(arguments) == 1
     told = capsys.readouterr()
-    assert told.out.startswith("3 scans stored, 0 stood there already, 1 skipped.")
+    assert told.out.startswith("3 scans stored, 0 up to date, 1 skipped.")
     assert "skipped: sub-03_ses-1_task-rest" in told.err
     assert {record.subject: record.site for record in open_store(tmp_path / "store").records} == {"01": "A", "02": "B"}
     assert main([*arguments, "--participant-label", "01"]) == 0
-    assert capsys.readouterr().out.startswith("0 scans stored, 2 stood there already, 0 skipped.")
+    assert capsys.readouterr().out.startswith("0 scans stored, 2 up to date, 0 skipped.")
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "bold4d").is_dir(), reason="the real recording is absent")
