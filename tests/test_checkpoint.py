@@ -10,7 +10,14 @@ import shutil
 import numpy as np
 import pytest
 
-from pnet_jax.checkpoint import FORMAT, arrays, list_models, load_arrays, load_group, load_model, models, save_arrays, save_group, save_model
+from pnet_jax.checkpoint import (
+    FORMAT,
+    arrays,
+    list_models,
+    load_model,
+    models,
+    save_model,
+)
 from pnet_jax.checkpoint.digests import write_sums
 from pnet_jax.encoder.model import Model
 

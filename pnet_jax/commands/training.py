@@ -50,10 +50,7 @@ def prepare(arguments: Sequence[str]) -> int:
         done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
     for row in done.skipped:
         print(f"skipped: {row['reason']}", file=sys.stderr)
-    print(
-        f"{len(done.written)} scans stored, {len(done.kept)} stood there already, {len(done.skipped)} skipped. "
-        f"{done.manifest} lists them all."
-    )
+    print(f"{len(done.written)} scans stored, {len(done.kept)} up to date, {len(done.skipped)} skipped. {done.manifest} lists them all.")
     return 1 if done.skipped else 0
 
 
@@ -110,7 +107,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     from pnet_jax.ingest import load_scan
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
-    from pnet_jax.records.store import MANIFEST
+    from pnet_jax.records.manifest import MANIFEST
 
     if out.exists():
         raise ValueError(f"checkpoint {out} exists already: expected a new folder")
