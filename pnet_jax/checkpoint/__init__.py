@@ -4,7 +4,7 @@ A model, group model or set of individual parameters is a folder with the arrays
 of every file in it, which is compared before anything is read.
 """
 
-from pnet_jax.checkpoint.arrays import FORMAT, load_arrays, save_arrays
+from pnet_jax.checkpoint.arrays import FORMAT, load_arrays, load_metadata, save_arrays
 from pnet_jax.checkpoint.groups import load_group, save_group
 from pnet_jax.checkpoint.models import RUN_MODEL, list_models, load_model, save_model
 from pnet_jax.checkpoint.states import Saves
@@ -16,6 +16,7 @@ __all__ = [
     "list_models",
     "load_arrays",
     "load_group",
+    "load_metadata",
     "load_model",
     "save_arrays",
     "save_group",

@@ -54,15 +54,23 @@ def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any
     Raises:
       SettingsError: there is no such folder, a file in it was changed, or it is of another kind or format.
     """
-    folder, where = pathlib.Path(folder).absolute(), f"{kind} {folder}"
+    metadata = load_metadata(folder, kind=kind)
+    folder = pathlib.Path(folder).absolute()
+    return read(folder, f"{kind} {folder}"), metadata
+
+
+def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
+    """Checks every file that `save_arrays` wrote, as `load_arrays` does, and reads the metadata alone."""
+    folder = pathlib.Path(folder).absolute()
+    where = f"{kind} {folder}"
     if not folder.is_dir():
         raise SettingsError(f"{where} does not exist: expected a folder with {kind}")
     metadata = read_metadata(folder, where)
     if metadata.get("kind") != kind or metadata.get("format") != FORMAT:
         said = [metadata.get(key) for key in ("kind", "format")]
         found = f"{said[0] or 'a model'} of format {said[1]}" if any(said) else "neither kind nor format"
-        raise SettingsError(f"{folder}: expected {kind} of format {FORMAT}, found {found}")
-    return read(folder, where), metadata
+        raise SettingsError(f"{where}: expected {kind} of format {FORMAT}, found {found}")
+    return metadata
 
 
 def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
