@@ -1,10 +1,10 @@
-"""Personalisation: from a store of records to every participant's own parameters, a wave of recordings at a time."""
+"""Personalisation: from a store of records to individual parameters, a wave of recordings at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pnet_jax import parallel
-from pnet_jax.checkpoint import load_arrays, save_arrays
+from pnet_jax.checkpoint import load_arrays, load_metadata, save_arrays
 from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.construction.informed import tunable
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.dynamics.fit import Prior as DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
+from pnet_jax.dynamics.spectra import TooShortError
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
 from pnet_jax.group.fit import Group
-from pnet_jax.outputs import check_writable, read_records, write_record, write_table
+from pnet_jax.outputs import check_writable, read_record, read_records, write_record, write_table
 from pnet_jax.outputs.lock import only_here
-from pnet_jax.outputs.status import check_command
+from pnet_jax.outputs.status import check_command, record_file
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan
 
 COMMAND = "pnet personalize"
-WAVES = "adapters"
+WAVES, KIND = "adapters", "adapters"
 FINE_TUNED = "fine-tuned"
-SHARE_OF_MEMORY = 0.5  # that a wave may take
+SHARE_OF_MEMORY = 0.5  # of an accelerator, that a wave may take
+CPU_WAVE_BYTES = 2**29  # on CPU, where recordings beside each other take as long as one after another
 MOST_WAITING = 2  # waves' recordings that wait for others of their shapes
 _COPIES = 4  # of a subject that its gradient holds at the same time
 
@@ -60,7 +63,9 @@ def personalize(
     """Fine-tunes model, parcels and dynamics on every recording of a store.
 
     Recordings go through one compiled step in waves that are spread over the devices. A recording that fails is written down with its
-    error, and the others go on; what stands already is not made again.
+    error, and the others go on; what is up to date is not made again. Stored parameters that were damaged are, with a warning.
+
+    Memory: that of constructing one network and of the recordings of one wave, however many are in the store.
 
     Args:
       store: of `pnet prepare`.
@@ -77,7 +82,7 @@ def personalize(
       The status row of each recording.
 
     Raises:
-      ValueError: a group of other parcels or without dynamics, or results of other settings or of another command in the folder.
+      SettingsError: a group of other parcels or without dynamics, or results of other settings or of another command in the folder.
       OSError: the folder cannot be written.
     """
     config = config or PersonalizeConfig()
@@ -94,11 +99,12 @@ def personalize(
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
         mesh = parallel.make_mesh() if mesh is None else mesh
         step = parallel.over_subjects(lambda same, subject: fine_tune(same, subject, config), mesh, shared=1)
-        number = len(list((folder / WAVES).glob("wave-*"))) if (folder / WAVES).is_dir() else 0
+        number = 1 + max((int(path.name.removeprefix("wave-")) for path in (folder / WAVES).glob("wave-*")), default=-1)
         for size, wave in _waves(store, left, builder, config, mesh.shape["subject"], rows, folder, progress, say):
             name, told = f"wave-{number:05d}", _counting(progress, len(rows), len(store))
             rows += _take(wave, size, own_prior, model, step, config, folder / WAVES / name, settings, told)
             _note(folder, rows[-len(wave) :])
+            wave.clear()  # before the next recordings are read
             number += 1
         write_table(folder)
         if progress is not None:
@@ -115,10 +121,10 @@ def _read(store: Store, number: int) -> Scan:
     """A recording of a store that may hold damaged ones.
 
     Raises:
-      ValueError, OSError: it is damaged or gone; names the file.
+      InputError, OSError: it is damaged or missing; names the file.
     """
     if said := store.damaged.get(store.records[number].key):
-        raise ValueError(said)
+        raise InputError(said)
     return read_scan(store, number)
 
 
@@ -159,21 +165,18 @@ def _waves(
             progress(record.key, len(rows), len(store))
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
-            scan = _read(store, number)
-            row["signals"] = signals_digest(scan)
-            ready = builder.ready(scan)
-            start, subject = tunable(ready, builder, config)
-        except (ValueError, OSError, MemoryError) as error:
-            rows.append(row | {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__})
+            one = _ready(_read(store, number), row, builder, config)
+        except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+            said = str(error) if isinstance(error, InputError | TooShortError | OSError) else f"{type(error).__name__}: {error}"
+            rows.append(row | {"status": "failed", "error": " ".join((said or type(error).__name__).split())})
             _note(folder, rows[-1:])
             continue
-        shape = shape_of(subject)
+        shape = shape_of(one.subject)
         if shape not in sizes:
-            sizes[shape] = wave_size(subject, devices, min(config.wave, len(numbers)))
-            say(f"waves of {sizes[shape]}: {memory_of(subject) / 2**20:.0f} MB a recording of {len(subject.x)} locations")
-        slim = dataclasses.replace(scan, halves=None, wide=None)
-        one = _Waiting(row, slim, ready.placed, subject, bool(start.personalised))
+            sizes[shape] = wave_size(one.subject, devices, min(config.wave, len(numbers)))
+            say(f"waves of {sizes[shape]}: {memory_of(one.subject) / 2**20:.0f} MB a recording of {len(one.subject.x)} locations")
         waiting.setdefault(shape, []).append(one)
+        del one  # a wave that is done must not be held here
         fullest = max(waiting, key=lambda name: len(waiting[name]))
         if len(waiting[shape]) == sizes[shape]:
             yield sizes[shape], waiting.pop(shape)
@@ -182,16 +185,24 @@ def _waves(
     yield from ((sizes[shape], wave) for shape, wave in waiting.items())
 
 
+def _ready(scan: Scan, row: dict[str, Any], builder: Builder, config: PersonalizeConfig) -> _Waiting:
+    """A recording ready for a wave; its row says which signals it has."""
+    row["signals"] = signals_digest(scan)
+    ready = builder.ready(scan)
+    start, subject = tunable(ready, builder, config)
+    return _Waiting(row, dataclasses.replace(scan, halves=None, wide=None), ready.placed, subject, bool(start.personalised))
+
+
 def memory_of(subject: Subject) -> int:
     """Bytes that fine-tuning takes for one recording, about."""
     return _COPIES * sum(leaf.nbytes for leaf in jax.tree.leaves(subject))
 
 
 def wave_size(subject: Subject, devices: int, most: int) -> int:
-    """How many recordings a wave holds: as fit into half of the memory, a multiple of the devices, `most` at most."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = jax.local_devices()[0].memory_stats() or {}
-    room = SHARE_OF_MEMORY * limit.get("bytes_limit", free / devices)
+    """How many recordings a wave holds: as many as fit into its memory, a multiple of the devices, `most` at most."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    room = SHARE_OF_MEMORY * limit if limit else CPU_WAVE_BYTES / devices
     fit = max(1, int(room // memory_of(subject)))
     return devices * max(1, min(fit, most // devices))
 
@@ -211,7 +222,7 @@ def _take(
     told(f"{folder.name}, {len(wave)} recordings", 0)
     full = wave + [wave[-1]] * (size - len(wave))  # one compiled step for all waves, the last one too
     found: Tuned = jax.tree.map(np.asarray, step(prior, stacked([one.subject for one in full])))
-    rows = []
+    rows, verdicts = [], dict[str, Any]()
     for at, one in enumerate(wave):
         tuned: Tuned = jax.tree.map(lambda leaf, at=at: leaf[at], found)
         told(one.row["scan"], at)
@@ -219,6 +230,9 @@ def _take(
             rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; nothing of it is kept"})
             continue
         verdict = judge(one.scan, one.placed, model, one.subject, prior, tuned, config)
+        verdict = verdict._replace(kept=verdict.kept and one.personalised)
+        finite = {name: value if value == value else None for name, value in verdict._asdict().items()}  # JSON has no NaN
+        verdicts[one.row["scan"]] = {"signals": one.row["signals"], "round": int(tuned.round), **finite}
         rows.append(
             one.row
             | {
@@ -229,7 +243,7 @@ def _take(
                 "round": int(tuned.round),
                 # As in `dynamics.fit.Fit`: the group decides much of the dynamics.
                 "regularised": bool(len(prior.mean.coupling) > 2 * one.subject.counted.sum()),
-                "parcels": FINE_TUNED if verdict.kept and one.personalised else "as before",
+                "parcels": FINE_TUNED if verdict.kept else "as before",
                 "reason": verdict.reason,
                 "held_out_score": round(verdict.score, 5),
                 "score_before": round(verdict.without, 5),
@@ -239,7 +253,8 @@ def _take(
         )
     own = jax.tree.map(lambda leaf: leaf[: len(wave)], found.own)
     arrays = {"adapter": own.adapter._asdict(), "dynamics": own.dynamics._asdict()}
-    save_arrays(arrays, folder, kind="adapters", metadata=settings | {"scans": [one.row["scan"] for one in wave]})
+    about = settings | {"scans": [one.row["scan"] for one in wave], "verdicts": verdicts}
+    save_arrays(arrays, folder, kind=KIND, metadata=about)
     return rows
 
 
@@ -249,32 +264,37 @@ def _counting(progress: Progress | None, before: int, total: int) -> Callable[[s
 
 
 def load_personal(folder: str | Path, scan: str) -> Personal:
-    """One recording's parameters and what became of its parcels, from a folder that `pnet personalize` wrote.
+    """Reads one recording's parameters and what became of its parcels from a folder that `pnet personalize` wrote.
 
     Args:
       folder: of the run.
       scan: the recording's key in the store.
 
     Raises:
-      ValueError: there is none of that recording, or it is damaged.
+      SettingsError: there is none of that recording, or a file was changed; names it.
     """
-    rows = {row["scan"]: row for row in read_records(folder)}
-    if scan not in rows or rows[scan]["status"] != "ok":
-        said = f"it failed: {rows[scan]['error']}" if scan in rows else f"expected one of {len(rows)}"
-        raise ValueError(f"{folder} has no parameters of {scan}: {said}")
-    return _personal(folder, rows[scan])[0]
+    record = read_record(folder, scan)
+    if record.get("status") != "ok":
+        said = f"it failed: {record['error']}" if record else "no record, or a damaged one, was found"
+        raise SettingsError(f"{record_file(folder, scan)}: expected the parameters of {scan}; {said}")
+    return _personal(folder, record)[0]
 
 
 def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dict[str, Any]]:
-    """What a row's wave holds of it, and about the wave."""
-    arrays, about = load_arrays(Path(folder) / WAVES / row["wave"], kind="adapters")
-    at = about["scans"].index(row["scan"])
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), arrays)
-    after, before = (
-        float("nan") if row[name] is None else float(row[name]) for name in ("held_out_score", "score_before")
-    )  # None: no round was better
-    verdict = Verdict(row["parcels"] == FINE_TUNED, after, before, row["reason"])
-    return Personal(Own(Adapter(**one["adapter"]), Params(**one["dynamics"])), int(row["round"]), verdict), about
+    """What a row's wave holds of it, and about the wave. Of the record, which has no digest, only scan and wave are taken."""
+    wave, scan = Path(folder) / WAVES / str(row.get("wave") or ""), row["scan"]
+    if not wave.name.startswith("wave-") or not wave.is_dir():
+        raise SettingsError(f"{record_file(folder, scan)} is damaged: expected the parameters of {scan} in {wave}, found no such folder")
+    arrays, about = load_arrays(wave, kind=KIND)
+    if scan not in about["verdicts"]:
+        raise SettingsError(
+            f"{record_file(folder, scan)} is damaged: expected the parameters of {scan} in {wave}, found those of {about['scans']}"
+        )
+    own = jax.tree.map(lambda leaf: jnp.asarray(leaf[about["scans"].index(scan)]), arrays)
+    said = about["verdicts"][scan]
+    after, before = (float("nan") if said[name] is None else said[name] for name in ("score", "without"))
+    verdict = Verdict(said["kept"], after, before, said["reason"])
+    return Personal(Own(Adapter(**own["adapter"]), Params(**own["dynamics"])), said["round"], verdict), about
 
 
 def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: PersonalizeConfig) -> tuple[Personal | None, list[str]]:
@@ -290,6 +310,8 @@ def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: Personaliz
     for row in rows:
         if row.get("signals") == signals:
             personal, about = _personal(folder, row)
+            if about["verdicts"][row["scan"]]["signals"] != signals:  # the table was changed
+                continue
             settings = _settings(plan, config)
             if differing := [f"{name} {was} there, {now} now" for name, was, now in _differing(about, settings)]:
                 return None, [f"{scan.label} is fine-tuned again: {folder} holds it by other settings ({'; '.join(differing)})"]
@@ -320,15 +342,22 @@ def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, A
 
 
 def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of recordings that stand already.
+    """Rows of recordings that are up to date; those of a damaged wave are not, and are fine-tuned again.
 
     Raises:
-      ValueError: what stands was made by other settings.
+      SettingsError: they were made with other settings.
     """
     rows = {row["scan"]: row for row in read_records(folder) if row["status"] == "ok"}
-    waves = sorted({row["wave"] for row in rows.values()})
-    for wave in waves:
-        found = load_arrays(folder / WAVES / wave, kind="adapters")[1]
+    whole: dict[str, set[str]] = {}
+    for wave in sorted({str(row.get("wave") or "") for row in rows.values()}):
+        try:
+            found = load_metadata(folder / WAVES / wave, kind=KIND)
+        except SettingsError as error:
+            warnings.warn(f"{error} (its recordings are fine-tuned again)", stacklevel=3)
+            continue
         if differing := [f"{name}: {was} there, {now} now" for name, was, now in _differing(found, settings)]:
-            raise ValueError(f"{folder} holds results of other settings: expected the same, or a new folder, found {'; '.join(differing)}")
-    return {scan: dict(row) for scan, row in rows.items()}
+            raise SettingsError(
+                f"{folder} holds results of other settings: expected the same, or a new folder, found {'; '.join(differing)}"
+            )
+        whole[wave] = set(found["verdicts"])
+    return {scan: dict(row) for scan, row in rows.items() if scan in whole.get(row.get("wave", ""), ())}

@@ -10,8 +10,15 @@ import shutil
 import numpy as np
 import pytest
 
-from pnet_jax import checkpoint
-from pnet_jax.checkpoint import FORMAT, list_models, load_model, save_model
+from pnet_jax.checkpoint import (
+    FORMAT,
+    arrays,
+    list_models,
+    load_model,
+    models,
+    save_model,
+)
+from pnet_jax.checkpoint.digests import write_sums
 from pnet_jax.encoder.model import Model
 
 # Where orbax gives up on damaged files, it leaves callbacks behind that find their event loop closed.
@@ -55,6 +62,7 @@ def edit(folder, change):
     whole = json.loads(file.read_text("utf-8"))
     change(whole["custom_metadata"])
     file.write_text(json.dumps(whole), "utf-8")
+    write_sums(folder)
 
 
 def assert_equal_models(found, model):
@@ -98,7 +106,7 @@ def test_names_that_ship_win_over_the_working_folder(model, tmp_path, monkeypatc
     save_model(model, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     assert load_model("elsewhere").name == "toy"
-    monkeypatch.setattr(checkpoint, "list_models", lambda: ["elsewhere"])
+    monkeypatch.setattr(models, "list_models", lambda: ["elsewhere"])
     with pytest.raises(ValueError, match="elsewhere"):
         load_model("elsewhere")  # looked for among those that ship, where it is not
 
@@ -189,6 +197,7 @@ def test_the_digest_changes_with_every_part_of_a_prior_that_decides_a_result(mod
 def test_damage_is_told_in_one_line_and_nothing_else(copy, capfd, caplog):
     for file in copy.rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    write_sums(copy)  # so that orbax meets the damage
     with pytest.raises(ValueError, match="is damaged: it cannot be read") as caught:
         load_model(copy)
     gc.collect()
@@ -199,7 +208,7 @@ def test_damage_is_told_in_one_line_and_nothing_else(copy, capfd, caplog):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
     with pytest.raises(OSError, match=r"No space left on device for the checkpoint: .* MB are needed, 0\.0 MB are free.*new"):
         save_model(model, tmp_path / "new")
     assert not list(tmp_path.iterdir())

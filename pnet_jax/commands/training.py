@@ -107,7 +107,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     from pnet_jax.ingest import load_scan
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
-    from pnet_jax.records.store import MANIFEST
+    from pnet_jax.records.manifest import MANIFEST
 
     if out.exists():
         raise ValueError(f"checkpoint {out} exists already: expected a new folder")

@@ -1,4 +1,4 @@
-"""Fine-tuning on one person's own recording, as pure functions; `personalization` is the loop around them."""
+"""Fine-tuning on one recording of a participant, as pure functions; `personalization` is the loop around them."""
 
 from pnet_jax.finetune.objective import Own, Subject
 from pnet_jax.finetune.subject import make_subject, shape_of, stacked

@@ -1,12 +1,13 @@
-r"""What a person's parameters are judged by, one recording at a time.
+r"""What individual parameters are judged by, one recording at a time.
 
 .. math::
   L_s = L_{split} + w_{dyn} L_{dyn} + w_{anat} L_{anat} + \lambda \lVert\theta_s\rVert^2_{\Sigma^{-1}}
 
-:math:`L_{split}` is how far the components of one half of the recording are from telling the fingerprints of the other, :math:`L_{dyn}`
-the Whittle likelihood of the parcels' signals under linear stochastic dynamics with the prior of what people differ by, in which coupling
-costs more the further it reaches, and :math:`L_{anat}` the differences between neighbouring embeddings, which saturate at borders.
-Everything that is quadratic in the components is read from products that are made once, so that only the parcels touch locations.
+:math:`L_{split}` is the error of predicting the fingerprints of one half of the recording from the components of the other,
+:math:`L_{dyn}` the Whittle likelihood of the parcels' signals under linear stochastic dynamics with the prior of what participants differ
+by, in which coupling costs more the further it reaches, and :math:`L_{anat}` the differences between neighbouring embeddings, which
+saturate at borders. Everything that is quadratic in the components is read from products that are made once, so that only the parcels
+touch locations.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Subject(NamedTuple):
 
     Attributes:
       x: components of the first part of the recording, `[V, D]`.
-      parts: how the two halves of that part tell each other, stacked, two of each.
-      later: how that part tells the rest, which is held out.
+      parts: products by which each half of that part predicts the other, stacked, two of each.
+      later: products by which that part predicts the rest, which is held out.
       weight: of each reference: its inverse noise variance, `[R]`.
       decoder: from components to fingerprints, `[D, R]`.
       rows: spectra of each location's signal in the first part, `[V, F · 2]`.
@@ -87,14 +88,14 @@ class Subject(NamedTuple):
 
 
 class Own(NamedTuple):
-    """θ of one person: the adapter of the encoder and the prototypes, and the dynamics of the parcels."""
+    """θ of one participant: the adapter of the encoder and the prototypes, and the dynamics of the parcels."""
 
     adapter: Adapter
     dynamics: Params
 
 
 def parcels(adapter: Adapter, subject: Subject, q: Float[Array, "V C"], steps: int) -> tuple[Mixture, Float[Array, "V D"]]:
-    """A few steps of the mixture from `q` on, under a person's adapter, and the embedding they were made with."""
+    """A few steps of the mixture from `q` on, under an adapter, and the embedding they were made with."""
     x = adapt(adapter, subject.x)
     z = whiten(x, own_metric(x))
     prototypes = normalise(group_prototypes(z, subject.labels, len(adapter.offsets)) + adapter.offsets)
@@ -119,7 +120,7 @@ def _bins(means: Float[Array, "K n"]) -> Float[Array, "F 2 K"]:
 
 
 def split_loss(adapter: Adapter, subject: Subject, halves: Halves) -> Float[Array, ""]:
-    """Error of fingerprints told from another part's components, relative to their variance; references weigh by their precision."""
+    """Error of fingerprints predicted from another part's components, relative to their variance; references weigh by their precision."""
     turn = jnp.eye(subject.decoder.shape[0]) + jnp.matmul(adapter.down, adapter.up, precision="highest")
     told = jnp.matmul(turn, subject.decoder, precision="highest")  # [D, R]
     square = (told * jnp.matmul(halves.own, told, precision="highest")).sum(0)
@@ -146,13 +147,13 @@ def size(adapter: Adapter, config: PersonalizeConfig) -> Float[Array, ""]:
 
 
 def dynamics_loss(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
-    """Negative logarithm of the posterior of a person's dynamics, a parcel and a bin, beyond the likelihood of the prior's mean."""
+    """Negative logarithm of the posterior of individual dynamics, a parcel and a bin, beyond the likelihood of the prior's mean."""
     size = seen.dft.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     return predicted(own, prior, seen) + fit.penalty(own.dynamics, prior) / size
 
 
 def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
-    """Negative log-likelihood a parcel and a bin, beyond that of the prior's mean: below 0 where the person's dynamics tell more.
+    """Negative log-likelihood a parcel and a bin, beyond that of the prior's mean: below 0 where the individual dynamics predict better.
 
     Parcels that blur or resemble each other make *any* signals easier to predict; the difference from the group's dynamics on the same
     signals does not reward that.
@@ -162,5 +163,5 @@ def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
 
 def held_out(own: Own, subject: Subject, prior: Prior, later: Spectra, config: PersonalizeConfig) -> Float[Array, 2]:
     """What early stopping adds up: the same two errors on the part of the recording that nothing was fitted to, weighted."""
-    told, foretold = split_loss(own.adapter, subject, subject.later), predicted(own, prior, later)
-    return jnp.stack([told, config.dynamics_weight * foretold])
+    representation, dynamics = split_loss(own.adapter, subject, subject.later), predicted(own, prior, later)
+    return jnp.stack([representation, config.dynamics_weight * dynamics])

@@ -1,4 +1,4 @@
-"""One person's fine-tuning from beginning to end: the parameters, whether their parcels are kept, and the dynamics of those."""
+"""Fine-tuning on one recording from beginning to end: the parameters, whether their parcels are kept, and the dynamics of those."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pnet_jax.dynamics.linear_stochastic import jacobian
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
+from pnet_jax.errors import SettingsError
 from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
@@ -54,7 +55,7 @@ class Personal(NamedTuple):
     """What fine-tuning one recording came to.
 
     Attributes:
-      own: the person's parameters.
+      own: individual parameters.
       round: the best one; 0 is no change at all.
       verdict: whether the parcels are kept.
     """
@@ -65,7 +66,7 @@ class Personal(NamedTuple):
 
 
 class Dynamics(NamedTuple):
-    """Dynamics of a person's parcels, of the K' that are present.
+    """Dynamics of the participant's parcels, of the K' that are present.
 
     Attributes:
       fit: see `dynamics.fit.Fit`.
@@ -94,12 +95,12 @@ class Effective(NamedTuple):
     ok: bool
 
 
-def dynamics_prior(people: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
-    """What a new person's dynamics are expected to be, with coupling that costs more the further it reaches."""
+def dynamics_prior(hierarchy: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
+    """What the dynamics of a new participant are expected to be, with coupling that costs more the further it reaches."""
     centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
-    typical = float(1 / np.median(np.asarray(people.variance)))
-    return subject_prior(people, anatomy=distance_precision(distance, config.anatomy_weight * typical / 4))
+    typical = float(1 / np.median(np.asarray(hierarchy.variance)))
+    return subject_prior(hierarchy, anatomy=distance_precision(distance, config.anatomy_weight * typical / 4))
 
 
 def judge(
@@ -161,10 +162,10 @@ def refuse_directed(parcels: Parcels) -> None:
     """Refuses a prior with too many parcels for directed coupling, before a scan is read.
 
     Raises:
-      ValueError: it has more than 200.
+      SettingsError: it has more than 200.
     """
     if parcels.n_parcels > MOST_PARCELS:
-        raise ValueError(
+        raise SettingsError(
             f'edge measure "effective" is for at most {MOST_PARCELS} parcels, prior {parcels.source} has {parcels.n_parcels}: give a '
             'coarser prior; "coupling", which has no direction, takes any number and is made beside it'
         )
@@ -173,7 +174,7 @@ def refuse_directed(parcels: Parcels) -> None:
 def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, symmetric: Dynamics, config: PersonalizeConfig) -> Effective:
     """Directed coupling of the parcels that have a signal, from the whole recording.
 
-    It is drawn to other people's coupling and begins with the person's own symmetric one: that was fitted to the same scan, and as a prior
+    It is drawn to the group's coupling and begins with the participant's symmetric one: that was fitted to the same scan, and as a prior
     would count it twice.
 
     Raises:
@@ -183,8 +184,8 @@ def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, sy
     first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, *last_part(scan, config.held_out)))
     scale = scale_of(first)
     seen = cross_spectra([standardise(first), standardise(later, scale)])
-    people, own = _present(prior, present).mean, symmetric.fit.params
-    typical, start = (DirectedParams(jacobian(one), *one[1:]) for one in (people, own))
+    group, own = _present(prior, present).mean, symmetric.fit.params
+    typical, start = (DirectedParams(jacobian(one), *one[1:]) for one in (group, own))
     try:
         found = fit_effective(seen, typical, start=start)
         coupling, error = np.asarray(found.params.jacobian), np.asarray(found.standard_errors)

@@ -1,4 +1,4 @@
-"""Fine-tuning of one person as one function of fixed shape, to be compiled and mapped over a wave of people."""
+"""Fine-tuning on one recording as one function of fixed shape, to be compiled and mapped over a wave of recordings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tuned(NamedTuple):
     """What fine-tuning found.
 
     Attributes:
-      own: the person's parameters of the best round.
+      own: individual parameters of the best round.
       q: probabilities of the parcels then, `[V, C]`.
       round: the best one, by what was held out; 0 is no change at all.
       curve: `held_out` before each round and after the last, of the representation and of the dynamics, `[rounds + 1, 2]`.
@@ -48,16 +48,16 @@ class Tuned(NamedTuple):
 
 
 def begin(dimensions: int, prior: Prior, config: PersonalizeConfig) -> Own:
-    """Parameters that change nothing; the same for everybody."""
+    """Parameters that change nothing; the same for every participant."""
     key = jax.random.key(config.seed)
     return Own(adapter.init(dimensions, len(prior.mean.coupling), config.rank, key), prior.mean)
 
 
 def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tuned:
-    """Adam on one person's parameters; the round that does best on what was held out is kept.
+    """Adam on the individual parameters of one recording; the round that does best on what was held out is kept.
 
-    Every round makes the parcels anew, with gradients through them; the steps that follow keep their signals and cost as much as the
-    parcels are many, whatever the number of locations.
+    Every round re-estimates the parcels, with gradients through them; the steps that follow keep their signals, and their cost depends on
+    the number of parcels, not of locations.
 
     Args:
       prior: of the dynamics, `dynamics.fit.subject_prior`.

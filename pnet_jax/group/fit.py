@@ -20,6 +20,7 @@ from pnet_jax.dynamics.fit import Hierarchy, empirical_bayes, moments, structura
 from pnet_jax.dynamics.spectra import Spectra, TooShortError, frequency_bins, pool, spectra, standardise
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.group.spatial import smoothed
 from pnet_jax.network import Network
 from pnet_jax.parcellation.prior import Prior
@@ -87,30 +88,34 @@ def fit_group(
     model that it is part of: fit one without it.
 
     Args:
-      networks: of the atlas's parcels.
+      networks: one of each participant, of the atlas's parcels.
       atlas: K parcels that they were constructed from.
       dynamics: learn those too; takes minutes for several hundred parcels.
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
     Raises:
-      ValueError: fewer than 3 networks, networks of another atlas or that nothing can be learned from, or a connectome of other parcels.
+      SettingsError: fewer than 3 networks, or networks that nothing can be learned from.
+      InputError: a network of another atlas or without edges of its halves, or two of one participant; names it.
+      ValueError: a connectome of other parcels.
 
     Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
     """
     where, members, subjects = _Where(atlas), list[Member](), list[str]()
     for network in networks:
         _check_atlas(network, atlas)
+        if network.subject in subjects:
+            raise InputError(f"sub-{network.subject}: expected one network of each participant, found a second: give one of them")
         subjects.append(network.subject)
         where.add(network)
         if len(members) < MOST_HELD:
             members.append(_member(network, dynamics))
     if len(subjects) < LEAST:
-        raise ValueError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
+        raise SettingsError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
     spatial = where.learned()
     if spatial is None and shrinkage is None and hierarchy is None:
-        raise ValueError(
+        raise SettingsError(
             f"{len(subjects)} networks teach nothing: expected {LEAST} or more with parcels of their own, or {LEAST_FOR_LAYERS} for the "
             "layers of the edges; longer scans or more participants would help"
         )
@@ -120,7 +125,7 @@ def fit_group(
 def _check_atlas(network: Network, atlas: Prior) -> None:
     made_from = network.provenance.get("prior", {})
     if made_from.get("digest") != atlas.digest:
-        raise ValueError(
+        raise InputError(
             f"sub-{network.subject}: expected a network of atlas {atlas.source} ({atlas.digest}), found one of {made_from.get('source')} "
             f"({made_from.get('digest')})"
         )
@@ -189,7 +194,7 @@ def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candid
 
 def _member(network: Network, dynamics: bool) -> Member:
     if "pearson" not in network.halves:
-        raise ValueError(f"sub-{network.subject}: the network has no edges of its halves; construct it again")
+        raise InputError(f"sub-{network.subject}: the network has no edges of its halves; construct it again")
     views = [network.halves[name] for name in ("pearson", "whitened") if name in network.halves]
     n_eff = np.maximum(np.array(network.qc.selection.degrees), 1.0)
     return Member(np.stack(views, 1).astype(np.float32), n_eff, _spectra(network) if dynamics else None)
@@ -209,14 +214,14 @@ def _spectra(network: Network) -> Spectra | None:
 
 def _hierarchy(recordings: Sequence[Spectra], connectome: Float[np.ndarray, "K K"] | None) -> Hierarchy:
     if len(recordings) < LEAST:
-        raise ValueError(f"expected {LEAST} participants or more to learn dynamics from, got {len(recordings)}")
+        raise SettingsError(f"expected {LEAST} participants or more to learn dynamics from, got {len(recordings)}")
     pooled = pool(recordings)
     towards = None if connectome is None else structural(moments(pooled), connectome)
     return empirical_bayes(dynamics_fit.fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)
 
 
 def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:
-    views = min(member.halves.shape[1] for member in members)  # that everybody has
+    views = min(member.halves.shape[1] for member in members)  # that every participant has
     first, second = np.stack([member.halves[:, :views] for member in members], 1)
     n_eff = np.stack([member.n_eff for member in members], 1).astype(np.float32)
     return fit_shrinkage(first[:, 0], second[:, 0], *n_eff), fit_guided(first, second, *n_eff)

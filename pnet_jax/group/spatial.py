@@ -274,5 +274,5 @@ def _problem(model: SpatialModel, z: Float[Array, "V D"], valid: Bool[Array, " V
     """The mixture's input for one participant; a location that is not valid has no candidate."""
     candidates = jnp.where(valid[:, None], model.candidates, -1)
     prototypes = jnp.zeros((model.n_parcels, z.shape[1]), z.dtype) if model.prototypes is None else model.prototypes
-    nobody = jnp.zeros((0, *candidates.shape), jnp.int32)
-    return Problem(jnp.where(valid[:, None], z, 0), candidates, model.log_prior, nobody, prototypes)
+    none = jnp.zeros((0, *candidates.shape), jnp.int32)
+    return Problem(jnp.where(valid[:, None], z, 0), candidates, model.log_prior, none, prototypes)

@@ -110,7 +110,8 @@ def describe_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
 
 
 def _file(folder: str | os.PathLike, atlas: Atlas) -> Path:
-    return Path(folder) / f"atlas-pnet_seg-{atlas.label}_description.json"
+    # Not `_description`: by the inheritance principle BIDS would read it, beside atlas-pnet_description.json, as metadata of every result.
+    return Path(folder) / f"atlas-pnet_seg-{atlas.label}_source.json"
 
 
 def _plain(text: str) -> str:

@@ -62,7 +62,7 @@ def atlas_description() -> dict[str, Any]:
         "Name": "pnet: personalised parcellations",
         "Description": "Each scan has its own parcellation. Its parcels correspond, one to one and in order, to those of the input atlas "
         "that the seg entity of the file name refers to, so that a parcel's id and name mean the same in every subject.",
-        "DerivedFrom": "The input atlas described in atlas-pnet_seg-<label>_description.json",
+        "DerivedFrom": "The input atlas described in atlas-pnet_seg-<label>_source.json",
     }
 
 

@@ -44,18 +44,18 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     if not row.get("scan"):
         raise ValueError(f"a record needs the label of its scan, got {dict(row)}")
     record = plain({**row, "command": command, "files": dict(files)})
-    write_json(_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record)
+    write_json(record_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record)
     return record
 
 
 def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callable[[], None] | None:
     """Takes a scan, so that no other process works on it as well; see `lock.claim`."""
-    return claim(_file(folder, scan, atlas).with_suffix(".claim"))
+    return claim(record_file(folder, scan, atlas).with_suffix(".claim"))
 
 
 def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> dict[str, Any]:
     """The record of a scan and atlas; empty where there is none, or where it is damaged and the scan counts as not done."""
-    return _read(_file(folder, scan, atlas))
+    return _read(record_file(folder, scan, atlas))
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -116,7 +116,8 @@ def _any_record(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             return
 
 
-def _file(folder: str | os.PathLike[str], scan: str, atlas: str) -> Path:
+def record_file(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> Path:
+    """Path of the record of a scan and atlas."""
     return Path(folder) / RECORDS / f"{safe_name(f'{scan}_seg-{atlas}' if atlas else scan)}.json"
 
 
@@ -126,6 +127,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     whole = isinstance(found, dict) and isinstance(found.get("files"), dict) and found.get("scan") and found.get("status")
+    whole = whole and file.name == record_file("", str(found["scan"]), str(found.get("atlas") or "")).name
     inside = whole and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in found["files"])
     return found if inside else {}
 

@@ -1,8 +1,9 @@
-"""Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only room that knows grain."""
+"""Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only package that knows grain."""
 
+from pnet_jax.records.manifest import Record
 from pnet_jax.records.pipeline import LEAST_VALIDATED, Batches, batches, split_subjects, split_validation
 from pnet_jax.records.preparation import Prepared, prepare, read_sites
-from pnet_jax.records.store import Record, Store, open_store, read_scan, read_space
+from pnet_jax.records.store import Store, open_store, read_scan, read_space
 
 __all__ = [
     "LEAST_VALIDATED",

@@ -16,13 +16,14 @@ from scipy.spatial import cKDTree
 
 from pnet_jax.config import InputConfig
 from pnet_jax.encoder.tokens import Segments, log_tsnr, nearest_reference
+from pnet_jax.errors import SettingsError
 from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw_parts, draw_stretch, stream
 from pnet_jax.records.store import Store, read_locations, read_space, read_windows
 from pnet_jax.records.workers import check_workers
 
 Part = Literal["training", "held out", "all"]
 LEAST_VALIDATED = 10  # subjects, from which on some are held back for validation
-_EXAMPLES = 2**40  # more than anybody draws
+_EXAMPLES = 2**40  # more than any run draws
 _FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
 _TRACKER = "ignore:resource_tracker:UserWarning"
 _SPACES_KEPT, _LOCATIONS_KEPT = 16, 256
@@ -75,7 +76,7 @@ def batches(
     give the same batches.
 
     Subjects are drawn evenly: examples run through all subjects in random order, then through all again, in another. Of a subject,
-    scans are drawn evenly. A subject with many scans does not count for more: people differ more than their sessions do.
+    scans are drawn evenly. A subject with many scans does not count for more: participants differ more than their sessions do.
 
     Args:
       store: from `open_store`.
@@ -90,7 +91,7 @@ def batches(
       subjects: Subjects to read, in place of a part.
 
     Raises:
-      ValueError: a batch that the processes cannot share, or a part without subjects.
+      SettingsError: a batch that the processes cannot share, or a part without subjects.
 
     Example:
       >>> from pnet_jax.records import open_store
@@ -100,12 +101,12 @@ def batches(
       (8, 2, 2048, 256)
     """
     if not 0 <= process < processes or config.batch % processes:
-        raise ValueError(
+        raise SettingsError(
             f"expected processes that divide the batch of {config.batch} and a process below them, got process {process} of {processes}"
         )
     check_workers(workers, "PretrainConfig.workers")
     if step < 0 or workers < 0:
-        raise ValueError(f"expected step and workers of 0 or more, got step {step} and {workers} workers")
+        raise SettingsError(f"expected step and workers of 0 or more, got step {step} and {workers} workers")
     if subjects is None:
         subjects = store.subjects if part == "all" else split_subjects(store, config.held_out, config.seed)[part == "held out"]
     examples = Examples(store, config, references, subjects)
@@ -128,13 +129,13 @@ def split_subjects(store: Store, held_out: float, seed: int = 0) -> tuple[tuple[
     Where that leaves one side empty, which happens in small stores, the subject nearest to the border changes sides.
 
     Raises:
-      ValueError: one subject only, of whom some are to be held out.
+      SettingsError: one subject only, of whom some are to be held out.
     """
     subjects = store.subjects
     if held_out <= 0:
         return subjects, ()
     if len(subjects) < 2:
-        raise ValueError(
+        raise SettingsError(
             f"store {store.folder} has one subject ({subjects[0]}) in {len(store)} scans: expected two or more to hold out a share of "
             f"{held_out:g} of them; held_out = 0 trains on all and leaves nothing to test on"
         )
@@ -208,16 +209,16 @@ class Examples:
       subjects: whose scans are read.
 
     Raises:
-      ValueError: no subjects, or references that are no points.
+      SettingsError: no subjects, or references that are no points.
     """
 
     def __init__(self, store: Store, config: InputConfig, references: Float[np.ndarray, "R 3"], subjects: Sequence[str]):
         self.store, self.config = store, config
         self.references = np.asarray(references, np.float32)
         if self.references.ndim != 2 or self.references.shape[1] != 3 or not len(self.references):
-            raise ValueError(f"references must be points in mm, [R, 3], got shape {self.references.shape}")
+            raise SettingsError(f"references must be points in mm, [R, 3], got shape {self.references.shape}")
         if not subjects:
-            raise ValueError(f"store {store.folder}: no subject in this part of it, expected one or more of {len(store.subjects)}")
+            raise SettingsError(f"store {store.folder}: no subject in this part of it, expected one or more of {len(store.subjects)}")
         numbers: dict[str, list[int]] = {subject: [] for subject in subjects}
         for number, record in enumerate(store.records):
             if record.subject in numbers:
@@ -364,8 +365,8 @@ class _Cache:
 def _let_workers_start() -> None:
     """Before grain starts workers.
 
-    They read absl's flags, which nobody has parsed where absl does not own the command line. And when they are stopped, batches that
-    they have made and nobody fetched lie in shared memory: Python's own tracker frees it at exit, and would say so as of an error.
+    They read absl's flags, which are not parsed where absl does not own the command line. And when they are stopped, batches that
+    they have made and that were not fetched lie in shared memory: Python's own tracker frees it at exit, and would say so as of an error.
     """
     from absl import flags
 

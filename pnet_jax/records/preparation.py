@@ -1,11 +1,11 @@
-"""Stage: scans -> store. Reads and cleans every recording once; what stands already is left alone, what cannot be read is listed."""
+"""Stage: scans -> store. Reads and cleans every recording once; what is up to date is left alone, what cannot be read is listed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import zlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,26 @@ from typing import Any
 import numpy as np
 
 from pnet_jax.config import PrepareConfig
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.outputs.tables import read_rows
-from pnet_jax.records.packing import digest_of
-from pnet_jax.records.spaces import space_file
-from pnet_jax.records.store import (
+from pnet_jax.records.manifest import (
     MANIFEST,
+    REPAIRS,
     VERSION,
+    DamagedManifestError,
     Record,
     read_manifest,
     record_key,
     record_of_row,
-    recover,
-    scan_file,
     write_manifest,
-    write_scan,
 )
+from pnet_jax.records.packing import digest_of, file_digest
+from pnet_jax.records.scans import recover, scan_file, write_scan
+from pnet_jax.records.spaces import space_file, space_row
 from pnet_jax.records.workers import Died, check_workers, run_tasks
 from pnet_jax.scan import Scan
 
@@ -45,7 +46,7 @@ class Prepared:
 
     Attributes:
       written: keys of the scans that were read and written.
-      kept: keys of the scans that stood there already.
+      kept: keys of the scans that were up to date.
       skipped: scans that could not be used: `scan`, `source`, `reason`.
       manifest: its file.
     """
@@ -90,9 +91,10 @@ def prepare(
 ) -> Prepared:
     """Writes scans into a store, new or not. Scans on any Space live side by side.
 
-    A scan that stands in the store, made of the same files by the same settings, is left alone, also where an earlier call was
-    stopped in the middle. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused,
-    what the store had of it is removed.
+    A scan that is up to date in the store, made of the same files by the same settings, is left alone, also where an earlier call was
+    stopped in the middle. Its file is compared with its SHA-256; a damaged file, of a scan or of its Space, is written again, with a
+    warning. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused, what the store
+    had of it is removed.
 
     Memory: one scan a worker. One call at a time writes into a store; another is refused.
 
@@ -105,7 +107,7 @@ def prepare(
       progress: called with the scan's key, how many are done and how many there are (0 where that is not known).
 
     Raises:
-      ValueError: no scan was given, the store is of another version, another process writes into it, or too many workers.
+      SettingsError: no scan was given, the store is of another version, another process writes into it, or too many workers.
       OSError: the store cannot be written; names the file.
 
     Example:
@@ -159,7 +161,7 @@ def _prepare(
         if book.seen:  # also when interrupted: what was finished counts
             book.save()
     if not book.seen:
-        raise ValueError("expected at least one scan, got none")
+        raise SettingsError("expected at least one scan, got none")
     return Prepared(tuple(book.written), tuple(book.kept), tuple(book.failed), folder / MANIFEST)
 
 
@@ -167,20 +169,37 @@ class _Book:
     """What is in the store, what cannot be, and what this call has done."""
 
     def __init__(self, folder: Path):
-        manifest = _manifest_if_whole(folder)
         self.folder = folder
-        self.standing = {record.key: record for record in map(record_of_row, manifest.get("scans", ()))}
-        self.skipped: dict[str, dict[str, str]] = {row["scan"]: row for row in manifest.get("skipped", ())}
+        self.standing: dict[str, Record] = {}
+        self.skipped: dict[str, dict[str, str]] = {}
+        self.spaces: dict[str, dict[str, Any]] = {}
         self.written: list[str] = []
         self.kept: list[str] = []
         self.failed: list[dict[str, str]] = []
         self.seen: set[str] = set()
+        self._whole: dict[str, bool] = {}  # Spaces whose file was looked at
+        self._open()
         self._folders: dict[str, str] = {}  # of unnamed data sets, by subject label
         for record in self.standing.values():
             came_from = "" if record.dataset else dataset_folder(record.source, record.subject)
             if came_from and Path(record.source).is_file():  # one that was moved cannot be compared
                 self._folders.setdefault(record.subject, came_from)
         self._save_at = _SAVED_EVERY
+
+    def _open(self) -> None:
+        """Reads what the store holds; where the manifest is damaged, from the files of the scans, which say the same."""
+        try:
+            manifest = read_manifest(self.folder) or {}
+        except DamagedManifestError as error:
+            warnings.warn(str(error).replace(REPAIRS, "it is written again from the files of the scans"), stacklevel=5)
+            (self.folder / MANIFEST).rename(self.folder / f"{MANIFEST}.damaged")
+            files = sorted(self.folder.glob("scans/**/*.array_record"))
+            found = [recover(self.folder, file.relative_to(self.folder).as_posix()) for file in files]
+            self.standing = {record.key: record for record in found if record is not None and self._has_space(record.space)}
+            return
+        self.spaces = manifest.get("spaces", {})
+        self.standing = {record.key: record for record in map(record_of_row, manifest.get("scans", ()))}
+        self.skipped = {row["scan"]: row for row in manifest.get("skipped", ())}
 
     @property
     def done(self) -> int:
@@ -193,7 +212,7 @@ class _Book:
         if problem:
             self._fail(task, problem)
             return False
-        record = _standing_record(task, self.standing)
+        record = self._standing_record(task)
         if record is None and (problem := self._of_another_dataset(task)):
             self._fail(task, problem)
             return False
@@ -203,6 +222,34 @@ class _Book:
         self.skipped.pop(task.key, None)
         self.kept.append(task.key)
         return False
+
+    def _standing_record(self, task: _Task) -> Record | None:
+        """The row of a scan that is in the store as this call would write it; a file that no manifest names is looked at."""
+        record = self.standing.get(task.key)
+        if record is not None and not _is_of(record, task):
+            return None
+        if record is not None and (damage := _damage(self.folder / record.file, record.bytes, record.sha256)):
+            warnings.warn(f"store {self.folder}: {record.file} {damage}; {task.key} is read again", stacklevel=6)
+            record = None
+        record = record or recover(self.folder, scan_file(task.config.dataset, task.item.label))
+        return record if record is not None and _is_of(record, task) and self._has_space(record.space) else None
+
+    def _has_space(self, name: str) -> bool:
+        """Whether the file of a Space is there as it was written. A damaged one is removed: the next scan on it writes it again."""
+        if name not in self._whole:
+            path = self.folder / space_file(name)
+            row = self.spaces.get(name)
+            if row is None:
+                row = space_row(self.folder, name)
+                damage = "is damaged or missing" if row is None else ""
+                self.spaces |= {} if row is None else {name: row}
+            else:
+                damage = _damage(path, row["bytes"], row["sha256"])
+            if damage:
+                warnings.warn(f"store {self.folder}: {space_file(name)} {damage}; a scan on it is read again", stacklevel=7)
+                path.unlink(missing_ok=True)
+            self._whole[name] = not damage
+        return self._whole[name]
 
     def _of_another_dataset(self, task: _Task) -> str:
         """Why a scan cannot enter a store that has its subject label from another data set: the two would be taken for one participant."""
@@ -222,6 +269,8 @@ class _Book:
         """Notes what became of a scan."""
         if isinstance(result, Record):
             self.standing[task.key] = result
+            if not self._whole.get(result.space) and (row := space_row(self.folder, result.space)):
+                self.spaces[result.space], self._whole[result.space] = row, True
             self.skipped.pop(task.key, None)
             self.written.append(task.key)
         elif isinstance(result, Died):
@@ -235,7 +284,7 @@ class _Book:
             self._save_at += max(_SAVED_EVERY, len(self.standing) // 10)
 
     def save(self) -> None:
-        write_manifest(self.folder, list(self.standing.values()), list(self.skipped.values()))
+        write_manifest(self.folder, list(self.standing.values()), list(self.skipped.values()), self.spaces)
 
     def _fail(self, task: _Task, reason: str) -> None:
         row = {"scan": task.key, "source": _source_of(task.item), "reason": " ".join(reason.split())}
@@ -253,16 +302,6 @@ def read_sites(folder: str | os.PathLike[str]) -> dict[str, str]:
     if column is None or "participant_id" not in rows[0]:
         return {}
     return {row["participant_id"].removeprefix("sub-"): row[column] for row in rows if row[column]}
-
-
-def _manifest_if_whole(folder: Path) -> dict[str, Any]:
-    try:
-        return read_manifest(folder) or {}
-    except ValueError as error:
-        if "damaged" not in str(error):
-            raise
-        (folder / MANIFEST).rename(folder / f"{MANIFEST}.damaged")  # the scans' own files say the same
-        return {}
 
 
 def _task(item: ScanSource | Scan, folder: Path, config: PrepareConfig, load: dict[str, Any], sites: Mapping[str, str]) -> _Task:
@@ -304,16 +343,17 @@ def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:
     return ""
 
 
-def _standing_record(task: _Task, standing: dict[str, Record]) -> Record | None:
-    """The row of a scan that is in the store as this call would write it; a file that no manifest names is looked at."""
-    file = scan_file(task.config.dataset, task.item.label)
-    record = standing.get(task.key) or recover(task.folder, file)
-    if record is None or (record.job, record.origin) != (task.job, task.origin):
-        return None
-    path = task.folder / record.file
-    if not path.is_file() or path.stat().st_size != record.bytes or not (task.folder / space_file(record.space)).is_file():
-        return None
-    return record
+def _is_of(record: Record, task: _Task) -> bool:
+    return (record.job, record.origin) == (task.job, task.origin)
+
+
+def _damage(path: Path, size: int, digest: str) -> str:
+    """How a file differs from what the manifest says of it; empty if it does not."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has another size than when it was written (expected {size} bytes, found {path.stat().st_size})"
+    return "" if file_digest(path) == digest else "was changed after it was written"
 
 
 def _source_of(item: ScanSource | Scan) -> str:
@@ -330,13 +370,13 @@ def _write_one(task: _Task) -> Record | _Refusal:
             entities = {"sub": item.subject, **item.entities}
             scan = load_scan(item.bold, mask=item.mask, confounds=item.confounds, entities=entities, cleaning=config.cleaning, **task.load)
         if scan.y.shape[1] < config.cleaning.min_frames:
-            raise ValueError(
+            raise InputError(
                 f"{scan.label}: too short: expected {config.cleaning.min_frames} frames or more (min_frames), got {scan.y.shape[1]}"
             )
-    except (ValueError, OSError, EOFError, MemoryError, zlib.error, np.linalg.LinAlgError) as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
         # Trouble of the machine (a file that is away, too little memory) says nothing about the recording.
-        message = str(error) or type(error).__name__
+        message = str(error) if isinstance(error, InputError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         named = message if item.label in message else f"{item.label} ({_source_of(item)}): {message}"
-        return _Refusal(named, final=not isinstance(error, OSError | MemoryError))
+        return _Refusal(named, final=isinstance(error, InputError))
     # Outside: a disk that is full is no scan's fault, and ends the call.
     return write_scan(task.folder, scan, dataset=config.dataset, site=task.site, window=config.window, job=task.job, origin=task.origin)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def space_hash(space: Space) -> str:
 
 
 def write_space(folder: Path, space: Space) -> str:
-    """Stores a Space under its hash unless it stands there already; returns the hash."""
+    """Stores a Space under its hash unless it is there already; returns the hash."""
     name = space_hash(space)
     path = folder / space_file(name)
     if path.exists():
@@ -67,12 +68,14 @@ def space_file(name: str) -> str:
     return f"spaces/{name}.npz"
 
 
-@functools.lru_cache(maxsize=100_000)  # every subject may have a Space of its own, and the manifest is written often
-def space_row(folder: Path, name: str) -> dict[str, Any]:
-    """What the manifest says of a Space."""
-    file = space_file(name)
-    with np.load(folder / file) as tables:
-        text, locations = json.loads(str(tables["text"])), len(tables["xyz"])
-    about = {key: text[key] for key in ("kind", "name", "resolution")}
-    size, digest = (folder / file).stat().st_size, file_digest(folder / file)
-    return {"locations": locations, **about, "file": file, "bytes": size, "sha256": digest}
+def space_row(folder: Path, name: str) -> dict[str, Any] | None:
+    """What the manifest says of a Space; None where its file is missing or is not that of the Space it is named by."""
+    path = folder / space_file(name)
+    try:
+        space = load_space(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None
+    if space_hash(space) != name:
+        return None
+    about = {"kind": space.kind, "name": space.name, "resolution": space.resolution}
+    return {"locations": len(space), **about, "file": space_file(name), "bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -13,6 +13,8 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from pnet_jax.errors import SettingsError
+
 MOST_WORKERS = 64  # or four a core, where there are many
 
 
@@ -28,10 +30,10 @@ class Died:
 
 
 def check_workers(workers: int, name: str) -> None:
-    """Raises ValueError for more processes than any machine of this size has a use for: each takes memory of its own."""
+    """Raises SettingsError for more processes than any machine of this size has a use for: each takes memory of its own."""
     most = max(MOST_WORKERS, 4 * (os.cpu_count() or 1))
     if workers > most:
-        raise ValueError(f"{name}: expected {most} or fewer on this machine of {os.cpu_count()} cores, got {workers}")
+        raise SettingsError(f"{name}: expected {most} or fewer on this machine of {os.cpu_count()} cores, got {workers}")
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from pnet_jax.config import SimulateConfig
+from pnet_jax.errors import SettingsError
 from pnet_jax.scan import Half, Scan, make_scan, split_frames, zscore_in_place
 from pnet_jax.simulate import coupling as couplings
 from pnet_jax.simulate import disease as diseases
@@ -132,7 +133,7 @@ def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Ki
     """
     check(config)
     if index < 0:
-        raise ValueError(f"expected a subject index of 0 or more, got {index}")
+        raise SettingsError(f"expected a subject index of 0 or more, got {index}")
     group = group_truth(config.resolution, config.parcels, config.seed)
     rng = _stream(config.seed, _SUBJECT, index)
     patient, site_index = _assign(config, index)
@@ -180,7 +181,7 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     recorded = len(session.displacement)
     kept = np.arange(recorded) if fd_threshold is None else np.flatnonzero(session.displacement <= fd_threshold)
     if len(kept) < MIN_FRAMES:
-        raise ValueError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more, got {fd_threshold} mm with {len(kept)}")
+        raise SettingsError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more, got {fd_threshold} mm with {len(kept)}")
 
     mean = session.y.mean(1)
     centred = session.y - mean[:, None]  # the baseline is removed anyway; without it float32 suffices
@@ -255,11 +256,11 @@ def check(config: SimulateConfig) -> None:
     }
     for field, (wanted, good) in expected.items():
         if not good:
-            raise ValueError(f"SimulateConfig.{field}: expected {wanted}, got {getattr(config, field)!r}")
+            raise SettingsError(f"SimulateConfig.{field}: expected {wanted}, got {getattr(config, field)!r}")
     for site in SITES[: config.sites]:
         frames = _frames(config, site)
         if frames < MIN_FRAMES:
-            raise ValueError(
+            raise SettingsError(
                 f"SimulateConfig.minutes: expected {MIN_FRAMES} frames or more at every site, got {frames} "
                 f"at site {site.name} in {config.minutes!r} min × {site.length:g} at a TR of {config.tr or site.tr:g} s"
             )

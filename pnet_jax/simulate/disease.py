@@ -1,6 +1,6 @@
 """What differs between the brains of a cohort by design: a planted disease and age. Both act on the normalised coupling N.
 
-A changed coupling propagates: the connectivity of edges that nobody touched changes too. The truth therefore lists both the
+A changed coupling propagates: the connectivity of edges that were not touched changes too. The truth therefore lists both the
 planted couplings and the edges whose closed-form connectivity differs.
 """
 
@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from pnet_jax.errors import SettingsError
 
 Kind = Literal["circuits", "lesion"]
 
@@ -108,9 +110,9 @@ def with_disease(coupling: Float[np.ndarray, "K K"], plan: Plan, severity: float
       ValueError: unknown kind or a severity outside 0…1.
     """
     if kind not in get_args(Kind):
-        raise ValueError(f"expected the disease to be one of {get_args(Kind)}, got {kind!r}")
+        raise SettingsError(f"expected the disease to be one of {get_args(Kind)}, got {kind!r}")
     if not 0 <= severity <= 1:
-        raise ValueError(f"SimulateConfig.severity: expected 0…1, got {severity!r}")
+        raise SettingsError(f"SimulateConfig.severity: expected 0…1, got {severity!r}")
     factor = 1 - WEAK_LOSS * severity
     if kind == "lesion":
         return np.where(_star(len(coupling), plan.lesion), coupling * factor, coupling)

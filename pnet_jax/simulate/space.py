@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from scipy.cluster.vq import ClusterError, kmeans2
 from scipy.spatial import cKDTree
 
+from pnet_jax.errors import SettingsError
 from pnet_jax.space import LEFT, RIGHT, Space, grid_space
 
 RESOLUTIONS = (4, 3, 2)  # mm: about 28k, 64k and 204k voxels
@@ -32,7 +33,7 @@ def grey_matter_space(resolution: int) -> Space:
       ValueError: another resolution.
     """
     if resolution not in RESOLUTIONS:
-        raise ValueError(f"SimulateConfig.resolution: expected 4, 3 or 2 mm, got {resolution!r}")
+        raise SettingsError(f"SimulateConfig.resolution: expected 4, 3 or 2 mm, got {resolution!r}")
     from nilearn.datasets import load_mni152_gm_mask
 
     mask = load_mni152_gm_mask(resolution=resolution, threshold=MASK_THRESHOLD)
@@ -51,7 +52,7 @@ def group_parcels(space: Space, parcels: int, rng: np.random.Generator) -> Int[n
       ValueError: K is odd, below 2 or more than the locations can carry.
     """
     if parcels < 2 or parcels % 2:
-        raise ValueError(f"SimulateConfig.parcels: expected an even number, half of them a hemisphere, got {parcels!r}")
+        raise SettingsError(f"SimulateConfig.parcels: expected an even number, half of them a hemisphere, got {parcels!r}")
     half = parcels // 2
     labels = np.empty(len(space), np.int32)
     for side in (LEFT, RIGHT):

@@ -119,8 +119,8 @@ def test_without_a_change_the_dynamics_tell_as_much_as_the_groups(subjects, prio
     own = begin(subjects[0].x.shape[1], prior, CONFIG)
     seen, later = parcel_spectra(subjects[0], subjects[0].q, K)
     assert float(predicted(own, prior, seen)) == 0 == float(dynamics_loss(own, prior, seen))
-    told, foretold = held_out(own, subjects[0], prior, later, CONFIG)
-    assert foretold == 0 and 0 < told < 1.5
+    representation, dynamics = held_out(own, subjects[0], prior, later, CONFIG)
+    assert dynamics == 0 and 0 < representation < 1.5
 
 
 def test_gradients_of_the_likelihood_reach_adapter_and_offsets(subjects, prior):

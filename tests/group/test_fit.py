@@ -17,6 +17,7 @@ from pnet_jax.cli import main
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import build, construct
 from pnet_jax.dynamics.linear_stochastic import jacobian
+from pnet_jax.errors import InputError
 from pnet_jax.group import fit, spatial
 from pnet_jax.group.fit import fit_group
 from pnet_jax.network import QC, Network, Selection
@@ -168,6 +169,12 @@ def test_scans_of_another_space_out_of_reach_count_for_nothing():
 # What is refused
 
 
+def test_two_networks_of_one_participant_are_refused():
+    """The participant would count twice, as more than there is to know of others."""
+    with pytest.raises(InputError, match="sub-01: expected one network of each participant, found a second"):
+        fit_group([*cohort(), network(LINE, split(4), subject="01")], TWO)
+
+
 def test_fewer_than_three_networks_are_refused():
     with pytest.raises(ValueError, match="expected the networks of 3 participants or more, got 2"):
         fit_group(cohort()[:2], TWO)
@@ -187,8 +194,8 @@ def test_a_network_of_another_atlas_is_named():
 
 
 def test_a_network_without_halves_is_named():
-    with pytest.raises(ValueError, match="sub-01: the network has no edges of its halves; construct it again"):
-        fit_group([*cohort(), network(LINE, split(4), halves={})], TWO)
+    with pytest.raises(ValueError, match="sub-bare: the network has no edges of its halves; construct it again"):
+        fit_group([*cohort(), network(LINE, split(4), subject="bare", halves={})], TWO)
 
 
 # Edges and dynamics

@@ -46,7 +46,7 @@ def test_two_atlases_of_as_many_parcels_stand_beside_each_other(tmp_path):
         found = load_network(table)
         assert found.names == network.names and found.provenance["prior"]["source"] == network.provenance["prior"]["source"]
         np.testing.assert_array_equal(found.labels, network.labels)
-    about = json.loads((tmp_path / "atlas-pnet_seg-Glasser12_description.json").read_text("utf-8"))
+    about = json.loads((tmp_path / "atlas-pnet_seg-Glasser12_source.json").read_text("utf-8"))
     assert (about["Source"], about["Digest"], about["Parcels"]) == ("Glasser12_dseg.nii.gz", "bb", K)
 
 

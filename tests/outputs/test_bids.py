@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 from pathlib import Path
 
@@ -63,12 +64,21 @@ def test_names_follow_bids(saved):
         *("stat-pearsoncorrelation_relmat.json", "stat-pearsoncorrelation_relmat.tsv"),
         *(f"stat-pearsoncorrelation_desc-half{half}_relmat.{kind}" for half in (1, 2) for kind in ("json", "tsv")),
     ]
-    top = [".bidsignore", "atlas-pnet_description.json", "atlas-pnet_seg-Schaefer12_description.json", "dataset_description.json"]
+    top = [".bidsignore", "atlas-pnet_description.json", "atlas-pnet_seg-Schaefer12_source.json", "dataset_description.json"]
     assert found == sorted(top + [f"sub-01/ses-a/func/{STEM}_{ending}" for ending in endings])
     about = json.loads((saved / "dataset_description.json").read_text())
     assert [file.name for file in saved.rglob("sub-*_dseg.nii*")] == [f"{STEM}_dseg.nii.gz"], "a search finds one parcellation"
     assert about["BIDSVersion"] == "1.11.1" and about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "pnet_jax"
     assert {"*_relmat.*", "*_timeseries.*", "*_boldmap.*"} <= set((saved / ".bidsignore").read_text().splitlines())
+
+
+def test_a_validator_finds_nothing_that_bids_does_not_know(saved):
+    """It refuses `atlas` in the name of a mask, and two descriptions of one atlas; what is ignored it does not look at."""
+    ignored = (saved / ".bidsignore").read_text().splitlines()
+    names = [file.name for file in saved.rglob("*") if file.is_file() and file.name != ".bidsignore"]
+    seen = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)]
+    assert {name.split("_")[-1].split(".")[0] for name in seen} == {"description", "dseg", "probseg"}
+    assert [name for name in names if name.startswith("atlas-") and name.endswith("_description.json")] == ["atlas-pnet_description.json"]
 
 
 def test_every_table_has_k_parcels_in_one_order(saved, network):

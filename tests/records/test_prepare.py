@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.fixture(scope="module")
 def cohort(toy, tmp_path_factory):
-    """Two people, two sessions, and a file that is no image."""
+    """Two participants, two sessions, and a file that is no image."""
     folder = tmp_path_factory.mktemp("bids")
     for number, (subject, session) in enumerate([("01", "1"), ("01", "2"), ("02", "1")]):
         write_bold(folder, toy, subject=subject, session=session, seed=number)
@@ -86,9 +87,66 @@ def test_a_truncated_file_and_a_damaged_manifest_are_made_again(made, cohort, to
     (folder / "manifest.json").write_text("{")
     file = sorted((folder / "scans").iterdir())[0]
     file.write_bytes(file.read_bytes()[:50_000])
-    done = store_files(toy, folder, find_scans(cohort))
+    with pytest.warns(UserWarning, match=r"manifest\.json is damaged: .*; it is written again from the files of the scans"):
+        done = store_files(toy, folder, find_scans(cohort))
     assert (len(done.written), len(done.kept)) == (1, 2)
     open_store(folder, verify=True)
+
+
+def flip(file, share=0.5):
+    data = bytearray(file.read_bytes())
+    data[int(share * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+def test_a_damaged_record_is_read_again(made, cohort, toy, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    file = sorted((folder / "scans").iterdir())[1]
+    flip(file)
+    with pytest.warns(UserWarning, match=rf"store {folder}: scans/{file.name} was changed .*; sub-01_ses-2_task-rest is read again"):
+        done = store_files(toy, folder, find_scans(cohort))
+    assert done.written == ("sub-01_ses-2_task-rest",) and len(done.kept) == 2
+    assert open_store(folder, verify=True).digest == open_store(made[0]).digest
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the manifest whole", "the manifest damaged too"])
+def test_a_damaged_space_is_written_again_by_one_scan_on_it(whole, made, cohort, toy, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    (file,) = (folder / "spaces").iterdir()
+    flip(file)
+    if not whole:
+        flip(folder / "manifest.json")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        done = store_files(toy, folder, find_scans(cohort))
+    space = [str(one.message) for one in said if f"store {folder}: spaces/{file.name}" in str(one.message)]
+    assert len(space) == 1 and space[0].endswith("; a scan on it is read again") and len(said) == 2 - whole
+    assert (len(done.written), len(done.kept)) == (1, 2)
+    assert open_store(folder, verify=True).digest == open_store(made[0]).digest
+
+
+def test_a_damaged_manifest_forgets_no_other_data_set(made, cohort, toy, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+    write_bold(tmp_path / "other", toy, subject="09", seed=9)
+    store_files(toy, folder, find_scans(tmp_path / "other"), dataset="other")
+    before = open_store(folder).digest
+    flip(folder / "manifest.json")
+    with pytest.warns(UserWarning, match=r"manifest\.json (is damaged|was changed)"):
+        done = store_files(toy, folder, find_scans(cohort))
+    assert (len(done.written), len(done.kept)) == (0, 3)
+    assert open_store(folder, verify=True).digest == before
+
+
+def test_trouble_of_the_machine_keeps_the_older_result(made, cohort, toy, tmp_path, monkeypatch):
+    folder = shutil.copytree(made[0], tmp_path / "store")
+
+    def away(*_, **__):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr("pnet_jax.records.preparation.load_scan", away)
+    done = store_files(toy, folder, find_scans(cohort, participant_labels=["02"]), window=50)
+    assert "RuntimeError: device lost" in done.skipped[0]["reason"] and "sub-02_ses-1_task-rest" in done.skipped[0]["reason"]
+    assert open_store(folder, verify=True).digest == open_store(made[0]).digest
 
 
 @pytest.mark.parametrize("change", [{"window": 50}, {"cleaning": CleaningConfig(strategy=(), min_seconds=0, low_pass=0.08)}])

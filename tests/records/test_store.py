@@ -13,9 +13,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.config import PrepareConfig
+from pnet_jax.errors import InputError
 from pnet_jax.records import open_store, prepare, read_scan
+from pnet_jax.records.scans import write_scan
 from pnet_jax.records.spaces import space_hash
-from pnet_jax.records.store import read_windows, write_scan
+from pnet_jax.records.store import read_windows
 from pnet_jax.space import point_space
 
 from .helpers import CLEANED, mixed_scans, rois, scan_of
@@ -138,7 +140,7 @@ def test_no_store_and_an_empty_one(tmp_path):
 
 
 def test_another_version_is_refused(copy):
-    edit(copy, lambda manifest: manifest.update(version=99, made_with="9.9"))
+    edit(copy, lambda manifest: manifest.pop("sha256") and manifest.update(version=99, made_with="9.9"))
     with pytest.raises(ValueError, match=r"another version \(pnet_jax 9.9\): expected format version 1, found 99"):
         open_store(copy)
 
@@ -148,7 +150,7 @@ def test_a_damaged_or_foreign_manifest_is_refused(copy):
     with pytest.raises(ValueError, match="manifest.json is damaged"):
         open_store(copy)
     (copy / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="no manifest of records"):
+    with pytest.raises(ValueError, match="is not a manifest of records"):
         open_store(copy)
 
 
@@ -178,10 +180,19 @@ def test_a_store_opens_with_damaged_records_where_that_is_allowed(copy):
     assert f"{first.name} has another size" in found.damaged[store.records[2].key]
     assert f"{second.name} is missing" in found.damaged[store.records[5].key]
     assert (found.digest, len(found)) == (store.digest, len(store))
+
+
+def test_a_damaged_space_is_named_and_the_scans_on_another_go_on(copy):
+    store = open_store(copy)
     space = copy / next(iter(store.spaces.values()))["file"]
     space.write_bytes(space.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{space.name} has another size"):
-        open_store(copy, allow_damaged=True)
+    with pytest.raises(InputError, match=f"{space.name} has another size"):
+        open_store(copy)
+    on_it = {record.key for record in store.records if record.space == space.stem}
+    assert 0 < len(on_it) < len(store)
+    assert on_it == open_store(copy, allow_damaged=True).damaged.keys()
+    with pytest.raises(InputError, match=f"store {copy}: spaces/{space.name} has another size"):
+        read_scan(store, next(number for number, record in enumerate(store.records) if record.key in on_it))
 
 
 def test_reading_a_damaged_file_names_it(copy):

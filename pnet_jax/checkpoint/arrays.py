@@ -1,0 +1,189 @@
+"""Arrays and metadata in a folder: the one place where they are written with their digests, and read back and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from pnet_jax import parallel
+from pnet_jax.checkpoint.digests import check_sums, write_sums
+from pnet_jax.errors import SettingsError
+
+FORMAT = 1
+METADATA = "_CHECKPOINT_METADATA"  # orbax' own; without it a folder is not a checkpoint
+_SPARE_BYTES = 1 << 20
+_LATE_SECONDS = 0.3  # reads that were under way when the first of them failed call back within this
+
+T = TypeVar("T")
+
+
+def save_arrays(arrays: dict[str, Any], folder: str | pathlib.Path, *, kind: str, metadata: dict[str, Any]) -> pathlib.Path:
+    """Writes arrays that belong together, and what they are, to a new folder.
+
+    Args:
+      arrays: nested dicts of arrays.
+      folder: where to.
+      kind: what they are, in a word; `load_arrays` asks for it.
+      metadata: values that JSON can hold.
+
+    Raises:
+      SettingsError: the folder exists.
+      OSError: the folder cannot be made or the disk is too full; nothing of it is left.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists():
+        raise SettingsError(f"{folder} exists already: expected a new folder")
+    write(folder, arrays, {**metadata, "format": FORMAT, "kind": kind})
+    return folder
+
+
+def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what `save_arrays` wrote: arrays and metadata.
+
+    Raises:
+      SettingsError: there is no such folder, a file in it was changed, or it is of another kind or format.
+    """
+    metadata = load_metadata(folder, kind=kind)
+    folder = pathlib.Path(folder).absolute()
+    return read(folder, f"{kind} {folder}"), metadata
+
+
+def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
+    """Checks every file that `save_arrays` wrote, as `load_arrays` does, and reads the metadata alone."""
+    folder = pathlib.Path(folder).absolute()
+    where = f"{kind} {folder}"
+    if not folder.is_dir():
+        raise SettingsError(f"{where} does not exist: expected a folder with {kind}")
+    metadata = read_metadata(folder, where)
+    if metadata.get("kind") != kind or metadata.get("format") != FORMAT:
+        said = [metadata.get(key) for key in ("kind", "format")]
+        found = f"{said[0] or 'a model'} of format {said[1]}" if any(said) else "neither kind nor format"
+        raise SettingsError(f"{where}: expected {kind} of format {FORMAT}, found {found}")
+    return metadata
+
+
+def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Writes arrays, metadata and digests under a temporary name and renames. With several processes all of them call it.
+
+    Args:
+      folder: where to; an older folder is removed once the new one is complete.
+      arrays: nested dicts of arrays.
+      metadata: values that JSON can hold.
+
+    Raises:
+      OSError: the folder cannot be made or the disk is too full; nothing new is left.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    leads = jax.process_index() == 0
+    part = folder.with_name(f".{folder.name}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_space(folder, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
+    try:
+        if leads:
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        parallel.meet("a folder for arrays")
+        with quiet():
+            ocp.save(part, arrays, custom_metadata=metadata)
+        if leads:
+            marker = part / "commit_success.txt"
+            if marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
+                marker.write_text("complete\n", "utf-8")
+            write_sums(part)
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.rename(folder)
+        parallel.meet("arrays written")
+    except BaseException as error:
+        for leftover in folder.parent.glob(f"{part.name}*"):  # orbax writes to a temporary name of its own
+            shutil.rmtree(leftover, ignore_errors=True)
+        if isinstance(error, OSError | ValueError):
+            raise OSError(getattr(error, "errno", None) or errno.EIO, f"checkpoint not written ({reason(error)})", str(folder)) from error
+        raise
+
+
+def read_metadata(folder: pathlib.Path, where: str) -> dict[str, Any]:
+    """Checks every file of a folder against its digest and reads the metadata.
+
+    Raises:
+      SettingsError: it is not a checkpoint of this package, or a file in it was changed; names the file.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    if not (folder / METADATA).is_file():
+        raise SettingsError(f"{where} is damaged or not a checkpoint: expected a file {METADATA}, found none")
+    check_sums(folder, where)
+    metadata: Any = attempt(lambda: ocp.metadata(folder).custom_metadata, f"{where} is damaged or not a checkpoint")
+    if not isinstance(metadata, dict):
+        raise SettingsError(f"{where} was not written by pnet_jax: it has no metadata")
+    return metadata
+
+
+def read(folder: pathlib.Path, where: str) -> dict[str, Any]:
+    """Reads the arrays of a folder whose files `read_metadata` has checked.
+
+    Raises:
+      SettingsError: they cannot be read.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    found: Any = attempt(lambda: jax.tree.map(np.asarray, ocp.load(folder)), f"{where} is damaged: it cannot be read")
+    return found
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """Refuses what will not fit: orbax's threads do not stop cleanly on a full disk."""
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed + _SPARE_BYTES:
+        size = f"{(needed + _SPARE_BYTES) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, f"No space left on device for the checkpoint: {size}", str(folder))
+
+
+def attempt(read: Callable[[], T], said: str) -> T:
+    """Runs a read; what goes wrong in it becomes one line, and orbax's tasks are cleared away before they can complain."""
+    with quiet():
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001  damage shows as any of orbax's errors
+            because = f"{type(error).__name__}: {reason(error)}"
+        logging.getLogger("asyncio").addFilter(_is_not_of_a_read)  # some tasks are noticed at the very end
+        time.sleep(_LATE_SECONDS)
+        gc.collect()
+    raise SettingsError(f"{said} ({because})")
+
+
+def _is_not_of_a_read(record: logging.LogRecord) -> bool:
+    return "tensorstore_spec" not in record.getMessage()
+
+
+def reason(error: BaseException) -> str:
+    """An error's message in one line of at most 300 characters."""
+    text = " ".join(str(error).split(" [tensorstore_spec", 1)[0].split())
+    return text if len(text) < 300 else f"{text[:300]} …"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax and its event loop log for an error that is raised as well."""
+    loggers = [logger for logger in map(logging.getLogger, ("absl", "asyncio")) if not logger.disabled]
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger in loggers:
+            logger.disabled = False

@@ -1,0 +1,170 @@
+"""States of a training run on disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
+
+from pnet_jax.checkpoint.arrays import FORMAT, attempt, check_space, quiet, reason
+from pnet_jax.errors import SettingsError
+
+
+class Saves:
+    """The states of a training run, one folder a step; `kill -9` at any moment leaves the last complete one.
+
+    Saving goes on in the background while the next steps are taken. All processes of a run call all methods.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, keep: int, config: dict[str, Any]) -> None:
+        """Opens, or begins, the states in a folder.
+
+        Args:
+          folder: of the run.
+          keep: so many last states stay.
+          config: what the run was told; a folder holds states of one configuration.
+
+        Raises:
+          SettingsError: the folder holds states of another configuration or format.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self._folder = pathlib.Path(folder).absolute()
+        self._config = json.loads(json.dumps(config))  # tuples become lists, as in what is read back
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        with quiet():
+            self._states = ocp.training.Checkpointer(
+                self._folder, save_decision_policy=always, preservation_policy=policy, cleanup_tmp_directories=True
+            )
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the last complete state."""
+        return None if self._states.latest is None else self._states.latest.step
+
+    def restore(self, like: Any) -> Any | None:
+        """The last complete state, with the shapes, types and shardings of `like`; None at the beginning of a run.
+
+        Raises:
+          SettingsError: the state is damaged, or of another format or configuration.
+        """
+        step = self.latest
+        if step is None:
+            return None
+        where = f"state {step} in {self._folder}"
+        damaged = f"{where} is damaged or was not written by pnet_jax; {self._way_back(step)}"
+        found: Any = attempt(lambda: self._states.metadata(step).custom_metadata, damaged)
+        if not isinstance(found, dict) or not {"format", "config", "checksums"} <= found.keys():
+            raise SettingsError(damaged)
+        if found["format"] != FORMAT:
+            raise SettingsError(f"{where} has format {found['format']}, expected {FORMAT}: begin in a new folder")
+        for key in sorted(found["config"].keys() | self._config.keys()):
+            was, now = found["config"].get(key), self._config.get(key)
+            if was != now:
+                raise SettingsError(f"{where} was made with {_differing(key, was, now)}: expected the same, or a new folder")
+        state = attempt(lambda: self._states.load(step, _abstract(like)), f"{where} is damaged: it cannot be read; {self._way_back(step)}")
+        _check(state, found["checksums"], where, self._way_back(step))
+        return state
+
+    def _way_back(self, step: int) -> str:
+        """What to do about a state that cannot be used; nothing is removed unasked."""
+        earlier = [state.step for state in self._states.checkpoints if state.step < step]
+        then = f"go on from state {max(earlier)}" if earlier else "begin again, for there is no earlier one"
+        return f"remove the folder {self._folder / str(step)} to {then}"
+
+    def weights(self, like: Any) -> Any:
+        """The averaged weights of the last complete state, and nothing else of it: to fine-tune, or to look at a run under way.
+
+        Args:
+          like: weights with the shapes, types and shardings wanted.
+
+        Raises:
+          SettingsError: there is no state, or it is damaged.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        if self.latest is None:
+            raise SettingsError(f"{self._folder} holds no state of a training run")
+        where = f"state {self.latest} in {self._folder}"
+        part = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+        with ocp.Context(pytree_options=part):
+            found: Any = attempt(lambda: self._states.metadata(self.latest).custom_metadata["checksums"], f"{where} cannot be read")
+            state: Any = attempt(lambda: self._states.load(self.latest, {"average": _abstract(like)}), f"{where} cannot be read")
+        _check(state, found, where, self._way_back(self.latest))
+        return state["average"]
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state in the background; the state may be donated to the next step at once.
+
+        The checksums of its arrays are computed where the arrays are (20 ms for 100 MB on two CPU cores) and saved with it.
+
+        Raises:
+          OSError: the disk is too full, or the save before this one failed.
+        """
+        if self.latest == step:
+            return
+        check_space(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        metadata = {"format": FORMAT, "config": self._config, "checksums": _checksums(state)}
+        try:
+            with quiet():
+                self._states.save_async(step, state, custom_metadata=metadata)
+        except Exception as error:
+            raise OSError(getattr(error, "errno", None) or errno.EIO, f"state not written ({reason(error)})", str(self._folder)) from error
+
+    def close(self) -> None:
+        """Waits until the last state is on disk."""
+        with quiet():
+            self._states.close()
+
+
+def _checksums(state: Any) -> dict[str, int]:
+    """Checksum of each array by its path, the same however the arrays are spread over devices and processes."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return dict(zip(names, map(int, sums), strict=True))
+
+
+@jax.jit
+def _checksum(array: Array) -> UInt32[Array, ""]:
+    r""":math:`\sum_i (2 i + 1) b_i \bmod 2^{32}` over the bit patterns :math:`b_i` of the entries.
+
+    A change of one entry always changes it, because odd factors are invertible. A sum of whole numbers does not depend on its order, and
+    so not on the number of devices, and no array has to be gathered, as for a hash.
+    """
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}")).astype(jnp.uint32)
+    places = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum((2 * places + 1) * words, dtype=jnp.uint32)
+
+
+def _check(state: Any, expected: dict[str, int], where: str, way_back: str) -> None:
+    """Compares the arrays of a state with the checksums that were saved with it.
+
+    Raises:
+      SettingsError: one was changed.
+    """
+    for name, found in _checksums(state).items():
+        if found != expected.get(name):
+            raise SettingsError(f"{where} is damaged: {name} was changed after it was written; {way_back}")
+
+
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), like)
+
+
+def _differing(key: str, was: Any, now: Any) -> str:
+    """`optimiser.steps = 100, this run has 200`: down to the value that differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        name = next(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
+        return _differing(f"{key}.{name}", was.get(name), now.get(name))
+    return f"{key} = {was}, this run has {now}"
