@@ -177,7 +177,10 @@ def test_a_damaged_wave_is_fine_tuned_again(done, store, toy_model, group, tmp_p
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(SettingsError, match=rf"adapters {folder}/adapters/wave-00000 is damaged: .*{file.name} or SHA256SUMS"):
+    with pytest.raises(
+        SettingsError,
+        match=rf"adapters {folder}/adapters/wave-00000 is damaged: .*{file.name} does not have the SHA-256 that SHA256SUMS lists",
+    ):
         load_personal(folder, store.records[0].key)
     again = []
 
