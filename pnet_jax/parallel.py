@@ -316,6 +316,15 @@ def any_process(here: bool) -> bool:
     return bool(np.asarray(multihost_utils.process_allgather(np.array(here))).any())
 
 
+def sum_of_processes(values: np.ndarray) -> np.ndarray:
+    """The sum of an array over the processes, the same type, which all of them get; whole numbers wrap around."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(values)).sum(0, dtype=values.dtype)
+
+
 def meet(why: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:

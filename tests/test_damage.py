@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from pnet_jax import parallel
 from pnet_jax.checkpoint import Saves, load_arrays, load_group, load_model, save_arrays, save_group, save_model
 from pnet_jax.checkpoint.states import _checksums
+from pnet_jax.config import ParallelConfig
 from pnet_jax.dynamics.fit import Hierarchy
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.encoder.adapter import Adapter
@@ -183,3 +186,13 @@ def test_checksums_see_every_bit_of_every_type():
         other = np.asarray(array).copy()
         other[2, 1] = other[2, 1] == 0
         assert [key for key, value in _checksums(arrays | {name: jnp.asarray(other)}).items() if value != before[key]] == [name]
+
+
+def test_checksums_do_not_depend_on_how_arrays_are_spread():
+    mesh = parallel.make_mesh(ParallelConfig(subject=4, location=2))
+    array = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    spread = [
+        jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+        for axes in ((), ("subject",), ("location", None), (None, "location"), (("subject", "location"),))
+    ]
+    assert len({tuple(_checksums({"array": one}).values()) for one in [jnp.asarray(array), *spread]}) == 1

@@ -23,10 +23,10 @@ from pnet_jax.outputs.tables import beside, column_names, write_json, write_matr
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
 ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
-# BIDS has no place for these yet: it allows no `atlas` in the name of a mask, and no table of correlations.
+# BIDS has no place for these yet: it allows no `atlas` in the name of a mask, no CIFTI files (`den`) as segmentations of functional scans.
 IGNORED = (
-    *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*"),
-    *("*_desc-prior_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_seg-*_source.json"),
+    *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*", "*_den-*"),
+    *("*_desc-prior_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
 )
 # Files that not every result has: those of an older result of the same name must not be taken for this one's.
 SOMETIMES = (
