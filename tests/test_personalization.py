@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 import warnings
+import weakref
 
 import jax
 import nibabel as nib
@@ -24,13 +26,23 @@ from pnet_jax.construction import build, construct, resolve
 from pnet_jax.construction.assemble import second_view
 from pnet_jax.construction.informed import tunable
 from pnet_jax.edges import layers
+from pnet_jax.errors import SettingsError
 from pnet_jax.group.fit import fit_group
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
-from pnet_jax.outputs import load_network, read_records, save, write_record
+from pnet_jax.outputs import load_network, read_record, read_records, save, write_record
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
-from pnet_jax.personalization import find_personal, load_personal, memory_of, personalize, signals_digest, wave_size
+from pnet_jax.personalization import (
+    COMMAND,
+    CPU_WAVE_BYTES,
+    find_personal,
+    load_personal,
+    memory_of,
+    personalize,
+    signals_digest,
+    wave_size,
+)
 from pnet_jax.records import open_store, prepare, read_scan
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
@@ -168,6 +180,40 @@ def test_what_stands_is_not_made_again(done, store, toy_model, group, monkeypatc
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
 
 
+def test_a_damaged_wave_is_fine_tuned_again(done, store, toy_model, group, tmp_path, monkeypatch):
+    folder = shutil.copytree(done[0], tmp_path / "copy")
+    file = max((folder / "adapters" / "wave-00000").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(
+        SettingsError,
+        match=rf"adapters {folder}/adapters/wave-00000 is damaged: .*{file.name} does not have the SHA-256 that SHA256SUMS lists",
+    ):
+        load_personal(folder, store.records[0].key)
+    again = []
+
+    def take(wave, *_):
+        again.extend(one.row["scan"] for one in wave)
+        return [one.row | {"status": "ok"} for one in wave]
+
+    monkeypatch.setattr(personalization, "_take", take)
+    with pytest.warns(UserWarning, match=r"wave-00000 is damaged: .* \(its recordings are fine-tuned again\)"):
+        personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
+    assert again == [store.records[number].key for number in (0, 1)]
+
+
+def test_a_changed_record_changes_no_result(done, store, tmp_path):
+    folder, name = shutil.copytree(done[0], tmp_path / "copy"), store.records[0].key
+    whole, record = load_personal(folder, name), read_record(folder, name)
+    write_record(folder, record | {"round": 1 - (record["round"] == 1), "held_out_score": 9.9, "parcels": "other"}, {}, COMMAND)
+    found = load_personal(folder, name)
+    assert (found.round, repr(found.verdict)) == (whole.round, repr(whole.verdict))
+    write_record(folder, record | {"wave": "wave-00001"}, {}, COMMAND)
+    with pytest.raises(SettingsError, match=rf"{name}\.json is damaged: expected the parameters of {name} in .*wave-00001, found"):
+        load_personal(folder, name)
+
+
 def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
     other = dataclasses.replace(CONFIG, rate=0.5)
     with pytest.raises(
@@ -225,6 +271,28 @@ def test_a_wave_fits_into_memory_and_divides_over_devices():
     assert wave_size((leaf,), devices=1, most=8) == 8
     assert wave_size((leaf,), devices=4, most=6) == 4
     assert wave_size((_Sized(2**60),), devices=2, most=8) == 2
+
+
+def test_a_wave_on_cpu_is_bounded_whatever_the_machine_has(monkeypatch):
+    """Recordings beside each other take as long there as one after another: only the peak of the memory grows."""
+    assert wave_size((_Sized(CPU_WAVE_BYTES // (2 * memory_of((_Sized(1),)))),), devices=1, most=100) == 2
+    assert wave_size((_Sized(2**28),), devices=1, most=100) == 1
+
+
+def test_a_wave_that_is_done_is_let_go_before_the_next_recordings_are_read(store, toy_model, group, tmp_path, monkeypatch):
+    read, held = [], []
+
+    def watched(store, number):
+        gc.collect()
+        held.append(sum(one() is not None for one in read))
+        scan = read_scan(store, number)
+        read.append(weakref.ref(scan.y))
+        return scan
+
+    monkeypatch.setattr(personalization, "_read", watched)
+    monkeypatch.setattr(personalization, "_take", lambda wave, *_: [one.row | {"status": "ok", "wave": "wave-00000"} for one in wave])
+    personalize(store, tmp_path, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
+    assert held == [0, 1, 0, 1, 0]
 
 
 class _Sized:
