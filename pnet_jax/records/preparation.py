@@ -15,6 +15,7 @@ import numpy as np
 from pnet_jax.config import PrepareConfig
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.ingest.fingerprint import file_digest as content_digest
 from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.lock import only_here
@@ -314,17 +315,20 @@ def _task(item: ScanSource | Scan, folder: Path, config: PrepareConfig, load: di
         )
         cleaned: object = item.cleaning
     else:
-        origin = tuple(_fingerprint(file) for file in (item.bold, item.mask, item.confounds))
+        origin = tuple(_fingerprint(file) for file in item.files)
         cleaned = [dataclasses.asdict(config.cleaning), load]
     job = digest_of(json.dumps([VERSION, config.window, site, cleaned], default=str, sort_keys=True))[:12]
     return _Task(item, folder, config, load, site, job, origin)
 
 
-def _fingerprint(file: Path | None) -> tuple[str, int] | None:
-    """Name and size, but neither folder nor date: a copied or moved data set is the same."""
+def _fingerprint(file: Path | None) -> tuple[str, str] | None:
+    """Name and content, but neither folder nor date: a copied or moved data set is the same, a file that was processed again is not.
+
+    A gzip file ends with the checksum of its content, so that its head and tail tell.
+    """
     if file is None:
         return None
-    return (file.name, file.stat().st_size if file.is_file() else -1)
+    return (file.name, content_digest(file, whole=file.suffix != ".gz") if file.is_file() else "")
 
 
 def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:

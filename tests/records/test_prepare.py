@@ -7,6 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -199,6 +200,17 @@ def test_a_label_of_another_data_set_is_not_taken_for_the_same_participant(toy, 
 def test_a_data_set_that_was_moved_is_the_same(made, cohort, toy, tmp_path):
     done = store_files(toy, shutil.copytree(made[0], tmp_path / "store"), find_scans(shutil.copytree(cohort, tmp_path / "moved")))
     assert len(done.kept) == 3
+
+
+def test_a_file_that_was_processed_again_is_read_again(made, cohort, toy, tmp_path):
+    moved = shutil.copytree(cohort, tmp_path / "moved")
+    folder, source = shutil.copytree(made[0], tmp_path / "store"), find_scans(moved)[0]
+    image = nib.load(source.bold)
+    values = np.asanyarray(image.dataobj).copy()
+    values[tuple(np.array(values.shape) // 2)] += 50
+    nib.save(nib.Nifti1Image(values, image.affine, image.header), source.bold)
+    done = store_files(toy, folder, find_scans(moved))
+    assert done.written == (source.label,) and len(done.kept) == 2
 
 
 def test_several_processes_write_the_same_store(made, cohort, toy, tmp_path):
