@@ -38,7 +38,7 @@ def read_lut(path: Path) -> dict[int, str]:
     """Id to name, from a table with the columns `index` and `name` or Workbench's two lines a label (name; id r g b a).
 
     Raises:
-      InputError: it is neither, or an id comes twice.
+      InputError: the file has neither form, or an id occurs twice.
       FileNotFoundError: it is not there.
     """
     check_file(path, f"label file {path}")
@@ -46,7 +46,7 @@ def read_lut(path: Path) -> dict[int, str]:
     ids = [i for i, _ in pairs]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
-        raise InputError(f"label file {path}: these ids come more than once: {shortlist([str(i) for i in twice])}")
+        raise InputError(f"label file {path}: these ids occur more than once: {shortlist([str(i) for i in twice])}")
     return dict(pairs)
 
 
