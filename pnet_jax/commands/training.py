@@ -110,7 +110,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     from pnet_jax.records.manifest import MANIFEST
 
     if out.exists():
-        raise ValueError(f"checkpoint {out} exists already: expected a new folder")
+        raise ValueError(f"checkpoint {out} already exists: expected a new folder")
     if (Path(source) / MANIFEST).is_file():
         raise ValueError(f"input {source} is a store of records, which encoder = perceiver reads; encoder = linear expects scans")
     sources, load = sources_of(args, source)
