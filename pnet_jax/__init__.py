@@ -1,4 +1,4 @@
-"""pnet_jax: from a participant's resting-state fMRI to that participant's brain functional network.
+"""pnet_jax: individual brain functional networks from resting-state fMRI.
 
 >>> import pnet_jax
 >>> scan = pnet_jax.load_scan("bold.nii.gz", mask="mask.nii.gz")  # doctest: +SKIP

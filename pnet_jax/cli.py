@@ -65,22 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         name = stop.args[0].name if stop.args else "SIGINT"
-        print(f"pnet {arguments[0]}: stopped by {name}; what was finished is kept", file=sys.stderr)
+        print(f"pnet {arguments[0]}: stopped by {name}; finished results are kept", file=sys.stderr)
         return 128 + signal.Signals[name]
 
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM (a scheduler's time limit, `kill`) and SIGHUP (a closed terminal) end a command as Ctrl-C does: in order, with a message."""
+    """Makes SIGTERM (a scheduler's time limit, `kill`) and SIGHUP (a closed terminal) end a command cleanly, as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number))
 
-    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup has asked to go on
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup ignores the signal
     try:
         for number in before:
             signal.signal(number, stop)

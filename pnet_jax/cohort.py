@@ -60,7 +60,7 @@ COMMAND = "pnet construct"
 SAVING = ".saving.lock"
 POLL_SECONDS = 0.2  # between two looks at a scan that another process works on
 TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
-FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written: to go on would compute for nothing
+FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written, so further computation would be wasted
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
 MOST_WAITING = 2  # waves' scans that wait for others of their shapes
 
@@ -74,26 +74,28 @@ def construct_cohort(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Networks of many scans, written to a derivatives folder as they are made.
+    """Construct the networks of many scans and write each to a derivatives folder as soon as it is finished.
 
-    A scan that fails has its error in `status.tsv`, and the others go on. Where the recording itself is refused, what an earlier call wrote
-    for it with the same atlas is removed, its page too. Cohort measures (tangent) follow once every scan is done. Any number of processes
-    may work in one folder at the same time; no scan is made by two of them. A full disk ends the call.
+    The error of a scan that fails is recorded in `status.tsv`, and the other scans continue. If the recording itself is refused, results
+    that an earlier call wrote for it with the same atlas are removed, including its page. Cohort measures (tangent) follow when every
+    scan is done. Any number of processes may work in one folder at the same time; each scan is constructed by one of them. A full disk
+    ends the call.
 
     Args:
       sources: what to construct, from `find_scans`.
       folder: derivatives root.
       config: see `ConstructConfig`.
       load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: leave out scans whose result is on disk as it was written, by the same version, configuration, checkpoint, atlas and group,
-        from the same files (`config.fingerprint`).
+      resume: skip scans whose result is up to date: intact on disk, and made by the same version, configuration, checkpoint, atlas and
+        group from the same files (`config.fingerprint`).
       progress: called with the scan's label, how many are done and how many there are.
 
     Returns:
       The record of each scan of this call, in order (`outputs.status`).
 
     Raises:
-      SettingsError: no scan, unknown measures, a prior or checkpoint that cannot be used, or another command's results in the folder.
+      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, or the folder holds another command's
+        results.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
@@ -118,7 +120,7 @@ def construct_cohort(
         try:
             rows = loop.over(sources, resume, progress)
             if "tangent" in plan.edges:
-                with waiting_for(folder / RECORDS / SAVING):  # no result is half written while all are read
+                with waiting_for(folder / RECORDS / SAVING):  # no other process is writing a result while all are read
                     rows = loop.tangent(rows)
         finally:
             loop.give_up()
@@ -151,14 +153,14 @@ class _Loop:
         self.folder, self.config, self.builder, self.notes, self.atlas = folder, config, builder, list(notes), atlas
         self.options, self.job = options, _job(config, builder.plan, options)
         self.wave = config.wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
-        self.claims: dict[str, Callable[[], None]] = {}  # what releases the scans that are worked on
+        self.claims: dict[str, Callable[[], None]] = {}  # functions that release the scans in progress
         self._compiled: set[Hashable] = set()  # shapes of which a whole wave went through
         self._told = time.monotonic()
 
     def over(self, sources: Sequence[ScanSource], resume: bool, progress: Progress | None) -> list[dict[str, Any]]:
         """The record of each scan, in order; scans of one shape go through the step together.
 
-        Scans that another process works on at the same time are left to it.
+        Scans that another process is working on are left to it.
         """
         rows: dict[int, dict[str, Any]] = {}
         waiting: dict[Hashable, list[_Waiting]] = {}
@@ -187,7 +189,7 @@ class _Loop:
         return [rows[number] for number in range(len(sources))]
 
     def after(self, number: int, source: ScanSource) -> dict[str, Any]:
-        """The record of a scan once another process is done with it; where that one failed or was killed, the scan is tried here."""
+        """The record of a scan once another process is done with it; if that process failed or was killed, the scan is constructed here."""
         while not self.claim(source):
             time.sleep(POLL_SECONDS)
         if earlier := self.earlier(source):
@@ -197,20 +199,20 @@ class _Loop:
         return self.take([one])[0][1] if isinstance(one, _Waiting) else one
 
     def claim(self, source: ScanSource) -> bool:
-        """Takes a scan until its record is written; False where another process has it."""
+        """Claims a scan until its record is written; False if another process has claimed it."""
         release = claim_scan(self.folder, source.label, self.atlas)
         if release is not None:
             self.claims[source.label] = release
         return release is not None
 
     def give_up(self) -> None:
-        """Leaves the scans that are not finished to others; there are some where the loop ended early."""
+        """Releases the scans that are not finished, if the loop ended early."""
         for release in self.claims.values():
             release()
         self.claims.clear()
 
     def earlier(self, source: ScanSource) -> dict[str, Any]:
-        """The record of an earlier run, if it is of the same settings and inputs and its files are as they were written; else empty."""
+        """The record of an earlier run if its settings and inputs are the same and its files are unchanged; else empty."""
         record = read_record(self.folder, source.label, self.atlas)
         if record.get("status") != "ok" or record.get("job") != self.job or record.get("inputs") != self.inputs(source):
             return {}
@@ -230,12 +232,12 @@ class _Loop:
         return inputs_digest(source.files, whole=self.config.fingerprint == "full")
 
     def places(self, sources: Sequence[ScanSource]) -> set[Path]:
-        """Folders that results of these scans are written to."""
+        """Folders to which results of these scans are written."""
         n_parcels = self.builder.plan.atlas.n_parcels
         return {output_stem(self.folder, one.subject, one.entities, n_parcels, self.atlas).parent for one in sources}
 
     def note(self, row: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-        """Writes the record of a scan, and now and then the table of all."""
+        """Writes the record of a scan and, from time to time, the table of all scans."""
         record = write_record(self.folder, row, files, COMMAND)
         self.claims.pop(row["scan"])()
         if time.monotonic() - self._told > TABLE_SECONDS:
@@ -244,7 +246,7 @@ class _Loop:
         return record
 
     def load(self, number: int, source: ScanSource) -> _Waiting | dict[str, Any]:
-        """A scan on its way to a wave, or the record that says why it failed."""
+        """A scan ready for a wave, or the record that says why it failed."""
         begun = time.perf_counter()
         row: dict[str, Any] = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
         row |= {"job": self.job, "inputs": self.inputs(source)}
@@ -267,7 +269,7 @@ class _Loop:
         return _Waiting(number, source, row, ready, personal, notes, begun, time.perf_counter() - begun)
 
     def take(self, wave: Sequence[_Waiting]) -> list[tuple[int, dict[str, Any]]]:
-        """Records of a wave; where it fails as a whole, each of its scans is tried on its own.
+        """Records of a wave; if it fails as a whole, each of its scans is tried on its own.
 
         The last scans of a shape fill up a wave that was compiled before, rather than have one compiled for their number.
         """
@@ -323,16 +325,16 @@ class _Loop:
     def failed(self, row: dict[str, Any], source: ScanSource, error: Exception, begun: float) -> dict[str, Any]:
         """The row of a scan that failed.
 
-        A recording that is refused now must not leave an older result behind. Everything else (a file that is away, a full disk, too
-        little memory, a device that is lost, a fault of the program) says nothing about the recording: results of it stay.
+        A recording that is refused must not leave an older result behind. Any other error (a missing file, a full disk, too little
+        memory, a lost device, a fault of the program) does not concern the recording, and its earlier results stay.
         """
         if isinstance(error, OSError) and error.errno in FULL:
-            raise OSError(error.errno, f"{error.strerror}; stopped here: free some space and run it again with --resume", error.filename)
+            raise OSError(error.errno, f"{error.strerror}; run stopped: free some space and run it again with --resume", error.filename)
         earlier = read_record(self.folder, source.label, self.atlas)
         if isinstance(error, InputError) and not source.problem:
             remove_files(self.folder, earlier)
             earlier = {}
-        # Errors of the program's own name the place; of others the type says more than the text.
+        # Messages of pnet_jax name the file; those of other libraries need the type to be understood.
         message = str(error) if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         where = "" if source.label in message else f"{source.label} ({source.bold}): "
         seconds = round(time.perf_counter() - begun, 2)
@@ -340,14 +342,14 @@ class _Loop:
         return self.note(row, earlier.get("files", {}))
 
     def tangent(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Tangent edges of the parcels that every scan has; a parcel that one of them lacks is NaN in all.
+        """Tangent edges of the parcels that every scan has; a parcel that is absent from one scan is NaN in all.
 
-        Where the scans and their results are those of an earlier run, and its edges are on disk, nothing is done.
+        Nothing is done if the scans and their results are those of an earlier run whose edges are on disk.
         """
         complete = [at for at, row in enumerate(rows) if row["status"] == "ok"]
         rows = list(rows)
         if len(complete) < 2:
-            said = f"tangent edges need two scans or more of one call, got {len(complete)}; not written"
+            said = f"tangent edges were not written: at least 2 scans of one call are needed, got {len(complete)}"
             return [write_record(self.folder, _columns(row) | {"warnings": said}, row["files"], COMMAND) for row in rows]
         names = [(rows[at]["scan"], rows[at]["files"][rows[at]["dseg"]], rows[at]["inputs"]) for at in complete]
         cohort = hashlib.sha256(json.dumps([self.job, names]).encode()).hexdigest()[:12]
@@ -369,12 +371,12 @@ class _Loop:
 
 
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what `write_record` adds."""
+    """A record without the fields that `write_record` adds."""
     return {key: value for key, value in record.items() if key not in ("files", "command")}
 
 
 def _job(config: ConstructConfig, plan: Plan, options: Mapping[str, Any]) -> str:
-    """Digest of everything but the scan that decides a result; a report more or less does not make it out of date."""
+    """Digest of everything but the scan that determines a result; whether a report is written does not make it out of date."""
     without = ("report", "probabilities", "wave", "parallel", "fingerprint")
     deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in without}
     files = {key: file_digest(value) for key, value in options.items() if isinstance(value, str | Path) and Path(value).is_file()}

@@ -110,8 +110,8 @@ class ConstructConfig:
       parallel: Devices that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over; one process.
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
-      fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, time of the last change, head
-        and tail of each file, `"full"` by all of its bytes.
+      fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, modification time, beginning
+        and end of each file, `"full"` by every byte.
       seed: of the pair sample and the bootstrap.
       cleaning: see `CleaningConfig`.
     """
@@ -142,10 +142,10 @@ class ConstructConfig:
         if self.fingerprint not in ("quick", "full"):
             raise SettingsError(f"ConstructConfig.fingerprint: expected 'quick' or 'full', got {self.fingerprint!r}")
         if self.kappa is not None and not self.kappa > 0:
-            raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to measure it, got {self.kappa}")
+            raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to choose it for each scan, got {self.kappa}")
         if self.parallel.coordinator is not None:
             raise SettingsError(
-                "ConstructConfig.parallel: construction runs in one process; start one on each machine, without coordinator"
+                "ConstructConfig.parallel: construction runs in one process; start one process on each machine, without coordinator"
             )
 
 
@@ -216,7 +216,7 @@ class PretrainConfig:
             if getattr(self, name) not in known:
                 raise SettingsError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
         if any(size < 2 or size % 2 for size in self.parcels):
-            raise SettingsError(f"PretrainConfig.parcels: expected even numbers from 2, half a hemisphere, got {self.parcels}")
+            raise SettingsError(f"PretrainConfig.parcels: expected even numbers of at least 2, half in each hemisphere, got {self.parcels}")
         if any(size < 1 for size in self.learn_prior):
             raise SettingsError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
 

@@ -317,7 +317,7 @@ def any_process(here: bool) -> bool:
 
 
 def sum_of_processes(values: np.ndarray) -> np.ndarray:
-    """The sum of an array over the processes, the same type, which all of them get; whole numbers wrap around."""
+    """Sum an array over the processes in its own type; all of them receive the sum, and integers wrap around."""
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils

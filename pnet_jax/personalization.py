@@ -1,4 +1,4 @@
-"""Personalisation: from a store of records to individual parameters, a wave of recordings at a time."""
+"""Personalisation: individual parameters for every recording in a store, fitted in waves."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from pnet_jax.scan import Scan
 COMMAND = "pnet personalize"
 WAVES, KIND = "adapters", "adapters"
 FINE_TUNED = "fine-tuned"
-SHARE_OF_MEMORY = 0.5  # of an accelerator, that a wave may take
-CPU_WAVE_BYTES = 2**29  # on CPU, where recordings beside each other take as long as one after another
+SHARE_OF_MEMORY = 0.5  # largest share of an accelerator's memory for a wave
+CPU_WAVE_BYTES = 2**29  # on CPU, where a wave is no faster than its recordings one after another
 MOST_WAITING = 2  # waves' recordings that wait for others of their shapes
 _COPIES = 4  # of a subject that its gradient holds at the same time
 
@@ -62,10 +62,10 @@ def personalize(
 ) -> list[dict[str, Any]]:
     """Fine-tunes model, parcels and dynamics on every recording of a store.
 
-    Recordings go through one compiled step in waves that are spread over the devices. A recording that fails is written down with its
-    error, and the others go on; what is up to date is not made again. Stored parameters that were damaged are, with a warning.
+    Recordings go through one compiled step in waves that are distributed over the devices. The error of a recording that fails is
+    recorded, and the others continue. Recordings that are up to date are skipped; damaged parameters are fitted again, with a warning.
 
-    Memory: that of constructing one network and of the recordings of one wave, however many are in the store.
+    Memory: that of constructing one network and of the recordings of one wave, independent of the size of the store.
 
     Args:
       store: of `pnet prepare`.
@@ -82,7 +82,7 @@ def personalize(
       The status row of each recording.
 
     Raises:
-      SettingsError: a group of other parcels or without dynamics, or results of other settings or of another command in the folder.
+      SettingsError: the group has other parcels or no dynamics, or the folder holds results of other settings or of another command.
       OSError: the folder cannot be written.
     """
     config = config or PersonalizeConfig()
@@ -121,7 +121,7 @@ def _read(store: Store, number: int) -> Scan:
     """A recording of a store that may hold damaged ones.
 
     Raises:
-      InputError, OSError: it is damaged or missing; names the file.
+      InputError, OSError: the recording is damaged or missing; names the file.
     """
     if said := store.damaged.get(store.records[number].key):
         raise InputError(said)
@@ -174,7 +174,7 @@ def _waves(
         shape = shape_of(one.subject)
         if shape not in sizes:
             sizes[shape] = wave_size(one.subject, devices, min(config.wave, len(numbers)))
-            say(f"waves of {sizes[shape]}: {memory_of(one.subject) / 2**20:.0f} MB a recording of {len(one.subject.x)} locations")
+            say(f"waves of {sizes[shape]}: {memory_of(one.subject) / 2**20:.0f} MB per recording of {len(one.subject.x)} locations")
         waiting.setdefault(shape, []).append(one)
         del one  # a wave that is done must not be held here
         fullest = max(waiting, key=lambda name: len(waiting[name]))
@@ -186,7 +186,7 @@ def _waves(
 
 
 def _ready(scan: Scan, row: dict[str, Any], builder: Builder, config: PersonalizeConfig) -> _Waiting:
-    """A recording ready for a wave; its row says which signals it has."""
+    """A recording ready for a wave; its row gets the digest of its signals."""
     row["signals"] = signals_digest(scan)
     ready = builder.ready(scan)
     start, subject = tunable(ready, builder, config)
@@ -199,7 +199,7 @@ def memory_of(subject: Subject) -> int:
 
 
 def wave_size(subject: Subject, devices: int, most: int) -> int:
-    """How many recordings a wave holds: as many as fit into its memory, a multiple of the devices, `most` at most."""
+    """Compute the size of a wave: as many recordings as fit into its memory, a multiple of the devices, at most `most`."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     room = SHARE_OF_MEMORY * limit if limit else CPU_WAVE_BYTES / devices
@@ -264,24 +264,24 @@ def _counting(progress: Progress | None, before: int, total: int) -> Callable[[s
 
 
 def load_personal(folder: str | Path, scan: str) -> Personal:
-    """Reads one recording's parameters and what became of its parcels from a folder that `pnet personalize` wrote.
+    """Read one recording's parameters and whether its parcels are kept from a folder that `pnet personalize` wrote.
 
     Args:
       folder: of the run.
       scan: the recording's key in the store.
 
     Raises:
-      SettingsError: there is none of that recording, or a file was changed; names it.
+      SettingsError: there are none for that recording, or a file was changed; names it.
     """
     record = read_record(folder, scan)
     if record.get("status") != "ok":
-        said = f"it failed: {record['error']}" if record else "no record, or a damaged one, was found"
+        said = f"it failed: {record['error']}" if record else "found no record, or a damaged one"
         raise SettingsError(f"{record_file(folder, scan)}: expected the parameters of {scan}; {said}")
     return _personal(folder, record)[0]
 
 
 def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dict[str, Any]]:
-    """What a row's wave holds of it, and about the wave. Of the record, which has no digest, only scan and wave are taken."""
+    """The parameters of a row and the metadata of its wave. Only scan and wave are read from the record, which has no digest."""
     wave, scan = Path(folder) / WAVES / str(row.get("wave") or ""), row["scan"]
     if not wave.name.startswith("wave-") or not wave.is_dir():
         raise SettingsError(f"{record_file(folder, scan)} is damaged: expected the parameters of {scan} in {wave}, found no such folder")
@@ -345,7 +345,7 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows of recordings that are up to date; those of a damaged wave are not, and are fine-tuned again.
 
     Raises:
-      SettingsError: they were made with other settings.
+      SettingsError: the folder holds results of other settings.
     """
     rows = {row["scan"]: row for row in read_records(folder) if row["status"] == "ok"}
     whole: dict[str, set[str]] = {}

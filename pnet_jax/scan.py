@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.errors import InputError
 from pnet_jax.space import Space
 
-# Entities that tell the recordings of one subject apart, in BIDS order.
+# Entities that distinguish the recordings of one subject, in BIDS order.
 LABEL_KEYS = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part")
 LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
 
@@ -86,12 +86,12 @@ class Scan:
 
     @property
     def label(self) -> str:
-        """`sub-01_ses-1_task-rest_run-1`: what messages call this scan."""
+        """Label of the scan in messages: `sub-01_ses-1_task-rest_run-1`."""
         return scan_label(self.subject, self.entities)
 
 
 def scan_label(subject: str, entities: Mapping[str, str]) -> str:
-    """What messages, reports and tables call a recording.
+    """Return the label of a recording in messages, reports and tables.
 
     Example:
       >>> scan_label("01", {"task": "rest", "ses": "1", "ce": "gd", "space": "T1w"})
@@ -145,13 +145,13 @@ def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields:
       **fields: any other attribute of `Scan`.
 
     Raises:
-      InputError: `y` and `space` disagree, fewer than 3 frames, or `tr` is not positive.
+      InputError: `y` and `space` disagree, there are fewer than 3 frames, or `tr` is not positive.
     """
     y = np.array(y, np.float32)
     if y.ndim != 2 or len(y) != len(space):
         raise InputError(f"y must be [V, T] with V = {len(space)} locations, got shape {y.shape}")
     if y.shape[1] < 3:
-        raise InputError(f"a scan has 3 frames or more, got {y.shape[1]}")
+        raise InputError(f"a scan needs at least 3 frames, got {y.shape[1]}")
     if not tr > 0:
         raise InputError(f"the repetition time must be above 0 s, got {tr}")
     mean, std, valid = zscore_in_place(y)

@@ -127,13 +127,13 @@ def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = 
       name: the template the coordinates are in.
 
     Raises:
-      InputError: shapes or counts that do not agree.
+      InputError: shapes or counts do not agree.
     """
     xyz = np.asarray(xyz, np.float32)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or not np.isfinite(xyz).all():
         raise InputError(f"centroids must be finite and have shape [V, 3], got {xyz.shape}")
     if names is not None and len(names) != len(xyz):
-        raise InputError(f"expected {len(xyz)} ROI names, one a centroid, got {len(names)}")
+        raise InputError(f"expected {len(xyz)} ROI names, one per centroid, got {len(names)}")
     from scipy.spatial import cKDTree
 
     nearest = cKDTree(xyz).query(xyz, k=2)[0][:, 1] if len(xyz) > 1 else np.ones(1)

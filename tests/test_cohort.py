@@ -241,14 +241,14 @@ def test_tangent_of_a_single_scan_is_not_written_and_the_status_says_so(inputs, 
     rows = construct_cohort(inputs[1][:1], tmp_path, config)
     assert status_of(rows) == ["ok"]
     assert not list(tmp_path.rglob("*tangent*"))
-    assert "tangent edges need two scans or more" in read_records(tmp_path)[0]["warnings"]
+    assert "tangent edges were not written: at least 2 scans" in read_records(tmp_path)[0]["warnings"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"edges": ("pearsn",)}, "unknown edge measure 'pearsn'"),
-        ({"parcels": 50}, "has 12 parcels, asked for 50"),
+        ({"parcels": 50}, "has 12 parcels, requested 50"),
         ({"checkpoint": "nothing-of-the-kind"}, "checkpoint nothing-of-the-kind is missing"),
     ],
 )
@@ -344,7 +344,7 @@ def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, 
         return whole(network, folder, **options)
 
     monkeypatch.setattr(module, "save", save)
-    with pytest.raises(OSError, match="No space left on device; stopped here: free some space and run it again with --resume"):
+    with pytest.raises(OSError, match="No space left on device; run stopped: free some space and run it again with --resume"):
         construct_cohort(good, tmp_path, plain)
     assert (tmp_path / "status.tsv").read_text("utf-8").count("\tok\t") == 1
     monkeypatch.setattr(module, "save", whole)

@@ -68,7 +68,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(capsys):
 
 def test_a_value_out_of_range_is_refused(capsys):
     code, told = said(capsys, "construct", "in", "out", "--kappa", "-1")
-    assert (code, told) == (2, "pnet construct: --kappa: expected a number above 0, or None to measure it, got -1.0\n")
+    assert (code, told) == (2, "pnet construct: --kappa: expected a number above 0, or None to choose it for each scan, got -1.0\n")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
         (tmp_path / f"{name}_desc-preproc_bold.nii.gz").touch()
     code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "--report", "false")
     assert code == 1
-    assert "failed: sub-01_task-rest: subject 01 has no recording in the space that is read: expected an MNI space" in told
+    assert "failed: sub-01_task-rest: subject 01 has no recording in a supported space: expected an MNI space" in told
     assert told.rstrip().endswith("found space-T1w")
     assert "failed" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
 
@@ -140,7 +140,7 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(commands, "report", command)
-    assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; what was finished is kept\n")
+    assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; finished results are kept\n")
     assert seen == ["tidied up"]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
@@ -156,4 +156,4 @@ def test_a_hangup_that_nohup_ignores_ends_nothing(monkeypatch, capsys):
 
 def test_results_do_not_go_into_the_input(tmp_path, capsys):
     code, told = said(capsys, "construct", str(tmp_path), f"{tmp_path}/.")
-    assert code == 1 and told.startswith(f"pnet construct: OUT is INPUT ({tmp_path}") and told.count("\n") == 1
+    assert code == 1 and told.startswith(f"pnet construct: OUT is the same folder as INPUT ({tmp_path}") and told.count("\n") == 1

@@ -17,7 +17,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, InputConfig, Prepar
         (lambda: CleaningConfig(low_pass=0.001), "expected high_pass below low_pass, got high_pass = 0.009 Hz and low_pass = 0.001 Hz"),
         (lambda: CleaningConfig(warn_seconds=-1), "CleaningConfig.warn_seconds: expected 0 or more, got -1"),
         (lambda: PretrainConfig(dimensions=0), "PretrainConfig.dimensions: expected 1 or more, got 0"),
-        (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers from 2"),
+        (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers of at least 2"),
         (lambda: PretrainConfig(learn_prior=(0,)), "PretrainConfig.learn_prior: expected 1 or more"),
         (lambda: PrepareConfig(window=5), "PrepareConfig.window: expected 10 or more, got 5"),
         (lambda: PrepareConfig(workers=0), "PrepareConfig.workers: expected 1 or more, got 0"),

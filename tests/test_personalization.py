@@ -188,7 +188,7 @@ def test_a_damaged_wave_is_fine_tuned_again(done, store, toy_model, group, tmp_p
     file.write_bytes(data)
     with pytest.raises(
         SettingsError,
-        match=rf"adapters {folder}/adapters/wave-00000 is damaged: .*{file.name} does not have the SHA-256 that SHA256SUMS lists",
+        match=rf"adapters {folder}/adapters/wave-00000 is damaged: .*{file.name} does not have the SHA-256 listed in SHA256SUMS",
     ):
         load_personal(folder, store.records[0].key)
     again = []
@@ -223,10 +223,10 @@ def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
 
 
 def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
-    with pytest.raises(ValueError, match="holds results of `pnet personalize`; give `pnet construct` a folder of its own"):
+    with pytest.raises(ValueError, match="holds results of `pnet personalize`; use another folder for `pnet construct`"):
         construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
     write_record(tmp_path, {"scan": "sub-01", "status": "failed", "job": "0"}, {}, "pnet construct")
-    with pytest.raises(ValueError, match="holds results of `pnet construct`; give `pnet personalize` a folder of its own"):
+    with pytest.raises(ValueError, match="holds results of `pnet construct`; use another folder for `pnet personalize`"):
         personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K], group=group)
 
 
@@ -259,7 +259,7 @@ def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything
     given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .* \(toy\), found another; give the atlas"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
-    with pytest.raises(ValueError, match="group was fitted without dynamics: `pnet fit-group --dynamics true` learns them"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics true`"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, hierarchy=None), **given)
     assert not (tmp_path / "status.tsv").exists()
 
@@ -401,10 +401,10 @@ def test_without_a_group_nothing_of_it_is_there(scans, toy, toy_model):
 
 def test_dynamics_need_a_group_with_dynamics_of_the_same_parcels(group, scans, toy_model, tmp_path):
     config = ConstructConfig(dynamics=True)
-    with pytest.raises(ValueError, match="give the folder of `pnet fit-group --dynamics true`"):
+    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics true` wrote"):
         construct(scans[0], model=toy_model, config=config)
     for name in ("coupling", "effective"):
-        with pytest.raises(ValueError, match=f'"{name}" is made by fitting dynamics'):
+        with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics'):
             construct(scans[0], model=toy_model, edges=(name,), group=group)
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*, found another"):
         construct(scans[0], model=toy_model, group=dataclasses.replace(group, atlas="another"), config=config)
@@ -487,7 +487,9 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     config = ConstructConfig(dynamics=True)
     with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
         resolve(config, prior=many, model=toy_model, edges=("pearson", "effective"))
-    with pytest.raises(ValueError, match="give the folder of `pnet fit-group --dynamics true`"):  # and nothing of the number of parcels
+    with pytest.raises(
+        ValueError, match="give the folder that `pnet fit-group --dynamics true` wrote"
+    ):  # and nothing of the number of parcels
         resolve(config, prior=many, model=toy_model, edges=("coupling",))
 
 

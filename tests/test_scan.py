@@ -80,7 +80,7 @@ def test_label_names_subject_session_task_and_run(signals, space):
     [
         ((V + 1, T), 2.0, rf"V = {V} locations, got shape \({V + 1}, {T}\)"),
         ((V,), 2.0, "y must be"),
-        ((V, 2), 2.0, "3 frames or more, got 2"),
+        ((V, 2), 2.0, "at least 3 frames, got 2"),
         ((V, T), 0.0, "above 0 s, got 0"),
         ((V, T), float("nan"), "above 0 s, got nan"),
     ],

@@ -203,5 +203,5 @@ def test_points_that_cannot_be_used_are_refused():
         point_space(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="must be finite"):
         point_space([[np.nan, 0, 0]])
-    with pytest.raises(ValueError, match="expected 2 ROI names, one a centroid, got 1"):
+    with pytest.raises(ValueError, match="expected 2 ROI names, one per centroid, got 1"):
         point_space(np.eye(3)[:2], names=["a"])

@@ -1,7 +1,7 @@
-"""Models, group models and training states on disk: the only package that knows orbax.
+"""Models, group models and training states on disk; the only package that uses orbax.
 
 A model, group model or set of individual parameters is a folder with the arrays (orbax), their metadata, and `SHA256SUMS`, the SHA-256
-of every file in it, which is compared before anything is read.
+of every file in it, which is verified before anything is read.
 """
 
 from pnet_jax.checkpoint.arrays import FORMAT, load_arrays, load_metadata, save_arrays

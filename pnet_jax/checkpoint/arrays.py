@@ -1,4 +1,4 @@
-"""Arrays and metadata in a folder: the one place where they are written with their digests, and read back and checked."""
+"""Arrays and metadata in a folder, written with digests and verified when they are read."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from pnet_jax.checkpoint.digests import check_sums, write_sums
 from pnet_jax.errors import SettingsError
 
 FORMAT = 1
-METADATA = "_CHECKPOINT_METADATA"  # orbax' own; without it a folder is not a checkpoint
+METADATA = "_CHECKPOINT_METADATA"  # written by orbax; without it a folder is not a checkpoint
 _SPARE_BYTES = 1 << 20
-_LATE_SECONDS = 0.3  # reads that were under way when the first of them failed call back within this
+_LATE_SECONDS = 0.3  # reads in progress when the first of them fails call back within this time
 
 T = TypeVar("T")
 
 
 def save_arrays(arrays: dict[str, Any], folder: str | pathlib.Path, *, kind: str, metadata: dict[str, Any]) -> pathlib.Path:
-    """Writes arrays that belong together, and what they are, to a new folder.
+    """Write arrays and their metadata to a new folder.
 
     Args:
       arrays: nested dicts of arrays.
-      folder: where to.
-      kind: what they are, in a word; `load_arrays` asks for it.
-      metadata: values that JSON can hold.
+      folder: folder to create.
+      kind: what the arrays are, such as `"group model"`; `load_arrays` expects the same.
+      metadata: JSON-serialisable values.
 
     Raises:
       SettingsError: the folder exists.
-      OSError: the folder cannot be made or the disk is too full; nothing of it is left.
+      OSError: the folder cannot be created or the disk is too full; no part of it is left.
     """
     folder = pathlib.Path(folder).absolute()
     if folder.exists():
-        raise SettingsError(f"{folder} exists already: expected a new folder")
+        raise SettingsError(f"{folder} already exists: expected a new folder")
     write(folder, arrays, {**metadata, "format": FORMAT, "kind": kind})
     return folder
 
 
 def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what `save_arrays` wrote: arrays and metadata.
+    """Read the arrays and metadata that `save_arrays` wrote.
 
     Raises:
-      SettingsError: there is no such folder, a file in it was changed, or it is of another kind or format.
+      SettingsError: the folder does not exist, a file in it was changed, or it is of another kind or format.
     """
     metadata = load_metadata(folder, kind=kind)
     folder = pathlib.Path(folder).absolute()
@@ -60,7 +60,7 @@ def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any
 
 
 def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
-    """Checks every file that `save_arrays` wrote, as `load_arrays` does, and reads the metadata alone."""
+    """Verify every file that `save_arrays` wrote, as `load_arrays` does, and read only the metadata."""
     folder = pathlib.Path(folder).absolute()
     where = f"{kind} {folder}"
     if not folder.is_dir():
@@ -74,15 +74,15 @@ def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
 
 
 def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Writes arrays, metadata and digests under a temporary name and renames. With several processes all of them call it.
+    """Write arrays, metadata and digests under a temporary name, then rename. With several processes all of them must call it.
 
     Args:
-      folder: where to; an older folder is removed once the new one is complete.
+      folder: folder to write; an older one is removed once the new one is complete.
       arrays: nested dicts of arrays.
-      metadata: values that JSON can hold.
+      metadata: JSON-serialisable values.
 
     Raises:
-      OSError: the folder cannot be made or the disk is too full; nothing new is left.
+      OSError: the folder cannot be created or the disk is too full; nothing new is left.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -98,7 +98,7 @@ def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]
             ocp.save(part, arrays, custom_metadata=metadata)
         if leads:
             marker = part / "commit_success.txt"
-            if marker.exists():  # orbax asks only whether it is there, and writes the machine's path into it
+            if marker.exists():  # orbax only checks that it exists, and writes the machine's path into it
                 marker.write_text("complete\n", "utf-8")
             write_sums(part)
             if folder.exists():
@@ -114,10 +114,10 @@ def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]
 
 
 def read_metadata(folder: pathlib.Path, where: str) -> dict[str, Any]:
-    """Checks every file of a folder against its digest and reads the metadata.
+    """Verify every file of a folder against its digest and read the metadata.
 
     Raises:
-      SettingsError: it is not a checkpoint of this package, or a file in it was changed; names the file.
+      SettingsError: the folder is not a checkpoint of this package, or a file in it was changed; names the file.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -131,10 +131,10 @@ def read_metadata(folder: pathlib.Path, where: str) -> dict[str, Any]:
 
 
 def read(folder: pathlib.Path, where: str) -> dict[str, Any]:
-    """Reads the arrays of a folder whose files `read_metadata` has checked.
+    """Read the arrays of a folder whose files `read_metadata` has verified.
 
     Raises:
-      SettingsError: they cannot be read.
+      SettingsError: the arrays cannot be read.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -143,15 +143,15 @@ def read(folder: pathlib.Path, where: str) -> dict[str, Any]:
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
-    """Refuses what will not fit: orbax's threads do not stop cleanly on a full disk."""
+    """Raise if the disk has too little space: orbax's threads do not stop cleanly on a full disk."""
     free = shutil.disk_usage(folder.parent).free
     if free < needed + _SPARE_BYTES:
-        size = f"{(needed + _SPARE_BYTES) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+        size = f"{(needed + _SPARE_BYTES) / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
         raise OSError(errno.ENOSPC, f"No space left on device for the checkpoint: {size}", str(folder))
 
 
 def attempt(read: Callable[[], T], said: str) -> T:
-    """Runs a read; what goes wrong in it becomes one line, and orbax's tasks are cleared away before they can complain."""
+    """Run a read; an error in it becomes one line, and orbax's pending tasks are collected before they log errors."""
     with quiet():
         try:
             return read()
@@ -168,14 +168,14 @@ def _is_not_of_a_read(record: logging.LogRecord) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """An error's message in one line of at most 300 characters."""
+    """Return an error's message on one line of at most 300 characters."""
     text = " ".join(str(error).split(" [tensorstore_spec", 1)[0].split())
     return text if len(text) < 300 else f"{text[:300]} …"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the tracebacks that orbax and its event loop log for an error that is raised as well."""
+    """Suppress the tracebacks that orbax and its event loop log for an error that is also raised."""
     loggers = [logger for logger in map(logging.getLogger, ("absl", "asyncio")) if not logger.disabled]
     hook = sys.unraisablehook
     sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)

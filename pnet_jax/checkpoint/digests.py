@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: the SHA-256 of every file in a folder, so that a changed byte is noticed and its file named."""
+"""`SHA256SUMS`: the SHA-256 of every file in a folder, by which a changed byte is detected and its file named."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import re
 
 from pnet_jax.errors import SettingsError
 
-SUMS = "SHA256SUMS"  # in the form of the command `sha256sum`, so that `sha256sum --check SHA256SUMS` reads it too
+SUMS = "SHA256SUMS"  # in the format of the command `sha256sum`, so that `sha256sum --check SHA256SUMS` works too
 
 
 def write_sums(folder: pathlib.Path) -> None:
-    """Lists every file in a folder with its SHA-256."""
+    """Write `SHA256SUMS`, which lists every file in a folder with its SHA-256."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), "utf-8")
 
 
 def check_sums(folder: pathlib.Path, where: str) -> None:
-    """Compares every file with what `write_sums` listed; files that are not listed are ignored.
+    """Compare every file with the digest that `write_sums` listed; files that are not listed are ignored.
 
     Args:
       folder: the folder.
-      where: the kind of folder and its path, for the error.
+      where: kind of folder and its path, for the error message.
 
     Raises:
       SettingsError: a file is missing or was changed, or there is no list.
@@ -38,9 +38,9 @@ def check_sums(folder: pathlib.Path, where: str) -> None:
         expected, name = listed.groups()
         path = folder / name.replace("\0", "?")
         if not path.is_file():
-            raise SettingsError(f"{where} is damaged: expected the file {name!a}, which {SUMS} lists, found none; regenerate it")
+            raise SettingsError(f"{where} is damaged: expected the file {name!a} listed in {SUMS}, found none; regenerate it")
         if _sha256(path) != expected:
-            raise SettingsError(f"{where} is damaged: {name} does not have the SHA-256 that {SUMS} lists; regenerate it")
+            raise SettingsError(f"{where} is damaged: {name} does not have the SHA-256 listed in {SUMS}; regenerate it")
 
 
 def _sha256(path: pathlib.Path) -> str:

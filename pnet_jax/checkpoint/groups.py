@@ -18,7 +18,7 @@ GROUP = "group model"
 
 
 def save_group(group: Group, folder: str | pathlib.Path) -> None:
-    """Writes a group model to a new folder.
+    """Write a group model to a new folder.
 
     Raises:
       SettingsError, OSError: as `save_arrays`.
@@ -38,12 +38,12 @@ def save_group(group: Group, folder: str | pathlib.Path) -> None:
 
 
 def load_group(folder: str | pathlib.Path) -> Group:
-    """Reads the group model in a folder that `pnet fit-group` wrote.
+    """Read the group model in a folder that `pnet fit-group` wrote.
 
     Raises:
-      SettingsError: there is no such folder, it does not hold a group model, or a file in it was changed; names the file.
+      SettingsError: the folder does not exist or does not hold a group model, or a file in it was changed; names the file.
     """
-    from pnet_jax.dynamics.fit import Hierarchy  # with optax, which networks without a group do without
+    from pnet_jax.dynamics.fit import Hierarchy  # imports optax, which only group models need
     from pnet_jax.dynamics.linear_stochastic import Params
     from pnet_jax.edges.guided import Guide, Moments
     from pnet_jax.edges.shrinkage import Shrinkage

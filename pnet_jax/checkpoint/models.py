@@ -1,7 +1,7 @@
 """Models on disk.
 
-Beside the arrays of the encoder and its priors the folder holds, as metadata, the model card, the format's version and the digest of the
-weights. Everything a scan has to go through is rebuilt from it.
+Beside the arrays of the encoder and its priors the folder holds, as metadata, the model card, the format version and the digest of the
+weights. The complete model is rebuilt from it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _SHIPPED = "checkpoints"
 
 
 def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = False) -> pathlib.Path:
-    """Writes a model to a new folder, under a temporary name until it is complete. With several processes all of them call it.
+    """Write a model to a new folder, under a temporary name until it is complete. With several processes all of them must call it.
 
     Args:
-      model: what to write.
-      folder: where to.
-      replace: whether an older checkpoint that is there is removed once the new one is complete.
+      model: model to write.
+      folder: folder to create.
+      replace: whether to replace an older checkpoint once the new one is complete.
 
     Raises:
-      SettingsError: the folder exists and is not to be replaced.
-      OSError: the folder cannot be made or the disk is too full; nothing of the checkpoint is left.
+      SettingsError: the folder exists and `replace` is False.
+      OSError: the folder cannot be created or the disk is too full; no part of the checkpoint is left.
     """
     folder = pathlib.Path(folder).absolute()
     there = folder.exists()
-    parallel.meet("saving a model")  # all have looked
+    parallel.meet("saving a model")  # every process has checked
     if there and not replace:
-        raise SettingsError(f"checkpoint {folder} exists already: expected a new folder")
+        raise SettingsError(f"checkpoint {folder} already exists: expected a new folder")
     priors = {str(k): _prior_arrays(prior) for k, prior in model.priors.items()}
     texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.priors.items()}
     metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "priors": texts}
@@ -57,10 +57,11 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
 
 
 def load_model(name_or_folder: str | pathlib.Path) -> Model:
-    """Loads a model by name (`list_models()`) or from a folder.
+    """Load a model by name (`list_models()`) or from a folder.
 
     Raises:
-      SettingsError: no such model (the nearest name is given) or folder, a file of it was changed, or it is of another version.
+      SettingsError: there is no such model (the message suggests the nearest name) or folder, a file of it was changed, or it was
+        written by another version.
     """
     folder = _find(name_or_folder)
     where = f"checkpoint {folder}"
@@ -69,7 +70,7 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
         raise SettingsError(f"{where} was not written by pnet_jax: it has no format number")
     if metadata["format"] != FORMAT:
         raise SettingsError(
-            f"{where} has format {metadata['format']}, expected {FORMAT}: use the pnet_jax that wrote it, or pretrain again"
+            f"{where} has format {metadata['format']}, expected {FORMAT}: use the version of pnet_jax that wrote it, or pretrain again"
         )
     if "kind" in metadata:
         raise SettingsError(f"{where}: expected a model, found {metadata['kind']}")
@@ -89,7 +90,7 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
 
 
 def list_models() -> list[str]:
-    """Names of the models that ship with the package."""
+    """List the models that ship with the package."""
     shipped = pathlib.Path(str(importlib.resources.files("pnet_jax"))) / _SHIPPED
     return sorted(path.name for path in shipped.iterdir() if path.is_dir()) if shipped.is_dir() else []
 
@@ -114,13 +115,13 @@ def _encoder_arrays(encoder: Encoder) -> tuple[dict[str, Any], PerceiverConfig |
 def _encoder(arrays: dict[str, Any], config: dict[str, Any] | None) -> Encoder:
     if config is None:
         return LinearEncoder(**arrays)
-    from pnet_jax.encoder.perceiver import PerceiverEncoder  # with flax, which a linear checkpoint can do without
+    from pnet_jax.encoder.perceiver import PerceiverEncoder  # imports flax, which linear checkpoints do not need
 
     return PerceiverEncoder(LinearEncoder(**arrays["linear"]), arrays["params"], PerceiverConfig(**config))
 
 
 def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
-    """Refuses weights that are not those of the configuration beside them."""
+    """Refuses weights whose shapes do not match the configuration."""
     from pnet_jax.encoder.perceiver import init
 
     def shapes(params: Any) -> dict[str, tuple[int, ...]]:

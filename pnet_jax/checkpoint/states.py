@@ -16,18 +16,18 @@ from pnet_jax.errors import SettingsError
 
 
 class Saves:
-    """The states of a training run, one folder a step; `kill -9` at any moment leaves the last complete one.
+    """States of a training run, one folder per step; `kill -9` at any moment leaves the last complete one.
 
-    Saving goes on in the background while the next steps are taken. All processes of a run call all methods.
+    States are saved in the background during the next steps. All processes of a run must call all methods.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int, config: dict[str, Any]) -> None:
-        """Opens, or begins, the states in a folder.
+        """Open the states in a folder, or start a new series.
 
         Args:
-          folder: of the run.
-          keep: so many last states stay.
-          config: what the run was told; a folder holds states of one configuration.
+          folder: folder of the run.
+          keep: number of latest states to keep.
+          config: configuration of the run; a folder holds states of one configuration.
 
         Raises:
           SettingsError: the folder holds states of another configuration or format.
@@ -49,7 +49,7 @@ class Saves:
         return None if self._states.latest is None else self._states.latest.step
 
     def restore(self, like: Any) -> Any | None:
-        """The last complete state, with the shapes, types and shardings of `like`; None at the beginning of a run.
+        """Restore the last complete state, with the shapes, types and shardings of `like`; None at the beginning of a run.
 
         Raises:
           SettingsError: the state is damaged, or of another format or configuration.
@@ -63,7 +63,7 @@ class Saves:
         if not isinstance(found, dict) or not {"format", "config", "checksums"} <= found.keys():
             raise SettingsError(damaged)
         if found["format"] != FORMAT:
-            raise SettingsError(f"{where} has format {found['format']}, expected {FORMAT}: begin in a new folder")
+            raise SettingsError(f"{where} has format {found['format']}, expected {FORMAT}: use a new folder")
         for key in sorted(found["config"].keys() | self._config.keys()):
             was, now = found["config"].get(key), self._config.get(key)
             if was != now:
@@ -73,16 +73,16 @@ class Saves:
         return state
 
     def _way_back(self, step: int) -> str:
-        """What to do about a state that cannot be used; nothing is removed unasked."""
+        """How to continue without a state that cannot be used; nothing is removed automatically."""
         earlier = [state.step for state in self._states.checkpoints if state.step < step]
-        then = f"go on from state {max(earlier)}" if earlier else "begin again, for there is no earlier one"
+        then = f"resume from state {max(earlier)}" if earlier else "start again; there is no earlier state"
         return f"remove the folder {self._folder / str(step)} to {then}"
 
     def weights(self, like: Any) -> Any:
-        """The averaged weights of the last complete state, and nothing else of it: to fine-tune, or to look at a run under way.
+        """Load only the averaged weights of the last complete state, to fine-tune them or to inspect a run in progress.
 
         Args:
-          like: weights with the shapes, types and shardings wanted.
+          like: weights with the desired shapes, types and shardings.
 
         Raises:
           SettingsError: there is no state, or it is damaged.
@@ -100,9 +100,9 @@ class Saves:
         return state["average"]
 
     def save(self, step: int, state: Any) -> None:
-        """Saves a state in the background; the state may be donated to the next step at once.
+        """Save a state in the background; the state may be donated to the next step at once.
 
-        The checksums of its arrays, 25 ms for 100 MB on CPU, are saved with it.
+        The checksums of its arrays (25 ms for 100 MB on a CPU) are saved with it.
 
         Raises:
           OSError: the disk is too full, or the save before this one failed.
@@ -118,13 +118,13 @@ class Saves:
             raise OSError(getattr(error, "errno", None) or errno.EIO, f"state not written ({reason(error)})", str(self._folder)) from error
 
     def close(self) -> None:
-        """Waits until the last state is on disk."""
+        """Wait until the last state is on disk."""
         with quiet():
             self._states.close()
 
 
 def _checksums(state: Any) -> dict[str, int]:
-    """Checksum of each array by its path, the same however the arrays are spread over devices and processes."""
+    """Checksum of each array by its path, independent of how the arrays are sharded over devices and processes."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     sums = parallel.sum_of_processes(np.array([_checksum(leaf) for _, leaf in leaves], np.uint32))
@@ -134,12 +134,13 @@ def _checksums(state: Any) -> dict[str, int]:
 def _checksum(array: jax.Array) -> int:
     r""":math:`\sum_i (2 i + 1) b_i \bmod 2^{32}` over the bit patterns :math:`b_i` of the entries that this process holds.
 
-    A change of one entry always changes it, because odd factors are invertible. A sum of whole numbers does not depend on its order, and
-    so not on how the array is spread; as for a hash, it would have to be gathered. On the host: the devices may be busy with a step.
+    A change of one entry always changes it, because odd factors are invertible. A sum of integers does not depend on the order of its
+    terms, and so not on the sharding of the array; for a hash the array would have to be gathered. Computed on the host, because the
+    devices may be busy with a step.
     """
     total = 0
     for shard in array.addressable_shards:
-        if shard.replica_id != 0:  # another device's copy
+        if shard.replica_id != 0:  # a copy on another device
             continue
         data = np.asarray(shard.data)
         words = data.view(f"uint{8 * data.dtype.itemsize}").astype(np.uint32, copy=False)
@@ -155,7 +156,7 @@ def _check(state: Any, expected: dict[str, int], where: str, way_back: str) -> N
     """Compares the arrays of a state with the checksums that were saved with it.
 
     Raises:
-      SettingsError: one was changed.
+      SettingsError: an array was changed.
     """
     for name, found in _checksums(state).items():
         if found != expected.get(name):
@@ -167,7 +168,7 @@ def _abstract(like: Any) -> Any:
 
 
 def _differing(key: str, was: Any, now: Any) -> str:
-    """`optimiser.steps = 100, this run has 200`: down to the value that differs."""
+    """Names the value that differs: `optimiser.steps = 100, this run has 200`."""
     if isinstance(was, dict) and isinstance(now, dict):
         name = next(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
         return _differing(f"{key}.{name}", was.get(name), now.get(name))

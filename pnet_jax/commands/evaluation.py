@@ -1,4 +1,4 @@
-"""What the parts are worth: models on participants that none has seen, kernels on this device."""
+"""Commands that evaluate: models on unseen participants, kernels on this device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     parser = make_parser(
         "evaluate encoder",
         "Compares models on unseen simulated participants, or on the scans in INPUT: parcels of one recording are scored on another of the "
-        "same participant. The first model is the one that others are compared with.",
+        "same participant. The first model is the reference for the others.",
     )
     add = parser.add_argument
     add(
@@ -44,7 +44,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
         nargs="?",
         type=str | None,
         metavar="INPUT",
-        help="a file, a list of files, or a BIDS-derivatives folder; else simulated participants",
+        help="a file, a list of files, or a BIDS-derivatives folder; simulated participants if not given",
     )
     add(
         "--models",
@@ -68,11 +68,11 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
         metavar="K",
         help="parcels of the first model's own prior (default: 200); without INPUT the true ones (100)",
     )
-    add("--subjects", type=int, default=3, help="simulated participants")
+    add("--subjects", type=int, default=3, help="number of simulated participants")
     add("--minutes", type=float, default=10.0, help="length of a simulated session")
     add("--tier", type=str, default="medium", help="easy, medium, hard or real")
     add("--full", action="store_true", help="unseen resolution of 2 mm and not 3 mm")
-    add("--seed", type=int, default=HELD_OUT_SEED, help="of the first simulated participant; the next has the next")
+    add("--seed", type=int, default=HELD_OUT_SEED, help="seed of the first simulated participant; the others have the following ones")
     add("--dataset", type=str, default="", metavar="NAME", help="name of INPUT's data set, if pnet prepare was given one (--dataset)")
     add("--out", type=str | None, metavar="FILE", help="write all rows to this JSON file")
     selection_options(parser)
@@ -109,7 +109,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
                 print(f"left out: {error}", file=sys.stderr)
     summed = encoder.summary(rows)
     print("\n".join(encoder.table(summed)))
-    print("Parcels of one recording are scored on another of the same participant; personalised ones always, to compare encoders.")
+    print("Personalised parcels of one recording are scored on another of the same participant, also where construct returns the atlas.")
     if any(not encoder.same_references(model, models[0]) for model in models):
         print("R² of models with other references is of other fingerprints, and no comparison.")
     for line in encoder.verdicts(summed) if len(models) > 1 else ():

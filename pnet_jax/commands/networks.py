@@ -26,9 +26,7 @@ def construct(arguments: Sequence[str]) -> int:
     from pnet_jax.cohort import construct_cohort
 
     if Path(args.input).is_dir() and Path(args.input).resolve() == Path(args.out).resolve():
-        raise SettingsError(
-            f"OUT is INPUT ({args.out}): results beside what they are made from would be taken for input; give another folder"
-        )
+        raise SettingsError(f"OUT is the same folder as INPUT ({args.out}): results would be taken for input; give another folder")
     sources, load = sources_of(args, args.input)
     with Bar(len(sources), "construct") as bar:
         rows = construct_cohort(sources, args.out, config, load=load, resume=args.resume, progress=bar)

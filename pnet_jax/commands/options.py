@@ -74,8 +74,8 @@ def selection_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--mask", type=str | None, metavar="FILE", help="brain mask, instead of the one beside each scan")
     add("--confounds", type=str | None, metavar="FILE", help="confounds table of the scan, instead of the one beside it")
-    add("--participant-label", nargs="+", type=str, metavar="LABEL", help="these subjects only, e.g. 01 02 or sub-01,sub-02")
-    add("--session-label", nargs="+", type=str, metavar="LABEL", help="these sessions only, e.g. 1 2 or ses-1,ses-2")
+    add("--participant-label", nargs="+", type=str, metavar="LABEL", help="use these subjects only, e.g. 01 02 or sub-01,sub-02")
+    add("--session-label", nargs="+", type=str, metavar="LABEL", help="use these sessions only, e.g. 1 2 or ses-1,ses-2")
     add("--task", type=str | None, help="this task only")
     add("--space", type=str | None, help="files in this space only; for files without a space entity, the space they are in")
     add("--tr", type=float | None, metavar="SECONDS", help="repetition time, where the files do not say it")

@@ -110,7 +110,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
     from pnet_jax.records.manifest import MANIFEST
 
     if out.exists():
-        raise ValueError(f"checkpoint {out} exists already: expected a new folder")
+        raise ValueError(f"checkpoint {out} already exists: expected a new folder")
     if (Path(source) / MANIFEST).is_file():
         raise ValueError(f"input {source} is a store of records, which encoder = perceiver reads; encoder = linear expects scans")
     sources, load = sources_of(args, source)
@@ -185,8 +185,8 @@ def personalize(arguments: Sequence[str]) -> int:
     told = sum(float(row["dynamics"]) < 0 for row in rows if row["status"] == "ok")
     kept = sum(row.get("parcels") == "fine-tuned" for row in rows)
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told} the participant's own dynamics "
-        f"predicted the held-out part better than the group's; {kept} keep fine-tuned parcels. "
+        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told}, individual dynamics predict the "
+        f"held-out part better than the group's; {kept} keep fine-tuned parcels. "
         f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     return 1 if failed else 0

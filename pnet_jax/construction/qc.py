@@ -14,8 +14,8 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan, band_limit, halves_of, n_eff
 
 MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
-ALIKE = 0.9  # mean absolute correlation of parcels beyond which one signal is everywhere
-SAME, MANY, FEW_PARCELS = 0.95, 1 / 3, 8  # correlation of nearly one signal; share of parcels, of so many, that may have it
+ALIKE = 0.9  # mean absolute correlation of parcels above which one signal dominates everywhere
+SAME, MANY, FEW_PARCELS = 0.95, 1 / 3, 8  # correlation of nearly equal signals; largest share of parcels with one; least parcels to judge
 
 
 def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs, coverage: Float[np.ndarray, " K"]) -> QC:
@@ -84,7 +84,7 @@ def start_of(plan: Plan) -> str:
 
 
 def _reason(scan: Scan, subject: Subject, found: Outputs, start: str) -> str:
-    """Why personalised parcels or those of the start are returned, and what would help."""
+    """Why personalised parcels or those of the start are returned, and what would change it."""
     gain, dcbc = _interval(found.quality.gain), _interval(found.quality.dcbc_gain)
     degrees = float(np.min(subject.degrees))
     said = (
@@ -109,10 +109,10 @@ def _reason(scan: Scan, subject: Subject, found: Outputs, start: str) -> str:
 
 
 def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
-    """How many degrees of freedom a half lacks, and what would give them, in numbers."""
+    """How many degrees of freedom the halves have, and which settings or scan length would be enough."""
     confounds = scan.cleaning.get("confounds")
     removed = len(confounds) if isinstance(confounds, list | tuple) else 0
-    # Each regressor takes one of the degrees that the band leaves. Where even these are gone, only the band says how many there were.
+    # Each regressor takes one of the degrees that the band leaves. If none is left, only the band tells how many there were.
     limits = [band_limit(scan, len(half.frames)) for half in halves_of(scan)]
     before = max(min(min(limit, d + removed) for limit, d in zip(limits, subject.degrees.tolist(), strict=True)), 1.0)
     allowed, minutes = int(before - LEAST_DEGREES), scan.duration / 60
@@ -183,7 +183,7 @@ def _warnings(
 
 
 def _alike(signals: Float[np.ndarray, "K T"]) -> str:
-    """Why a network says nothing where one signal is nearly everywhere, or in many parcels; empty for other networks."""
+    """Warning if nearly the same signal is found in all or in many parcels; empty otherwise."""
     some = signals[np.isfinite(signals).all(1)]
     some = some[some.std(1) > 0] if len(some) else some
     if len(some) < 3:
@@ -192,13 +192,13 @@ def _alike(signals: Float[np.ndarray, "K T"]) -> str:
     mean = (r.sum() - len(r)) / (len(r) * (len(r) - 1))
     if mean > ALIKE:
         return (
-            f"parcels correlate by {mean:.2f} on average, up to their sign: one signal is nearly everywhere, so the network says nothing; "
-            "check the recording and its cleaning"
+            f"the mean absolute correlation of the parcels is {mean:.2f}: one signal dominates all of them, so the network is not "
+            "informative; check the recording and its cleaning"
         )
     share = (r > SAME).sum(1).max() / len(r)
     if share > MANY and len(some) >= FEW_PARCELS:
         return (
-            f"{share:.0%} of the parcels have nearly one and the same signal (correlation above {SAME}): edges between them say nothing; "
-            "check the recording and its cleaning"
+            f"{share:.0%} of the parcels have nearly the same signal (absolute correlation above {SAME}): edges between them are not "
+            "informative; check the recording and its cleaning"
         )
     return ""

@@ -31,8 +31,8 @@ class Plan:
       atlas: K parcels to start from.
       edges: names of all measures.
       settings: what is compiled into the step.
-      kappas, betas: grids; one value fixes it.
-      group: what a cohort taught, or None.
+      kappas, betas: grids of κ and β; a single value fixes it.
+      group: group model, or None.
       config: everything else.
     """
 
@@ -64,18 +64,18 @@ def resolve(
       cohort: many scans are to be constructed, so that measures of a cohort can be made.
 
     Raises:
-      SettingsError: one of them does not exist, or they do not go together.
+      SettingsError: one of them does not exist, or they are not compatible.
     """
     chosen = _model(model or config.checkpoint)
     names = tuple(edges if edges is not None else config.edges)
     for name in names:
         measures.measure(name)
         if name in OF_DYNAMICS and not config.dynamics:
-            raise SettingsError(f'edge measure "{name}" is made by fitting dynamics: ask for these too (--dynamics true)')
+            raise SettingsError(f'edge measure "{name}" requires fitted dynamics: request these too (--dynamics true)')
         if name in OF_COHORT and not cohort:
             raise SettingsError(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
-                "`pnet_jax.edges.tangent` on networks that you have"
+                "`pnet_jax.edges.tangent` on existing networks"
             )
     atlas = _atlas(prior if prior is not None else config.prior, parcels or config.parcels, chosen)
     if "effective" in names:
@@ -100,7 +100,7 @@ def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | No
         if not config.dynamics:
             return None
         raise SettingsError(
-            "dynamics begin with a group's of the same parcels: give the folder of `pnet fit-group --dynamics true` (--group)"
+            "dynamics require a group model of the same parcels: give the folder that `pnet fit-group --dynamics true` wrote (--group)"
         )
     from pnet_jax.group.fit import Group  # with optax, which only groups need
 
@@ -112,10 +112,10 @@ def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | No
     if group.atlas != atlas.digest:
         raise SettingsError(
             f"group{source} has the parcels of another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give the "
-            "atlas that it was fitted with (--prior)"
+            "atlas with which it was fitted (--prior)"
         )
     if config.dynamics and group.hierarchy is None:
-        raise SettingsError(f"group{source} was fitted without dynamics: `pnet fit-group --dynamics true` learns them")
+        raise SettingsError(f"group{source} was fitted without dynamics: fit it with `pnet fit-group --dynamics true`")
     return group
 
 
@@ -132,8 +132,8 @@ def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) 
         parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
         if parcels not in model.priors:
             raise SettingsError(
-                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, asked for {parcels}: "
-                "choose one, or give a prior file"
+                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, requested {parcels}: "
+                "choose one of these, or give a prior file (--prior)"
             )
         return model.priors[parcels]
     if not isinstance(prior, Prior):
@@ -142,5 +142,5 @@ def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) 
         prior = load_prior(prior)
     if parcels is not None and parcels != prior.n_parcels:
         more = "more than it has" if parcels > prior.n_parcels else "fewer than it has"
-        raise SettingsError(f"prior {prior.source} has {prior.n_parcels} parcels, asked for {parcels}, {more}: K is the prior's")
+        raise SettingsError(f"prior {prior.source} has {prior.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")
     return prior

@@ -61,7 +61,7 @@ class Shared(NamedTuple):
       prior: the spatial prior.
       region: reference region of each location (`tokens.nearest_reference`), `[W]`.
       free: `choose.data_free` of the spatial prior, for β = 0 and the grid's, `[b, W, C]`.
-      kappas, betas: grids; one value fixes it. Not compiled into the step, so that many fixed values share one.
+      kappas, betas: grids of κ and β; a single value fixes it. They are not compiled into the step, so that all fixed values share one.
     """
 
     encoder: Encoder
@@ -169,7 +169,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     Args:
       shared: model and atlas on the Space.
       subject: the scan.
-      settings: measures, and whether the decision counts.
+      settings: edge measures, and whether personalised parcels are returned whatever the decision.
     """
     prior, k = shared.prior, settings.n_parcels
     candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)

@@ -39,7 +39,7 @@ _TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # of the Spaces that 
 
 
 def shared_of(plan: Plan, placed: AtlasOnSpace) -> Shared:
-    """What all scans of a Space share under a plan, on the device."""
+    """Make the tables that all scans of a Space share under a plan, on the device."""
     prior = placed.prior
     region = np.where(prior.labels >= 0, nearest_reference(np.asarray(prior.xyz), np.asarray(plan.model.encoder.references)), -1)
     kappas, betas = jnp.asarray(plan.kappas, jnp.float32), jnp.asarray(plan.betas, jnp.float32)

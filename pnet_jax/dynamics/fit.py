@@ -34,7 +34,7 @@ LEVEL_SD = 0.5  # of log σx and log σe between subjects
 DELAY_SD = 0.5  # seconds between subjects
 NEW_COUPLING_MM = 20.0
 TYPICAL_RATE = 0.7  # 1/s: where a fit begins; only its ratio to the band's frequencies is in the data
-WEAK_SD = 3.0  # 1/s: of a group's coupling about where its fit begins; of few participants it says next to nothing, see `fit_group`
+WEAK_SD = 3.0  # 1/s: prior standard deviation of a group's coupling about the start of its fit; weak, see `fit_group`
 SMALLEST_VARIANCE = 1e-8
 
 

@@ -30,16 +30,16 @@ class Moments(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """What a cohort teaches about the edges of another participant; a pytree.
+    """Moments learned from a cohort that guide the edges of another participant; a pytree.
 
     Attributes:
       mean: Fisher z of each of the P views, `[P, K, K]`; NaN where no one has the edge.
       modes: eigenvectors of the group's correlations, `[K, K]`.
       edges: moments of the edges.
       pairs: moments in the modes, one for each pair of them.
-      weights: of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; a row for each number of
-        views that a participant may have, `[P, 2 P]`.
-      scale: by which the posterior variance is multiplied to fit the errors on participants left out, for each number of views, `[P]`.
+      weights: weights of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; a row for each
+        number of views that a participant may have, `[P, 2 P]`.
+      scale: factor of the posterior variance that fits the errors on held-out participants, for each number of views, `[P]`.
     """
 
     mean: Float[Array, "P K K"]
@@ -58,7 +58,7 @@ def fit_guided(
     *,
     pooling: float = POOLING,
 ) -> Guide:
-    r"""Learns the guide from two recordings (or two halves of one) of each participant.
+    r"""Learn the guide from two recordings (or two halves of one) of each participant.
 
     Every edge has P views: view 0 is the raw one that is to be estimated, others are further estimates from the same frames
     (`whitened`). Deviations :math:`d` from the group mean are Gaussian with a covariance T that lasts and one N / n_eff that does not:
@@ -67,25 +67,24 @@ def fit_guided(
       N = \Big\langle \frac{(d^A - d^B)(d^A - d^B)^\top}{1/n^A + 1/n^B} \Big\rangle
 
     once for each edge, and once for each pair of the group's modes U in :math:`U^\top d\, U`: deviations are smooth over the network,
-    and noise of correlations is nearly uncorrelated between modes. How much the estimates count that are made of more views and fewer, in
-    edges and in modes, is what predicts the other recordings of participants left out, in two folds: where a view says nothing of the raw
-    edges, few participants would not tell that from their moments alone.
-    Nothing else is learnt, so a few dozen participants are enough; no location, parcel order or number of parcels is in it.
+    and noise of correlations is nearly uncorrelated between modes. The weights of the estimates from more and fewer views, in edges and in
+    modes, are those that best predict the other recordings of held-out participants, in two folds: the moments of few participants alone
+    would not reveal a view that is not informative about the raw edges. Nothing else is learned, so a few dozen participants are enough.
+    The guide depends on no location, parcel order or number of parcels.
 
     Args:
       first: correlations of the first recordings, view 0 the raw ones, `[S, P, K, K]`; NaN for absent parcels.
-      second: of the second ones, participants in the same order.
-      n_eff_first: independent frames of the raw band, about 2 · bandwidth · seconds, `[S]`.
-      n_eff_second: of the second recordings; those of the first if not given.
-      pooling: participants whose weight the mean of T and N over all edges has beside an edge's own.
+      second: correlations of the second recordings, participants in the same order.
+      n_eff_first: number of independent frames of the raw band, about 2 · bandwidth · seconds, `[S]`.
+      n_eff_second: that of the second recordings; as of the first if not given.
+      pooling: weight, in participants, of the mean of T and N over all edges relative to an edge's own.
 
     Returns:
-      The guide of `guide`. A participant who is guided must not be one of those it was fitted on.
+      The guide for `guide`. It must not be applied to a participant on whom it was fitted.
 
     Raises:
-      ValueError: fewer than four participants, shapes that do not agree, n_eff that is not above 0, or a parcel that fewer than two
-      participants have
-        in a fold.
+      ValueError: there are fewer than four participants, shapes do not agree, n_eff is not above 0, or fewer than two participants in a
+        fold have a parcel.
 
     Memory: about 6 times one of the inputs.
 
@@ -140,7 +139,7 @@ def _weights(gram: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], fir
 
 @jax.jit
 def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    r"""Posterior mean and standard deviation of one participant's raw edges, given every view of them.
+    r"""Compute the posterior mean and standard deviation of one participant's raw edges, given every view of them.
 
     .. math:: \hat z = m + \sum_{p = 1}^P w_p\, E_p(d) + w'_p\, U\, M_p(U^\top d\, U)\, U^\top, \qquad
       E_p, M_p:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
@@ -151,7 +150,7 @@ def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Arra
 
     Args:
       views: correlations, the raw ones first, `[P, K, K]`; fewer views than the guide was fitted with are enough, in its order.
-      taught: by `fit_guided`, on other participants.
+      taught: guide that `fit_guided` learned from other participants.
       n_eff: independent frames of this recording.
 
     Returns:
@@ -276,7 +275,7 @@ def _moments(
     count: Float[Array, "K K"],
     pooling: Float[Array, ""],
 ) -> Moments:
-    """Method of moments, drawn towards the mean over all elements where participants are few."""
+    """Method of moments, shrunk towards the mean over all elements if there are few participants."""
 
     def product(x: Float[Array, "S P K K"], y: Float[Array, "S P K K"]) -> Float[Array, "K K P P"]:
         return jnp.einsum("spkl,sqkl->klpq", x, y, precision="highest") / count[..., None, None]
@@ -324,7 +323,7 @@ def _score(
 def _spread(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Squared errors less the noise of the recording that is predicted, and the variances that were predicted, summed."""
+    """Sums of the squared errors minus the noise of the predicted recording, and of the predicted variances."""
     noise = taught.edges.noise[..., 0, 0]
 
     def one(carry, participant):  # type: ignore[no-untyped-def]

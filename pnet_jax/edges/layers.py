@@ -20,8 +20,8 @@ MEANT_FOR = {
     "raw": "inference, diagnosis, circuits",
     "shrunk": "description, identification",
     "guided": "description, identification",
-    "coupling": "mechanism, virtual modulation; drawn towards other participants, and so not for tests between groups",
-    "effective": "mechanism, direction of influence; drawn towards other participants, and so not for tests between groups",
+    "coupling": "mechanism, virtual modulation; shrunk towards other participants, and so not for tests between groups",
+    "effective": "mechanism, direction of influence; shrunk towards other participants, and so not for tests between groups",
 }
 
 
@@ -49,8 +49,8 @@ def layers(
     Args:
       raw: Pearson correlations, `[K, K]`; NaN for absent parcels.
       n_eff: independent frames, about 2 · bandwidth · seconds (`network.qc.n_eff`).
-      group: of other participants, by `fit_shrinkage`.
-      taught: by `fit_guided`, on other participants.
+      group: group that `fit_shrinkage` fitted to other participants.
+      taught: guide that `fit_guided` learned from other participants.
       views: further views of the same scan in the order in which the guide was fitted.
 
     Returns:
@@ -115,14 +115,12 @@ def case_control_layer(name: str, *, force: bool = False) -> str:
     Nothing in this package calls it: no command tests groups of networks, and the tests in `pnet_jax.ops.permutation` take arrays, which
     do not say what layer they are of. Sidecars of saved edges name the layer's purpose under `MeantFor`.
 
-    A shrunk or guided edge is drawn towards the participants that the group was fitted on. What sets patients apart gets smaller with
-    everything
-    else that is individual (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:
+    A shrunk or guided edge is shrunk towards the participants on whom the group was fitted. Differences of patients shrink with all other
+    individual differences (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:
     where patients have fewer frames left than controls, as patients do who move, differences vanish or appear that no brain has. Guided
-    edges also spread a local change over the edges that vary together in the group. A guide learnt on healthy participants by a neural
-    network
-    found none of 43 planted differences where the raw edges found 10. Of participants whom the group was fitted on, the errors are not
-    independent, and permutation tests do not hold.
+    edges also spread a local change over the edges that vary together in the group. With a guide that a neural network learned from
+    healthy participants, none of 43 planted differences was detected, with the raw edges 10. For participants on whom the group was
+    fitted, the errors are not independent, and permutation tests are not valid.
 
     Args:
       name: of the layer.
@@ -143,8 +141,8 @@ def case_control_layer(name: str, *, force: bool = False) -> str:
     purpose = meant_for(name)
     if name != "raw":
         said = (
-            f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are drawn towards the "
-            "participants they were fitted on, which erases effects of disease"
+            f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are shrunk towards the "
+            "participants on whom they were fitted, which erases effects of disease"
         )
         if not force:
             raise ValueError(f'{said}. Expected the layer "raw", got "{name}"; force=True tests it all the same')

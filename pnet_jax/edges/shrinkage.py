@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-POOLING = 10.0  # participants whose weight the average over all edges has beside an edge's own variances
+POOLING = 10.0  # weight, in participants, of the average over all edges relative to an edge's own variances
 CLIP = 0.99  # largest correlation whose Fisher z is taken
-SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between participants below which nothing can be told from the group
+SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between participants below which they cannot be distinguished from the group
 
 
 class Shrinkage(NamedTuple):
@@ -43,7 +43,7 @@ def fit_shrinkage(
     *,
     pooling: float = POOLING,
 ) -> Shrinkage:
-    r"""Group mean, signal and noise of each edge from two recordings (or two halves of one) of each participant.
+    r"""Estimate the group mean, signal and noise of each edge from two recordings (or two halves of one) of each participant.
 
     .. math:: m = \tfrac12 \langle z^A + z^B \rangle, \quad
       \tau^2 = \tfrac{S}{S-1} \langle (z^A - m)(z^B - m) \rangle, \quad
@@ -54,17 +54,17 @@ def fit_shrinkage(
 
     Args:
       first: correlations of each participant's first recording, `[S, K, K]`; NaN for absent parcels.
-      second: of the second one, in the same order.
-      n_eff_first: independent frames, about 2 · bandwidth · seconds, `[S]`.
-      n_eff_second: of the second recordings; those of the first if not given.
-      pooling: participants whose weight the mean of the variances over all edges has beside an edge's own: few participants know little of
-      one edge.
+      second: correlations of the second recording, participants in the same order.
+      n_eff_first: number of independent frames, about 2 · bandwidth · seconds, `[S]`.
+      n_eff_second: that of the second recordings; as of the first if not given.
+      pooling: weight, in participants, of the mean of the variances over all edges relative to an edge's own, which few participants
+        estimate poorly.
 
     Returns:
-      The group, to `shrink` other participants with. A participant who is shrunk towards a group must not be one of it.
+      The group with which to `shrink` the edges of other participants. It must not be applied to its own participants.
 
     Raises:
-      ValueError: fewer than two participants, shapes that do not agree, or n_eff that is not above 0.
+      ValueError: there are fewer than two participants, shapes do not agree, or n_eff is not above 0.
 
     Memory: a few `[S, K, K]`.
 
@@ -82,7 +82,7 @@ def fit_shrinkage(
 
 @jax.jit
 def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    r"""Posterior mean and standard deviation of one participant's edges.
+    r"""Compute the posterior mean and standard deviation of one participant's edges.
 
     .. math:: \hat z = m + B (z - m), \quad B = \frac{\tau^2}{\tau^2 + s^2}, \quad
       \mathrm{sd}^2 = \tau^2 (1 - B), \quad s^2 = \text{noise} / n_\mathrm{eff}
@@ -92,7 +92,7 @@ def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array,
 
     Args:
       r: correlations, `[K, K]`.
-      group: of other participants, by `fit_shrinkage`.
+      group: group that `fit_shrinkage` fitted to other participants.
       n_eff: independent frames of this recording.
 
     Returns:
@@ -128,7 +128,7 @@ def checked_pairs(
     n_eff_second = n_eff_first if n_eff_second is None else n_eff_second
     for name, n_eff in (("n_eff_first", n_eff_first), ("n_eff_second", n_eff_second)):
         if np.shape(n_eff) != shapes[0][:1] or not (np.asarray(n_eff) > 0).all():
-            raise ValueError(f"{name}: expected {shapes[0][0]} numbers above 0, one a participant, got {n_eff}")
+            raise ValueError(f"{name}: expected {shapes[0][0]} numbers above 0, one per participant, got {n_eff}")
     return jnp.asarray(n_eff_first, jnp.float32), jnp.asarray(n_eff_second, jnp.float32)
 
 
@@ -148,7 +148,7 @@ def _fit(
         return (count * variance + pooling * everywhere) / (count + pooling)
 
     centre = mean((a + b) / 2)
-    # The mean was taken from the same participants: one degree of freedom.
+    # The mean is estimated from the same participants, which costs one degree of freedom.
     unbiased = count / jnp.maximum(count - 1, 1)
     signal = jnp.maximum(pooled(mean((a - centre[None]) * (b - centre[None])) * unbiased), SMALLEST_SIGNAL)
     noise = pooled(mean(jnp.square(a - b) / (1 / n_a + 1 / n_b)[:, None, None]))

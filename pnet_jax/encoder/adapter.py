@@ -1,4 +1,4 @@
-"""What one participant's own recording changes of an encoder and of a prior: few numbers, none of them a location's."""
+"""Individual changes of an encoder and of a prior: few parameters, none of them specific to a location."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def init(dimensions: int, n_parcels: int, rank: int, key: PRNGKeyArray) -> Adapt
 
 
 def adapt(adapter: Adapter, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
-    """Components as this participant's encoder gives them, `[n, D]`."""
+    """Apply an adapter to components, `[n, D]`."""
     return x + jnp.matmul(jnp.matmul(x, adapter.down, precision="highest"), adapter.up, precision="highest")
 
 

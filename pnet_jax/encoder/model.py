@@ -76,7 +76,7 @@ def embed(encoder: Encoder, observed: Observed, adapter: Adapter | None = None) 
     Args:
       encoder: weights.
       observed: the recording.
-      adapter: what the participant's own data changes of the components; nothing if not given.
+      adapter: individual change of the components; none if not given.
     """
     if adapter is not None:
         return _adapted(adapter, components(encoder, observed))

@@ -1,4 +1,4 @@
-"""What the encoders are compared on: two recordings of one participant, under one condition."""
+"""Cases on which encoders are compared: two recordings of one participant under one condition."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LEAST_SHARED = 0.5  # of the locations of two sessions, for them to be a pair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """Two recordings of one participant to be told from each other by nothing but noise.
+    """Two recordings of one participant that differ only by noise.
 
     Attributes:
       name: the condition, e.g. `"full"`, `"3min"`, `"tr 0.72 s"`.
       subject: label without `sub-`.
       scans: on one Space: two sessions, or two halves of one scan with a gap between them.
       prior: parcels that every model starts from.
-      truth: the participant's own parcel of each location, −1 outside, or None where nobody knows, `[V]`.
+      truth: true parcel of each location, −1 outside, `[V]`; None if unknown.
       kind: `"sessions"` or `"halves"`.
       dataset: name of the data set, or its folder where it has no name: participants of one label of two data sets are two.
     """
@@ -80,7 +80,7 @@ def simulated_cases(
     prior: Prior | None = None,
     full: bool = False,
 ) -> Iterator[Case]:
-    """Cases of simulated participants whose seeds are held out.
+    """Generate cases of simulated participants whose seeds are held out.
 
     Subject i is the first of a cohort of its own, seed `config.seed + i`: another group's parcels and modules each time, so that an
     interval over subjects is one over populations too.
@@ -143,14 +143,14 @@ def _simulated(name: str, config: SimulateConfig, number: int, prior: Prior | No
     return Case(name, first.subject, (first, second), group, participant.labels)
 
 
-# participants who were recorded
+# recorded participants
 
 
 def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = RECORDED, dataset: str = "") -> Iterator[Case]:
     """Cases of recordings.
 
     Sessions of a participant on one Space, or on Spaces that share half of their locations or more, are paired: the first with the second,
-    the third with the fourth, task by task. Of a participant without such a pair every recording is cut into halves, with a gap of 30 s.
+    the third with the fourth, for each task. For a participant without such a pair every recording is cut into halves, with a gap of 30 s.
 
     Args:
       scans: a subject label's recordings one after another, as `find_scans` sorts them; one label's are held at a time.
@@ -193,7 +193,7 @@ def _by_participant(scans: Iterable[Scan], dataset: str) -> Iterator[tuple[str, 
 
 
 def pairs(scans: Sequence[Scan]) -> list[tuple[Scan, Scan, str]]:
-    """One participant's recordings two by two, and whether these are `"sessions"` or `"halves"`."""
+    """Pair one participant's recordings; each pair comes with its kind, `"sessions"` or `"halves"`."""
     found, left = [], list(scans)
     while left:
         first = left.pop(0)

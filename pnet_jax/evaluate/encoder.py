@@ -1,4 +1,4 @@
-r"""The gate: neural against linear encoders on participants that neither has seen.
+r"""Comparison of neural and linear encoders on unseen participants.
 
 Parcels made from one recording of a participant are scored on another, in both directions, by the distance-controlled boundary
 coefficient (DCBC, the one to judge by) and homogeneity, and against the truth where there is one (ARI). Personalised parcels are

@@ -1,4 +1,4 @@
-"""Parcels made from one recording, scored on another of the same participant."""
+"""Scores of parcels from one recording on another recording of the same participant."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-r"""What individual parameters are judged by, one recording at a time.
+r"""Objective of individual parameters, one recording at a time.
 
 .. math::
   L_s = L_{split} + w_{dyn} L_{dyn} + w_{anat} L_{anat} + \lambda \lVert\theta_s\rVert^2_{\Sigma^{-1}}
 
 :math:`L_{split}` is the error of predicting the fingerprints of one half of the recording from the components of the other,
-:math:`L_{dyn}` the Whittle likelihood of the parcels' signals under linear stochastic dynamics with the prior of what participants differ
-by, in which coupling costs more the further it reaches, and :math:`L_{anat}` the differences between neighbouring embeddings, which
-saturate at borders. Everything that is quadratic in the components is read from products that are made once, so that only the parcels
-touch locations.
+:math:`L_{dyn}` the negative Whittle likelihood of the parcels' signals under linear stochastic dynamics with a prior on differences
+between participants, in which coupling is penalised more at larger distances, and :math:`L_{anat}` the differences between neighbouring
+embeddings, which saturate at borders. All terms that are quadratic in the components use products that are computed once, so that only
+the parcels are computed per location.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Subject(NamedTuple):
 
     Attributes:
       x: components of the first part of the recording, `[V, D]`.
-      parts: products by which each half of that part predicts the other, stacked, two of each.
-      later: products by which that part predicts the rest, which is held out.
+      parts: products with which each half of that part predicts the other, stacked, two of each.
+      later: products with which that part predicts the rest, which is held out.
       weight: of each reference: its inverse noise variance, `[R]`.
       decoder: from components to fingerprints, `[D, R]`.
       rows: spectra of each location's signal in the first part, `[V, F · 2]`.
@@ -95,7 +95,7 @@ class Own(NamedTuple):
 
 
 def parcels(adapter: Adapter, subject: Subject, q: Float[Array, "V C"], steps: int) -> tuple[Mixture, Float[Array, "V D"]]:
-    """A few steps of the mixture from `q` on, under an adapter, and the embedding they were made with."""
+    """Run a few steps of the mixture from `q` under an adapter; returns the mixture and the embedding."""
     x = adapt(adapter, subject.x)
     z = whiten(x, own_metric(x))
     prototypes = normalise(group_prototypes(z, subject.labels, len(adapter.offsets)) + adapter.offsets)
@@ -120,7 +120,7 @@ def _bins(means: Float[Array, "K n"]) -> Float[Array, "F 2 K"]:
 
 
 def split_loss(adapter: Adapter, subject: Subject, halves: Halves) -> Float[Array, ""]:
-    """Error of fingerprints predicted from another part's components, relative to their variance; references weigh by their precision."""
+    """Error of fingerprints predicted from another part's components, relative to their variance, weighted by reference precision."""
     turn = jnp.eye(subject.decoder.shape[0]) + jnp.matmul(adapter.down, adapter.up, precision="highest")
     told = jnp.matmul(turn, subject.decoder, precision="highest")  # [D, R]
     square = (told * jnp.matmul(halves.own, told, precision="highest")).sum(0)
@@ -147,13 +147,13 @@ def size(adapter: Adapter, config: PersonalizeConfig) -> Float[Array, ""]:
 
 
 def dynamics_loss(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
-    """Negative logarithm of the posterior of individual dynamics, a parcel and a bin, beyond the likelihood of the prior's mean."""
+    """Negative log-posterior of individual dynamics per parcel and bin, relative to the likelihood of the prior's mean."""
     size = seen.dft.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     return predicted(own, prior, seen) + fit.penalty(own.dynamics, prior) / size
 
 
 def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
-    """Negative log-likelihood a parcel and a bin, beyond that of the prior's mean: below 0 where the individual dynamics predict better.
+    """Negative log-likelihood per parcel and bin relative to that of the prior's mean; below 0 if individual dynamics predict better.
 
     Parcels that blur or resemble each other make *any* signals easier to predict; the difference from the group's dynamics on the same
     signals does not reward that.
@@ -162,6 +162,6 @@ def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
 
 
 def held_out(own: Own, subject: Subject, prior: Prior, later: Spectra, config: PersonalizeConfig) -> Float[Array, 2]:
-    """What early stopping adds up: the same two errors on the part of the recording that nothing was fitted to, weighted."""
+    """Weighted errors for early stopping: the same two errors on the held-out part of the recording."""
     representation, dynamics = split_loss(own.adapter, subject, subject.later), predicted(own, prior, later)
     return jnp.stack([representation, config.dynamics_weight * dynamics])

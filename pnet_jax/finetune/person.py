@@ -1,4 +1,4 @@
-"""Fine-tuning on one recording from beginning to end: the parameters, whether their parcels are kept, and the dynamics of those."""
+"""Complete fine-tuning on one recording: the parameters, whether their parcels are kept, and the dynamics of these parcels."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Personal(NamedTuple):
 
 
 class Dynamics(NamedTuple):
-    """Dynamics of the participant's parcels, of the K' that are present.
+    """Dynamics of the K' parcels that are present in the participant.
 
     Attributes:
       fit: see `dynamics.fit.Fit`.
@@ -96,7 +96,7 @@ class Effective(NamedTuple):
 
 
 def dynamics_prior(hierarchy: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
-    """What the dynamics of a new participant are expected to be, with coupling that costs more the further it reaches."""
+    """Make the prior of the dynamics of a new participant; coupling is penalised more at larger distances."""
     centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
     typical = float(1 / np.median(np.asarray(hierarchy.variance)))
@@ -167,15 +167,15 @@ def refuse_directed(parcels: Parcels) -> None:
     if parcels.n_parcels > MOST_PARCELS:
         raise SettingsError(
             f'edge measure "effective" is for at most {MOST_PARCELS} parcels, prior {parcels.source} has {parcels.n_parcels}: give a '
-            'coarser prior; "coupling", which has no direction, takes any number and is made beside it'
+            'coarser prior, or use "coupling", which is undirected and takes any number'
         )
 
 
 def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, symmetric: Dynamics, config: PersonalizeConfig) -> Effective:
     """Directed coupling of the parcels that have a signal, from the whole recording.
 
-    It is drawn to the group's coupling and begins with the participant's symmetric one: that was fitted to the same scan, and as a prior
-    would count it twice.
+    It is shrunk towards the group's coupling and starts from the participant's symmetric one, which was fitted to the same scan and as a
+    prior would count it twice.
 
     Raises:
       ValueError: more than 200 parcels have a signal.

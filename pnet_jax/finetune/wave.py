@@ -1,4 +1,4 @@
-"""Fine-tuning on one recording as one function of fixed shape, to be compiled and mapped over a wave of recordings."""
+"""Fine-tuning on one recording as a function of fixed shape, compiled once and mapped over a wave of recordings."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class Tuned(NamedTuple):
 
 
 def begin(dimensions: int, prior: Prior, config: PersonalizeConfig) -> Own:
-    """Parameters that change nothing; the same for every participant."""
+    """Make initial parameters that change nothing; the same for every participant."""
     key = jax.random.key(config.seed)
     return Own(adapter.init(dimensions, len(prior.mean.coupling), config.rank, key), prior.mean)
 
 
 def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tuned:
-    """Adam on the individual parameters of one recording; the round that does best on what was held out is kept.
+    """Fit the individual parameters of one recording by Adam; the round that predicts the held-out part best is kept.
 
-    Every round re-estimates the parcels, with gradients through them; the steps that follow keep their signals, and their cost depends on
-    the number of parcels, not of locations.
+    Every round re-estimates the parcels, with gradients through them; the following steps keep their signals, so that their cost depends
+    on the number of parcels and not of locations.
 
     Args:
       prior: of the dynamics, `dynamics.fit.subject_prior`.

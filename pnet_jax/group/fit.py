@@ -88,15 +88,15 @@ def fit_group(
     model that it is part of: fit one without it.
 
     Args:
-      networks: one of each participant, of the atlas's parcels.
+      networks: one network per participant, with the atlas's parcels.
       atlas: K parcels that they were constructed from.
       dynamics: learn those too; takes minutes for several hundred parcels.
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
 
     Raises:
-      SettingsError: fewer than 3 networks, or networks that nothing can be learned from.
-      InputError: a network of another atlas or without edges of its halves, or two of one participant; names it.
-      ValueError: a connectome of other parcels.
+      SettingsError: there are fewer than 3 networks, or nothing can be learned from them.
+      InputError: a network is of another atlas, has no edges of its halves, or is the second of one participant; names it.
+      ValueError: the connectome is of other parcels.
 
     Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
     """
@@ -104,20 +104,20 @@ def fit_group(
     for network in networks:
         _check_atlas(network, atlas)
         if network.subject in subjects:
-            raise InputError(f"sub-{network.subject}: expected one network of each participant, found a second: give one of them")
+            raise InputError(f"sub-{network.subject}: expected one network per participant, found a second: give one of them")
         subjects.append(network.subject)
         where.add(network)
         if len(members) < MOST_HELD:
             members.append(_member(network, dynamics))
     if len(subjects) < LEAST:
-        raise SettingsError(f"expected the networks of {LEAST} participants or more, got {len(subjects)}")
+        raise SettingsError(f"expected the networks of at least {LEAST} participants, got {len(subjects)}")
     shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
     hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
     spatial = where.learned()
     if spatial is None and shrinkage is None and hierarchy is None:
         raise SettingsError(
-            f"{len(subjects)} networks teach nothing: expected {LEAST} or more with parcels of their own, or {LEAST_FOR_LAYERS} for the "
-            "layers of the edges; longer scans or more participants would help"
+            f"nothing can be learned from {len(subjects)} networks: expected {LEAST} or more with personalised parcels, or "
+            f"{LEAST_FOR_LAYERS} for the layers of the edges; use longer scans or more participants"
         )
     return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy)
 
@@ -127,7 +127,7 @@ def _check_atlas(network: Network, atlas: Prior) -> None:
     if made_from.get("digest") != atlas.digest:
         raise InputError(
             f"sub-{network.subject}: expected a network of atlas {atlas.source} ({atlas.digest}), found one of {made_from.get('source')} "
-            f"({made_from.get('digest')})"
+            f"({made_from.get('digest')}); construct it with the same --prior"
         )
 
 
@@ -214,7 +214,7 @@ def _spectra(network: Network) -> Spectra | None:
 
 def _hierarchy(recordings: Sequence[Spectra], connectome: Float[np.ndarray, "K K"] | None) -> Hierarchy:
     if len(recordings) < LEAST:
-        raise SettingsError(f"expected {LEAST} participants or more to learn dynamics from, got {len(recordings)}")
+        raise SettingsError(f"at least {LEAST} participants are needed to learn dynamics, got {len(recordings)}")
     pooled = pool(recordings)
     towards = None if connectome is None else structural(moments(pooled), connectome)
     return empirical_bayes(dynamics_fit.fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)

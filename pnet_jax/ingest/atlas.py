@@ -34,8 +34,8 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
       surfaces: left and right GIFTI meshes in MNI mm; needed for the vertices of a dlabel file.
 
     Raises:
-      InputError: probabilities (4-D), values that are not whole, no value above 0, no MNI space, a header without an affine, or a
-        damaged file.
+      InputError: the image holds probabilities (4-D), values that are not whole, no value above 0, or is damaged; its header has no
+        affine; or its space is not an MNI space.
       FileNotFoundError: the atlas or its label file is not there.
 
     Example:

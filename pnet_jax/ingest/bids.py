@@ -35,24 +35,24 @@ def find_scans(
 ) -> list[ScanSource]:
     """The scans of an input, sorted by label.
 
-    What cannot be read comes with its `problem`: a recording that is in no space that is read, or whose file in a list is missing,
-    recordings of one name, a subject's folder without a recording. A batch writes it down as failed and goes on.
+    A recording that cannot be read comes with its `problem`: it is in an unsupported space, its file in a list is missing, it shares its
+    name with another, or a subject's folder has no recording. A batch records it as failed and continues.
 
     Args:
       input: a recording; a list of recordings (.txt with a path a line and # comments, or a .tsv/.csv with the column `bold` and
         optionally `mask`, `confounds`, `subject`, `session`; relative paths start at the list); or a folder of BIDS
         derivatives, searched at any depth. Of each run in a folder one file is taken: volumes before surfaces,
         MNI152NLin2009cAsym before MNI152NLin6Asym before other MNI spaces, preprocessed before denoised. A folder without
-        any may hold tables of ROI series (`sub-*_timeseries.tsv`, .1D, .txt).
-      participant_labels: keep these subjects, with or without `sub-`; a label may hold several, separated by commas.
-      session_labels: keep these sessions, with or without `ses-`, likewise.
+        any recording may hold tables of ROI series (`sub-*_timeseries.tsv`, .1D, .txt).
+      participant_labels: keep these subjects, with or without `sub-`; a string may hold several labels, separated by commas.
+      session_labels: keep these sessions, with or without `ses-`, in the same form.
       task: keep this task.
       space: take files in this space only; `"fsLR"` takes CIFTI files.
       mask: brain mask for every scan, instead of the one beside each.
       confounds: confounds table of the one scan there is, instead of the one beside it.
 
     Raises:
-      SettingsError: nothing was found, or a label is not among what was found.
+      SettingsError: no recording was found, or a label is not among those found.
       FileNotFoundError: the input is not there.
     """
     path = Path(input)
@@ -76,13 +76,13 @@ def find_scans(
 
 
 def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSource], task: str | None) -> None:
-    """Warns of tasks that are mixed, of subjects without the task that was asked for, and of scans that alone have no confounds."""
+    """Warns of mixed tasks, of subjects without the requested task, and of scans that lack the confounds that others have."""
     tasks = collections.Counter(s.entities["task"] for s in chosen if "task" in s.entities and not s.problem)
     if task is None and len(tasks) > 1:
         counts = shortlist([f"{name} ({plural(n, 'scan')})" for name, n in sorted(tasks.items())])
         resting = [name for name in sorted(tasks) if "rest" in name.lower()]
         warnings.warn(
-            f"folder {folder}: the scans are of several tasks: {counts}; all are read, --task {(resting or sorted(tasks))[0]} reads one",
+            f"folder {folder}: the scans are of several tasks: {counts}; all are read; --task {(resting or sorted(tasks))[0]} selects one",
             stacklevel=3,
         )
     lost = sorted({s.subject for s in found} - {s.subject for s in chosen})
@@ -92,14 +92,14 @@ def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSou
     without = [s.label for s in cleaned if s.confounds is None]
     if 0 < len(without) < len(cleaned):
         warnings.warn(
-            f"folder {folder}: no confounds table beside {len(without)} of {plural(len(cleaned), 'scan')}; nothing is regressed out of "
+            f"folder {folder}: no confounds table found for {len(without)} of {plural(len(cleaned), 'scan')}; nothing is regressed out of "
             f"these: {shortlist(without)}",
             stacklevel=3,
         )
 
 
 def _is_list(path: Path) -> bool:
-    """A table of ROI series and a list of files may have the same extension; the first line tells."""
+    """A table of ROI series and a list of files may have the same extension; the first lines distinguish them."""
     extension = path.suffix.lower()
     if extension == ".txt":
         lines = [line.split("#", 1)[0] for line in first_lines(path, f"input {path}")]
@@ -119,7 +119,7 @@ def _in_list(path: Path) -> list[ScanSource]:
         table = read_table(path, f"list {path}", dtype=str).rename(columns=lambda c: str(c).lower())  # "01" stays "01"
         rows = [(i + 2, {k: str(v).strip() for k, v in row.items() if pd.notna(v)}) for i, row in enumerate(table.to_dict("records"))]
     if not rows:
-        raise SettingsError(f"list {path}: no recording in it, expected a path a line")
+        raise SettingsError(f"list {path}: expected one path per line, found no recording")
     return [_listed(path, number, row) for number, row in rows]
 
 
@@ -130,7 +130,7 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     for column in present:
         if max(len(part.encode()) for part in Path(row[column]).parts or ("",)) > LONGEST_PART or len(row[column].encode()) > LONGEST_PATH:
             raise SettingsError(
-                f"list {listing}, line {number}: the column {column!r} is too long for the path of a file: {brief(row[column])}"
+                f"list {listing}, line {number}: the value in column {column!r} is too long for a file path: {brief(row[column])}"
             )
     files = {column: _resolve(row[column], listing) for column in present}
     given = {key: row[name] for key, name in (("sub", "subject"), ("ses", "session")) if row.get(name, "n/a") != "n/a"}
@@ -167,7 +167,7 @@ def _select(
 
 
 def _meant(label: str, there: list[str]) -> str:
-    """What a label was probably meant to be: in another case, with other zeros in front, or spelled nearly so."""
+    """Suggests the label that was probably meant: in another case, with other leading zeros, or with a similar spelling."""
     plain = label.lower().replace("_", "-").removeprefix("sub-").removeprefix("ses-")
     same = [one for one in there if one.lower() == plain or one.lower().lstrip("0") == plain.lstrip("0")]
     return f" (did you mean {same[0]!r}?)" if same else f" ({said.removeprefix('; ')})" if (said := nearest(label, there)) else ""
@@ -190,7 +190,7 @@ def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str
 
 
 def _told_apart(sources: list[ScanSource], path: Path) -> list[ScanSource]:
-    """One source for each label; what cannot be told apart comes with its problem, and the others are not kept from being read."""
+    """One source for each label; recordings with the same label become one source with a problem, so that the others can be read."""
     named: dict[str, list[ScanSource]] = {}
     for source in sources:
         named.setdefault(source.label, []).append(source)
@@ -199,12 +199,13 @@ def _told_apart(sources: list[ScanSource], path: Path) -> list[ScanSource]:
         first = same[0]
         if len({(os.path.realpath(s.bold), s.mask, s.confounds) for s in same}) == 1:
             if len(same) > 1:
-                warnings.warn(f"{path}: {first.bold} is listed {len(same)} times and read once", stacklevel=3)
+                warnings.warn(f"{path}: {first.bold} is listed {len(same)} times; it is read once", stacklevel=3)
             out.append(first)
             continue
         files = shortlist([str(s.bold) for s in same], 3)
         problem = (
-            f"{label}: {len(same)} recordings have this name: {files}; list them in a table with the columns bold, subject and session"
+            f"{label}: expected one recording of this name, found {len(same)}: {files}; list them in a table with the columns bold, "
+            "subject and session"
         )
         out.append(dataclasses.replace(first, problem=problem))
     return out

@@ -52,7 +52,7 @@ def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[
 
 
 def header_time(axis: object, where: str) -> HeaderTime:
-    """What a series axis says of its repetition time.
+    """Return the repetition time of a series axis.
 
     Raises:
       InputError: the axis is not a series.
@@ -83,7 +83,7 @@ def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
     The side is what the GIFTI file says (AnatomicalStructurePrimary), else `hemi-L`/`.L.` in its name, else the order given.
 
     Raises:
-      InputError: a file is no surface, or two are of one side.
+      InputError: a file is not a surface, or two are of the same hemisphere.
     """
     found: dict[str, Surface] = {}
     given = [given] if isinstance(given, str | Path | nib.gifti.GiftiImage) else (given or ())
@@ -94,7 +94,7 @@ def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
             points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
             faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
         if not isinstance(points, np.ndarray) or not isinstance(faces, np.ndarray) or points.shape[1:] != (3,) or faces.shape[1:] != (3,):
-            raise InputError(f"{where}: {source} is no GIFTI surface with points and triangles (.surf.gii)")
+            raise InputError(f"{where}: {source} is not a GIFTI surface with points and triangles (.surf.gii)")
         name = _side(image, source, position)
         if name in found:
             raise InputError(f"{where}: {source} and {found[name].source} are both {name}, expected one left and one right")
@@ -170,17 +170,17 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
             centroids[k] = np.concatenate(parts).mean(0)
     empty = [str(axis.name[k]) for k in np.flatnonzero(np.isnan(centroids).any(1))]
     if empty:
-        raise InputError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass atlas= with centroids")
+        raise InputError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass centroids (--atlas)")
     return centroids
 
 
 def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, where: str, also: str = "") -> Surface:
     """The mesh of a structure; refuses a missing one or one with another number of vertices."""
     if structure not in meshes:
-        raise InputError(f"{where}: the file has vertices of {structure}; their coordinates are not in it. Pass {NEEDED}{also}")
+        raise InputError(f"{where}: the file has vertices of {structure} without their coordinates; pass {NEEDED}{also}")
     mesh = meshes[structure]
     if len(mesh.xyz) != n_vertices:
-        raise InputError(f"{where}: {mesh.source} has {len(mesh.xyz)} vertices, {structure} needs {n_vertices}. Pass {NEEDED}")
+        raise InputError(f"{where}: expected {n_vertices} vertices for {structure}, found {len(mesh.xyz)} in {mesh.source}; pass {NEEDED}")
     return mesh
 
 

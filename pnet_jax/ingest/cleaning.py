@@ -62,7 +62,7 @@ def clean_recording(
 
     Args:
       recording: raw signals; `recording.y` is overwritten and reused by the Scan.
-      kept: positions of the frames to keep, ascending; those that cannot be a measurement (`frames.leave_out_broken`) go as well.
+      kept: positions of the frames to keep, ascending; frames that cannot be measurements (`frames.leave_out_broken`) are excluded too.
       confounds: regressors over all recorded frames, any unit; None regresses nothing.
       cleaning: band, trend and the shortest scan that is accepted.
       done: what the Scan shall say of its cleaning beside band and trend.
@@ -203,7 +203,7 @@ def check_length(n_kept: int, recorded: int, tr: float, cleaning: CleaningConfig
     if n_kept < cleaning.min_frames:
         raise InputError(f"{where}: too short: {left}; at least {cleaning.min_frames} frames are needed (min_frames)")
     if n_kept < 3:
-        raise InputError(f"{where}: too short: {left}; a scan has 3 frames or more")
+        raise InputError(f"{where}: too short: {left}; at least 3 frames are needed")
     if n_kept * tr < cleaning.min_seconds:
         raise InputError(f"{where}: too short: {left}; at least {cleaning.min_seconds:g} s are needed (min_seconds)")
     if n_kept * tr < cleaning.warn_seconds:
@@ -230,7 +230,7 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
     if broken > total / 2:
         raise InputError(f"{where}: {broken} of {total} locations hold NaN or infinite values, expected at most half; check mask and file")
     if broken + flat == total:
-        raise InputError(f"{where}: none of {total} locations has a signal that varies ({flat} constant, {broken} with NaN or inf)")
+        raise InputError(f"{where}: none of {total} locations has a varying signal ({flat} constant, {broken} with NaN or inf)")
     if broken:
         warnings.append(f"{broken} of {total} locations hold NaN or infinite values and are marked invalid")
     if flat:
@@ -240,13 +240,13 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
 def check_intensity(
     mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid: Bool[np.ndarray, " V"], warnings: list[str]
 ) -> None:
-    """Counts locations that are nearly black: noise outside the brain or the field of view, which no test of the signal alone can tell."""
+    """Warns of locations of very low intensity: noise outside the brain or the field of view, which the signal alone does not reveal."""
     level, spread = float(np.median(mean[valid])), float(np.median(std[valid]))
     dark = valid & (np.abs(mean) < DIM * level)
     if level > LEVELLED * spread and dark.any():  # signals that were centred before have no intensity to compare
         warnings.append(
-            f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: does the mask reach outside "
-            "the brain or the field of view?"
+            f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: check whether the mask "
+            "extends beyond the brain or the field of view"
         )
 
 

@@ -60,10 +60,10 @@ class Confounds:
 def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, cleaning: CleaningConfig, where: str) -> Confounds:
     """Regressors and frames to keep.
 
-    fMRIPrep's table (by its columns, or its name `…_desc-confounds_timeseries.tsv`) goes through `nilearn`'s `load_confounds` with the
-    strategy of `cleaning`. Of any other table all columns are regressed, except those that grade frames (framewise displacement,
-    DVARS), that hold nothing but text, and one-hot outlier columns, whose frames are left out. NaN in the first row, where derivatives
-    have none, takes the second row's value; a regressor that is missing in every row is left out with a warning.
+    fMRIPrep's table (recognised by its columns, or its name `…_desc-confounds_timeseries.tsv`) is read by nilearn's `load_confounds`
+    with the strategy of `cleaning`. Of any other table all columns are regressed out, except measures of frame quality (framewise
+    displacement, DVARS), columns that hold only text, and one-hot outlier columns, whose frames are excluded. NaN in the first row,
+    where derivatives are undefined, takes the second row's value; a regressor that is missing in every row is left out with a warning.
 
     Args:
       given: file (.tsv, .csv, or white space), array `[recorded, n]` or `[recorded]`, DataFrame, or None: then the
@@ -74,8 +74,8 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
       where: how messages name the scan.
 
     Raises:
-      InputError: another number of rows than frames, text among numbers, no regressor left, columns that the strategy needs and the
-        file lacks.
+      InputError: the number of rows is not the number of frames, there is text among numbers, no regressor is left, or the file lacks
+        columns that the strategy needs.
       FileNotFoundError: the file is not there.
     """
     if given is None:
@@ -113,7 +113,7 @@ def kept_frames(
       where: how messages name the scan.
 
     Raises:
-      InputError: the mask is of another length, or positions are out of range or not ascending; confounds hold NaN in kept frames.
+      InputError: the mask has the wrong length, positions are out of range or not ascending, or confounds hold NaN in kept frames.
     """
     kept = np.arange(n_frames) if confounds.kept is None else np.asarray(confounds.kept, np.int64)
     if sample_mask is not None:
@@ -129,7 +129,7 @@ def kept_frames(
 def check_rows(rows: int, n_frames: int, what: str, where: str) -> None:
     """Refuses confounds of another length than the recording."""
     if rows != n_frames:
-        raise InputError(f"{where}: {what} has {rows} rows, expected one a frame: the recording has {n_frames} frames")
+        raise InputError(f"{where}: {what} has {rows} rows, expected one per frame: the recording has {n_frames} frames")
 
 
 def _positions(mask: np.ndarray, n_frames: int, where: str) -> Int[np.ndarray, " T"]:
@@ -137,7 +137,7 @@ def _positions(mask: np.ndarray, n_frames: int, where: str) -> Int[np.ndarray, "
         raise InputError(f"{where}: sample_mask must have one dimension, got shape {mask.shape}")
     if mask.dtype == bool:
         if len(mask) != n_frames:
-            raise InputError(f"{where}: a True/False sample_mask needs one value a frame, expected {n_frames}, got {len(mask)}")
+            raise InputError(f"{where}: a True/False sample_mask needs one value per frame, expected {n_frames}, got {len(mask)}")
         return np.flatnonzero(mask)
     if len(mask) and (not np.issubdtype(mask.dtype, np.integer) or mask.min() < 0 or mask.max() >= n_frames or (np.diff(mask) <= 0).any()):
         raise InputError(
@@ -167,12 +167,12 @@ def _from_table(table: pd.DataFrame, source: str, cleaning: CleaningConfig, wher
     table = table.rename(columns=str)
     notes = []
     described = [c for c in wholly_text(table) if not table[c].map(str).str.strip().str.fullmatch(DECIMAL_COMMA.pattern).any()]
-    # A word among numbers (a spreadsheet's #REF!) is damage: leaving out the column would leave its noise in.
+    # A word among numbers (a spreadsheet's #REF!) is damage: without the column its noise would stay in the signals.
     refuse_text(table, [c for c in text_columns(table) if c not in described], f"{where}: confounds {source}")
     if described:
-        notes.append(f"confounds {source}: columns that are not numbers were left out: {shortlist(described)}")
+        notes.append(f"confounds {source}: text columns were left out: {shortlist(described)}")
     if len(described) == table.shape[1]:
-        raise InputError(f"{where}: confounds {source}: no column of numbers, found text in {shortlist(described)}")
+        raise InputError(f"{where}: confounds {source}: expected columns of numbers, found only text in {shortlist(described)}")
     table = table.drop(columns=described).apply(pd.to_numeric, errors="coerce").astype(np.float64)
     outliers = table.loc[:, [bool(OUTLIER.search(c)) for c in table.columns]]
     kept = np.flatnonzero(outliers.sum(axis=1).to_numpy() == 0) if outliers.shape[1] else None
@@ -193,9 +193,7 @@ def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning:
     asked = f"confounds file {path}: strategy {cleaning.strategy} (motion={cleaning.motion!r}, wm_csf={cleaning.wm_csf!r}, "
     asked += f"global_signal={cleaning.global_signal!r})"
     columns = shortlist([str(c) for c in table.columns])
-    failed = (
-        f"{where}: {asked}: load_confounds could not use the columns {columns}; take another strategy or a table of your own regressors"
-    )
+    failed = f"{where}: {asked}: load_confounds could not use the columns {columns}; use another strategy or a table of your own regressors"
     with tempfile.TemporaryDirectory() as folder:
         image = _copied(path, table, bold, cleaning, Path(folder), where)
         with python_warnings.catch_warnings(record=True) as caught, reading(failed):
@@ -211,15 +209,15 @@ def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning:
 
 
 def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, folder: Path, where: str) -> Path:
-    """fMRIPrep's table and its JSON file alone in a folder, and the image name that leads `load_confounds` to them.
+    """Copies fMRIPrep's table and its JSON file to an empty folder; returns the image name by which `load_confounds` finds them.
 
-    It finds a table by the image's name and refuses where other runs' tables fit the name too; the image need not be there.
+    `load_confounds` raises if the tables of several runs match the image's name; the image itself need not exist.
     """
     copy = folder / "sub-x_task-y_desc-confounds_timeseries.tsv"
     layout = layout_of(path, where)
     if layout.separator == "\t" and list(layout.fields) == list(table.columns):
         with reading(f"{where}: confounds file {path}: not a text file"):
-            copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # as it is, so that not a digit changes
+            copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # unchanged, so that no digit differs
     else:
         table.to_csv(copy, sep="\t", index=False, na_rep="n/a")
     sidecar = path.with_suffix(".json")
@@ -246,7 +244,7 @@ def _load(image: Path, cleaning: CleaningConfig) -> tuple[pd.DataFrame | None, I
 
 
 def _without_missing(regressors: pd.DataFrame, source: str, where: str, notes: list[str]) -> pd.DataFrame:
-    """Without regressors that are n/a in every row, such as csf where the ventricles are too small to be segmented."""
+    """Drops regressors that are n/a in every row, such as csf if the ventricles are too small to be segmented."""
     missing = [str(c) for c in regressors.columns if regressors[c].isna().all()]
     if not missing:
         return regressors

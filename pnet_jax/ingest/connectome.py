@@ -21,7 +21,7 @@ def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"
       n_parcels: K; rows and columns stand in the parcels' order.
 
     Raises:
-      InputError: no table of numbers, or weights that are not K x K, finite, symmetric and 0 or above; names the file.
+      InputError: the file is not a table of numbers, or the weights are not K x K, finite, symmetric and non-negative; names the file.
       FileNotFoundError: it is not there.
     """
     path, where = Path(path), f"structural connectome {path}"

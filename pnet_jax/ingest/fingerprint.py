@@ -1,4 +1,4 @@
-"""Fingerprints of files: whether what a result was made from, or the result itself, is still the same."""
+"""Fingerprints of files, which show whether the inputs of a result, or the result itself, have changed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ EDGE = 1 << 16  # bytes at either end of a file
 
 
 def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
-    """Digest of a file's size and content, 16 letters.
+    """Compute a digest of a file's size and content, 16 hexadecimal digits.
 
     Args:
       path: File to read.
-      whole: Read every byte; otherwise the first and the last 64 KiB, which is all of a small file.
+      whole: Read every byte; otherwise the first and the last 64 KiB, which cover all of a small file.
 
     Raises:
       OSError: The file cannot be read.
@@ -39,12 +39,12 @@ def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
 
 
 def inputs_digest(files: Iterable[Path | None], *, whole: bool = False) -> str:
-    """Digest of the files that a result is made from, in order; a file that does not exist counts as absent.
+    """Compute a digest of the files that a result is made from, in order; a file that does not exist counts as absent.
 
-    Without `whole` the times of their last changes count as well, because the middle of a large file is not read.
+    Without `whole` the modification times count as well, because the middle of a large file is not read.
 
     Args:
-      files: Recording, mask, confounds, sidecars …; None where a scan has none.
+      files: Recording, mask, confounds, sidecars …; None for a file that a scan does not have.
       whole: See `file_digest`.
     """
     parts = []

@@ -1,4 +1,4 @@
-"""The recordings in a folder of BIDS derivatives, one file of each run."""
+"""Recordings in a folder of BIDS derivatives, one file for each run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pnet_jax.ingest.source import DENSE, VOLUMES, ScanSource, source_of
 from pnet_jax.ingest.tables import plural, shortlist
 
 PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
-PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # cleaning is ours where there is a choice
+PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # where there is a choice, pnet_jax cleans the signals itself
 SEARCHED = (
     "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
     "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
@@ -25,14 +25,14 @@ ROI_NAME = re.compile(r"(^|_)roi(s_|signals)", re.IGNORECASE)  # of ABIDE's and 
 
 
 def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
-    """One source for each run below a folder, and one with its problem for each run and subject of which nothing can be read.
+    """Find one source for each run below a folder, and one with its problem for each run or subject without a readable recording.
 
     Args:
       folder: derivatives, searched at any depth; links are followed.
-      space: take files in this space only; None takes the preferred one of each run.
+      space: use files in this space only; None uses the preferred space of each run.
 
     Raises:
-      SettingsError: there is no recording that can be read.
+      SettingsError: the folder has no readable recording.
     """
     everything = list(walk(folder))
     files = [f for f in everything if f.name.startswith("sub-") and naming.is_bids(f) and naming.suffix_of(f) == "bold"]
@@ -58,25 +58,25 @@ def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in order, links to folders followed; no folder comes twice, whatever links lead to it.
+    """Yield the files below a folder in order, following links to folders; no folder is visited twice.
 
-    A folder that is called like a recording comes as well: reading it will say what it is.
+    A folder that is named like a recording is yielded as well, so that reading it raises an error.
     """
 
     def unreadable(error: OSError) -> None:
-        warnings.warn(f"folder {error.filename} cannot be read ({error.strerror}): recordings in it are not seen", stacklevel=2)
+        warnings.warn(f"folder {error.filename} cannot be read ({error.strerror}): recordings in it are not found", stacklevel=2)
 
     own, seen = Path(os.path.realpath(folder)), set()
     for where, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         real = Path(os.path.realpath(where))
-        if real in seen or (real != own and own.is_relative_to(real)):  # been there, or a link out of the folder to what holds it
+        if real in seen or (real != own and own.is_relative_to(real)):  # visited before, or a link to a parent of the folder
             folders[:] = []
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith("."))
         for link in (Path(where) / name for name in sorted(names) if name.startswith(("ses-", "func"))):
             if link.is_symlink() and not link.exists():
-                warnings.warn(f"folder {link} is a link to what is not there: recordings in it are not seen", stacklevel=2)
+                warnings.warn(f"folder {link} is a broken link: recordings in it are not found", stacklevel=2)
         like_files = [f for f in folders if naming.split_name(f)[1] in VOLUMES + DENSE]
         yield from (Path(where) / name for name in sorted([*names, *like_files]) if not name.startswith("."))
 
@@ -94,24 +94,24 @@ def _nothing_found(folder: Path, files: list[Path], readable: list[Path], space:
     entities = [naming.entities_of(f) for f in files]
     if files and not any(e.keys() & {"space", "desc"} for e in entities):
         return (
-            f"folder {folder}: this is not a derivatives folder but raw data: none of its {len(files)} *_bold files has a space- or desc- "
+            f"folder {folder}: expected BIDS derivatives, found raw data: none of its {len(files)} *_bold files has a space- or desc- "
             "entity; run fMRIPrep first and give its output folder"
         )
     seen = sorted({_space_of(f) or "none (native)" for f in readable})
-    there = f"the recordings there are in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
+    there = f"found recordings in the spaces {shortlist(seen)}" if seen else f"no such file among {len(files)} *_bold files"
     wanted = f"recordings in space-{space}" if space else "recordings"
     return f"folder {folder}: no {wanted} found; searched for {SEARCHED}; {there}"
 
 
 def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
-    """One source for each run; where several data sets of the folder hold a run, says which was taken."""
+    """One source for each run; a warning says which data set is read if several in the folder hold the run."""
     sources, doubled = [], dict[tuple[str, str], int]()
     for choices in runs:
         first = min(choices, key=_preference)
         source, place = source_of(first), _data_set(first)
         equal = [f for f in choices if _preference(f) == _preference(first) and os.path.realpath(f) != os.path.realpath(first)]
         if equal:
-            said = f"{source.label}: several recordings of the folder have this name: {shortlist([str(f) for f in [first, *equal]], 3)}"
+            said = f"{source.label}: expected one recording of this name, found {shortlist([str(f) for f in [first, *equal]], 3)}"
             source = dataclasses.replace(source, problem=f"{said}; give the folder of one data set as INPUT")
         elif elsewhere := sorted({_data_set(f) for f in choices} - {place}):
             doubled[place, shortlist(elsewhere)] = doubled.get((place, shortlist(elsewhere)), 0) + 1
@@ -122,7 +122,7 @@ def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
 
 
 def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[ScanSource]:
-    """The runs of which no file was taken; single echoes count as the run that was combined from them."""
+    """The runs of which no file was selected; single echoes count as the run that was combined from them."""
     others: dict[str, list[Path]] = {}
     for file in files:
         others.setdefault(_run_of(file), []).append(file)
@@ -133,13 +133,13 @@ def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[
             source = source_of(min(choices, key=lambda f: ("echo" in naming.entities_of(f), _preference(f))))
             entities = {key: value for key, value in source.entities.items() if key != "echo"}
             source = dataclasses.replace(source, entities=entities)
-            problem = f"{source.label}: subject {source.subject} has no recording in the space that is read: expected {expected}, found "
+            problem = f"{source.label}: subject {source.subject} has no recording in a supported space: expected {expected}, found "
             out.append(dataclasses.replace(source, problem=problem + shortlist(found)))
     return out
 
 
 def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSource]:
-    """The subjects of the same data sets in whose folders there is nothing that could be read."""
+    """The subjects of the same data sets whose folders have no readable recording."""
     subjects, out = {source.subject for source in sources}, []
     for place in sorted({_data_set(source.bold) for source in sources} - {""}):
         if not Path(place).is_relative_to(folder):
@@ -148,7 +148,7 @@ def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSou
             subject = own.name.removeprefix("sub-")
             if subject not in subjects:
                 subjects.add(subject)
-                why = "did preprocessing fail, or are there anatomical scans only?" if own.is_dir() else "a link to what is not there"
+                why = "check whether preprocessing failed or only anatomical scans exist" if own.is_dir() else "a broken link"
                 problem = f"sub-{subject}: no preprocessed BOLD recording in {own}: {why}"
                 out.append(ScanSource(own, subject=subject, problem=problem))
     return out
@@ -163,7 +163,7 @@ def _space_of(file: Path) -> str:
 
 
 def _run_of(file: Path) -> str:
-    """What the files of one run have in common, single echoes too."""
+    """Key that all files of one run share, single echoes included."""
     return str(sorted((k, v) for k, v in naming.run_entities(file).items() if k != "echo"))
 
 

@@ -1,4 +1,4 @@
-"""Frames that no scanner records (empty, repeated, far beyond all others), and signals that are one and the same."""
+"""Detection of invalid frames (empty, constant, repeated, extreme outliers) and of identical signals."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.errors import InputError
 from pnet_jax.ingest.tables import shortlist
 
-SAMPLED = 4096  # locations that frames are judged by
+SAMPLED = 4096  # locations that frames are checked at
 FEWEST = 8  # locations without which equal values may be chance
-NOT_FINITE = 0.1  # share of the locations without a finite value from which on the frame is at fault, not the locations
+NOT_FINITE = 0.1  # share of locations without a finite value above which the frame is invalid, rather than the locations
 FAR = 10.0  # times the median frame's distance from the locations' medians; of 660 recordings of ABIDE none with head motion exceeds 5.4
-FEW = 0.25  # share of the frames; where more are far out, the recording changed its nature, and no frame is an outlier
-CAP = 100.0  # robust standard deviations: a few wild locations say nothing of the frame
+FEW = 0.25  # share of the frames; if more are this far out, the recording itself changed and no frame counts as an outlier
+CAP = 100.0  # robust standard deviations: a few extreme locations do not make a frame invalid
 OUTLYING = f"at over {FAR:g} times the usual distance from the median signal"
 SAME, COMPARED, MOST_ALIKE = 0.999, 1024, 1 / 3  # |correlation| of one signal; locations compared; their largest share that may be alike
 
 
 def leave_out_broken(y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, " T"], warnings: list[str]) -> Int[np.ndarray, " T"]:
-    """The kept frames without those that cannot be a measurement; says how many were left out, which, and why.
+    """Exclude frames that cannot be measurements; a warning gives their number, positions and the reason.
 
-    A frame is left out where a tenth of the locations or more have no finite value, all have the same value, all repeat the frame before,
-    or where its mean distance from the locations' medians, in robust standard deviations, is 10 times that of the median frame. Head
-    motion stays far below that and is left to scrubbing. Where more than a quarter of the frames are so far out, they stay, with a warning.
+    A frame is excluded if more than a tenth of the locations have no finite value, all have the same value, all repeat the previous
+    frame, or if its mean distance from the locations' medians, in robust standard deviations, exceeds 10 times that of the median frame.
+    Head motion stays far below that and is left to scrubbing. If more than a quarter of the frames are this far out, they are kept, with
+    a warning.
 
     Args:
-      y: raw series; at most 4096 evenly spaced locations are looked at.
-      kept: positions of the frames that are kept so far, ascending.
-      warnings: added to.
+      y: raw series, `[V, recorded]`; at most 4096 evenly spaced locations are checked.
+      kept: positions of the frames kept so far, ascending, `[T]`.
+      warnings: list that warnings are appended to.
+
+    Returns:
+      Positions of the frames that remain, ascending.
     """
     some = y[np.linspace(0, len(y) - 1, min(len(y), SAMPLED)).astype(int)]
     finite = np.isfinite(some[:, kept])
@@ -40,18 +44,19 @@ def leave_out_broken(y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, "
     some = some[usable]
     found = {"without finite values": kept[(~finite[usable]).mean(0) > NOT_FINITE]}
     left = np.setdiff1d(kept, found["without finite values"])
-    for why, judge in (("with one value everywhere", _same_everywhere), ("equal to the frame before", _repeated)):
+    for why, judge in (("with the same value at all locations", _same_everywhere), ("identical to the previous frame", _repeated)):
         found[why] = left[judge(some, left)]
         left = np.setdiff1d(left, found[why])
     far = left[_far_out(some, left)]
     if len(far) > FEW * len(left):
-        warnings.append(f"{len(far)} of {len(left)} frames lie {OUTLYING}, too many for outliers: they are kept, but check the recording")
+        warnings.append(f"{len(far)} of {len(left)} frames lie {OUTLYING}, too many for outliers: they are kept; check the recording")
         far = far[:0]
     found[OUTLYING], left = far, np.setdiff1d(left, far)
     each = [f"{len(at)} {why} ({_positions(at)})" for why, at in found.items() if len(at)]
     if each:
         gone = len(kept) - len(left)
-        warnings.append(f"frames that cannot be measurements are left out ({gone} of {len(kept)}, counted from 0): {', '.join(each)}")
+        said = f"{gone} of {len(kept)} frames cannot be measurements and were excluded (positions counted from 0)"
+        warnings.append(f"{said}: {', '.join(each)}")
     return left
 
 
@@ -60,7 +65,7 @@ def _same_everywhere(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T
     if len(varying) < FEWEST:
         return np.zeros(len(at), bool)
     same = varying.max(0) == varying.min(0)
-    return same & (same.mean() <= 0.5)  # where most are, the locations have one signal, which is another fault
+    return same & (same.mean() <= 0.5)  # if most frames are, all locations share one signal, which is another fault
 
 
 def _repeated(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
@@ -86,21 +91,21 @@ def _varies(y: Float[np.ndarray, "n T"]) -> Bool[np.ndarray, " n"]:
 
 
 def _positions(at: Int[np.ndarray, " n"]) -> str:
-    """Positions from 0 on, runs of them as `3–7`."""
+    """Positions counted from 0, consecutive ones as `3–7`."""
     runs = [[int(t) for _, t in run] for _, run in itertools.groupby(enumerate(at), lambda pair: pair[1] - pair[0])]
     return shortlist([f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs])
 
 
 def check_different(y: Float[np.ndarray, "V T"], valid: Bool[np.ndarray, " V"], where: str) -> None:
-    """Refuses a recording in which more than a third of the locations have one and the same signal, up to scale and sign.
+    """Raise if more than a third of the locations have the same signal, up to scale and sign.
 
     Args:
-      y: cleaned signals, z-scored; at most 1024 evenly spaced valid locations are compared.
-      valid: locations with a signal.
-      where: how messages name the scan.
+      y: cleaned signals, z-scored, `[V, T]`; at most 1024 evenly spaced valid locations are compared.
+      valid: whether a location has a signal, `[V]`.
+      where: name of the scan in messages.
 
     Raises:
-      InputError: they have.
+      InputError: more than a third of the locations have the same signal.
     """
     here = np.flatnonzero(valid)
     here = here[np.linspace(0, len(here) - 1, min(len(here), COMPARED)).astype(int)]
@@ -108,6 +113,6 @@ def check_different(y: Float[np.ndarray, "V T"], valid: Bool[np.ndarray, " V"], 
     share = ((np.abs(r) > SAME).sum(1).max() - 1) / max(len(here) - 1, 1)
     if share > MOST_ALIKE:
         raise InputError(
-            f"{where}: {share:.0%} of the locations have one and the same signal, expected at most {MOST_ALIKE:.0%}: their network "
-            "says nothing; check the file and how it was made"
+            f"{where}: {share:.0%} of the locations have the same signal, expected at most {MOST_ALIKE:.0%}: a network of them would be "
+            "meaningless; check the file and its preprocessing"
         )

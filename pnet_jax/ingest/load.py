@@ -57,8 +57,8 @@ def load_scan(
         others.
       confounds: file, array `[recorded, n]` or DataFrame (`read_confounds` says how columns are chosen); None takes fMRIPrep's
         table where it lies beside the recording. `cleaning.strategy = ()` uses none of it.
-      tr: repetition time in seconds; by default RepetitionTime of the JSON files that apply to the recording (BIDS' inheritance
-        principle), then the header.
+      tr: repetition time in seconds; by default RepetitionTime of the JSON files that apply to the recording (BIDS inheritance
+        principle), then that of the header.
       native_to_mni: native mm to MNI mm, `[4, 4]` or a text file with it, for volumes that are not in MNI space.
         Coordinates are transformed, data are not resampled.
       space: template, instead of the `space-` entity.
@@ -69,7 +69,7 @@ def load_scan(
       cleaning: strategy, band, and the shortest scan that is accepted.
 
     Raises:
-      InputError: the file, what goes with it, or what is left of it cannot be used; the message names the scan, what was expected
+      InputError: the file, a file that belongs to it, or what cleaning leaves cannot be used; the message names the scan, what was expected
         and what was found.
       FileNotFoundError: a file is not there.
 
@@ -129,7 +129,7 @@ def _open(
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_table(Path(path), tr, space, atlas, surfaces, where, notes)  # type: ignore[arg-type]
     if is_file and path is not None and path.is_dir():
-        raise InputError(f"{where}: expected one recording, found a folder; find_scans(folder) lists the recordings in it")
+        raise InputError(f"{where}: expected one recording, found a folder; find_scans(folder) lists its recordings")
     if is_file and extension not in (".nii", ".nii.gz", ".dtseries.nii", ".ptseries.nii"):
         raise InputError(f"{where}: cannot read {extension or 'a file without an extension'}; expected {KINDS}")
     image = nifti.open_image(bold, where, notes)  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def _open(
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_cifti(image, path, tr, space or entities.get("space"), atlas, surfaces, where, notes)
     if extension in (".dtseries.nii", ".ptseries.nii"):
-        raise InputError(f"{where}: the name says CIFTI, the content is {type(image).__name__} of shape {tuple(image.shape)}")
+        raise InputError(f"{where}: expected CIFTI by its name, found {type(image).__name__} of shape {tuple(image.shape)}")
     return _open_volume(image, path, mask, tr, native_to_mni, space, entities, where, notes)
 
 
@@ -192,7 +192,7 @@ def _open_cifti(
 def _open_table(
     path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
 ) -> _Opened:
-    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not say it"), where, notes)
+    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not state it"), where, notes)
     values, names = roi.read_roi_table(path, where)
     locations, said = roi.locate(atlas, names, (values.shape[0], values.shape[1]), surfaces, where)
     notes += said
@@ -205,4 +205,4 @@ def _open_table(
 def _refuse(where: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
-            raise InputError(f"{where}: {name}= is for NIfTI volumes; this file has its own locations, pass none")
+            raise InputError(f"{where}: {name}= is for NIfTI volumes, but this file has its own locations; omit it")

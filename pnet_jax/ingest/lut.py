@@ -38,7 +38,7 @@ def read_lut(path: Path) -> dict[int, str]:
     """Id to name, from a table with the columns `index` and `name` or Workbench's two lines a label (name; id r g b a).
 
     Raises:
-      InputError: it is neither, or an id comes twice.
+      InputError: the file has neither form, or an id occurs twice.
       FileNotFoundError: it is not there.
     """
     check_file(path, f"label file {path}")
@@ -46,7 +46,7 @@ def read_lut(path: Path) -> dict[int, str]:
     ids = [i for i, _ in pairs]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
-        raise InputError(f"label file {path}: these ids come more than once: {shortlist([str(i) for i in twice])}")
+        raise InputError(f"label file {path}: these ids occur more than once: {shortlist([str(i) for i in twice])}")
     return dict(pairs)
 
 
@@ -59,7 +59,7 @@ def _columns(path: Path) -> list[tuple[int, str]]:
     ids = pd.to_numeric(table[id_column], errors="coerce").to_numpy(float)
     if not np.isfinite(ids).all() or (ids % 1 != 0).any():
         raise InputError(
-            f"label file {path}: column {id_column!r} must hold whole numbers, found {shortlist(table[id_column].astype(str).tolist(), 5)}"
+            f"label file {path}: column {id_column!r} must hold whole numbers, found {shortlist([str(value) for value in table[id_column]], 5)}"
         )
     return [(int(i), str(name).strip()) for i, name in zip(ids, table[name_column], strict=True)]
 

@@ -12,7 +12,7 @@ from pnet_jax.scan import scan_label as scan_label
 
 EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy", ".1d", ".txt")
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
-NATIVE = ("preproc", "optcom")  # what fMRIPrep calls a preprocessed run; it leaves out space- where the space is the run's own
+NATIVE = ("preproc", "optcom")  # desc- of fMRIPrep's preprocessed runs; without a space- entity they are in the native space of the run
 VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
 
 
@@ -80,9 +80,9 @@ def dataset_folder(path: str | Path, subject: str) -> str:
 def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | None, same: tuple[str, ...] = ()) -> Path | None:
     """The file beside `path` that describes the same recording.
 
-    Its entities, `desc` apart, are among those of `path`; where several are, the one that shares most is taken. Where none is, numbers
-    count as equal whose zeros differ (`run-1`, `run-01`), if one file alone matches so. A file that by its entities belongs to another
-    recording of the folder is never taken.
+    Its entities, apart from `desc`, are among those of `path`; of several such files the one that shares most entities is returned. If
+    there is none, numbers that differ only in leading zeros (`run-1`, `run-01`) count as equal, provided that exactly one file matches.
+    A file whose entities match another recording of the folder better is never returned.
 
     Args:
       path: a file with a BIDS name.
@@ -108,12 +108,12 @@ def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | No
 
 
 def run_entities(path: str | Path) -> dict[str, str]:
-    """Entities that a run's files have in common, whatever space, resolution or kind of processing they are of."""
+    """Return the entities that all files of a run share, whatever their space, resolution or processing."""
     return _without(path, VERSIONS)
 
 
 def _of_another(candidate: Path, path: Path) -> bool:
-    """Whether the folder has a recording that a file describes more exactly than the one at `path`."""
+    """Whether a file matches another recording of the folder better than the one at `path`."""
     exact = run_entities(candidate)
     if exact == run_entities(path):
         return False
@@ -122,13 +122,13 @@ def _of_another(candidate: Path, path: Path) -> bool:
 
 
 def _of_subject(folder: Path, subject: str, suffix: str) -> list[Path]:
-    """A subject's files of one suffix in a folder; quick, because a folder may hold thousands of subjects."""
+    """A subject's files of one suffix in a folder; names are filtered first, because a folder may hold thousands of subjects."""
     names = [name for name in file_names(folder) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
     return [folder / name for name in sorted(names) if suffix_of(name) == suffix]
 
 
 def file_names(folder: Path) -> list[str]:
-    """Names in a folder, in no order; none where it cannot be listed."""
+    """List the names in a folder in arbitrary order; empty if it cannot be listed."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -161,13 +161,13 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
       where: how messages name the scan.
 
     Raises:
-      InputError: the space is not MNI and there is no transform; fMRIPrep names files in the space of the BOLD run without a space.
+      InputError: the space is not MNI and there is no transform; fMRIPrep's names without a space entity mean the native space of the run.
     """
     name = space or entities.get("space")
     if name is None and not moved and entities.get("desc") in NATIVE:
         raise InputError(
             f"{where}: wrong space: desc-{entities['desc']} without a space- entity is fMRIPrep's output in the native space of the run, "
-            "expected an MNI space (space-MNI152NLin2009cAsym, …). Take the run's file in MNI space, name its MNI space by space= "
+            "expected an MNI space (space-MNI152NLin2009cAsym, …); use the run's file in MNI space, name its MNI space with space= "
             "(--space), or pass native_to_mni= (--native-to-mni)"
         )
     if name is None:

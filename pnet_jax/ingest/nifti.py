@@ -25,26 +25,26 @@ from pnet_jax.ingest import naming, timing
 from pnet_jax.ingest.reading import attempt, check_file, one_line, reading
 from pnet_jax.space import Space, grid_space
 
-SAME_GRID = 0.01  # of a voxel: what rounding in an affine can move
+SAME_GRID = 0.01  # share of a voxel by which rounding of an affine can shift a voxel
 MNI_BOX = np.array([[-110, 110], [-150, 120], [-100, 130]])
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 Image: TypeAlias = nib.spatialimages.SpatialImage
 ImageInput: TypeAlias = str | Path | Image
-DEFLATED = 1032  # the most that gzip can shrink a file: a longer content than this cannot be in it
+DEFLATED = 1032  # largest compression ratio of gzip: a file cannot hold more than its size times this
 
 
 def open_image(source: ImageInput, where: str, warnings: list[str] | None = None) -> Image:
-    """An image with its data still on disk.
+    """Open an image and leave its data on disk.
 
     Args:
-      source: file, or an image, which is returned as it is.
-      where: how messages name it.
-      warnings: what nibabel says of the header is added to it; None issues Python warnings.
+      source: file, or an image, which is returned unchanged.
+      where: name of the image in messages.
+      warnings: list that nibabel's remarks on the header are appended to; None issues Python warnings.
 
     Raises:
-      InputError: the file is no image, its header is damaged or promises more than the file can hold, or it is no regular file.
-      FileNotFoundError: it is not there.
+      InputError: the file is not an image or not a regular file, or its header is damaged or declares more than the file can hold.
+      FileNotFoundError: the file does not exist.
     """
     if not isinstance(source, str | Path):
         return source
@@ -53,7 +53,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
     check_file(path, where)
     # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
     options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
-    with reading(f"{where}: truncated, corrupt or no image"), _header_remarks() as said:
+    with reading(f"{where}: truncated, corrupt or not an image"), _header_remarks() as said:
         image = nib.load(path, **options)
     for remark in said:
         if warnings is None:
@@ -67,7 +67,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
 
 @contextlib.contextmanager
 def _header_remarks() -> Iterator[list[str]]:
-    """What nibabel has to say of a header: it would log and warn without the file's name."""
+    """Collects nibabel's remarks on a header, which it would log without the file's name."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(one_line(record.getMessage()))  # type: ignore[method-assign]
@@ -84,18 +84,18 @@ def _header_remarks() -> Iterator[list[str]]:
 
 
 def _check_promise(image: Image, path: Path, where: str) -> None:
-    """Refuses a shape that the file cannot hold, before memory for it is asked for."""
+    """Refuses a shape that the file cannot hold, before memory is allocated."""
     data = getattr(image, "dataobj", None)
     if not isinstance(data, ArrayProxy):
         return
     shape = tuple(int(n) for n in data.shape)
     if min(shape, default=1) < 1:
-        raise InputError(f"{where}: expected an image of one voxel or more, found shape {shape}: the header is damaged")
+        raise InputError(f"{where}: the header is damaged: expected at least one voxel, found shape {shape}")
     promised, stored = data.offset + math.prod(shape) * data.dtype.itemsize, path.stat().st_size
     if promised > stored * (DEFLATED if path.suffix.lower() == ".gz" else 1):
         raise InputError(
-            f"{where}: truncated or corrupt: the header promises {promised} bytes (shape {shape}), the file has {stored}"
-            f"{' compressed ones' if path.suffix.lower() == '.gz' else ''}"
+            f"{where}: truncated or corrupt: the header declares {promised} bytes (shape {shape}), the file has {stored}"
+            f"{' compressed bytes' if path.suffix.lower() == '.gz' else ''}"
         )
 
 
@@ -103,7 +103,7 @@ def check_stream(image: Image, where: str) -> None:
     """Reads a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
 
     Raises:
-      InputError: the checksum is not that of the content.
+      InputError: the checksum does not match the content.
     """
     with _verified(image, "its end", where):
         pass
@@ -113,7 +113,7 @@ def check_bold(image: Image, where: str) -> None:
     """Refuses what is not a series of volumes of real numbers."""
     shape = tuple(image.shape)
     if len(shape) == 3:
-        raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape}: a mask or a single volume?")
+        raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape} (a mask or one volume)")
     if len(shape) != 4:
         raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found {len(shape)} dimensions, shape {shape}")
     kind = np.dtype(image.get_data_dtype()).kind
@@ -122,24 +122,24 @@ def check_bold(image: Image, where: str) -> None:
 
 
 def with_time_fourth(image: Image, where: str) -> Image:
-    """The image itself; of more dimensions (AFNI's x, y, z, 1, time) the same data without those of one step, still on disk."""
+    """Drop dimensions of length 1 from an image of five or more (AFNI's x, y, z, 1, time); the data stay on disk."""
     shape = tuple(image.shape)
     longer = tuple(n for n in shape[3:] if n != 1)
     if len(shape) < 5 or len(longer) != 1 or not isinstance(image, nib.Nifti1Image):
         return image
     data: Any = image.dataobj
     squeezed = type(image)(data.reshape(shape[:3] + longer), image.affine, image.header)
-    steps = {float(step) for step in image.header.get_zooms()[3:]} - {0.0, 1.0}  # 0 and 1 are what is written where nothing is known
+    steps = {float(step) for step in image.header.get_zooms()[3:]} - {0.0, 1.0}  # 0 and 1 are written if the step is unknown
     if len(steps) == 1:
         squeezed.header.set_zooms((*squeezed.header.get_zooms()[:3], steps.pop()))
     return squeezed
 
 
 def header_time(image: Image, where: str) -> timing.HeaderTime:
-    """What a volume's header says of its repetition time.
+    """Return the repetition time in a volume's header.
 
     Raises:
-      InputError: its code of units is none that NIfTI has.
+      InputError: its code of units is not a NIfTI code.
     """
     zooms = image.header.get_zooms()
     header, unit = float(zooms[3]) if len(zooms) > 3 else 0.0, "unknown"
@@ -164,7 +164,7 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
       warnings: added to.
 
     Raises:
-      InputError: another shape or affine than the recording, an empty mask, or none beside a BIDS file.
+      InputError: the mask differs from the recording in shape or affine or is empty, or a BIDS file has no mask beside it.
     """
     if mask is None and path is not None and naming.is_bids(path):
         mask = naming.mask_beside(path)
@@ -183,7 +183,7 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
     apart, most = _apart(image.affine, bold.affine, shape), SAME_GRID * min(nib.affines.voxel_sizes(bold.affine))
     if not apart <= most:
         raise InputError(
-            f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)}: their voxels lie up to "
+            f"{where}: {name} has the affine {_short(image.affine)}, the recording has {_short(bold.affine)}: their voxels are up to "
             f"{apart:.3g} mm apart, expected at most {most:.3g} mm ({SAME_GRID:.0%} of a voxel); resample the mask to the recording"
         )
     check_stream(image, f"{where}: {name}")
@@ -196,38 +196,38 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
 
 
 def check_placed(image: Image, where: str, otherwise: str = "") -> None:
-    """Refuses an image whose header says nothing of where its voxels are: nibabel makes up an affine, which is mirrored and centred.
+    """Check that a header has an affine: without one nibabel assumes a default, which is mirrored and centred.
 
     Args:
-      image: any; formats other than NIfTI always have an affine.
-      where: how messages name it.
-      otherwise: what else would help than an affine in the header.
+      image: an image; formats other than NIfTI always have an affine.
+      where: name of the image in messages.
+      otherwise: further remedy that the message names.
 
     Raises:
-      InputError: a NIfTI header whose sform and qform codes are both 0.
+      InputError: the sform and qform codes of a NIfTI header are both 0.
     """
     header = image.header
     if isinstance(header, nib.Nifti1Header) and not int(header["sform_code"]) and not int(header["qform_code"]):
         raise InputError(
-            f"{where}: the header does not say where the voxels are: sform_code and qform_code are both 0, expected one above 0; copy the "
-            f"header of the file that it was made from{otherwise}"
+            f"{where}: the header has no affine: sform_code and qform_code are both 0, expected one above 0; copy the header of the file "
+            f"that it was made from{otherwise}"
         )
 
 
 def mask_space(mask: Bool[np.ndarray, "X Y Z"], bold: Image, name: str, to_mni: object, where: str, warnings: list[str]) -> Space:
-    """Space of a mask's voxels; refuses coordinates that are not MNI's, and warns where all are on one side.
+    """Make the Space of a mask's voxels; coordinates outside the MNI template raise, voxels in only one hemisphere cause a warning.
 
     Args:
-      mask: True inside, on the grid of `bold`.
+      mask: True inside the brain, on the grid of `bold`.
       bold: the recording.
-      name: the space that its affine leads to.
-      to_mni: mm of that space to MNI mm: array, text file, or None where they are the same.
-      where: how messages name the scan.
-      warnings: added to.
+      name: name of the space that its affine maps to.
+      to_mni: transform from mm of that space to MNI mm: array, text file, or None if they are the same.
+      where: name of the scan in messages.
+      warnings: list that warnings are appended to.
 
     Raises:
-      InputError: `to_mni` is no 4 x 4 matrix, the recording has no affine and `to_mni` is not given, or most voxels are outside the MNI
-        template.
+      InputError: `to_mni` is not a 4 x 4 matrix, the recording has no affine and `to_mni` is not given, or most voxels are outside the
+        MNI template.
     """
     matrix = None if to_mni is None else read_matrix(to_mni, where)
     if matrix is None:
@@ -253,7 +253,7 @@ def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
     """A 4 x 4 matrix, native mm to MNI mm, from an array or a text file."""
     if isinstance(given, str | Path):
         check_file(Path(given), f"{where}: native_to_mni {given}")
-    with reading(f"{where}: native_to_mni {given} is no text file with a 4 x 4 matrix"):
+    with reading(f"{where}: native_to_mni {given} is not a text file with a 4 x 4 matrix"):
         matrix = np.loadtxt(given) if isinstance(given, str | Path) else np.asarray(given, np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where}: native_to_mni must be a 4 x 4 matrix with last row 0 0 0 1, got {matrix.shape}: {matrix.tolist()}")
@@ -310,7 +310,7 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
         total += np.nan_to_num(volumes, posinf=0, neginf=0).sum(3, dtype=np.float64)
     mean = nib.Nifti1Image((total / image.shape[3]).astype(np.float32), image.affine)
     with reading(f"{where}: no brain mask could be computed; pass mask= (--mask)"), python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")  # it warns of an empty mask, which is an error here
+        python_warnings.simplefilter("ignore")  # nilearn warns of an empty mask, which is an error here
         mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
     if not mask.any():
         raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
@@ -318,7 +318,7 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
 
 
 def _apart(a: Float[np.ndarray, "4 4"], b: Float[np.ndarray, "4 4"], shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between the places that two affines give a voxel of a grid."""
+    """Largest distance in mm between the positions that two affines give a voxel of a grid."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
     difference = np.asarray(a, np.float64) - b
     return float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())

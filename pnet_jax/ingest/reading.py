@@ -1,4 +1,4 @@
-"""Reading a user's file with somebody else's parser: damaged content is an `InputError`, trouble of the machine is not."""
+"""Reading of user files with third-party parsers: damaged content raises `InputError`, a fault of the machine does not."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def reading(problem: str) -> Iterator[None]:
-    """Turns whatever a parser raises into an `InputError` that begins with `problem`, which names the file.
+    """Turn whatever a parser raises into an `InputError` that begins with `problem`, which names the file.
 
-    Too little memory and errors of the operating system pass unchanged: they say nothing about the file.
+    `MemoryError` and errors of the operating system pass unchanged: they do not describe the content of the file.
 
     Raises:
       InputError: the content cannot be read.
@@ -48,23 +48,23 @@ def reading(problem: str) -> Iterator[None]:
 
 
 def attempt(read: Callable[[], T], what: str, where: str) -> T:
-    """Runs a read of a part of a file; see `reading`."""
+    """Read a part of a file; see `reading`."""
     with reading(f"{where}: the file is truncated or corrupt at {what}"):
         return read()
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without line breaks, cut where it is very long."""
+    """Return a message without line breaks, truncated if it is very long."""
     text = " ".join(str(error).split())
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
 
 
 def check_file(path: Path, where: str) -> None:
-    """Refuses what is not a regular file, before it is opened: opening a named pipe would wait for its other end.
+    """Check that a path is a regular file without opening it: opening a named pipe would block.
 
     Raises:
-      InputError: a folder, a named pipe or a device.
-      FileNotFoundError: nothing is there, or a link leads nowhere.
+      InputError: the path is a folder, a named pipe or a device.
+      FileNotFoundError: the file does not exist, or the link is broken.
     """
     try:
         mode = path.stat().st_mode
@@ -72,30 +72,30 @@ def check_file(path: Path, where: str) -> None:
         if not path.is_symlink():
             raise FileNotFoundError(f"{where}: no such file") from error
         annexed = "; its content is in git-annex: run `datalad get`" if ".git/annex" in os.readlink(path) else ""
-        raise FileNotFoundError(f"{where}: no such file: a link to {os.readlink(path)}, which is not there{annexed}") from error
+        raise FileNotFoundError(f"{where}: no such file: broken link to {os.readlink(path)}{annexed}") from error
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise FileNotFoundError(f"{where}: no such file: a link that leads back to itself") from error
+        raise FileNotFoundError(f"{where}: no such file: symbolic link that points to itself") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
         raise InputError(f"{where}: expected a file, found {kind}")
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
-    """The object in a JSON file, with or without the byte-order mark that Windows programs write.
+    """Read the object in a JSON file, with or without the byte-order mark that Windows programs write.
 
     Args:
       path: the file.
-      where: how messages name the scan.
+      where: name of the scan in messages.
 
     Raises:
-      InputError: it is not JSON, or not an object.
-      FileNotFoundError: it is not there.
+      InputError: the content is not JSON, or not an object.
+      FileNotFoundError: the file does not exist.
     """
     check_file(path, f"{where}: {path}")
     with reading(f"{where}: {path} is not readable JSON"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
-        raise InputError(f"{where}: {path} is not a JSON object, found {type(content).__name__}")
+        raise InputError(f"{where}: expected a JSON object in {path}, found {type(content).__name__}")
     return content

@@ -29,7 +29,7 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
       where: how messages name the scan.
 
     Raises:
-      InputError: not a matrix of numbers, or NaN or infinite values in a column; the columns are named.
+      InputError: the file is not a matrix of numbers, or columns hold NaN or infinite values; the message names the columns.
       FileNotFoundError: it is not there.
     """
     names = None
@@ -73,7 +73,7 @@ def locate(
       where: how messages name the scan.
 
     Raises:
-      InputError: no atlas, another number of regions, or a table that lies on its side.
+      InputError: there is no atlas, it has another number of regions, or the table is transposed.
     """
     if atlas is None:
         raise InputError(
@@ -88,7 +88,7 @@ def locate(
                 f"{where}: the table looks transposed: it has {n_frames} rows and {n_columns} columns, and the atlas {source} has "
                 f"{len(xyz)} regions; expected a row a frame and a column a region"
             )
-        one_more = ": is one of the columns a background, a global signal or a row number?" if n_columns == len(xyz) + 1 else ""
+        one_more = "; check whether one column is a background, a global signal or a row number" if n_columns == len(xyz) + 1 else ""
         raise InputError(f"{where}: the table has {n_columns} columns (regions), the atlas {source} has {len(xyz)} regions{one_more}")
     order, notes = _match(len(xyz), names, atlas_names, ids, source)
     xyz = xyz[order]
@@ -116,11 +116,11 @@ def _read_centroids(path: Path, where: str) -> tuple[Float[np.ndarray, "K 3"], l
     lower = {str(c).lower(): c for c in table.columns}
     missing = [c for c in "xyz" if c not in lower]
     if missing:
-        raise InputError(f"{where}: atlas {path}: expected the columns x, y, z (MNI mm) and perhaps name, found {shortlist(list(lower))}")
+        raise InputError(f"{where}: atlas {path}: expected columns x, y, z (MNI mm) and optionally name, found {shortlist(list(lower))}")
     xyz = table[[lower[c] for c in "xyz"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(~np.isfinite(xyz).all(1))
     if len(bad):
-        raise InputError(f"{where}: atlas {path}: no number in x, y or z of the rows {shortlist([str(i + 1) for i in bad])}")
+        raise InputError(f"{where}: atlas {path}: x, y or z is not a number in rows {shortlist([str(i + 1) for i in bad])}")
     return xyz, [str(n) for n in table[lower["name"]]] if "name" in lower else None
 
 

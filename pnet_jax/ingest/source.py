@@ -1,4 +1,4 @@
-"""ScanSource: the files of one recording, before any of them is opened."""
+"""ScanSource: the files of one recording, before they are opened."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ScanSource:
     `load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities={"sub": source.subject, **source.entities})`
 
     Attributes:
-      bold: the recording; the subject's folder where there is none in it.
+      bold: the recording; the subject's folder if it has no recording.
       mask: brain mask, or None.
       confounds: table of confounds, or None.
       subject: label without `sub-`.
       entities: the other BIDS entities.
-      problem: why it cannot be read, known before it is opened (in another space, a file that is not there); empty otherwise.
+      problem: why the recording cannot be read, if known before it is opened (another space, a missing file); empty otherwise.
     """
 
     bold: Path
@@ -34,7 +34,7 @@ class ScanSource:
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """Files that the scan is read from."""
+        """Files from which the scan is read."""
         return (self.bold, self.mask, self.confounds, *timing.sidecars(self.bold))
 
     @property
@@ -44,7 +44,7 @@ class ScanSource:
 
 
 def source_of(path: Path, **given: str) -> ScanSource:
-    """A recording with the mask and the confounds that lie beside it; `given` entities win over those of its name."""
+    """Combine a recording with the mask and confounds beside it; `given` entities take precedence over those of its name."""
     subject, entities = naming.identity(path, given)
     bids = naming.is_bids(path) and naming.suffix_of(path) == "bold"
     beside = bids and entities.get("desc", "preproc") != "denoised"

@@ -28,13 +28,13 @@ LONGEST_NAME, LONGEST_PATH = 60, 200
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the lines of a table are to be read.
+    """Separator and header of a table.
 
     Attributes:
-      separator: what stands between two fields, a regular expression for white space.
+      separator: separator between two fields, a regular expression for white space.
       named: whether the first line names the columns.
-      fields: of the first line, without the comment sign of a .1D file.
-      skipped: lines before the first of the table.
+      fields: fields of the first line, without the comment sign of a .1D file.
+      skipped: number of lines before the first line of the table.
       commented: whether the first line is a comment that names the columns.
     """
 
@@ -46,22 +46,22 @@ class Layout:
 
 
 def read_table(path: Path, where: str | None = None, dtype: type | None = None) -> pd.DataFrame:
-    """A delimited table as it is in its file; columns are called `column-1`, … where there is no header.
+    """Read a delimited table; columns are called `column-1`, … if there is no header.
 
-    Tabs separate a .tsv, commas a .csv, white space anything else; where another separator clearly divides the lines into columns, that
-    one is taken. The first line is a header unless all of its fields are numbers; different whole numbers above fractions, or in
-    ascending order, are a header too (region ids). In files of white space # begins a comment, and a comment of as many fields as
-    there are columns, right above the first row, names them.
+    The separator is a tab in .tsv files, a comma in .csv files and white space in others, unless another separator clearly divides the
+    lines into columns. The first line is a header unless all of its fields are numbers; distinct whole numbers above fractions, or in
+    ascending order, are a header too (region ids). In files other than .tsv and .csv, # begins a comment, and a comment directly above
+    the first row with as many fields as there are columns names them.
 
     Raises:
       InputError: the file is empty or not a table.
-      FileNotFoundError: it is not there.
+      FileNotFoundError: the file does not exist.
     """
     where = where or str(path)
     layout = layout_of(path, where)
     named = layout.named and not layout.commented
     with reading(f"{where}: not a readable table, expected columns separated by {NAMED[layout.separator]}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.errors.DtypeWarning)  # columns of mixed types are looked at by who needs numbers
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)  # callers that need numbers check columns of mixed types
         table = pd.read_csv(
             path,
             sep=layout.separator,
@@ -83,11 +83,11 @@ def read_table(path: Path, where: str | None = None, dtype: type | None = None) 
 
 
 def layout_of(path: Path, where: str) -> Layout:
-    """Separator and header of a table, from its first lines.
+    """Determine the separator and header of a table from its first lines.
 
     Raises:
       InputError: the file is not text, or empty.
-      FileNotFoundError: it is not there.
+      FileNotFoundError: the file does not exist.
     """
     lines = first_lines(path, where)
     if not lines or not lines[0].strip():
@@ -99,7 +99,7 @@ def layout_of(path: Path, where: str) -> Layout:
         lines = [line.split("#", 1)[0] for line in lines]
     lines = [line for line in lines[skipped:] if line.strip()]
     if not lines:
-        raise InputError(f"{where}: the table is empty: its first lines are comments")
+        raise InputError(f"{where}: the table is empty, expected rows of numbers, found only comments at its beginning")
     with reading(f"{where}: not a readable table"):
         separator = _separator(lines, SEPARATORS.get(path.suffix.lower(), WHITE_SPACE))
         first, below = (_fields(line, separator) for line in [*lines, ""][:2])
@@ -110,11 +110,11 @@ def layout_of(path: Path, where: str) -> Layout:
 
 
 def first_lines(path: Path, where: str) -> list[str]:
-    """The first lines of a text file.
+    """Read the first lines of a text file.
 
     Raises:
       InputError: the file is not text.
-      FileNotFoundError: it is not there.
+      FileNotFoundError: the file does not exist.
     """
     check_file(path, where)
     with reading(f"{where}: not a text file"), path.open(encoding="utf-8-sig") as stream:
@@ -126,7 +126,7 @@ def first_lines(path: Path, where: str) -> list[str]:
 
 
 def drop_row_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the leading unnamed column of row numbers that `DataFrame.to_csv` writes."""
+    """Drop the leading unnamed column of row numbers that `DataFrame.to_csv` writes."""
     first = str(table.columns[0])
     if (first == "" or first.startswith("Unnamed:")) and table.shape[1] > 1:
         values = pd.to_numeric(table.iloc[:, 0], errors="coerce").to_numpy(float)
@@ -136,50 +136,48 @@ def drop_row_numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers_of(table: pd.DataFrame, where: str) -> Float[np.ndarray, "rows columns"]:
-    """The values of a table of numbers.
+    """Return the values of a table of numbers.
 
     Raises:
-      InputError: a column holds text; the column and the text are named.
+      InputError: a column holds text; the message names the column and the text.
     """
     refuse_text(table, text_columns(table), where)
     return table.to_numpy(np.float64)
 
 
 def text_columns(table: pd.DataFrame) -> list[str]:
-    """Names of the columns that hold something else than numbers."""
+    """Return the names of the columns that hold anything other than numbers."""
     return [str(c) for c in table.columns[_text(table).any().to_numpy()]]
 
 
 def wholly_text(table: pd.DataFrame) -> list[str]:
-    """Names of the columns that hold text and not one number: they describe, where a single word among numbers is damage."""
+    """Return the names of the columns that hold text and no number: these are descriptive, whereas one word among numbers is damage."""
     text = _text(table)
     return [str(c) for c in table.columns[(text.any() & (text | table.isna()).all()).to_numpy()]]
 
 
 def refuse_text(table: pd.DataFrame, columns: list[str], where: str) -> None:
-    """Raises an `InputError` if there is a column among `columns`; says which, and the first text in each."""
+    """Raise an `InputError` that names `columns` and the first text in each, unless `columns` is empty."""
     if not columns:
         return
     cells = {c: _first_text(table, c) for c in columns}
     if all(DECIMAL_COMMA.fullmatch(text.strip()) for text, _ in cells.values()):
         example = next(iter(cells.values()))[0]
-        raise InputError(
-            f"{where}: decimal commas ({example.strip()!r}) in {shortlist(list(cells))}; write the table again with decimal points"
-        )
+        raise InputError(f"{where}: decimal commas ({example.strip()!r}) in {shortlist(list(cells))}; save the table with decimal points")
     said = [f"{brief(c)} ({brief(text)!r} in row {row + 1})" for c, (text, row) in cells.items()]
     raise InputError(f"{where}: expected numbers in every column, found text in {shortlist(said)}")
 
 
 def read_npy(path: Path, where: str) -> np.ndarray:
-    """A numeric array from a .npy file.
+    """Read a numeric array from a .npy file.
 
     Raises:
-      InputError: the file is damaged, or holds something else.
-      FileNotFoundError: it is not there.
+      InputError: the file is damaged, or does not hold a numeric array.
+      FileNotFoundError: the file does not exist.
     """
     check_file(path, where)
     with reading(f"{where}: not a readable .npy file"):
-        # Mapped first: a damaged header that promises more than the file holds is refused and no memory is asked for.
+        # Mapped first: a damaged header that declares more than the file holds is refused before memory is allocated.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb":
         found = f"values of type {values.dtype}" if isinstance(values, np.ndarray) else "an archive of several arrays"
@@ -198,12 +196,12 @@ def plural(n: int, word: str) -> str:
 
 
 def brief(text: str, most: int = LONGEST_NAME) -> str:
-    """A name as it is, cut where it is too long for a message."""
+    """Truncate a name that is too long for a message."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def number(field: str) -> float | None:
-    """What a field of a table says, NaN where it says that it is missing, None where it is not a number."""
+    """Parse a field of a table: NaN for a missing value, None if it is not a number."""
     if field in MISSING:
         return float("nan")
     try:
@@ -213,7 +211,7 @@ def number(field: str) -> float | None:
 
 
 def _separator(lines: list[str], expected: str) -> str:
-    """The expected separator, unless another one divides the lines into columns and it does not, or divides them into more numbers."""
+    """The expected separator, unless only another one divides the lines into columns, or another one yields more numbers."""
     scores = {separator: _score(lines, separator, expected) for separator in dict.fromkeys((expected, "\t", ";", ",", WHITE_SPACE))}
     return max(scores, key=scores.__getitem__)  # of equals the first: the expected one
 
@@ -259,8 +257,8 @@ def _without_row_names(table: pd.DataFrame, where: str) -> pd.DataFrame:
         if np.isnan(values).all() or np.array_equal(values - values[0], np.arange(len(values))):
             return table.reset_index(drop=True)
     raise InputError(
-        f"{where}: the first line has {table.shape[1]} fields and the rows have {table.shape[1] + index.nlevels}, expected as many: "
-        "look for decimal commas and for separators at the ends of lines"
+        f"{where}: the first line has {table.shape[1]} fields and the rows have {table.shape[1] + index.nlevels}, expected equal numbers: "
+        "check for decimal commas and for separators at the ends of lines"
     )
 
 

@@ -1,4 +1,4 @@
-"""Repetition time: what was given, what JSON sidecars say, what the header says."""
+"""Repetition time from the argument, the JSON sidecars or the header, in this order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pnet_jax.ingest.reading import read_json
 
 @dataclasses.dataclass(frozen=True)
 class HeaderTime:
-    """What a recording's own header says.
+    """Repetition time in a recording's own header.
 
     Attributes:
-      seconds: repetition time in seconds, or None where it does not say.
-      found: the header's words, for the message where nobody says.
-      note: what the reader should know if the header is used, or empty.
+      seconds: repetition time in seconds, or None if the header does not state it.
+      found: description of the header, for the error raised if no source states the repetition time.
+      note: warning to give if the header is used, or empty.
     """
 
     seconds: float | None
@@ -27,29 +27,29 @@ class HeaderTime:
 
 
 def repetition_time(given: float | None, path: Path | None, header: HeaderTime, where: str, warnings: list[str]) -> float:
-    """TR in seconds: the argument, then RepetitionTime of the JSON files that apply to the recording, then its header.
+    """Return TR in seconds: the argument, else RepetitionTime of the JSON files that apply to the recording, else its header.
 
     Args:
-      given: seconds, or None.
-      path: the recording's file, or None.
-      header: what it says itself.
-      where: how messages name the scan.
-      warnings: added to.
+      given: repetition time in seconds, or None.
+      path: file of the recording, or None.
+      header: repetition time in its header.
+      where: name of the scan in messages.
+      warnings: list that warnings are appended to.
 
     Raises:
-      InputError: none of them says, or what they say is not plausible.
+      InputError: none of them states a repetition time, or the value is not plausible.
     """
     if given is not None:
         return check_tr(given, "tr=", where)
     said = None if path is None else _sidecar_tr(path, where, warnings)
     if said is not None:
         if header.seconds is not None and abs(said - header.seconds) > 2e-3:
-            warnings.append(f"RepetitionTime in JSON is {said} s, the header says {header.seconds:g} s: JSON is used")
+            warnings.append(f"RepetitionTime in JSON is {said} s, in the header {header.seconds:g} s: JSON is used")
         return check_tr(said, "RepetitionTime in the JSON file", where)
     if header.seconds is None:
         raise InputError(
-            f"{where}: no repetition time: {header.found} and no JSON file that applies to it has RepetitionTime. "
-            "Give it in seconds: tr= (--tr)"
+            f"{where}: no repetition time: {header.found} and no JSON file that applies to it has RepetitionTime; "
+            "give it in seconds with tr= (--tr)"
         )
     if header.note:
         warnings.append(header.note)
@@ -57,18 +57,18 @@ def repetition_time(given: float | None, path: Path | None, header: HeaderTime, 
 
 
 def check_tr(tr: float, what: str, where: str) -> float:
-    """Refuses what cannot be seconds."""
+    """Raise unless a repetition time is plausible in seconds."""
     if not 0.05 <= float(tr) <= 30:
         hint = "; that looks like milliseconds" if float(tr) >= 100 else ""
-        raise InputError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}. Give it in seconds: tr= (--tr)")
+        raise InputError(f"{where}: {what} is {tr}, expected 0.05 to 30 seconds{hint}; give it in seconds with tr= (--tr)")
     return float(tr)
 
 
 def sidecars(path: Path) -> Iterator[Path]:
-    """JSON files that apply to a recording, the nearest first: BIDS' inheritance principle.
+    """Yield the JSON files that apply to a recording, nearest first, by the BIDS inheritance principle.
 
-    Beside the file the one of its own name; then, in its folder and in those above it up to the data set's, files of its suffix whose
-    entities are all among its own, those that name it more closely first.
+    First the file of the recording's own name; then, in its folder and each parent folder up to the root of the data set, files of the
+    same suffix whose entities are all among the recording's own, those with more entities first.
     """
     own = path.with_name(naming.split_name(path)[0] + ".json")
     if own.exists() or own.is_symlink():
@@ -97,9 +97,9 @@ def _sidecar_tr(path: Path, where: str, warnings: list[str]) -> float | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise InputError(f"{where}: {file} has no readable RepetitionTime: expected seconds, found {value!r:.80}")
+            raise InputError(f"{where}: {file} has no valid RepetitionTime: expected seconds, found {value!r:.80}")
         try:
             return float(value)
         except (ValueError, OverflowError) as error:
-            raise InputError(f"{where}: {file} has no readable RepetitionTime ({error})") from error
+            raise InputError(f"{where}: {file} has no valid RepetitionTime ({error})") from error
     return None

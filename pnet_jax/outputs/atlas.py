@@ -110,7 +110,7 @@ def describe_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
 
 
 def _file(folder: str | os.PathLike, atlas: Atlas) -> Path:
-    # Not `_description`: by the inheritance principle BIDS would read it, beside atlas-pnet_description.json, as metadata of every result.
+    # Not `_description`: by the inheritance principle BIDS would apply it, like atlas-pnet_description.json, to every result.
     return Path(folder) / f"atlas-pnet_seg-{atlas.label}_source.json"
 
 

@@ -81,7 +81,7 @@ def check_writable(folder: str | os.PathLike) -> Path:
 
 
 def sweep(folders: Iterable[Path]) -> None:
-    """Removes temporary files that killed processes left in these folders; only where no other process writes there."""
+    """Remove temporary files that killed processes left in these folders; no other process may be writing there."""
     for folder in folders:
         with contextlib.suppress(OSError):
             for file in folder.iterdir():

@@ -23,7 +23,7 @@ from pnet_jax.outputs.tables import beside, column_names, write_json, write_matr
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
 ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
-# BIDS has no place for these yet: it allows no `atlas` in the name of a mask, no CIFTI files (`den`) as segmentations of functional scans.
+# Not in BIDS yet: it does not allow `atlas` in the name of a mask, or CIFTI files (`den`) as segmentations of functional scans.
 IGNORED = (
     *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*", "*_den-*"),
     *("*_desc-prior_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
@@ -163,7 +163,7 @@ def write_dataset_files(folder: str | os.PathLike) -> None:
 
 
 def scan_label(network: Network) -> str:
-    """What messages, reports and status.tsv call the scan: `sub-01_ses-1_task-rest_run-1`."""
+    """Return the label of a scan in messages, reports and status.tsv: `sub-01_ses-1_task-rest_run-1`."""
     return naming.scan_label(network.subject, network.entities)
 
 

@@ -58,7 +58,7 @@ def write_confidence(network: Network, stem: Path) -> Iterator[Path]:
 
 
 def write_motion(network: Network, stem: Path) -> Iterator[Path]:
-    """Writes the displacement of every recorded frame and whether it was kept; nothing where it was not measured."""
+    """Write the displacement in mm of every recorded frame and whether it was kept; nothing if it was not measured."""
     if network.displacement is None:
         return
     kept = np.isin(np.arange(len(network.displacement)), network.frames)

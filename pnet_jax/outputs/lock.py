@@ -1,4 +1,4 @@
-"""Locks that processes hold on a folder while they write into it."""
+"""Locks for processes that write into the same folder."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def _locked(path: Path) -> int:
 
 @contextlib.contextmanager
 def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterator[None]:
-    """Lets any number of processes work in a folder at the same time, and tells whether there is another one.
+    """Let any number of processes work in a folder at the same time, and clean up if there is no other one.
 
     Args:
-      file: Lock file, made if needed and left in place.
-      tidy: Called where no other process works in the folder, which then waits until it is done: what killed processes left may go.
+      file: Lock file, created if needed and left in place.
+      tidy: Called if no other process works in the folder, to remove files of killed processes; a process that starts meanwhile waits.
         Never called on a file system without locks.
     """
     import fcntl
@@ -90,13 +90,13 @@ def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterato
 
 
 def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
-    """Takes a piece of work that any of several processes may do; the operating system drops the claim with the process.
+    """Claim a piece of work that any of several processes may do; the operating system drops the claim when the process ends.
 
     Args:
-      file: Lock file, made if needed and removed on release.
+      file: Lock file, created if needed and removed on release.
 
     Returns:
-      What releases it; None where another process has it. On a file system without locks everything can be claimed.
+      Function that releases the claim; None if another process holds it. On a file system without locks every claim succeeds.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "work"
@@ -132,11 +132,11 @@ def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
 
 @contextlib.contextmanager
 def waiting_for(file: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
-    """One process at a time until the block ends; others wait. Without protection on a file system without locks.
+    """Let one process at a time run the block; others wait. On a file system without locks there is no protection.
 
     Args:
-      file: Lock file, made if needed and left in place.
-      shared: Any number of processes at a time, as long as none is here that does not share.
+      file: Lock file, created if needed and left in place.
+      shared: Allow any number of processes that also share the lock; exclusive ones wait.
     """
     import fcntl
 

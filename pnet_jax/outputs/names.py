@@ -1,4 +1,4 @@
-"""Labels and names that are safe as parts of a path, whatever a table of participants holds."""
+"""Labels and names that are safe as parts of a path, whatever their source contains."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LONGEST_LABEL, LONGEST_NAME = 40, 180  # a file name has 255 bytes for all of it
 
 
 def safe_label(value: object) -> str:
-    """Value of a BIDS entity, letters, digits and + only; what had to be changed carries a digest of the original.
+    """Make a value of a BIDS entity with letters, digits and + only; a changed value ends with a digest of the original.
 
-    Two labels that differ only in what BIDS does not allow do not share a file.
+    Labels that differ only in characters that BIDS does not allow therefore have different files.
 
     >>> safe_label("01"), safe_label("../../evil")
     ('01', 'evilx0fbfd372')
@@ -20,7 +20,7 @@ def safe_label(value: object) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Name of a file without its ending, letters, digits and `+_-` only, else as `safe_label`.
+    """Make a file name without its extension, with letters, digits and `+_-` only; otherwise as `safe_label`.
 
     >>> safe_name("sub-01_task-rest_seg-geometric200")
     'sub-01_task-rest_seg-geometric200'

@@ -1,7 +1,7 @@
-"""What became of every scan: one record on disk for each scan and atlas, and `status.tsv`, the table of all records.
+"""Status of every scan: one record on disk for each scan and atlas, and `status.tsv`, the table of all records.
 
-A record is written whole when its scan is done or has failed, so that any number of processes can work in one folder. The table is made
-from the records and is never read again.
+A record is written atomically when its scan is done or has failed, so that any number of processes can work in one folder. The table is
+generated from the records and never read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pnet_jax.outputs.lock import claim, waiting_for
 from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.tables import plain, write_json, write_rows
 
-RECORDS = ".pnet"  # hidden: validators and file browsers pass it by
+RECORDS = ".pnet"  # hidden, so that validators and file browsers ignore it
 TABLE = "status.tsv"
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 NOT_IN_TABLE = ("files", "command")
 
 
 def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: Mapping[str, str], command: str) -> dict[str, Any]:
-    """Writes the record of a scan in place of an older one of the same scan and atlas.
+    """Write the record of a scan, replacing an older one of the same scan and atlas.
 
     Args:
       folder: Root of the results.
@@ -35,7 +35,7 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
       command: Command that made it, e.g. `"pnet construct"`.
 
     Returns:
-      The record, as `read_record` gives it.
+      The record, as `read_record` returns it.
 
     Raises:
       ValueError: The row has no `scan`.
@@ -49,35 +49,35 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
 
 
 def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callable[[], None] | None:
-    """Takes a scan, so that no other process works on it as well; see `lock.claim`."""
+    """Claim a scan, so that no other process works on it; see `lock.claim`."""
     return claim(record_file(folder, scan, atlas).with_suffix(".claim"))
 
 
 def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> dict[str, Any]:
-    """The record of a scan and atlas; empty where there is none, or where it is damaged and the scan counts as not done."""
+    """Read the record of a scan and atlas; empty if there is none, or if it is damaged, so that the scan counts as not done."""
     return _read(record_file(folder, scan, atlas))
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All records of a folder, by scan and atlas; damaged ones are left out."""
+    """Read all records of a folder, sorted by scan and atlas; damaged ones are left out."""
     found = (_read(file) for file in (Path(folder) / RECORDS).glob("*.json"))
     return sorted((record for record in found if record), key=lambda record: (str(record["scan"]), str(record.get("atlas") or "")))
 
 
 def missing_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> list[str]:
-    """Files of a record that are not on disk as they were written."""
+    """List the files of a record that are missing or changed on disk."""
     return [name for name, digest in record["files"].items() if not _intact(Path(folder) / name, digest)]
 
 
 def digests(folder: str | os.PathLike[str], files: Iterable[Path]) -> dict[str, str]:
-    """`files` of a record: names relative to the folder, with their digests."""
+    """Compute `files` of a record: names relative to the folder, with their digests."""
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
 
 
 def remove_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Removes the files of a record; `_dseg.tsv` first, so that no half of a result looks complete.
+    """Remove the files of a record; `_dseg.tsv` first, so that a partly removed result does not look complete.
 
-    A file that cannot be removed is left: why the scan failed matters more.
+    A file that cannot be removed is left without an error, which would hide why the scan failed.
     """
     for name in sorted(record.get("files", {}), key=lambda name: not name.endswith("_dseg.tsv")):
         with contextlib.suppress(OSError):
@@ -85,27 +85,27 @@ def remove_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> N
 
 
 def write_table(folder: str | os.PathLike[str]) -> Path:
-    """Writes `status.tsv` from the records: a row for each scan and atlas; a value that a row lacks is `n/a`.
+    """Write `status.tsv` from the records: a row for each scan and atlas; missing values are `n/a`.
 
     Raises:
       OSError: The table cannot be written; names the file.
     """
     folder = Path(folder)
-    with waiting_for(folder / RECORDS / ".table.lock"):  # of two processes the later one has seen the records of both
+    with waiting_for(folder / RECORDS / ".table.lock"):  # of two processes the later one reads the records of both
         rows = [{key: value for key, value in record.items() if key not in NOT_IN_TABLE} for record in read_records(folder)]
         extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
         return write_rows(folder / TABLE, [*COLUMNS, *extra], rows)
 
 
 def check_command(folder: str | os.PathLike[str], command: str) -> None:
-    """Refuses a folder that holds the results of another command.
+    """Check that a folder does not hold the results of another command.
 
     Raises:
       SettingsError: Names both commands.
     """
     for record in _any_record(folder):
         if record.get("command") != command:
-            raise SettingsError(f"{folder} holds results of `{record.get('command')}`; give `{command}` a folder of its own")
+            raise SettingsError(f"{folder} holds results of `{record.get('command')}`; use another folder for `{command}`")
 
 
 def _any_record(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -117,7 +117,7 @@ def _any_record(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def record_file(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> Path:
-    """Path of the record of a scan and atlas."""
+    """Return the path of the record of a scan and atlas."""
     return Path(folder) / RECORDS / f"{safe_name(f'{scan}_seg-{atlas}' if atlas else scan)}.json"
 
 

@@ -86,7 +86,7 @@ def make_prior(
       space: template.
 
     Raises:
-      InputError: no id above 0, or as many names as fit neither rule.
+      InputError: there is no id above 0, or the number of names is wrong.
     """
     inside = np.asarray(values) > 0
     if not inside.any():
@@ -113,9 +113,9 @@ def make_prior(
 
 
 def names_on_other_side(prior: Prior) -> tuple[int, int]:
-    """How many parcels lie in the hemisphere that their name does not say, and how many names say one.
+    """Count the parcels that lie in the hemisphere opposite to their name, and the names that state a hemisphere.
 
-    A name says a side by `L`, `LH` or `left` (`R`, `RH`, `right`) between characters that are no letters, or by `Left` or `Right`.
+    A name states a hemisphere by `L`, `LH` or `left` (`R`, `RH`, `right`) between non-letters, or by `Left` or `Right`.
     """
     wrong = named = 0
     for name, side in zip(prior.names, prior.hemispheres, strict=True):

@@ -121,7 +121,7 @@ def place(atlas: Prior, space: Space, learned: LearnedPrior | None = None) -> At
       learned: what a cohort taught about these parcels; takes the place of distances to the atlas where it has a location near.
 
     Raises:
-      InputError: they do not overlap.
+      InputError: atlas and Space do not overlap.
     """
     whole = whole_space(space, atlas)
     local = on_space(atlas, whole)
@@ -222,7 +222,7 @@ def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
     """Where a scan has the locations of an atlas on its Space.
 
     Raises:
-      InputError: none of them carries a signal.
+      InputError: none of the locations has a signal.
     """
     found = rows_of(placed, scan.space)
     rows = pad_rows(found, -1)

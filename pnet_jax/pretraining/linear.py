@@ -155,7 +155,7 @@ def _mean_embedding(one_pass, encoder):
             )
         space = scan.space
         region, kept = nearest_reference(space.xyz, encoder.references), np.ones(scan.y.shape[1], bool)
-        # As fingerprints again: participants share strong directions, and their mean is about those.
+        # Mapped back to fingerprints: participants share strong directions, which dominate their mean.
         z = np.asarray(normalise(project(encoder, scan.y, region, kept, scan.valid) @ encoder.decoder))
         total = z.astype(np.float64) if total is None else total + z
     length = np.linalg.norm(total, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Records: scans <-> a store on disk, and the batches that pre-training reads of it. The only package that knows grain."""
+"""Records: scans in a store on disk, and the batches that pre-training reads from it; the only package that uses grain."""
 
 from pnet_jax.records.manifest import Record
 from pnet_jax.records.pipeline import LEAST_VALIDATED, Batches, batches, split_subjects, split_validation

@@ -23,11 +23,11 @@ class Record:
 
     Attributes:
       scan: label, `sub-01_ses-1_task-rest`.
-      subject: who: the label without `sub-`, after the data set's name where one was given (`abide/01`).
+      subject: label without `sub-`, after the name of the data set if it has one (`abide/01`).
       dataset: name of the data set, or empty.
       session: label, or empty.
       run: label, or empty.
-      site: where it was recorded, or empty.
+      site: site of the recording, or empty.
       space: hash of its Space.
       tr: repetition time in seconds.
       frames: T, kept frames.
@@ -35,12 +35,12 @@ class Record:
       bounds: first frame of each window, and T.
       file: its ArrayRecord file, relative to the store.
       bytes: size of the file.
-      sha256: of the file.
-      settings: how it was cleaned, without the names of the confounds.
-      source: file it came from.
-      origin: name and size of the files it came from, or a hash of the signals it was made of.
-      job: hash of all that decides what is stored of these files.
-      warnings: what the reader should know.
+      sha256: SHA-256 of the file.
+      settings: cleaning settings, without the names of the confounds.
+      source: file from which it was read.
+      origin: name and content digest of the files from which it was read, or a hash of its signals.
+      job: hash of everything that determines what is stored of these files.
+      warnings: warnings about the scan.
     """
 
     scan: str
@@ -65,25 +65,25 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The scan's name in the store."""
+        """Name of the scan in the store."""
         return record_key(self.dataset, self.scan)
 
 
 def record_key(dataset: str, scan: str) -> str:
-    """`abide/sub-01_task-rest`, or the scan's label alone."""
+    """Return the name of a scan in a store: `abide/sub-01_task-rest`, or its label alone without a data set."""
     return f"{dataset}/{scan}" if dataset else scan
 
 
 class DamagedManifestError(InputError):
-    """The manifest is not what was written: `prepare` makes it again from the files of the scans."""
+    """The manifest is damaged; `prepare` regenerates it from the files of the scans."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Reads the manifest; None where there is none.
+    """Read the manifest; None if there is none.
 
     Raises:
-      DamagedManifestError: it is not what was written.
-      SettingsError: it is of another program or version.
+      DamagedManifestError: the manifest was changed after it was written.
+      SettingsError: it was written by another program or version.
     """
     where = f"store {folder}: {MANIFEST}"
     try:
@@ -111,13 +111,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def write_manifest(
     folder: Path, records: Sequence[Record], skipped: Sequence[Mapping[str, str]], spaces: Mapping[str, Mapping[str, Any]]
 ) -> Path:
-    """Writes the manifest of these scans, whole or not at all.
+    """Write the manifest of these scans atomically.
 
     Args:
       folder: the store.
       records: the scans in it.
       skipped: scans that could not be used: `scan`, `source`, `reason`.
-      spaces: what it says of each Space that the scans are on, by hash (`space_row`).
+      spaces: rows of the Spaces of the scans (`space_row`), by hash.
     """
     import pnet_jax
 
@@ -144,17 +144,17 @@ def write_manifest(
 
 
 def _digest(content: Any) -> str:
-    """Equal for a manifest before it is written and after it is read, in any layout."""
+    """Digest of a manifest, the same before it is written and after it is read, whatever its layout."""
     return digest_of(json.dumps(content, sort_keys=True))
 
 
 def record_of_row(row: Mapping[str, Any]) -> Record:
-    """A row of the manifest as a `Record`."""
+    """Convert a row of the manifest to a `Record`."""
     known = {field.name for field in dataclasses.fields(Record)}
     values = {key: tuple(value) if key in ("bounds", "warnings") else value for key, value in row.items() if key in known}
     return Record(**{**values, "origin": _nested(row["origin"])})
 
 
 def _nested(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again."""
+    """Converts lists, which JSON makes of tuples, back to tuples."""
     return tuple(_nested(item) for item in value) if isinstance(value, list | tuple) else value

@@ -22,7 +22,7 @@ from pnet_jax.records.store import Store, read_locations, read_space, read_windo
 from pnet_jax.records.workers import check_workers
 
 Part = Literal["training", "held out", "all"]
-LEAST_VALIDATED = 10  # subjects, from which on some are held back for validation
+LEAST_VALIDATED = 10  # least number of subjects of which some are held back for validation
 _EXAMPLES = 2**40  # more than any run draws
 _FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
 _TRACKER = "ignore:resource_tracker:UserWarning"
@@ -76,7 +76,7 @@ def batches(
     give the same batches.
 
     Subjects are drawn evenly: examples run through all subjects in random order, then through all again, in another. Of a subject,
-    scans are drawn evenly. A subject with many scans does not count for more: participants differ more than their sessions do.
+    scans are drawn evenly. A subject with many scans has no greater weight: participants differ more than their sessions do.
 
     Args:
       store: from `open_store`.
@@ -91,7 +91,7 @@ def batches(
       subjects: Subjects to read, in place of a part.
 
     Raises:
-      SettingsError: a batch that the processes cannot share, or a part without subjects.
+      SettingsError: the batch is not divisible by the processes, or a part has no subjects.
 
     Example:
       >>> from pnet_jax.records import open_store
@@ -129,7 +129,7 @@ def split_subjects(store: Store, held_out: float, seed: int = 0) -> tuple[tuple[
     Where that leaves one side empty, which happens in small stores, the subject nearest to the border changes sides.
 
     Raises:
-      SettingsError: one subject only, of whom some are to be held out.
+      SettingsError: the store has only one subject, and a share is to be held out.
     """
     subjects = store.subjects
     if held_out <= 0:
@@ -209,7 +209,7 @@ class Examples:
       subjects: whose scans are read.
 
     Raises:
-      SettingsError: no subjects, or references that are no points.
+      SettingsError: there are no subjects, or the references are not points.
     """
 
     def __init__(self, store: Store, config: InputConfig, references: Float[np.ndarray, "R 3"], subjects: Sequence[str]):
@@ -365,8 +365,8 @@ class _Cache:
 def _let_workers_start() -> None:
     """Before grain starts workers.
 
-    They read absl's flags, which are not parsed where absl does not own the command line. And when they are stopped, batches that
-    they have made and that were not fetched lie in shared memory: Python's own tracker frees it at exit, and would say so as of an error.
+    They read absl's flags, which are not parsed unless absl owns the command line. When they are stopped, batches that were not fetched
+    remain in shared memory: Python's resource tracker frees them at exit, and would report this as an error.
     """
     from absl import flags
 

@@ -1,4 +1,4 @@
-"""Stage: scans -> store. Reads and cleans every recording once; what is up to date is left alone, what cannot be read is listed."""
+"""Stage: scans to store. Every recording is read and cleaned once; scans that are up to date are skipped, unreadable ones listed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Prepared:
 
     Attributes:
       written: keys of the scans that were read and written.
-      kept: keys of the scans that were up to date.
+      kept: keys of the scans that were up to date and skipped.
       skipped: scans that could not be used: `scan`, `source`, `reason`.
       manifest: its file.
     """
@@ -92,10 +92,9 @@ def prepare(
 ) -> Prepared:
     """Writes scans into a store, new or not. Scans on any Space live side by side.
 
-    A scan that is up to date in the store, made of the same files by the same settings, is left alone, also where an earlier call was
-    stopped in the middle. Its file is compared with its SHA-256; a damaged file, of a scan or of its Space, is written again, with a
-    warning. A scan that cannot be read is skipped and listed with its reason; where the recording itself is refused, what the store
-    had of it is removed.
+    A scan that is up to date in the store, made from the same files with the same settings, is skipped, also if an earlier call was
+    interrupted. Its file is compared with its SHA-256; a damaged file, of a scan or of its Space, is written again, with a warning. A
+    scan that cannot be read is listed with the reason; if the recording itself is refused, its entry in the store is removed.
 
     Memory: one scan a worker. One call at a time writes into a store; another is refused.
 
@@ -108,7 +107,7 @@ def prepare(
       progress: called with the scan's key, how many are done and how many there are (0 where that is not known).
 
     Raises:
-      SettingsError: no scan was given, the store is of another version, another process writes into it, or too many workers.
+      SettingsError: no scan was given, the store is of another version, another process is writing into it, or there are too many workers.
       OSError: the store cannot be written; names the file.
 
     Example:
@@ -178,7 +177,7 @@ class _Book:
         self.kept: list[str] = []
         self.failed: list[dict[str, str]] = []
         self.seen: set[str] = set()
-        self._whole: dict[str, bool] = {}  # Spaces whose file was looked at
+        self._whole: dict[str, bool] = {}  # Spaces whose file was checked, and whether it is intact
         self._open()
         self._folders: dict[str, str] = {}  # of unnamed data sets, by subject label
         for record in self.standing.values():
@@ -188,11 +187,11 @@ class _Book:
         self._save_at = _SAVED_EVERY
 
     def _open(self) -> None:
-        """Reads what the store holds; where the manifest is damaged, from the files of the scans, which say the same."""
+        """Reads the rows of the store; if the manifest is damaged, from the files of the scans, which hold them too."""
         try:
             manifest = read_manifest(self.folder) or {}
         except DamagedManifestError as error:
-            warnings.warn(str(error).replace(REPAIRS, "it is written again from the files of the scans"), stacklevel=5)
+            warnings.warn(str(error).replace(REPAIRS, "it is regenerated from the files of the scans"), stacklevel=5)
             (self.folder / MANIFEST).rename(self.folder / f"{MANIFEST}.damaged")
             files = sorted(self.folder.glob("scans/**/*.array_record"))
             found = [recover(self.folder, file.relative_to(self.folder).as_posix()) for file in files]
@@ -225,7 +224,7 @@ class _Book:
         return False
 
     def _standing_record(self, task: _Task) -> Record | None:
-        """The row of a scan that is in the store as this call would write it; a file that no manifest names is looked at."""
+        """The row of a scan that is up to date in the store, also if its file is not in the manifest; None otherwise."""
         record = self.standing.get(task.key)
         if record is not None and not _is_of(record, task):
             return None
@@ -236,7 +235,7 @@ class _Book:
         return record if record is not None and _is_of(record, task) and self._has_space(record.space) else None
 
     def _has_space(self, name: str) -> bool:
-        """Whether the file of a Space is there as it was written. A damaged one is removed: the next scan on it writes it again."""
+        """Whether the file of a Space is intact. A damaged one is removed, so that the next scan on it writes it again."""
         if name not in self._whole:
             path = self.folder / space_file(name)
             row = self.spaces.get(name)
@@ -322,9 +321,9 @@ def _task(item: ScanSource | Scan, folder: Path, config: PrepareConfig, load: di
 
 
 def _fingerprint(file: Path | None) -> tuple[str, str] | None:
-    """Name and content, but neither folder nor date: a copied or moved data set is the same, a file that was processed again is not.
+    """Name and content digest, without folder and date: a copied or moved data set counts as the same, a reprocessed file does not.
 
-    A gzip file ends with the checksum of its content, so that its head and tail tell.
+    A gzip file ends with the checksum of its content, so that its beginning and end are enough.
     """
     if file is None:
         return None
@@ -352,7 +351,7 @@ def _is_of(record: Record, task: _Task) -> bool:
 
 
 def _damage(path: Path, size: int, digest: str) -> str:
-    """How a file differs from what the manifest says of it; empty if it does not."""
+    """How a file differs from its row in the manifest; empty if it does not."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != size:
@@ -378,7 +377,7 @@ def _write_one(task: _Task) -> Record | _Refusal:
                 f"{scan.label}: too short: expected {config.cleaning.min_frames} frames or more (min_frames), got {scan.y.shape[1]}"
             )
     except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
-        # Trouble of the machine (a file that is away, too little memory) says nothing about the recording.
+        # A fault of the machine (a missing file, too little memory) does not concern the recording.
         message = str(error) if isinstance(error, InputError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         named = message if item.label in message else f"{item.label} ({_source_of(item)}): {message}"
         return _Refusal(named, final=isinstance(error, InputError))

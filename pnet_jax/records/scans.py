@@ -1,4 +1,4 @@
-"""The file of one scan in a store: an ArrayRecord of its locations, its windows and its halves."""
+"""File of one scan in a store: an ArrayRecord of its locations, windows and halves."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _READING = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord advis
 def write_scan(
     folder: Path, scan: Scan, *, dataset: str = "", site: str = "", window: int = 100, job: str = "", origin: tuple[Any, ...] = ()
 ) -> Record:
-    """Writes one scan and, where it is new, its Space; returns its row. The file has its name only when it is complete."""
+    """Write one scan and, if it is new, its Space; return its row. The file is renamed to its final name when it is complete."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     frames = scan.y.shape[1]
     count = -(-frames // window)
     bounds = tuple(frames * i // count for i in range(count + 1))
     cleaning = {key: scan.cleaning[key] for key in sorted(scan.cleaning) if _plain(scan.cleaning[key])}
-    settings = {key: cleaning[key] for key in cleaning if not key.startswith("confounds")}  # long lists; the scan's own file has them
+    settings = {key: cleaning[key] for key in cleaning if not key.startswith("confounds")}  # long lists; the file of the scan has them
     subject = record_key(dataset, scan.subject)
     session, run = scan.entities.get("ses", ""), scan.entities.get("run", "")
     row = Record(
@@ -67,7 +67,7 @@ def write_scan(
             for start, stop in itertools.pairwise(bounds):
                 y = scan.y[:, start:stop].astype(np.float16)
                 writer.write(pack(of_window | {"start": start, "position": int(scan.frames[start])}, {"y": y}))
-            if scan.wide is not None:  # behind all others: pre-training reads none
+            if scan.wide is not None:  # after all others: pre-training does not read them
                 for start, stop in itertools.pairwise(bounds):
                     writer.write(pack(of_window | {"start": start}, {"wide": scan.wide[:, start:stop].astype(np.float16)}))
             for half in scan.halves or ():
@@ -79,9 +79,9 @@ def write_scan(
 
 
 def recover(folder: Path, file: str) -> Record | None:
-    """The row of a complete scan file that no manifest names (the process was stopped before it wrote one); None if it is unusable.
+    """Read the row of a scan file that no manifest names (the process stopped before it wrote one); None if the file is unusable.
 
-    All of it is read once: only then are the checksums compared that ArrayRecord keeps of every part.
+    The whole file is read once, so that the checksums that ArrayRecord keeps of every part are compared.
     """
     path = folder / file
     try:
@@ -96,22 +96,22 @@ def recover(folder: Path, file: str) -> Record | None:
 
 
 def scan_file(dataset: str, label: str) -> str:
-    """File of a scan, relative to the store."""
+    """Return the file of a scan, relative to the store."""
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in label)
     return f"scans/{record_key(dataset, plain if plain == label else f'{plain}-{digest_of(label)[:8]}')}.array_record"
 
 
 def read_records(path: Path, numbers: Sequence[int] | None = None) -> list[bytes]:
-    """Records of a scan's file, all if no numbers are given.
+    """Read records of a scan's file, all if no numbers are given.
 
     Raises:
-      FileNotFoundError: it is not there.
-      InputError: it is damaged; names the file.
+      FileNotFoundError: the file does not exist.
+      InputError: the file is damaged; names it.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: the store's manifest names this file, and it is not there")
+        raise FileNotFoundError(f"{path}: expected this file, which the store's manifest names, found none; {REPAIRS}")
     try:  # the library's exceptions share no class below RuntimeError
         reader = ArrayRecordReader(str(path), _READING)
         try:

@@ -27,7 +27,7 @@ def space_hash(space: Space) -> str:
 
 
 def write_space(folder: Path, space: Space) -> str:
-    """Stores a Space under its hash unless it is there already; returns the hash."""
+    """Store a Space under its hash, unless it is already stored; return the hash."""
     name = space_hash(space)
     path = folder / space_file(name)
     if path.exists():
@@ -69,7 +69,7 @@ def space_file(name: str) -> str:
 
 
 def space_row(folder: Path, name: str) -> dict[str, Any] | None:
-    """What the manifest says of a Space; None where its file is missing or is not that of the Space it is named by."""
+    """Make the row of a Space in the manifest; None if its file is missing, or its content does not match its name."""
     path = folder / space_file(name)
     try:
         space = load_space(path)

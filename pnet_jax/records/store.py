@@ -1,4 +1,4 @@
-"""A store on disk: one ArrayRecord file a scan, one table a Space, and the manifest that names and counts them all."""
+"""A store on disk: one ArrayRecord file per scan, one table per Space, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Store:
       spaces: size, file and hash of each Space, by its own hash.
       skipped: scans that could not be used: `scan`, `source`, `reason`.
       digest: hash of everything the manifest counts; two stores with the same digest hold the same signals.
-      damaged: what is wrong with the file of a scan or of its Space, by the scan's key; only in a store opened with `allow_damaged`.
+      damaged: error of the file of a scan or of its Space, by the scan's key; only in a store opened with `allow_damaged`.
     """
 
     folder: Path
@@ -67,13 +67,13 @@ def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mi
       folder: what `prepare` wrote.
       verify: compare the SHA-256 of every file with the manifest. Existence, sizes and the SHA-256 of the Spaces are always compared,
         and the checksums of a scan's file when it is read.
-      allow_mixed: accept scans that were cleaned by different settings.
-      allow_damaged: list scans whose file, or that of their Space, is missing or damaged in `damaged`, to go on without them.
+      allow_mixed: accept scans that were cleaned with different settings.
+      allow_damaged: list scans whose file, or that of their Space, is missing or damaged in `damaged` instead of raising.
 
     Raises:
       FileNotFoundError: no store in that folder, or a file of it is missing.
       InputError: the manifest or another file is damaged; names the file.
-      SettingsError: the store is of another version, no scan is in it, or scans were cleaned by different settings (two are named).
+      SettingsError: the store is of another version or has no scan, or scans were cleaned with different settings (names two).
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -103,7 +103,7 @@ def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mi
 def _files(
     records: Sequence[Record], spaces: Mapping[str, Mapping[str, Any]], verify: bool
 ) -> Iterator[tuple[str, int, str | None, list[str]]]:
-    """Every file of a store with its size, the digest that it is to have (None: not compared) and the keys of the scans that need it."""
+    """Every file of a store with its size, its expected digest (None: not compared) and the keys of the scans that need it."""
     for record in records:
         yield record.file, record.bytes, record.sha256 if verify else None, [record.key]
     for name, row in spaces.items():  # small, and without checksums of their own
@@ -161,11 +161,11 @@ def read_scan(store: Store, number: int) -> Scan:
 
 
 def read_space(store: Store, name: str) -> Space:
-    """A Space of the store, by its hash, without CIFTI's brain models. Neighbours of voxels come in the order of the image's own axes.
+    """Read a Space of the store by its hash, without CIFTI's brain models. Neighbours of voxels are in the order of the image's axes.
 
     Raises:
       FileNotFoundError: its file is missing.
-      InputError: its file was changed after it was written; names it.
+      InputError: its file was changed after it was written; names the file.
     """
     row = store.spaces[name]
     _check_file(store.folder, row["file"], row["bytes"], row["sha256"])
@@ -196,7 +196,7 @@ def _check_settings(folder: Path, records: Sequence[Record]) -> None:
             ours, theirs = record.settings[key] or None, other.settings[key] or None
             if ours != theirs:
                 raise SettingsError(
-                    f"store {folder} mixes scans that were cleaned by different settings: {other.key} by {_said(other)}, {record.key} by "
+                    f"store {folder} mixes scans that were cleaned with different settings: {other.key} by {_said(other)}, {record.key} by "
                     f"{_said(record)}; prepare them with one setting, or allow it (allow_mixed)"
                 )
 

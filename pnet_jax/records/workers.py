@@ -30,10 +30,10 @@ class Died:
 
 
 def check_workers(workers: int, name: str) -> None:
-    """Raises SettingsError for more processes than any machine of this size has a use for: each takes memory of its own."""
+    """Raise a SettingsError for more worker processes than this machine can use; each takes its own memory."""
     most = max(MOST_WORKERS, 4 * (os.cpu_count() or 1))
     if workers > most:
-        raise SettingsError(f"{name}: expected {most} or fewer on this machine of {os.cpu_count()} cores, got {workers}")
+        raise SettingsError(f"{name}: expected at most {most} on this machine with {os.cpu_count()} cores, got {workers}")
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:

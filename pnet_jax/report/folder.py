@@ -24,7 +24,7 @@ RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
     """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
 
-    Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that a folder needs no records.
+    Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that records are not required.
     A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
     files. A result that cannot be read is listed with its reason in the index, is warned of, and does not stop the others.
 
@@ -72,7 +72,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
 
 
 def _results(folder: Path) -> list[dict[str, str]]:
-    """Records, then a row for each further result; rows of the latter have no `status`."""
+    """Records, then a row without `status` for each further result."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     rows = read_records(folder)
@@ -80,12 +80,12 @@ def _results(folder: Path) -> list[dict[str, str]]:
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob(RESULTS) if "_desc-" not in file.name)
     rows += [{"scan": Path(file).name.removesuffix("_dseg.tsv"), "dseg": file} for file in found if file not in listed]
     if not rows:
-        raise ValueError(f"{folder}: no result to report: expected **/{RESULTS} (a complete result has that table)")
+        raise ValueError(f"{folder}: no result to report: expected **/{RESULTS}, the table of a complete result, found none")
     return rows
 
 
 def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[str, str]:
-    """The row with its page's name; one without a record also gets the numbers that would stand there."""
+    """The row with the name of its page; a row without a record also gets the figures that a record would hold."""
     atlas = network_atlas(network).label
     if row.get("status"):
         return row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}

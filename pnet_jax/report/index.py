@@ -25,7 +25,7 @@ from pnet_jax.report.words import known
 def write_index(
     folder: str | os.PathLike, status: Iterable[Mapping[str, str]] | None = None, unread: Mapping[str, str] | None = None
 ) -> Path:
-    """Writes `index.html`: every scan of the folder with its key numbers and a relative link to its report.
+    """Write `index.html`: every scan of the folder with its key figures and a relative link to its report.
 
     The report is the file that the row names under `report`, else `<scan>_seg-<atlas>.html` in `folder`; numbers come from the row and
     from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.

@@ -181,7 +181,7 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     recorded = len(session.displacement)
     kept = np.arange(recorded) if fd_threshold is None else np.flatnonzero(session.displacement <= fd_threshold)
     if len(kept) < MIN_FRAMES:
-        raise SettingsError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more, got {fd_threshold} mm with {len(kept)}")
+        raise SettingsError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more; {fd_threshold} mm keeps {len(kept)}")
 
     mean = session.y.mean(1)
     centred = session.y - mean[:, None]  # the baseline is removed anyway; without it float32 suffices

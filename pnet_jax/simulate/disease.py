@@ -1,6 +1,6 @@
 """What differs between the brains of a cohort by design: a planted disease and age. Both act on the normalised coupling N.
 
-A changed coupling propagates: the connectivity of edges that were not touched changes too. The truth therefore lists both the
+A changed coupling propagates: the connectivity of edges without a planted change changes too. The truth therefore lists both the
 planted couplings and the edges whose closed-form connectivity differs.
 """
 

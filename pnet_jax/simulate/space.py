@@ -52,7 +52,7 @@ def group_parcels(space: Space, parcels: int, rng: np.random.Generator) -> Int[n
       ValueError: K is odd, below 2 or more than the locations can carry.
     """
     if parcels < 2 or parcels % 2:
-        raise SettingsError(f"SimulateConfig.parcels: expected an even number, half of them a hemisphere, got {parcels!r}")
+        raise SettingsError(f"SimulateConfig.parcels: expected an even number, half in each hemisphere, got {parcels!r}")
     half = parcels // 2
     labels = np.empty(len(space), np.int32)
     for side in (LEFT, RIGHT):

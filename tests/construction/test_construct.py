@@ -246,7 +246,7 @@ def test_partial_correlation_of_a_short_scan_is_warned_of(network, unsure):
 
 
 def test_a_prior_of_another_resolution_is_said(scan, network, toy, toy_model):
-    said = "the atlas's 4 mm were taken to the scan's 8 mm by nearest point"
+    said = "the atlas was resampled from 4 mm to the scan's 8 mm by nearest point"
     assert not any("nearest point" in warning for warning in network.qc.warnings)
     given = ConstructConfig(kappa=6.0, beta=0.3)
     found = construct(scan, model=toy_model, prior=dataclasses.replace(toy.prior, resolution=4.0), config=given)
@@ -293,13 +293,13 @@ def test_an_unknown_measure_is_refused_before_any_work(toy_model, monkeypatch):
 
 
 def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
-    with pytest.raises(ValueError, match=r"checkpoint 'toy' has priors with \[12\] parcels, asked for 100: choose one"):
+    with pytest.raises(ValueError, match=r"checkpoint 'toy' has priors with \[12\] parcels, requested 100: choose one of these"):
         construct(None, model=toy_model, parcels=100)
 
 
 @pytest.mark.parametrize(("asked", "how"), [(100, "more than it has"), (4, "fewer than it has")])
 def test_a_k_that_the_given_prior_lacks_is_refused(toy, toy_model, asked, how):
-    with pytest.raises(ValueError, match=rf"prior toy has 12 parcels, asked for {asked}, {how}: K is the prior's"):
+    with pytest.raises(ValueError, match=rf"prior toy has 12 parcels, requested {asked}, {how}: omit --parcels"):
         construct(None, model=toy_model, prior=toy.prior, parcels=asked)
 
 

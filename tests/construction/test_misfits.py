@@ -32,7 +32,7 @@ def test_an_atlas_that_fits_has_nothing_to_be_warned_of(said):
 def test_another_generation_of_the_template_is_said_with_its_shift(said):
     (text,) = said(space="MNI152NLin2009cAsym")
     assert text.startswith(
-        "the scan is in MNI152NLin2009cAsym, the atlas in MNI152NLin6Asym: the same place is about 2 mm apart (up to 5 mm)"
+        "the scan is in MNI152NLin2009cAsym, the atlas in MNI152NLin6Asym: corresponding points are about 2 mm apart (up to 5 mm)"
     )
 
 
@@ -64,11 +64,11 @@ def test_names_of_the_other_side(said):
     names = [f"{side}_{k}" for side in ("LH", "RH") for k in range(6)]
     assert said(names=tuple(names)) == []
     (text,) = said(names=tuple(names[::-1]))
-    assert text.startswith("12 of 12 parcels whose names say left or right lie on the other side")
+    assert text.startswith("12 of 12 parcels with left or right in their names lie in the other hemisphere")
 
 
 def test_an_atlas_that_lies_mostly_outside_the_scan(said, toy):
     above = toy.space.xyz[:, 2] > 10
     (text,) = said(valid=above)
-    assert text.startswith("only ") and "of the atlas lies where the scan has a signal, expected at least 50%" in text
+    assert text.startswith("the scan has a signal at only ") and "of the atlas, expected at least 50%" in text
     assert said(valid=~above) == []

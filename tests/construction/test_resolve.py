@@ -44,7 +44,7 @@ def test_measures_of_a_cohort_need_one(toy_model):
 
 @pytest.mark.parametrize("name", ["coupling", "effective"])
 def test_edges_of_dynamics_need_dynamics(toy_model, name):
-    with pytest.raises(ValueError, match=f'"{name}" is made by fitting dynamics: ask for these too'):
+    with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics: request these too'):
         resolve(ConstructConfig(), model=toy_model, edges=(name,))
 
 
@@ -54,7 +54,9 @@ def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy
     assert resolve(ConstructConfig(), model=several).atlas is fine
     assert resolve(ConstructConfig(parcels=50), model=several).atlas is coarse
     assert resolve(ConstructConfig(parcels=50), model=several, parcels=200).atlas is fine
-    with pytest.raises(ValueError, match=r"has priors with \[50, 200, 400\] parcels, asked for 100: choose one, or give a prior file"):
+    with pytest.raises(
+        ValueError, match=r"has priors with \[50, 200, 400\] parcels, requested 100: choose one of these, or give a prior file"
+    ):
         resolve(ConstructConfig(parcels=100), model=several)
 
 
@@ -63,7 +65,7 @@ def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(t
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
         resolve(ConstructConfig(), model=toy_model, group=other)
     assert resolve(ConstructConfig(), model=toy_model, group=same).group is same
-    with pytest.raises(ValueError, match="group was fitted without dynamics: `pnet fit-group --dynamics true`"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics true`"):
         resolve(ConstructConfig(dynamics=True), model=toy_model, group=same)
 
 

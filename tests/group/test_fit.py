@@ -125,7 +125,9 @@ def test_networks_that_returned_the_atlas_do_not_count():
 def test_fewer_than_three_with_parcels_of_their_own_teach_no_spatial_prior():
     kept = [network(LINE, split(4), subject=f"9{at}", decision="atlas", seed=at) for at in range(3)]
     assert fit_group([*kept, *cohort(borders=[3, 4])], TWO).spatial is None
-    with pytest.raises(ValueError, match="3 networks teach nothing: expected 3 or more with parcels of their own, or 4 for the layers"):
+    with pytest.raises(
+        ValueError, match="nothing can be learned from 3 networks: expected 3 or more with personalised parcels, or 4 for the layers"
+    ):
         fit_group(kept, TWO)
 
 
@@ -171,12 +173,12 @@ def test_scans_of_another_space_out_of_reach_count_for_nothing():
 
 def test_two_networks_of_one_participant_are_refused():
     """The participant would count twice, as more than there is to know of others."""
-    with pytest.raises(InputError, match="sub-01: expected one network of each participant, found a second"):
+    with pytest.raises(InputError, match="sub-01: expected one network per participant, found a second"):
         fit_group([*cohort(), network(LINE, split(4), subject="01")], TWO)
 
 
 def test_fewer_than_three_networks_are_refused():
-    with pytest.raises(ValueError, match="expected the networks of 3 participants or more, got 2"):
+    with pytest.raises(ValueError, match="expected the networks of at least 3 participants, got 2"):
         fit_group(cohort()[:2], TWO)
     with pytest.raises(ValueError, match="got 0"):
         fit_group([], TWO)
@@ -246,7 +248,7 @@ def test_a_scan_too_short_for_dynamics_is_left_out_with_a_warning(many, toy):
     assert group.shrinkage is not None  # its edges count
     three = fit_group(many[:3], toy.prior, dynamics=True)
     assert_array_equal(group.hierarchy.group.coupling, three.hierarchy.group.coupling)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="expected 3 participants or more to learn dynamics from, got 2"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="at least 3 participants are needed to learn dynamics, got 2"):
         fit_group([*many[:2], short], toy.prior, dynamics=True)
 
 
@@ -309,7 +311,7 @@ def test_a_group_comes_back_bit_by_bit(parts, many, toy, tmp_path):
         assert type(read) is type(own)
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(read), strict=True):
             assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="exists already: expected a new folder"):
+    with pytest.raises(ValueError, match="already exists: expected a new folder"):
         save_group(group, tmp_path / "group")
 
 

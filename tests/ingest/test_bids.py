@@ -61,7 +61,7 @@ def test_a_recording_in_another_space_only_comes_with_its_problem(tmp_path):
     assert {s.subject for s in good} == {"01", "02"} and not any(s.problem for s in good)
     assert bad.label == "sub-03_task-rest"
     assert bad.problem == (
-        "sub-03_task-rest: subject 03 has no recording in the space that is read: expected an MNI space (space-MNI…), "
+        "sub-03_task-rest: subject 03 has no recording in a supported space: expected an MNI space (space-MNI…), "
         "found native space (no space- entity), space-T1w"
     )
     assert find_scans(tmp_path, participant_labels=["03"]) == [bad]
@@ -140,7 +140,7 @@ def test_list_of_paths(tmp_path):
     missing = tmp_path / "d" / "sub-03_bold.nii.gz"
     assert bad.problem == f"sub-03: list {tmp_path / 'list.txt'}, line 2: bold file {missing} does not exist"
     (tmp_path / "list.txt").write_text("# nothing\n")
-    with pytest.raises(ValueError, match=r"list\.txt: no recording"):
+    with pytest.raises(ValueError, match=r"list\.txt: expected one path per line, found no recording"):
         find_scans(tmp_path / "list.txt")
 
 
@@ -166,7 +166,9 @@ def test_two_scans_with_one_label(tmp_path):
     touch(tmp_path / "y", "rest.nii.gz")
     (tmp_path / "list.txt").write_text("x/rest.nii.gz\ny/rest.nii.gz\n")
     (both,) = find_scans(tmp_path / "list.txt")
-    assert re.search(r"sub-rest: 2 recordings have this name: .*x/rest.*y/rest.*columns bold, subject and session", both.problem)
+    assert re.search(
+        r"sub-rest: expected one recording of this name, found 2: .*x/rest.*y/rest.*columns bold, subject and session", both.problem
+    )
 
 
 def test_one_confounds_file_is_for_one_scan(tmp_path):
@@ -190,6 +192,6 @@ def test_a_recording_that_is_listed_twice(tmp_path):
     path = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     path.touch()
     (tmp_path / "list.txt").write_text(f"{path}\n{path}\n")
-    with pytest.warns(UserWarning, match=r"list\.txt: .*sub-01.*is listed 2 times and read once"):
+    with pytest.warns(UserWarning, match=r"list\.txt: .*sub-01.*is listed 2 times; it is read once"):
         (source,) = find_scans(tmp_path / "list.txt")
     assert not source.problem

@@ -171,7 +171,7 @@ def test_a_scan_is_not_silently_left_uncleaned(tmp_path):
     with pytest.raises(InputError, match=r"the strategy 'scrub' needs framewise_displacement, found n/a in every row"):
         load_scan(path, cleaning=CleaningConfig(strategy=("motion", "scrub")))
     assert load_scan(path).displacement is None
-    with pytest.raises(InputError, match=r"t\.tsv: no column of numbers, found text in site, scanner"):
+    with pytest.raises(InputError, match=r"t\.tsv: expected columns of numbers, found only text in site, scanner"):
         _read(save_table(pd.DataFrame({"site": ["x"] * T, "scanner": ["y"] * T}), tmp_path / "t.tsv"))
 
 

@@ -62,13 +62,13 @@ def network():
 def test_runs_that_cannot_be_told_apart_fail_alone(tmp_path):
     runs(tmp_path / "c", "sub-01_task-rest_flip-1", "sub-01_task-rest_flip-2", "sub-02_task-rest")  # not an entity of a scan's label
     bad, good = find_scans(tmp_path / "c")
-    assert not good.problem and re.search(r"sub-01_task-rest: 2 recordings have this name: .*flip-1.*flip-2", bad.problem)
+    assert not good.problem and re.search(r"sub-01_task-rest: expected one recording of this name, found 2: .*flip-1.*flip-2", bad.problem)
     shutil.rmtree(tmp_path / "c")
     runs(tmp_path / "a", "sub-01_task-rest", "sub-02_task-rest")
     runs(tmp_path / "b", "sub-01_task-rest")
     bad, good = find_scans(tmp_path)
     assert not good.problem and good.label == "sub-02_task-rest"
-    assert re.search(r"sub-01_task-rest: several recordings .*/a/sub-01.*/b/sub-01.*folder of one data set", bad.problem)
+    assert re.search(r"sub-01_task-rest: expected one recording .*/a/sub-01.*/b/sub-01.*folder of one data set", bad.problem)
 
 
 def test_of_two_trees_the_preprocessed_one_is_taken_and_said(tmp_path):
@@ -95,9 +95,9 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     (folder / "zz").symlink_to(tmp_path / "store")  # its subject was seen already
     *good, away = find_scans(folder)
     assert labels_of(good) == ["sub-01_task-rest", "sub-02_task-rest", "sub-03_ses-1_task-rest"] and not any(s.problem for s in good)
-    assert away.label == "sub-04" and away.problem.endswith("sub-04: a link to what is not there")
+    assert away.label == "sub-04" and away.problem.endswith("sub-04: a broken link")
     (folder / "sub-03" / "ses-2").symlink_to(folder / "away")
-    with pytest.warns(UserWarning, match=r"sub-03/ses-2 is a link to what is not there"):
+    with pytest.warns(UserWarning, match=r"sub-03/ses-2 is a broken link"):
         assert len(find_scans(folder)) == 4
 
 
@@ -145,7 +145,7 @@ def test_a_folder_or_a_link_without_content_in_place_of_a_recording_is_seen(tmp_
 
 def test_several_tasks_are_said(tmp_path):
     runs(tmp_path, "sub-01_task-rest", "sub-01_task-nback", "sub-02_task-rest", "sub-03_task-nback")
-    with pytest.warns(UserWarning, match=r"of several tasks: nback \(2 scans\), rest \(2 scans\); all are read, --task rest reads one"):
+    with pytest.warns(UserWarning, match=r"of several tasks: nback \(2 scans\), rest \(2 scans\); all are read; --task rest selects one"):
         assert len(find_scans(tmp_path)) == 4
     with pytest.warns(UserWarning, match=r"no scan of task rest for 1 subject: 03"):
         assert len(find_scans(tmp_path, task="rest")) == 2
@@ -157,7 +157,7 @@ def test_several_tasks_are_said(tmp_path):
 def test_scans_that_alone_have_no_confounds_are_counted(tmp_path):
     runs(tmp_path, "sub-01_task-rest", "sub-02_task-rest")
     runs(tmp_path, "sub-03_task-rest", confounds=False)
-    with pytest.warns(UserWarning, match=r"no confounds table beside 1 of 3 scans; .*sub-03_task-rest"):
+    with pytest.warns(UserWarning, match=r"no confounds table found for 1 of 3 scans; .*sub-03_task-rest"):
         find_scans(tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_confounds_of_an_aroma_recording(tmp_path):
 
 def test_raw_data_are_said_to_be_raw(tmp_path):
     touch(tmp_path / "sub-01" / "func", "sub-01_task-rest_bold.nii.gz", "sub-01_task-rest_run-2_bold.nii.gz")
-    with pytest.raises(SettingsError, match=r"not a derivatives folder but raw data: none of its 2 \*_bold files.*run fMRIPrep first"):
+    with pytest.raises(SettingsError, match=r"expected BIDS derivatives, found raw data: none of its 2 \*_bold files.*run fMRIPrep first"):
         find_scans(tmp_path)
     runs(tmp_path / "derivatives" / "fmriprep", "sub-01_task-rest")
     assert labels_of(find_scans(tmp_path)) == ["sub-01_task-rest"]

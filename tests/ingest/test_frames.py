@@ -34,9 +34,9 @@ def test_ordinary_frames_stay(level):
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (lambda y, at: np.zeros_like(y[:, at]), "with one value everywhere"),
+        (lambda y, at: np.zeros_like(y[:, at]), "with the same value at all locations"),
         (lambda y, at: np.full_like(y[:, at], np.nan), "without finite values"),
-        (lambda y, at: np.repeat(y[:, [at[0] - 1]], len(at), 1), "equal to the frame before"),
+        (lambda y, at: np.repeat(y[:, [at[0] - 1]], len(at), 1), "identical to the previous frame"),
         (lambda y, at: 100 * y[:, at], "at over 10 times the usual distance from the median signal"),
     ],
 )
@@ -45,7 +45,7 @@ def test_frames_no_scanner_records_are_left_out_with_their_positions(broken, why
     y[:, at] = broken(y, at)
     gone, (said,) = left_out(y)
     assert gone == at
-    assert said == f"frames that cannot be measurements are left out (10 of {T}, counted from 0): 10 {why} (40–49)"
+    assert said == f"10 of {T} frames cannot be measurements and were excluded (positions counted from 0): 10 {why} (40–49)"
 
 
 def test_frames_that_are_scrubbed_already_are_not_counted():
@@ -94,13 +94,13 @@ def test_frames_that_are_left_out_have_no_say_in_scan_and_halves(tmp_path, bad):
 def test_too_few_frames_left_says_why(tmp_path):
     data = phantom()
     data[..., 20:] = data[..., 20:21]
-    with pytest.raises(InputError, match=r"sub-01.*109 equal to the frame before \(21–129\): too short: 21 of 130 frames are left"):
+    with pytest.raises(InputError, match=r"sub-01.*109 identical to the previous frame \(21–129\): too short: 21 of 130 frames are left"):
         load_scan(save_bold(tmp_path, data=data), cleaning=FILTERED)
 
 
 def test_one_frame_over_and_over_is_refused(tmp_path):
     data = np.repeat(phantom()[..., :1], T, axis=3)
-    with pytest.raises(InputError, match=r"sub-01_task-rest.*none of .* locations has a signal that varies"):
+    with pytest.raises(InputError, match=r"sub-01_task-rest.*none of .* locations has a varying signal"):
         load_scan(save_bold(tmp_path, data=data), cleaning=PLAIN)
 
 
@@ -114,7 +114,7 @@ def test_one_signal_in_many_locations_is_refused(tmp_path, share, scaled, cleani
     signal = data[5, 5, 5].copy()
     scale = 1 + np.arange(len(some))[:, None] / len(some) if scaled else np.ones((len(some), 1), np.float32)
     data[tuple(some.T)] = scale * signal
-    with pytest.raises(InputError, match=r"sub-01.*(100|50)% of the locations have one and the same signal, expected at most 33%"):
+    with pytest.raises(InputError, match=r"sub-01.*(100|50)% of the locations have the same signal, expected at most 33%"):
         load_scan(save_bold(tmp_path, data=data), cleaning=cleaning)
 
 
@@ -122,7 +122,7 @@ def test_signals_alike_up_to_their_sign_are_the_same():
     y = np.random.default_rng(0).normal(size=(90, 50)).astype(np.float32)
     y[::2] = np.where(np.arange(45)[:, None] % 2, y[:1], -y[:1])
     y = (y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True)
-    with pytest.raises(InputError, match="49% of the locations have one and the same signal"):
+    with pytest.raises(InputError, match="49% of the locations have the same signal"):
         check_different(y, np.ones(90, bool), "sub-01")
     check_different(y[1::2], np.ones(45, bool), "sub-01")
 

@@ -204,7 +204,7 @@ def test_constant_voxels(tmp_path, cleaning):
     scan = load_scan(save_bold(tmp_path, data=data), cleaning=cleaning)
     assert (~scan.valid).sum() == 2 and (scan.y[~scan.valid] == 0).all()
     assert any("2 of" in w and "constant" in w for w in scan.warnings)
-    with pytest.raises(ValueError, match=r"sub-01_task-rest.*none of .* varies"):
+    with pytest.raises(ValueError, match=r"sub-01_task-rest.*none of .* has a varying signal"):
         load_scan(save_bold(tmp_path, data=np.full_like(data, 7)), cleaning=cleaning)
 
 

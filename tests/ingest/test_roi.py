@@ -81,7 +81,7 @@ def test_transposed_table(tmp_path, atlas):
 
 
 def test_another_number_of_regions(tmp_path, atlas):
-    with pytest.raises(ValueError, match=r"4 columns.*toy_dseg\.nii\.gz has 3 regions: is one of the columns a background"):
+    with pytest.raises(ValueError, match=r"4 columns.*toy_dseg\.nii\.gz has 3 regions; check whether one column is a background"):
         load_scan(table(tmp_path, series(4), list("abcd")), atlas=atlas, tr=TR)
 
 

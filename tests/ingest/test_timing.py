@@ -32,7 +32,7 @@ def test_a_json_beside_a_cifti_file_wins_over_its_axis(tmp_path):
     assert load_scan(path, cleaning=PLAIN).tr == TR
     say(tmp_path / DENSE.replace(".dtseries.nii", ".json"), RepetitionTime=1.5)
     scan = load_scan(path, cleaning=PLAIN)
-    assert scan.tr == 1.5 and "RepetitionTime in JSON is 1.5 s, the header says 2 s: JSON is used" in scan.warnings
+    assert scan.tr == 1.5 and "RepetitionTime in JSON is 1.5 s, in the header 2 s: JSON is used" in scan.warnings
     assert load_scan(path, cleaning=PLAIN, tr=3).tr == 3
 
 
@@ -73,7 +73,7 @@ def test_a_table_takes_it_from_its_json(tmp_path):
     path = tmp_path / "sub-01_task-rest_timeseries.tsv"
     np.savetxt(path, phantom()[5, 5, 2:6].T, delimiter="\t")
     places = np.array([[-30.0, 0, 0], [30, 0, 0], [0, 10, 40], [0, -10, 40]])
-    with pytest.raises(InputError, match=r"no repetition time: a table does not say it.*tr= \(--tr\)"):
+    with pytest.raises(InputError, match=r"no repetition time: a table does not state it.*tr= \(--tr\)"):
         load_scan(path, atlas=places, cleaning=PLAIN)
     say(path.with_suffix(".json"), RepetitionTime=2.5)
     assert load_scan(path, atlas=places, cleaning=PLAIN).tr == 2.5

@@ -304,7 +304,7 @@ def test_quality_control_of_another_form_is_refused(change, said, tmp_path):
         ("dseg.tsv", "index\tname\n", "lacks the columns"),
         ("dseg.tsv", "index\tname\themisphere\tcoverage\n1\ta\tL\t1\n", r"holds \d+, which is no id of the table"),
         ("dseg.tsv", "index\tname\themisphere\tcoverage\nx\ta\tL\t1\n", r"sub-01.*damaged.*'x'"),
-        ("dseg.nii.gz", "no image", "truncated, corrupt or no image"),
+        ("dseg.nii.gz", "no image", "truncated, corrupt or not an image"),
     ],
 )
 def test_damage_is_named(ending, content, said, tmp_path):

@@ -61,7 +61,7 @@ def test_files_of_a_record_are_known_by_their_content(tmp_path):
 def test_a_folder_is_one_commands(tmp_path):
     check_command(tmp_path, COMMAND)
     write_record(tmp_path, {"scan": "sub-01", "status": "ok"}, {}, "pnet personalize")
-    with pytest.raises(ValueError, match=r"holds results of `pnet personalize`; give `pnet construct` a folder of its own"):
+    with pytest.raises(ValueError, match=r"holds results of `pnet personalize`; use another folder for `pnet construct`"):
         check_command(tmp_path, COMMAND)
 
 

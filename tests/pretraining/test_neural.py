@@ -420,7 +420,7 @@ def test_a_damaged_state_is_named_with_the_way_back(whole, store, config, tmp_pa
     shutil.copytree(whole[1] / "states", tmp_path / "states")
     (data,) = (tmp_path / "states" / str(STEPS)).glob("*/ocdbt.process_0/d/*")
     data.write_bytes(data.read_bytes()[:100])
-    way_back = f"remove the folder .*{STEPS} to go on from state {STEPS - SAVE_EVERY}"
+    way_back = f"remove the folder .*{STEPS} to resume from state {STEPS - SAVE_EVERY}"
     with pytest.raises(ValueError, match=f"state {STEPS} .* is damaged.*{way_back}"):
         neural.train(store, tmp_path, config, progress=False)
     shutil.rmtree(tmp_path / "states" / str(STEPS))
@@ -428,7 +428,7 @@ def test_a_damaged_state_is_named_with_the_way_back(whole, store, config, tmp_pa
 
 
 def test_workers_beyond_all_measure_are_refused(store, config, tmp_path):
-    with pytest.raises(ValueError, match=r"PretrainConfig.workers: expected \d+ or fewer on this machine of \d+ cores, got 100000"):
+    with pytest.raises(ValueError, match=r"PretrainConfig.workers: expected at most \d+ on this machine with \d+ cores, got 100000"):
         neural.train(store, tmp_path, dataclasses.replace(config, workers=100_000), progress=False)
 
 

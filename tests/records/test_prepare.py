@@ -88,7 +88,7 @@ def test_a_truncated_file_and_a_damaged_manifest_are_made_again(made, cohort, to
     (folder / "manifest.json").write_text("{")
     file = sorted((folder / "scans").iterdir())[0]
     file.write_bytes(file.read_bytes()[:50_000])
-    with pytest.warns(UserWarning, match=r"manifest\.json is damaged: .*; it is written again from the files of the scans"):
+    with pytest.warns(UserWarning, match=r"manifest\.json is damaged: .*; it is regenerated from the files of the scans"):
         done = store_files(toy, folder, find_scans(cohort))
     assert (len(done.written), len(done.kept)) == (1, 2)
     open_store(folder, verify=True)
