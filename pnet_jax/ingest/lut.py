@@ -58,9 +58,8 @@ def _columns(path: Path) -> list[tuple[int, str]]:
         raise InputError(f"label file {path}: expected the columns 'index' and 'name', found {shortlist(list(map(str, table.columns)))}")
     ids = pd.to_numeric(table[id_column], errors="coerce").to_numpy(float)
     if not np.isfinite(ids).all() or (ids % 1 != 0).any():
-        raise InputError(
-            f"label file {path}: column {id_column!r} must hold whole numbers, found {shortlist([str(value) for value in table[id_column]], 5)}"
-        )
+        found = shortlist([str(value) for value in table[id_column]], 5)
+        raise InputError(f"label file {path}: column {id_column!r} must hold whole numbers, found {found}")
     return [(int(i), str(name).strip()) for i, name in zip(ids, table[name_column], strict=True)]
 
 
