@@ -73,7 +73,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     one_line = [FREESURFER.fullmatch(line) for line in lines]
     if lines and all(one_line):
         return [(int(found[1]), found[2]) for found in one_line if found]
-    expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha', or FreeSurfer's one: 'id name red green blue alpha'"
+    expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha', or FreeSurfer's one: 'id name red green …'"
     if not lines or len(lines) % 2:
         raise InputError(f"label file {path}: {expected}; found {len(lines)} lines")
     pairs = []
