@@ -386,7 +386,7 @@ def _few_shared(present: np.ndarray, scans: Sequence[str]) -> str:
     least = int(counts.argmin())
     return (
         f"tangent edges are those of the {shared} of {present.shape[1]} parcels that every scan has: {scans[least]} has the fewest "
-        f"({counts[least]}; half of the scans have {int(np.median(counts))} or more); leave it out (--participant-label) or mend its mask"
+        f"({counts[least]}, median {np.median(counts):g}); leave it out (--participant-label) or mend its mask"
     )
 
 
