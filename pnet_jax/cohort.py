@@ -349,15 +349,20 @@ class _Loop:
         complete = [at for at, row in enumerate(rows) if row["status"] == "ok"]
         rows = list(rows)
         if len(complete) < 2:
-            said = f"tangent edges were not written: at least 2 scans of one call are needed, got {len(complete)}"
-            return [write_record(self.folder, _columns(row) | {"warnings": said}, row["files"], COMMAND) for row in rows]
+            return self.noted(rows, f"tangent edges were not written: at least 2 scans of one call are needed, got {len(complete)}")
         names = [(rows[at]["scan"], rows[at]["files"][rows[at]["dseg"]], rows[at]["inputs"]) for at in complete]
         cohort = hashlib.sha256(json.dumps([self.job, names]).encode()).hexdigest()[:12]
         if all(rows[at].get("cohort") == cohort for at in complete):
             return rows
         # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
         signals = [load_network(self.folder / rows[at]["dseg"]).signals for at in complete]
-        shared = np.logical_and.reduce([np.isfinite(x).all(1) for x in signals])
+        present = np.stack([np.isfinite(x).all(1) for x in signals])
+        shared = present.all(0)
+        said = _few_shared(present, [rows[at]["scan"] for at in complete])
+        if said:
+            warnings.warn(said, stacklevel=3)
+        if shared.sum() < 2:
+            return self.noted(rows, f"{said}; not written")
         tangents, _ = measures.tangent(jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals]))
         for at, values in zip(complete, np.asarray(tangents), strict=True):
             network = load_network(self.folder / rows[at]["dseg"])
@@ -365,9 +370,26 @@ class _Loop:
             matrix[np.ix_(shared, shared)] = values
             written = digests(self.folder, save_edges(dataclasses.replace(network, edges={"tangent": matrix}), self.folder))
             row = _columns(rows[at]) | {"cohort": cohort}
-            row.pop("warnings", None)  # of an earlier call, in which it was alone
+            row.pop("warnings", None)  # of an earlier call, with other scans
+            row |= {"warnings": said} if said else {}
             rows[at] = write_record(self.folder, row, rows[at]["files"] | written, COMMAND)
         return rows
+
+    def noted(self, rows: list[dict[str, Any]], said: str) -> list[dict[str, Any]]:
+        """The rows with a warning that concerns the whole cohort."""
+        return [write_record(self.folder, _columns(row) | {"warnings": said}, row["files"], COMMAND) for row in rows]
+
+
+def _few_shared(present: np.ndarray, scans: Sequence[str]) -> str:
+    """A warning where a scan or two cost all the others many of their parcels, and the scan that costs most; else empty."""
+    counts, shared = present.sum(1), int(present.all(0).sum())
+    if shared >= 2 and shared >= 0.8 * np.median(counts):
+        return ""
+    least = int(counts.argmin())
+    return (
+        f"tangent edges are those of the {shared} of {present.shape[1]} parcels that every scan has: {scans[least]} has the fewest "
+        f"({counts[least]}, median {np.median(counts):g}); leave it out (--participant-label) or mend its mask"
+    )
 
 
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,5 +403,5 @@ def _job(config: ConstructConfig, plan: Plan, options: Mapping[str, Any]) -> str
     deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in without}
     files = {key: file_digest(value) for key, value in options.items() if isinstance(value, str | Path) and Path(value).is_file()}
     group = "" if plan.group is None else plan.group.digest
-    everything = [pnet_jax.__version__, deciding, {**options, **files}, plan.model.digest, plan.atlas.digest, group]
+    everything = [pnet_jax.__version__, deciding, {**options, **files}, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
     return hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -553,3 +554,48 @@ def test_scans_of_many_shapes_do_not_all_wait(config, tmp_path, monkeypatch):
     rows = construct_cohort(sources, tmp_path / "out", dataclasses.replace(config, edges=("pearson",), wave=4))
     assert len(rows) == 60 and not held
     assert max(most) <= module.MOST_WAITING * 4 + 1
+
+
+def masked(source, folder, *corners):
+    """A scan whose mask holds the voxels at these corners of its grid only."""
+    image = nib.load(source.mask)
+    inside = np.argwhere(np.asanyarray(image.dataobj) > 0)
+    values = np.zeros(image.shape, np.uint8)
+    for corner in corners:
+        values[tuple(inside[corner])] = 1
+    file = folder / f"sub-{source.subject}_mask.nii.gz"
+    nib.save(nib.Nifti1Image(values, image.affine), file)
+    return dataclasses.replace(source, mask=file)
+
+
+def test_a_scan_that_costs_the_others_their_tangent_edges_is_named(inputs, config, tmp_path):
+    one, other = inputs[1][0], inputs[1][2]
+    with pytest.warns(UserWarning, match=r"tangent edges are those of the [01] of 12 parcels .*: sub-01_task-rest has the fewest"):
+        rows = construct_cohort([masked(one, tmp_path, 0), other], tmp_path / "out", config)
+    assert status_of(rows) == ["ok", "ok"] and all("sub-01_task-rest has the fewest" in row["warnings"] for row in rows)
+
+
+def test_scans_without_a_parcel_in_common_have_no_tangent_edges_and_are_done(inputs, config, tmp_path):
+    apart = [masked(inputs[1][0], tmp_path, 0), masked(inputs[1][2], tmp_path, -1)]
+    with pytest.warns(UserWarning, match="0 of 12 parcels that every scan has"):
+        rows = construct_cohort(apart, tmp_path / "out", config)
+    assert all(row["warnings"].endswith("; not written") for row in rows)
+    assert status_of(rows) == ["ok", "ok"] and not list(tmp_path.rglob("*tangent*"))
+
+
+def test_resume_makes_a_scan_again_whose_atlas_has_other_names_or_whose_components_are_described_anew(inputs, config, tmp_path, tried):
+    plain = dataclasses.replace(config, edges=("pearson",), prior=shutil.copy(config.prior, tmp_path))
+    confounds = tmp_path / "confounds.tsv"
+    confounds.write_text("a\n" + "0.5\n" * 100)
+    source = [dataclasses.replace(inputs[1][0], confounds=confounds)]
+    construct_cohort(source, tmp_path / "out", plain)
+    construct_cohort(source, tmp_path / "out", plain, resume=True)
+    assert len(tried) == 1
+    Path(plain.prior).with_name("toy_labels.csv").write_text("index,name\n" + "".join(f"{i},other {i}\n" for i in range(200)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ids that the atlas lacks
+        construct_cohort(source, tmp_path / "out", plain, resume=True)
+        assert len(tried) == 2
+        confounds.with_suffix(".json").write_text("{}")
+        construct_cohort(source, tmp_path / "out", plain, resume=True)
+    assert len(tried) == 3

@@ -18,7 +18,7 @@ from pnet_jax.ingest import naming
 from pnet_jax.ingest.folder import in_folder
 from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.source import ScanSource, source_of
-from pnet_jax.ingest.tables import SEPARATORS, brief, first_lines, layout_of, number, plural, read_table, shortlist
+from pnet_jax.ingest.tables import NOT_TEXT, SEPARATORS, brief, first_lines, layout_of, number, plural, read_table, shortlist
 
 LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes of a name and of a path, as file systems have them
 
@@ -112,12 +112,13 @@ def _is_list(path: Path) -> bool:
 
 def _in_list(path: Path) -> list[ScanSource]:
     if path.suffix.lower() == ".txt":
-        with reading(f"list {path}: not a text file"):
-            lines = [line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        with reading(f"list {path}: {NOT_TEXT}"):
+            lines = [_entry(line, path) for line in path.read_text(encoding="utf-8-sig").splitlines()]
         rows = [(i + 1, {"bold": line}) for i, line in enumerate(lines) if line]
     else:
         table = read_table(path, f"list {path}", dtype=str).rename(columns=lambda c: str(c).lower())  # "01" stays "01"
         rows = [(i + 2, {k: str(v).strip() for k, v in row.items() if pd.notna(v)}) for i, row in enumerate(table.to_dict("records"))]
+    rows = [(number, row) for number, row in rows if row]  # spreadsheets leave rows of separators alone
     if not rows:
         raise SettingsError(f"list {path}: expected one path per line, found no recording")
     return [_listed(path, number, row) for number, row in rows]
@@ -145,10 +146,19 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
     return dataclasses.replace(source, mask=mask, confounds=confounds, problem=problem)
 
 
+def _entry(line: str, listing: Path) -> str:
+    """A path of a list without the quotes that Windows copies with it, and without a comment unless # is part of a file's name."""
+    whole = line.strip().strip('"')
+    return whole if _resolve(whole, listing).is_file() else line.split("#", 1)[0].strip().strip('"')
+
+
 def _resolve(name: str, listing: Path) -> Path:
-    """The file beside the list, else in the working folder; beside the list where it is in neither."""
-    beside = listing.parent / name
-    return Path(name) if not beside.is_file() and Path(name).is_file() else beside
+    """The file beside the list, else in the working folder; beside the list where it is in neither. Backslashes may part folders."""
+    for spelled in (name, name.replace("\\", "/")):
+        for file in (listing.parent / spelled, Path(spelled)):
+            if spelled and len(os.fsencode(spelled)) <= LONGEST_PATH and file.is_file():
+                return file
+    return listing.parent / name
 
 
 def _select(

@@ -20,6 +20,7 @@ SEARCHED = (
     "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
     "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
 )
+RESULTS = ".pnet"  # folder in the results of a command of ours
 SKIPPED_FOLDERS = {"anat", "figures", "log", "logs", "sourcedata", "dwi", "fmap"}
 ROI_NAME = re.compile(r"(^|_)roi(s_|signals)", re.IGNORECASE)  # of ABIDE's and DPABI's tables
 
@@ -54,7 +55,7 @@ def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
     sources = _preferred(list(runs.values()), folder)
     expected = f"space-{space}" if space else "space-fsLR" if candidates is dense else "an MNI space (space-MNI…)"
     sources += _in_other_spaces(volumes + dense, {_run_of(f) for f in candidates}, expected)
-    return sources + _without_recordings(sources, folder)
+    return sources + _without_recordings(sources, folder, everything)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -73,6 +74,10 @@ def walk(folder: Path) -> Iterator[Path]:
             folders[:] = []
             continue
         seen.add(real)
+        if RESULTS in folders and real != own:
+            warnings.warn(f"folder {where} holds results of pnet, which are not read as recordings", stacklevel=2)
+            folders[:] = []
+            continue
         folders[:] = sorted(f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith("."))
         for link in (Path(where) / name for name in sorted(names) if name.startswith(("ses-", "func"))):
             if link.is_symlink() and not link.exists():
@@ -110,6 +115,9 @@ def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
         first = min(choices, key=_preference)
         source, place = source_of(first), _data_set(first)
         equal = [f for f in choices if _preference(f) == _preference(first) and os.path.realpath(f) != os.path.realpath(first)]
+        stem = naming.split_name(first)[0]
+        if twins := [f.name for f in choices if f.parent == first.parent and f != first and naming.split_name(f)[0] == stem]:
+            warnings.warn(f"{source.label}: {first.name} is read, and {shortlist(twins)} beside it is not", stacklevel=4)
         if equal:
             said = f"{source.label}: expected one recording of this name, found {shortlist([str(f) for f in [first, *equal]], 3)}"
             source = dataclasses.replace(source, problem=f"{said}; give the folder of one data set as INPUT")
@@ -138,8 +146,8 @@ def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[
     return out
 
 
-def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSource]:
-    """The subjects of the same data sets whose folders have no readable recording."""
+def _without_recordings(sources: list[ScanSource], folder: Path, everything: list[Path]) -> list[ScanSource]:
+    """The subjects of the same data sets whose folders have no readable recording, with what was found instead."""
     subjects, out = {source.subject for source in sources}, []
     for place in sorted({_data_set(source.bold) for source in sources} - {""}):
         if not Path(place).is_relative_to(folder):
@@ -149,6 +157,14 @@ def _without_recordings(sources: list[ScanSource], folder: Path) -> list[ScanSou
             if subject not in subjects:
                 subjects.add(subject)
                 why = "check whether preprocessing failed or only anatomical scans exist" if own.is_dir() else "a broken link"
+                like = [
+                    f.name
+                    for f in everything
+                    if f.is_relative_to(own) and re.search(r"_bold\b", f.name) and f.suffix not in (".json", ".tsv")
+                ]
+                if like:
+                    kinds = ", ".join(PREFERRED_DESC)
+                    why = f"expected .nii.gz, .nii or .dtseries.nii files with a desc- entity of {kinds}, found {shortlist(like, 3)}"
                 problem = f"sub-{subject}: no preprocessed BOLD recording in {own}: {why}"
                 out.append(ScanSource(own, subject=subject, problem=problem))
     return out
@@ -175,5 +191,6 @@ def _preference(file: Path) -> tuple[object, ...]:
         PREFERRED_DESC.index(entities.get("desc", "preproc")),
         space,
         (0, "") if resolution is None else (1, resolution),
+        naming.split_name(file)[1] == ".nii",  # fMRIPrep writes .nii.gz: beside it, a .nii was unpacked by somebody, perhaps not to its end
         file.name,
     )

@@ -192,8 +192,8 @@ def _open_cifti(
 def _open_table(
     path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
 ) -> _Opened:
-    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not state it"), where, notes)
     values, names = roi.read_roi_table(path, where)
+    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not state it"), where, notes)
     locations, said = roi.locate(atlas, names, (values.shape[0], values.shape[1]), surfaces, where)
     notes += said
     if space is not None:

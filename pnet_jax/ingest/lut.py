@@ -13,9 +13,10 @@ import pandas as pd
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.reading import check_file, reading
-from pnet_jax.ingest.tables import read_table, shortlist
+from pnet_jax.ingest.tables import NOT_TEXT, read_table, shortlist
 
 IDS, NAMES = ("index", "id", "value"), ("name", "label", "region")
+FREESURFER = re.compile(r"(\d+)\s+([^\s\d]\S*|\d\S*[^\s\d]\S*)(?:\s+-?\d+)*")  # an id, and a word that is no number
 
 NamesInput: TypeAlias = str | Path | dict[int, str] | Sequence[str] | None
 
@@ -35,14 +36,15 @@ def find_lut(atlas: Path) -> Path | None:
 
 
 def read_lut(path: Path) -> dict[int, str]:
-    """Id to name, from a table with the columns `index` and `name` or Workbench's two lines a label (name; id r g b a).
+    """Id to name, from a table with the columns `index` and `name`, Workbench's two lines a label (name; id r g b a) or FreeSurfer's one
+    (id name r g b a).
 
     Raises:
       InputError: the file has neither form, or an id occurs twice.
       FileNotFoundError: it is not there.
     """
     check_file(path, f"label file {path}")
-    pairs = _two_lines(path) if path.suffix.lower() == ".txt" else _columns(path)
+    pairs = _lines(path) if path.suffix.lower() == ".txt" else _columns(path)
     ids = [i for i, _ in pairs]
     twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
@@ -63,16 +65,20 @@ def _columns(path: Path) -> list[tuple[int, str]]:
     return [(int(i), str(name).strip()) for i, name in zip(ids, table[name_column], strict=True)]
 
 
-def _two_lines(path: Path) -> list[tuple[int, str]]:
-    with reading(f"label file {path}: not a text file"):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha'"
+def _lines(path: Path) -> list[tuple[int, str]]:
+    with reading(f"label file {path}: {NOT_TEXT}"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    one_line = [FREESURFER.fullmatch(line) for line in lines]
+    if lines and all(one_line):
+        return [(int(found[1]), found[2]) for found in one_line if found]
+    expected = "expected Workbench's two lines a label: a name, then 'id red green blue alpha', or FreeSurfer's one: 'id name red green …'"
     if not lines or len(lines) % 2:
         raise InputError(f"label file {path}: {expected}; found {len(lines)} lines")
     pairs = []
     for name, numbers in zip(lines[::2], lines[1::2], strict=True):
         fields = numbers.split()
-        if not fields or not re.fullmatch(r"-?\d+", fields[0]):
+        if not all(re.fullmatch(r"-?\d+", field) for field in fields):
             raise InputError(f"label file {path}: {expected}; found {numbers!r} after {name!r}")
         pairs.append((int(fields[0]), name))
     return pairs

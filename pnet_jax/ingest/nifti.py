@@ -31,6 +31,7 @@ _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 Image: TypeAlias = nib.spatialimages.SpatialImage
 ImageInput: TypeAlias = str | Path | Image
+ZIPPED = (".gz", ".mgz")
 DEFLATED = 1032  # largest compression ratio of gzip: a file cannot hold more than its size times this
 
 
@@ -91,12 +92,19 @@ def _check_promise(image: Image, path: Path, where: str) -> None:
     shape = tuple(int(n) for n in data.shape)
     if min(shape, default=1) < 1:
         raise InputError(f"{where}: the header is damaged: expected at least one voxel, found shape {shape}")
-    promised, stored = data.offset + math.prod(shape) * data.dtype.itemsize, path.stat().st_size
-    if promised > stored * (DEFLATED if path.suffix.lower() == ".gz" else 1):
+    promised, file = data.offset + math.prod(shape) * data.dtype.itemsize, _stored_in(image, path)
+    zipped, stored = file.suffix.lower() in ZIPPED, file.stat().st_size
+    if promised > stored * (DEFLATED if zipped else 1) and file.suffix.lower() not in (".bz2", ".zst"):  # these compress without a limit
         raise InputError(
             f"{where}: truncated or corrupt: the header declares {promised} bytes (shape {shape}), the file has {stored}"
-            f"{' compressed bytes' if path.suffix.lower() == '.gz' else ''}"
+            f"{' compressed bytes' if zipped else ''}"
         )
+
+
+def _stored_in(image: Image, path: Path) -> Path:
+    """File that holds the voxels: of a .hdr it is another."""
+    file = getattr(image.dataobj, "file_like", None)
+    return Path(file) if isinstance(file, str | Path) else path
 
 
 def check_stream(image: Image, where: str) -> None:
@@ -294,7 +302,7 @@ def _verified(image: Image, what: str, where: str) -> Iterator[Any]:
     """
     data = image.dataobj
     file = getattr(data, "file_like", None)
-    if not isinstance(data, ArrayProxy) or not isinstance(file, str | Path) or not str(file).lower().endswith(".gz"):
+    if not isinstance(data, ArrayProxy) or not isinstance(file, str | Path) or not str(file).lower().endswith(ZIPPED):
         yield data
         return
     with gzip.open(file) as stream:

@@ -14,7 +14,17 @@ from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.atlas import centroids, load_prior
 from pnet_jax.ingest.cifti import SurfaceInput
-from pnet_jax.ingest.tables import drop_row_numbers, layout_of, numbers_of, read_npy, read_table, shortlist
+from pnet_jax.ingest.tables import (
+    DECIMAL_COMMA,
+    drop_row_numbers,
+    layout_of,
+    numbers_of,
+    read_npy,
+    read_table,
+    refuse_text,
+    shortlist,
+    wholly_text,
+)
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.space import Space, point_space
 
@@ -40,6 +50,9 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
         values = values.astype(np.float64)
     else:
         table = drop_row_numbers(read_table(path, where))
+        described = [c for c in wholly_text(table) if not DECIMAL_COMMA.fullmatch(str(table[c].dropna().iloc[0]).strip())]
+        if described:
+            refuse_text(table, described, f"{where}: no table of ROI series; a list of recordings needs a column 'bold'")
         values = numbers_of(table, where)
         if layout_of(path, where).named:
             names = [str(c) for c in table.columns]

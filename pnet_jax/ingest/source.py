@@ -35,7 +35,8 @@ class ScanSource:
     @property
     def files(self) -> tuple[Path | None, ...]:
         """Files from which the scan is read."""
-        return (self.bold, self.mask, self.confounds, *timing.sidecars(self.bold))
+        about = None if self.confounds is None else self.confounds.with_suffix(".json")  # it says which components are whose
+        return (self.bold, self.mask, self.confounds, about, *timing.sidecars(self.bold))
 
     @property
     def label(self) -> str:

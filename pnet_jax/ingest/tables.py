@@ -21,6 +21,7 @@ SEPARATORS = {".tsv": "\t", ".csv": ","}
 WHITE_SPACE = r"\s+"
 NAMED = {"\t": "tabs", ",": "commas", ";": "semicolons", WHITE_SPACE: "white space"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+NOT_TEXT = "not a text file in UTF-8: if it is a table, save it again as text in UTF-8"
 LOOKED_AT = 100  # lines that tell how a table is laid out
 LONGEST_LINE = 1 << 22
 LONGEST_NAME, LONGEST_PATH = 60, 200
@@ -117,11 +118,11 @@ def first_lines(path: Path, where: str) -> list[str]:
       FileNotFoundError: the file does not exist.
     """
     check_file(path, where)
-    with reading(f"{where}: not a text file"), path.open(encoding="utf-8-sig") as stream:
+    with reading(f"{where}: {NOT_TEXT}"), path.open(encoding="utf-8-sig") as stream:
         read = iter(lambda: stream.readline(LONGEST_LINE), "")
         lines = [line.rstrip("\n") for line in itertools.islice(read, LOOKED_AT)]
     if any("\0" in line for line in lines):
-        raise InputError(f"{where}: not a text file")
+        raise InputError(f"{where}: {NOT_TEXT}")
     return lines
 
 

@@ -157,3 +157,16 @@ def test_an_atlas_whose_checksum_is_wrong(tmp_path):
     file.write_bytes(bytes(stored))
     with pytest.raises(ValueError, match=r"atlas_dseg.*truncated or corrupt.*CRC check failed"):
         load_prior(file)
+
+
+def test_label_files_of_freesurfer(tmp_path):
+    lut = tmp_path / "lut.txt"
+    lut.write_text(
+        "#No. Label Name: R G B A\n0 Unknown 0 0 0 0\n1  L_area  10 20 30 0\n2 7Networks_2 5 5 5 0\n1001 ctx-lh-bankssts 1 2 3 0\n"
+    )
+    assert read_lut(lut) == {0: "Unknown", 1: "L_area", 2: "7Networks_2", 1001: "ctx-lh-bankssts"}
+    lut.write_text("L area\n1 10 20 30 255\n7Networks_2\n2 5 5 5 255\n")
+    assert read_lut(lut) == {1: "L area", 2: "7Networks_2"}
+    lut.write_text('0 0 0 0 0 0 0 "Clear Label"\n1 255 0 0 1 1 1 "left"\n')  # of ITK-SNAP
+    with pytest.raises(ValueError, match="lut.txt: expected Workbench's two lines .* or FreeSurfer's one"):
+        read_lut(lut)

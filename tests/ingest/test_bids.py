@@ -195,3 +195,25 @@ def test_a_recording_that_is_listed_twice(tmp_path):
     with pytest.warns(UserWarning, match=r"list\.txt: .*sub-01.*is listed 2 times; it is read once"):
         (source,) = find_scans(tmp_path / "list.txt")
     assert not source.problem
+
+
+@pytest.mark.parametrize("line", ['"run #1/sub-01_bold.nii.gz"', "run #1\\sub-01_bold.nii.gz", "run #1/sub-01_bold.nii.gz"])
+def test_paths_in_lists_as_windows_writes_them(tmp_path, line):
+    touch(tmp_path / "run #1", "sub-01_bold.nii.gz")
+    (tmp_path / "list.txt").write_bytes(f"# made on Windows\r\n{line}\r\n".encode())
+    (tmp_path / "list.tsv").write_text(f"bold\tsubject\n{line}\t01\n\t\n")
+    for listing in ("list.txt", "list.tsv"):
+        (source,) = find_scans(tmp_path / listing)
+        assert source.bold == tmp_path / "run #1" / "sub-01_bold.nii.gz" and not source.problem and source.subject == "01"
+
+
+def test_a_list_without_the_column_bold_says_so(tmp_path):
+    (tmp_path / "list.tsv").write_text("file\tsubject\nsub-01_bold.nii.gz\t01\n")
+    with pytest.raises(ValueError, match="a list of recordings needs a column 'bold': expected numbers .* found text in file"):
+        load_scan(tmp_path / "list.tsv")
+
+
+def test_a_table_in_another_encoding_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "list.tsv").write_bytes("bold\tsubject\na.nii\t01\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="not a text file in UTF-8: .* save it again"):
+        find_scans(tmp_path / "list.tsv")

@@ -275,3 +275,28 @@ def test_a_list_stays_a_list(tmp_path):
     pd.DataFrame({"bold": ["sub-01_bold.nii.gz"], "mask": [str(tmp_path)]}).to_csv(tmp_path / "l.csv", sep=";", index=False)
     (source,) = find_scans(tmp_path / "l.csv")
     assert source.problem.endswith(f"mask file {tmp_path} is not a file")
+
+
+def test_of_a_packed_and_an_unpacked_file_the_packed_one_is_read_and_said(tmp_path):
+    touch(runs(tmp_path, "sub-01_task-rest") / "sub-01" / "func", f"sub-01_task-rest_{ENDING.removesuffix('.gz')}")
+    with pytest.warns(UserWarning, match=r"sub-01_task-rest: .*_bold\.nii\.gz is read, and .*_bold\.nii beside it is not"):
+        (source,) = find_scans(tmp_path)
+    assert source.bold.name.endswith(".nii.gz") and not source.problem
+
+
+@pytest.mark.parametrize("name", ["space-MNI152NLin6Asym_desc-cleaned_bold.nii.gz", "space-MNI152NLin6Asym_desc-preproc_bold.img"])
+def test_a_subject_whose_recordings_are_of_another_kind_is_told_so(tmp_path, name):
+    runs(tmp_path, "sub-01_task-rest")
+    touch(tmp_path / "sub-02" / "func", f"sub-02_task-rest_{name}")
+    bad = next(s for s in find_scans(tmp_path) if s.problem)
+    assert f"found sub-02_task-rest_{name}" in bad.problem and "did preprocessing fail" not in bad.problem
+
+
+@pytest.mark.parametrize("recording", [f"sub-01_task-rest_{ENDING}", "sub-01_task-rest_timeseries.tsv"])
+def test_results_of_an_earlier_command_inside_the_input_are_not_read(tmp_path, recording):
+    touch(tmp_path / "sub-01", recording)
+    touch(tmp_path / "pnet" / ".pnet")
+    touch(tmp_path / "pnet" / "sub-01", "sub-01_task-rest_stat-mean_timeseries.tsv", "sub-01_task-rest_stat-coverage_bold.tsv")
+    with pytest.warns(UserWarning, match=r"pnet holds results of pnet"):
+        (source,) = find_scans(tmp_path)
+    assert source.bold == tmp_path / "sub-01" / recording

@@ -350,3 +350,16 @@ def test_a_single_frame_is_too_short_before_its_confounds_are_read(tmp_path):
     path = save_bold(tmp_path, data=phantom(1))
     with pytest.raises(ValueError, match=r"too short: 1 of 1 frames.*at least 30"):
         load_scan(path, confounds=tmp_path / "missing.tsv")
+
+
+def test_masks_in_packed_formats_and_in_two_files(tmp_path):
+    path = save_bold(tmp_path, mask=False, data=phantom(40))
+    mask = nib.Nifti1Image(phantom_mask().astype(np.uint8), AFFINE)
+    nib.save(nib.MGHImage(phantom_mask().astype(np.uint8), AFFINE), tmp_path / "mask.mgz")
+    nib.save(mask, tmp_path / "mask.nii.bz2")
+    nib.save(nib.Nifti1Pair(mask.dataobj, AFFINE), tmp_path / "mask.hdr")
+    for name in ("mask.mgz", "mask.nii.bz2", "mask.hdr"):
+        assert len(load_scan(path, mask=tmp_path / name, cleaning=PLAIN).space) == phantom_mask().sum()
+    (tmp_path / "mask.img").write_bytes((tmp_path / "mask.img").read_bytes()[:100])
+    with pytest.raises(ValueError, match="the file has 100"):
+        load_scan(path, mask=tmp_path / "mask.hdr", cleaning=PLAIN)
