@@ -143,4 +143,6 @@ def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) 
     if parcels is not None and parcels != prior.n_parcels:
         more = "more than it has" if parcels > prior.n_parcels else "fewer than it has"
         raise SettingsError(f"prior {prior.source} has {prior.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")
+    if prior.n_parcels < 2:
+        raise SettingsError(f"prior {prior.source}: expected an atlas of at least 2 parcels, found 1: is it a brain mask?")
     return prior

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from pnet_jax.checkpoint import save_group
@@ -11,6 +12,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import resolve
 from pnet_jax.group.fit import Group
 from pnet_jax.parcellation.choose import BETAS, KAPPAS
+from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.spatial import LearnedPrior, place
 
 
@@ -80,3 +82,9 @@ def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_
     assert resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model).group.subjects == ("01", "02")
     with pytest.raises(ValueError, match=f"group {tmp_path / 'other'} has the parcels of another atlas"):
         resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model, group=tmp_path / "other")
+
+
+def test_a_brain_mask_is_not_an_atlas(toy, toy_model):
+    mask = make_prior(toy.space.xyz, np.ones(len(toy.space), int), resolution=8, source="mask.nii.gz")
+    with pytest.raises(ValueError, match=r"prior mask\.nii\.gz: expected an atlas of at least 2 parcels, found 1: is it a brain mask"):
+        resolve(ConstructConfig(), prior=mask, model=toy_model)
