@@ -44,6 +44,7 @@ def start(*arguments: object, limit: int | None = None) -> subprocess.Popen:
 
     def before() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
         if limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is then an error and not the end
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

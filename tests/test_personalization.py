@@ -252,7 +252,7 @@ def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, toy_model, grou
     assert {name: row["status"] for name, row in rows.items()} == {"00": "ok"} | dict.fromkeys(("01", "02", "03", "04"), "failed")
     assert all(file in rows[name]["error"] for name, file in zip(("01", "02", "03"), files, strict=True))
     assert f"{files[0]} has another size than when it was written: expected" in rows["01"]["error"]
-    assert "this file of the store is damaged" in rows["02"]["error"] and "it is not there" in rows["03"]["error"]
+    assert "this file of the store is damaged" in rows["02"]["error"] and "found none" in rows["03"]["error"]
 
 
 def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything_is_written(store, toy_model, group, tmp_path):
