@@ -75,7 +75,7 @@ def main() -> None:
     write(args, figures)
 
 
-class Foretold(NamedTuple):
+class Predicted(NamedTuple):
     """Negative log-likelihoods, a parcel and a bin: under the group's dynamics, with the participant's levels and delay, under the
     participant's."""
 
@@ -84,9 +84,9 @@ class Foretold(NamedTuple):
     personalised: float
 
 
-def predicts(own, group, later) -> Foretold:
+def predicts(own, group, later) -> Predicted:
     levels = group._replace(log_sigma_x=own.log_sigma_x, log_sigma_e=own.log_sigma_e, delay=own.delay)
-    return Foretold(*(float(likelihood(params, later)) for params in (group, levels, own)))
+    return Predicted(*(float(likelihood(params, later)) for params in (group, levels, own)))
 
 
 def every_second_region(params, later) -> float:
@@ -303,7 +303,7 @@ def _summary(scores: np.ndarray, seed: int) -> dict[str, object]:
     gain = scores[:, 0] - scores[:, 2]
     drawn = np.random.default_rng(seed).integers(len(gain), size=(10_000, len(gain)))
     low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
-    return dict(zip(Foretold._fields, scores.mean(0).tolist(), strict=True)) | {
+    return dict(zip(Predicted._fields, scores.mean(0).tolist(), strict=True)) | {
         "share": float((gain > 0).mean()),
         "share_own_levels": float((scores[:, 2] < scores[:, 1]).mean()),
         "gain": float(gain.mean()),

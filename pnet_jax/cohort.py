@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import pnet_jax
@@ -22,12 +21,10 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, Ready, finish, resolve
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import Outputs
-from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.ingest.fingerprint import file_digest, inputs_digest
-from pnet_jax.network import Network
+from pnet_jax.ingest.fingerprint import file_fingerprint, inputs_fingerprint
 from pnet_jax.outputs import (
     Atlas,
     atlas_label,
@@ -229,7 +226,7 @@ class _Loop:
 
     def inputs(self, source: ScanSource) -> str:
         """Fingerprint of the files of a scan."""
-        return inputs_digest(source.files, whole=self.config.fingerprint == "full")
+        return inputs_fingerprint(source.files, whole=self.config.fingerprint == "full")
 
     def places(self, sources: Sequence[ScanSource]) -> set[Path]:
         """Folders to which results of these scans are written."""
@@ -287,19 +284,12 @@ class _Loop:
         return [(one.number, self.made(one, outputs, each)) for one, outputs in zip(wave, found, strict=True)]
 
     def made(self, one: _Waiting, outputs: Outputs, seconds: float) -> dict[str, Any]:
-        """The row of a scan that went through the step, its files written."""
+        """The record of a scan that went through the step, its files written."""
+        source = one.source
         try:
             network = finish(one.ready, outputs, self.builder, one.personal, seconds)
-        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
-            return self.failed(one.row, one.source, error, one.begun)
-        return self.write(one, network)
-
-    def write(self, one: _Waiting, network: Network) -> dict[str, Any]:
-        """Files of a network, and its row."""
-        source, before = one.source, time.perf_counter()
-        qc = network.qc.warn(*one.notes)
-        network = dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(one.loaded, 3)} | qc.seconds))
-        try:
+            before, qc = time.perf_counter(), network.qc.warn(*one.notes)
+            network = dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(one.loaded, 3)} | qc.seconds))
             with waiting_for(self.folder / RECORDS / SAVING, shared=True):
                 files = save(network, self.folder, probabilities=self.config.probabilities)
             dseg = files[-1]
@@ -307,18 +297,18 @@ class _Loop:
                 files.append(write_report(network, self.folder / page_name(source.label, self.atlas)))
         except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
             return self.failed(one.row, source, error, one.begun)
-        seconds = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
+        stages = network.qc.seconds | {"save and report": round(time.perf_counter() - before, 3)}
         row = one.row | {
             "status": "ok",
             "error": "",
-            "seconds": round(sum(seconds.values()), 2),
+            "seconds": round(sum(stages.values()), 2),
             "n_frames": network.qc.n_frames,
             "minutes": round(network.qc.minutes or 0.0, 2),
             "n_absent": len(network.qc.absent),
             "parcels": network.qc.selection.decision,
             "dseg": dseg.relative_to(self.folder).as_posix(),
             "qc_warnings": "; ".join(text for text in network.qc.warnings if text not in self.notes),
-            "stages": json.dumps(seconds),
+            "stages": json.dumps(stages),
         }
         return self.note(row, digests(self.folder, files))
 
@@ -357,17 +347,14 @@ class _Loop:
         # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
         signals = [load_network(self.folder / rows[at]["dseg"]).signals for at in complete]
         present = np.stack([np.isfinite(x).all(1) for x in signals])
-        shared = present.all(0)
+        shared = np.all(present, axis=0)
         said = _few_shared(present, [rows[at]["scan"] for at in complete])
         if said:
             warnings.warn(said, stacklevel=3)
         if shared.sum() < 2:
             return self.noted(rows, f"{said}; not written")
-        tangents, _ = measures.tangent(jnp.stack([ledoit_wolf(jnp.asarray(x[shared])) for x in signals]))
-        for at, values in zip(complete, np.asarray(tangents), strict=True):
+        for at, matrix in zip(complete, measures.cohort_tangent(signals, shared), strict=True):
             network = load_network(self.folder / rows[at]["dseg"])
-            matrix = np.full((network.n_parcels,) * 2, np.nan, np.float32)
-            matrix[np.ix_(shared, shared)] = values
             written = digests(self.folder, save_edges(dataclasses.replace(network, edges={"tangent": matrix}), self.folder))
             row = _columns(rows[at]) | {"cohort": cohort}
             row.pop("warnings", None)  # of an earlier call, with other scans
@@ -401,7 +388,13 @@ def _job(config: ConstructConfig, plan: Plan, options: Mapping[str, Any]) -> str
     """Digest of everything but the scan that determines a result; whether a report is written does not make it out of date."""
     without = ("report", "probabilities", "wave", "parallel", "fingerprint")
     deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in without}
-    files = {key: file_digest(value) for key, value in options.items() if isinstance(value, str | Path) and Path(value).is_file()}
+    given = {key: value if isinstance(value, list | tuple) else [value] for key, value in options.items()}
+    content = {key: [_content(one) for one in values] for key, values in given.items()}
     group = "" if plan.group is None else plan.group.digest
-    everything = [pnet_jax.__version__, deciding, {**options, **files}, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
+    everything = [pnet_jax.__version__, deciding, content, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
     return hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _content(value: object) -> object:
+    """Fingerprint of a file in place of its path; any other value as it is."""
+    return file_fingerprint(value) if isinstance(value, str | Path) and Path(value).is_file() else value

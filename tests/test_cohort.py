@@ -401,6 +401,19 @@ def test_resuming_makes_again_what_changed_and_nothing_else(what, inputs, config
     assert bool(differ) == (what == "the recording")
 
 
+def test_a_result_depends_on_the_content_of_every_file_that_is_an_option(config, tmp_path):
+    from pnet_jax.cohort import _job
+
+    plan, file = resolve(config, cohort=True), tmp_path / "left.surf.gii"
+    file.write_text("one")
+    before = [_job(config, plan, {"surfaces": [str(file)]}), _job(config, plan, {"atlas": str(file)})]
+    file.write_text("two")
+    assert all(
+        a != b
+        for a, b in zip(before, [_job(config, plan, {"surfaces": [str(file)]}), _job(config, plan, {"atlas": str(file)})], strict=True)
+    )
+
+
 def test_pages_and_probabilities_asked_for_later_are_made(inputs, config, tmp_path, tried):
     plain = dataclasses.replace(config, edges=("pearson",))
     construct_cohort(inputs[1][:1], tmp_path, plain)

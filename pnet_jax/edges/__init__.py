@@ -14,7 +14,7 @@ from pnet_jax.edges.guided import Guide, fit_guided, guide
 from pnet_jax.edges.layers import MEANT_FOR, Layer, add_layers, case_control_layer, layers, meant_for
 from pnet_jax.edges.registry import Measure, compute, measure, names
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage, shrink
-from pnet_jax.edges.tangent import tangent
+from pnet_jax.edges.tangent import cohort_tangent, tangent
 
 __all__ = [
     "MEANT_FOR",
@@ -24,6 +24,7 @@ __all__ = [
     "Shrinkage",
     "add_layers",
     "case_control_layer",
+    "cohort_tangent",
     "compute",
     "fit_guided",
     "fit_shrinkage",

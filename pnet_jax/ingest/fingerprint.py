@@ -11,7 +11,7 @@ from pathlib import Path
 EDGE = 1 << 16  # bytes at either end of a file
 
 
-def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
+def file_fingerprint(path: str | os.PathLike[str], *, whole: bool = False) -> str:
     """Compute a digest of a file's size and content, 16 hexadecimal digits.
 
     Args:
@@ -38,19 +38,19 @@ def file_digest(path: str | os.PathLike[str], *, whole: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-def inputs_digest(files: Iterable[Path | None], *, whole: bool = False) -> str:
+def inputs_fingerprint(files: Iterable[Path | None], *, whole: bool = False) -> str:
     """Compute a digest of the files that a result is made from, in order; a file that does not exist counts as absent.
 
     Without `whole` the modification times count as well, because the middle of a large file is not read.
 
     Args:
       files: Recording, mask, confounds, sidecars …; None for a file that a scan does not have.
-      whole: See `file_digest`.
+      whole: See `file_fingerprint`.
     """
     parts = []
     for file in files:
         try:
-            parts.append("" if file is None else file_digest(file, whole=whole) + ("" if whole else f"@{os.stat(file).st_mtime_ns}"))
+            parts.append("" if file is None else file_fingerprint(file, whole=whole) + ("" if whole else f"@{os.stat(file).st_mtime_ns}"))
         except OSError as error:
             parts.append(type(error).__name__)
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]

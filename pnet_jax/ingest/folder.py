@@ -149,6 +149,11 @@ def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[
 def _without_recordings(sources: list[ScanSource], folder: Path, everything: list[Path]) -> list[ScanSource]:
     """The subjects of the same data sets whose folders have no readable recording, with what was found instead."""
     subjects, out = {source.subject for source in sources}, []
+    others: dict[Path, list[str]] = {}  # files like recordings, by the folder of their subject
+    for file in everything:
+        if re.search(r"_bold\b", file.name) and file.suffix not in (".json", ".tsv"):
+            own = next((folder for folder in file.parents if folder.name.startswith("sub-")), file.parent)
+            others.setdefault(own, []).append(file.name)
     for place in sorted({_data_set(source.bold) for source in sources} - {""}):
         if not Path(place).is_relative_to(folder):
             continue
@@ -157,12 +162,7 @@ def _without_recordings(sources: list[ScanSource], folder: Path, everything: lis
             if subject not in subjects:
                 subjects.add(subject)
                 why = "check whether preprocessing failed or only anatomical scans exist" if own.is_dir() else "a broken link"
-                like = [
-                    f.name
-                    for f in everything
-                    if f.is_relative_to(own) and re.search(r"_bold\b", f.name) and f.suffix not in (".json", ".tsv")
-                ]
-                if like:
+                if like := others.get(own):
                     kinds = ", ".join(PREFERRED_DESC)
                     why = f"expected .nii.gz, .nii or .dtseries.nii files with a desc- entity of {kinds}, found {shortlist(like, 3)}"
                 problem = f"sub-{subject}: no preprocessed BOLD recording in {own}: {why}"
@@ -191,6 +191,6 @@ def _preference(file: Path) -> tuple[object, ...]:
         PREFERRED_DESC.index(entities.get("desc", "preproc")),
         space,
         (0, "") if resolution is None else (1, resolution),
-        naming.split_name(file)[1] == ".nii",  # fMRIPrep writes .nii.gz: beside it, a .nii was unpacked by somebody, perhaps not to its end
+        naming.split_name(file)[1] == ".nii",  # fMRIPrep writes .nii.gz: a .nii beside it may be an incomplete copy
         file.name,
     )

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pnet_jax.errors import SettingsError
+
 LOCK = ".in-use"
 
 
 @contextlib.contextmanager
 def only_here(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Keeps other processes out of a folder until the block ends, or this process does, however it does.
+    """Keep other processes out of a folder until the block or this process ends.
 
-    The operating system holds the lock and drops it with the process, so that none is ever left behind; the file says who it is. On
-    file systems without locks there is a warning and no protection.
+    The operating system drops the lock with the process, so that none is ever left behind; the file names its holder. On file systems
+    without locks there is a warning and no protection.
 
     Args:
-      folder: made if needed.
-      what: the command, for the message that another one gets.
+      folder: Folder to lock, created if needed.
+      what: Command, for the error that another process gets.
 
     Raises:
-      ValueError: another process works there; it is named.
+      SettingsError: Another process works in the folder; names it.
 
     >>> import tempfile
     >>> with only_here(folder := tempfile.mkdtemp(), "an example"):
@@ -34,36 +37,20 @@ def only_here(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     []
     """
     path = Path(folder) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
+    handle, locks = _taken(path)
+    if handle is None:
+        holder = path.read_text("utf-8", errors="replace") if path.exists() else ""
+        raise SettingsError(
+            f"{path.parent} is in use by {holder or 'another process'}: expected one at a time; wait for it, or use another folder"
+        )
+    if not locks:
+        warnings.warn(f"{path.parent}: no lock on this file system; make sure that no other process writes here", stacklevel=3)
     try:
-        os.truncate(file, 0)
-        os.write(file, f"{what}, process {os.getpid()} on {socket.gethostname()}".encode())
+        os.truncate(handle, 0)
+        os.write(handle, f"{what}, process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is let go: who waits for the name finds it gone, and makes it anew
-        os.close(file)
-
-
-def _locked(path: Path) -> int:
-    """The file, open and locked."""
-    import fcntl
-
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(file, 1000).decode(errors="replace") or "another process"
-            os.close(file)
-            raise ValueError(f"{path.parent} is in use by {holder}: expected one at a time; wait for it, or take another folder") from error
-        except OSError as error:
-            warnings.warn(f"{path.parent}: no lock on this file system ({error.strerror}); see that nothing else writes here", stacklevel=4)
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), os.stat(path)):
-                return file
-        os.close(file)  # whoever had it has removed it since
+        _let_go(path, handle)
 
 
 @contextlib.contextmanager
@@ -107,27 +94,8 @@ def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
     >>> file.exists()
     False
     """
-    import fcntl
-
-    while True:
-        handle = _opened(file)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except OSError:
-            pass  # no locks here
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(file)):
-                break
-        os.close(handle)  # whoever had it has removed it since
-
-    def release() -> None:
-        Path(file).unlink(missing_ok=True)
-        os.close(handle)
-
-    return release
+    handle, _ = _taken(file)
+    return None if handle is None else functools.partial(_let_go, file, handle)
 
 
 @contextlib.contextmanager
@@ -152,3 +120,28 @@ def waiting_for(file: str | os.PathLike[str], *, shared: bool = False) -> Iterat
 def _opened(file: str | os.PathLike[str]) -> int:
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _taken(file: str | os.PathLike[str]) -> tuple[int | None, bool]:
+    """Handle of a lock file, None if another process holds it, and whether the file system has locks."""
+    import fcntl
+
+    while True:
+        handle, locks = _opened(file), True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None, True
+        except OSError:
+            locks = False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle, locks
+        os.close(handle)  # its holder has removed the file in between
+
+
+def _let_go(file: str | os.PathLike[str], handle: int) -> None:
+    """Removes a lock file, then releases it: a process that waits for the name finds it gone and creates it again."""
+    Path(file).unlink(missing_ok=True)
+    os.close(handle)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pnet_jax.errors import SettingsError
-from pnet_jax.ingest.fingerprint import file_digest
+from pnet_jax.ingest.fingerprint import file_fingerprint
 from pnet_jax.outputs.lock import claim, waiting_for
 from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.tables import plain, write_json, write_rows
@@ -31,7 +31,7 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     Args:
       folder: Root of the results.
       row: Columns of the scan's row in the table: `scan`, `atlas` if there are several, `status` (`"ok"` or `"failed"`), `error` …
-      files: Name of each file of the result, relative to `folder`, with its `file_digest`.
+      files: Name of each file of the result, relative to `folder`, with its `file_fingerprint`.
       command: Command that made it, e.g. `"pnet construct"`.
 
     Returns:
@@ -71,7 +71,7 @@ def missing_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> 
 
 def digests(folder: str | os.PathLike[str], files: Iterable[Path]) -> dict[str, str]:
     """Compute `files` of a record: names relative to the folder, with their digests."""
-    return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+    return {file.relative_to(folder).as_posix(): file_fingerprint(file) for file in files}
 
 
 def remove_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -103,17 +103,10 @@ def check_command(folder: str | os.PathLike[str], command: str) -> None:
     Raises:
       SettingsError: Names both commands.
     """
-    for record in _any_record(folder):
-        if record.get("command") != command:
-            raise SettingsError(f"{folder} holds results of `{record.get('command')}`; use another folder for `{command}`")
-
-
-def _any_record(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The first readable record, if there is one."""
-    for file in (Path(folder) / RECORDS).glob("*.json"):
-        if record := _read(file):
-            yield record
-            return
+    records = (_read(file) for file in (Path(folder) / RECORDS).glob("*.json"))
+    first = next(filter(None, records), None)
+    if first is not None and first.get("command") != command:
+        raise SettingsError(f"{folder} holds results of `{first.get('command')}`; use another folder for `{command}`")
 
 
 def record_file(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> Path:
@@ -134,6 +127,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _intact(file: Path, digest: str) -> bool:
     try:
-        return file_digest(file) == digest
+        return file_fingerprint(file) == digest
     except OSError:
         return False

@@ -15,7 +15,7 @@ import numpy as np
 from pnet_jax.config import PrepareConfig
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.ingest import ScanSource, load_scan
-from pnet_jax.ingest.fingerprint import file_digest as content_digest
+from pnet_jax.ingest.fingerprint import file_fingerprint
 from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.outputs.atomic import check_writable
 from pnet_jax.outputs.lock import only_here
@@ -327,7 +327,7 @@ def _fingerprint(file: Path | None) -> tuple[str, str] | None:
     """
     if file is None:
         return None
-    return (file.name, content_digest(file, whole=file.suffix != ".gz") if file.is_file() else "")
+    return (file.name, file_fingerprint(file, whole=file.suffix != ".gz") if file.is_file() else "")
 
 
 def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""Folders as people have them: links, several trees, several tasks, runs and subjects of which nothing can be read."""
+"""Real-world folders: links, several trees, several tasks, and runs and subjects that have no readable recording."""
 
 import os
 import re

@@ -14,7 +14,7 @@ import pytest
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import load_prior, load_scan
 from pnet_jax.ingest.connectome import read_connectome
-from pnet_jax.ingest.fingerprint import inputs_digest
+from pnet_jax.ingest.fingerprint import inputs_fingerprint
 from pnet_jax.ingest.lut import read_lut
 from pnet_jax.ingest.reading import check_file, read_json, reading
 from pnet_jax.ingest.tables import read_npy, read_table
@@ -72,7 +72,7 @@ def test_a_named_pipe_does_not_wait_for_its_other_end(tmp_path, name):
     readers = {".tsv": read_table, ".txt": read_lut, ".npy": lambda p: read_npy(p, "x"), ".json": lambda p: read_json(p, "x")}
     with pytest.raises(InputError, match="found a named pipe"):
         readers[path.suffix](path)
-    assert inputs_digest([path])
+    assert inputs_fingerprint([path])
 
 
 def test_pipes_among_the_files_of_a_scan(tmp_path):

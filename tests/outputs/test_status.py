@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pnet_jax.ingest.fingerprint import EDGE, file_digest, inputs_digest
+from pnet_jax.ingest.fingerprint import EDGE, file_fingerprint, inputs_fingerprint
 from pnet_jax.outputs import output_stem, page_name, read_record, read_records, write_record, write_table
 from pnet_jax.outputs.atomic import sweep
 from pnet_jax.outputs.lock import alongside
@@ -68,16 +68,16 @@ def test_a_folder_is_one_commands(tmp_path):
 def test_inputs_are_known_by_their_content_and_by_when_they_changed(tmp_path):
     file = tmp_path / "bold.nii"
     file.write_bytes(bytes(4 * EDGE))
-    quick, full = inputs_digest([file, None]), inputs_digest([file, None], whole=True)
-    assert quick == inputs_digest([file, None]) != inputs_digest([None, file])
+    quick, full = inputs_fingerprint([file, None]), inputs_fingerprint([file, None], whole=True)
+    assert quick == inputs_fingerprint([file, None]) != inputs_fingerprint([None, file])
     with file.open("r+b") as stream:  # in the middle, which only the time of the change and the whole digest can tell
         stream.seek(2 * EDGE)
         stream.write(b"1")
     os.utime(file, ns=(0, 1))
-    assert inputs_digest([file, None]) != quick and inputs_digest([file, None], whole=True) != full
-    assert file_digest(file) != file_digest(file, whole=True)
+    assert inputs_fingerprint([file, None]) != quick and inputs_fingerprint([file, None], whole=True) != full
+    assert file_fingerprint(file) != file_fingerprint(file, whole=True)
     file.unlink()
-    assert inputs_digest([file, None]) != quick
+    assert inputs_fingerprint([file, None]) != quick
 
 
 @given(st.text(max_size=400), st.text(max_size=400), st.text(min_size=1, max_size=60))
