@@ -23,7 +23,7 @@ def construct(arguments: Sequence[str]) -> int:
     selection_options(parser)
     parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
     config, args = parse(parser, ConstructConfig, arguments)
-    from pnet_jax.cohort import construct_cohort
+    from pnet_jax.batch import construct_cohort
 
     if Path(args.input).is_dir() and Path(args.input).resolve() == Path(args.out).resolve():
         raise SettingsError(f"OUT is the same folder as INPUT ({args.out}): results would be taken for input; give another folder")

@@ -18,7 +18,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from pnet_jax.checkpoint import save_group, save_model
-from pnet_jax.cohort import construct_cohort
+from pnet_jax.batch import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig
 from pnet_jax.construction import resolve
 from pnet_jax.edges import tangent
@@ -147,7 +147,7 @@ def test_tangent_edges_are_written_for_the_scans_that_went_through(cohort):
 @pytest.fixture
 def tried(monkeypatch) -> list[str]:
     """Labels of the scans that were worked on."""
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     labels, whole = [], module._Loop.load
     monkeypatch.setattr(module._Loop, "load", lambda loop, number, source: labels.append(source.label) or whole(loop, number, source))
@@ -315,7 +315,7 @@ def test_a_failed_rerun_leaves_nothing_of_the_older_result(inputs, config, tmp_p
     "error", [OSError(5, "Input/output error"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED"), TypeError("a fault")]
 )
 def test_trouble_of_the_machine_fails_one_scan_and_keeps_its_older_result(inputs, config, tmp_path, monkeypatch, error):
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
     construct_cohort(good, tmp_path, plain)
@@ -335,7 +335,7 @@ def test_trouble_of_the_machine_fails_one_scan_and_keeps_its_older_result(inputs
 
 
 def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, tmp_path, monkeypatch):
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     good, plain, whole = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",)), module.save
 
@@ -402,7 +402,7 @@ def test_resuming_makes_again_what_changed_and_nothing_else(what, inputs, config
 
 
 def test_a_result_depends_on_the_content_of_every_file_that_is_an_option(config, tmp_path):
-    from pnet_jax.cohort import _job
+    from pnet_jax.batch import _job
 
     plan, file = resolve(config, cohort=True), tmp_path / "left.surf.gii"
     file.write_text("one")
@@ -425,7 +425,7 @@ def test_pages_and_probabilities_asked_for_later_are_made(inputs, config, tmp_pa
 
 
 def test_tangent_edges_that_a_kill_left_out_are_made_by_resuming(inputs, config, tmp_path, monkeypatch, tried):
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     def killed(loop, rows):
         raise KeyboardInterrupt
@@ -515,7 +515,7 @@ def test_rows_are_in_the_order_of_the_sources_whatever_wave_is_done_first(mixed,
 
 
 def test_a_scan_that_fails_in_a_wave_takes_no_other_with_it(mixed, config, tmp_path, monkeypatch, waves):
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     whole = module.finish
 
@@ -547,7 +547,7 @@ def test_a_wave_that_does_not_fit_the_device_is_tried_scan_by_scan(mixed, config
 
 
 def test_scans_of_many_shapes_do_not_all_wait(config, tmp_path, monkeypatch):
-    from pnet_jax import cohort as module
+    from pnet_jax import batch as module
 
     held, most = [], []
 
