@@ -54,8 +54,8 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from pnet_jax.checkpoint import list_models, load_group, load_model, save_group, save_model
     from pnet_jax.batch import construct_cohort
+    from pnet_jax.checkpoint import list_models, load_group, load_model, save_group, save_model
     from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from pnet_jax.checkpoint import save_group, save_model
 from pnet_jax.batch import construct_cohort
+from pnet_jax.checkpoint import save_group, save_model
 from pnet_jax.config import CleaningConfig, ConstructConfig
 from pnet_jax.construction import resolve
 from pnet_jax.edges import tangent

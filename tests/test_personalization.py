@@ -18,9 +18,9 @@ from tolerance import rounding
 
 import pnet_jax
 from pnet_jax import parallel, personalization
+from pnet_jax.batch import construct_cohort
 from pnet_jax.checkpoint import load_model, save_group, save_model
 from pnet_jax.cli import main
-from pnet_jax.batch import construct_cohort
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig
 from pnet_jax.construction import build, construct, resolve
 from pnet_jax.construction.assemble import second_view
