@@ -123,7 +123,7 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
     code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "--report", "false")
     assert code == 1
     assert "failed: sub-01_task-rest: subject 01 has no recording in a supported space: expected an MNI space" in told
-    assert "found space-T1w" in told and "--retry-failed" in told
+    assert told.rstrip().endswith("found space-T1w")
     assert "unavailable" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
 
 
