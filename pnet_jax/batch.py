@@ -33,6 +33,7 @@ from pnet_jax.outputs import (
     load_network,
     output_stem,
     page_name,
+    result_columns,
     save,
     save_edges,
 )
@@ -302,12 +303,8 @@ class _Loop:
             "status": "ok",
             "error": "",
             "seconds": round(sum(stages.values()), 2),
-            "n_frames": network.qc.n_frames,
-            "minutes": round(network.qc.minutes or 0.0, 2),
-            "n_absent": len(network.qc.absent),
-            "parcels": network.qc.selection.decision,
+            **result_columns(network, self.notes),
             "dseg": dseg.relative_to(self.folder).as_posix(),
-            "qc_warnings": "; ".join(text for text in network.qc.warnings if text not in self.notes),
             "stages": json.dumps(stages),
         }
         return self.note(row, digests(self.folder, files))
