@@ -48,7 +48,7 @@ def _bins(one: Distribution) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts; a figure whose values are all the same gets one bar of a visible width."""
     low, high = float(one.values.min()), float(one.values.max())
     if high - low < one.figure.step:
-        low, high = low - one.figure.step, high + one.figure.step
+        low, high = max(low - one.figure.step, 0.0), min(high + one.figure.step, one.figure.most)
     bins = int(np.clip(np.ceil(2 * np.cbrt(len(one.values))), 8, MOST_BINS))
     counts, edges = np.histogram(one.values, bins, (low, high))
     return edges, counts

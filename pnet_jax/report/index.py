@@ -18,8 +18,8 @@ from pnet_jax.report.group_drawing import group_figures
 from pnet_jax.report.histogram import histogram
 from pnet_jax.report.listing import UNRECORDED, row_of, table_json
 from pnet_jax.report.page import template
-from pnet_jax.report.quality import FIGURES, RULE, Distribution, distribution, outliers, spread
-from pnet_jax.report.reasons import Kind, decision, kinds
+from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, distribution, outliers, spread
+from pnet_jax.report.reasons import Kind, bare, decision, kinds
 from pnet_jax.report.sites import site_rows, sites_of
 
 MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # that the page lists outside its table
@@ -60,12 +60,13 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
         atlases=sorted({row["atlas"] for row in rows if row["atlas"]}),
         lead=_lead(rows, reasons, len(beyond)),
         cards=_cards(rows, spreads, len(beyond)),
-        rows=rows,
-        failures=reasons[:MOST_KINDS],
+        any=bool(rows),
+        failures=[_failure(kind, rows) for kind in reasons[:MOST_KINDS]],
         more_failures=sum(len(kind.members) for kind in reasons[MOST_KINDS:]),
-        most_named=MOST_NAMED,
         quality=[_panel(one) for one in spreads if len(one.values)],
         rule=RULE,
+        limited=any(one.limits for one in spreads),
+        least=LEAST_SCANS,
         outliers=[_outlier(rows[at], found) for at, found in list(beyond.items())[:MOST_OUTLIERS]],
         n_outliers=len(beyond),
         decisions=_decisions(rows),
@@ -111,22 +112,32 @@ def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n
     if decided := [row["parcels"] for row in done if row["parcels"]]:
         cards.append(("Personalised", f"{100 * decided.count('personalised') / len(decided):.0f} %", f"of {len(decided):,} finished"))
     cards += [(one.figure.title, spread(one.values, one.figure).partition(" (")[0], "median") for one in spreads if len(one.values)]
-    cards.append(("Outliers", f"{n_outliers:,}", "scans, by the rule below"))
+    if any(one.limits for one in spreads):
+        cards.append(("Outliers", f"{n_outliers:,}", "scans, by the rule below"))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
+
+
+def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Scans that failed for one kind of reason: the first of them, and what each says unless all say the same."""
+    members = [{"row": rows[at], "said": bare(rows[at]["error"])} for at in kind.members[:MOST_NAMED]]
+    same = all(one["said"].startswith(kind.title) for one in members)
+    status = sorted({rows[at]["status"] for at in kind.members})
+    return {"title": kind.title, "n": len(kind.members), "members": members, "same": same, "status": status}
 
 
 def _panel(one: Distribution) -> dict[str, Any]:
     """A figure's histogram with what is written beside it."""
-    bounds = None
+    bounds = []
     if one.limits is not None:
-        low, high = (one.figure.text(value) for value in one.limits[:2])
-        bounds = f"outliers below {low} or above {high}: {len(one.outliers):,}"
+        # A limit that no value can pass says nothing.
+        bounds += [f"below {one.figure.text(one.limits.low)}"] if one.limits.low > 0 else []
+        bounds += [f"above {one.figure.text(one.limits.high)}"] if one.limits.high < one.figure.most else []
     return {
         "title": one.figure.title,
         "spread": spread(one.values, one.figure),
         "n": f"{len(one.values):,}",
         "svg": histogram(one),
-        "bounds": bounds,
+        "bounds": f"{len(one.outliers):,} {'outlier' if len(one.outliers) == 1 else 'outliers'}, {' or '.join(bounds)}" if bounds else "",
         "by_mean": one.limits is not None and one.limits.by_mean,
     }
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pnet_jax.outputs.bids import page_name
+from pnet_jax.report.reasons import bare
 
 UNRECORDED = "no record"  # status of a page without a record
 NUMBERS = (
@@ -91,7 +92,7 @@ def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) 
     scan = str(record.get("scan") or "")
     texts = {key: str(record.get(key) or "") for key in ("subject", "atlas", "error", "parcels", "reason")}
     session = re.search(r"_ses-([^_]+)", scan)
-    said = [texts["error"], str(record.get("qc_warnings") or ""), str(record.get("warnings") or "")]
+    said = [bare(texts["error"]) if texts["error"] else "", str(record.get("qc_warnings") or ""), str(record.get("warnings") or "")]
     return {
         "scan": scan,
         **texts,

@@ -26,6 +26,7 @@ class Figure(NamedTuple):
       scale: Factor from the column to what is shown.
       digits: Decimals that are shown.
       step: Smallest difference that matters, in units of the column; limits are never closer to the median.
+      most: Largest possible value of the column; the smallest is 0.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Figure(NamedTuple):
     scale: float
     digits: int
     step: float
+    most: float = math.inf
 
     def text(self, value: float) -> str:
         return f"{value * self.scale:.{self.digits}f}{' ' if self.unit else ''}{self.unit}"
@@ -42,10 +44,10 @@ class Figure(NamedTuple):
 FIGURES = (
     Figure("minutes", "Minutes of signal kept", "min", 1, 1, 0.1),
     Figure("mean_fd", "Mean framewise displacement", "mm", 1, 2, 0.01),
-    Figure("agreement", "Agreement of the halves", "%", 100, 0, 0.01),
-    Figure("expected_agreement", "Expected agreement with a repeat", "%", 100, 0, 0.01),
-    Figure("ece", "Expected calibration error", "", 1, 3, 0.005),
-    Figure("coverage", "Mean coverage of the parcels", "%", 100, 0, 0.01),
+    Figure("agreement", "Agreement of the halves", "%", 100, 1, 0.01, 1),
+    Figure("expected_agreement", "Expected agreement with a repeat", "%", 100, 1, 0.01, 1),
+    Figure("ece", "Expected calibration error", "", 1, 3, 0.005, 1),
+    Figure("coverage", "Mean coverage of the parcels", "%", 100, 1, 0.01, 1),
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 LONGEST = 240  # characters of a kind
+FILE = "…: "  # what is left of a file in front of a message
 # What the reasons of `construction.qc` for returning the atlas come to, by a phrase of each.
 DECISIONS = (
     ("degrees of freedom in the halves of the scan", "Too few degrees of freedom are left in the halves after cleaning"),
@@ -15,8 +16,8 @@ DECISIONS = (
     ("is also found in noise", "The gain in DCBC is so small that it is also found in noise"),
     ("which does not exclude zero", "The gain over data-free parcels is not distinguishable from zero"),
 )
-_PLACE = re.compile(r"^(?:sub-\S+?(?: \([^)]*\))?|\S*[/\\]\S*): ")  # "sub-01_task-rest (path): " or "path: " in front of a message
-_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*[/\\]\S*|\bsub-[\w+-]+|(?<![\w.])[+-]?\d[\d.,]*(?:[eE][+-]?\d+)?")
+_SCAN = re.compile(r"^sub-[\w+-]+(?: \([^)]*\))?: ")  # "sub-01_task-rest (path): " in front of a message
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*[/\\]\S*[^\s:;,.)]|\bsub-[\w+-]+|(?<![\w.])[+-]?\d[\d.,]*(?:[eE][+-]?\d+)?")
 
 
 class Kind(NamedTuple):
@@ -43,18 +44,16 @@ def kinds(texts: Iterable[str]) -> list[Kind]:
         said = bare(text)
         found.setdefault(_VARIES.sub("…", said)[:LONGEST], []).append((number, said))
     groups = []
-    for title, members in found.items():
+    for shared, members in found.items():
         same = {said for _, said in members}
-        groups.append(Kind(same.pop()[:LONGEST] if len(same) == 1 else title, [number for number, _ in members]))
+        title = same.pop()[:LONGEST] if len(same) == 1 and not shared.startswith(FILE) else shared.removeprefix(FILE)
+        groups.append(Kind(title, [number for number, _ in members]))
     return sorted(groups, key=lambda kind: -len(kind.members))
 
 
 def bare(text: str) -> str:
-    """Return a message without the scan and file that it begins with."""
-    text = " ".join(text.split())
-    while text and (cut := _PLACE.sub("", text, count=1)) != text:
-        text = cut
-    return text or "no reason was recorded"
+    """Return a message without the scan that it begins with."""
+    return _SCAN.sub("", " ".join(text.split()), count=1) or "no reason was recorded"
 
 
 def decision(reason: str) -> str:

@@ -89,6 +89,19 @@
     return td;
   }
 
+  function line(shown, row) {
+    const tr = make("tr");
+    const first = shown.findIndex((one) => one.kind === "number");
+    // A scan that failed has no figures: why it failed takes their place.
+    if (first > 0 && text(column.status, row) !== "ok" && column.notes.values[row]) {
+      const why = cell(column.notes, row);
+      why.classList.add("wide");
+      why.colSpan = shown.length - first;
+      tr.append(...shown.slice(0, first).map((one) => cell(one, row)), why);
+    } else tr.append(...shown.map((one) => cell(one, row)));
+    return tr;
+  }
+
   function drawHead(shown) {
     const row = make("tr");
     for (const one of shown) {
@@ -114,11 +127,7 @@
     page = Math.min(Math.max(page, 0), pages - 1);
     const shown = columns.filter((one) => one.shown);
     drawHead(shown);
-    const body = found.slice(page * size, (page + 1) * size).map((row) => {
-      const tr = make("tr");
-      tr.append(...shown.map((one) => cell(one, row)));
-      return tr;
-    });
+    const body = found.slice(page * size, (page + 1) * size).map((row) => line(shown, row));
     if (!body.length) {
       const td = make("td", "No scan matches these filters.");
       td.colSpan = shown.length;
