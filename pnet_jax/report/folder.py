@@ -23,11 +23,11 @@ RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 
 
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
+    """Writes a page for every complete result in a folder, and the cohort report: what `pnet construct` would have written.
 
     Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that records are not required.
     A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
-    files. A result that cannot be read is listed with its reason in the index, is warned of, and does not stop the others.
+    files. A result that cannot be read is listed with its reason in `index.html`, is warned of, and does not stop the others.
 
     Args:
       folder: root of the derivatives.
@@ -64,7 +64,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
         row = _described(row, network, {other["report"] for other in done if "report" in other})
         write_text(folder / row["report"], page)
         done.append(row)
-    index = write_index(folder, done)
+    index = write_index(folder, done, exact=True)
     if progress is not None:
         progress("", len(rows), len(rows))
     return index

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,35 +21,51 @@ from pnet_jax.report.group import LEAST, MOST, MapSums, Moments, add_edges, add_
 from pnet_jax.report.style import ABSENT, as_png, drawing, new_figure
 
 CACHE = "group-figures.cache"  # in the folder of the records
+STALE = 0.1  # share of a full sample that may change before its figures are made again
 
 
-def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> dict[str, Any] | None:
     """Make, or read back, the group figures of a folder; None for fewer than 3 participants.
 
-    They are kept in `.pnet/` and made again only if the sample or one of its results has changed.
+    They are kept in `.pnet/` and made again if the sample or one of its results has changed. A full sample of 200 takes about 12 s; its
+    figures are made again once more than a tenth of it has changed, so that many short runs in one folder do not each spend that time.
 
     Args:
       folder: Root of the results.
       rows: Records of scans.
+      exact: Make them again if anything has changed.
 
     Returns:
-      `n`, `participants`, `atlas`, and `maps` and `edges`, each None where it could not be made.
+      `n`, `participants`, `atlas`, `stale` (results that have changed since), and `maps` and `edges`, each None where there is nothing to
+      draw, or with an `error`.
     """
     chosen, participants = sample(rows)
     if len(chosen) < LEAST:
         return None
-    names = [[row["scan"], row["dseg"], row.get("parcels"), (row.get("files") or {}).get(row["dseg"])] for row in chosen]
-    digest = hashlib.sha256(json.dumps([pnet_jax.__version__, names]).encode()).hexdigest()
+    made = [(row.get("files") or {}).get(row["dseg"]) for row in chosen]
+    names = [f"{pnet_jax.__version__} {row['scan']} {row['dseg']} {digest}" for row, digest in zip(chosen, made, strict=True)]
     cache = folder / RECORDS / CACHE
-    recorded = all(name[-1] for name in names)  # without a record nothing says whether a result has changed
+    if not all(made):  # without a record nothing says whether a result has changed
+        return _drawn(folder, chosen) | {"participants": participants, "stale": 0}
+    allowed = int(STALE * len(names)) if len(names) == MOST and not exact else 0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(cache.read_text("utf-8"))
-        if recorded and kept["digest"] == digest:
-            return kept["figures"] | {"participants": participants}
-    found = {"n": len(chosen), "participants": participants, "atlas": chosen[0].get("atlas") or "", "most": MOST}
-    found |= {"maps": _maps(folder, chosen), "edges": _edges(folder, chosen)}
-    if recorded:
-        write_text(cache, json.dumps({"digest": digest, "figures": found}))
+        stale = len(set(names) - set(kept["names"]))
+        if stale <= allowed and len(kept["names"]) == len(names):
+            return kept["figures"] | {"participants": participants, "stale": stale}
+    found = _drawn(folder, chosen)
+    write_text(cache, json.dumps({"names": names, "figures": found}))
+    return found | {"participants": participants, "stale": 0}
+
+
+def _drawn(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"n": len(chosen), "atlas": chosen[0].get("atlas") or ""}
+    for name, make in (("maps", _maps), ("edges", _edges)):
+        try:
+            found[name] = make(folder, chosen)
+        except Exception as error:  # noqa: BLE001  a figure that cannot be drawn must not cost the rest of the page
+            warnings.warn(f"{folder}: the group's {name} could not be drawn: {error!r}", stacklevel=2)
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
     return found
 
 
@@ -59,12 +75,13 @@ def _maps(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     if sums is None or sums.scans < LEAST:
         return None
     changed = sums.mean(sums.changed)
+    known = changed[np.isfinite(changed)]
     return {
         "n": sums.scans,
         "returned": len(chosen) - len(own),
         "left_out": left_out,
         "space": sums.first.name,
-        "share": float(np.nanmean(changed)) if np.isfinite(changed).any() else 0.0,
+        "share": float(known.mean()) if len(known) else 0.0,
         "changed": share_figure(sums, changed, "YlOrRd", "share"),
         "confidence": share_figure(sums, sums.mean(sums.confidence), "viridis", "probability"),
     }
@@ -72,17 +89,21 @@ def _maps(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
 
 def _edges(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     moments = add_edges(folder / row["dseg"] for row in chosen)
-    if moments is None or moments.scans < LEAST:
+    if moments is None or moments.scans < LEAST or len(moments.mean) < 2:
         return None
-    parcels = read_rows(folder / chosen[0]["dseg"])
-    sides = [row.get("hemisphere", "B") for row in parcels]
-    sides = sides if len(sides) == len(moments.mean) else ["B"] * len(moments.mean)
-    off = ~np.eye(len(sides), dtype=bool)
+    sides = ["B"] * len(moments.mean)
+    for row in chosen:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            given = [parcel["hemisphere"] for parcel in read_rows(folder / row["dseg"])]
+            if len(given) == len(sides):
+                sides = given
+                break
+    known = ~np.eye(len(sides), dtype=bool) & np.isfinite(moments.sd)
     return {
         "n": moments.scans,
         "parcels": len(sides),
-        "mean": float(np.nanmean(moments.average[off])),
-        "sd": float(np.nanmedian(moments.sd[off])),
+        "mean": float(moments.average[known].mean()) if known.any() else 0.0,
+        "sd": float(np.median(moments.sd[known])) if known.any() else 0.0,
         "image": matrices_figure(moments, sides),
     }
 

@@ -26,17 +26,17 @@ MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # that the p
 NAMED_FIRST = 3  # reasons that the first lines name
 
 
-def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] | None = None) -> Path:
+def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] | None = None, *, exact: bool = False) -> Path:
     """Write `index.html`, the report of all scans in a folder of results.
 
     Its parts: what failed, with reasons; a table of all scans to search and sort, with links to their pages; distributions of quality and
     outliers; decisions; sites; and for three participants or more, group maps and the mean and spread of the Pearson matrices. The page is
-    one file that needs no other and no network. Group figures are those of at most 200 participants, and are kept in `.pnet/` until one of
-    their results changes.
+    one file that needs no other and no network. Group figures are those of at most 200 participants, and are kept in `.pnet/`.
 
     Args:
       folder: root of the derivatives.
       status: rows to list instead of the records of `pnet construct`.
+      exact: make group figures again if any of their results has changed, see `group_figures`.
 
     Returns:
       The path of `index.html`.
@@ -72,7 +72,7 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
         decisions=_decisions(rows),
         sites=_sites(rows),
         most_sites=MOST_SITES,
-        group=group_figures(folder, records),
+        group=group_figures(folder, records, exact=exact),
         data=table_json(rows, {at: [figure.key for figure, _, _ in found] for at, found in beyond.items()}, of_row),
     )
     return write_text(folder / "index.html", page)
@@ -119,8 +119,10 @@ def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n
 
 def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Scans that failed for one kind of reason: the first of them, and what each says unless all say the same."""
-    members = [{"row": rows[at], "said": bare(rows[at]["error"])} for at in kind.members[:MOST_NAMED]]
-    same = all(one["said"].startswith(kind.title) for one in members)
+    first = kind.members[:MOST_NAMED]
+    texts = [bare(rows[at]["error"]) for at in first]
+    members = [{"row": rows[at], "said": text} for at, text in zip(first, texts, strict=True)]
+    same = all(text.startswith(kind.title) for text in texts)
     status = sorted({rows[at]["status"] for at in kind.members})
     return {"title": kind.title, "n": len(kind.members), "members": members, "same": same, "status": status}
 

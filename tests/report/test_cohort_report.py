@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from pnet_jax.construction import qc as construction_qc
 from pnet_jax.network import QC, Selection
 from pnet_jax.outputs import load_maps, page_name, result_columns, save, scan_label, write_record
-from pnet_jax.report import brains, group_drawing, write_index
+from pnet_jax.report import group_drawing, write_index
 from pnet_jax.report.group import MOST, MapSums, Moments, add_edges, add_maps, sample
 from pnet_jax.report.quality import FIGURES, distribution, limits, outliers, ticks
 from pnet_jax.report.reasons import DECISIONS, bare, decision, kinds
@@ -341,25 +341,57 @@ def test_the_sample_is_fixed_and_has_a_scan_of_each_participant():
     assert len({row["scan"] for row in chosen} ^ {row["scan"] for row in again}) <= 2
 
 
-def test_group_figures_are_made_once(tmp_path, monkeypatch):
+@pytest.fixture
+def group(tmp_path):
+    """A folder with the results of four participants, of whom the last has the parcels of the atlas; and their records."""
+    rows = []
     for seed in range(4):
         decision = "atlas" if seed == 3 else "personalised"
         network = variant(seed, qc=QC(selection=Selection(decision=decision)))
         dseg = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path).as_posix()
         row = {"scan": scan_label(network), "subject": network.subject, "atlas": ATLAS, "status": "ok", "dseg": dseg}
-        write_record(tmp_path, row | result_columns(network), {dseg: f"digest {seed}"}, "pnet construct")
-    first = CohortPage(write_index(tmp_path))
-    assert first.images == 3 and "All 4 participants with a finished scan" in first.text
-    assert "Share of 3 participants with personalised parcels" in first.text
-    assert "1 of the 4 participants have the atlas’s parcels" in first.text
-    assert "over 4 participants of Pearson’s r between 12 parcels" in first.text
+        rows.append(write_record(tmp_path, row | result_columns(network), {dseg: f"digest {seed}"}, "pnet construct"))
+    return tmp_path, rows
+
+
+def test_the_group_is_drawn(group):
+    folder, rows = group
+    page = CohortPage(write_index(folder, rows))
+    assert page.images == 3 and "All 4 participants with a finished scan" in page.text
+    assert "Share of 3 participants with personalised parcels" in page.text
+    assert "1 of the 4 participants have the atlas’s parcels" in page.text
+    assert "over 4 participants of Pearson’s r between 12 parcels" in page.text
+
+
+def test_group_figures_are_made_again_only_when_results_change(group, monkeypatch):
+    folder, rows = group
     drawn = []
-    monkeypatch.setattr(brains, "slices_figure", lambda *given: drawn.append(given) or "data:image/png;base64,")
-    monkeypatch.setattr(group_drawing, "slices_figure", brains.slices_figure)
-    assert CohortPage(write_index(tmp_path)).addresses == first.addresses and not drawn
-    write_record(tmp_path, row | result_columns(network), {dseg: "another"}, "pnet construct")
-    write_index(tmp_path)
+    monkeypatch.setattr(group_drawing, "slices_figure", lambda *given: drawn.append(given) or "data:image/png;base64,")
+    first = CohortPage(write_index(folder))
     assert len(drawn) == 2
+    assert CohortPage(write_index(folder)).addresses == first.addresses and len(drawn) == 2
+    another = {key: value for key, value in rows[0].items() if key not in ("files", "command")}
+    write_record(folder, another, {rows[0]["dseg"]: "another"}, "pnet construct")
+    write_index(folder)
+    assert len(drawn) == 4
+    # Of a full sample, one in ten may change.
+    monkeypatch.setattr(group_drawing, "MOST", 4)
+    monkeypatch.setattr(group_drawing, "STALE", 0.25)
+    write_record(folder, another, {rows[0]["dseg"]: "a third"}, "pnet construct")
+    assert "1 of these results have changed since the figures were made" in CohortPage(write_index(folder)).text and len(drawn) == 4
+    assert "have changed since" not in CohortPage(write_index(folder, exact=True)).text and len(drawn) == 6
+
+
+def test_a_group_figure_that_fails_does_not_cost_the_page(group, monkeypatch):
+    folder, rows = group
+
+    def broken(*_):
+        raise RuntimeError("no fonts <here>")
+
+    monkeypatch.setattr(group_drawing, "slices_figure", broken)
+    with pytest.warns(UserWarning, match="the group's maps could not be drawn: RuntimeError"):
+        page = CohortPage(write_index(folder, rows))
+    assert "could not be drawn (RuntimeError: no fonts <here>)" in page.text and page.images == 1
 
 
 def test_an_empty_folder(tmp_path):
