@@ -106,7 +106,7 @@ def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) 
         process = subprocess.Popen([*map(str, command)], stderr=said, stdout=said, env=environment(code), cwd=out.parent)
         memory = []
         while process.poll() is None:
-            memory.append((time.perf_counter() - begun, len(list((out / ".pnet").glob("*.json"))), resident(process.pid)))
+            memory.append((time.perf_counter() - begun, finished(out), resident(process.pid)))
             time.sleep(SAMPLE_SECONDS)
     seconds, lines = time.perf_counter() - begun, log.read_text("utf-8", errors="replace")
     if process.returncode:
@@ -126,6 +126,12 @@ def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) 
     }
     print(options, found, flush=True)
     return found
+
+
+def finished(out: Path) -> int:
+    """How many scans a run has finished: their records, or rows of the table that earlier versions wrote."""
+    rows = (out / "status.tsv").read_bytes().count(b"\n") - 1 if (out / "status.tsv").is_file() else 0
+    return max(len(list((out / ".pnet").glob("*.json"))), rows)
 
 
 def resident(pid: int) -> int:
