@@ -22,17 +22,19 @@ from pnet_jax.batch import run as running
 from pnet_jax.batch.job import job_of
 from pnet_jax.batch.run import construct_cohort
 from pnet_jax.checkpoint import save_group, save_model
-from pnet_jax.config import CleaningConfig, ConstructConfig
+from pnet_jax.config import CleaningConfig, ConstructConfig, PrepareConfig
 from pnet_jax.construction import Ready, resolve
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
-from pnet_jax.outputs import read_records
+from pnet_jax.outputs import load_network, read_records
 from pnet_jax.outputs.overview import overview, summary
 from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.outputs.status import claim_scan, write_submission
 from pnet_jax.parcellation.spatial import LearnedPrior, place
+from pnet_jax.records import prepare
+from pnet_jax.records.source import stored_scans
 
 PLAIN = CleaningConfig(strategy=(), low_pass=None, high_pass=None, detrend=False)
 ENTITIES = {"task": "rest", "space": "MNI152NLin6Asym", "desc": "preproc"}
@@ -320,18 +322,18 @@ def test_a_failed_rerun_leaves_nothing_of_the_older_result(inputs, config, tmp_p
 def test_trouble_of_the_machine_fails_one_scan_and_keeps_its_older_result(inputs, config, tmp_path, monkeypatch, error):
     good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
     construct_cohort(good, tmp_path, plain)
-    before, whole = contents(tmp_path / "sub-01"), tasks.load_scan
+    before, whole = contents(tmp_path / "sub-01"), ScanSource.load
 
-    def load_scan(bold, **options):
-        if bold == good[0].bold:
+    def load(source, cleaning, **options):
+        if source == good[0]:
             raise error
-        return whole(bold, **options)
+        return whole(source, cleaning, **options)
 
-    monkeypatch.setattr(tasks, "load_scan", load_scan)
+    monkeypatch.setattr(ScanSource, "load", load)
     rows = construct_cohort(good, tmp_path, plain)
     assert status_of(rows) == ["failed", "ok"] and "sub-01_task-rest" in rows[0]["error"]
     assert contents(tmp_path / "sub-01") == before
-    monkeypatch.setattr(tasks, "load_scan", whole)
+    monkeypatch.setattr(ScanSource, "load", whole)
     assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
 
 
@@ -695,3 +697,19 @@ class Killer:
 
     def __repr__(self):
         return "killer"
+
+
+def test_scans_of_a_store_are_constructed_without_their_files(mixed, config, tmp_path):
+    """Their signals are kept as float16, so that a few labels may differ."""
+    plain = dataclasses.replace(config, edges=("pearson",))
+    direct = construct_cohort(mixed[:2], tmp_path / "direct", plain)
+    prepare(mixed[:2], tmp_path / "store", PrepareConfig(cleaning=plain.cleaning))
+    sources = stored_scans(tmp_path / "store")
+    assert [one.label for one in sources] == [one.label for one in mixed[:2]]
+    rows = construct_cohort(sources, tmp_path / "out", plain)
+    assert status_of(rows) == ["ok", "ok"]
+    for one, other in zip(direct, rows, strict=True):
+        a, b = load_network(tmp_path / "direct" / one["dseg"]), load_network(tmp_path / "out" / other["dseg"])
+        assert np.mean(a.labels == b.labels) > 0.98
+    (chosen,) = stored_scans(tmp_path / "store", participant_labels=["02"])
+    assert chosen.label == mixed[1].label

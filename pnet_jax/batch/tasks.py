@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pnet_jax.batch.job import Job
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.ingest import ScanSource
 from pnet_jax.network import Network
 from pnet_jax.outputs import page_name, save
 from pnet_jax.outputs.lock import waiting_for
@@ -50,12 +50,7 @@ def read(job: Job, source: ScanSource) -> Read:
     if source.problem:
         raise InputError(source.problem)
     inputs = job.inputs(source)
-    entities = {"sub": source.subject, **source.entities}
-    scan, said = _heard(
-        lambda: load_scan(
-            source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=job.config.cleaning, **job.options
-        )
-    )
+    scan, said = _heard(lambda: source.load(job.config.cleaning, **job.options))
     if job.inputs(source) != inputs:
         raise RuntimeError(f"{source.label} ({source.bold}): a file of this scan changed while it was read; run again with --resume")
     return Read(scan, inputs, time.perf_counter() - begun, said)

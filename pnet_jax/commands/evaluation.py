@@ -145,10 +145,10 @@ def _recorded(
     args: Namespace, models: Sequence[Any], prior: Any, skipped: dict[str, str]
 ) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
     """Cases of scans, how many there are at most, and who is left out; what could not be read is left in `skipped`."""
+    from pnet_jax.config import CleaningConfig
     from pnet_jax.construction import resolve
     from pnet_jax.evaluate.cases import RECORDED, scan_cases
     from pnet_jax.evaluate.encoder import unseen
-    from pnet_jax.ingest import load_scan
 
     prior = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=models[0]).atlas
     found, load = sources_of(args, args.input)
@@ -162,8 +162,7 @@ def _recorded(
             try:
                 if source.problem:
                     raise ValueError(source.problem)
-                entities = {"sub": source.subject, **source.entities}
-                yield load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities=entities, **load)
+                yield source.load(CleaningConfig(), **load)
             except (ValueError, OSError) as error:
                 skipped[source.label] = str(error)
 

@@ -199,19 +199,22 @@ def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
 
 
 def sources_of(args: Namespace, files: str) -> tuple[list[Any], dict[str, Any]]:
+    """The scans of an input, and further arguments of `load_scan`."""
     from pnet_jax.ingest import find_scans
 
-    sources = find_scans(
-        files,
-        participant_labels=args.participant_label,
-        session_labels=args.session_label,
-        task=args.task,
-        space=args.space if Path(files).is_dir() else None,
-        mask=args.mask,
-        confounds=args.confounds,
-    )
+    chosen = {"participant_labels": args.participant_label, "session_labels": args.session_label, "task": args.task}
     load = {name: getattr(args, name) for name in ("tr", "native_to_mni", "atlas", "surfaces", "space")}
-    return sources, {name: value for name, value in load.items() if value is not None}
+    load = {name: value for name, value in load.items() if value is not None}
+    about_files = load | {name: getattr(args, name) for name in ("mask", "confounds") if getattr(args, name) is not None}
+    if (Path(files) / "manifest.json").is_file():
+        from pnet_jax.records.source import is_store, stored_scans  # which loads ArrayRecord
+
+        if is_store(files):
+            if about_files:
+                raise SettingsError(f"{files} is a store of cleaned scans: --{next(iter(about_files)).replace('_', '-')} has no use there")
+            return stored_scans(files, **chosen), {}
+    space = args.space if Path(files).is_dir() else None
+    return find_scans(files, **chosen, space=space, mask=args.mask, confounds=args.confounds), load
 
 
 def _enable_compilation_cache() -> None:

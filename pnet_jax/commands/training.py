@@ -104,7 +104,6 @@ def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namesp
 
 def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
     from pnet_jax.checkpoint import save_model
-    from pnet_jax.ingest import load_scan
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
     from pnet_jax.records.manifest import MANIFEST
@@ -124,10 +123,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
                 try:
                     if source.problem:
                         raise ValueError(source.problem)
-                    entities = {"sub": source.subject, **source.entities}
-                    yield load_scan(
-                        source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=config.cleaning, **load
-                    )
+                    yield source.load(config.cleaning, **load)
                 except (ValueError, OSError) as error:
                     skipped[source.label] = str(error)
 

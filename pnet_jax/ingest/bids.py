@@ -64,15 +64,29 @@ def find_scans(
         sources = _in_list(path)
     else:
         sources = [source_of(path)]
-    sources = _select(sources, lambda s: s.subject, participant_labels, "sub", "participant", path)
-    sources = _select(sources, lambda s: s.entities.get("ses"), session_labels, "ses", "session", path)
-    chosen = _select(sources, lambda s: s.entities.get("task"), None if task is None else [task], "task", "task", path)
+    sources, chosen = _selected(sources, path, participant_labels, session_labels, task)
     if not path.is_dir() and space is not None:
         chosen = _select(chosen, lambda s: s.entities.get("space", space), [space], "space", "space", path)
     chosen = _override(chosen, mask, confounds, path)
     if path.is_dir():
         _say_what_is_odd(path, sources, chosen, task)
     return sorted(_told_apart(chosen, path), key=lambda s: s.label)
+
+
+def select_scans(
+    sources: list[ScanSource], path: Path, participant_labels: Sequence[str] | None, session_labels: Sequence[str] | None, task: str | None
+) -> list[ScanSource]:
+    """Keep the scans of some subjects, sessions and a task, sorted by label; see `find_scans`."""
+    return sorted(_selected(sources, path, participant_labels, session_labels, task)[1], key=lambda s: s.label)
+
+
+def _selected(
+    sources: list[ScanSource], path: Path, participant_labels: Sequence[str] | None, session_labels: Sequence[str] | None, task: str | None
+) -> tuple[list[ScanSource], list[ScanSource]]:
+    """Scans of some subjects and sessions, of all tasks and of the requested one."""
+    sources = _select(sources, lambda s: s.subject, participant_labels, "sub", "participant", path)
+    sources = _select(sources, lambda s: s.entities.get("ses"), session_labels, "ses", "session", path)
+    return sources, _select(sources, lambda s: s.entities.get("task"), None if task is None else [task], "task", "task", path)
 
 
 def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSource], task: str | None) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pnet_jax.ingest import naming, timing
+
+if TYPE_CHECKING:
+    from pnet_jax.config import CleaningConfig
+    from pnet_jax.scan import Scan
 
 VOLUMES, DENSE = (".nii.gz", ".nii"), (".dtseries.nii",)
 
@@ -13,8 +18,6 @@ VOLUMES, DENSE = (".nii.gz", ".nii"), (".dtseries.nii",)
 @dataclasses.dataclass(frozen=True)
 class ScanSource:
     """One recording to load.
-
-    `load_scan(source.bold, mask=source.mask, confounds=source.confounds, entities={"sub": source.subject, **source.entities})`
 
     Attributes:
       bold: the recording; the subject's folder if it has no recording.
@@ -37,6 +40,13 @@ class ScanSource:
         """Files from which the scan is read."""
         about = None if self.confounds is None else self.confounds.with_suffix(".json")  # it says which components are whose
         return (self.bold, self.mask, self.confounds, about, *timing.sidecars(self.bold))
+
+    def load(self, cleaning: CleaningConfig, **options: Any) -> Scan:
+        """Read and clean the recording; `options` are further arguments of `load_scan`."""
+        from pnet_jax.ingest.load import load_scan
+
+        entities = {"sub": self.subject, **self.entities}
+        return load_scan(self.bold, mask=self.mask, confounds=self.confounds, entities=entities, cleaning=cleaning, **options)
 
     @property
     def label(self) -> str:

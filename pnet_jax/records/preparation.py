@@ -15,7 +15,7 @@ import numpy as np
 from pnet_jax.config import PrepareConfig
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.execution import WorkerDiedError, check_workers, run_tasks
-from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.fingerprint import file_fingerprint
 from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.outputs.atomic import check_writable
@@ -367,11 +367,7 @@ def _write_one(task: _Task) -> Record | _Refusal:
     """The row of a scan that was written, or why it was not."""
     config, item = task.config, task.item
     try:
-        if isinstance(item, Scan):
-            scan = item
-        else:
-            entities = {"sub": item.subject, **item.entities}
-            scan = load_scan(item.bold, mask=item.mask, confounds=item.confounds, entities=entities, cleaning=config.cleaning, **task.load)
+        scan = item if isinstance(item, Scan) else item.load(config.cleaning, **task.load)
         if scan.y.shape[1] < config.cleaning.min_frames:
             raise InputError(
                 f"{scan.label}: too short: expected {config.cleaning.min_frames} frames or more (min_frames), got {scan.y.shape[1]}"
