@@ -29,7 +29,7 @@ _PUBLIC = {
     "Scan": "scan",
     "Space": "space",
     "construct": "construction",
-    "construct_cohort": "cohort",
+    "construct_cohort": "batch",
     "explain": "report.words",
     "find_scans": "ingest",
     "fit_group": "group.fit",

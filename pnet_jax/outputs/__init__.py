@@ -3,8 +3,9 @@
 from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.finding import find_networks, find_results
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
-from pnet_jax.outputs.loading import find_networks, load_network
+from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "check_atlas",
     "check_writable",
     "find_networks",
+    "find_results",
     "labels_image",
     "load_network",
     "location_image",
