@@ -7,7 +7,20 @@ import sys
 
 import pytest
 
-BLOCKED = ("nibabel", "nilearn", "grain", "array_record", "orbax", "pandas", "matplotlib", "jinja2", "tqdm", "jsonargparse", "zarr", "xarray")
+BLOCKED = (
+    "nibabel",
+    "nilearn",
+    "grain",
+    "array_record",
+    "orbax",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "tqdm",
+    "jsonargparse",
+    "zarr",
+    "xarray",
+)
 CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.model", "encoder.tokens", "encoder.objectives")
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
