@@ -306,7 +306,7 @@ def _checked_covariates(path: str | Path, covariates: Mapping[str, np.ndarray] |
 def _lay_out(group: Any, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray], block: int) -> None:
     """Makes, or makes longer, all arrays of a store, and writes those that do not depend on results."""
     s, k, frames = len(scans), len(layout.ids), -(-layout.frames // FRAMES) * FRAMES
-    group.attrs["digest"] = ""  # until all of it is there
+    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest follows when all of it is there
     matrix = ("scan", "parcel", "parcel_to")
     for name in layout.edges:
         view = view_of(name) | {"layer": name}

@@ -54,10 +54,11 @@ def open_store(path: str | Path, mode: str = "r") -> Any:
     if attributes.get("format") != FORMAT or attributes.get("version") != VERSION:
         found = f"{attributes.get('format')!r}, version {attributes.get('version')}"
         raise InputError(f"{path}: expected a store of format {FORMAT!r}, version {VERSION}, found {found}")
+    if attributes.get("digest") == "":
+        said = "is being laid out, or that was interrupted; if no `pnet collect` runs, remove it and run it again"
+        raise InputError(f"{path}: {said}")
     if attributes.get("digest") != _digest(group):
-        raise InputError(
-            f"{path}: what zarr.json says of the arrays was damaged or never completed; remove it and run `pnet collect` again"
-        )
+        raise InputError(f"{path}: what zarr.json says of the arrays is damaged; remove it and run `pnet collect` again")
     return group
 
 

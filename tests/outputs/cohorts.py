@@ -8,15 +8,12 @@ import numpy as np
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.network import Network
-from tests.outputs.helpers import ABSENT, IDS, K, correlation, example_qc, make_network
+from pnet_jax.space import grid_space
+from tests.outputs.helpers import ABSENT, AFFINE, K, correlation, example_qc, make_network, phantom_mask
 
 
 def make_networks(n: int = 5, **fields) -> list[Network]:
-    """Scans with signals of their own, of different lengths; the masks of odd ones lack some voxels, parcel `ABSENT` is absent everywhere."""
-    from tests.outputs.helpers import AFFINE, phantom_mask
-
-    from pnet_jax.space import grid_space
-
+    """Scans with their own signals, of different lengths; the masks of odd ones lack some voxels, and parcel `ABSENT` is absent."""
     out = []
     for s in range(n):
         mask = phantom_mask()
@@ -57,6 +54,3 @@ def assert_same(one: Cohort, other: Cohort, rtol: float = 0.0) -> None:
         if one.space.grid is not None:
             np.testing.assert_array_equal(one.space.grid.ijk, other.space.grid.ijk)
             np.testing.assert_allclose(one.space.grid.affine, other.space.grid.affine, atol=1e-6)
-
-
-assert len(IDS) == K
