@@ -17,6 +17,8 @@ commands:
   demo         one real scan from download to report
   construct    networks of a scan, a list of scans or an fMRIPrep folder
   report       HTML pages of results that stand already
+  collect      results of many scans in one cohort store
+  export       a cohort in the formats of other programs
   simulate     a cohort with known truth, as BIDS derivatives
   prepare      records from scans, for pre-training
   pretrain     a checkpoint from scans
@@ -27,7 +29,20 @@ commands:
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench")
+COMMANDS = (
+    "demo",
+    "construct",
+    "report",
+    "collect",
+    "export",
+    "simulate",
+    "prepare",
+    "pretrain",
+    "fit-group",
+    "personalize",
+    "evaluate",
+    "bench",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ def make_networks(n: int = 5, **fields) -> list[Network]:
     out = []
     for s in range(n):
         mask = phantom_mask()
-        mask[:, :3] &= s % 2 == 0
+        mask[:, :8] &= s % 2 == 0
         rng = np.random.default_rng(s)
         signals = rng.normal(size=(K, 40 - s)).astype(np.float32)
         signals[ABSENT] = np.nan
