@@ -1,7 +1,7 @@
 """Size and speed of the cohort store: seconds to write a scan, seconds to read the edges or everything of all scans, files and bytes.
 
 Random results of realistic shapes, one process, local disk, files in the page cache. Beside the blocks of scans stands what a block of one
-scan costs, which is a store with files of its own for every scan.
+scan costs, which is a store with files of its own for every scan; last, what `pnet collect` takes from results on disk.
 
     python benchmarks/cohort_store.py --scans 1000 --blocks 1 8 32 128 --out benchmarks/results/cohort_store.json
 """
@@ -19,6 +19,7 @@ from common import parser, table, write
 
 import pnet_jax
 from pnet_jax.network import QC, Network
+from pnet_jax.outputs import collect, save
 from pnet_jax.outputs.cohort import Entry, create, layout_of, write_block
 from pnet_jax.space import grid_space
 
@@ -33,7 +34,9 @@ def main() -> None:
     rows = [{"block": block} | _measure(networks, args.scans, block) for block in args.blocks]
     head = list(rows[0])
     table(head, [[row[name] for name in head] for row in rows])
-    write(args, {"shape": shape, "stores": rows})
+    collected = _collect(networks)
+    print(f"pnet collect, from results on disk: {collected:.0f} ms a scan")
+    write(args, {"shape": shape, "stores": rows, "collect_ms_a_scan": collected})
 
 
 def _arguments():
@@ -95,6 +98,19 @@ def _measure(networks: list[Network], scans: int, block: int) -> dict[str, float
             figures[f"read_{name}_s"] = time.perf_counter() - begun
             assert len(cohort) == scans
         return figures
+    finally:
+        shutil.rmtree(folder)
+
+
+def _collect(networks: list[Network]) -> float:
+    """Milliseconds a scan from BIDS derivatives to the store, one process."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for number, network in enumerate(networks):
+            save(dataclasses.replace(network, subject=f"{number:05d}"), folder)
+        begun = time.perf_counter()
+        collect(folder)
+        return (time.perf_counter() - begun) / len(networks) * 1000
     finally:
         shutil.rmtree(folder)
 

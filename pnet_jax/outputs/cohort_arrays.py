@@ -236,6 +236,12 @@ def new_store(path: str | Path) -> Any:
     return _zarr().open_group(_store(path), mode="w", zarr_format=3)
 
 
+def clean(path: str | Path) -> None:
+    """Removes files that killed processes left half written in a local store; no other process may be writing there."""
+    for file in () if "://" in str(path) else Path(path).rglob("*.partial"):
+        file.unlink(missing_ok=True)
+
+
 def seal(group: Any, attributes: Mapping[str, Any]) -> None:
     """Writes the attributes of a group whose arrays are laid out, their digest, and the copy of all descriptions that readers open."""
     group.attrs.update(attributes)

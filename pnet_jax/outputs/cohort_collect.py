@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from pnet_jax.outputs.cohort import (
     scans_of,
     write_block,
 )
-from pnet_jax.outputs.cohort_arrays import exists, open_store, plain_name, read_array
+from pnet_jax.outputs.cohort_arrays import clean, exists, open_store, plain_name, read_array
 from pnet_jax.outputs.cohort_reading import check_block, read_store, stored_results
 from pnet_jax.outputs.finding import find_results
 from pnet_jax.outputs.loading import load_network
@@ -158,6 +159,7 @@ def collect(
         scans = _prepare(folder, path, found, participants, block, each)
         stored, by_scan = stored_results(path), {one.scan: one for one in found}
         group = open_store(path)
+        clean(path)
         tasks = []
         for number in range(n_blocks(group)):
             own = {scan: by_scan[scan] for scan in scans[block_rows(group, number)] if scan in by_scan}
@@ -337,11 +339,19 @@ class _Mapper:
         # Spawned: a process that has used JAX cannot be forked.
         self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
 
-    def __enter__(self) -> Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]:
+    def __enter__(self) -> Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]:
         if self.pool is None:
             return lambda function, tasks: (function(*task) for task in tasks)
-        pool = self.pool
-        return lambda function, tasks: pool.map(function, *zip(*tasks, strict=True)) if tasks else iter(())
+        return self._spread
+
+    def _spread(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        assert self.pool is not None
+        try:
+            yield from self.pool.map(function, *zip(*tasks, strict=True)) if tasks else ()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a process that read results was killed (too little memory?): run `pnet collect` again, with fewer workers"
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:

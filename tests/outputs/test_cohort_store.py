@@ -179,7 +179,7 @@ def test_a_flipped_byte_is_named_and_not_used(networks, tmp_path):
     assert len(files) > 40
     for file in files:
         name, content = file.relative_to(path).parts[0], file.read_bytes()
-        for at in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
+        for at in {len(content) // 2, len(content) - 1}:
             file.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
             if name not in ("parcel", "parcel_to", "qc_column", "text_column"):  # not read: what they say is known
                 with pytest.raises(InputError, match=rf"\b{name}\b"):
