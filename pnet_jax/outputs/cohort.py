@@ -18,7 +18,6 @@ from jaxtyping import Int
 
 from pnet_jax.cohort import COLUMNS, NUMBERS, TEXTS, atlas_of, check_network, row_of, view_of
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.ingest import naming
 from pnet_jax.network import Network
 from pnet_jax.outputs.cohort_arrays import (
     EDGES,
@@ -42,7 +41,7 @@ from pnet_jax.outputs.cohort_arrays import (
     space_content,
 )
 from pnet_jax.outputs.tables import column_names, plain
-from pnet_jax.scan import scan_label
+from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, join_spaces, places_in
 
 BLOCK = 32  # scans: see docs/architecture.md
@@ -341,5 +340,5 @@ def _lay_out(group: Any, scans: Sequence[str], layout: Layout, covariates: Mappi
 
 def _identity(scans: Sequence[str]) -> dict[str, np.ndarray]:
     keys = {"subject": "sub", "session": "ses", "task": "task", "run": "run"}
-    entities = [naming.entities_of(f"{scan}_bold.tsv") for scan in scans]
+    entities = [label_entities(scan) for scan in scans]
     return {"scan": np.array(scans)} | {name: np.array([one.get(key, "") for one in entities]) for name, key in keys.items()}

@@ -20,11 +20,11 @@ import numpy as np
 
 from pnet_jax.cohort import Cohort, check_network, cohort_of
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.ingest import naming
 from pnet_jax.network import Network
 from pnet_jax.outputs.cohort import (
     BLOCK,
     DONE,
+    FAILED,
     Entry,
     Layout,
     block_rows,
@@ -41,11 +41,11 @@ from pnet_jax.outputs.cohort import (
 from pnet_jax.outputs.cohort_arrays import clean, exists, open_store, plain_name, read_array
 from pnet_jax.outputs.cohort_reading import check_block, read_store, stored_results
 from pnet_jax.outputs.finding import find_results
-from pnet_jax.outputs.loading import load_network
+from pnet_jax.outputs.loading import load_network, read_scan
 from pnet_jax.outputs.lock import waiting_for
 from pnet_jax.outputs.status import RECORDS, missing_files, read_records
 from pnet_jax.outputs.tables import read_rows
-from pnet_jax.scan import scan_label
+from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import join_spaces
 
 LOCK = ".collect.lock"
@@ -149,10 +149,13 @@ def collect(
       `path`, and the numbers of scans `done` and `failed`, of `blocks`, and of blocks `written` by this call.
 
     Raises:
+      FileNotFoundError: there is no such folder.
       SettingsError: the folder holds no result or several atlases, or the store holds scans that the folder does not.
       InputError: the store is of another atlas or damaged beyond its blocks; names it.
       OSError: the store cannot be written.
     """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of results")
     path = Path(folder) / (f"cohort_seg-{atlas}.zarr" if atlas else "cohort.zarr") if path is None else path
     with waiting_for(Path(folder) / RECORDS / LOCK), _Mapper(workers) as each:
         found = find_scans_in(folder, atlas)
@@ -160,10 +163,10 @@ def collect(
         stored, by_scan = stored_results(path), {one.scan: one for one in found}
         group = open_store(path)
         clean(path)
-        tasks = []
+        tasks: list[tuple[Any, ...]] = []
         for number in range(n_blocks(group)):
             own = {scan: by_scan[scan] for scan in scans[block_rows(group, number)] if scan in by_scan}
-            changed = any(stored[scan][1] != one.digest or not stored[scan][0] for scan, one in own.items())
+            changed = any(stored[scan] not in ((DONE, one.digest), (FAILED, one.digest)) for scan, one in own.items())
             tasks.append((str(folder), path, number, own, changed))
         written = 0
         for at, wrote in enumerate(each(_fill_block, tasks)):
@@ -176,7 +179,7 @@ def collect(
 
 
 def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
-    """The scans of a folder of results, by label: those with a record, and results that `save` wrote without one.
+    """The scans of a folder of results, by label: those with a record; without any record, the results that `save` wrote.
 
     Raises:
       SettingsError: there is none, or there are results of several atlases and none was given.
@@ -185,17 +188,13 @@ def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
     labels = sorted({record["atlas"] for record in records})
     if atlas is None and len(labels) > 1:
         raise SettingsError(f"{folder}: holds results of {len(labels)} atlases ({', '.join(labels)}): say which one, by its label")
-    found = {record["scan"]: _of_record(folder, record) for record in records if atlas in (None, record["atlas"])}
-    try:
-        files = find_results(folder, atlas)
-    except ValueError as error:
-        if not found:
+    found = [_of_record(folder, record) for record in records if atlas in (None, record["atlas"])]
+    if not found:
+        try:
+            found = [_of_file(file) for file in find_results(folder, atlas)]
+        except ValueError as error:
             raise SettingsError(str(error)) from error
-        files = []
-    for file in files:
-        entities = naming.entities_of(file)
-        found.setdefault(scan_label(entities.pop("sub"), entities), _of_file(file))
-    return [found[scan] for scan in sorted(found)]
+    return sorted(found, key=lambda one: one.scan)
 
 
 def load_entry(folder: str | Path, found: Found) -> Entry:
@@ -238,7 +237,7 @@ def covariates_of(file: Path | None, found: Sequence[Found]) -> dict[str, np.nda
     by_subject = {row["participant_id"].removeprefix("sub-"): row for row in rows}
     if len(by_subject) < len(rows):
         raise InputError(f"{file}: expected one row for each participant_id, found {len(rows)} rows of {len(by_subject)} participants")
-    subjects = [naming.entities_of(f"{one.scan}_bold.tsv").get("sub", "") for one in found]
+    subjects = [label_entities(one.scan).get("sub", "") for one in found]
     out = {}
     for column in [name for name in rows[0] if name and name != "participant_id"]:
         name = plain_name("site" if column == "site_id" and "site" not in rows[0] else column)
@@ -264,11 +263,14 @@ def _of_record(folder: str | Path, record: Mapping[str, Any]) -> Found:
 
 def _of_file(file: Path) -> Found:
     """A result without a record: what its files are is told by sizes and times."""
-    entities = naming.entities_of(file)
-    label = scan_label(entities.pop("sub"), entities)
+    try:
+        about = read_scan(file)
+        label, there, error = scan_label(about["Subject"], about["Entities"]), True, ""
+    except (ValueError, OSError, KeyError) as damage:
+        label, there, error = file.name.partition("_atlas-pnet_")[0], False, str(damage)
     stem = file.name.removesuffix("dseg.tsv")
     stats = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(file.parent.glob(f"{stem}*"))]
-    return Found(label, file, "", hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16], "", {})
+    return Found(label, file if there else None, error, hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16], "", {})
 
 
 def _prepare(

@@ -15,7 +15,6 @@ from jaxtyping import Bool
 from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.ingest import naming
 from pnet_jax.outputs.atlas import atlas_label
 from pnet_jax.outputs.atomic import atomic_path, check_writable, write_text
 from pnet_jax.outputs.bids import output_stem, write_dataset_files
@@ -25,6 +24,7 @@ from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.sidecars import relmat_description, stat_label
 from pnet_jax.outputs.status import RECORDS
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
+from pnet_jax.scan import label_entities
 
 Progress = Callable[[str, int, int], None]
 
@@ -79,7 +79,7 @@ def export(cohort: Cohort, folder: str | Path, to: str, progress: Progress | Non
 
 def _bids(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
     scan, names = str(cohort.table["scan"][s]), column_names(cohort)
-    entities = naming.entities_of(f"{scan}_bold.tsv")
+    entities = label_entities(scan)
     label = atlas_label(cohort.atlas["source"], cohort.n_parcels)
     space = cohort.space.name if cohort.space is not None else "unknown"
     stem = output_stem(folder, entities.pop("sub"), entities, cohort.n_parcels, label, space=space)

@@ -72,6 +72,11 @@ def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
         raise ValueError(f"{file}: {error}: damaged, or of another version; construct the scan again") from error
 
 
+def read_scan(result: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a result's `_dseg.json` says of its scan, `Subject` and `Entities` among it. Raises like `load_network`."""
+    return _json(beside(_stem(result), "dseg.json"), "Scan")["Scan"]
+
+
 def qc_of(mapping: Mapping[str, Any]) -> QC:
     """QC of the JSON form of `dataclasses.asdict(qc)`; null in place of a number is NaN.
 

@@ -132,6 +132,15 @@ def test_a_result_that_is_not_what_its_record_says_is_left_out(networks, folder)
     assert len(load_cohort(folder)) == 5
 
 
+def test_a_damaged_result_costs_no_other(networks, tmp_path):
+    for network in networks[:2]:
+        save(network, tmp_path)
+    next(tmp_path.rglob("sub-00_ses-b_*_dseg.json")).write_text("{")
+    assert collect(tmp_path)["failed"] == 1
+    (reason,) = load_cohort(tmp_path / "cohort.zarr").provenance["left_out"].values()
+    assert "_dseg.json: no readable JSON" in reason
+
+
 def test_several_processes_collect(folder):
     assert written(folder, workers=2) == 3
     assert_same(load_cohort(folder / "cohort.zarr"), load_cohort(folder))
@@ -162,8 +171,11 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
     assert collect(folder, atlas=ATLAS)["path"] == str(folder / "cohort_seg-Schaefer12.zarr")
     with pytest.raises(SettingsError, match="expected a scan that succeeded, found 1 that failed"):
         collect(folder, atlas="Other12")
+    (tmp_path / "in").mkdir()
     with pytest.raises(SettingsError, match="expected networks that `pnet construct` wrote, found none"):
         collect(tmp_path / "in")
+    with pytest.raises(FileNotFoundError, match="no such folder of results"):
+        collect(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no such cohort store or folder of results"):
         load_cohort(tmp_path / "nothing")
 
@@ -179,3 +191,14 @@ def test_the_commands(folder, tmp_path, capsys):
         main(["export", str(folder), "out", "--to", "cvs"])
     assert stop.value.code == 2
     assert "--to: expected one of bids, cifti, mat, csv, graphml, npz, got 'cvs'; did you mean 'csv'?" in capsys.readouterr().err
+
+
+def test_subjects_of_unusual_labels(networks, tmp_path):
+    network = dataclasses.replace(networks[0], subject="A_b 1")
+    keep(tmp_path / "out", network)
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-A_b 1\t7\n")
+    collect(tmp_path / "out")
+    assert_same(load_cohort(tmp_path / "out" / "cohort.zarr"), cohort_of([network], {"age": [7.0]}), rtol=1e-6)
+    save(network, tmp_path / "bare")
+    collect(tmp_path / "bare")
+    assert load_cohort(tmp_path / "bare" / "cohort.zarr").subjects == ("A_b 1",)
