@@ -35,7 +35,6 @@ from pnet_jax.outputs.cohort import (
     n_blocks,
     read_layout,
     reserved,
-    scans_of,
     write_block,
 )
 from pnet_jax.outputs.cohort_arrays import clean, exists, open_store, plain_name, read_array
@@ -159,15 +158,9 @@ def collect(
     path = Path(folder) / (f"cohort_seg-{atlas}.zarr" if atlas else "cohort.zarr") if path is None else path
     with waiting_for(Path(folder) / RECORDS / LOCK), _Mapper(workers) as each:
         found = find_scans_in(folder, atlas)
-        scans = _prepare(folder, path, found, participants, block, each)
-        stored, by_scan = stored_results(path), {one.scan: one for one in found}
-        group = open_store(path)
+        _prepare(folder, path, found, participants, block, each)
         clean(path)
-        tasks: list[tuple[Any, ...]] = []
-        for number in range(n_blocks(group)):
-            own = {scan: by_scan[scan] for scan in scans[block_rows(group, number)] if scan in by_scan}
-            changed = any(stored[scan] not in ((DONE, one.digest), (FAILED, one.digest)) for scan, one in own.items())
-            tasks.append((str(folder), path, number, own, changed))
+        tasks = _tasks(str(folder), path, found)
         written = 0
         for at, wrote in enumerate(each(_fill_block, tasks)):
             written += wrote
@@ -275,8 +268,8 @@ def _of_file(file: Path) -> Found:
 
 def _prepare(
     folder: str | Path, path: str | Path, found: Sequence[Found], participants: str | Path | None, block: int, each: Callable[..., Any]
-) -> list[str]:
-    """Creates the store, or makes room in it for what is new; returns its scans."""
+) -> None:
+    """Creates the store, or makes room in it for what is new."""
     there = stored_results(path) if exists(path) else {}
     if lost := [scan for scan, (state, _) in there.items() if state == DONE and scan not in {one.scan for one in found}]:
         raise SettingsError(f"{path}: holds {lost[0]}, of which {folder} has no result: give another path, or remove the store")
@@ -294,7 +287,6 @@ def _prepare(
             extend(path, scans, reduce(join_layouts, layouts, read_layout(open_store(path), brief=True)), covariates)
     else:
         create(path, scans, reduce(join_layouts, layouts), covariates, block)
-    return scans_of(open_store(path))
 
 
 def _same(group: Any, covariates: Mapping[str, np.ndarray]) -> bool:
@@ -319,6 +311,17 @@ def _layout(folder: str, found: Sequence[Found]) -> list[Layout]:
                 out.append(layout)
             else:
                 out[at] = join_layouts(out[at], layout)
+    return out
+
+
+def _tasks(folder: str, path: str | Path, found: Sequence[Found]) -> list[tuple[Any, ...]]:
+    """Arguments of `_fill_block` for each block of the store."""
+    group, stored, by_scan = open_store(path), stored_results(path), {one.scan: one for one in found}
+    scans, out = list(stored), []
+    for number in range(n_blocks(group)):
+        own = {scan: by_scan[scan] for scan in scans[block_rows(group, number)] if scan in by_scan}
+        changed = any(stored[scan] not in ((DONE, one.digest), (FAILED, one.digest)) for scan, one in own.items())
+        out.append((folder, path, number, own, changed))
     return out
 
 
