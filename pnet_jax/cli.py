@@ -16,6 +16,7 @@ From a participant's resting-state fMRI to that participant's brain functional n
 commands:
   demo         one real scan from download to report
   construct    networks of a scan, a list of scans or an fMRIPrep folder
+  status       how far the scans of a results folder are
   report       HTML pages of results that stand already
   collect      results of many scans in one cohort store
   export       a cohort in the formats of other programs
@@ -30,18 +31,8 @@ commands:
 pnet <command> --help says more. pnet --version prints the version.
 """
 COMMANDS = (
-    "demo",
-    "construct",
-    "report",
-    "collect",
-    "export",
-    "simulate",
-    "prepare",
-    "pretrain",
-    "fit-group",
-    "personalize",
-    "evaluate",
-    "bench",
+    *("demo", "construct", "status", "report", "collect", "export"),
+    *("simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench"),
 )
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +17,7 @@ import numpy as np
 
 from pnet_jax.cohort import Cohort, check_network, cohort_of
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.network import Network
+from pnet_jax.execution import WorkerDiedError, in_blocks, run_tasks
 from pnet_jax.outputs.cohort import (
     BLOCK,
     DONE,
@@ -40,10 +37,11 @@ from pnet_jax.outputs.cohort import (
 from pnet_jax.outputs.cohort_arrays import clean, exists, open_store, plain_name, read_array
 from pnet_jax.outputs.cohort_reading import check_block, read_store, stored_results
 from pnet_jax.outputs.finding import find_results
-from pnet_jax.outputs.loading import load_network, read_scan
+from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.lock import waiting_for
+from pnet_jax.outputs.reading import read_json, stem_of
 from pnet_jax.outputs.status import RECORDS, missing_files, read_records
-from pnet_jax.outputs.tables import read_rows
+from pnet_jax.outputs.tables import beside, read_rows
 from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import join_spaces
 
@@ -69,6 +67,24 @@ class Found(NamedTuple):
     digest: str
     source: str
     files: Mapping[str, str]
+
+
+class _Part(NamedTuple):
+    """Some scans of a folder; `number` orders the parts."""
+
+    folder: str
+    number: int
+    found: Sequence[Found]
+
+
+class _Block(NamedTuple):
+    """A block of a store, and what the folder has of its scans."""
+
+    folder: str
+    path: str | Path
+    number: int
+    found: Mapping[str, Found]
+    changed: bool
 
 
 def load_cohort(
@@ -156,16 +172,16 @@ def collect(
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of results")
     path = Path(folder) / (f"cohort_seg-{atlas}.zarr" if atlas else "cohort.zarr") if path is None else path
-    with waiting_for(Path(folder) / RECORDS / LOCK), _Mapper(workers) as each:
+    with waiting_for(Path(folder) / RECORDS / LOCK):
         found = find_scans_in(folder, atlas)
-        _prepare(folder, path, found, participants, block, each)
+        _prepare(folder, path, found, participants, block, workers)
         clean(path)
         tasks = _tasks(str(folder), path, found)
         written = 0
-        for at, wrote in enumerate(each(_fill_block, tasks)):
+        for at, (task, wrote) in enumerate(_each(_fill_block, tasks, workers)):
             written += wrote
             if progress is not None:
-                progress(f"block {at}", at + 1, len(tasks))
+                progress(f"block {task.number}", at + 1, len(tasks))
     status = [state for state, _ in stored_results(path).values()]
     done = status.count(DONE)
     return {"path": str(path), "done": done, "failed": len(found) - done, "blocks": len(tasks), "written": written}
@@ -257,7 +273,7 @@ def _of_record(folder: str | Path, record: Mapping[str, Any]) -> Found:
 def _of_file(file: Path) -> Found:
     """A result without a record: what its files are is told by sizes and times."""
     try:
-        about = read_scan(file)
+        about = read_json(beside(stem_of(file), "dseg.json"), "Scan")["Scan"]
         label, there, error = scan_label(about["Subject"], about["Entities"]), True, ""
     except (ValueError, OSError, KeyError) as damage:
         label, there, error = file.name.partition("_atlas-pnet_")[0], False, str(damage)
@@ -267,14 +283,16 @@ def _of_file(file: Path) -> Found:
 
 
 def _prepare(
-    folder: str | Path, path: str | Path, found: Sequence[Found], participants: str | Path | None, block: int, each: Callable[..., Any]
+    folder: str | Path, path: str | Path, found: Sequence[Found], participants: str | Path | None, block: int, workers: int
 ) -> None:
     """Creates the store, or makes room in it for what is new."""
     there = stored_results(path) if exists(path) else {}
     if lost := [scan for scan, (state, _) in there.items() if state == DONE and scan not in {one.scan for one in found}]:
         raise SettingsError(f"{path}: holds {lost[0]}, of which {folder} has no result: give another path, or remove the store")
     new = [one for one in found if one.file is not None and there.get(one.scan, (0, ""))[1] != one.digest]
-    layouts = [one for some in each(_layout, [(str(folder), part) for part in _parts(new)]) for one in some]
+    parts = [_Part(str(folder), at, part) for at, part in enumerate(in_blocks(new, BLOCK))]
+    found_layouts = sorted(_each(_layouts, parts, workers), key=lambda pair: pair[0].number)
+    layouts = [one for _, some in found_layouts for one in some]
     if not there and not layouts:
         raise SettingsError(f"{folder}: expected a scan that succeeded, found {len(found)} that failed")
     scans = [*there, *(one.scan for one in found if one.scan not in there)]
@@ -295,15 +313,11 @@ def _same(group: Any, covariates: Mapping[str, np.ndarray]) -> bool:
     return str(there) == str({name: column.tolist() for name, column in covariates.items()})  # as text, in which NaN is NaN
 
 
-def _parts(found: Sequence[Found]) -> list[Sequence[Found]]:
-    return [found[at : at + BLOCK] for at in range(0, len(found), BLOCK)]
-
-
-def _layout(folder: str, found: Sequence[Found]) -> list[Layout]:
+def _layouts(part: _Part) -> list[Layout]:
     """Room for some results: one layout for each Space, in their order; results that cannot be read need none."""
     out: list[Layout] = []
-    for one in found:
-        network: Network | None = load_entry(folder, one).network
+    for one in part.found:
+        network = load_entry(part.folder, one).network
         if network is not None:
             layout = layout_of(network)
             at = next((at for at, other in enumerate(out) if join_spaces(other.space or network.space, network.space) is not None), None)
@@ -314,50 +328,33 @@ def _layout(folder: str, found: Sequence[Found]) -> list[Layout]:
     return out
 
 
-def _tasks(folder: str, path: str | Path, found: Sequence[Found]) -> list[tuple[Any, ...]]:
-    """Arguments of `_fill_block` for each block of the store."""
+def _tasks(folder: str, path: str | Path, found: Sequence[Found]) -> list[_Block]:
+    """The blocks of the store with what the folder has of them."""
     group, stored, by_scan = open_store(path), stored_results(path), {one.scan: one for one in found}
     scans, out = list(stored), []
     for number in range(n_blocks(group)):
         own = {scan: by_scan[scan] for scan in scans[block_rows(group, number)] if scan in by_scan}
         changed = any(stored[scan] not in ((DONE, one.digest), (FAILED, one.digest)) for scan, one in own.items())
-        out.append((folder, path, number, own, changed))
+        out.append(_Block(folder, path, number, own, changed))
     return out
 
 
-def _fill_block(folder: str, path: str | Path, number: int, found: Mapping[str, Found], changed: bool) -> bool:
+def _fill_block(block: _Block) -> bool:
     """Writes a block if it has to be; returns whether it was."""
+    changed = block.changed
     if not changed:
         try:
-            check_block(path, number)
+            check_block(block.path, block.number)
         except InputError:
             changed = True
     if changed:
-        write_block(path, number, {scan: load_entry(folder, one) for scan, one in found.items()})
+        write_block(block.path, block.number, {scan: load_entry(block.folder, one) for scan, one in block.found.items()})
     return changed
 
 
-class _Mapper:
-    """`map` of functions over tuples of arguments, in this process or in several."""
-
-    def __init__(self, workers: int):
-        # Spawned: a process that has used JAX cannot be forked.
-        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
-
-    def __enter__(self) -> Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]:
-        if self.pool is None:
-            return lambda function, tasks: (function(*task) for task in tasks)
-        return self._spread
-
-    def _spread(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        assert self.pool is not None
-        try:
-            yield from self.pool.map(function, *zip(*tasks, strict=True)) if tasks else ()
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a process that read results was killed (too little memory?): run `pnet collect` again, with fewer workers"
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+def _each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """Tasks and their results as they are finished, in this process or in several."""
+    for task, result in run_tasks(function, tasks, workers):
+        if isinstance(result, WorkerDiedError):
+            raise OSError(f"{result}: run `pnet collect` again, with fewer workers")
+        yield task, result
