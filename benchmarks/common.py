@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pnet_jax", "jax", "numpy", "scipy", "nilearn", "scikit-learn")
+PACKAGES = ("pnet_jax", "jax", "numpy", "scipy", "nilearn", "scikit-learn", "zarr")
 BOLD = "bold4d/sub-RAPIDTIDETEST_task-rest_space-MNI152NLin6Asym_res-4_desc-preproc_bold.nii.gz"
 MASK = "bold4d/sub-RAPIDTIDETEST_task-rest_space-MNI152NLin6Asym_res-4_desc-brain_mask.nii.gz"
 CEREBELLUM = "mdtb_cerebellum/mdtb_s1_condhalf_float16.npz"

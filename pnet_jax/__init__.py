@@ -22,6 +22,7 @@ _PUBLIC = {
     "PrepareConfig": "config",
     "PretrainConfig": "config",
     "SimulateConfig": "config",
+    "Cohort": "cohort",
     "Group": "group.fit",
     "Model": "encoder.model",
     "Network": "network",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "fit_group": "group.fit",
     "labels_image": "outputs",
     "list_models": "checkpoint",
+    "load_cohort": "outputs",
     "load_group": "checkpoint",
     "load_model": "checkpoint",
     "load_network": "outputs",
@@ -56,13 +58,14 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from pnet_jax.batch.run import construct_cohort
     from pnet_jax.checkpoint import list_models, load_group, load_model, save_group, save_model
+    from pnet_jax.cohort import Cohort
     from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model
     from pnet_jax.group.fit import Group, fit_group
     from pnet_jax.ingest import find_scans, load_prior, load_scan
     from pnet_jax.network import Network
-    from pnet_jax.outputs import labels_image, load_network, save
+    from pnet_jax.outputs import labels_image, load_cohort, load_network, save
     from pnet_jax.parcellation.prior import Prior
     from pnet_jax.personalization import personalize
     from pnet_jax.pretraining import pretrain

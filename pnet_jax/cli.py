@@ -18,6 +18,8 @@ commands:
   construct    networks of a scan, a list of scans or an fMRIPrep folder
   status       how far the scans of a results folder are
   report       HTML pages of results that stand already
+  collect      results of many scans in one cohort store
+  export       a cohort in the formats of other programs
   simulate     a cohort with known truth, as BIDS derivatives
   prepare      records from scans, for pre-training
   pretrain     a checkpoint from scans
@@ -28,7 +30,10 @@ commands:
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "status", "report", "simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench")
+COMMANDS = (
+    *("demo", "construct", "status", "report", "collect", "export"),
+    *("simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -98,6 +99,17 @@ def scan_label(subject: str, entities: Mapping[str, str]) -> str:
       'sub-01_ses-1_task-rest_ce-gd'
     """
     return "_".join([f"sub-{subject}"] + [f"{key}-{entities[key]}" for key in LABEL_KEYS if key in entities])
+
+
+def label_entities(label: str) -> dict[str, str]:
+    """Return the subject (`sub`) and the other entities of a label that `scan_label` made.
+
+    Example:
+      >>> label_entities("sub-A_1_ses-1_task-rest")
+      {'sub': 'A_1', 'ses': '1', 'task': 'rest'}
+    """
+    found = re.fullmatch("sub-(?P<sub>.*?)" + "".join(f"(?:_{key}-(?P<{key}>.*?))?" for key in LABEL_KEYS), label)
+    return {key: value for key, value in found.groupdict().items() if value is not None} if found else {}
 
 
 def n_eff(scan: Scan) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -167,6 +168,66 @@ def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
     )
 
 
+def join_spaces(space: Space, other: Space) -> Space | None:
+    """Space of the locations of two Spaces: those of the first, then those that only the second has.
+
+    Voxels of one image grid (same shape and affines) are joined whatever the masks are. Without voxels the locations have to be the same.
+
+    Returns:
+      The joined Space, whose `neighbours` are those of `space`; None where the two do not belong together.
+    """
+    if not _same_frame(space, other):
+        return None
+    if space.kind != "grid":
+        same = len(space) == len(other) and space.names == other.names and np.allclose(space.xyz, other.xyz, atol=0.01)
+        return space if same and np.array_equal(space.structure, other.structure) else None
+    assert space.grid is not None and other.grid is not None
+    new = ~np.isin(_flat(other.grid), _flat(space.grid))
+    if not new.any():
+        return space
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(space, name), getattr(other, name)[new]]) for name in ("xyz", "hemisphere", "structure")
+    }
+    grid = dataclasses.replace(space.grid, ijk=np.concatenate([space.grid.ijk, other.grid.ijk[new]]))
+    return dataclasses.replace(space, **joined, grid=grid)
+
+
+def places_in(space: Space, other: Space) -> Int[np.ndarray, " V"]:
+    """Index in `space` of each location of `other`, one that `join_spaces` put into it."""
+    if space.grid is None or other.grid is None or space.kind != "grid":
+        return np.arange(len(other))
+    flat = _flat(space.grid)
+    order = np.argsort(flat)
+    return order[np.searchsorted(flat, _flat(other.grid), sorter=order)]
+
+
+def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A Space as words and arrays, for files; without CIFTI's brain models."""
+    words = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
+    tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
+    if space.kind != "grid":  # those of voxels are many, and found again from their places
+        tables["neighbours"] = space.neighbours
+    if space.grid is not None:
+        tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
+        if space.grid.to_mni is not None:
+            tables["to_mni"] = space.grid.to_mni
+    return words, tables
+
+
+def space_of_tables(words: Mapping[str, Any], tables: Mapping[str, Any], brain_models: object | None = None) -> Space:
+    """The Space that `space_tables` took apart; neighbours of voxels in the order of the image's own axes."""
+    tables = dict(tables)
+    grid = None
+    if "ijk" in tables:
+        x, y, z = (int(n) for n in tables.pop("shape"))
+        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"), tables.pop("to_mni", None), brain_models)
+        if "neighbours" not in tables:
+            tables["neighbours"] = grid_neighbours(grid.ijk)
+    names = None if words["names"] is None else tuple(words["names"])
+    about = {key: words[key] for key in ("kind", "name", "resolution")}
+    return Space(**tables, **about, structures=tuple(words["structures"]), grid=grid, names=names)
+
+
 def hemisphere_of(xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:
     """0 where x < 0 (left), 1 elsewhere, `[V]`."""
     return np.where(xyz[:, 0] < 0, LEFT, RIGHT).astype(np.int8)
@@ -201,6 +262,21 @@ def mesh_neighbours(faces: Int[np.ndarray, "F 3"], vertices: Int[np.ndarray, " V
     start = np.cumsum(degree) - degree
     table[pairs[:, 0], np.arange(len(pairs)) - start[pairs[:, 0]]] = pairs[:, 1]
     return table
+
+
+def _same_frame(space: Space, other: Space) -> bool:
+    """Whether two Spaces are of one kind and, with voxels, of one image grid."""
+    if (space.kind, space.structures) != (other.kind, other.structures):
+        return False
+    if space.grid is None or other.grid is None:
+        return space.grid is other.grid
+    one, two = (np.eye(4) if grid.to_mni is None else grid.to_mni for grid in (space.grid, other.grid))
+    affines = np.allclose(space.grid.affine, other.grid.affine, atol=1e-3) and np.allclose(one, two, atol=1e-3)
+    return space.grid.shape == other.grid.shape and affines
+
+
+def _flat(grid: Grid) -> Int[np.ndarray, " V"]:
+    return np.ravel_multi_index(tuple(grid.ijk.T), grid.shape)
 
 
 def _closest_ras(affine: Float[np.ndarray, "4 4"]) -> tuple[list[int], list[bool]]:

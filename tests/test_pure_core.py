@@ -7,7 +7,20 @@ import sys
 
 import pytest
 
-BLOCKED = ("nibabel", "nilearn", "grain", "array_record", "orbax", "pandas", "matplotlib", "jinja2", "tqdm", "jsonargparse")
+BLOCKED = (
+    "nibabel",
+    "nilearn",
+    "grain",
+    "array_record",
+    "orbax",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "tqdm",
+    "jsonargparse",
+    "zarr",
+    "xarray",
+)
 CORE = ("space", "scan", "network", "config", "ops", "encoder.linear", "encoder.model", "encoder.tokens", "encoder.objectives")
 CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "partial", "tangent", "distance_correlation"))
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
@@ -15,7 +28,7 @@ CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "e
 CORE += ("finetune", "finetune.person", "encoder.adapter")
 CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "signals", "spatial")))
 CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
-CORE += ("group.fit", "group.spatial", "construction.step")
+CORE += ("cohort", "group.fit", "group.spatial", "construction.step")
 
 MIXTURE = """
 import jax, numpy as np

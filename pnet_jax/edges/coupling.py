@@ -19,5 +19,6 @@ _MEASURES["effective"] = Measure(
     signed=True,
     description="Directed coupling J of linear stochastic dynamics with haemodynamics, fitted to the parcels' cross-spectra: row k, "
     "column l is what parcel l does to parcel k",
+    directed=True,
     made_by="dynamics (--dynamics)",
 )

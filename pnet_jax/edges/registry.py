@@ -31,6 +31,7 @@ class Measure:
       diagonal: what stands on it.
       signed: whether values below 0 occur.
       description: one sentence for sidecars.
+      directed: whether row k, column l differs from row l, column k.
       needs: what the function takes beside the signals, of `NEEDS`.
       made_by: where the edges come from, if not from this function.
       masked: signals `[K, T]` and which frames count `[T]` to `[K, K]`, of a measure whose every edge is of two parcels alone: the
@@ -43,6 +44,7 @@ class Measure:
     diagonal: str
     signed: bool
     description: str
+    directed: bool = False
     needs: tuple[str, ...] = ()
     made_by: str = ""
     masked: _Function | None = None
@@ -63,6 +65,7 @@ def register(
     diagonal: str,
     signed: bool,
     description: str,
+    directed: bool = False,
     needs: tuple[str, ...] = (),
     masked: _Function | None = None,
 ) -> Callable[[_Function], _Function]:
@@ -75,7 +78,7 @@ def register(
         raise ValueError(f"edge measure {name!r} may need some of {NEEDS}, got {sorted(unknown)}")
 
     def add(function: _Function) -> _Function:
-        _MEASURES[name] = Measure(name, function, units, diagonal, signed, description, needs, masked=masked)
+        _MEASURES[name] = Measure(name, function, units, diagonal, signed, description, directed, needs, masked=masked)
         return function
 
     return add

@@ -3,9 +3,12 @@
 from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.cohort_collect import collect, load_cohort
+from pnet_jax.outputs.cohort_export import export
 from pnet_jax.outputs.columns import result_columns
+from pnet_jax.outputs.finding import find_networks, find_results
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
-from pnet_jax.outputs.loading import find_networks, load_network
+from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.maps import Maps, load_maps
 from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
 
@@ -16,8 +19,12 @@ __all__ = [
     "atomic_path",
     "check_atlas",
     "check_writable",
+    "collect",
+    "export",
     "find_networks",
+    "find_results",
     "labels_image",
+    "load_cohort",
     "load_maps",
     "load_network",
     "location_image",

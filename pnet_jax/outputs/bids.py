@@ -27,6 +27,7 @@ ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "pr
 IGNORED = (
     *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*", "*_den-*"),
     *("*_desc-prior_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
+    *("*.zarr", "cohort.tsv"),
 )
 # Files that not every result has: those of an older result of the same name must not be taken for this one's.
 SOMETIMES = (

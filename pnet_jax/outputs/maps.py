@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pnet_jax.ingest.nifti import open_image
-from pnet_jax.outputs.loading import locations_of
-from pnet_jax.outputs.locations import CONFIDENCE, LOCATIONS, PRIOR
-from pnet_jax.outputs.reading import expect_shape, read_json, read_numbers, read_table, read_volume, stem_of
+from pnet_jax.outputs.loading import locations_of, read_confidence
+from pnet_jax.outputs.locations import CONFIDENCE, PRIOR
+from pnet_jax.outputs.reading import expect_shape, read_json, read_table, read_volume, stem_of
 from pnet_jax.outputs.tables import beside
 from pnet_jax.space import Space
 
@@ -56,10 +55,4 @@ def load_maps(result: str | os.PathLike[str]) -> Maps:
     ids = np.array([int(row["index"]) for row in read_table(beside(stem, "dseg.tsv"), "index")], np.int32)
     space, at, before = locations_of(stem, scan, ids)
     labels, prior = (np.where(where >= 0, ids[where], 0) for where in (at, before))
-    if scan["Kind"] == "cifti":
-        file = beside(stem, f"{CONFIDENCE}.dscalar.nii")
-        confidence = read_numbers(open_image(file, str(file)), (1, len(space)), file)[0]
-    else:
-        rows = read_table(beside(stem, f"{LOCATIONS}.tsv"), "confidence")
-        confidence = np.array([row["confidence"] or 0 for row in rows], np.float32)
-    return Maps(labels, prior, confidence, None, space, scan["Space"])
+    return Maps(labels, prior, read_confidence(stem, space), None, space, scan["Space"])

@@ -230,7 +230,11 @@ def signals_sidecar(network: Network) -> dict[str, Any]:
 
 def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
     """Sidecar of one connectome."""
-    matrix = network.edges[measure]
+    return relmat_description(network.edges[measure], measure) | _common(network)
+
+
+def relmat_description(matrix: Float[np.ndarray, "K K"], measure: str) -> dict[str, Any]:
+    """What the sidecar of a connectome says of the matrix alone."""
     known = _registered("pearson" if measure in LAYERS else measure)
     finite = matrix[np.isfinite(matrix)]
     own = np.diagonal(matrix)[np.isfinite(np.diagonal(matrix))]
@@ -248,7 +252,7 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
         "StorageFormat": "Full",
         "NonNegative": bool(len(finite)) and bool((finite >= 0).all()),
         "Nodes": "Names in the header and in the first column, `Node`",
-    } | _common(network)
+    }
 
 
 def half_label(measure: str, number: int) -> str:

@@ -10,12 +10,11 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from pnet_jax.network import Network
 from pnet_jax.outputs.atomic import write_text
 
 MISSING = "n/a"
@@ -112,10 +111,20 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def column_names(network: Network) -> list[str]:
-    """One distinct name a parcel, in the order of `network.ids`: a name that several parcels share is followed by the id."""
-    names = [_cell(name) for name in network.names]
-    return [name if names.count(name) == 1 else f"{name}_{index}" for name, index in zip(names, network.ids, strict=True)]
+class Parcels(Protocol):
+    """What has parcels with names and ids: a Network, a Cohort …"""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def ids(self) -> Int[np.ndarray, " K"]: ...
+
+
+def column_names(parcels: Parcels) -> list[str]:
+    """One distinct name a parcel, in the order of `ids`: a name that several parcels share is followed by the id."""
+    names = [_cell(name) for name in parcels.names]
+    return [name if names.count(name) == 1 else f"{name}_{index}" for name, index in zip(names, parcels.ids, strict=True)]
 
 
 def _cell(value):

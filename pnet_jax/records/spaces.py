@@ -13,7 +13,7 @@ import numpy as np
 
 from pnet_jax.outputs.atomic import write_bytes
 from pnet_jax.records.packing import digest_of, file_digest
-from pnet_jax.space import Grid, Space, grid_neighbours
+from pnet_jax.space import Space, space_of_tables, space_tables
 
 
 def space_hash(space: Space) -> str:
@@ -32,16 +32,9 @@ def write_space(folder: Path, space: Space) -> str:
     path = folder / space_file(name)
     if path.exists():
         return name
-    text = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
-    tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
-    if space.kind != "grid":  # those of voxels are many, and found again from their places
-        tables["neighbours"] = space.neighbours
-    if space.grid is not None:
-        tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
-        if space.grid.to_mni is not None:
-            tables["to_mni"] = space.grid.to_mni
+    text, tables = space_tables(space)
     packed = io.BytesIO()
-    np.savez_compressed(packed, text=json.dumps(text), **tables)
+    np.savez_compressed(packed, allow_pickle=False, text=json.dumps(text), **tables)
     write_bytes(path, packed.getvalue())
     return name
 
@@ -50,17 +43,7 @@ def load_space(path: Path) -> Space:
     """What `write_space` wrote, but for CIFTI's brain models; neighbours of voxels in the order of the image's own axes."""
     with np.load(path) as file:
         text, tables = json.loads(str(file["text"])), {key: file[key] for key in file.files if key != "text"}
-    grid = None
-    if "ijk" in tables:
-        x, y, z = (int(n) for n in tables.pop("shape"))
-        grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"), tables.pop("to_mni", None))
-    if grid is not None and "neighbours" not in tables:
-        tables["neighbours"] = grid_neighbours(grid.ijk)
-    names = None if text["names"] is None else tuple(text["names"])
-    return Space(
-        **tables, structures=tuple(text["structures"]), kind=text["kind"], name=text["name"], resolution=text["resolution"], grid=grid,
-        names=names,
-    )  # fmt: skip
+    return space_of_tables(text, tables)
 
 
 def space_file(name: str) -> str:

@@ -1,0 +1,298 @@
+"""Cohort: the results of many scans as arrays and a table. Data only; what reads or writes it is a function elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax import edges as measures
+from pnet_jax.errors import InputError
+from pnet_jax.network import Network
+from pnet_jax.scan import scan_label
+from pnet_jax.space import Space, grid_neighbours, join_spaces, places_in
+
+Values = Sequence[Any] | np.ndarray
+
+IDENTITY = ("scan", "subject", "session", "task", "run")
+NUMBERS = (
+    *("tr", "minutes", "n_frames", "recorded_frames", "n_eff", "mean_fd", "tsnr"),
+    *("n_absent", "moved", "agreement", "expected_agreement", "gain", "dcbc_gain"),
+)
+TEXTS = ("decision", "warnings")
+COLUMNS: tuple[str, ...] = IDENTITY + NUMBERS + TEXTS
+OF_ONE_SCAN = ("source", "seed", "device")  # parts of provenance that differ from scan to scan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cohort:
+    """S results of one atlas, in the order of the table's rows.
+
+    Attributes:
+      table: columns by name, each `[S]`: `scan` (label, unique), `subject`, `session`, `task`, `run`, quality control (`NUMBERS`, NaN where
+        unknown, and `TEXTS`), then covariates of the participants, e.g. `site` and `age`. `minutes` of kept signal, `mean_fd` in mm,
+        `gain` in nats per location, `dcbc_gain`: medians; `agreement` of the halves' labels, 0…1.
+      edges: measure or layer to `[S, K, K]`, float32; NaN for absent parcels.
+      views: what each of `edges` is: `units`, `meant_for` and `directed` (row k, column l is then what l does to k).
+      coverage: share of each prior parcel's extent that a scan covers, `[S, K]`, 0…1.
+      ids: the atlas's own id of each parcel, `[K]`.
+      names: the atlas's name of each parcel, K of them.
+      hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
+      atlas: `source` and `digest` of the input atlas.
+      signals: parcel signals, `[S, K, T]`, float32; T is that of the longest scan, and NaN pads the others and marks absent parcels. None
+        where they were left out.
+      frames: position of each kept frame in its recording, −1 padded, `[S, T]`, int32.
+      labels: parcel of each location, −1 outside, `[S, V]`, int16. None where the scans do not share a Space.
+      confidence: probability of each location's parcel, 0 outside, `[S, V]`, float32; None like `labels`.
+      space: the V locations: of scans on one image grid, every voxel that is in the mask of a scan. None like `labels`.
+      provenance: what all results have in common of theirs, the names of the entries in which they `differ`, and the scans that were
+        `left_out` with the reason.
+    """
+
+    table: dict[str, np.ndarray]
+    edges: dict[str, Float[np.ndarray, "S K K"]]
+    views: dict[str, dict[str, Any]]
+    coverage: Float[np.ndarray, "S K"]
+    ids: Int[np.ndarray, " K"]
+    names: tuple[str, ...]
+    hemispheres: tuple[str, ...]
+    atlas: dict[str, str]
+    signals: Float[np.ndarray, "S K T"] | None = None
+    frames: Int[np.ndarray, "S T"] | None = None
+    labels: Int[np.ndarray, "S V"] | None = None
+    confidence: Float[np.ndarray, "S V"] | None = None
+    space: Space | None = None
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_shapes(self)
+
+    def __len__(self) -> int:
+        return len(self.table["scan"])
+
+    @property
+    def n_parcels(self) -> int:
+        """K."""
+        return len(self.ids)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Labels of the subjects, each once, in the order of their first scans."""
+        return tuple(dict.fromkeys(map(str, self.table["subject"])))
+
+    @property
+    def kept(self) -> Bool[np.ndarray, "S T"] | None:
+        """Whether each column of `signals` is a frame of its scan, `[S, T]`; False in the padding."""
+        return None if self.frames is None else self.frames >= 0
+
+    def take(self, rows: Bool[np.ndarray, " S"] | Int[np.ndarray, " n"] | slice) -> Cohort:
+        """The scans of a mask, of indices (in their order) or of a slice.
+
+        Example:
+          >>> adults = cohort.take(cohort.table["age"] >= 18)  # doctest: +SKIP
+
+        Raises:
+          IndexError: a mask has another length, or an index is out of range.
+          InputError: an index occurs twice.
+        """
+        own: dict[str, Any] = {"table": {name: column[rows] for name, column in self.table.items()}}
+        own["edges"] = {name: matrices[rows] for name, matrices in self.edges.items()}
+        for name in ("coverage", "signals", "frames", "labels", "confidence"):
+            array = getattr(self, name)
+            own[name] = None if array is None else array[rows]
+        return dataclasses.replace(self, **own)
+
+
+def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | None = None) -> Cohort:
+    """The Cohort of networks in memory, in their order.
+
+    Args:
+      networks: results of one atlas, of different scans.
+      covariates: further columns of the table, each with one value for each network.
+
+    Returns:
+      The Cohort. A measure that some networks lack is NaN for them.
+
+    Raises:
+      InputError: there is none, a scan occurs twice, K or the atlas differs, or `check_cohort` refuses a matrix; names the scan.
+    """
+    if not networks:
+        raise InputError("expected at least one network, got none")
+    for network in networks:
+        check_same_atlas(networks[0], network)
+    n, k = len(networks), networks[0].n_parcels
+    layers = list(dict.fromkeys(name for network in networks for name in network.edges))
+    longest = max(len(network.frames) for network in networks)
+    out: dict[str, Any] = {"coverage": np.full((n, k), np.nan, np.float32), "signals": np.full((n, k, longest), np.nan, np.float32)}
+    out |= {"frames": np.full((n, longest), -1, np.int32), "edges": {name: np.full((n, k, k), np.nan, np.float32) for name in layers}}
+    space = common_space(network.space for network in networks)
+    if space is not None:
+        out |= {"labels": np.full((n, len(space)), -1, np.int16), "confidence": np.zeros((n, len(space)), np.float32), "space": space}
+    for s, network in enumerate(networks):
+        out["coverage"][s], t = network.coverage, len(network.frames)
+        out["signals"][s, :, :t], out["frames"][s, :t] = network.signals, network.frames
+        for name, matrix in network.edges.items():
+            out["edges"][name][s] = matrix
+        if space is not None:
+            at = places_in(space, network.space)
+            out["labels"][s, at], out["confidence"][s, at] = network.labels, network.confidence
+    cohort = Cohort(
+        table=table_of([row_of(network) for network in networks], covariates),
+        views={name: view_of(name) for name in layers},
+        ids=networks[0].ids,
+        names=networks[0].names,
+        hemispheres=networks[0].hemispheres,
+        atlas=atlas_of(networks[0]),
+        provenance=shared_provenance([network.provenance for network in networks]),
+        **out,
+    )
+    check_cohort(cohort)
+    return cohort
+
+
+def row_of(network: Network) -> dict[str, Any]:
+    """The columns `COLUMNS` of one network; numbers that are not known are NaN."""
+    qc, entities = network.qc, network.entities
+    chosen, calibration = qc.selection, qc.calibration
+    numbers = {
+        "tr": network.tr,
+        "minutes": qc.minutes,
+        "n_frames": len(network.frames),
+        "recorded_frames": qc.recorded_frames,
+        "n_eff": qc.n_eff,
+        "mean_fd": qc.mean_displacement,
+        "tsnr": qc.tsnr,
+        "n_absent": len(qc.absent),
+        "moved": qc.moved,
+        "agreement": chosen.agreement,
+        "expected_agreement": None if calibration is None else calibration.expected_agreement,
+        "gain": chosen.gain[1],
+        "dcbc_gain": chosen.dcbc_gain[1],
+    }
+    said = {"scan": scan_label(network.subject, entities), "subject": network.subject, "session": entities.get("ses", "")}
+    said |= {"task": entities.get("task", ""), "run": entities.get("run", "")}
+    said |= {"decision": chosen.decision, "warnings": "; ".join(qc.warnings)}
+    return said | {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], covariates: Mapping[str, Values] | None = None) -> dict[str, np.ndarray]:
+    """Columns of rows by `row_of`, then the covariates that are not among them."""
+    table = {name: np.array([row[name] for row in rows], np.float64 if name in NUMBERS else np.str_) for name in COLUMNS}
+    return table | {name: np.asarray(column) for name, column in (covariates or {}).items() if name not in table}
+
+
+def view_of(name: str) -> dict[str, Any]:
+    """What a measure or layer is: `units`, `meant_for`, `directed`."""
+    known = "pearson" if name in ("shrunk", "guided") else name
+    registered = known in measures.names()
+    meant_for = measures.meant_for(name if name in measures.MEANT_FOR else "raw")
+    about = measures.measure(known) if registered else None
+    return {"units": about.units if about else "", "meant_for": meant_for, "directed": about is not None and about.directed}
+
+
+def atlas_of(network: Network) -> dict[str, str]:
+    """Source and digest of a network's input atlas; empty where they are not known."""
+    prior: Any = network.provenance.get("prior")
+    about = prior if isinstance(prior, Mapping) else {}
+    return {key: str(about.get(key) or "") for key in ("source", "digest")}
+
+
+def check_same_atlas(first: Network, network: Network) -> None:
+    """Refuses a network of another atlas than the first one's.
+
+    Raises:
+      InputError: K, the ids or the digest differs; names the scan.
+    """
+    label = scan_label(network.subject, network.entities)
+    if network.n_parcels != first.n_parcels or not np.array_equal(network.ids, first.ids):
+        expected = f"the {first.n_parcels} parcels of {scan_label(first.subject, first.entities)}"
+        raise InputError(f"{label}: expected {expected}, found {network.n_parcels} with ids {network.ids[:3].tolist()}…")
+    one, other = atlas_of(first)["digest"], atlas_of(network)["digest"]
+    if one and other and one != other:
+        raise InputError(f"{label}: expected networks of one atlas (digest {one}), found digest {other}")
+
+
+def common_space(spaces: Iterable[Space]) -> Space | None:
+    """The locations of all Spaces together; None where they do not belong together (`join_spaces`)."""
+    space: Space | None = None
+    for number, other in enumerate(spaces):
+        space = other if number == 0 else join_spaces(space, other) if space is not None else None
+    if space is None or space.grid is None or space.kind != "grid":
+        return space
+    return dataclasses.replace(space, neighbours=grid_neighbours(space.grid.ijk))
+
+
+def shared_provenance(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What every result says alike, and under `differ` the names of the other entries."""
+    keys = [key for key in dict.fromkeys(key for one in each for key in one) if key not in OF_ONE_SCAN]
+    alike = {key: each[0].get(key) for key in keys if all(one.get(key) == each[0].get(key) for one in each)}
+    return {**alike, "differ": [key for key in keys if key not in alike]}
+
+
+def check_shapes(cohort: Cohort) -> None:
+    """Refuses a Cohort whose arrays do not belong together.
+
+    Raises:
+      InputError: names the array or the scan that occurs twice.
+    """
+    s, k = len(cohort), cohort.n_parcels
+    t = "T" if cohort.frames is None else cohort.frames.shape[-1]
+    v = "V" if cohort.space is None else len(cohort.space)
+    expected: dict[str, tuple[Any, tuple[Any, ...]]] = {f"table[{name!r}]": (column, (s,)) for name, column in cohort.table.items()}
+    expected |= {f"edges[{name!r}]": (matrices, (s, k, k)) for name, matrices in cohort.edges.items()}
+    expected |= {"coverage": (cohort.coverage, (s, k)), "names": (np.array(cohort.names, object), (k,))}
+    expected |= {"hemispheres": (np.array(cohort.hemispheres, object), (k,))}
+    expected |= {"signals": (cohort.signals, (s, k, t)), "frames": (cohort.frames, (s, t))}
+    expected |= {"labels": (cohort.labels, (s, v)), "confidence": (cohort.confidence, (s, v))}
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise InputError(f"cohort: expected {name} of shape {shape}, found {array.shape}")
+    scans, counts = np.unique(cohort.table["scan"], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(f"cohort: expected every scan once, found {scans[counts > 1][0]} {counts.max()} times")
+
+
+def check_cohort(cohort: Cohort) -> None:
+    """Refuses values that no result has: matrices that are infinite, NaN beside absent parcels or (of undirected edges) asymmetric.
+
+    Raises:
+      InputError: names the scan and the array.
+    """
+    for s, scan in enumerate(cohort.table["scan"]):
+        for name, matrices in cohort.edges.items():
+            if said := _fault(matrices[s], bool(cohort.views[name]["directed"])):
+                raise InputError(f"{scan}: edges {name!r} {said}")
+        if cohort.labels is not None and not -1 <= cohort.labels[s].min() <= cohort.labels[s].max() < cohort.n_parcels:
+            raise InputError(f"{scan}: expected labels −1…{cohort.n_parcels - 1}, found {cohort.labels[s].min()}…{cohort.labels[s].max()}")
+
+
+def check_network(network: Network) -> None:
+    """Refuses a network whose values would not pass `check_cohort`.
+
+    Raises:
+      InputError: names the scan and the array.
+    """
+    for name, matrix in network.edges.items():
+        if said := _fault(matrix, bool(view_of(name)["directed"])):
+            raise InputError(f"{scan_label(network.subject, network.entities)}: edges {name!r} {said}")
+
+
+def _fault(matrix: Float[np.ndarray, "K K"], directed: bool) -> str:
+    """What is wrong with a matrix; empty where nothing is."""
+    if np.isinf(matrix).any():
+        return "hold an infinite value"
+    missing = np.isnan(matrix)
+    present = ~missing.all(1)
+    inside = missing & np.outer(present, present)
+    np.fill_diagonal(inside, False)
+    if inside.any():
+        k, to = np.argwhere(inside)[0]
+        return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN for absent parcels only"
+    return "" if directed or _symmetric(matrix) else "are not symmetric, as undirected edges are"
+
+
+def _symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:
+    return np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,0 +1,344 @@
+"""The cohort store: many results in one zarr v3 group, `cohort.zarr`, that many processes fill without a lock.
+
+A block is a run of consecutive scans. Each array has one file a block (a shard, or a chunk where an array is small), and only the process
+that writes a block touches its files. Arrays that say what scans and parcels there are, are written by `create` and `extend` alone.
+Every chunk carries its CRC-32C. `status` says which scans are there; it is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from pnet_jax.cohort import COLUMNS, NUMBERS, TEXTS, atlas_of, check_network, row_of, view_of
+from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.network import Network
+from pnet_jax.outputs.cohort_arrays import (
+    EDGES,
+    FILL,
+    FORMAT,
+    LOCATIONS,
+    VERSION,
+    block_arrays,
+    exists,
+    fill_of,
+    grow,
+    is_empty,
+    new_store,
+    open_store,
+    plain_name,
+    put,
+    read_array,
+    read_rows,
+    read_space,
+    seal,
+    space_content,
+)
+from pnet_jax.outputs.tables import column_names, plain
+from pnet_jax.scan import label_entities, scan_label
+from pnet_jax.space import Space, join_spaces, places_in
+
+BLOCK = 32  # scans: see docs/architecture.md
+FRAMES = 64  # T is padded to a multiple, so that a slightly longer scan changes no array
+PENDING, DONE, FAILED = 0, 1, 2  # values of `status`
+WORDS = (*TEXTS, "error", "provenance", "arrays", "result")  # columns of `text`
+
+
+class Entry(NamedTuple):
+    """What became of a scan.
+
+    Attributes:
+      network: its result; None where it failed.
+      error: why it failed.
+      result: a digest of what the result was read from, by which a later call sees whether it changed; empty where there is none.
+    """
+
+    network: Network | None
+    error: str = ""
+    result: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """What the arrays of a store have room for.
+
+    Attributes:
+      ids, names, hemispheres: of the K parcels, as in `Network`.
+      atlas: `source` and `digest` of the input atlas.
+      edges: measures and layers.
+      frames: T, of the longest scan.
+      space: the V locations; scans of another Space have no labels in the store. None for a store without labels.
+    """
+
+    ids: Int[np.ndarray, " K"]
+    names: tuple[str, ...]
+    hemispheres: tuple[str, ...]
+    atlas: dict[str, str]
+    edges: tuple[str, ...]
+    frames: int
+    space: Space | None = None
+
+
+def layout_of(network: Network) -> Layout:
+    """Room for one network."""
+    return Layout(
+        network.ids, network.names, network.hemispheres, atlas_of(network), tuple(network.edges), len(network.frames), network.space
+    )
+
+
+def join_layouts(one: Layout, other: Layout) -> Layout:
+    """Room for what either has room for; locations that do not belong to those of the first are left out.
+
+    Raises:
+      InputError: the parcels or the atlas differ.
+    """
+    digests = one.atlas["digest"], other.atlas["digest"]
+    if not np.array_equal(one.ids, other.ids) or (all(digests) and digests[0] != digests[1]):
+        said = [f"{len(layout.ids)} parcels of {layout.atlas['source'] or 'an unnamed atlas'}" for layout in (one, other)]
+        raise InputError(f"a cohort has one atlas: found {said[0]} (digest {digests[0]}) and {said[1]} (digest {digests[1]})")
+    space = one.space if one.space is None or other.space is None else join_spaces(one.space, other.space) or one.space
+    edges = tuple(dict.fromkeys((*one.edges, *other.edges)))
+    return dataclasses.replace(one, edges=edges, frames=max(one.frames, other.frames), space=space)
+
+
+def create(
+    path: str | Path, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray] | None = None, block: int = BLOCK
+) -> None:
+    """Makes a store in which every scan is pending. One process calls it, before any writes a block.
+
+    Args:
+      path: a folder, or an address that fsspec knows (`s3://…`, `memory://…`).
+      scans: labels in the order of the rows, each once.
+      layout: what there has to be room for.
+      covariates: further columns of the table by name, one value for each scan.
+      block: scans in a block.
+
+    Raises:
+      SettingsError: there is a store already, no scan, or a label occurs twice.
+      CohortExtraMissingError: zarr is not installed.
+      OSError: the store cannot be written.
+    """
+    if not scans or len(set(scans)) < len(scans):
+        raise SettingsError(f"{path}: expected scans with different labels, got {len(scans)} with {len(set(scans))} labels")
+    if exists(path):
+        raise SettingsError(f"{path}: there is a cohort already; give another path, or remove it")
+    covariates = _checked_covariates(path, covariates, len(scans))
+    _lay_out(new_store(path), scans, layout, covariates, block)
+
+
+def extend(path: str | Path, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray] | None = None) -> None:
+    """Makes room in a store for further scans, edges, frames and locations, and replaces the covariates.
+
+    One process calls it, while no other writes or reads. Scans that there were keep their rows, and theirs come first in `scans`.
+
+    Raises:
+      SettingsError: `scans` does not begin with those of the store.
+      InputError: the atlas is another one, or the store is damaged.
+    """
+    group = open_store(path, "r+")
+    there = scans_of(group)
+    if list(scans[: len(there)]) != there:
+        raise SettingsError(f"{path}: expected the {len(there)} scans of the store first, in their order")
+    covariates = _checked_covariates(path, covariates, len(scans))
+    _lay_out(group, scans, join_layouts(read_layout(group), layout), covariates, group.attrs["block"])
+
+
+def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> None:
+    """Writes the scans of one block; no other process may write the same block at that time.
+
+    Scans of the block that are not given stay as they are. If the process is killed meanwhile, those that were given are pending. A
+    network that `check_network` refuses is written as failed.
+
+    Args:
+      path: as for `create`.
+      number: of the block; block b has the scans b·n … b·n + n − 1 of the store, n being `block`.
+      entries: what became of the scans, by label.
+
+    Raises:
+      SettingsError: a scan is not of this block, or there is no room for it (`extend`); names it.
+      InputError: the store is damaged, or a network has another atlas.
+      OSError: the store cannot be written.
+    """
+    group = open_store(path, "r+")
+    rows = block_rows(group, number)
+    scans = scans_of(group)[rows]
+    if unknown := [scan for scan in entries if scan not in scans]:
+        raise SettingsError(f"{path}: block {number} has no scan {unknown[0]}: expected some of {scans[0]} … {scans[-1]}")
+    layout = read_layout(group, brief=True)
+    entries = {scan: _checked(scan, entry, layout) for scan, entry in entries.items()}
+    given = np.isin(scans, list(entries))
+    before, status = group["status"][rows], group["status"][rows]
+    status[given] = PENDING
+    group["status"][rows] = status
+    # Who reads while this goes on sees by the revision that rows changed, even where their status is what it was.
+    group["revision"][rows] = group["revision"][rows] + given
+    content = {scans.index(scan): _content(entry, layout) for scan, entry in entries.items()}
+    keep = (before[~given] != PENDING).any()
+    for name, array in block_arrays(group):
+        shape = (len(scans), *array.shape[1:])
+        values = read_rows(group, name, rows, scans) if keep else np.full(shape, fill_of(name), object if name == "text" else array.dtype)
+        for at, arrays in content.items():
+            values[at] = fill_of(name)
+            if name in arrays:
+                values[at][tuple(map(slice, arrays[name].shape))] = arrays[name]
+        array[rows] = values
+    status[[scans.index(scan) for scan in entries]] = [DONE if entry.network is not None else FAILED for entry in entries.values()]
+    group["status"][rows] = status
+
+
+def scans_of(group: Any) -> list[str]:
+    """Labels of a store's scans."""
+    return read_array(group, "scan").tolist()
+
+
+def n_blocks(group: Any) -> int:
+    """Number of a store's blocks."""
+    return -(-group["status"].shape[0] // group.attrs["block"])
+
+
+def block_rows(group: Any, number: int) -> slice:
+    """Rows of a block."""
+    block, n = group.attrs["block"], group["status"].shape[0]
+    if not 0 <= number < n_blocks(group):
+        raise SettingsError(f"expected a block 0…{n_blocks(group) - 1}, got {number}")
+    return slice(number * block, min((number + 1) * block, n))
+
+
+def read_layout(group: Any, brief: bool = False) -> Layout:
+    """The layout of a store; `brief` leaves out the neighbours of voxels, which take long to find."""
+    about = group.attrs.asdict()
+    edges = tuple(group[name].attrs["layer"] for name, _ in block_arrays(group) if name.startswith(EDGES))
+    return Layout(
+        ids=read_array(group, "parcel_id").astype(np.int32),
+        names=tuple(read_array(group, "parcel_name").tolist()),
+        hemispheres=tuple(read_array(group, "hemisphere").tolist()),
+        atlas=about["atlas"],
+        edges=tuple(sorted(edges, key=about["edges"].index)),
+        frames=group["signals"].shape[2],
+        space=None if about["space"] is None else read_space(group, about["space"], brief),
+    )
+
+
+def _checked(scan: str, entry: Entry, layout: Layout) -> Entry:
+    """The entry, as failed where its network is refused."""
+    network = entry.network
+    if network is None:
+        return entry
+    if scan_label(network.subject, network.entities) != scan:
+        raise SettingsError(f"expected a network of {scan}, got one of {scan_label(network.subject, network.entities)}")
+    join_layouts(layout, layout_of(network))
+    missing = [name for name in network.edges if name not in layout.edges]
+    if missing or len(network.frames) > layout.frames:
+        what = f"edges {missing[0]}" if missing else f"{len(network.frames)} frames"
+        raise SettingsError(f"{scan}: the store has no room for {what}: extend it")
+    try:
+        check_network(network)
+    except InputError as error:
+        return Entry(None, str(error), entry.result)
+    return entry
+
+
+def _content(entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
+    """The rows of one scan, by array."""
+    network = entry.network
+    if network is None:
+        return {"text": np.array([entry.error if word == "error" else entry.result if word == "result" else "" for word in WORDS], object)}
+    row = row_of(network)
+    out = {EDGES + plain_name(name): matrix for name, matrix in network.edges.items()}
+    out |= {"coverage": network.coverage, "signals": network.signals, "frames": network.frames, "qc": np.array([row[x] for x in NUMBERS])}
+    out |= _maps(network, layout)
+    holds = [name for name, values in out.items() if not is_empty(name, values)]
+    words = {name: row[name] for name in TEXTS} | {"error": "", "result": entry.result, "arrays": " ".join(holds)}
+    words["provenance"] = json.dumps(plain(network.provenance), sort_keys=True)
+    return out | {"text": np.array([words[word] for word in WORDS], object)}
+
+
+def _maps(network: Network, layout: Layout) -> dict[str, np.ndarray]:
+    """Labels and confidence at the locations of the store; empty where the scan has others."""
+    if layout.space is None:
+        return {}
+    joined = join_spaces(layout.space, network.space)
+    if joined is None:
+        return {}
+    at = places_in(joined, network.space)
+    labels, confidence = np.full(len(joined), -1, np.int16), np.zeros(len(joined), np.float32)
+    labels[at], confidence[at] = network.labels, network.confidence
+    if (labels[len(layout.space) :] >= 0).any():
+        raise SettingsError(f"{scan_label(network.subject, network.entities)}: the store has no room for all of its locations: extend it")
+    return {"labels": labels[: len(layout.space)], "confidence": confidence[: len(layout.space)]}
+
+
+def reserved(name: str) -> bool:
+    """Whether a covariate cannot have this name, because a store or a table has something else under it, or because of its letters."""
+    ours = {
+        *COLUMNS,
+        *FILL,
+        "status",
+        "revision",
+        "parcel",
+        "parcel_to",
+        "parcel_name",
+        "parcel_id",
+        "hemisphere",
+        "qc_column",
+        "text_column",
+    }
+    return name in ours or name.startswith((EDGES, LOCATIONS)) or name != plain_name(name)
+
+
+def _checked_covariates(path: str | Path, covariates: Mapping[str, np.ndarray] | None, n: int) -> Mapping[str, np.ndarray]:
+    for name, column in (covariates or {}).items():
+        if reserved(name) or len(column) != n:
+            said = (
+                f"got {len(column)}" if not reserved(name) else "which is the name of something else, or has other letters than a-z, 0-9, _"
+            )
+            raise SettingsError(f"{path}: expected covariates with one value for each of {n} scans: {name!r}, {said}")
+    return covariates or {}
+
+
+def _lay_out(group: Any, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray], block: int) -> None:
+    """Makes, or makes longer, all arrays of a store, and writes those that do not depend on results."""
+    s, k, frames = len(scans), len(layout.ids), -(-layout.frames // FRAMES) * FRAMES
+    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest follows when all of it is there
+    matrix = ("scan", "parcel", "parcel_to")
+    for name in layout.edges:
+        view = view_of(name) | {"layer": name}
+        grow(group, EDGES + plain_name(name), (s, k, k), np.float32, matrix, block, shard=True, attributes=view)
+    grow(group, "coverage", (s, k), np.float32, matrix[:2], block)
+    grow(group, "signals", (s, k, frames), np.float32, ("scan", "parcel", "frame"), block, shard=True)
+    grow(group, "frames", (s, frames), np.int32, ("scan", "frame"), block)
+    if layout.space is not None:
+        for name, kind in (("labels", np.int16), ("confidence", np.float32)):
+            grow(group, name, (s, len(layout.space)), kind, ("scan", "location"), block, shard=True)
+    grow(group, "qc", (s, len(NUMBERS)), np.float64, ("scan", "qc_column"), block)
+    grow(group, "text", (s, len(WORDS)), str, ("scan", "text_column"), block)
+    meaning = {"flag_values": [PENDING, DONE, FAILED], "flag_meanings": "pending done failed"}
+    grow(group, "status", (s,), np.int8, ("scan",), block, attributes=meaning)
+    grow(group, "revision", (s,), np.int32, ("scan",), block)
+    columns = _identity(scans) | dict(covariates)
+    for name in group.attrs.get("covariates", []):
+        if name not in covariates:
+            del group[name]
+    fixed: dict[str, tuple[tuple[str, ...], Any]] = {name: (("scan",), np.asarray(column)) for name, column in columns.items()}
+    titles = column_names(layout)
+    fixed |= {"parcel": (("parcel",), titles), "parcel_to": (("parcel_to",), titles), "parcel_name": (("parcel",), layout.names)}
+    fixed |= {"parcel_id": (("parcel",), layout.ids), "hemisphere": (("parcel",), layout.hemispheres)}
+    fixed |= {"qc_column": (("qc_column",), NUMBERS), "text_column": (("text_column",), WORDS)}
+    tables, words = ({}, None) if layout.space is None else space_content(layout.space)
+    for name, (dims, values) in (fixed | tables).items():
+        put(group, name, np.asarray(values), dims)
+    coordinates = " ".join([*columns, "parcel_name", "parcel_id", "hemisphere", *tables])
+    about = {"format": FORMAT, "version": VERSION, "block": block, "atlas": layout.atlas, "edges": list(layout.edges), "space": words}
+    seal(group, plain(about | {"covariates": list(covariates), "coordinates": coordinates}))
+
+
+def _identity(scans: Sequence[str]) -> dict[str, np.ndarray]:
+    keys = {"subject": "sub", "session": "ses", "task": "task", "run": "run"}
+    entities = [label_entities(scan) for scan in scans]
+    return {"scan": np.array(scans)} | {name: np.array([one.get(key, "") for one in entities]) for name, key in keys.items()}
