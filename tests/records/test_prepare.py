@@ -144,7 +144,7 @@ def test_trouble_of_the_machine_keeps_the_older_result(made, cohort, toy, tmp_pa
     def away(*_, **__):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr("pnet_jax.records.preparation.load_scan", away)
+    monkeypatch.setattr("pnet_jax.ingest.ScanSource.load", away)
     done = store_files(toy, folder, find_scans(cohort, participant_labels=["02"]), window=50)
     assert "RuntimeError: device lost" in done.skipped[0]["reason"] and "sub-02_ses-1_task-rest" in done.skipped[0]["reason"]
     assert open_store(folder, verify=True).digest == open_store(made[0]).digest
