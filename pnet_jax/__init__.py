@@ -29,7 +29,7 @@ _PUBLIC = {
     "Scan": "scan",
     "Space": "space",
     "construct": "construction",
-    "construct_cohort": "cohort",
+    "construct_cohort": "batch.run",
     "explain": "report.words",
     "find_scans": "ingest",
     "fit_group": "group.fit",
@@ -54,7 +54,7 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from pnet_jax.batch import construct_cohort
+    from pnet_jax.batch.run import construct_cohort
     from pnet_jax.checkpoint import list_models, load_group, load_model, save_group, save_model
     from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct

@@ -16,6 +16,7 @@ From a participant's resting-state fMRI to that participant's brain functional n
 commands:
   demo         one real scan from download to report
   construct    networks of a scan, a list of scans or an fMRIPrep folder
+  status       how far the scans of a results folder are
   report       HTML pages of results that stand already
   simulate     a cohort with known truth, as BIDS derivatives
   prepare      records from scans, for pre-training
@@ -27,7 +28,7 @@ commands:
 
 pnet <command> --help says more. pnet --version prints the version.
 """
-COMMANDS = ("demo", "construct", "report", "simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench")
+COMMANDS = ("demo", "construct", "status", "report", "simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

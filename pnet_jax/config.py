@@ -107,7 +107,10 @@ class ConstructConfig:
       personal: folder of `pnet personalize`: what it found for a recording is used, and not estimated again.
       personalize: see `PersonalizeConfig`.
       wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
-      parallel: Devices that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over; one process.
+      workers: Processes that read scans and write results while the devices compute; 0 does all of it in this one. None takes one for each
+        core, and 0 for fewer than four scans.
+      parallel: Devices of this process that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over,
+        and where the other processes are (`--shard auto`).
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, modification time, beginning
@@ -129,6 +132,7 @@ class ConstructConfig:
     personal: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     wave: int | None = None
+    workers: int | None = None
     parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     report: bool = True
     probabilities: bool = True
@@ -138,15 +142,11 @@ class ConstructConfig:
 
     def __post_init__(self):
         _at_least(self, 1, "parcels", "wave")
-        _at_least(self, 0, "beta", "min_coverage")
+        _at_least(self, 0, "beta", "min_coverage", "workers")
         if self.fingerprint not in ("quick", "full"):
             raise SettingsError(f"ConstructConfig.fingerprint: expected 'quick' or 'full', got {self.fingerprint!r}")
         if self.kappa is not None and not self.kappa > 0:
             raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to choose it for each scan, got {self.kappa}")
-        if self.parallel.coordinator is not None:
-            raise SettingsError(
-                "ConstructConfig.parallel: construction runs in one process; start one process on each machine, without coordinator"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

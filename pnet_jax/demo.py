@@ -55,7 +55,7 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
         bold, mask, matrix = *scan_files, np.linalg.inv(np.vstack([np.array(MNI_TO_NATIVE), [0, 0, 0, 1]]))
     lap("get the scan")
     yield "Reading and cleaning it, building the parcels and the network, writing the report ..."
-    from pnet_jax.batch import construct_cohort
+    from pnet_jax.batch.run import construct_cohort
     from pnet_jax.ingest import find_scans
     from pnet_jax.outputs import page_name
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import os
 import shutil
 import threading
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import nibabel as nib
@@ -17,17 +17,21 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from pnet_jax.batch import construct_cohort
+from pnet_jax.batch import pipeline, tasks
+from pnet_jax.batch import run as running
+from pnet_jax.batch.job import job_of
+from pnet_jax.batch.run import construct_cohort
 from pnet_jax.checkpoint import save_group, save_model
 from pnet_jax.config import CleaningConfig, ConstructConfig
-from pnet_jax.construction import resolve
+from pnet_jax.construction import Ready, resolve
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
 from pnet_jax.outputs import read_records
+from pnet_jax.outputs.overview import overview, summary
 from pnet_jax.outputs.sidecars import stat_label
-from pnet_jax.outputs.status import claim_scan
+from pnet_jax.outputs.status import claim_scan, write_submission
 from pnet_jax.parcellation.spatial import LearnedPrior, place
 
 PLAIN = CleaningConfig(strategy=(), low_pass=None, high_pass=None, detrend=False)
@@ -120,8 +124,9 @@ def test_a_failed_scan_leaves_no_files(cohort):
 
 def test_progress_tells_every_scan_and_the_end(cohort):
     *_, told = cohort
-    # The first waits for others of its shape; the second has failed and is done.
-    assert told == [("sub-01_task-rest", 0, 3), ("sub-02_task-rest", 0, 3), ("sub-03_task-rest", 1, 3), ("", 3, 3)]
+    assert [(done, total) for _, done, _, total in told] == [(1, 3), (2, 3), (3, 3)]
+    assert {label: failed for label, _, failed, _ in told}["sub-03_task-rest"] == 1
+    assert {label for label, *_ in told} == {f"sub-0{number}_task-rest" for number in (1, 2, 3)}
 
 
 def test_edges_on_disk_have_k_parcels_with_the_priors_ids(cohort, toy):
@@ -147,10 +152,8 @@ def test_tangent_edges_are_written_for_the_scans_that_went_through(cohort):
 @pytest.fixture
 def tried(monkeypatch) -> list[str]:
     """Labels of the scans that were worked on."""
-    from pnet_jax import batch as module
-
-    labels, whole = [], module._Loop.load
-    monkeypatch.setattr(module._Loop, "load", lambda loop, number, source: labels.append(source.label) or whole(loop, number, source))
+    labels = []
+    monkeypatch.setattr(pipeline, "read", lambda job, source: labels.append(source.label) or tasks.read(job, source))
     return labels
 
 
@@ -290,10 +293,10 @@ def test_a_scan_with_a_known_problem_fails_with_it_and_the_others_go_on(inputs, 
     listing.write_text(f"{sources[0].bold}\nsub-09_task-rest_bold.nii.gz\n")
     found = find_scans(listing, mask=folder / "mask.nii.gz")
     rows = construct_cohort(found, tmp_path / "out", dataclasses.replace(config, edges=("pearson",)))
-    assert status_of(rows) == ["ok", "failed"]
+    assert status_of(rows) == ["ok", "unavailable"]
     missing = tmp_path / "sub-09_task-rest_bold.nii.gz"
     assert rows[1]["error"] == f"sub-09_task-rest: list {listing}, line 2: bold file {missing} does not exist"
-    assert status_of(read_records(tmp_path / "out")) == ["ok", "failed"]
+    assert status_of(read_records(tmp_path / "out")) == ["ok", "unavailable"]
 
 
 def test_a_failed_rerun_leaves_nothing_of_the_older_result(inputs, config, tmp_path):
@@ -315,40 +318,36 @@ def test_a_failed_rerun_leaves_nothing_of_the_older_result(inputs, config, tmp_p
     "error", [OSError(5, "Input/output error"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED"), TypeError("a fault")]
 )
 def test_trouble_of_the_machine_fails_one_scan_and_keeps_its_older_result(inputs, config, tmp_path, monkeypatch, error):
-    from pnet_jax import batch as module
-
     good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
     construct_cohort(good, tmp_path, plain)
-    before, whole = contents(tmp_path / "sub-01"), module.load_scan
+    before, whole = contents(tmp_path / "sub-01"), tasks.load_scan
 
     def load_scan(bold, **options):
         if bold == good[0].bold:
             raise error
         return whole(bold, **options)
 
-    monkeypatch.setattr(module, "load_scan", load_scan)
+    monkeypatch.setattr(tasks, "load_scan", load_scan)
     rows = construct_cohort(good, tmp_path, plain)
     assert status_of(rows) == ["failed", "ok"] and "sub-01_task-rest" in rows[0]["error"]
     assert contents(tmp_path / "sub-01") == before
-    monkeypatch.setattr(module, "load_scan", whole)
+    monkeypatch.setattr(tasks, "load_scan", whole)
     assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
 
 
 def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, tmp_path, monkeypatch):
-    from pnet_jax import batch as module
-
-    good, plain, whole = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",)), module.save
+    good, plain, whole = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",)), tasks.save
 
     def save(network, folder, **options):
         if network.subject == "03":
             raise OSError(28, "No space left on device", "dseg.nii.gz")
         return whole(network, folder, **options)
 
-    monkeypatch.setattr(module, "save", save)
+    monkeypatch.setattr(tasks, "save", save)
     with pytest.raises(OSError, match="No space left on device; run stopped: free some space and run it again with --resume"):
         construct_cohort(good, tmp_path, plain)
     assert (tmp_path / "status.tsv").read_text("utf-8").count("\tok\t") == 1
-    monkeypatch.setattr(module, "save", whole)
+    monkeypatch.setattr(tasks, "save", whole)
     assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
 
 
@@ -395,23 +394,22 @@ def test_resuming_makes_again_what_changed_and_nothing_else(what, inputs, config
     assert status_of(construct_cohort([source], out, plain, resume=True)) == ["ok"]
     assert len(tried) == expected
     after = contents(out)
-    assert after.keys() == before.keys()
+    assert {name for name in after if "submissions" not in name} == {name for name in before if "submissions" not in name}
     told = ("qc.json", ".pnet", "status.tsv")  # with the time that it took
-    differ = [name for name in after if after[name] != before[name] and not any(part in name for part in told)]
+    differ = [name for name in after if after[name] != before.get(name) and not any(part in name for part in told)]
     assert bool(differ) == (what == "the recording")
 
 
 def test_a_result_depends_on_the_content_of_every_file_that_is_an_option(config, tmp_path):
-    from pnet_jax.batch import _job
-
     plan, file = resolve(config, cohort=True), tmp_path / "left.surf.gii"
+
+    def digests() -> list[str]:
+        return [job_of(tmp_path, config, plan, options, ()).digest for options in ({"surfaces": [str(file)]}, {"atlas": str(file)})]
+
     file.write_text("one")
-    before = [_job(config, plan, {"surfaces": [str(file)]}), _job(config, plan, {"atlas": str(file)})]
+    before = digests()
     file.write_text("two")
-    assert all(
-        a != b
-        for a, b in zip(before, [_job(config, plan, {"surfaces": [str(file)]}), _job(config, plan, {"atlas": str(file)})], strict=True)
-    )
+    assert all(a != b for a, b in zip(before, digests(), strict=True))
 
 
 def test_pages_and_probabilities_asked_for_later_are_made(inputs, config, tmp_path, tried):
@@ -425,16 +423,13 @@ def test_pages_and_probabilities_asked_for_later_are_made(inputs, config, tmp_pa
 
 
 def test_tangent_edges_that_a_kill_left_out_are_made_by_resuming(inputs, config, tmp_path, monkeypatch, tried):
-    from pnet_jax import batch as module
-
-    def killed(loop, rows):
+    def killed(job, rows):
         raise KeyboardInterrupt
 
-    good, whole = [inputs[1][0], inputs[1][2]], module._Loop.tangent
-    monkeypatch.setattr(module._Loop, "tangent", killed)
-    with pytest.raises(KeyboardInterrupt):
+    good = [inputs[1][0], inputs[1][2]]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(running, "add_tangent", killed)
         construct_cohort(good, tmp_path, config)
-    monkeypatch.setattr(module._Loop, "tangent", whole)
     tried.clear()
     construct_cohort(good, tmp_path, config, resume=True)
     assert not tried and len(list(tmp_path.rglob("*stat-tangent*_relmat.tsv"))) == 2
@@ -489,20 +484,20 @@ def waves(monkeypatch):
     """Subjects of every wave that was run, and the least size it was asked to have."""
     from pnet_jax.construction import Builder
 
-    seen, run = [], Builder.run
+    seen, launch = [], Builder.launch
 
     def watched(builder, wave, size=1):
         seen.append(([one.scan.subject for one in wave], size))
-        return run(builder, wave, size)
+        return launch(builder, wave, size)
 
-    monkeypatch.setattr(Builder, "run", watched)
+    monkeypatch.setattr(Builder, "launch", watched)
     return seen
 
 
 def test_rows_are_in_the_order_of_the_sources_whatever_wave_is_done_first(mixed, config, tmp_path, waves):
-    several = dataclasses.replace(config, edges=("pearson",), wave=2)
+    several = dataclasses.replace(config, edges=("pearson",), wave=2, workers=0)
     rows = construct_cohort(mixed, tmp_path, several)
-    assert waves == [(["02", "03"], 1), (["01", "04"], 1), (["05"], 2)]  # the last fills up a wave that is compiled
+    assert waves == [(["02", "03"], 2), (["01", "04"], 2), (["05"], 2)]  # the last is filled up
     order = [source.label for source in mixed]
     assert status_of(rows) == ["ok"] * 5
     assert [row["scan"] for row in rows] == order == [row["scan"] for row in read_records(tmp_path)]
@@ -515,58 +510,45 @@ def test_rows_are_in_the_order_of_the_sources_whatever_wave_is_done_first(mixed,
 
 
 def test_a_scan_that_fails_in_a_wave_takes_no_other_with_it(mixed, config, tmp_path, monkeypatch, waves):
-    from pnet_jax import batch as module
-
-    whole = module.finish
+    whole = pipeline.finish
 
     def refused(one, *rest):
         if one.scan.subject == "02":
             raise ValueError("this one is refused")
         return whole(one, *rest)
 
-    monkeypatch.setattr(module, "finish", refused)
+    monkeypatch.setattr(pipeline, "finish", refused)
     rows = construct_cohort(mixed[:3], tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2))
     assert status_of(rows) == ["ok", "failed", "ok"]
     assert "sub-02_task-rest" in rows[1]["error"] and rows[1]["error"].endswith("this one is refused")
-    assert waves == [(["02", "03"], 1), (["01"], 1)]  # nobody goes through the step again for it
+    assert waves == [(["02", "03"], 2), (["01"], 2)]  # nobody goes through the step again for it
 
 
 def test_a_wave_that_does_not_fit_the_device_is_tried_scan_by_scan(mixed, config, tmp_path, monkeypatch, waves):
     from pnet_jax.construction import Builder
 
-    watched = Builder.run
+    watched = Builder.launch
 
     def small(builder, wave, size=1):
         if len(wave) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return watched(builder, wave, size)
 
-    monkeypatch.setattr(Builder, "run", small)
+    monkeypatch.setattr(Builder, "launch", small)
     rows = construct_cohort(mixed[1:3], tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2))
     assert status_of(rows) == ["ok", "ok"] and waves == [(["02"], 1), (["03"], 1)]
 
 
-def test_scans_of_many_shapes_do_not_all_wait(config, tmp_path, monkeypatch):
-    from pnet_jax import batch as module
-
-    held, most = [], []
-
-    def load(loop, number, source):
-        held.append(number)
-        most.append(len(held))
-        return module._Waiting(number, source, {"scan": source.label}, SimpleNamespace(shape=number % 17), None, [], 0.0, 0.0)
-
-    def take(loop, wave):
-        for one in wave:
-            held.remove(one.number)
-        return [(one.number, one.row | {"status": "ok", "dseg": ""}) for one in wave]
-
-    monkeypatch.setattr(module._Loop, "load", load)
-    monkeypatch.setattr(module._Loop, "take", take)
-    sources = [ScanSource(tmp_path / f"{n}.nii.gz", None, None, f"{n:02d}", ENTITIES) for n in range(60)]
-    rows = construct_cohort(sources, tmp_path / "out", dataclasses.replace(config, edges=("pearson",), wave=4))
-    assert len(rows) == 60 and not held
-    assert max(most) <= module.MOST_WAITING * 4 + 1
+def test_scans_of_many_shapes_do_not_all_wait(mixed, config, tmp_path, monkeypatch):
+    """Each scan has a shape of its own, so that no wave is ever full."""
+    numbers, most = {}, []
+    monkeypatch.setattr(Ready, "shape", property(lambda ready: numbers.setdefault(ready.scan.label, len(numbers))))
+    whole = pipeline.Pipeline._step
+    monkeypatch.setattr(pipeline.Pipeline, "_step", lambda loop, more: most.append(loop._held) or whole(loop, more))
+    many = [dataclasses.replace(one, subject=f"{10 * turn + number}") for turn in range(4) for number, one in enumerate(mixed)]
+    rows = construct_cohort(many, tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2, workers=0))
+    assert status_of(rows) == ["ok"] * 20
+    assert max(most) <= 6
 
 
 def masked(source, folder, *corners):
@@ -612,3 +594,104 @@ def test_resume_makes_a_scan_again_whose_atlas_has_other_names_or_whose_componen
         confounds.with_suffix(".json").write_text("{}")
         construct_cohort(source, tmp_path / "out", plain, resume=True)
     assert len(tried) == 3
+
+
+# Processes, parts, clusters
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Content of every result file; records and status have times."""
+    return {name: data for name, data in contents(folder).items() if name.startswith("sub-") and not name.endswith("_qc.json")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mixed, config, tmp_path_factory):
+    """Results of five scans that this process alone made, in waves of two."""
+    folder, several = tmp_path_factory.mktemp("undisturbed"), dataclasses.replace(config, edges=("pearson",), wave=2, workers=0)
+    construct_cohort(mixed, folder, several)
+    return folder, several
+
+
+def test_worker_processes_change_no_byte(undisturbed, mixed, tmp_path):
+    folder, several = undisturbed
+    rows = construct_cohort(mixed, tmp_path, dataclasses.replace(several, workers=2))
+    assert status_of(rows) == ["ok"] * 5 and results(tmp_path) == results(folder)
+
+
+def test_parts_of_the_subjects_are_all_of_them_once_and_change_no_byte(undisturbed, mixed, tmp_path):
+    folder, several = undisturbed
+    rows = [construct_cohort(mixed, tmp_path, several, shard=(number, 3)) for number in (1, 2, 3)]
+    assert sorted(row["scan"] for part in rows for row in part) == [one.label for one in mixed]
+    assert results(tmp_path) == results(folder)
+    assert [one.state for one in overview(tmp_path)] == ["done"] * 5
+
+
+def test_a_part_does_not_depend_on_the_other_subjects(mixed):
+    own = running.Shard(2, 3)
+    assert [own.has(one) for one in mixed] == [own.has(one) for one in reversed(mixed)][::-1]
+
+
+@pytest.mark.parametrize("shard", [(0, 3), (4, 3)])
+def test_a_part_that_there_is_not_is_refused(mixed, config, tmp_path, shard):
+    with pytest.raises(ValueError, match="shard: expected i/N"):
+        construct_cohort(mixed, tmp_path, config, shard=shard)
+
+
+def test_the_workers_of_an_executor_change_no_byte(undisturbed, mixed, tmp_path):
+    folder, several = undisturbed
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        rows = construct_cohort(mixed, tmp_path, several, executor=executor)
+    assert [row["scan"] for row in rows] == [one.label for one in mixed] and results(tmp_path) == results(folder)
+
+
+def test_failed_scans_alone_are_tried_again(inputs, config, tmp_path, tried):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    construct_cohort(inputs[1], tmp_path, plain)
+    tried.clear()
+    rows = construct_cohort(inputs[1], tmp_path, plain, retry_failed=True)
+    assert tried == ["sub-02_task-rest"] and status_of(rows) == ["failed"] and rows[0]["fault"] == "input"
+
+
+def test_what_is_asked_for_is_known_before_it_is_done(mixed, config, tmp_path):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    release = claim_scan(tmp_path, mixed[0].label, "toy")
+    construct_cohort(mixed[2:], tmp_path, plain)
+    write_submission(tmp_path, mixed, job_of(tmp_path, plain, resolve(plain, cohort=True), {}, ()).digest, "toy")
+    states = overview(tmp_path)
+    assert [one.state for one in states] == ["running", "waiting", "done", "done", "done"]
+    assert str(os.getpid()) in states[0].reason
+    release()
+    assert summary(overview(tmp_path))[0] == "5 scans: 3 done, 2 waiting"
+
+
+def test_results_that_are_not_what_is_asked_for_are_stale(mixed, config, tmp_path):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    copy = dataclasses.replace(mixed[0], bold=Path(shutil.copy(mixed[0].bold, tmp_path)))
+    sources, out = [copy, *mixed[3:]], tmp_path / "out"
+    rows = construct_cohort(sources, out, plain)
+    assert [one.state for one in overview(out, verify=True)] == ["done"] * 3
+    (out / rows[1]["dseg"]).unlink()
+    os.utime(copy.bold, (1, 1))
+    assert [one.state for one in overview(out)] == ["done", "stale", "done"]
+    assert [one.state for one in overview(out, verify=True)] == ["stale", "stale", "done"]
+    construct_cohort(sources[2:], out, dataclasses.replace(plain, seed=1))
+    write_submission(out, sources, "another", "toy")
+    assert [one.reason for one in overview(out)] == ["made by other settings or another version"] * 3
+
+
+def test_a_scan_whose_reader_dies_costs_no_other(mixed, config, tmp_path):
+    """Its file is a pipe that ends the process that opens it, as the operating system does when memory runs out."""
+    plain = dataclasses.replace(config, edges=("pearson",), workers=2)
+    options = {"tr": Killer()}
+    rows = construct_cohort(mixed, tmp_path, plain, load=options)
+    assert set(status_of(rows)) == {"failed"} and all("worker process ended unexpectedly" in row["error"] for row in rows)
+
+
+class Killer:
+    """Ends the process that uses it."""
+
+    def __float__(self):
+        os._exit(9)
+
+    def __repr__(self):
+        return "killer"

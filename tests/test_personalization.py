@@ -18,7 +18,7 @@ from tolerance import rounding
 
 import pnet_jax
 from pnet_jax import parallel, personalization
-from pnet_jax.batch import construct_cohort
+from pnet_jax.batch.run import construct_cohort
 from pnet_jax.checkpoint import load_model, save_group, save_model
 from pnet_jax.cli import main
 from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig

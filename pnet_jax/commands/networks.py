@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pnet_jax.commands.options import Bar, make_parser, parse, selection_options, sources_of
+from jsonargparse import Namespace
+
+from pnet_jax.commands.options import (
+    Bar,
+    execution_options,
+    executor_of,
+    make_parser,
+    parse,
+    selection_options,
+    shard_of,
+    sources_of,
+)
 from pnet_jax.config import ConstructConfig
 from pnet_jax.errors import SettingsError
 
-MOST_WARNED = 20  # scans whose warnings are printed; status.tsv has all
+MOST_LISTED = 20  # scans whose errors or warnings are printed; status.tsv has all
 
 
 def construct(arguments: Sequence[str]) -> int:
@@ -22,30 +35,78 @@ def construct(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     selection_options(parser)
     parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
+    parser.add_argument("--retry-failed", action="store_true", help="only the scans that failed before")
+    execution_options(parser)
     config, args = parse(parser, ConstructConfig, arguments)
-    from pnet_jax.batch import construct_cohort
+    from pnet_jax.batch.run import construct_cohort, own_shard
 
     if Path(args.input).is_dir() and Path(args.input).resolve() == Path(args.out).resolve():
         raise SettingsError(f"OUT is the same folder as INPUT ({args.out}): results would be taken for input; give another folder")
+    shard = own_shard(config) if args.shard == "auto" or config.parallel.coordinator else shard_of(args.shard)
     sources, load = sources_of(args, args.input)
-    with Bar(len(sources), "construct") as bar:
-        rows = construct_cohort(sources, args.out, config, load=load, resume=args.resume, progress=bar)
+    with executor_of(args) as executor, Bar(len(sources), "construct") as bar:
+        rows = construct_cohort(
+            sources,
+            args.out,
+            config,
+            load=load,
+            resume=args.resume,
+            retry_failed=args.retry_failed,
+            shard=shard,
+            executor=executor,
+            progress=bar.of_scans,
+            say=bar.say,
+        )
+    return _close(rows, args, pages=config.report)
+
+
+def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> int:
+    """What to know at the end of a run, and its exit code."""
+    from pnet_jax.outputs.overview import overview, summary
+
+    states = overview(args.out)
     failed = [row for row in rows if row["status"] != "ok"]
-    for row in failed:
+    for row in failed[:MOST_LISTED]:
         print(f"failed: {row['error']}", file=sys.stderr)
+    if len(failed) > MOST_LISTED:
+        print(f"{len(failed) - MOST_LISTED} more failed: pnet status {args.out}", file=sys.stderr)
     warned = [row for row in rows if row["status"] == "ok" and row.get("qc_warnings")]
-    for row in warned[:MOST_WARNED]:
+    for row in warned[:MOST_LISTED]:
         print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
-    if len(warned) > MOST_WARNED:
-        print(f"warnings of {len(warned) - MOST_WARNED} more scans: column qc_warnings of {Path(args.out) / 'status.tsv'}", file=sys.stderr)
+    if len(warned) > MOST_LISTED:
+        print(f"warnings of {len(warned) - MOST_LISTED} more scans: column qc_warnings of {Path(args.out) / 'status.tsv'}", file=sys.stderr)
     kept = sum(row.get("parcels") == "atlas" for row in rows)
     print(
         f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} returned the atlas's parcels. "
         f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
-    if config.report and len(failed) < len(rows):
+    if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
+        print(f"In {args.out}: {summary(states)[0]}.")
+    if any(one.state in ("failed", "unavailable") for one in states):
+        print(f"After mending what failed: pnet construct {args.input} {args.out} --retry-failed, with the same options.")
+    if pages and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
+
+
+def status(arguments: Sequence[str]) -> int:
+    """How far the scans of a folder are."""
+    parser = make_parser("status", "How far the scans are that `pnet construct` was asked for in OUT, by what is on disk.")
+    parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder")
+    parser.add_argument("--json", action="store_true", help="a JSON object with counts and every scan")
+    parser.add_argument("--verify", action="store_true", help="read inputs and results too, and name those that changed")
+    _, args = parse(parser, None, arguments)
+    from pnet_jax.outputs.overview import STATES, overview, summary
+
+    if not Path(args.out).is_dir():
+        raise SettingsError(f"{args.out}: expected a folder that `pnet construct` wrote, found none")
+    states = overview(args.out, verify=args.verify)
+    if args.json:
+        counts = {state: sum(one.state == state for one in states) for state in STATES}
+        print(json.dumps({"counts": counts, "scans": [one._asdict() for one in states]}, indent=1))
+    else:
+        print("\n".join(summary(states)))
+    return 0 if all(one.state == "done" for one in states) else 1
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import resource
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from pnet_jax.config import nearest
+from pnet_jax.errors import SettingsError
+
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 class Parser(ArgumentParser):
@@ -82,6 +88,43 @@ def selection_options(parser: ArgumentParser) -> None:
     add("--native-to-mni", type=str | None, metavar="FILE", help="4 x 4 matrix in a text file: native mm to MNI mm; nothing is resampled")
     add("--atlas", type=str | None, metavar="FILE", help="where the ROIs of a table are: dseg image or table with x, y, z")
     add("--surfaces", nargs=2, type=str, metavar="GIFTI", help="left and right surface in MNI mm, for CIFTI files with vertices")
+
+
+def execution_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--shard",
+        type=str | None,
+        metavar="I/N",
+        help="only part I of N of the subjects, e.g. 3/20 in an array job; auto: of this job's processes",
+    )
+    add("--cluster", type=str | None, metavar="KIND", help="where scans are constructed: slurm, pbs, sge, lsf, mpi, or local for Dask here")
+    add("--jobs", type=int | None, help="most jobs of the cluster at a time")
+    add("--scheduler", type=str | None, metavar="ADDRESS", help="running Dask scheduler to use, e.g. tcp://node1:8786")
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """The part that `--shard` names."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise SettingsError(f"--shard: expected I/N, e.g. 3/20, or auto, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+@contextlib.contextmanager
+def executor_of(args: Namespace) -> Iterator[Executor | None]:
+    """The cluster's workers, if a cluster is asked for."""
+    if args.cluster is None and args.scheduler is None:
+        yield None
+        return
+    if args.shard is not None:
+        raise SettingsError("--shard and a cluster exclude each other: the cluster's scheduler spreads the scans")
+    from pnet_jax.execution import cluster
+
+    with cluster(args.cluster, scheduler=args.scheduler, jobs=args.jobs) as executor:
+        yield executor
 
 
 def parse(parser: Parser, config_class: type | None, arguments: Sequence[str]) -> tuple[Any, Namespace]:
@@ -183,12 +226,14 @@ def _enable_compilation_cache() -> None:
 
 
 class Bar:
-    """Progress on standard error: label, done, total."""
+    """Progress on standard error: a bar on a terminal, else a line from time to time."""
 
     def __init__(self, total: int, what: str, unit: str = "scan"):
         from tqdm import tqdm
 
-        self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr)
+        self.what, self.unit, self.terminal = what, unit, sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=not self.terminal)
+        self.begun = self.told = time.monotonic()
 
     def __enter__(self):
         return self
@@ -197,6 +242,28 @@ class Bar:
         self.bar.close()
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.set_postfix_str(label)
-        self.bar.update(done - self.bar.n)
+        self.of_scans(label, done, 0, total)
+
+    def of_scans(self, label: str, done: int, failed: int, total: int) -> None:
+        """As of a loop in which single scans may fail: how many are done, how many of these failed, and how many there are."""
+        said = f"{failed} failed, {label}" if failed else label
+        if self.terminal:
+            self.bar.total = total
+            self.bar.set_postfix_str(said)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.told > LINE_SECONDS:
+            self.told = time.monotonic()
+            rate = done / (self.told - self.begun)
+            left = f", about {_duration((total - done) / rate)} left" if done and total else ""
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+            self.say(f"{done} of {total or '?'} {self.unit}s, {said}; {3600 * rate:.0f} an hour{left}; {memory:.1f} GiB at most")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self.bar.clear()
+        print(f"{self.what}: {text}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

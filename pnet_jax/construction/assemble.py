@@ -129,9 +129,17 @@ def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:
             "resolution": atlas.resolution,
         },
         "group": None if plan.group is None else _group(plan.group),
-        "config": dataclasses.asdict(plan.config),
+        "config": _deciding(plan),
         "seed": int(subject.seed),
         "source": str(scan.source),
         "cleaning": scan.cleaning,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _deciding(plan: Plan) -> dict[str, Any]:
+    """The configuration without what says who does the work: a result does not depend on it."""
+    config = dataclasses.asdict(plan.config)
+    del config["workers"]
+    config["parallel"] = {name: config["parallel"][name] for name in ("subject", "location")}
+    return config

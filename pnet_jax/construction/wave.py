@@ -128,8 +128,8 @@ def stacked(subjects: Sequence[Subject]) -> Subject:
     return jax.tree.map(lambda *parts: np.stack(parts), *subjects)
 
 
-def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> list[Outputs]:
-    """Results of scans of one shape, as numpy arrays.
+def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> Outputs:
+    """Start the step on scans of one shape; the arrays that are returned may still be computed.
 
     Args:
       shared: model and atlas on their Space.
@@ -141,8 +141,13 @@ def run_wave(shared: Shared, subjects: Sequence[Subject], settings: Settings, me
     mesh = parallel.make_mesh() if mesh is None else mesh
     size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
     full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
-    found = jax.device_get(compiled(settings, mesh)(*on_mesh(shared, stacked(full), mesh)))
-    return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(len(subjects))]
+    return compiled(settings, mesh)(*on_mesh(shared, stacked(full), mesh))
+
+
+def land(outputs: Outputs, count: int) -> list[Outputs]:
+    """Results of the first `count` scans of a wave as numpy arrays, once they are computed."""
+    found = jax.device_get(outputs)
+    return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(count)]
 
 
 def on_mesh(shared: Shared, wave: Subject, mesh: Mesh) -> tuple[Shared, Subject]:
@@ -170,7 +175,7 @@ class Builder:
     """
 
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
-        self.plan, self.mesh = plan, parallel.make_mesh(plan.config.parallel) if mesh is None else mesh
+        self.plan, self.mesh = plan, parallel.make_mesh(plan.config.parallel, jax.local_devices()) if mesh is None else mesh
         parts = self.mesh.shape["location"]
         self.alone = parallel.make_mesh(ParallelConfig(location=parts), self.mesh.local_devices[:parts])
 
@@ -198,13 +203,17 @@ class Builder:
         placed, shared = self.placed(scan)
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
-    def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
-        """Results of scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
+    def launch(self, wave: Sequence[Ready], size: int = 1) -> Outputs:
+        """Start scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
 
         A scan alone takes one device, or those that its locations are split over: more would do the same work.
         """
         mesh = self.mesh if max(len(wave), size) > 1 else self.alone
-        return run_wave(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
+        return launch(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
+
+    def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
+        """Results of the scans of a wave, as `launch` starts it."""
+        return land(self.launch(wave, size), len(wave))
 
 
 class Ready(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import os
 import socket
@@ -79,6 +80,8 @@ def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterato
 def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
     """Claim a piece of work that any of several processes may do; the operating system drops the claim when the process ends.
 
+    The file says who has it (`holder`).
+
     Args:
       file: Lock file, created if needed and removed on release.
 
@@ -95,7 +98,26 @@ def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
     False
     """
     handle, _ = _taken(file)
-    return None if handle is None else functools.partial(_let_go, file, handle)
+    if handle is None:
+        return None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    os.truncate(handle, 0)
+    os.write(handle, f"{socket.gethostname()}, process {os.getpid()}, since {now}".encode())
+    return functools.partial(_let_go, file, handle)
+
+
+def holder(file: str | os.PathLike[str]) -> str:
+    """Return who has claimed a piece of work, and since when; empty if nobody has, also after its holder was killed."""
+    import fcntl
+
+    try:
+        with open(file, encoding="utf-8", errors="replace") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Path(file).read_text("utf-8", errors="replace") or "another process"
+    except OSError:  # there is no such file, or there are no locks
+        return ""
+    return ""
 
 
 @contextlib.contextmanager

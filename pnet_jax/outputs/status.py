@@ -7,19 +7,22 @@ generated from the records and never read.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pnet_jax.errors import SettingsError
+from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.fingerprint import file_fingerprint
-from pnet_jax.outputs.lock import claim, waiting_for
+from pnet_jax.outputs.lock import claim, holder, waiting_for
 from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.tables import plain, write_json, write_rows
 
 RECORDS = ".pnet"  # hidden, so that validators and file browsers ignore it
+SUBMISSIONS = "submissions"  # below RECORDS: the lists of scans that were asked for
 TABLE = "status.tsv"
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 NOT_IN_TABLE = ("files", "command")
@@ -48,9 +51,47 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     return record
 
 
+def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSource], job: str, atlas: str) -> Path:
+    """Write the list of scans that a run was asked for, as it stood at its start; a later run adds its own and changes no other.
+
+    Args:
+      folder: Root of the results.
+      sources: All scans of the run, also those that other processes construct.
+      job: Digest of the settings.
+      atlas: Label of the atlas in file names.
+    """
+    scans = [{"scan": one.label, "subject": one.subject, "files": [file and str(file) for file in one.files]} for one in sources]
+    content = {"job": job, "atlas": atlas, "scans": scans}
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    file = Path(folder) / RECORDS / SUBMISSIONS / f"{name}.json"
+    if not file.is_file():
+        return write_json(file, content)
+    file.touch()  # the last one counts
+    return file
+
+
+def read_submissions(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the lists of `write_submission`, the oldest first."""
+    files = sorted((Path(folder) / RECORDS / SUBMISSIONS).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(file.read_text("utf-8")))
+    return found
+
+
 def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callable[[], None] | None:
     """Claim a scan, so that no other process works on it; see `lock.claim`."""
-    return claim(record_file(folder, scan, atlas).with_suffix(".claim"))
+    return claim(_claim_file(folder, scan, atlas))
+
+
+def claimed_by(folder: str | os.PathLike[str], scan: str, atlas: str) -> str:
+    """Return which process works on a scan; empty if none does."""
+    return holder(_claim_file(folder, scan, atlas))
+
+
+def _claim_file(folder: str | os.PathLike[str], scan: str, atlas: str) -> Path:
+    return record_file(folder, scan, atlas).with_suffix(".claim")
 
 
 def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> dict[str, Any]:

@@ -17,9 +17,9 @@ from scipy.spatial import cKDTree
 from pnet_jax.config import InputConfig
 from pnet_jax.encoder.tokens import Segments, log_tsnr, nearest_reference
 from pnet_jax.errors import SettingsError
+from pnet_jax.execution import check_workers
 from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw_parts, draw_stretch, stream
 from pnet_jax.records.store import Store, read_locations, read_space, read_windows
-from pnet_jax.records.workers import check_workers
 
 Part = Literal["training", "held out", "all"]
 LEAST_VALIDATED = 10  # least number of subjects of which some are held back for validation

@@ -14,6 +14,7 @@ import numpy as np
 
 from pnet_jax.config import PrepareConfig
 from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.execution import WorkerDiedError, check_workers, run_tasks
 from pnet_jax.ingest import ScanSource, load_scan
 from pnet_jax.ingest.fingerprint import file_fingerprint
 from pnet_jax.ingest.naming import dataset_folder
@@ -34,7 +35,6 @@ from pnet_jax.records.manifest import (
 from pnet_jax.records.packing import digest_of, file_digest
 from pnet_jax.records.scans import recover, scan_file, write_scan
 from pnet_jax.records.spaces import space_file, space_row
-from pnet_jax.records.workers import Died, check_workers, run_tasks
 from pnet_jax.scan import Scan
 
 Progress = Callable[[str, int, int], None]
@@ -265,7 +265,7 @@ class _Book:
             "both for one participant; name the data set (--dataset)"
         )
 
-    def enter(self, task: _Task, result: Record | _Refusal | Died) -> None:
+    def enter(self, task: _Task, result: Record | _Refusal | WorkerDiedError) -> None:
         """Notes what became of a scan."""
         if isinstance(result, Record):
             self.standing[task.key] = result
@@ -273,8 +273,8 @@ class _Book:
                 self.spaces[result.space], self._whole[result.space] = row, True
             self.skipped.pop(task.key, None)
             self.written.append(task.key)
-        elif isinstance(result, Died):
-            self._fail(task, f"{task.key} ({_source_of(task.item)}): the process that read it died {result.how}")
+        elif isinstance(result, WorkerDiedError):
+            self._fail(task, f"{task.key} ({_source_of(task.item)}): {result}")
         else:
             if result.final and task.key in self.standing:  # an older result must not stand for a recording that is refused now
                 (self.folder / self.standing.pop(task.key).file).unlink(missing_ok=True)

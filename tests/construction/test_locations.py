@@ -16,7 +16,7 @@ from pnet_jax import parallel
 from pnet_jax.bench import hlo
 from pnet_jax.config import ConstructConfig, ParallelConfig, PerceiverConfig
 from pnet_jax.construction import Builder, resolve
-from pnet_jax.construction.wave import LAYOUT, compiled, on_mesh, run_wave, stacked
+from pnet_jax.construction.wave import LAYOUT, compiled, land, launch, on_mesh, stacked
 from pnet_jax.encoder.model import components
 from pnet_jax.encoder.perceiver import init
 from pnet_jax.encoder.tokens import Observed
@@ -70,7 +70,7 @@ def moved(text: str) -> dict[str, set[tuple[int, ...]]]:
 
 @pytest.mark.parametrize("mesh", [(2, 2), (1, 8)])
 def test_locations_over_devices_change_rounding_alone(waiting, alone, short_grid, mesh):
-    found = run_wave(waiting[0].shared, [one.subject for one in waiting], short_grid.plan.settings, mesh_of(*mesh))
+    found = land(launch(waiting[0].shared, [one.subject for one in waiting], short_grid.plan.settings, mesh_of(*mesh)), len(waiting))
     for one, expected in zip(found, alone, strict=True):
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(expected), strict=True):
             name = jax.tree_util.keystr(path)

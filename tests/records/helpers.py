@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nibabel
@@ -52,12 +51,3 @@ def write_bold(folder: Path, toy, *, subject: str, session: str = "1", seed: int
 
 def store_files(toy, folder: Path, sources, **options):
     return prepare(sources, folder, PrepareConfig(cleaning=PLAIN, **options))
-
-
-def square_or_die(number: int) -> int:
-    """For a worker process: dies of 13, refuses 7."""
-    if number == 13:
-        os._exit(9)
-    if number == 7:
-        raise ValueError("seven")
-    return number**2

@@ -14,11 +14,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.cli import main
 from pnet_jax.config import CleaningConfig, PrepareConfig
+from pnet_jax.execution import WorkerDiedError
 from pnet_jax.ingest import find_scans, load_scan
 from pnet_jax.records import open_store, prepare, read_scan, read_sites
-from pnet_jax.records.workers import Died, run_tasks
 
-from .helpers import PLAIN, rois, scan_of, square_or_die, store_files, write_bold
+from .helpers import PLAIN, rois, scan_of, store_files, write_bold
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -222,22 +222,12 @@ def test_several_processes_write_the_same_store(made, cohort, toy, tmp_path):
     assert len(store_files(toy, tmp_path, find_scans(cohort)[:3], workers=2).kept) == 3  # nothing is left for the processes
 
 
-def test_a_worker_that_dies_is_told_of_its_task_and_stops_no_other():
-    results = dict(run_tasks(square_or_die, iter([2, 13, 4, 5]), 2))
-    assert results == {2: 4, 13: Died("(exit code 9)"), 4: 16, 5: 25}
-
-
-def test_what_a_task_raises_ends_the_call():
-    with pytest.raises(ValueError, match="seven"):
-        list(run_tasks(square_or_die, [7], 2))
-
-
 def test_a_scan_whose_worker_died_is_listed(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "pnet_jax.records.preparation.run_tasks", lambda function, tasks, workers: ((task, Died("(signal 9)")) for task in tasks)
+        "pnet_jax.records.preparation.run_tasks", lambda function, tasks, workers: ((task, WorkerDiedError("killed")) for task in tasks)
     )
     done = prepare([scan_of(rois(), 0)], tmp_path)
-    assert done.skipped[0]["reason"] == "sub-01_ses-1_task-rest (0.nii): the process that read it died (signal 9)"
+    assert done.skipped[0]["reason"] == "sub-01_ses-1_task-rest (0.nii): killed"
 
 
 def test_scans_in_memory_are_taken_one_at_a_time_and_only_once(tmp_path):

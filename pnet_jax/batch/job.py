@@ -1,0 +1,127 @@
+"""What all scans of a run share, and what is decided about one of them from its files alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pnet_jax
+from pnet_jax.config import ConstructConfig
+from pnet_jax.errors import InputError
+from pnet_jax.execution import WorkerDiedError
+from pnet_jax.ingest import ScanSource
+from pnet_jax.ingest.fingerprint import file_fingerprint, inputs_fingerprint
+from pnet_jax.outputs import atlas_label, load_network, page_name
+from pnet_jax.outputs.status import digests, missing_files, read_record, remove_files, write_record
+from pnet_jax.report import write_report
+
+if TYPE_CHECKING:
+    from pnet_jax.construction.resolve import Plan  # with jax, which worker processes do without
+
+COMMAND = "pnet construct"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written, so further computation would be wasted
+# Settings that change no result: whether a page is written, or how the work is spread.
+NOT_DECIDING = ("report", "probabilities", "wave", "workers", "parallel", "fingerprint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run over many scans, as worker processes get it.
+
+    Attributes:
+      folder: root of the results.
+      config: see `ConstructConfig`.
+      options: further arguments of `load_scan`, the same for every scan.
+      atlas: label of the atlas in file names.
+      digest: of everything but the scan that determines a result.
+      notes: warnings that belong to every result.
+    """
+
+    folder: Path
+    config: ConstructConfig
+    options: Mapping[str, Any]
+    atlas: str
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    def inputs(self, source: ScanSource) -> str:
+        """Fingerprint of the files of a scan."""
+        return inputs_fingerprint(source.files, whole=self.config.fingerprint == "full")
+
+    def record(self, source: ScanSource) -> dict[str, Any]:
+        """The record of a scan as it is on disk; empty if there is none."""
+        return read_record(self.folder, source.label, self.atlas)
+
+    def row(self, source: ScanSource, inputs: str) -> dict[str, Any]:
+        """Columns of a scan's record that are known before it is read."""
+        row = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
+        return row | {"job": self.digest, "inputs": inputs}
+
+
+def job_of(folder: Path, config: ConstructConfig, plan: Plan, options: Mapping[str, Any], notes: Sequence[str]) -> Job:
+    """The job of a plan."""
+    deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_DECIDING}
+    given = {key: value if isinstance(value, list | tuple) else [value] for key, value in options.items()}
+    content = {key: [_content(one) for one in values] for key, values in given.items()}
+    group = "" if plan.group is None else plan.group.digest
+    everything = [pnet_jax.__version__, deciding, content, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
+    digest = hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]
+    return Job(folder, config, options, atlas_label(plan.atlas.source, plan.atlas.n_parcels), digest, tuple(notes))
+
+
+def up_to_date(job: Job, source: ScanSource) -> dict[str, Any]:
+    """The record of an earlier run if its settings and inputs are the same and its files are unchanged; else empty."""
+    record = job.record(source)
+    if record.get("status") != "ok" or record.get("job") != job.digest or record.get("inputs") != job.inputs(source):
+        return {}
+    if missing_files(job.folder, record):
+        return {}
+    if job.config.probabilities and not any("_probseg." in name for name in record["files"]):
+        return {}
+    page = page_name(source.label, job.atlas)
+    if job.config.report and page not in record["files"]:
+        network = load_network(job.folder / record["dseg"])
+        files = digests(job.folder, [write_report(network, job.folder / page)])
+        return write_record(job.folder, columns(record), record["files"] | files, COMMAND)
+    return record
+
+
+def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exception, begun: float) -> dict[str, Any]:
+    """Write the record of a scan that failed.
+
+    A recording that is refused must not leave an older result behind. Any other error (a missing file, a full disk, too little
+    memory, a lost device, a fault of the program) does not concern the recording, and its earlier results stay.
+
+    Raises:
+      OSError: The disk is full; nothing more can be written.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise OSError(error.errno, f"{error.strerror}; run stopped: free some space and run it again with --resume", error.filename)
+    earlier, refused = job.record(source), isinstance(error, InputError)
+    if refused and not source.problem:
+        remove_files(job.folder, earlier)
+        earlier = {}
+    # Messages of pnet_jax name the file; those of other libraries need the type to be understood.
+    ours = isinstance(error, ValueError | OSError | WorkerDiedError) and str(error)
+    message = str(error) if ours else f"{type(error).__name__}: {error}"
+    where = "" if source.label in message else f"{source.label} ({source.bold}): "
+    status = "unavailable" if source.problem else "failed"
+    found = {"status": status, "fault": "input" if refused else "machine", "error": " ".join(f"{where}{message}".split())}
+    seconds = {"seconds": round(time.perf_counter() - begun, 2)}
+    return write_record(job.folder, dict(row) | found | seconds, earlier.get("files", {}), COMMAND)
+
+
+def columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the fields that `write_record` adds."""
+    return {key: value for key, value in record.items() if key not in ("files", "command")}
+
+
+def _content(value: object) -> object:
+    """Fingerprint of a file in place of its path; any other value as it is."""
+    return file_fingerprint(value) if isinstance(value, str | Path) and Path(value).is_file() else value

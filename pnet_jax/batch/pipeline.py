@@ -1,0 +1,309 @@
+"""The loop over scans: worker processes read, the devices compute one wave while the next is made, and worker processes write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from pnet_jax.batch.job import COMMAND, Job, failed, up_to_date
+from pnet_jax.batch.tasks import Read, Written, read, with_notes, write
+from pnet_jax.construction import Builder, Ready, finish
+from pnet_jax.construction.step import Outputs
+from pnet_jax.construction.wave import land
+from pnet_jax.execution import Done, Workers
+from pnet_jax.finetune.person import Personal
+from pnet_jax.ingest import ScanSource
+from pnet_jax.network import Network
+from pnet_jax.outputs.status import claim_scan, write_record
+from pnet_jax.personalization import find_personal
+
+Row = dict[str, Any]
+Told = Callable[[str, int, int, int], None]
+ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
+LOOK_SECONDS = 0.01  # between two looks at a wave that is computed, while readers and writers may be done
+POLL_SECONDS = 0.2  # between two looks at a scan that another process works on
+
+
+class Bounds(NamedTuple):
+    """How much of a run is in memory at a time.
+
+    Attributes:
+      wave: scans that go through the step together.
+      scans: scans that are being read, wait for a wave or are in one.
+      writing: networks that are being written.
+    """
+
+    wave: int
+    scans: int
+    writing: int
+
+
+def bounds_of(builder: Builder, wave: int | None, processes: int) -> Bounds:
+    """Bounds for a number of worker processes."""
+    wave = wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
+    return Bounds(wave, 3 * wave + processes, wave + 2 * processes)
+
+
+@dataclasses.dataclass(eq=False)
+class _Scan:
+    """A scan on its way."""
+
+    number: int
+    source: ScanSource
+    begun: float
+    row: Row = dataclasses.field(default_factory=dict)
+    ready: Ready | None = None
+    personal: Personal | None = None
+    notes: tuple[str, ...] = ()
+    loaded: float = 0.0
+    network: Network | None = None
+
+
+class Pipeline:
+    """Records of scans, each constructed by one of the processes that work in the folder.
+
+    Args:
+      job: what all scans share.
+      builder: of its plan.
+      workers: processes that read and write.
+      bounds: what may be in memory.
+      told: called with the label of a scan, how many are done, how many of these failed and how many there are.
+    """
+
+    def __init__(self, job: Job, builder: Builder, workers: Workers, bounds: Bounds, told: Told | None = None):
+        self.job, self.builder, self.workers, self.bounds, self.told = job, builder, workers, bounds, told
+        self.claims: dict[str, Callable[[], None]] = {}  # functions that release the scans in progress
+        self.waited = {"reading": 0.0, "computing": 0.0, "writing": 0.0}  # seconds that this process waited for each
+        self.rows: dict[int, Row] = {}
+        self._reading = self._writing = self._failed = self._total = 0
+        self._waiting: dict[Hashable, list[_Scan]] = {}
+        self._flying: deque[tuple[list[_Scan], Outputs, float]] = deque()
+
+    def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
+        """The record of each scan, in order; scans that another process is working on are left to it, and looked at last."""
+        self.rows, self._failed, self._total = {}, 0, len(sources)
+        others: list[_Scan] = []
+        todo = self._to_read(sources, resume, others)
+        more = True
+        while more or self._busy:
+            while more and self._reading <= self.workers.processes and self._held < self.bounds.scans:
+                one = next(todo, None)
+                if one is None:
+                    more = False
+                    break
+                self._reading += 1
+                self.workers.submit(("read", one), read, self.job, one.source)
+            self._step(more)
+        for one in others:
+            self.rows[one.number] = self._after(one)
+        return [self.rows[number] for number in range(len(sources))]
+
+    def give_up(self) -> None:
+        """Releases the scans that are not finished, if the loop ended early."""
+        for release in self.claims.values():
+            release()
+        self.claims.clear()
+
+    @property
+    def _held(self) -> int:
+        """Scans in memory, or on their way there."""
+        return self._reading + sum(map(len, self._waiting.values())) + sum(len(wave) for wave, _, _ in self._flying)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._held or self._writing)
+
+    def _step(self, more: bool) -> None:
+        """The next thing there is to do: start a wave, end one, or wait for a process that reads or writes."""
+        wave = self._next_wave(more)
+        if wave and len(self._flying) < 2 and self._writing <= self.bounds.writing:
+            self._launch(wave)
+        elif self._flying and (_is_ready(self._flying[0][1]) or len(self._flying) == 2 or not (self._reading or self._writing)):
+            self._land(*self._flying.popleft())
+        elif len(self.workers):
+            what = "computing" if self._flying else "reading" if self._reading else "writing"
+            begun = time.perf_counter()
+            found = self.workers.take(LOOK_SECONDS if self._flying else None)
+            self.waited[what] += time.perf_counter() - begun
+            for done in found:
+                self._take(done)
+
+    def _next_wave(self, more: bool) -> list[_Scan]:
+        """Scans of one shape: a full wave, or the fullest there is once no further scan can come; else empty."""
+        if not self._waiting:
+            return []
+        shape = max(self._waiting, key=lambda shape: len(self._waiting[shape]))
+        # Scans in native space have a shape each: without a limit all of them would wait, and be held, until the end.
+        stuck = not self._reading and (not more or self._held >= self.bounds.scans)
+        return self._waiting[shape] if len(self._waiting[shape]) >= self.bounds.wave or stuck else []
+
+    def _to_read(self, sources: Sequence[ScanSource], resume: bool, others: list[_Scan]) -> Iterator[_Scan]:
+        """Scans to construct here, claimed; finished ones are noted, and those of other processes listed."""
+        for number, source in enumerate(sources):
+            if resume and (earlier := up_to_date(self.job, source)):
+                self._note(number, earlier)
+                continue
+            one = _Scan(number, source, time.perf_counter())
+            if self._claim(source):
+                yield one
+            else:
+                others.append(one)
+
+    def _after(self, one: _Scan) -> Row:
+        """The record of a scan once another process is done with it; if that process failed or was killed, the scan is constructed here."""
+        while not self._claim(one.source):
+            time.sleep(POLL_SECONDS)
+        if earlier := up_to_date(self.job, one.source):
+            self.claims.pop(one.source.label)()
+            self._note(one.number, earlier)
+            return earlier
+        self._reading += 1
+        self.workers.submit(("read", one), read, self.job, one.source)
+        while self._busy:
+            self._step(more=False)
+        return self.rows[one.number]
+
+    def _claim(self, source: ScanSource) -> bool:
+        """Claims a scan until its record is written; False if another process has claimed it."""
+        release = claim_scan(self.job.folder, source.label, self.job.atlas)
+        if release is not None:
+            self.claims[source.label] = release
+        return release is not None
+
+    def _take(self, done: Done) -> None:
+        """Goes on with a scan that was read, or notes one that was written."""
+        what, one = done.key
+        if what == "read":
+            self._reading -= 1
+            one.row = self.job.row(one.source, done.value.inputs if done.error is None else self.job.inputs(one.source))
+            if done.error is None:
+                self._make_ready(one, done.value)
+            else:
+                self._fail(one, done.error)
+            return
+        self._writing -= 1
+        network, one.network = one.network, None
+        if done.error is not None:
+            self._fail(one, done.error)
+            return
+        assert network is not None
+        written: Written = done.value
+        _warn(written.said)
+        self._enter(one, write_record(self.job.folder, one.row | _figures(network, written, self.job.notes), written.files, COMMAND))
+
+    def _make_ready(self, one: _Scan, found: Read) -> None:
+        _warn(found.said)
+        one.loaded, one.notes = found.seconds, self.job.notes
+        try:
+            config = self.job.config
+            if config.personal is not None and config.dynamics:
+                one.personal, said = find_personal(config.personal, found.scan, self.builder.plan, config.personalize)
+                one.notes += tuple(said)
+            one.ready = self.builder.ready(found.scan)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+            self._fail(one, error)
+            return
+        self._waiting.setdefault(one.ready.shape, []).append(one)
+
+    def _launch(self, wave: list[_Scan]) -> None:
+        """Starts a wave; waves of one size share a compiled step, and make the same bits, so that one that is not full is filled up."""
+        wave, rest = wave[: self.bounds.wave], wave[self.bounds.wave :]
+        shape = wave[0].ready.shape  # type: ignore[union-attr]
+        if rest:
+            self._waiting[shape] = rest
+        else:
+            self._waiting.pop(shape)
+        begun = time.perf_counter()
+        try:
+            outputs = self.builder.launch([one.ready for one in wave if one.ready], self.bounds.wave)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+            self._alone(wave, error)
+            return
+        self._flying.append((wave, outputs, begun))
+
+    def _land(self, wave: list[_Scan], outputs: Outputs, begun: float) -> None:
+        """Results of a wave go to the writers."""
+        waiting = time.perf_counter()
+        try:
+            found = land(outputs, len(wave))
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+            self._alone(wave, error)
+            return
+        now = time.perf_counter()
+        self.waited["computing"] += now - waiting
+        for one, own in zip(wave, found, strict=True):
+            self._write(one, own, (now - begun) / len(wave))
+
+    def _alone(self, wave: list[_Scan], error: Exception) -> None:
+        """A wave that failed as a whole: each of its scans is tried on its own."""
+        if len(wave) == 1 and self.bounds.wave == 1:
+            self._fail(wave[0], error)
+            return
+        for one in wave:
+            begun = time.perf_counter()
+            try:
+                assert one.ready is not None
+                (found,) = self.builder.run([one.ready])
+            except Exception as own:  # noqa: BLE001
+                self._fail(one, own)
+                continue
+            self._write(one, found, time.perf_counter() - begun)
+
+    def _write(self, one: _Scan, outputs: Outputs, seconds: float) -> None:
+        """Makes the network of a scan that went through the step, and has it written."""
+        try:
+            assert one.ready is not None
+            network = finish(one.ready, outputs, self.builder, one.personal, seconds)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+            self._fail(one, error)
+            return
+        one.network, one.ready = with_notes(network, one.notes, one.loaded), None
+        self._writing += 1
+        self.workers.submit(("write", one), write, self.job, one.network, one.source.label)
+
+    def _fail(self, one: _Scan, error: Exception) -> None:
+        one.ready = one.network = None
+        self._enter(one, failed(self.job, one.source, one.row, error, one.begun))
+
+    def _enter(self, one: _Scan, record: Row) -> None:
+        self.claims.pop(one.source.label)()
+        self._note(one.number, record)
+
+    def _note(self, number: int, record: Row) -> None:
+        self.rows[number] = record
+        self._failed += record["status"] != "ok"
+        if self.told is not None:
+            self.told(record["scan"], len(self.rows), self._failed, self._total)
+
+
+def _is_ready(outputs: Outputs) -> bool:
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(outputs))
+
+
+def _warn(said: Sequence[str]) -> None:
+    for text in said:
+        warnings.warn(text, stacklevel=2)
+
+
+def _figures(network: Network, written: Written, notes: Sequence[str]) -> Row:
+    """Columns of the record of a scan that is done."""
+    qc, stages = network.qc, network.qc.seconds | written.seconds
+    return {
+        "status": "ok",
+        "error": "",
+        "seconds": round(sum(stages.values()), 2),
+        "n_frames": qc.n_frames,
+        "minutes": round(qc.minutes or 0.0, 2),
+        "n_absent": len(qc.absent),
+        "parcels": qc.selection.decision,
+        "dseg": written.dseg,
+        "qc_warnings": "; ".join(text for text in qc.warnings if text not in notes),
+        "stages": json.dumps(stages),
+    }

@@ -1,0 +1,238 @@
+"""Construction of many networks, on this machine or on a cluster; one bad scan does not stop the others."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from pnet_jax import parallel
+from pnet_jax.batch.job import COMMAND, Job, job_of
+from pnet_jax.batch.pipeline import Bounds, Pipeline, Told, bounds_of
+from pnet_jax.batch.tangent import add_tangent
+from pnet_jax.batch.tasks import SAVING
+from pnet_jax.config import ConstructConfig
+from pnet_jax.construction import Builder, resolve
+from pnet_jax.construction.resolve import Plan
+from pnet_jax.errors import SettingsError
+from pnet_jax.execution import Workers, cores, in_blocks
+from pnet_jax.ingest import ScanSource
+from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
+from pnet_jax.outputs.atomic import sweep
+from pnet_jax.outputs.lock import alongside, waiting_for
+from pnet_jax.outputs.status import RECORDS, check_command, write_submission, write_table
+from pnet_jax.report import check_installed, write_index
+
+TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
+BLOCK = 8  # scans of a task on a cluster: enough to be worth its way there, few enough to be done again
+FEW = 4  # scans below which worker processes cost more time than they save
+_ONE_BLOCK = threading.Lock()  # of a cluster's worker with several threads: one block after another
+
+
+class Shard(NamedTuple):
+    """Part `number` of `total`, counted from 1: the subjects whose label falls in it, whatever other subjects there are."""
+
+    number: int
+    total: int
+
+    def has(self, source: ScanSource) -> bool:
+        """Whether a scan belongs to this part; all scans of a subject are in one."""
+        digest = hashlib.sha256(source.subject.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
+
+
+def construct_cohort(
+    sources: Sequence[ScanSource],
+    folder: str | Path,
+    config: ConstructConfig | None = None,
+    *,
+    load: dict[str, Any] | None = None,
+    resume: bool = False,
+    retry_failed: bool = False,
+    shard: Shard | tuple[int, int] | None = None,
+    executor: concurrent.futures.Executor | None = None,
+    progress: Told | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Construct the networks of many scans and write each to a derivatives folder as soon as it is finished.
+
+    Worker processes read and write while the devices compute (`config.workers`). The error of a scan that fails is recorded in
+    `status.tsv`, and the other scans continue. If the recording itself is refused, results that an earlier call wrote for it with the
+    same atlas are removed, including its page. Cohort measures (tangent) follow when every scan is done. Any number of processes may
+    work in one folder at the same time; each scan is constructed by one of them. A full disk ends the call.
+
+    Args:
+      sources: what to construct, from `find_scans`.
+      folder: derivatives root.
+      config: see `ConstructConfig`.
+      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      resume: skip scans whose result is up to date: intact on disk, and made by the same version, configuration, checkpoint, atlas and
+        group from the same files (`config.fingerprint`).
+      retry_failed: construct only the scans that failed in earlier calls.
+      shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without it.
+      executor: where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
+        package and the same paths, and always resume. None takes this process and its workers.
+      progress: called with a scan's label, how many are done, how many of these failed and how many there are.
+      say: called with sentences about the run: its bounds before it starts, what it waited for at its end.
+
+    Returns:
+      The record of each scan of this call, in order (`outputs.status`).
+
+    Raises:
+      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, or the folder holds another command's
+        results.
+      OSError: the folder cannot be written.
+    """
+    config = config or ConstructConfig()
+    if not sources:
+        raise SettingsError("expected at least one scan, got none")
+    if config.report:
+        check_installed()
+    plan, notes = _resolved(config)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    config = _with_both_views(config, plan)
+    folder = check_writable(folder)
+    check_command(folder, COMMAND)
+    job = job_of(folder, config, plan, load or {}, notes)
+    check_atlas(folder, Atlas(job.atlas, plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels))
+    shard = _checked(shard)
+    mine = [one for one in sources if shard is None or shard.has(one)]
+    if retry_failed:
+        mine = [one for one in mine if job.record(one).get("status") not in (None, "ok")]
+    write_submission(folder, sources, job.digest, job.atlas)
+    told, places = _telling(folder, progress), _places(job, plan, mine)
+    with alongside(folder / RECORDS / ".runs.lock", lambda: sweep([folder, folder / RECORDS, *places])):
+        try:
+            rows = _here(mine, job, Builder(plan), resume, told, say) if executor is None else _on(executor, mine, job, told)
+            if "tangent" in plan.edges and shard is None and not retry_failed:
+                with waiting_for(folder / RECORDS / SAVING):  # no other process is writing a result while all are read
+                    rows = add_tangent(job, rows)
+        finally:
+            write_table(folder)
+    if config.report:
+        write_index(folder)
+    return rows
+
+
+def _resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
+    """The plan, and warnings about the atlas's file, which belong to every result."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = resolve(config, cohort=True)
+    return plan, [str(one.message) for one in caught if one.category is UserWarning]
+
+
+def _with_both_views(config: ConstructConfig, plan: Plan) -> ConstructConfig:
+    """The configuration that keeps the signals before the low-pass, if the group has a use for them."""
+    if plan.group is None or plan.group.guide is None or len(plan.group.guide.mean) < 2:
+        return config
+    return dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
+
+
+def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
+    if shard is None:
+        return None
+    number, total = shard
+    if not 1 <= number <= total:
+        raise SettingsError(f"shard: expected i/N with 1 <= i <= N, got {number}/{total}")
+    return Shard(number, total)
+
+
+def own_shard(config: ConstructConfig) -> Shard:
+    """Part of the scans of this process among those of its job: SLURM, Open MPI, Kubernetes, a TPU pod, or as `config.parallel` says."""
+    process = parallel.start(config.parallel)
+    return Shard(process.number + 1, process.total)
+
+
+def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:
+    """Folders to which results of these scans are written."""
+    return {output_stem(job.folder, one.subject, one.entities, plan.atlas.n_parcels, job.atlas).parent for one in sources}
+
+
+def _telling(folder: Path, progress: Told | None) -> Told:
+    """What happens as each scan is finished: the caller is told and, from time to time, the table of all scans is written."""
+    last = time.monotonic()
+
+    def told(label: str, done: int, failed: int, total: int) -> None:
+        nonlocal last
+        if progress is not None:
+            progress(label, done, failed, total)
+        if time.monotonic() - last > TABLE_SECONDS:
+            write_table(folder)
+            last = time.monotonic()
+
+    return told
+
+
+def _here(
+    sources: Sequence[ScanSource], job: Job, builder: Builder, resume: bool, told: Told | None, say: Callable[[str], None] | None
+) -> list[dict[str, Any]]:
+    """Records of scans that are constructed by this process and its workers."""
+    processes = job.config.workers
+    if processes is None:
+        processes = 0 if len(sources) < FEW else min(cores(), len(sources))
+    bounds = bounds_of(builder, job.config.wave, processes)
+    if say is not None and len(sources) >= FEW:
+        say(_about(bounds, processes, len(sources)))
+    with Workers(processes) as workers:
+        pipeline = Pipeline(job, builder, workers, bounds, told)
+        begun = time.perf_counter()
+        try:
+            rows = pipeline.run(sources, resume)
+        finally:
+            pipeline.give_up()
+    if say is not None and len(sources) >= FEW:
+        whole = max(time.perf_counter() - begun, 1e-9)
+        say("waited for " + ", ".join(f"{what} {seconds / whole:.0%}" for what, seconds in pipeline.waited.items()) + " of the time")
+    return rows
+
+
+def _about(bounds: Bounds, processes: int, scans: int) -> str:
+    devices = jax.local_devices()
+    return (
+        f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
+        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory"
+    )
+
+
+def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], job: Job, told: Told) -> list[dict[str, Any]]:
+    """Records of scans that the workers of an executor construct, a block at a time."""
+    blocks = in_blocks(sources, BLOCK)
+    futures = {executor.submit(construct_block, list(block), job): number for number, block in enumerate(blocks)}
+    found: dict[int, list[dict[str, Any]]] = {}
+    done = failed = 0
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            rows = found[futures[future]] = future.result()
+            for row in rows:
+                done, failed = done + 1, failed + (row["status"] != "ok")
+                told(row["scan"], done, failed, len(sources))
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    return [row for number in range(len(blocks)) for row in found[number]]
+
+
+def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, Any]]:
+    """Records of some scans, constructed in this process, which is a worker of a cluster.
+
+    Results that are up to date are not made again: a block whose worker was lost goes on where that worker was.
+    """
+    with _ONE_BLOCK:
+        plan, _ = _resolved(job.config)
+        builder = Builder(plan)
+        with Workers(0) as workers:
+            pipeline = Pipeline(job, builder, workers, bounds_of(builder, job.config.wave, 0))
+            try:
+                return pipeline.run(sources, resume=True)
+            finally:
+                pipeline.give_up()

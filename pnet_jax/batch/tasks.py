@@ -1,0 +1,91 @@
+"""What worker processes do with one scan: read it, or write its results. Neither uses a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pnet_jax.batch.job import Job
+from pnet_jax.errors import InputError
+from pnet_jax.ingest import ScanSource, load_scan
+from pnet_jax.network import Network
+from pnet_jax.outputs import page_name, save
+from pnet_jax.outputs.lock import waiting_for
+from pnet_jax.outputs.status import RECORDS, digests
+from pnet_jax.report import write_report
+from pnet_jax.scan import Scan
+
+SAVING = ".saving.lock"
+
+
+class Read(NamedTuple):
+    """A scan, with the fingerprint of its files, the seconds that reading took, and warnings."""
+
+    scan: Scan
+    inputs: str
+    seconds: float
+    said: tuple[str, ...]
+
+
+class Written(NamedTuple):
+    """The files of a result with their fingerprints, the name of its table of parcels, seconds of saving and of the page, and warnings."""
+
+    files: dict[str, str]
+    dseg: str
+    seconds: dict[str, float]
+    said: tuple[str, ...]
+
+
+def read(job: Job, source: ScanSource) -> Read:
+    """Read and clean one scan.
+
+    Raises:
+      InputError: The recording is refused, or one of its files changed meanwhile.
+    """
+    begun = time.perf_counter()
+    if source.problem:
+        raise InputError(source.problem)
+    inputs = job.inputs(source)
+    entities = {"sub": source.subject, **source.entities}
+    scan, said = _heard(
+        lambda: load_scan(
+            source.bold, mask=source.mask, confounds=source.confounds, entities=entities, cleaning=job.config.cleaning, **job.options
+        )
+    )
+    if job.inputs(source) != inputs:
+        raise RuntimeError(f"{source.label} ({source.bold}): a file of this scan changed while it was read; run again with --resume")
+    return Read(scan, inputs, time.perf_counter() - begun, said)
+
+
+def write(job: Job, network: Network, label: str) -> Written:
+    """Write one scan's results, and its page."""
+    begun = time.perf_counter()
+    with waiting_for(job.folder / RECORDS / SAVING, shared=True):
+        files = save(network, job.folder, probabilities=job.config.probabilities)
+    seconds = {"save": round(time.perf_counter() - begun, 3)}
+    dseg, said = files[-1].relative_to(job.folder).as_posix(), tuple[str, ...]()
+    if job.config.report:
+        begun = time.perf_counter()
+        page: Path
+        page, said = _heard(lambda: write_report(network, job.folder / page_name(label, job.atlas)))
+        files.append(page)
+        seconds["page"] = round(time.perf_counter() - begun, 3)
+    return Written(digests(job.folder, files), dseg, seconds, said)
+
+
+def _heard(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
+    """The value of a function and the warnings it gave, which a worker process cannot show."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = function()
+    return value, tuple(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning)))
+
+
+def with_notes(network: Network, notes: tuple[str, ...], loaded: float) -> Network:
+    """A network whose QC has the warnings of the whole run, and the seconds of reading."""
+    qc = network.qc.warn(*notes)
+    return dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(loaded, 3)} | qc.seconds))

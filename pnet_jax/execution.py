@@ -1,0 +1,288 @@
+"""Where work runs: worker processes of this machine, or the workers of a cluster. Only this module knows loky, Dask and MPI."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threadpoolctl import threadpool_limits
+
+from pnet_jax.errors import SettingsError
+
+MOST_WORKERS = 64  # or four a core, where there are many
+IDLE_SECONDS = 60  # after which a process that has nothing to do ends, and starts again when it is needed
+CLUSTERS = ("local", "slurm", "pbs", "sge", "lsf", "mpi")
+CGROUP = Path("/sys/fs/cgroup")
+RETRIES = 2  # of a task whose worker was lost, by the cluster's own scheduler
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended in the middle of a task."""
+
+
+class Done(NamedTuple):
+    """A finished task: its key, and its value or the exception that it raised."""
+
+    key: Any
+    value: Any = None
+    error: Exception | None = None
+
+
+class _Task(NamedTuple):
+    key: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+class Workers:
+    """Worker processes, where the death of one costs the task that it had and no other.
+
+    When a process dies, every task under way is suspected and is tried again on its own; the one that kills its process again fails.
+
+    Args:
+      processes: Their number; with 0, tasks run in this process as they are submitted.
+    """
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self._pool: Any = None
+        self._running: dict[concurrent.futures.Future[Any], _Task] = {}
+        self._suspects: deque[_Task] = deque()
+        self._later: deque[_Task] = deque()  # submitted while suspects are tried
+        self._here: deque[Done] = deque()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, kill_workers=kind is not None)
+
+    def __len__(self) -> int:
+        """Number of tasks that were submitted and whose results were not taken yet."""
+        return len(self._running) + len(self._suspects) + len(self._later) + len(self._here)
+
+    def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        """Start a task.
+
+        Args:
+          key: Returned with the result.
+          function: Of a module, so that it can be sent to a process.
+          arguments: Picklable.
+        """
+        task = _Task(key, function, arguments)
+        if self.processes == 0:
+            try:
+                with threadpool_limits(1):  # as in a process, so that the number of workers changes no bit of a result
+                    self._here.append(Done(key, function(*arguments)))
+            except Exception as error:  # noqa: BLE001  as a process would return it
+                self._here.append(Done(key, error=error))
+        elif self._suspects:
+            self._later.append(task)
+        else:
+            self._start(task)
+
+    def take(self, timeout: float | None = None) -> list[Done]:
+        """Take the results that are there, after waiting for the first.
+
+        Args:
+          timeout: Longest time to wait in seconds; None waits until there is a result. Nothing is waited for if no task is under way.
+        """
+        found = [self._here.popleft() for _ in range(len(self._here))]
+        if found or not self._running:
+            return found
+        done, _ = concurrent.futures.wait(self._running, timeout, concurrent.futures.FIRST_COMPLETED)
+        broken = []
+        for future in done:
+            task, error = self._running.pop(future), future.exception()
+            if isinstance(error, concurrent.futures.BrokenExecutor):
+                broken.append((task, error))
+            elif error is not None and not isinstance(error, Exception):
+                raise error
+            else:
+                found.append(Done(task.key, None if error else future.result(), error))
+        if broken:
+            found += self._without_pool(broken)
+        self._go_on()
+        return found
+
+    def _start(self, task: _Task) -> None:
+        if self._pool is None:
+            self._pool = _pool(self.processes)
+        try:
+            self._running[self._pool.submit(task.function, *task.arguments)] = task
+        except concurrent.futures.BrokenExecutor:  # it broke after the last look
+            self._pool = None
+            self._start(task)
+
+    def _without_pool(self, broken: Sequence[tuple[_Task, Exception]]) -> list[Done]:
+        """What is known after a process died; the others of the pool were ended with it."""
+        alone = not self._running and len(broken) == 1
+        self._pool = None
+        if alone:
+            task, error = broken[0]
+            codes = re.search(r"exit codes? of the workers? (?:are|is) \{([^}]*)\}", str(error))
+            how = f" ({codes[1]})" if codes else ""
+            return [Done(task.key, error=WorkerDiedError(f"its worker process ended unexpectedly{how}, as when memory runs out"))]
+        self._suspects.extend(task for task, _ in broken)
+        return []
+
+    def _go_on(self) -> None:
+        """Tries the next suspect once nothing else is running; then whatever waited for that."""
+        if self._running:
+            return
+        if self._suspects:
+            self._start(self._suspects.popleft())
+            return
+        while self._later:
+            self._start(self._later.popleft())
+
+
+def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """Yield pairs of a task and its result as they are finished; a `WorkerDiedError` is the result of one whose process died.
+
+    Args:
+      function: Of a module; what it raises is raised here, and ends everything.
+      tasks: Picklable; drawn when a process is free for them.
+      workers: Processes; with 1, tasks run in this process.
+    """
+    waiting = iter(tasks)
+    with Workers(0 if workers == 1 else workers) as pool:
+        exhausted = False
+        while True:
+            while not exhausted and len(pool) < workers:
+                try:
+                    task = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                pool.submit(task, function, task)
+            if not len(pool):
+                return
+            for done in pool.take():
+                if done.error is not None and not isinstance(done.error, WorkerDiedError):
+                    raise done.error
+                yield done.key, done.error or done.value
+
+
+def check_workers(workers: int | None, name: str) -> None:
+    """Raise a SettingsError for more worker processes than this machine can use; each takes its own memory."""
+    most = max(MOST_WORKERS, 4 * (os.cpu_count() or 1))
+    if workers is not None and workers > most:
+        raise SettingsError(f"{name}: expected at most {most} on this machine with {os.cpu_count()} cores, got {workers}")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process can still take, by the machine and by its control group."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit ("max")
+            limit, taken = (int((CGROUP / name).read_text()) for name in (most, used))
+            free = min(free, max(limit - taken, 0))
+    return int(free)
+
+
+@contextlib.contextmanager
+def cluster(kind: str | None = None, *, scheduler: str | None = None, jobs: int | None = None) -> Iterator[concurrent.futures.Executor]:
+    """Open an executor whose workers are on other machines.
+
+    Args:
+      kind: `"slurm"`, `"pbs"`, `"sge"` or `"lsf"` submit workers as jobs (dask-jobqueue, which reads cores, memory, queue and walltime of
+        a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` takes the ranks of
+        `mpiexec -n N python -m mpi4py.futures -m pnet_jax.cli construct …`.
+      scheduler: Address of a running Dask scheduler, e.g. `"tcp://node1:8786"`, in place of `kind`.
+      jobs: Most jobs (or local processes) at a time; they are started as there is work.
+
+    Raises:
+      SettingsError: The kind is unknown, a package is missing, or the scheduler does not answer.
+    """
+    if scheduler is None and kind not in CLUSTERS:
+        raise SettingsError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {kind!r}")
+    if scheduler is None and kind == "mpi":
+        with _mpi() as executor:
+            yield executor
+        return
+    try:
+        import dask.distributed as dask
+    except ImportError as error:
+        raise SettingsError('a cluster needs Dask, which is not installed: pip install "pnet_jax[cluster]"') from error
+    with contextlib.ExitStack() as stack:
+        try:
+            address = scheduler or stack.enter_context(_dask_cluster(str(kind), jobs))
+            client = stack.enter_context(dask.Client(address))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise SettingsError(f"no Dask scheduler at {scheduler or kind}: {error}") from error
+        yield client.get_executor(pure=False, retries=RETRIES)
+
+
+@contextlib.contextmanager
+def _dask_cluster(kind: str, jobs: int | None) -> Iterator[Any]:
+    import dask.distributed as dask
+
+    if kind == "local":
+        with dask.LocalCluster(n_workers=jobs or cores(), threads_per_worker=1, dashboard_address=None) as found:
+            yield found
+        return
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise SettingsError('a queue needs dask-jobqueue, which is not installed: pip install "pnet_jax[cluster]"') from error
+    with getattr(dask_jobqueue, f"{kind.upper()}Cluster")() as found:
+        found.adapt(minimum=0, maximum_jobs=jobs or 10)
+        yield found
+
+
+@contextlib.contextmanager
+def _mpi() -> Iterator[concurrent.futures.Executor]:
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPIPoolExecutor
+    except ImportError as error:
+        raise SettingsError('--cluster mpi needs mpi4py, which is not installed: pip install "pnet_jax[cluster]"') from error
+    if MPI.COMM_WORLD.Get_size() < 2:
+        raise SettingsError(
+            "--cluster mpi found 1 rank, expected 2 or more: mpiexec -n N python -m mpi4py.futures -m pnet_jax.cli construct …"
+        )
+    with MPIPoolExecutor() as executor:
+        yield executor
+
+
+def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split items into blocks of at most `size`, in order."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _pool(processes: int) -> Any:
+    from loky import ProcessPoolExecutor  # without the guard `if __name__ == "__main__"` that multiprocessing needs in a script
+
+    # BLAS has one thread in each, and no worker takes an accelerator from the process that computes.
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, env=single | {"JAX_PLATFORMS": "cpu"})
+
+
+def _begin() -> None:
+    """What a worker process does first: Ctrl-C is its parent's to answer, and it does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

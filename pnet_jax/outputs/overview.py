@@ -1,0 +1,97 @@
+"""How far the scans of a results folder are: one function that reads what is on disk, for every table, command and page."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pnet_jax.ingest.fingerprint import inputs_fingerprint
+from pnet_jax.outputs.status import claimed_by, missing_files, read_record, read_records, read_submissions
+
+STATES = ("done", "failed", "unavailable", "running", "waiting", "stale")
+MOST_LISTED = 20
+
+
+class ScanState(NamedTuple):
+    """A scan that was asked for.
+
+    Attributes:
+      scan, subject, atlas: what it is.
+      state: `"done"`, `"failed"`, `"unavailable"` (the subject has no usable recording), `"running"`, `"waiting"` or `"stale"` (its result
+        is of other settings or inputs, or not complete).
+      reason: why it failed or is stale, or which process works on it.
+      fault: `"input"` or `"machine"` of one that failed, else empty.
+    """
+
+    scan: str
+    subject: str
+    atlas: str
+    state: str
+    reason: str = ""
+    fault: str = ""
+
+
+def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[ScanState]:
+    """State of every scan that any run was asked for, sorted by scan and atlas.
+
+    Args:
+      folder: Root of the results.
+      verify: Read the inputs and results too, and compare their fingerprints; otherwise results only have to exist.
+    """
+    asked: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for submission in read_submissions(folder):  # of several, the last one counts
+        about = {"job": submission["job"], "atlas": submission["atlas"]}
+        asked |= {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
+    for record in read_records(folder):
+        own = str(record["scan"]), str(record.get("atlas") or "")
+        asked.setdefault(own, {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")})
+    return [_state(folder, asked[key], verify) for key in sorted(asked)]
+
+
+def summary(states: Iterable[ScanState]) -> list[str]:
+    """Lines that say how many scans are in each state, and why."""
+    states = list(states)
+    counts = Counter(one.state for one in states)
+    lines = [f"{len(states)} scans: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state == "done")]
+    for state in ("failed", "unavailable", "stale", "running"):
+        listed = [one for one in states if one.state == state]
+        for one in listed[:MOST_LISTED]:
+            fault = f" ({one.fault})" if one.fault else ""
+            where = "" if one.scan in one.reason else f"{one.scan}: "
+            lines.append(f"{state}{fault}: {where}{one.reason}")
+        if len(listed) > MOST_LISTED:
+            lines.append(f"{state}: {len(listed) - MOST_LISTED} more")
+    return lines
+
+
+def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], verify: bool) -> ScanState:
+    scan, atlas = str(asked["scan"]), str(asked["atlas"])
+    record = read_record(folder, scan, atlas)
+
+    def state(name: str, reason: str = "", fault: str = "") -> ScanState:
+        return ScanState(scan, str(asked["subject"]), atlas, name, reason, fault)
+
+    if by := claimed_by(folder, scan, atlas):
+        return state("running", by)
+    if not record:
+        return state("waiting")
+    if record["status"] != "ok":
+        return state(str(record["status"]), str(record.get("error", "")), str(record.get("fault", "")))
+    if record.get("job") != asked["job"]:
+        return state("stale", "made by other settings or another version")
+    missing = [name for name in record["files"] if not (Path(folder) / name).is_file()]
+    missing = missing or (missing_files(folder, record) if verify else [])
+    if missing:
+        return state("stale", f"{missing[0]} is missing or was changed")
+    if verify and "files" in asked and record.get("inputs") not in _inputs(asked["files"]):
+        return state("stale", "its input was changed since")
+    return state("done")
+
+
+def _inputs(files: Iterable[str | None]) -> tuple[str, str]:
+    """Fingerprints of the input, by both ways of taking them."""
+    paths = [None if file is None else Path(file) for file in files]
+    return inputs_fingerprint(paths), inputs_fingerprint(paths, whole=True)
