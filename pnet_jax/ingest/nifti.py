@@ -32,13 +32,14 @@ ImageInput: TypeAlias = str | Path | Image
 DEFLATED = 1032  # largest compression ratio of gzip: a file cannot hold more than its size times this
 
 
-def open_image(source: ImageInput, where: str, warnings: list[str] | None = None) -> Image:
+def open_image(source: ImageInput, where: str, warnings: list[str] | None = None, kind: type[Image] | None = None) -> Image:
     """Open an image and leave its data on disk.
 
     Args:
       source: file, or an image, which is returned unchanged.
       where: name of the image in messages.
       warnings: list that nibabel's remarks on the header are appended to; None issues Python warnings.
+      kind: nibabel's class to open the file as; None takes the class that its name and header ask for.
 
     Raises:
       InputError: the file is not an image or not a regular file, or its header is damaged or declares more than the file can hold.
@@ -52,7 +53,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
     # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
     options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
     with reading(f"{where}: truncated, corrupt or not an image"), _header_remarks() as said:
-        image = nib.load(path, **options)
+        image = nib.load(path, **options) if kind is None else kind.from_filename(path)
     for remark in said:
         if warnings is None:
             python_warnings.warn(f"{where}: header: {remark}", stacklevel=2)

@@ -66,6 +66,12 @@ def mean_volume(image: Image, where: str) -> Float[np.ndarray, "X Y Z"]:
     return (total / shape[3]).astype(np.float32).reshape(shape[:3], order="F")
 
 
+def frames_at_once(image: Image) -> int:
+    """Return how many volumes of a 4-D image are read at a time."""
+    volume = int(np.prod(image.shape[:3])) * np.dtype(image.get_data_dtype()).itemsize
+    return min(image.shape[3], int(np.clip(BUFFER // volume, 1, MOST_FRAMES)))
+
+
 def check_stream(image: Image, where: str) -> None:
     """Read a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
 
@@ -78,8 +84,7 @@ def check_stream(image: Image, where: str) -> None:
 
 def _frames(image: Image, flat: Int[np.ndarray, " V"] | None, where: str) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of frames in the order of the file: values `[frames, V]` of the voxels at these positions of a volume, or of all."""
-    n, voxels = image.shape[3], int(np.prod(image.shape[:3]))
-    step = int(np.clip(BUFFER // (voxels * np.dtype(image.get_data_dtype()).itemsize), 1, MOST_FRAMES))
+    n, voxels, step = image.shape[3], int(np.prod(image.shape[:3])), frames_at_once(image)
     with _stored(image, f"frames 0 to {n - 1}", where) as stored:
 
         def read() -> np.ndarray:
