@@ -308,13 +308,9 @@ def apply_in_place(
         varies &= (spread > np.maximum(CONSTANT * np.abs(centre), 1e-12)) & (left > CONSTANT * spread)
         cleaned[~varies] = 0
         if beside is not None and wide is not None:
-            other = piece @ wide.T
-            zscore_in_place(other)
-            beside[rows] = np.where(varies[:, None], other, 0)
+            beside[rows] = _cleaned(piece, wide, varies)
         for half, own, (_, one) in zip(halves, apart, parts, strict=True):
-            np.matmul(own, one.T, out=half[rows])
-            zscore_in_place(half[rows])
-            half[rows][~varies] = 0
+            _cleaned(own, one, varies, half[rows])
         # Rows move towards the front, never past a row that is still to be read.
         flat[rows.start * n : rows.stop * n] = cleaned.reshape(-1)
         mean[rows], std[rows] = centre, np.where(varies, left, 0)
@@ -326,6 +322,16 @@ def apply_in_place(
 def _run(at: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
     """Ascending positions, as a slice where none is left out: a view in place of a copy."""
     return slice(int(at[0]), int(at[-1]) + 1) if len(at) and at[-1] - at[0] + 1 == len(at) else at
+
+
+def _cleaned(
+    y: Float[np.ndarray, "V t"], operator: Float[np.ndarray, "t t"], varies: Bool[np.ndarray, " V"], out: np.ndarray | None = None
+) -> Float[np.ndarray, "V t"]:
+    """Series after an operator, z-scored; 0 where the whole recording does not vary."""
+    cleaned = np.matmul(y, operator.T, out=out)
+    zscore_in_place(cleaned)
+    cleaned[~varies] = 0
+    return cleaned
 
 
 def _centred(y: Float[np.ndarray, "V t"]) -> Float[np.ndarray, "V t"]:
