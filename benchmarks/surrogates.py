@@ -223,7 +223,7 @@ def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share."""
     p, centre = hits / n, (hits / n + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def power_tasks(count: int) -> list[tuple[str, float, int]]:

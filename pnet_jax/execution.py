@@ -22,6 +22,11 @@ MOST_WORKERS = 64  # or four a core, where there are many
 IDLE_SECONDS = 60  # after which a process that has nothing to do ends, and starts again when it is needed
 CLUSTERS = ("local", "slurm", "pbs", "sge", "lsf", "mpi")
 CGROUP = Path("/sys/fs/cgroup")
+RANKS = (  # of the process, and how many there are
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # of a step: a batch script itself has no part
+)
 RETRIES = 2  # of a task whose worker was lost, by the cluster's own scheduler
 
 
@@ -186,6 +191,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def rank_in_job() -> tuple[int, int] | None:
+    """Return the number of this process and how many there are, as `srun` or `mpiexec` say it; None if neither started it."""
+    for number, total in RANKS:
+        if number in os.environ and total in os.environ:
+            return int(os.environ[number]), int(os.environ[total])
+    return None
+
+
 def available_memory() -> int:
     """Return the bytes of memory that this process can still take, by the machine and by its control group."""
     import psutil
@@ -205,7 +218,7 @@ def cluster(kind: str | None = None, *, scheduler: str | None = None, jobs: int 
     Args:
       kind: `"slurm"`, `"pbs"`, `"sge"` or `"lsf"` submit workers as jobs (dask-jobqueue, which reads cores, memory, queue and walltime of
         a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` takes the ranks of
-        `mpiexec -n N python -m mpi4py.futures -m pnet_jax.cli construct …`.
+        `mpiexec -n N python -m mpi4py.futures -m pnet_jax construct …`.
       scheduler: Address of a running Dask scheduler, e.g. `"tcp://node1:8786"`, in place of `kind`.
       jobs: Most jobs (or local processes) at a time; they are started as there is work.
 
@@ -256,9 +269,7 @@ def _mpi() -> Iterator[concurrent.futures.Executor]:
     except ImportError as error:
         raise SettingsError('--cluster mpi needs mpi4py, which is not installed: pip install "pnet_jax[cluster]"') from error
     if MPI.COMM_WORLD.Get_size() < 2:
-        raise SettingsError(
-            "--cluster mpi found 1 rank, expected 2 or more: mpiexec -n N python -m mpi4py.futures -m pnet_jax.cli construct …"
-        )
+        raise SettingsError("--cluster mpi found 1 rank, expected 2 or more: mpiexec -n N python -m mpi4py.futures -m pnet_jax construct …")
     with MPIPoolExecutor() as executor:
         yield executor
 

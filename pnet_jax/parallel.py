@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pnet_jax.config import ParallelConfig
 
 AXES = ("subject", "location")
+LONGEST_WAIT = 7 * 86400  # seconds that a process waits for the others at its end: parts of a cohort take different times
 _MOST_DIMENSIONS = 8  # of an array whose shape is compared across processes
 
 
@@ -63,6 +64,7 @@ def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Proces
                 config.process,
                 initialization_timeout=timeout,
                 heartbeat_timeout_seconds=2 * config.heartbeat + 30,  # `watch` is to speak first
+                shutdown_timeout_seconds=LONGEST_WAIT,
             )
         except ValueError as error:
             if "coordinator_address should be defined" not in str(error):

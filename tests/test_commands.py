@@ -124,7 +124,7 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
     assert code == 1
     assert "failed: sub-01_task-rest: subject 01 has no recording in a supported space: expected an MNI space" in told
     assert told.rstrip().endswith("found space-T1w")
-    assert "failed" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
+    assert "unavailable" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

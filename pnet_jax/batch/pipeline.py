@@ -21,6 +21,7 @@ from pnet_jax.execution import Done, Workers
 from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource
 from pnet_jax.network import Network
+from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.status import claim_scan, write_record
 from pnet_jax.personalization import find_personal
 
@@ -294,16 +295,6 @@ def _warn(said: Sequence[str]) -> None:
 
 def _figures(network: Network, written: Written, notes: Sequence[str]) -> Row:
     """Columns of the record of a scan that is done."""
-    qc, stages = network.qc, network.qc.seconds | written.seconds
-    return {
-        "status": "ok",
-        "error": "",
-        "seconds": round(sum(stages.values()), 2),
-        "n_frames": qc.n_frames,
-        "minutes": round(qc.minutes or 0.0, 2),
-        "n_absent": len(qc.absent),
-        "parcels": qc.selection.decision,
-        "dseg": written.dseg,
-        "qc_warnings": "; ".join(text for text in qc.warnings if text not in notes),
-        "stages": json.dumps(stages),
-    }
+    stages = network.qc.seconds | written.seconds
+    done = {"status": "ok", "error": "", "seconds": round(sum(stages.values()), 2), "dseg": written.dseg}
+    return done | result_columns(network, notes) | {"stages": json.dumps(stages)}

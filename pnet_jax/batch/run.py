@@ -23,7 +23,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.errors import SettingsError
-from pnet_jax.execution import Workers, cores, in_blocks
+from pnet_jax.execution import Workers, cores, in_blocks, rank_in_job
 from pnet_jax.ingest import ScanSource
 from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
 from pnet_jax.outputs.atomic import sweep
@@ -148,9 +148,16 @@ def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
 
 
 def own_shard(config: ConstructConfig) -> Shard:
-    """Part of the scans of this process among those of its job: SLURM, Open MPI, Kubernetes, a TPU pod, or as `config.parallel` says."""
-    process = parallel.start(config.parallel)
-    return Shard(process.number + 1, process.total)
+    """Part of the scans of this process among those of its job.
+
+    Taken from `config.parallel` (`process`, `processes`), from SLURM, Open MPI or another MPI, and else by `jax.distributed` (Kubernetes,
+    TPU pods). Only the last ties the processes together; otherwise one that is lost costs no other.
+    """
+    own = config.parallel
+    if own.process is not None and own.processes is not None:
+        return Shard(own.process + 1, own.processes)
+    rank = rank_in_job() or parallel.start(own)
+    return Shard(rank[0] + 1, rank[1])
 
 
 def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:

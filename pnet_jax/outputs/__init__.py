@@ -3,18 +3,22 @@
 from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
 from pnet_jax.outputs.loading import find_networks, load_network
+from pnet_jax.outputs.maps import Maps, load_maps
 from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
 
 __all__ = [
     "Atlas",
+    "Maps",
     "atlas_label",
     "atomic_path",
     "check_atlas",
     "check_writable",
     "find_networks",
     "labels_image",
+    "load_maps",
     "load_network",
     "location_image",
     "network_atlas",
@@ -27,6 +31,7 @@ __all__ = [
     "probabilities_image",
     "read_record",
     "read_records",
+    "result_columns",
     "save",
     "save_edges",
     "scan_label",

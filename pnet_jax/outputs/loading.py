@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import types
 import typing
@@ -20,11 +19,10 @@ from pnet_jax.ingest.nifti import attempt, open_image
 from pnet_jax.network import QC, Network
 from pnet_jax.outputs.bids import check_shapes
 from pnet_jax.outputs.locations import CIFTI_MAPS, LOCATIONS, MASK, MEAN, MOTION, PRIOR
+from pnet_jax.outputs.reading import expect_shape, read_json, read_numbers, read_table, read_volume, stem_of, there
 from pnet_jax.outputs.sidecars import stat_label
-from pnet_jax.outputs.tables import beside, read_matrix, read_rows
+from pnet_jax.outputs.tables import beside, read_matrix
 from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_space, hemisphere_of, point_space
-
-ENDINGS = ("_desc-locations_dseg.tsv", "_dseg.tsv", "_dseg.json", "_dseg.nii.gz", "_dseg.dlabel.nii")
 
 
 def load_network(result: str | os.PathLike[str]) -> Network:
@@ -45,7 +43,7 @@ def load_network(result: str | os.PathLike[str]) -> Network:
       >>> from pnet_jax.outputs import load_network
       >>> network = load_network("derivatives/sub-01/func/sub-01_atlas-pnet_seg-geometric200_scale-200_dseg.tsv")  # doctest: +SKIP
     """
-    stem = _stem(result)
+    stem = stem_of(result)
     try:
         network = _read(stem)
         check_shapes(network)
@@ -89,7 +87,7 @@ def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
       FileNotFoundError: the file does not exist.
       ValueError: it is not JSON, or its fields are not those of `QC`; names the file.
     """
-    found = _json(file, "Provenance")
+    found = read_json(file, "Provenance")
     try:
         return qc_of({key: value for key, value in found.items() if key not in ("scan", "Provenance")}), found["Provenance"]
     except ValueError as error:
@@ -136,19 +134,19 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _read(stem: Path) -> Network:
-    parcels = _table(beside(stem, "dseg.tsv"), "index", "name", "hemisphere", "coverage")
-    scan = _json(beside(stem, "dseg.json"), "Scan")["Scan"]
-    about = _json(beside(stem, "stat-mean_timeseries.json"), "KeptFrames", "RepetitionTime")
+    parcels = read_table(beside(stem, "dseg.tsv"), "index", "name", "hemisphere", "coverage")
+    scan = read_json(beside(stem, "dseg.json"), "Scan")["Scan"]
+    about = read_json(beside(stem, "stat-mean_timeseries.json"), "KeptFrames", "RepetitionTime")
     qc, provenance = read_qc(beside(stem, "desc-pnet_qc.json"))
     ids = np.array([int(row["index"]) for row in parcels], np.int32)
-    space, labels, prior_labels = _locations(stem, scan, ids)
+    space, labels, prior_labels = locations_of(stem, scan, ids)
     candidates, probabilities = _soft(stem, space, labels, len(ids))
     return Network(
         space=space,
         labels=labels,
         candidates=candidates,
         probabilities=probabilities,
-        signals=read_matrix(_there(beside(stem, "stat-mean_timeseries.tsv"))).T,
+        signals=read_matrix(there(beside(stem, "stat-mean_timeseries.tsv"))).T,
         edges=_edges(stem, scan["Measures"]),
         ids=ids,
         names=tuple(row["name"] for row in parcels),
@@ -164,11 +162,11 @@ def _read(stem: Path) -> Network:
         mean=_mean(beside(stem, f"{MEAN}.nii.gz"), space),
         displacement=_displacement(beside(stem, f"{MOTION}.tsv")),
         halves=_halves(stem),
-        uncertainty={of: read_matrix(_there(file), index=True) for of, file in _matrices(stem, "UncertaintyOf")},
+        uncertainty={of: read_matrix(there(file), index=True) for of, file in _matrices(stem, "UncertaintyOf")},
     )
 
 
-def _locations(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Space, Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
+def locations_of(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Space, Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
     """Space, labels and the prior's labels."""
     read = {"grid": _from_grid, "cifti": _from_cifti, "points": _from_points}.get(scan["Kind"])
     if read is None:
@@ -178,7 +176,7 @@ def _locations(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Sp
 
 def _from_grid(stem, scan, ids):
     files = [beside(stem, ending) for ending in ("dseg.nii.gz", f"{PRIOR}.nii.gz", f"{MASK}.nii.gz")]
-    (labels, affine), (prior, _), (mask, _) = (_volume(file) for file in files)
+    (labels, affine), (prior, _), (mask, _) = (read_volume(file) for file in files)
     for file, volume in zip(files[1:], (prior, mask), strict=True):
         if volume.shape != labels.shape:
             raise ValueError(f"{file}: expected the shape of the parcellation beside it, {labels.shape}, found {volume.shape}")
@@ -194,8 +192,8 @@ def _from_cifti(stem, scan, ids):
     file, beyond = beside(stem, "dseg.dlabel.nii"), beside(stem, f"{LOCATIONS}.dscalar.nii")
     image: Any = open_image(file, str(file))
     models: Any = axes_of(image, _brain_models(), "labels of vertices and voxels", str(file))[1]
-    x, y, z, prior = _numbers(open_image(beyond, str(beyond)), (len(CIFTI_MAPS), len(models)), beyond)
-    labels = _numbers(image, (1, len(models)), file)[0]
+    x, y, z, prior = read_numbers(open_image(beyond, str(beyond)), (len(CIFTI_MAPS), len(models)), beyond)
+    labels = read_numbers(image, (1, len(models)), file)[0]
     names, volume = np.asarray(models.name, str), np.asarray(models.volume_mask)
     xyz = np.column_stack([x, y, z]).astype(np.float32)
     sides = [np.char.find(names, side) >= 0 for side in ("_LEFT", "_RIGHT")]
@@ -218,7 +216,7 @@ def _from_cifti(stem, scan, ids):
 
 def _from_points(stem, scan, ids):
     file = beside(stem, f"{LOCATIONS}.tsv")
-    rows = _table(file, "name", "x", "y", "z", "index", "prior_index")
+    rows = read_table(file, "name", "x", "y", "z", "index", "prior_index")
     xyz = np.array([[row[axis] for axis in "xyz"] for row in rows], np.float32)
     space = point_space(xyz, names=[row["name"] for row in rows], name=scan["Space"])
     return space, *(_parcels(np.array([row[column] for row in rows], np.int64), ids, file) for column in ("index", "prior_index"))
@@ -252,12 +250,12 @@ def _columns(stem: Path, space: Space, n_parcels: int) -> Iterable[Float[np.ndar
         return None
     if space.grid is None:
         table = read_matrix(file, index=True)
-        _expect(table.shape, (len(space), n_parcels), file)
+        expect_shape(table.shape, (len(space), n_parcels), file)
         return table.T
     image: Any = open_image(file, str(file))
     if space.kind == "cifti":
-        return _numbers(image, (n_parcels, len(space)), file)
-    _expect(image.shape, (*space.grid.shape, n_parcels), file)
+        return read_numbers(image, (n_parcels, len(space)), file)
+    expect_shape(image.shape, (*space.grid.shape, n_parcels), file)
     return _volumes(image, tuple(space.grid.ijk.T), n_parcels, file)
 
 
@@ -271,13 +269,13 @@ def _edges(stem: Path, measures: list[str]) -> dict[str, Float[np.ndarray, "K K"
     files = {measure: beside(stem, f"stat-{stat_label(measure)}_relmat.tsv") for measure in measures}
     for measure, file in _matrices(stem, "Measure"):
         files.setdefault(measure, file)
-    return {measure: read_matrix(_there(file), index=True) for measure, file in files.items()}
+    return {measure: read_matrix(there(file), index=True) for measure, file in files.items()}
 
 
 def _matrices(stem: Path, key: str) -> Iterator[tuple[str, Path]]:
     """Tables whose sidecar names a measure under `key`, with that name."""
     for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
-        said = _json(about)
+        said = read_json(about)
         if not {"Measure", "UncertaintyOf", "HalfOf"} & set(said):
             raise ValueError(f"{about}: lacks Measure: damaged, or of a version that noted less; construct the scan again")
         if key in said:
@@ -288,22 +286,22 @@ def _halves(stem: Path) -> dict[str, Float[np.ndarray, "2 K K"]]:
     """Edges of both halves of each measure that has them; files come in the order of their names, half 1 first."""
     found: dict[str, list[np.ndarray]] = {}
     for measure, file in _matrices(stem, "HalfOf"):
-        found.setdefault(measure, []).append(read_matrix(_there(file), index=True))
+        found.setdefault(measure, []).append(read_matrix(there(file), index=True))
     return {measure: np.stack(both) for measure, both in found.items()}
 
 
 def _mean(file: Path, space: Space) -> Float[np.ndarray, " V"] | None:
     if not file.exists() or space.grid is None:
         return None
-    volume, _ = _volume(file)
-    _expect(volume.shape, space.grid.shape, file)
+    volume, _ = read_volume(file)
+    expect_shape(volume.shape, space.grid.shape, file)
     return volume[tuple(space.grid.ijk.T)].astype(np.float32)
 
 
 def _displacement(file: Path) -> Float[np.ndarray, " recorded"] | None:
     if not file.exists():
         return None
-    return np.array([row["framewise_displacement"] or "nan" for row in _table(file, "framewise_displacement")], np.float64)
+    return np.array([row["framewise_displacement"] or "nan" for row in read_table(file, "framewise_displacement")], np.float64)
 
 
 def _parcels(values: np.ndarray, ids: np.ndarray, file: Path) -> Int[np.ndarray, " V"]:
@@ -316,55 +314,7 @@ def _parcels(values: np.ndarray, ids: np.ndarray, file: Path) -> Int[np.ndarray,
     return np.where(values != 0, position, -1).astype(np.int32)
 
 
-def _volume(file: Path) -> tuple[np.ndarray, Float[np.ndarray, "4 4"]]:
-    image: Any = open_image(file, str(file))
-    return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its voxels", str(file))), image.affine
-
-
-def _numbers(image: Any, shape: tuple[int, ...], file: Path) -> np.ndarray:
-    _expect(image.shape, shape, file)
-    return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its maps", str(file)), np.float32)
-
-
-def _expect(found: tuple[int, ...], shape: tuple[int, ...], file: Path) -> None:
-    if tuple(found) != tuple(shape):
-        raise ValueError(f"{file}: expected the shape {tuple(shape)}, found {tuple(found)}")
-
-
 def _brain_models():
     from nibabel.cifti2 import BrainModelAxis
 
     return BrainModelAxis
-
-
-def _stem(result: str | os.PathLike[str]) -> Path:
-    path = Path(result)
-    if path.is_dir():
-        raise ValueError(f"{path}: expected one result's …_dseg.tsv, found a folder")
-    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
-    return path.with_name(path.name.removesuffix(ending))
-
-
-def _there(file: Path) -> Path:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; without it the result cannot be read")
-    return file
-
-
-def _table(file: Path, *columns: str) -> list[dict[str, str]]:
-    rows = read_rows(_there(file))
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise ValueError(f"{file}: lacks the columns {', '.join(missing)}, or has no rows")
-    return rows
-
-
-def _json(file: Path, *keys: str) -> dict[str, Any]:
-    try:
-        found = json.loads(_there(file).read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: no readable JSON ({error})") from error
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise ValueError(f"{file}: lacks {', '.join(missing)}: damaged, or of a version that noted less; construct the scan again")
-    return found

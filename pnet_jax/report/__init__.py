@@ -1,4 +1,4 @@
-"""HTML pages: one for each scan, and an index of all of them."""
+"""HTML pages: one for each scan, and a report of the cohort."""
 
 from pnet_jax.report.extra import ReportExtraMissingError, check_installed
 from pnet_jax.report.folder import report_folder

@@ -12,7 +12,7 @@ from pnet_jax.outputs import images
 from pnet_jax.outputs.bids import parcel_centroids
 from pnet_jax.report.style import ALARM, PERSONAL, SOFT, as_png, new_figure
 from pnet_jax.report.words import has_confidence
-from pnet_jax.space import LEFT
+from pnet_jax.space import LEFT, Space
 
 KEPT = "#cbd5e1"
 LEVELS = 64  # colours of the confidence map
@@ -26,7 +26,8 @@ def parcellation_figure(network: Network) -> str:
     if not _on_grid(network):
         return _outside_views(network, {"": _colored(network, network.labels)})
     figure = new_figure(4.45)
-    _twelve_slices(figure, 1.0, network, _parcels(network, network.labels), images.parcel_colors(network.ids))
+    image, colors = _parcels(network, network.labels), images.parcel_colors(network.ids)
+    _twelve_slices(figure, 1.0, _background(network), _inside_mm(network), image, colors)
     return as_png(figure)
 
 
@@ -34,25 +35,58 @@ def confidence_figure(network: Network) -> str | None:
     """Probability of each location's own label, in the views of `parcellation_figure`; None where probabilities were not saved."""
     if not has_confidence(network):
         return None
+    shares = np.where(network.labels >= 0, network.confidence, np.nan)
+    if not _on_grid(network):
+        return points_figure(network.space, shares, "viridis", "probability")
+    image = images.location_image(network, share_levels(shares))
+    return slices_figure(image, _background(network), _inside_mm(network), "viridis", "probability")
+
+
+def slices_figure(levels, background, mm: np.ndarray, cmap: str, title: str) -> str:
+    """A map of shares on twelve slices, with its scale.
+
+    Args:
+      levels: NIfTI image of `share_levels`, 0 outside.
+      background: image to draw on, or None.
+      mm: position of the locations that the slices are spread over, `[n, 3]`.
+      cmap: name of a colour map.
+      title: of the scale.
+    """
+    figure = new_figure(4.45)
+    _twelve_slices(figure, 0.94, background, mm, levels, _level_colors(cmap))
+    _share_bar(figure, cmap, title)
+    return as_png(figure)
+
+
+def points_figure(space: Space, shares: np.ndarray, cmap: str, title: str) -> str:
+    """A map of shares `[V]` seen from outside, with its scale; NaN is left out."""
+    colors = np.vstack([np.full((1, 3), np.nan), _level_colors(cmap)])[share_levels(shares)]
+    figure = _views(space, {"": colors}, width=0.94)
+    _share_bar(figure, cmap, title)
+    return as_png(figure)
+
+
+def share_levels(shares: np.ndarray) -> np.ndarray:
+    """Colour of each share 0…1 as a number from 1, int32; 0 where it is NaN."""
+    levels = 1 + np.minimum((np.nan_to_num(shares) * LEVELS).astype(np.int32), LEVELS - 1)
+    return np.where(np.isfinite(shares), levels, 0).astype(np.int32)
+
+
+def _level_colors(cmap):
     import matplotlib
+
+    return matplotlib.colormaps[cmap](np.linspace(0, 1, LEVELS))[:, :3]
+
+
+def _share_bar(figure, cmap, title):
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, LEVELS))[:, :3]
-    level = np.minimum((network.confidence * LEVELS).astype(np.int32), LEVELS - 1)
-    inside = network.labels >= 0
-    if _on_grid(network):
-        figure = new_figure(4.45)
-        image = images.location_image(network, np.where(inside, level + 1, 0).astype(np.int32))
-        _twelve_slices(figure, 0.94, network, image, colors)
-    else:
-        seen = np.where(inside[:, None], colors[level], np.nan)
-        figure = _views(network, {"": seen}, width=0.94)
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), ListedColormap(colors)), cax=figure.add_axes((0.955, 0.2, 0.01, 0.6)))
+    colors = ListedColormap(_level_colors(cmap))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colors), cax=figure.add_axes((0.955, 0.2, 0.01, 0.6)))
     bar.outline.set_visible(False)
-    bar.ax.set_title("probability", loc="center", fontsize=8, weight="normal")
+    bar.ax.set_title(title, loc="center", fontsize=8, weight="normal")
     bar.ax.tick_params(labelsize=7, length=2)
-    return as_png(figure)
 
 
 def change_figure(network: Network) -> str | None:
@@ -68,11 +102,11 @@ def change_figure(network: Network) -> str | None:
     if not _on_grid(network):
         changed = np.where((mark > 0)[:, None], palette[np.maximum(mark, 1) - 1], np.nan)
         before, after = _colored(network, network.prior_labels), _colored(network, network.labels)
-        figure = _views(network, {title: before, "Personalised": after, CHANGED: changed})
+        figure = _views(network.space, {title: before, "Personalised": after, CHANGED: changed})
         _legend(figure, 0.29, 0.327, names)
         return as_png(figure)
     figure = new_figure(7.4)
-    background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(network, "z", 6)
+    background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(_inside_mm(network), "z", 6)
     for column, (said, labels) in enumerate({title: network.prior_labels, "Personalised": network.labels}.items()):
         left = 0.51 * column
         figure.text(left + 0.005, 0.995, said, weight="bold", va="top", size=10)
@@ -151,11 +185,10 @@ def _edge_bar(figure, limit, measure):
     bar.ax.tick_params(labelsize=7, length=2)
 
 
-def _twelve_slices(figure, width, network, image, colors):
-    background = _background(network)
-    _slices(figure, (0.0, 0.52, width, 0.48), image, background, "z", _cuts(network, "z", 6), colors)
-    _slices(figure, (0.0, 0.04, width / 2, 0.43), image, background, "y", _cuts(network, "y", 3, 0.15), colors)
-    _slices(figure, (width / 2, 0.04, width / 2, 0.43), image, background, "x", _cuts(network, "x", 3, 0.15), colors)
+def _twelve_slices(figure, width, background, mm, image, colors):
+    _slices(figure, (0.0, 0.52, width, 0.48), image, background, "z", _cuts(mm, "z", 6), colors)
+    _slices(figure, (0.0, 0.04, width / 2, 0.43), image, background, "y", _cuts(mm, "y", 3, 0.15), colors)
+    _slices(figure, (width / 2, 0.04, width / 2, 0.43), image, background, "x", _cuts(mm, "x", 3, 0.15), colors)
 
 
 def _slices(figure, place, image, background, axis, cuts, colors):
@@ -191,7 +224,8 @@ def _slices(figure, place, image, background, axis, cuts, colors):
 
 
 @functools.lru_cache(maxsize=1)
-def _template():
+def template():
+    """MNI152 at 2 mm, the background of scans in that space."""
     from nilearn.datasets import load_mni152_template
 
     return load_mni152_template(resolution=2)
@@ -200,7 +234,7 @@ def _template():
 def _background(network):
     """MNI152 where the scan is in that space, else its own mean image, else nothing."""
     if network.space.name.startswith("MNI"):
-        return _template()
+        return template()
     if network.mean is None:
         return None
     from nilearn.image import resample_img
@@ -214,13 +248,17 @@ def _parcels(network, labels):
     return images.location_image(network, (labels + 1).astype(np.int32))
 
 
-def _cuts(network, axis, count, margin=0.07):
-    """Slice positions in mm, spread over the parcels but for a share of them at either end."""
+def _inside_mm(network):
+    """Position of every location of a parcel, in mm of its image, [n, 3]."""
     grid = network.space.grid
     inside = (network.labels >= 0) | (network.prior_labels >= 0)
-    along = "xyz".index(axis)
-    mm = grid.ijk[inside] @ grid.affine[along, :3] + grid.affine[along, 3]
-    low, high = np.percentile(mm, (100 * margin, 100 - 100 * margin)) if len(mm) else (-40, 60)
+    return grid.ijk[inside] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+def _cuts(mm, axis, count, margin=0.07):
+    """Slice positions in mm, spread over the parcels but for a share of them at either end."""
+    along = mm[:, "xyz".index(axis)]
+    low, high = np.percentile(along, (100 * margin, 100 - 100 * margin)) if len(along) else (-40, 60)
     return np.round(np.linspace(low, high, count)).tolist()
 
 
@@ -229,18 +267,18 @@ def _on_grid(network):
 
 
 def _outside_views(network, colors_by_title):
-    return as_png(_views(network, colors_by_title))
+    return as_png(_views(network.space, colors_by_title))
 
 
-def _views(network, colors_by_title, width=1.0):
+def _views(space, colors_by_title, width=1.0):
     rows = len(colors_by_title)
     figure = new_figure(2.6 * rows)
     for row, (title, colors) in enumerate(colors_by_title.items()):
         bottom, height = 1 - (row + 0.98) / rows, 0.88 / rows
-        if len(network.space) <= MAX_MARKERS:
-            _markers(figure, (0.04 * width, bottom, 0.92 * width, height), network.space.xyz, colors)
+        if len(space) <= MAX_MARKERS:
+            _markers(figure, (0.04 * width, bottom, 0.92 * width, height), space.xyz, colors)
         else:
-            _cloud(figure, bottom, height, network.space, colors, width)
+            _cloud(figure, bottom, height, space, colors, width)
         figure.text(0.005, 1 - (row + 0.02) / rows, title, weight="bold", va="top", size=10)
     return figure
 

@@ -29,13 +29,13 @@ def connectome_figure(network: Network) -> str:
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     for measure, axes in zip(measures, panels, strict=False):
         matrix = network.edges[measure][np.ix_(order, order)].astype(float)
-        limit = _limit(matrix)
+        limit = colour_limit(matrix)
         cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
         shown = axes.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_title(measure_title(measure))
         if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True):
             axes.set(xlabel="from", ylabel="to")
-        _mark_hemispheres(axes, np.array(network.hemispheres)[order])
+        mark_hemispheres(axes, np.array(network.hemispheres)[order])
         bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, extend="both")
         bar.outline.set_visible(False)
     if len(measures) % 2:
@@ -201,14 +201,15 @@ def _distribution(axes, matrix, measure):
         axes.legend(loc="upper right")
 
 
-def _limit(matrix):
+def colour_limit(matrix):
     """98th percentile of the off-diagonal sizes, so that a few extreme edges do not wash out the rest."""
     off = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
     off = off[np.isfinite(off)]
     return float(np.percentile(off, 98)) or 1.0 if len(off) else 1.0
 
 
-def _mark_hemispheres(axes, sides):
+def mark_hemispheres(axes, sides):
+    """Names the hemispheres along both axes of a matrix and draws lines between them; `sides` are those of the rows, in order."""
     start = np.flatnonzero(np.r_[True, sides[1:] != sides[:-1]])
     middle = (start + np.r_[start[1:], len(sides)] - 1) / 2
     names = [{"L": "left", "R": "right", "B": "both"}[side] for side in sides[start]]

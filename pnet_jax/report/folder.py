@@ -6,27 +6,28 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pnet_jax.network import Network
 from pnet_jax.outputs.atlas import network_atlas
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import page_name, scan_label
+from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.status import read_records
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.index import write_index
 from pnet_jax.report.page import render
-from pnet_jax.report.words import absent_parcels, minutes_kept
 
 RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 
 
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """Writes a page for every complete result in a folder, and the index: what `pnet construct` would have written beside them.
+    """Writes a page for every complete result in a folder, and the cohort report: what `pnet construct` would have written.
 
     Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that records are not required.
     A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
-    files. A result that cannot be read is listed with its reason in the index, is warned of, and does not stop the others.
+    files. A result that cannot be read is listed with its reason in `index.html`, is warned of, and does not stop the others.
 
     Args:
       folder: root of the derivatives.
@@ -43,8 +44,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
     check_installed()
     folder = Path(folder)
     rows = _results(folder)
-    done: list[dict[str, str]] = []
-    unread: dict[str, str] = {}
+    done: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         if progress is not None:
             progress(row["scan"], number, len(rows))
@@ -57,21 +57,20 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
             network = load_network(folder / row["dseg"])
             page = render(network)
         except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
-            unread[" ".join(filter(None, (row["scan"], row.get("atlas"))))] = str(error) or type(error).__name__
-            done.append(row | {"status": "unreadable"})
+            reason = str(error) or type(error).__name__
+            warnings.warn(f"{row['scan']}: no page could be made: {reason}", stacklevel=2)
+            done.append(row | {"status": "unreadable", "error": reason})
             continue
         row = _described(row, network, {other["report"] for other in done if "report" in other})
         write_text(folder / row["report"], page)
         done.append(row)
-    for scan, reason in unread.items():
-        warnings.warn(f"{scan}: no page could be made: {reason}", stacklevel=2)
-    index = write_index(folder, done, unread)
+    index = write_index(folder, done, exact=True)
     if progress is not None:
         progress("", len(rows), len(rows))
     return index
 
 
-def _results(folder: Path) -> list[dict[str, str]]:
+def _results(folder: Path) -> list[dict[str, Any]]:
     """Records, then a row without `status` for each further result."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -84,23 +83,13 @@ def _results(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _described(row: dict[str, str], network: Network, taken: set[str]) -> dict[str, str]:
-    """The row with the name of its page; a row without a record also gets the figures that a record would hold."""
-    atlas = network_atlas(network).label
+def _described(row: dict[str, Any], network: Network, taken: set[str]) -> dict[str, Any]:
+    """The row with the name of its page and the figures of the result; a row without a record also gets what a record would hold."""
+    atlas, figures = network_atlas(network).label, result_columns(network)
     if row.get("status"):
-        return row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}
+        return figures | row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}
     label = scan_label(network)
     page = page_name(label, atlas)
     if page in taken:
         label, page = row["scan"], f"{row['scan']}.html"
-    return row | {
-        "scan": label,
-        "subject": network.subject,
-        "atlas": atlas,
-        "status": "ok",
-        "report": page,
-        "n_frames": str(len(network.frames)),
-        "minutes": f"{minutes_kept(network):.2f}",
-        "n_absent": str(len(absent_parcels(network))),
-        "parcels": network.qc.selection.decision,
-    }
+    return figures | row | {"scan": label, "subject": network.subject, "atlas": atlas, "status": "ok", "report": page}

@@ -1,39 +1,42 @@
-"""The page that lists every scan's report."""
+"""The report of a cohort: every scan of a folder, what failed and why, and what the scans have in common."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 import pnet_jax
-from pnet_jax.network import QC
 from pnet_jax.outputs.atomic import write_text
-from pnet_jax.outputs.bids import page_name
-from pnet_jax.outputs.loading import read_qc
 from pnet_jax.outputs.status import read_records
 from pnet_jax.report.extra import check_installed
+from pnet_jax.report.group_drawing import group_figures
+from pnet_jax.report.histogram import histogram
+from pnet_jax.report.listing import UNRECORDED, row_of, table_json
 from pnet_jax.report.page import template
-from pnet_jax.report.words import known
+from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, distribution, outliers, spread
+from pnet_jax.report.reasons import Kind, bare, decision, kinds
+from pnet_jax.report.sites import site_rows, sites_of
+
+MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # that the page lists outside its table
+NAMED_FIRST = 3  # reasons that the first lines name
 
 
-def write_index(
-    folder: str | os.PathLike, status: Iterable[Mapping[str, str]] | None = None, unread: Mapping[str, str] | None = None
-) -> Path:
-    """Write `index.html`: every scan of the folder with its key figures and a relative link to its report.
+def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] | None = None, *, exact: bool = False) -> Path:
+    """Write `index.html`, the report of all scans in a folder of results.
 
-    The report is the file that the row names under `report`, else `<scan>_seg-<atlas>.html` in `folder`; numbers come from the row and
-    from the `_desc-pnet_qc.json` beside its `dseg`. Reports without a row are listed too.
+    Its parts: what failed, with reasons; a table of all scans to search and sort, with links to their pages; distributions of quality and
+    outliers; decisions; sites; and for three participants or more, group maps and the mean and spread of the Pearson matrices. The page is
+    one file that needs no other and no network. Group figures are those of at most 200 participants, and are kept in `.pnet/`.
 
     Args:
       folder: root of the derivatives.
       status: rows to list instead of the records of `pnet construct`.
-      unread: scan to the reason why its result could not be read, listed on their own.
+      exact: make group figures again if any of their results has changed, see `group_figures`.
 
     Returns:
       The path of `index.html`.
@@ -44,82 +47,125 @@ def write_index(
     """
     check_installed()
     folder = Path(folder)
-    rows = [_row(folder, row) for row in (read_records(folder) if status is None else status)]
-    listed = {row["link"] for row in rows}
-    for page in sorted(folder.glob("sub-*.html")):
-        if quote(page.name) not in listed:
-            rows.append(_row(folder, {"scan": page.stem, "report": page.name}))
-    failed = [row for row in rows if row["status"] == "failed"]
+    records = list(read_records(folder) if status is None else status)
+    rows = _rows(folder, records)
+    spreads = [distribution(figure, rows) for figure in FIGURES]
+    beyond = outliers(spreads)
+    failed = [at for at, row in enumerate(rows) if row["status"] not in ("ok", UNRECORDED)]
+    reasons = [Kind(kind.title, [failed[at] for at in kind.members]) for kind in kinds(rows[at]["error"] for at in failed)]
+    of_row = {at: kind.title for kind in reasons for at in kind.members}
     page = template("index.html").render(
-        rows=rows,
-        summary=_summary(rows, failed),
-        failed=failed,
-        unread=unread or {},
         name=folder.resolve().name,
         version=pnet_jax.__version__,
+        atlases=sorted({row["atlas"] for row in rows if row["atlas"]}),
+        lead=_lead(rows, reasons, len(beyond)),
+        cards=_cards(rows, spreads, len(beyond)),
+        any=bool(rows),
+        failures=[_failure(kind, rows) for kind in reasons[:MOST_KINDS]],
+        more_failures=sum(len(kind.members) for kind in reasons[MOST_KINDS:]),
+        quality=[_panel(one) for one in spreads if len(one.values)],
+        rule=RULE,
+        limited=any(one.limits for one in spreads),
+        least=LEAST_SCANS,
+        outliers=[_outlier(rows[at], found) for at, found in list(beyond.items())[:MOST_OUTLIERS]],
+        n_outliers=len(beyond),
+        decisions=_decisions(rows),
+        sites=_sites(rows),
+        most_sites=MOST_SITES,
+        group=group_figures(folder, records, exact=exact),
+        data=table_json(rows, {at: [figure.key for figure, _, _ in found] for at, found in beyond.items()}, of_row),
     )
     return write_text(folder / "index.html", page)
 
 
-def _row(folder: Path, status: Mapping[str, str]) -> dict[str, Any]:
-    qc = _qc(folder, status.get("dseg") or "")
-    gain, dcbc_gain = qc.selection.gain, qc.selection.dcbc_gain
+def _rows(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each record, then one for each page without a record."""
+    pages = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    sites = sites_of(folder, records)
+    rows = [row_of(folder, record, site, pages) for record, site in zip(records, sites, strict=True)]
+    stray = [{"scan": Path(name).stem, "report": name} for name in sorted(pages) if name.startswith("sub-") and name.endswith(".html")]
+    listed = {row["link"] for row in rows}
+    return rows + [row for page in stray if (row := row_of(folder, page, "", pages))["link"] not in listed]
+
+
+def _lead(rows: Sequence[Mapping[str, Any]], reasons: Sequence[Kind], n_outliers: int) -> dict[str, Any]:
+    """The first lines: how many scans, how many failed and why, and what to do."""
+    counts = Counter(row["status"] for row in rows)
+    participants = len({row["subject"] for row in rows if row["subject"]})
+    noun = "results" if len({row["atlas"] for row in rows if row["atlas"]}) > 1 else "scans"
+    parts = [f"{counts.pop('ok', 0):,} finished", f"{counts.pop('failed', 0):,} failed"]
+    parts += [f"{count:,} {'without a record' if status == UNRECORDED else status}" for status, count in sorted(counts.items())]
     return {
-        "scan": status.get("scan", ""),
-        "atlas": status.get("atlas") or "",
-        "link": _report(folder, status),
-        "status": status.get("status") or "unknown",
-        "error": status.get("error") or "",
-        "minutes": _number(status.get("minutes")),
-        "frames": _number(status.get("n_frames")),
-        "absent": _number(status.get("n_absent")),
-        "seconds": _number(status.get("seconds")),
-        "parcels": status.get("parcels") or "",
-        "moved": _number(qc.moved),
-        "gain": gain[1] if known(gain) else None,
-        "dcbc_gain": dcbc_gain[1] if known(dcbc_gain) else None,
-        "motion": _number(qc.mean_displacement),
-        "n_warnings": len(qc.warnings),
+        "scans": f"{len(rows):,} {noun if len(rows) != 1 else noun[:-1]}",
+        "participants": f" of {participants:,} participant{'' if participants == 1 else 's'}" if participants else "",
+        "counts": ", ".join(parts),
+        "reasons": [(kind.title, len(kind.members)) for kind in reasons[:NAMED_FIRST]],
+        "more": len(reasons) - NAMED_FIRST,
+        "unreadable": counts.get("unreadable", 0),
+        "outliers": n_outliers,
     }
 
 
-def _summary(rows: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n_outliers: int) -> list[dict[str, str]]:
     done = [row for row in rows if row["status"] == "ok"]
-    cards = [("Scans", str(len(rows))), ("Finished", str(len(done))), ("Failed", str(len(failed)))]
+    cards = [("Finished", f"{len(done):,}", f"of {len(rows):,}")]
     if decided := [row["parcels"] for row in done if row["parcels"]]:
-        cards.append(("Personalised", f"{decided.count('personalised')} of {len(decided)}"))
-    for title, key, form in (
-        ("Median signal", "minutes", "{:.1f} min"),
-        ("Median moved", "moved", "{:.0f} %"),
-        ("Median gain, nats", "gain", "{:+.3f}"),
-        ("Median DCBC gain", "dcbc_gain", "{:+.4f}"),
-        ("Median motion", "motion", "{:.2f} mm"),
-    ):
-        values = [row[key] * (100 if key == "moved" else 1) for row in rows if row[key] is not None]
-        if values:
-            cards.append((title, form.format(float(np.median(values)))))
-    return [{"title": title, "value": value} for title, value in cards]
+        cards.append(("Personalised", f"{100 * decided.count('personalised') / len(decided):.0f} %", f"of {len(decided):,} finished"))
+    cards += [(one.figure.title, spread(one.values, one.figure).partition(" (")[0], "median") for one in spreads if len(one.values)]
+    if any(one.limits for one in spreads):
+        cards.append(("Outliers", f"{n_outliers:,}", "scans, by the rule below"))
+    return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
 
 
-def _report(folder: Path, status: Mapping[str, str]) -> str | None:
-    for name in (status.get("report"), page_name(status.get("scan") or "", status.get("atlas") or "")):
-        if name and (folder / name).is_file():
-            return quote(Path(name).as_posix())
-    return None
+def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Scans that failed for one kind of reason: the first of them, and what each says unless all say the same."""
+    first = kind.members[:MOST_NAMED]
+    texts = [bare(rows[at]["error"]) for at in first]
+    members = [{"row": rows[at], "said": text} for at, text in zip(first, texts, strict=True)]
+    same = all(text.startswith(kind.title) for text in texts)
+    status = sorted({rows[at]["status"] for at in kind.members})
+    return {"title": kind.title, "n": len(kind.members), "members": members, "same": same, "status": status}
 
 
-def _qc(folder: Path, dseg: str) -> QC:
-    """Quality control of a result; that of which nothing is known where its file cannot be read."""
-    file = folder / re.sub(r"_(desc-locations_)?dseg\..*$", "_desc-pnet_qc.json", dseg)
-    try:
-        return read_qc(file)[0] if dseg else QC()
-    except (OSError, ValueError):
-        return QC()
+def _panel(one: Distribution) -> dict[str, Any]:
+    """A figure's histogram with what is written beside it."""
+    bounds = []
+    if one.limits is not None:
+        # A limit that no value can pass says nothing.
+        bounds += [f"below {one.figure.text(one.limits.low)}"] if one.limits.low > 0 else []
+        bounds += [f"above {one.figure.text(one.limits.high)}"] if one.limits.high < one.figure.most else []
+    return {
+        "title": one.figure.title,
+        "spread": spread(one.values, one.figure),
+        "n": f"{len(one.values):,}",
+        "svg": histogram(one),
+        "bounds": f"{len(one.outliers):,} {'outlier' if len(one.outliers) == 1 else 'outliers'}, {' or '.join(bounds)}" if bounds else "",
+        "by_mean": one.limits is not None and one.limits.by_mean,
+    }
 
 
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
+def _outlier(row: Mapping[str, Any], found: Sequence[Any]) -> dict[str, Any]:
+    said = []
+    for figure, value, limits in found:
+        high = value > limits.high
+        limit = figure.text(limits.high if high else limits.low)
+        said.append(f"{figure.title} {figure.text(value)} ({'above' if high else 'below'} {limit})")
+    return {"scan": row["scan"], "link": row["link"], "said": "; ".join(said)}
+
+
+def _decisions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How many finished scans have personalised parcels, and why the others have those of the atlas."""
+    counts = Counter(row["parcels"] for row in rows if row["status"] == "ok" and row["parcels"])
+    total = sum(counts.values())
+    if not total:
         return None
-    return number if np.isfinite(number) else None
+    texts = [decision(row["reason"]) for row in rows if row["status"] == "ok" and row["parcels"] == "atlas"]
+    returned = [{"n": len(kind.members), "title": kind.title} for kind in kinds(texts)[:MOST_KINDS]]
+    moved = np.array([row["moved"] for row in rows if row["parcels"] == "personalised" and row["moved"] is not None])
+    shares = [{"name": name, "n": count, "share": 100 * count / total} for name, count in counts.most_common()]
+    return {"counts": shares, "total": total, "returned": returned, "moved": float(np.median(moved)) if len(moved) else None}
+
+
+def _sites(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    known = [row for row in rows if row["status"] != UNRECORDED]
+    return site_rows(known) if any(row["site"] for row in known) else []

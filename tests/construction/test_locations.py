@@ -149,8 +149,3 @@ def test_the_configuration_reaches_the_step(toy, toy_model):
     (expected,) = Builder(plan, mesh_of(1, 1)).run([ready])
     assert_array_equal(found.labels, expected.labels)
     assert_allclose(found.edges["pearson"], expected.edges["pearson"], rtol=0, atol=1e-5)
-
-
-def test_construction_is_refused_several_processes():
-    with pytest.raises(ValueError, match="construction runs in one process"):
-        ConstructConfig(parallel=ParallelConfig(coordinator="host:1", processes=2, process=0))

@@ -9,6 +9,7 @@ from pnet_jax.outputs import network_atlas, page_name, save, scan_label, write_r
 from pnet_jax.report import ReportExtraMissingError, report_folder, write_index, write_report
 from pnet_jax.report.words import sentence
 
+from .test_cohort_report import CohortPage
 from .test_report import Page, helpers
 
 LABEL = "sub-01_ses-a_task-rest_run-1"
@@ -33,7 +34,7 @@ def test_the_page_is_that_of_the_run(tmp_path):
     assert page.text == direct.text and page.images == direct.images == 10
     # Files hold probabilities in steps of 1/65535, which may change the colour of a location in the confidence map.
     assert sum(own != other for own, other in zip(page.addresses, direct.addresses, strict=True)) <= 1
-    assert PAGE in Page(tmp_path / "index.html").addresses
+    assert CohortPage(tmp_path / "index.html").links == [PAGE]
 
 
 @pytest.mark.parametrize("make", [helpers.native_network, helpers.cifti_network, helpers.points_network], ids=["native", "cifti", "points"])
@@ -60,16 +61,10 @@ def test_status_says_what_there_is(tmp_path, quick):
     with pytest.warns(UserWarning, match=r"sub-02.*no page could be made: .*desc-prior_labels\.nii\.gz: no such file"):
         index = report_folder(tmp_path, lambda *step: seen.append(step))
     assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", PAGE, PAGE.replace("01", "03", 1)]
-    text = Page(index).text
-    for expected in (
-        "9.2",
-        "Results without a page",
-        "desc-prior_labels.nii.gz: no such file",
-        "unreadable",
-        "too short",
-        "Finished 2 Failed 1",
-    ):
-        assert expected in text, expected
+    page = CohortPage(index)
+    assert page.column("status") == ["ok", "unreadable", "failed", "ok"] and 9.2 in page.column("minutes")
+    for expected in ("desc-prior_labels.nii.gz: no such file", "too short", "2 finished, 1 failed, 1 unreadable", "made again by --resume"):
+        assert expected in page.text, expected
     assert [step[1:] for step in seen] == [(k, 4) for k in range(5)] and seen[0][0] == LABEL and seen[-1][0] == ""
 
 
@@ -83,14 +78,14 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
     save(dataclasses.replace(other, **labels), tmp_path, probabilities=False)
     incomplete = save(helpers.make_network(subject="09"), tmp_path)[-1]
     incomplete.unlink()
-    page = Page(report_folder(tmp_path))
+    page = CohortPage(report_folder(tmp_path))
     second = f"{LABEL}_space-MNI152NLin6Asym_atlas-pnet_seg-Schaefer12_scale-12_res-8.html"
-    assert sorted(page.addresses) == sorted(["sub-01_seg-atlas12.html", PAGE, second])
+    assert sorted(page.links) == sorted(["sub-01_seg-atlas12.html", PAGE, second])
     assert "11 areas" in Page(tmp_path / PAGE).text and "12 areas" in Page(tmp_path / second).text
-    assert "Scans 3 Finished 3 Failed 0" in page.text and "personalised" in page.text
+    assert "3 results of 1 participant: 3 finished, 0 failed." in page.text and "personalised" in page.column("parcels")
     assert not (tmp_path / "status.tsv").exists()
     # Once more, nothing is added.
-    assert sorted(Page(report_folder(tmp_path)).addresses) == sorted(page.addresses)
+    assert sorted(CohortPage(report_folder(tmp_path)).links) == sorted(page.links)
 
 
 def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
@@ -101,8 +96,8 @@ def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
         rows.append({"scan": LABEL, "subject": "01", "atlas": atlas, "status": "ok", "dseg": table})
     for row in rows:
         write_record(tmp_path, row, {}, "pnet construct")
-    page = Page(report_folder(tmp_path))
-    assert sorted(page.addresses) == [PAGE.replace("Schaefer", "Glasser"), PAGE]
+    page = CohortPage(report_folder(tmp_path))
+    assert sorted(page.links) == [PAGE.replace("Schaefer", "Glasser"), PAGE]
     assert (
         "Atlas Glasser12" in Page(tmp_path / PAGE.replace("Schaefer", "Glasser")).text and "Atlas Schaefer12" in Page(tmp_path / PAGE).text
     )
@@ -120,7 +115,7 @@ def test_a_scan_that_failed_has_no_page(tmp_path):
     for row in ({"scan": "sub-04", "status": "failed", "error": "too short"}, {"scan": "sub-05", "status": "ok"}):
         write_record(tmp_path, row, {}, "pnet construct")
     with pytest.warns(UserWarning, match=r"sub-05: no page could be made: its record does not name its _dseg\.tsv"):
-        assert "too short" in Page(report_folder(tmp_path)).text
+        assert "too short" in CohortPage(report_folder(tmp_path)).text
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

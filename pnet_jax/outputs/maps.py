@@ -1,0 +1,65 @@
+"""Maps of a result alone: what a group map is made of."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from pnet_jax.ingest.nifti import open_image
+from pnet_jax.outputs.loading import locations_of
+from pnet_jax.outputs.locations import CONFIDENCE, LOCATIONS, PRIOR
+from pnet_jax.outputs.reading import expect_shape, read_json, read_numbers, read_table, read_volume, stem_of
+from pnet_jax.outputs.tables import beside
+from pnet_jax.space import Space
+
+
+class Maps(NamedTuple):
+    """What a group map is made of.
+
+    Attributes:
+      labels: id of each location's parcel, 0 outside; `[X, Y, Z]` on a grid, else `[V]`.
+      prior_labels: id of the parcel that the location started from, in the same form.
+      confidence: probability of the location's own parcel, in the same form.
+      affine: voxel index to mm of a grid, `[4, 4]`; else None.
+      space: the locations where there is no grid; else None.
+      name: of the space.
+    """
+
+    labels: np.ndarray
+    prior_labels: np.ndarray
+    confidence: np.ndarray
+    affine: np.ndarray | None
+    space: Space | None
+    name: str
+
+
+def load_maps(result: str | os.PathLike[str]) -> Maps:
+    """Reads the maps of a result without its soft parcellation, signals and edges, which takes 10 to 50 ms instead of seconds.
+
+    Args:
+      result: its `…_dseg.tsv`, or the name without that ending.
+
+    Raises:
+      FileNotFoundError: a file of the result is not there; names it.
+      ValueError: a file is damaged; names it.
+    """
+    stem = stem_of(result)
+    scan = read_json(beside(stem, "dseg.json"), "Scan")["Scan"]
+    if scan["Kind"] == "grid":
+        files = [beside(stem, f"{ending}.nii.gz") for ending in ("dseg", PRIOR, CONFIDENCE)]
+        (labels, affine), (prior, _), (confidence, _) = (read_volume(file) for file in files)
+        for file, volume in zip(files[1:], (prior, confidence), strict=True):
+            expect_shape(volume.shape, labels.shape, file)
+        return Maps(labels, prior, confidence, affine, None, scan["Space"])
+    ids = np.array([int(row["index"]) for row in read_table(beside(stem, "dseg.tsv"), "index")], np.int32)
+    space, at, before = locations_of(stem, scan, ids)
+    labels, prior = (np.where(where >= 0, ids[where], 0) for where in (at, before))
+    if scan["Kind"] == "cifti":
+        file = beside(stem, f"{CONFIDENCE}.dscalar.nii")
+        confidence = read_numbers(open_image(file, str(file)), (1, len(space)), file)[0]
+    else:
+        rows = read_table(beside(stem, f"{LOCATIONS}.tsv"), "confidence")
+        confidence = np.array([row["confidence"] or 0 for row in rows], np.float32)
+    return Maps(labels, prior, confidence, None, space, scan["Space"])

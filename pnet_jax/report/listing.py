@@ -1,0 +1,160 @@
+"""Records of scans as rows of the cohort report, and the rows as the JSON that its table is drawn from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from pnet_jax.outputs.bids import page_name
+from pnet_jax.report.reasons import bare
+
+UNRECORDED = "no record"  # status of a page without a record
+NUMBERS = (
+    *("minutes", "n_frames", "mean_fd", "moved", "agreement", "expected_agreement", "ece", "gain", "dcbc_gain"),
+    *("n_absent", "coverage", "n_warnings", "seconds"),
+)
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+      key: Field of a row.
+      title: Head of the column.
+      hint: What it is, shown when the pointer rests on the head.
+      kind: `"scan"`, `"text"`, `"choice"` (few different values), `"number"` or `"notes"`.
+      scale: Factor from the field to what is shown.
+      digits: Decimals.
+      unit: Written after a value.
+      shown: Whether it is there at first.
+    """
+
+    key: str
+    title: str
+    hint: str
+    kind: str = "number"
+    scale: float = 1
+    digits: int = 0
+    unit: str = ""
+    shown: bool = True
+
+
+COLUMNS = (
+    Column("scan", "Scan", "Label of the scan; leads to its report", "scan"),
+    Column("subject", "Subject", "BIDS subject", "text", shown=False),
+    Column("session", "Session", "BIDS session", "choice"),
+    Column("atlas", "Atlas", "Input atlas", "choice"),
+    Column("site", "Site", "Column site of participants.tsv", "choice"),
+    Column("status", "Status", "ok: finished", "choice"),
+    Column("parcels", "Parcels", "Whether personalised parcels or those of the atlas were returned", "choice"),
+    Column("moved", "Moved", "Locations that left their atlas parcel", scale=100, unit="%"),
+    Column("minutes", "Minutes", "Signal that was kept", digits=1),
+    Column("n_frames", "Frames", "Frames that were kept"),
+    Column("mean_fd", "Mean FD", "Mean framewise displacement in mm", digits=2),
+    Column("agreement", "Agreement", "Locations to which both halves of the scan give the same label", scale=100, unit="%"),
+    Column(
+        "expected_agreement",
+        "Expected agreement",
+        "Locations to which a repeat of equal length is expected to give the same label",
+        scale=100,
+        unit="%",
+    ),
+    Column("ece", "ECE", "Expected calibration error: mean difference between probability and replication", digits=3),
+    Column("gain", "Gain", "Held-out gain over data-free parcels, nats per location", digits=3, shown=False),
+    Column("dcbc_gain", "DCBC gain", "Gain in DCBC over data-free parcels, across halves", digits=4, shown=False),
+    Column("n_absent", "Absent", "Parcels without any location"),
+    Column("coverage", "Coverage", "Mean share of a parcel's extent that the scan covers", scale=100, unit="%"),
+    Column("n_warnings", "Warnings", "Number of warnings"),
+    Column("seconds", "Seconds", "Time that the scan took", shown=False),
+    Column("notes", "Error or warnings", "Select a text to read all of it", "notes"),
+)
+
+
+def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) -> dict[str, Any]:
+    """One scan as the page shows it.
+
+    Args:
+      folder: Root of the results.
+      record: Its record, or what `report_folder` knows of it; `report` names its page if it has another name than usual.
+      site: Its site, or empty.
+      pages: Names of the files in `folder`.
+
+    Returns:
+      The fields of `COLUMNS`, None for a number that is not known, and `link`, `error` and `reason`.
+    """
+    scan = str(record.get("scan") or "")
+    texts = {key: str(record.get(key) or "") for key in ("subject", "atlas", "error", "parcels", "reason")}
+    session = re.search(r"_ses-([^_]+)", scan)
+    said = [bare(texts["error"]) if texts["error"] else "", str(record.get("qc_warnings") or ""), str(record.get("warnings") or "")]
+    return {
+        "scan": scan,
+        **texts,
+        "session": session[1] if session else "",
+        "site": site,
+        "status": str(record.get("status") or UNRECORDED),
+        **{key: _number(record.get(key)) for key in NUMBERS},
+        "notes": "; ".join(text for text in said if text),
+        "link": _link(folder, record, pages),
+    }
+
+
+def table_json(rows: Sequence[Mapping[str, Any]], outliers: Mapping[int, Sequence[str]], reasons: Mapping[int, str]) -> str:
+    """Write rows as the JSON of the table, column by column; `<` is escaped, so that no text can end the script element.
+
+    Args:
+      rows: From `row_of`.
+      outliers: Index of a row to the columns in which it is an outlier.
+      reasons: Index of a row that failed to the kind of its reason.
+    """
+    kinds = list(dict.fromkeys(reasons.values()))
+    number = {kind: at for at, kind in enumerate(kinds)}
+    content = {
+        "columns": [_described(column, rows) for column in COLUMNS],
+        "links": [row["link"] for row in rows],
+        "outliers": {str(at): list(keys) for at, keys in outliers.items()},
+        "reasons": kinds,
+        "reason": {str(at): number[kind] for at, kind in reasons.items()},
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _described(column: Column, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A column with its values; it is not shown at first where it would say nothing."""
+    given = [row[column.key] for row in rows]
+    found: dict[str, Any] = {"key": column.key, "title": column.title, "hint": column.hint, "kind": column.kind}
+    if column.kind == "number":
+        values = [None if value is None else round(value * column.scale, column.digits) for value in given]
+        found |= {"digits": column.digits, "unit": column.unit}
+        found["values"] = [int(v) if v is not None and column.digits == 0 else v for v in values]
+        told = any(value is not None for value in values)
+    elif column.kind == "choice":
+        levels = sorted(set(given))
+        place = {level: at for at, level in enumerate(levels)}
+        found |= {"levels": levels, "values": [place[value] for value in given]}
+        told = bool([level for level in levels if level]) and (len(levels) > 1 or column.key in ("status", "parcels"))
+    else:
+        found["values"], told = given, any(given)
+    return found | {"shown": column.shown and told, "empty": not told}
+
+
+def _link(folder: Path, record: Mapping[str, Any], pages: set[str]) -> str:
+    """Relative address of a scan's page; empty where there is none."""
+    for name in (record.get("report"), page_name(str(record.get("scan") or ""), str(record.get("atlas") or ""))):
+        if name and (name in pages or (os.sep in name and (folder / name).is_file())):
+            return quote(Path(name).as_posix())
+    return ""
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,0 +1,145 @@
+"""Figures of quality over the scans of a cohort: their distributions, and scans that lie far from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+MADS = 3.0  # scaled median absolute deviations between the median and a limit
+TO_SD = 1.4826  # MAD of a normal distribution to its standard deviation
+MEAN_TO_SD = 1.2533  # the same for the mean absolute deviation
+LEAST_SCANS = 10  # with fewer scans no limits are set
+RULE = f"median ± {MADS:g} MAD, where MAD is the median absolute deviation times {TO_SD}"
+
+
+class Figure(NamedTuple):
+    """A column whose distribution is shown.
+
+    Attributes:
+      key: Column of a row.
+      title: What it is.
+      unit: Written after a value.
+      scale: Factor from the column to what is shown.
+      digits: Decimals that are shown.
+      step: Smallest difference that matters, in units of the column; limits are never closer to the median.
+      most: Largest possible value of the column; the smallest is 0.
+    """
+
+    key: str
+    title: str
+    unit: str
+    scale: float
+    digits: int
+    step: float
+    most: float = math.inf
+
+    def text(self, value: float) -> str:
+        return f"{value * self.scale:.{self.digits}f}{' ' if self.unit else ''}{self.unit}"
+
+
+FIGURES = (
+    Figure("minutes", "Minutes of signal kept", "min", 1, 1, 0.1),
+    Figure("mean_fd", "Mean framewise displacement", "mm", 1, 2, 0.01),
+    Figure("agreement", "Agreement of the halves", "%", 100, 1, 0.01, 1),
+    Figure("expected_agreement", "Expected agreement with a repeat", "%", 100, 1, 0.01, 1),
+    Figure("ece", "Expected calibration error", "", 1, 3, 0.005, 1),
+    Figure("coverage", "Mean coverage of the parcels", "%", 100, 1, 0.01, 1),
+)
+
+
+class Limits(NamedTuple):
+    """Values beyond `low` and `high` are outliers; `by_mean` where more than half of the values are the same."""
+
+    low: float
+    high: float
+    by_mean: bool
+
+
+def limits(values: Float[np.ndarray, " S"], step: float = 0.0) -> Limits | None:
+    """Compute the limits beyond which a value is an outlier: median ± 3 MAD.
+
+    The MAD is scaled by 1.4826, so that it estimates the standard deviation of normal data (Leys et al. 2013,
+    doi:10.1016/j.jesp.2013.03.013). If it is 0, because more than half of the values are the same, the mean absolute deviation times 1.2533
+    takes its place (Iglewicz and Hoaglin 1993).
+
+    Args:
+      values: Finite values.
+      step: Smallest distance from the median to a limit.
+
+    Returns:
+      None for fewer than 10 values.
+
+    Example:
+      >>> limits(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 50])).high
+      16.6195
+    """
+    if len(values) < LEAST_SCANS:
+        return None
+    middle = float(np.median(values))
+    away = np.abs(values - middle)
+    spread, by_mean = TO_SD * float(np.median(away)), False
+    if spread == 0:
+        spread, by_mean = MEAN_TO_SD * float(away.mean()), True
+    reach = max(MADS * spread, step)
+    return Limits(middle - reach, middle + reach, by_mean)
+
+
+class Distribution(NamedTuple):
+    """A figure over the scans that have it: the finite values, their limits, and the outliers by index of the row."""
+
+    figure: Figure
+    values: Float[np.ndarray, " S"]
+    limits: Limits | None
+    outliers: dict[int, float]
+
+
+def distribution(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Distribution:
+    """Collect a figure from rows; those that lack it are left out."""
+    given = {number: float(row[figure.key]) for number, row in enumerate(rows) if row[figure.key] is not None}
+    values = np.array(list(given.values()))
+    found = limits(values, figure.step)
+    # Beyond a limit by more than rounding: a value on the limit is none.
+    beyond = {} if found is None else {n: v for n, v in given.items() if v < found.low - 1e-9 or v > found.high + 1e-9}
+    return Distribution(figure, values, found, beyond)
+
+
+def outliers(distributions: Sequence[Distribution]) -> dict[int, list[tuple[Figure, float, Limits]]]:
+    """Find the figures in which a row is an outlier; rows that are furthest from the median, in units of the limit, come first."""
+    found: dict[int, list[tuple[Figure, float, Limits]]] = {}
+    distance: dict[int, float] = {}
+    for one in distributions:
+        if one.limits is None:
+            continue
+        middle, reach = (one.limits.low + one.limits.high) / 2, (one.limits.high - one.limits.low) / 2
+        for number, value in one.outliers.items():
+            found.setdefault(number, []).append((one.figure, value, one.limits))
+            distance[number] = max(distance.get(number, 0.0), abs(value - middle) / reach)
+    return {number: found[number] for number in sorted(found, key=lambda number: (-distance[number], number))}
+
+
+def spread(values: Float[np.ndarray, " S"], figure: Figure) -> str:
+    """Write the median and the quartiles: `8.1 min (7.9–9.8)`."""
+    if not len(values):
+        return "–"
+    low, middle, high = (float(x) * figure.scale for x in np.percentile(values, (25, 50, 75)))
+    text = f"{middle:.{figure.digits}f}{' ' if figure.unit else ''}{figure.unit}"
+    return f"{text} ({low:.{figure.digits}f}–{high:.{figure.digits}f})"
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Choose round numbers within an interval, at most `most` + 1 of them.
+
+    Example:
+      >>> ticks(0.03, 0.52)
+      [0.1, 0.2, 0.3, 0.4, 0.5]
+    """
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
