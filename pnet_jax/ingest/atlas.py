@@ -14,8 +14,9 @@ from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.cifti import SurfaceInput, axes_of, cifti_space
 from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
-from pnet_jax.ingest.nifti import attempt, check_placed, check_stream, open_image
+from pnet_jax.ingest.nifti import attempt, check_placed, open_image
 from pnet_jax.ingest.tables import shortlist
+from pnet_jax.ingest.voxels import check_stream
 from pnet_jax.parcellation.prior import Prior, make_prior
 
 

@@ -13,7 +13,7 @@ from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import cifti, naming, nifti, roi, timing
+from pnet_jax.ingest import cifti, naming, nifti, roi, timing, voxels
 from pnet_jax.ingest.cleaning import Recording, check_length, clean_recording
 from pnet_jax.ingest.confounds import ConfoundsInput, kept_frames, read_confounds
 from pnet_jax.scan import Scan
@@ -48,8 +48,8 @@ def load_scan(
 ) -> Scan:
     """Reads and cleans one recording: detrending, band-pass, confounds and scrubbing as `nilearn.signal.clean` does them.
 
-    Volumes are read a few frames at a time; peak memory is about three times the float32 series within the mask, of
-    which one is for the halves (`cleaning.halves`).
+    Volumes are read a few frames at a time; peak memory is about 2.4 times the float32 series within the mask, of which one is for the
+    halves (`cleaning.halves`). `memory.peak_bytes` says how much before anything is read.
 
     Args:
       bold: 4-D NIfTI, dense or parcel CIFTI series, table of ROI series (a row a frame), or an image in memory.
@@ -161,7 +161,7 @@ def _open_volume(
     locations = nifti.mask_space(inside, image, name, native_to_mni, where, notes)
     assert locations.grid is not None
     ijk = locations.grid.ijk
-    return _Opened(locations, seconds, image.shape[3], lambda: nifti.read_series(image, ijk, where))
+    return _Opened(locations, seconds, image.shape[3], lambda: voxels.read_series(image, ijk, where))
 
 
 def _open_cifti(

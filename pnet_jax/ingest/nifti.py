@@ -1,28 +1,26 @@
-"""4-D NIfTI volumes -> Recording, read in pieces along time."""
+"""4-D NIfTI volumes: header, mask and Space of a recording, and what is refused."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import gzip
 import itertools
 import logging
 import math
 import warnings as python_warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from nibabel import imageglobals
 from nibabel.arrayproxy import ArrayProxy
 
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming, timing
 from pnet_jax.ingest.reading import attempt, check_file, one_line, reading
+from pnet_jax.ingest.voxels import ZIPPED, check_stream, mean_volume
 from pnet_jax.space import Space, grid_space
 
 SAME_GRID = 0.01  # share of a voxel by which rounding of an affine can shift a voxel
@@ -31,17 +29,17 @@ _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 Image: TypeAlias = nib.spatialimages.SpatialImage
 ImageInput: TypeAlias = str | Path | Image
-ZIPPED = (".gz", ".mgz")
 DEFLATED = 1032  # largest compression ratio of gzip: a file cannot hold more than its size times this
 
 
-def open_image(source: ImageInput, where: str, warnings: list[str] | None = None) -> Image:
+def open_image(source: ImageInput, where: str, warnings: list[str] | None = None, kind: type[Image] | None = None) -> Image:
     """Open an image and leave its data on disk.
 
     Args:
       source: file, or an image, which is returned unchanged.
       where: name of the image in messages.
       warnings: list that nibabel's remarks on the header are appended to; None issues Python warnings.
+      kind: nibabel's class to open the file as; None takes the class that its name and header ask for.
 
     Raises:
       InputError: the file is not an image or not a regular file, or its header is damaged or declares more than the file can hold.
@@ -55,7 +53,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
     # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
     options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
     with reading(f"{where}: truncated, corrupt or not an image"), _header_remarks() as said:
-        image = nib.load(path, **options)
+        image = nib.load(path, **options) if kind is None else kind.from_filename(path)
     for remark in said:
         if warnings is None:
             python_warnings.warn(f"{where}: header: {remark}", stacklevel=2)
@@ -105,16 +103,6 @@ def _stored_in(image: Image, path: Path) -> Path:
     """File that holds the voxels: of a .hdr it is another."""
     file = getattr(image.dataobj, "file_like", None)
     return Path(file) if isinstance(file, str | Path) else path
-
-
-def check_stream(image: Image, where: str) -> None:
-    """Reads a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
-
-    Raises:
-      InputError: the checksum does not match the content.
-    """
-    with _verified(image, "its end", where):
-        pass
 
 
 def check_bold(image: Image, where: str) -> None:
@@ -268,55 +256,10 @@ def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
     return matrix
 
 
-def read_series(image: Image, ijk: Int[np.ndarray, "V 3"], where: str) -> Float[np.ndarray, "V T"]:
-    """Series of the given voxels, float32; a few volumes at a time, so that the 4-D array is never in memory.
-
-    Raises:
-      InputError: the file is truncated or corrupt.
-    """
-    shape = image.shape
-    y = np.empty((len(ijk), shape[3]), np.float32)
-    flat = np.ravel_multi_index(tuple(ijk.T), shape[:3], order="F")
-    for frames, volumes in _pieces(image, y.nbytes // 4, where):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is counted as such
-            y[:, frames] = volumes.reshape(-1, volumes.shape[3], order="F")[flat]
-    return y
-
-
-def _pieces(image: Image, budget: int, where: str) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of whole volumes of at most `budget` bytes (as float64), in the order of the file."""
-    n, volume = image.shape[3], int(np.prod(image.shape[:3])) * 8
-    step = int(np.clip(budget // volume, 1, 16))
-    with _verified(image, f"frames 0 to {n - 1}", where) as data:
-        for start in range(0, n, step):
-            frames = slice(start, min(start + step, n))
-            read = partial(data.__getitem__, (..., frames))
-            yield frames, np.asanyarray(attempt(read, f"frames {frames.start} to {frames.stop - 1}", where))
-
-
-@contextlib.contextmanager
-def _verified(image: Image, what: str, where: str) -> Iterator[Any]:
-    """The data of an image, to be sliced in the order of the file; at the end, the checksum of a gzip file is compared.
-
-    nibabel reads the bytes of the voxels and nothing behind them, so that damage which leaves the length intact would pass.
-    """
-    data = image.dataobj
-    file = getattr(data, "file_like", None)
-    if not isinstance(data, ArrayProxy) or not isinstance(file, str | Path) or not str(file).lower().endswith(ZIPPED):
-        yield data
-        return
-    with gzip.open(file) as stream:
-        yield ArrayProxy(stream, (data.shape, data.dtype, data.offset, data.slope, data.inter))
-        attempt(lambda: collections.deque(iter(lambda: stream.read(1 << 20), b""), maxlen=0), what, where)
-
-
 def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
     from nilearn.masking import compute_epi_mask
 
-    total = np.zeros(image.shape[:3])
-    for _, volumes in _pieces(image, 1 << 26, where):
-        total += np.nan_to_num(volumes, posinf=0, neginf=0).sum(3, dtype=np.float64)
-    mean = nib.Nifti1Image((total / image.shape[3]).astype(np.float32), image.affine)
+    mean = nib.Nifti1Image(mean_volume(image, where), image.affine)
     with reading(f"{where}: no brain mask could be computed; pass mask= (--mask)"), python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # nilearn warns of an empty mask, which is an error here
         mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0

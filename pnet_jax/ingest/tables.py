@@ -176,14 +176,19 @@ def read_npy(path: Path, where: str) -> np.ndarray:
       InputError: the file is damaged, or does not hold a numeric array.
       FileNotFoundError: the file does not exist.
     """
+    return np.array(map_npy(path, where))
+
+
+def map_npy(path: Path, where: str) -> np.ndarray:
+    """Map a numeric array of a .npy file into memory without reading it; errors as those of `read_npy`."""
     check_file(path, where)
     with reading(f"{where}: not a readable .npy file"):
-        # Mapped first: a damaged header that declares more than the file holds is refused before memory is allocated.
+        # A damaged header that declares more than the file holds is refused before memory is allocated.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb":
         found = f"values of type {values.dtype}" if isinstance(values, np.ndarray) else "an archive of several arrays"
         raise InputError(f"{where}: expected a matrix of numbers, found {found}")
-    return np.array(values)
+    return values
 
 
 def shortlist(items: list[str], most: int = 8) -> str:

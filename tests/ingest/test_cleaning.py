@@ -107,9 +107,10 @@ def test_works_in_place_and_blocks_do_not_matter():
     kept = np.delete(np.arange(T), [5, 6])
     operator = time_operator(kept, tr=TR, confounds=None, **BAND)
     expected = (y[:, kept] - y[:, kept].mean(1, keepdims=True)) @ operator.T
-    cleaned, *_ = apply_in_place(y, kept, operator)
+    cleaned, _, std, *_ = apply_in_place(y, kept, operator)
     assert np.shares_memory(cleaned, y) and cleaned.flags.c_contiguous
-    np.testing.assert_allclose(cleaned, expected, atol=1e-3)
+    np.testing.assert_allclose(cleaned, (expected - expected.mean(1, keepdims=True)) / expected.std(1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(std, expected.std(1), rtol=1e-5)
 
 
 def test_regressors_that_leave_nothing():
