@@ -203,12 +203,23 @@ def available_memory() -> int:
     """Return the bytes of memory that this process can still take, by the machine and by its control group."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    limit, used = _group_memory()
+    return min(psutil.virtual_memory().available, max(limit - used, 0))
+
+
+def all_memory() -> int:
+    """Return the bytes of memory that a process can have at most, by the machine and by its control group."""
+    import psutil
+
+    return min(psutil.virtual_memory().total, _group_memory()[0])
+
+
+def _group_memory() -> tuple[int, int]:
+    """Limit of the control group, and what it uses; a limit that is never reached where there is none."""
     for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit ("max")
-            limit, taken = (int((CGROUP / name).read_text()) for name in (most, used))
-            free = min(free, max(limit - taken, 0))
-    return int(free)
+            return int((CGROUP / most).read_text()), int((CGROUP / used).read_text())
+    return 1 << 62, 0
 
 
 @contextlib.contextmanager

@@ -20,14 +20,16 @@ from numpy.testing import assert_allclose
 from pnet_jax.batch import pipeline, tasks
 from pnet_jax.batch import run as running
 from pnet_jax.batch.job import job_of
+from pnet_jax.batch.pipeline import bounds_of
 from pnet_jax.batch.run import construct_cohort
 from pnet_jax.checkpoint import save_group, save_model
 from pnet_jax.config import CleaningConfig, ConstructConfig, PrepareConfig
-from pnet_jax.construction import Ready, resolve
+from pnet_jax.construction import Builder, Ready, resolve
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
+from pnet_jax.ingest.memory import peak_bytes
 from pnet_jax.outputs import load_network, read_records
 from pnet_jax.outputs.overview import overview, summary
 from pnet_jax.outputs.sidecars import stat_label
@@ -713,3 +715,18 @@ def test_scans_of_a_store_are_constructed_without_their_files(mixed, config, tmp
         assert np.mean(a.labels == b.labels) > 0.98
     (chosen,) = stored_scans(tmp_path / "store", participant_labels=["02"])
     assert chosen.label == mixed[1].label
+
+
+def test_a_scan_that_takes_more_memory_than_there_is_fails_with_its_estimate(mixed, config, tmp_path, monkeypatch):
+    needed = {one.bold: peak_bytes(one, config.cleaning) for one in mixed[:2]}
+    monkeypatch.setattr(tasks, "all_memory", lambda: min(needed.values()))
+    rows = construct_cohort(mixed[:2], tmp_path, dataclasses.replace(config, edges=("pearson",)))
+    assert status_of(rows) == ["ok", "failed"] and rows[1]["fault"] == "machine"  # the second is longer
+    assert "reading it takes about" in rows[1]["error"]
+
+
+@pytest.mark.parametrize(("gib", "processes", "scans"), [(0, 8, 11), (1, 1, 1), (20, 8, 10), (100, 8, 11)])
+def test_the_memory_bounds_what_is_read_at_a_time(config, gib, processes, scans):
+    builder = Builder(resolve(config, cohort=True))
+    bounds = bounds_of(builder, 1, 8, 1 << 30, gib << 30)
+    assert (bounds.processes, bounds.scans) == (processes, scans)

@@ -108,7 +108,7 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
         remove_files(job.folder, earlier)
         earlier = {}
     # Messages of pnet_jax name the file; those of other libraries need the type to be understood.
-    ours = isinstance(error, ValueError | OSError | WorkerDiedError) and str(error)
+    ours = isinstance(error, ValueError | OSError | MemoryError | WorkerDiedError) and str(error)
     message = str(error) if ours else f"{type(error).__name__}: {error}"
     where = "" if source.label in message else f"{source.label} ({source.bold}): "
     status = "unavailable" if source.problem else "failed"

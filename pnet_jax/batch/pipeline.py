@@ -28,6 +28,7 @@ from pnet_jax.personalization import find_personal
 Row = dict[str, Any]
 Told = Callable[[str, int, int, int], None]
 ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
+SHARE = 0.5  # of the memory, for scans; the step, the networks and the programs take the rest
 LOOK_SECONDS = 0.01  # between two looks at a wave that is computed, while readers and writers may be done
 POLL_SECONDS = 0.2  # between two looks at a scan that another process works on
 
@@ -37,19 +38,33 @@ class Bounds(NamedTuple):
 
     Attributes:
       wave: scans that go through the step together.
+      processes: that read and write.
       scans: scans that are being read, wait for a wave or are in one.
       writing: networks that are being written.
+      each: bytes that reading a scan takes at its peak, by the largest of the first ones; 0 where it is not known.
     """
 
     wave: int
+    processes: int
     scans: int
     writing: int
+    each: int = 0
 
 
-def bounds_of(builder: Builder, wave: int | None, processes: int) -> Bounds:
-    """Bounds for a number of worker processes."""
+def bounds_of(builder: Builder, wave: int | None, processes: int, each: int = 0, memory: int = 0) -> Bounds:
+    """Bounds for worker processes and memory.
+
+    Args:
+      builder: of the plan, on its devices.
+      wave: scans that go through the step together; None takes the default of the devices.
+      processes: worker processes at most.
+      each: bytes that a scan takes; 0 if not known.
+      memory: bytes that there are; SHARE of it may hold scans.
+    """
     wave = wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
-    return Bounds(wave, 3 * wave + processes, wave + 2 * processes)
+    most = max(int(SHARE * memory / each), 1) if each and memory else 1 << 30
+    processes = min(processes, most)
+    return Bounds(wave, processes, max(min(3 * wave + processes, most), wave), wave + 2 * processes, each)
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,8 +23,9 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.errors import SettingsError
-from pnet_jax.execution import Workers, cores, in_blocks, rank_in_job
+from pnet_jax.execution import Workers, available_memory, cores, in_blocks, rank_in_job
 from pnet_jax.ingest import ScanSource
+from pnet_jax.ingest.memory import peak_bytes
 from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
 from pnet_jax.outputs.atomic import sweep
 from pnet_jax.outputs.lock import alongside, waiting_for
@@ -32,6 +33,7 @@ from pnet_jax.outputs.status import RECORDS, check_command, write_submission, wr
 from pnet_jax.report import check_installed, write_index
 
 TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
+LOOKED_AT = 8  # scans whose headers say how much memory one takes
 BLOCK = 8  # scans of a task on a cluster: enough to be worth its way there, few enough to be done again
 FEW = 4  # scans below which worker processes cost more time than they save
 _ONE_BLOCK = threading.Lock()  # of a cluster's worker with several threads: one block after another
@@ -187,10 +189,11 @@ def _here(
     processes = job.config.workers
     if processes is None:
         processes = 0 if len(sources) < FEW else min(cores(), len(sources))
-    bounds = bounds_of(builder, job.config.wave, processes)
+    each = max((peak_bytes(one, job.config.cleaning) or 0 for one in sources[:LOOKED_AT] if not one.problem), default=0)
+    bounds = bounds_of(builder, job.config.wave, processes, each, available_memory())
     if say is not None and len(sources) >= FEW:
-        say(_about(bounds, processes, len(sources)))
-    with Workers(processes) as workers:
+        say(_about(bounds, len(sources)))
+    with Workers(bounds.processes) as workers:
         pipeline = Pipeline(job, builder, workers, bounds, told)
         begun = time.perf_counter()
         try:
@@ -203,11 +206,12 @@ def _here(
     return rows
 
 
-def _about(bounds: Bounds, processes: int, scans: int) -> str:
-    devices = jax.local_devices()
+def _about(bounds: Bounds, scans: int) -> str:
+    devices, processes = jax.local_devices(), bounds.processes
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
-        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory"
+        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory, about "
+        f"{bounds.scans * bounds.each / 2**30:.1f} GiB of {available_memory() / 2**30:.0f} GiB that are free"
     )
 
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from pnet_jax.batch.job import Job
 from pnet_jax.errors import InputError
+from pnet_jax.execution import all_memory
 from pnet_jax.ingest import ScanSource
+from pnet_jax.ingest.memory import peak_bytes
 from pnet_jax.network import Network
 from pnet_jax.outputs import page_name, save
 from pnet_jax.outputs.lock import waiting_for
@@ -44,11 +46,19 @@ def read(job: Job, source: ScanSource) -> Read:
     """Read and clean one scan.
 
     Raises:
-      InputError: The recording is refused, or one of its files changed meanwhile.
+      InputError: The recording is refused.
+      MemoryError: It takes more memory than there is.
+      RuntimeError: One of its files changed meanwhile.
     """
     begun = time.perf_counter()
     if source.problem:
         raise InputError(source.problem)
+    needed, there = peak_bytes(source, job.config.cleaning) or 0, all_memory()
+    if needed > there:
+        raise MemoryError(
+            f"{source.label} ({source.bold}): reading it takes about {needed / 2**30:.1f} GiB, and there are {there / 2**30:.1f} GiB in "
+            "all; use a machine with more memory, or a coarser resolution"
+        )
     inputs = job.inputs(source)
     scan, said = _heard(lambda: source.load(job.config.cleaning, **job.options))
     if job.inputs(source) != inputs:
