@@ -167,7 +167,10 @@ def _entry(line: str, listing: Path) -> str:
 
 
 def _resolve(name: str, listing: Path) -> Path:
-    """The file beside the list, else in the working folder; beside the list where it is in neither. Backslashes may part folders."""
+    """The file beside the list, else in the working folder; beside the list where it is in neither. Backslashes may part folders, and `~`
+    is the home folder."""
+    if name.startswith("~"):
+        return Path(name).expanduser()
     for spelled in (name, name.replace("\\", "/")):
         for file in (listing.parent / spelled, Path(spelled)):
             if spelled and len(os.fsencode(spelled)) <= LONGEST_PATH and file.is_file():

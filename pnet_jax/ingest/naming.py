@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pnet_jax.errors import InputError
@@ -13,6 +13,8 @@ from pnet_jax.scan import scan_label as scan_label
 EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy", ".1d", ".txt")
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
 NATIVE = ("preproc", "optcom")  # desc- of fMRIPrep's preprocessed runs; without a space- entity they are in the native space of the run
+MANY_NAMES, KEPT_FOLDERS = 1000, 8
+_LARGE_FOLDERS: dict[tuple[str, int], dict[str, list[str]]] = {}  # by path and time of change: names by subject
 VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
 
 
@@ -122,17 +124,38 @@ def _of_another(candidate: Path, path: Path) -> bool:
 
 
 def _of_subject(folder: Path, subject: str, suffix: str) -> list[Path]:
-    """A subject's files of one suffix in a folder; names are filtered first, because a folder may hold thousands of subjects."""
-    names = [name for name in file_names(folder) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
+    """A subject's files of one suffix in a folder."""
+    names = [name for name in names_about(folder, subject) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
     return [folder / name for name in sorted(names) if suffix_of(name) == suffix]
 
 
-def file_names(folder: Path) -> list[str]:
-    """List the names in a folder in arbitrary order; empty if it cannot be listed."""
+def names_about(folder: Path, subject: str) -> list[str]:
+    """List the names in a folder that are a subject's own, or no subject's; empty if the folder cannot be listed.
+
+    The list of a folder of thousands of files is kept, as long as the folder does not change: each scan asks for it.
+    """
     try:
-        return os.listdir(folder)
+        key = str(folder), os.stat(folder).st_mtime_ns
+        groups = _LARGE_FOLDERS.get(key) or _grouped(os.listdir(folder))
     except OSError:
         return []
+    if sum(map(len, groups.values())) >= MANY_NAMES and key not in _LARGE_FOLDERS:
+        while len(_LARGE_FOLDERS) >= KEPT_FOLDERS:
+            _LARGE_FOLDERS.pop(next(iter(_LARGE_FOLDERS)))
+        _LARGE_FOLDERS[key] = groups
+    return groups.get("", []) + groups.get(subject, [])
+
+
+def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_subject_of(name), []).append(name)
+    return groups
+
+
+def _subject_of(name: str) -> str:
+    """What stands between `sub-` and the next `_` or `.` of a name; empty for another name."""
+    return re.split(r"[_.]", name[4:], maxsplit=1)[0] if name.startswith("sub-") else ""
 
 
 def _without(path: str | Path, keys: tuple[str, ...], numbered: bool = False) -> dict[str, str]:

@@ -78,8 +78,8 @@ def sidecars(path: Path) -> Iterator[Path]:
     entities, suffix = naming.entities_of(path), naming.suffix_of(path)
     root = naming.dataset_folder(path, entities["sub"])
     for folder in path.parents:
-        names = [name for name in naming.file_names(folder) if name.endswith(f"{suffix}.json") and name != own.name]
-        names = [name for name in names if name.startswith(f"sub-{entities['sub']}_") or not name.startswith("sub-")]
+        names = naming.names_about(folder, entities["sub"])
+        names = [name for name in names if name.endswith(f"{suffix}.json") and name != own.name]
         found = [folder / name for name in names if naming.suffix_of(name) == suffix]
         applying = [file for file in found if naming.entities_of(file).items() <= entities.items()]
         yield from sorted(applying, key=lambda file: (-len(naming.entities_of(file)), file.name))

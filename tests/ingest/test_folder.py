@@ -300,3 +300,18 @@ def test_results_of_an_earlier_command_inside_the_input_are_not_read(tmp_path, r
     with pytest.warns(UserWarning, match=r"pnet holds results of pnet"):
         (source,) = find_scans(tmp_path)
     assert source.bold == tmp_path / "sub-01" / recording
+
+
+def test_a_flat_folder_of_thousands_is_listed_once(tmp_path, monkeypatch):
+    """And again once it has changed."""
+    for number in range(400):
+        name = f"sub-{number:03d}_task-rest_space-MNI152NLin6Asym_desc"
+        for ending in ("preproc_bold.nii.gz", "preproc_bold.json", "brain_mask.nii.gz"):
+            (tmp_path / f"{name}-{ending}").touch()
+    listed, whole = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or whole(folder))
+    found = find_scans(tmp_path)
+    assert all(len([file for file in one.files if file is not None]) == 3 for one in found) and len(found) == 400
+    assert len(listed) < 10
+    (tmp_path / "task-rest_bold.json").touch()
+    assert (tmp_path / "task-rest_bold.json") in found[7].files
