@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tomllib
 import warnings
@@ -11,6 +12,7 @@ import pytest
 
 from pnet_jax import commands
 from pnet_jax.cli import main
+from pnet_jax.commands.options import Bar
 
 
 def said(capsys, *arguments: str) -> tuple[int, str]:
@@ -157,3 +159,33 @@ def test_a_hangup_that_nohup_ignores_ends_nothing(monkeypatch, capsys):
 def test_results_do_not_go_into_the_input(tmp_path, capsys):
     code, told = said(capsys, "construct", str(tmp_path), f"{tmp_path}/.")
     assert code == 1 and told.startswith(f"pnet construct: OUT is the same folder as INPUT ({tmp_path}") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said_of"),
+    [
+        (["--shard", "3"], "--shard: expected I/N, e.g. 3/20, or auto, got '3'"),
+        (["--shard", "4/3"], "shard: expected i/N with 1 <= i <= N, got 4/3"),
+        (["--cluster", "gnu"], "cluster: expected one of local, slurm, pbs, sge, lsf, mpi, got 'gnu'"),
+        (["--shard", "1/2", "--cluster", "local"], "--shard and a cluster exclude each other"),
+        (["--workers", "-1"], "--workers: expected 0 or more, got -1"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_first_scan(options, said_of, tmp_path, capsys):
+    (tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").touch()
+    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--report", "false", *options)
+    assert code in (1, 2) and said_of in told
+    assert not list((tmp_path / "out").rglob("sub-*"))
+
+
+def test_status_of_a_folder_that_is_not_there(tmp_path, capsys):
+    code, told = said(capsys, "status", str(tmp_path / "nowhere"))
+    assert code == 1 and "expected a folder that `pnet construct` wrote" in told
+
+
+def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
+    monkeypatch.setattr("pnet_jax.commands.options.LINE_SECONDS", -1.0)
+    with Bar(10, "construct") as bar:
+        bar.of_scans("sub-01", 5, 2, 10)
+    told = capsys.readouterr().err
+    assert re.search(r"construct: 5 of 10 scans, 2 failed, sub-01; \d+ an hour, about \d+ s left; [\d.]+ GiB at most", told)
