@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import Toy
 from numpy.testing import assert_allclose, assert_array_equal
+from tolerance import rounding
 
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig
@@ -111,13 +112,23 @@ def test_size_of_the_wave_and_devices_change_rounding_alone(waiting, four, short
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
     found = land(launch(waiting[0].shared, [one.subject for one in waiting[:size]], short_grid.plan.settings, mesh), size)
     for one, expected in zip(found, four, strict=False):
+        fitted = max(1e-5, error_of_log_kappa(expected))
         paths = jax.tree_util.tree_leaves_with_path(one)
         for (path, a), b in zip(paths, jax.tree.leaves(expected), strict=True):
             name = jax.tree_util.keystr(path)
             if np.issubdtype(a.dtype, np.floating):
-                assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+                near = 1e-5 if name.startswith((".signals", ".edges", ".halves")) else fitted  # of hard labels, which are equal
+                assert_allclose(a, b, rtol=near, atol=near, err_msg=name)
             else:
                 assert_array_equal(a, b, err_msg=name)
+
+
+def error_of_log_kappa(found) -> float:
+    """What rounding of the scores, means over all locations, makes of the peak of a parabola through the best κ and those beside it."""
+    scores = np.asarray(found.choice.scores, np.float64)[np.asarray(found.choice.betas) == found.choice.betas[0]]
+    best = int(np.clip(scores.argmax(), 1, len(scores) - 2))
+    bend = abs(scores[best - 1] - 2 * scores[best] + scores[best + 1])
+    return rounding(len(found.labels), scale=np.abs(scores).max(), condition=1 / bend)
 
 
 def test_construct_is_a_wave_of_one(toy, toy_model, toy_builder):
