@@ -17,7 +17,7 @@ commands:
   demo         one real scan from download to report
   construct    networks of a scan, a list of scans or an fMRIPrep folder
   status       progress of the scans in a results folder
-  report       HTML pages of results that stand already
+  report       HTML pages of existing results
   collect      results of many scans in one cohort store
   export       a cohort in the formats of other programs
   simulate     a cohort with known truth, as BIDS derivatives

@@ -291,7 +291,7 @@ def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _pool(processes: int) -> Any:
-    from loky import ProcessPoolExecutor  # needs no `if __name__ == "__main__"` guard in scripts, as multiprocessing does
+    from loky import ProcessPoolExecutor  # unlike multiprocessing, it works in scripts without the guard `if __name__ == "__main__"`
 
     # BLAS has one thread per worker, and no worker takes an accelerator from the process that computes.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

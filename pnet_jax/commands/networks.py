@@ -34,7 +34,7 @@ def construct(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     selection_options(parser)
-    parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
+    parser.add_argument("--resume", action="store_true", help="skip scans that are up to date")
     parser.add_argument("--retry-failed", action="store_true", help="construct only the scans that failed before")
     execution_options(parser)
     config, args = parse(parser, ConstructConfig, arguments)

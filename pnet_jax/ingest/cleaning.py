@@ -255,8 +255,8 @@ class Applied(NamedTuple):
 
     Attributes:
       y: cleaned series, z-scored, 0 where there is no finite, varying signal, `[V, T]`.
-      mean: over the kept frames before cleaning, `[V]`.
-      std: over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
+      mean: mean over the kept frames before cleaning, `[V]`.
+      std: standard deviation over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
       counts: locations that are `not_finite` or `constant`.
       wide: what the operator without a low-pass leaves, z-scored, float16, or None.
       halves: each half of the frames after its own operator, z-scored.

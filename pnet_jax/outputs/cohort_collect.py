@@ -295,7 +295,7 @@ def _prepare(
     found_layouts = sorted(_each(_layouts, parts, workers), key=lambda pair: pair[0].number)
     layouts = [one for _, some in found_layouts for one in some]
     if not there and not layouts:
-        raise SettingsError(f"{folder}: expected a scan that succeeded, found {len(found)} that failed")
+        raise SettingsError(f"{folder}: expected at least one scan that succeeded, found {len(found)} that failed")
     scans = [*there, *(one.scan for one in found if one.scan not in there)]
     by_scan = {one.scan: one for one in found}
     covariates = covariates_of(

@@ -169,7 +169,7 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
     with pytest.raises(SettingsError, match=r"holds results for 2 atlases \(Other12, Schaefer12\): choose one"):
         collect(folder)
     assert collect(folder, atlas=ATLAS)["path"] == str(folder / "cohort_seg-Schaefer12.zarr")
-    with pytest.raises(SettingsError, match="expected a scan that succeeded, found 1 that failed"):
+    with pytest.raises(SettingsError, match="expected at least one scan that succeeded, found 1 that failed"):
         collect(folder, atlas="Other12")
     (tmp_path / "in").mkdir()
     with pytest.raises(SettingsError, match="expected networks that `pnet construct` wrote, found none"):
