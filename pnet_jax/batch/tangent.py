@@ -34,7 +34,7 @@ def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     if all(rows[at].get("cohort") == cohort for at in complete):
         return rows
     # From disk, one at a time: scans of an earlier call count too, and the locations of a large cohort need not be in memory.
-    signals = [load_network(job.folder / rows[at]["dseg"]).signals for at in complete]
+    signals = [load_network(job.folder / rows[at]["dseg"], brief=True).signals for at in complete]
     present = np.stack([np.isfinite(x).all(1) for x in signals])
     shared = np.all(present, axis=0)
     said = _few_shared(present, [rows[at]["scan"] for at in complete])
@@ -43,7 +43,7 @@ def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     if shared.sum() < 2:
         return _noted(job, rows, f"{said}; not written")
     for at, matrix in zip(complete, measures.cohort_tangent(signals, shared), strict=True):
-        network = load_network(job.folder / rows[at]["dseg"])
+        network = load_network(job.folder / rows[at]["dseg"], brief=True)
         written = digests(job.folder, save_edges(dataclasses.replace(network, edges={"tangent": matrix}), job.folder))
         row = columns(rows[at]) | {"cohort": cohort}
         row.pop("warnings", None)  # from an earlier call with other scans
