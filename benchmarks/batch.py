@@ -1,9 +1,9 @@
-"""`pnet construct` over many scans: scans an hour, memory as the cohort grows, and what the program waited for.
+"""`pnet construct` over many scans: scans per hour, memory as the cohort grows, and what the program waited for.
 
-A cohort of `--subjects` scans (4 mm, 10 minutes, K = 200, simulated; `--distinct` recordings under as many labels as are needed) and one of
-`--roi` tables of 200 regions go through `pnet construct` in a process of its own, with and without pages. The memory of the process and
-its workers is sampled while the records appear. `--before FOLDER`: a checkout whose `pnet construct` is measured in the same way on
-`--few` scans, for a ratio within one run.
+A cohort of `--subjects` scans (4 mm, 10 minutes, K = 200, simulated; `--distinct` recordings that are repeated under further labels) and
+one of `--roi` tables of 200 regions are constructed by `pnet construct` in its own process, with and without pages. The memory of the
+process and its workers is sampled during the run. `--before FOLDER` names a checkout whose `pnet construct` is measured in the same way on
+`--few` scans, so that both are compared within one run.
 
     python benchmarks/batch.py --subjects 1000 --roi 5000 --out benchmarks/results/batch.json
 """
@@ -46,12 +46,12 @@ def main() -> None:
     rows = [
         (name, f["scans"], f["per_hour"], f["seconds_each"], f["peak_gib_early"], f["peak_gib"], f["waited"]) for name, f in figures.items()
     ]
-    table(("run", "scans", "an hour", "s a scan", "peak GiB, first 100", "peak GiB", "waited for"), rows)
+    table(("run", "scans", "per hour", "s per scan", "peak GiB, first 100", "peak GiB", "waited for"), rows)
     write(args, figures)
 
 
 def simulated(work: Path, subjects: int, distinct: int) -> Path:
-    """A derivatives folder of simulated scans; the same recordings come again under other labels."""
+    """Make a derivatives folder of simulated scans; the same recordings are repeated under other labels."""
     source = work / "simulated"
     command = [*PNET, "simulate", source, "--subjects", min(distinct, subjects), "--sessions", 1, "--minutes", 10, "--seed", 3]
     subprocess.run([*map(str, command)], check=True, capture_output=True, env=environment(ROOT))
@@ -59,7 +59,7 @@ def simulated(work: Path, subjects: int, distinct: int) -> Path:
 
 
 def linked(folder: Path, source: Path, subjects: int) -> Path:
-    """A folder with so many subjects, whose files are links to those of another."""
+    """Make a folder with this many subjects, whose files are links to those of another folder."""
     own = sorted(path for path in source.glob("sub-*") if path.is_dir())
     folder.mkdir(parents=True)
     (folder / "dataset_description.json").write_bytes((source / "dataset_description.json").read_bytes())
@@ -74,7 +74,7 @@ def linked(folder: Path, source: Path, subjects: int) -> Path:
 
 
 def roi_tables(folder: Path, subjects: int) -> tuple[Path, Path]:
-    """A folder of ROI tables and the places of the regions: signals of ten networks on noise."""
+    """Make a folder of ROI tables (signals of ten networks plus noise) and a table of the region centroids."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     xyz = rng.uniform([-60, -90, -40], [60, 60, 70], (REGIONS, 3))
@@ -97,7 +97,7 @@ def roi_tables(folder: Path, subjects: int) -> tuple[Path, Path]:
 
 
 def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) -> dict[str, object]:
-    """A run of `pnet construct` of some checkout: its speed, memory and what it waited for."""
+    """Run `pnet construct` of a checkout, and return its speed, memory and what it waited for."""
     subprocess.run(["rm", "-rf", str(out)], check=True)
     command = [*PNET, "construct", folder, out, *options]
     begun = time.perf_counter()
@@ -117,7 +117,7 @@ def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) 
         "scans": scans,
         "seconds": round(seconds, 1),
         "first_after": round(first, 1),
-        "seconds_each": round((seconds - first) / max(scans - 1, 1), 3),  # without the start, which a large cohort does not feel
+        "seconds_each": round((seconds - first) / max(scans - 1, 1), 3),  # without the startup, which is negligible for a large cohort
         "per_hour": round(3600 * scans / seconds),
         "peak_gib_early": round(max((used for _, done, used in memory if done <= 100), default=0) / 2**30, 2),
         "peak_gib": round(max(used for *_, used in memory) / 2**30, 2),
@@ -129,13 +129,13 @@ def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) 
 
 
 def finished(out: Path) -> int:
-    """How many scans a run has finished: their records, or rows of the table that earlier versions wrote."""
+    """Count the scans that a run has finished: records, or rows of the table that earlier versions wrote."""
     rows = (out / "status.tsv").read_bytes().count(b"\n") - 1 if (out / "status.tsv").is_file() else 0
     return max(len(list((out / ".pnet").glob("*.json"))), rows)
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process and its children, what they share counted once for each."""
+    """Return the memory of a process and its children in bytes; shared memory is counted once for each."""
     total = 0
     try:
         for one in (process := psutil.Process(pid), *process.children(recursive=True)):
@@ -152,10 +152,10 @@ def environment(code: Path) -> dict[str, str]:
 def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("--subjects", type=int, default=1000)
-    arguments.add_argument("--distinct", type=int, default=20, help="recordings that are simulated")
-    arguments.add_argument("--roi", type=int, default=5000, help="ROI tables; 0 leaves them out")
-    arguments.add_argument("--before", type=Path, help="checkout of another version, to be measured beside this one")
-    arguments.add_argument("--few", type=int, default=12, help="scans of the other version")
+    arguments.add_argument("--distinct", type=int, default=20, help="number of simulated recordings")
+    arguments.add_argument("--roi", type=int, default=5000, help="number of ROI tables; 0 leaves them out")
+    arguments.add_argument("--before", type=Path, help="checkout of another version, measured for comparison")
+    arguments.add_argument("--few", type=int, default=12, help="number of scans for the other version")
     arguments.add_argument("--work", type=Path, help="folder for the cohort and the results (100 GiB for 1,000 subjects)")
     return arguments.parse_args()
 

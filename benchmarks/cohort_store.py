@@ -1,7 +1,7 @@
 """Size and speed of the cohort store: seconds to write a scan, seconds to read the edges or everything of all scans, files and bytes.
 
-Random results of realistic shapes, one process, local disk, files in the page cache. Beside the blocks of scans stands what a block of one
-scan costs, which is a store with files of its own for every scan; last, what `pnet collect` takes from results on disk.
+Random results of realistic shapes, one process, local disk, files in the page cache. Blocks of several scans are compared with blocks of
+one scan, which give every scan its own files; the time of `pnet collect` on results on disk is measured last.
 
     python benchmarks/cohort_store.py --scans 1000 --blocks 1 8 32 128 --out benchmarks/results/cohort_store.json
 """
@@ -23,7 +23,7 @@ from pnet_jax.outputs import collect, save
 from pnet_jax.outputs.cohort import Entry, create, layout_of, write_block
 from pnet_jax.space import grid_space
 
-DIFFERENT = 16  # results that are made; the others repeat them under other names
+DIFFERENT = 16  # distinct results; the others repeat them under other names
 
 
 def main() -> None:
@@ -35,21 +35,21 @@ def main() -> None:
     head = list(rows[0])
     table(head, [[row[name] for name in head] for row in rows])
     collected = _collect(networks)
-    print(f"pnet collect, from results on disk: {collected:.0f} ms a scan")
+    print(f"pnet collect, from results on disk: {collected:.0f} ms per scan")
     write(args, {"shape": shape, "stores": rows, "collect_ms_a_scan": collected})
 
 
 def _arguments():
     out = parser(__doc__, data=False)
     out.add_argument("--scans", type=int, default=1000)
-    out.add_argument("--blocks", type=int, nargs="+", default=[1, 8, 32, 128], help="scans in a block")
+    out.add_argument("--blocks", type=int, nargs="+", default=[1, 8, 32, 128], help="scans per block")
     out.add_argument("--parcels", type=int, default=200)
     out.add_argument("--frames", type=int, default=300)
     return out.parse_args()
 
 
 def _network(seed: int, args) -> Network:
-    """Parcels that are compact, as real ones are; signals and confidence are noise, which compresses worst."""
+    """Make results with compact parcels, like real ones; signals and confidence are noise, which compresses worst."""
     rng, k, t = np.random.default_rng(seed), args.parcels, args.frames
     ijk = np.stack(np.meshgrid(*map(np.arange, (46, 55, 46)), indexing="ij"), -1)
     inside = (((ijk - [22.5, 27, 22]) / [17.8, 22, 17]) ** 2).sum(-1) < 1
@@ -103,7 +103,7 @@ def _measure(networks: list[Network], scans: int, block: int) -> dict[str, float
 
 
 def _collect(networks: list[Network]) -> float:
-    """Milliseconds a scan from BIDS derivatives to the store, one process."""
+    """Return the milliseconds per scan from BIDS derivatives to the store, in one process."""
     folder = Path(tempfile.mkdtemp())
     try:
         for number, network in enumerate(networks):

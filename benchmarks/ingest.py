@@ -1,14 +1,14 @@
-"""Reading and cleaning one scan beside nilearn's NiftiMasker: seconds, peak memory, and whether the numbers are the same.
+"""Reading and cleaning one scan, compared with nilearn's NiftiMasker: seconds, peak memory, and agreement of the results.
 
-A scan of 91 x 109 x 91 voxels and 300 frames (MNI, 2 mm; int16, gzip) is simulated in a temporary folder: a brain of as many voxels as
-MNI's, noise around it, 14 confounds. Each program detrends, band-passes (0.009 to 0.1 Hz), regresses the confounds and standardises the
-voxels of the same mask, in a process of its own, in turn, several times. Seconds are counted from the end of the imports to the result
-in memory, and beside them those of the processor (all threads). Peak memory is the process's resident peak, imported libraries included.
-Results are compared with those of the first program (`largest difference`), and one voxel in a hundred with nilearn's cleaning in
-float64 (`largest error`).
+A scan of 91 x 109 x 91 voxels and 300 frames (MNI, 2 mm; int16, gzip) is simulated in a temporary folder: a brain with as many voxels as
+that of MNI, noise around it, 14 confounds. Each program detrends, band-passes (0.009 to 0.1 Hz), regresses out the confounds and
+standardises the voxels of the same mask, in its own process; programs alternate over several repeats. Seconds are measured from the end of
+the imports to the result in memory, as wall time and as CPU time (all threads). Peak memory is the resident peak of the process, imported
+libraries included. Results are compared with those of the first program (`largest difference`), and one voxel in a hundred with nilearn's
+cleaning in float64 (`largest error`).
 
-`both halves` also cleans each half of the scan on its own, which constructing a network needs and the masker does not do. `filter at
-once` is the masker with the option that makes nilearn filter all voxels in one call in place of one after the other: faster, for more
+`both halves` also cleans each half of the scan on its own, which constructing a network requires and the masker does not do. `filter at
+once` is the masker with the option that makes nilearn filter all voxels in one call instead of one after the other: faster, but with more
 memory.
 
     python benchmarks/ingest.py --out benchmarks/results/ingest.json
@@ -34,7 +34,7 @@ TR, LOW_PASS, HIGH_PASS = 2.0, 0.1, 0.009
 STEM = "sub-01_task-rest_space-MNI152NLin6Asym"
 BOLD, MASK, CONFOUNDS = f"{STEM}_desc-preproc_bold.nii.gz", f"{STEM}_desc-brain_mask.nii.gz", "confounds.npy"
 OURS, MASKER = "pnet_jax", "NiftiMasker"
-CHUNK, APART = 4096, 100  # locations that are compared at a time; one in so many is cleaned in float64 as well
+CHUNK, APART = 4096, 100  # locations compared at a time; one in this many is also cleaned in float64
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def simulate(args) -> None:
-    """A scan with drifts and slow fluctuations, its mask and confounds."""
+    """Simulate a scan with drifts and slow fluctuations, its mask and confounds."""
     import nibabel as nib
 
     rng, shape = np.random.default_rng(0), tuple(args.grid)
@@ -75,7 +75,7 @@ def simulate(args) -> None:
     affine[:3, 3] = [-90, -126, -72]
     place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij"), -1)
     distance = np.linalg.norm(place / [0.80, 0.86, 0.82], axis=-1)
-    brain, head = distance < 0.98, distance < 1.1  # 0.25 of the grid, as MNI's brain
+    brain, head = distance < 0.98, distance < 1.1  # 0.25 of the grid, like the MNI brain
     level = np.where(brain, 8000 + 2000 * np.sin(9 * place[..., 0]) * np.cos(7 * place[..., 1]), np.where(head, 1500, 40))
     noise = np.where(brain, 60, np.where(head, 30, 12))
     shared = np.cumsum(rng.normal(size=(args.frames, 3)), 0) * 4
@@ -93,7 +93,7 @@ def simulate(args) -> None:
 
 
 def exact(args) -> None:
-    """Some voxels, cleaned by nilearn in float64."""
+    """Clean some voxels with nilearn in float64."""
     import nibabel as nib
     from nilearn.signal import clean
 
@@ -142,11 +142,11 @@ RUNS = {"simulate": simulate, "exact": exact} | CONTENDERS
 
 
 def _measure(args, load: Callable[[], np.ndarray]) -> None:
-    """Prints what a call takes, and keeps its result, `[V, T]`, for the comparison."""
+    """Print the time and memory of a call, and save its result, `[V, T]`, for the comparison."""
     imported, start, busy = _peak(), time.perf_counter(), time.process_time()
     y = load()
     seconds, processor, peak = time.perf_counter() - start, time.process_time() - busy, _peak()
-    y = y * np.float32(y.std(1, dtype=np.float64).mean() ** -1)  # nilearn divides by the standard deviation of the sample
+    y = y * np.float32(y.std(1, dtype=np.float64).mean() ** -1)  # nilearn divides by the sample standard deviation (n − 1)
     np.save(args.folder / f"{args.run}.npy", y)
     print(
         json.dumps(
@@ -156,7 +156,7 @@ def _measure(args, load: Callable[[], np.ndarray]) -> None:
 
 
 def _peak() -> float:
-    """Resident peak of this process in MiB; Linux counts the parent's into `ru_maxrss`."""
+    """Return the resident peak of this process in MiB; on Linux, `ru_maxrss` includes the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
@@ -170,19 +170,19 @@ def _child(run: str, folder: str, args) -> dict[str, float]:
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Medians, and every repeat's seconds."""
+    """Return medians, and the seconds of every repeat."""
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     return middle | {"all seconds": [row["seconds"] for row in rows]}
 
 
 def _difference(folder: Path, one: str, other: str) -> float:
-    """Largest absolute difference of two results that are standardised alike."""
+    """Return the largest absolute difference of two results with the same standardisation."""
     a, b = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in (one, other))
     return max(float(np.abs(a[i : i + CHUNK] - b[i : i + CHUNK]).max()) for i in range(0, len(a), CHUNK))
 
 
 def _error(folder: Path, name: str) -> float:
-    """Largest absolute difference from the voxels that were cleaned in float64."""
+    """Return the largest absolute difference from the voxels cleaned in float64."""
     return float(np.abs(np.load(folder / f"{name}.npy", mmap_mode="r")[::APART] - np.load(folder / "exact.npy")).max())
 
 
@@ -191,8 +191,8 @@ def _arguments():
     arguments.add_argument("--grid", type=int, nargs=3, default=[91, 109, 91])
     arguments.add_argument("--frames", type=int, default=300)
     arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--run", choices=RUNS, help="in a process of its own: one program, once")
-    arguments.add_argument("--folder", type=Path, help="of that process's scan")
+    arguments.add_argument("--run", choices=RUNS, help="run one program once (used for the subprocesses)")
+    arguments.add_argument("--folder", type=Path, help="folder of the scan for `--run`")
     return arguments.parse_args()
 
 

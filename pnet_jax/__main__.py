@@ -1,4 +1,4 @@
-"""`python -m pnet_jax` is `pnet`, for launchers that take a module: `mpiexec -n 8 python -m mpi4py.futures -m pnet_jax construct …`."""
+"""`python -m pnet_jax` runs `pnet`, for launchers that expect a module: `mpiexec -n 8 python -m mpi4py.futures -m pnet_jax construct …`."""
 
 import sys
 

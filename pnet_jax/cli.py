@@ -16,8 +16,8 @@ From a participant's resting-state fMRI to that participant's brain functional n
 commands:
   demo         one real scan from download to report
   construct    networks of a scan, a list of scans or an fMRIPrep folder
-  status       how far the scans of a results folder are
-  report       HTML pages of results that stand already
+  status       progress of the scans in a results folder
+  report       HTML pages of existing results
   collect      results of many scans in one cohort store
   export       a cohort in the formats of other programs
   simulate     a cohort with known truth, as BIDS derivatives

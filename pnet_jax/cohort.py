@@ -1,4 +1,4 @@
-"""Cohort: the results of many scans as arrays and a table. Data only; what reads or writes it is a function elsewhere."""
+"""Cohort: the results of many scans as arrays and a table. Data only; other modules read and write it."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ NUMBERS = (
 )
 TEXTS = ("decision", "warnings")
 COLUMNS: tuple[str, ...] = IDENTITY + NUMBERS + TEXTS
-OF_ONE_SCAN = ("source", "seed", "device")  # parts of provenance that differ from scan to scan
+OF_ONE_SCAN = ("source", "seed", "device")  # entries of the provenance that differ between scans
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """S results of one atlas, in the order of the table's rows.
+    """Results of S scans for one atlas, in the order of the table's rows.
 
     Attributes:
       table: columns by name, each `[S]`: `scan` (label, unique), `subject`, `session`, `task`, `run`, quality control (`NUMBERS`, NaN where
-        unknown, and `TEXTS`), then covariates of the participants, e.g. `site` and `age`. `minutes` of kept signal, `mean_fd` in mm,
-        `gain` in nats per location, `dcbc_gain`: medians; `agreement` of the halves' labels, 0…1.
-      edges: measure or layer to `[S, K, K]`, float32; NaN for absent parcels.
-      views: what each of `edges` is: `units`, `meant_for` and `directed` (row k, column l is then what l does to k).
-      coverage: share of each prior parcel's extent that a scan covers, `[S, K]`, 0…1.
-      ids: the atlas's own id of each parcel, `[K]`.
-      names: the atlas's name of each parcel, K of them.
+        unknown, and `TEXTS`), then covariates of the participants, e.g. `site` and `age`. `minutes` is the kept signal, `mean_fd` is in mm,
+        `gain` (nats per location) and `dcbc_gain` are medians, `agreement` is that of the halves' labels, 0…1.
+      edges: matrices by measure or layer, each `[S, K, K]`, float32; NaN for absent parcels.
+      views: properties of each entry of `edges`: `units`, `meant_for` and `directed` (row k, column l is then the effect of l on k).
+      coverage: share of each prior parcel's extent that the scan covers, `[S, K]`, 0…1.
+      ids: id of each parcel in the atlas, `[K]`.
+      names: name of each of the K parcels in the atlas.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
       atlas: `source` and `digest` of the input atlas.
-      signals: parcel signals, `[S, K, T]`, float32; T is that of the longest scan, and NaN pads the others and marks absent parcels. None
-        where they were left out.
-      frames: position of each kept frame in its recording, −1 padded, `[S, T]`, int32.
-      labels: parcel of each location, −1 outside, `[S, V]`, int16. None where the scans do not share a Space.
-      confidence: probability of each location's parcel, 0 outside, `[S, V]`, float32; None like `labels`.
-      space: the V locations: of scans on one image grid, every voxel that is in the mask of a scan. None like `labels`.
-      provenance: what all results have in common of theirs, the names of the entries in which they `differ`, and the scans that were
-        `left_out` with the reason.
+      signals: parcel signals, `[S, K, T]`, float32; T is the length of the longest scan; padding and absent parcels are NaN. None if
+        signals were left out.
+      frames: index of each kept frame in its recording, −1 in the padding, `[S, T]`, int32.
+      labels: parcel of each location, −1 outside, `[S, V]`, int16. None if the scans do not share a Space.
+      confidence: probability of each location's parcel, 0 outside, `[S, V]`, float32; None if `labels` is None.
+      space: the V locations; for scans on one image grid, every voxel in the mask of any scan. None if `labels` is None.
+      provenance: entries that are equal in all results, the names of the entries that `differ`, and the scans that were `left_out`, with
+        the reason.
     """
 
     table: dict[str, np.ndarray]
@@ -89,13 +89,13 @@ class Cohort:
         return None if self.frames is None else self.frames >= 0
 
     def take(self, rows: Bool[np.ndarray, " S"] | Int[np.ndarray, " n"] | slice) -> Cohort:
-        """The scans of a mask, of indices (in their order) or of a slice.
+        """Return the scans selected by a mask, by indices (in their order) or by a slice.
 
         Example:
           >>> adults = cohort.take(cohort.table["age"] >= 18)  # doctest: +SKIP
 
         Raises:
-          IndexError: a mask has another length, or an index is out of range.
+          IndexError: the mask has the wrong length, or an index is out of range.
           InputError: an index occurs twice.
         """
         own: dict[str, Any] = {"table": {name: column[rows] for name, column in self.table.items()}}
@@ -107,17 +107,17 @@ class Cohort:
 
 
 def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | None = None) -> Cohort:
-    """The Cohort of networks in memory, in their order.
+    """Make a Cohort from networks in memory, in their order.
 
     Args:
-      networks: results of one atlas, of different scans.
+      networks: results of different scans for one atlas.
       covariates: further columns of the table, each with one value for each network.
 
     Returns:
       The Cohort. A measure that some networks lack is NaN for them.
 
     Raises:
-      InputError: there is none, a scan occurs twice, K or the atlas differs, or `check_cohort` refuses a matrix; names the scan.
+      InputError: there is no network, a scan occurs twice, K or the atlas differs, or `check_cohort` refuses a matrix; names the scan.
     """
     if not networks:
         raise InputError("expected at least one network, got none")
@@ -154,7 +154,7 @@ def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | No
 
 
 def row_of(network: Network) -> dict[str, Any]:
-    """The columns `COLUMNS` of one network; numbers that are not known are NaN."""
+    """Return the columns `COLUMNS` of one network; unknown numbers are NaN."""
     qc, entities = network.qc, network.entities
     chosen, calibration = qc.selection, qc.calibration
     numbers = {
@@ -179,13 +179,13 @@ def row_of(network: Network) -> dict[str, Any]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], covariates: Mapping[str, Values] | None = None) -> dict[str, np.ndarray]:
-    """Columns of rows by `row_of`, then the covariates that are not among them."""
+    """Return the columns of rows made by `row_of`, then the covariates that are not among them."""
     table = {name: np.array([row[name] for row in rows], np.float64 if name in NUMBERS else np.str_) for name in COLUMNS}
     return table | {name: np.asarray(column) for name, column in (covariates or {}).items() if name not in table}
 
 
 def view_of(name: str) -> dict[str, Any]:
-    """What a measure or layer is: `units`, `meant_for`, `directed`."""
+    """Return the properties of a measure or layer: `units`, `meant_for`, `directed`."""
     known = "pearson" if name in ("shrunk", "guided") else name
     registered = known in measures.names()
     meant_for = measures.meant_for(name if name in measures.MEANT_FOR else "raw")
@@ -194,14 +194,14 @@ def view_of(name: str) -> dict[str, Any]:
 
 
 def atlas_of(network: Network) -> dict[str, str]:
-    """Source and digest of a network's input atlas; empty where they are not known."""
+    """Return the source and digest of a network's input atlas; empty if unknown."""
     prior: Any = network.provenance.get("prior")
     about = prior if isinstance(prior, Mapping) else {}
     return {key: str(about.get(key) or "") for key in ("source", "digest")}
 
 
 def check_same_atlas(first: Network, network: Network) -> None:
-    """Refuses a network of another atlas than the first one's.
+    """Refuse a network whose atlas differs from that of the first.
 
     Raises:
       InputError: K, the ids or the digest differs; names the scan.
@@ -216,7 +216,7 @@ def check_same_atlas(first: Network, network: Network) -> None:
 
 
 def common_space(spaces: Iterable[Space]) -> Space | None:
-    """The locations of all Spaces together; None where they do not belong together (`join_spaces`)."""
+    """Return the union of the locations of all Spaces; None if they cannot be joined (`join_spaces`)."""
     space: Space | None = None
     for number, other in enumerate(spaces):
         space = other if number == 0 else join_spaces(space, other) if space is not None else None
@@ -226,14 +226,14 @@ def common_space(spaces: Iterable[Space]) -> Space | None:
 
 
 def shared_provenance(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What every result says alike, and under `differ` the names of the other entries."""
+    """Return the entries that are equal in all results, and under `differ` the names of the other entries."""
     keys = [key for key in dict.fromkeys(key for one in each for key in one) if key not in OF_ONE_SCAN]
     alike = {key: each[0].get(key) for key in keys if all(one.get(key) == each[0].get(key) for one in each)}
     return {**alike, "differ": [key for key in keys if key not in alike]}
 
 
 def check_shapes(cohort: Cohort) -> None:
-    """Refuses a Cohort whose arrays do not belong together.
+    """Refuse a Cohort whose arrays have inconsistent shapes, or in which a scan occurs twice.
 
     Raises:
       InputError: names the array or the scan that occurs twice.
@@ -256,7 +256,7 @@ def check_shapes(cohort: Cohort) -> None:
 
 
 def check_cohort(cohort: Cohort) -> None:
-    """Refuses values that no result has: matrices that are infinite, NaN beside absent parcels or (of undirected edges) asymmetric.
+    """Refuse invalid values: infinite edges, NaN between present parcels, asymmetric undirected edges, or labels out of range.
 
     Raises:
       InputError: names the scan and the array.
@@ -270,7 +270,7 @@ def check_cohort(cohort: Cohort) -> None:
 
 
 def check_network(network: Network) -> None:
-    """Refuses a network whose values would not pass `check_cohort`.
+    """Refuse a network whose values would not pass `check_cohort`.
 
     Raises:
       InputError: names the scan and the array.
@@ -281,17 +281,17 @@ def check_network(network: Network) -> None:
 
 
 def _fault(matrix: Float[np.ndarray, "K K"], directed: bool) -> str:
-    """What is wrong with a matrix; empty where nothing is."""
+    """Describe what is wrong with a matrix; empty if nothing is."""
     if np.isinf(matrix).any():
-        return "hold an infinite value"
+        return "contain an infinite value"
     missing = np.isnan(matrix)
     present = ~missing.all(1)
     inside = missing & np.outer(present, present)
     np.fill_diagonal(inside, False)
     if inside.any():
         k, to = np.argwhere(inside)[0]
-        return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN for absent parcels only"
-    return "" if directed or _symmetric(matrix) else "are not symmetric, as undirected edges are"
+        return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN only for absent parcels"
+    return "" if directed or _symmetric(matrix) else "are not symmetric, as undirected edges must be"
 
 
 def _symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:

@@ -107,10 +107,10 @@ class ConstructConfig:
       personal: folder of `pnet personalize`: what it found for a recording is used, and not estimated again.
       personalize: see `PersonalizeConfig`.
       wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
-      workers: Processes that read scans and write results while the devices compute; 0 does all of it in this one. None takes one for each
-        core, and 0 for fewer than four scans.
-      parallel: Devices of this process that scans (`subject`) and the locations of each scan (`location`, a power of two) are split over,
-        and where the other processes are (`--shard auto`).
+      workers: Processes that read scans and write results while the devices compute; 0 does everything in this process. None uses one per
+        core, or 0 for fewer than four scans.
+      parallel: Devices of this process over which scans (`subject`) and the locations of each scan (`location`, a power of two) are split,
+        and the addresses of the other processes (`--shard auto`).
       report: write an HTML page for each scan.
       probabilities: write the 4-D probability image.
       fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, modification time, beginning

@@ -1,4 +1,4 @@
-"""Where work runs: worker processes of this machine, or the workers of a cluster. Only this module knows loky, Dask and MPI."""
+"""Execution of tasks by worker processes on this machine or by the workers of a cluster. Only this module imports loky, Dask and MPI."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from threadpoolctl import threadpool_limits
 
 from pnet_jax.errors import SettingsError
 
-MOST_WORKERS = 64  # or four a core, where there are many
-IDLE_SECONDS = 60  # after which a process that has nothing to do ends, and starts again when it is needed
+MOST_WORKERS = 64  # or four per core on machines with many cores
+IDLE_SECONDS = 60  # after which an idle process ends; it is started again when needed
 CLUSTERS = ("local", "slurm", "pbs", "sge", "lsf", "mpi")
 CGROUP = Path("/sys/fs/cgroup")
-RANKS = (  # of the process, and how many there are
+RANKS = (  # rank of the process, and number of processes
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # of a step: a batch script itself has no part
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # set within a step: the batch script itself has no rank
 )
-RETRIES = 2  # of a task whose worker was lost, by the cluster's own scheduler
+RETRIES = 2  # of a task whose worker was lost, made by the cluster's scheduler
 
 
 class WorkerDiedError(RuntimeError):
@@ -49,12 +49,12 @@ class _Task(NamedTuple):
 
 
 class Workers:
-    """Worker processes, where the death of one costs the task that it had and no other.
+    """Worker processes, of which the death of one costs only its own task.
 
-    When a process dies, every task under way is suspected and is tried again on its own; the one that kills its process again fails.
+    When a process dies, every running task is a suspect and is tried again on its own; a task that kills its process again fails.
 
     Args:
-      processes: Their number; with 0, tasks run in this process as they are submitted.
+      processes: Number of worker processes; with 0, tasks run in this process as they are submitted.
     """
 
     def __init__(self, processes: int):
@@ -62,7 +62,7 @@ class Workers:
         self._pool: Any = None
         self._running: dict[concurrent.futures.Future[Any], _Task] = {}
         self._suspects: deque[_Task] = deque()
-        self._later: deque[_Task] = deque()  # submitted while suspects are tried
+        self._later: deque[_Task] = deque()  # submitted while suspects are being tried
         self._here: deque[Done] = deque()
 
     def __enter__(self) -> Workers:
@@ -73,23 +73,23 @@ class Workers:
             self._pool.shutdown(wait=True, kill_workers=kind is not None)
 
     def __len__(self) -> int:
-        """Number of tasks that were submitted and whose results were not taken yet."""
+        """Number of submitted tasks whose results have not been taken yet."""
         return len(self._running) + len(self._suspects) + len(self._later) + len(self._here)
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Start a task.
 
         Args:
-          key: Returned with the result.
-          function: Of a module, so that it can be sent to a process.
-          arguments: Picklable.
+          key: Identifies the task in its result.
+          function: Module-level function, so that it can be sent to a process.
+          arguments: Picklable arguments.
         """
         task = _Task(key, function, arguments)
         if self.processes == 0:
             try:
-                with threadpool_limits(1):  # as in a process, so that the number of workers changes no bit of a result
+                with threadpool_limits(1):  # as in a worker process, so that results do not depend on the number of workers
                     self._here.append(Done(key, function(*arguments)))
-            except Exception as error:  # noqa: BLE001  as a process would return it
+            except Exception as error:  # noqa: BLE001  returned, as a worker process would
                 self._here.append(Done(key, error=error))
         elif self._suspects:
             self._later.append(task)
@@ -97,10 +97,10 @@ class Workers:
             self._start(task)
 
     def take(self, timeout: float | None = None) -> list[Done]:
-        """Take the results that are there, after waiting for the first.
+        """Take all available results, after waiting for the first.
 
         Args:
-          timeout: Longest time to wait in seconds; None waits until there is a result. Nothing is waited for if no task is under way.
+          timeout: Longest time to wait in seconds; None waits until there is a result. Returns at once if no task is running.
         """
         found = [self._here.popleft() for _ in range(len(self._here))]
         if found or not self._running:
@@ -125,24 +125,24 @@ class Workers:
             self._pool = _pool(self.processes)
         try:
             self._running[self._pool.submit(task.function, *task.arguments)] = task
-        except concurrent.futures.BrokenExecutor:  # it broke after the last look
+        except concurrent.futures.BrokenExecutor:  # it broke after the last check
             self._pool = None
             self._start(task)
 
     def _without_pool(self, broken: Sequence[tuple[_Task, Exception]]) -> list[Done]:
-        """What is known after a process died; the others of the pool were ended with it."""
+        """Discard the pool after a process died, which ended the others; return the failed task if it was alone, otherwise retry all."""
         alone = not self._running and len(broken) == 1
         self._pool = None
         if alone:
             task, error = broken[0]
             codes = re.search(r"exit codes? of the workers? (?:are|is) \{([^}]*)\}", str(error))
             how = f" ({codes[1]})" if codes else ""
-            return [Done(task.key, error=WorkerDiedError(f"its worker process ended unexpectedly{how}, as when memory runs out"))]
+            return [Done(task.key, error=WorkerDiedError(f"its worker process ended unexpectedly{how}, possibly because memory ran out"))]
         self._suspects.extend(task for task, _ in broken)
         return []
 
     def _go_on(self) -> None:
-        """Tries the next suspect once nothing else is running; then whatever waited for that."""
+        """Start the next suspect once nothing else is running; after the last suspect, start the tasks that waited."""
         if self._running:
             return
         if self._suspects:
@@ -153,12 +153,12 @@ class Workers:
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yield pairs of a task and its result as they are finished; a `WorkerDiedError` is the result of one whose process died.
+    """Yield each task with its result as it finishes; the result of a task whose process died is a `WorkerDiedError`.
 
     Args:
-      function: Of a module; what it raises is raised here, and ends everything.
-      tasks: Picklable; drawn when a process is free for them.
-      workers: Processes; with 1, tasks run in this process.
+      function: Module-level function; an exception that it raises is raised here and ends the loop.
+      tasks: Picklable tasks, drawn when a process is free.
+      workers: Number of processes; with 1, tasks run in this process.
     """
     waiting = iter(tasks)
     with Workers(0 if workers == 1 else workers) as pool:
@@ -180,7 +180,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
 
 
 def check_workers(workers: int | None, name: str) -> None:
-    """Raise a SettingsError for more worker processes than this machine can use; each takes its own memory."""
+    """Raise a SettingsError if there are more worker processes than this machine can use; each needs its own memory."""
     most = max(MOST_WORKERS, 4 * (os.cpu_count() or 1))
     if workers is not None and workers > most:
         raise SettingsError(f"{name}: expected at most {most} on this machine with {os.cpu_count()} cores, got {workers}")
@@ -192,7 +192,7 @@ def cores() -> int:
 
 
 def rank_in_job() -> tuple[int, int] | None:
-    """Return the number of this process and how many there are, as `srun` or `mpiexec` say it; None if neither started it."""
+    """Return the rank of this process and the number of processes, as set by `srun` or `mpiexec`; None if neither started it."""
     for number, total in RANKS:
         if number in os.environ and total in os.environ:
             return int(os.environ[number]), int(os.environ[total])
@@ -200,7 +200,7 @@ def rank_in_job() -> tuple[int, int] | None:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this process can still take, by the machine and by its control group."""
+    """Return the bytes of memory that this process can still allocate, limited by the machine and by its control group."""
     import psutil
 
     limit, used = _group_memory()
@@ -208,14 +208,14 @@ def available_memory() -> int:
 
 
 def all_memory() -> int:
-    """Return the bytes of memory that a process can have at most, by the machine and by its control group."""
+    """Return the bytes of memory that a process can use at most, limited by the machine and by its control group."""
     import psutil
 
     return min(psutil.virtual_memory().total, _group_memory()[0])
 
 
 def _group_memory() -> tuple[int, int]:
-    """Limit of the control group, and what it uses; a limit that is never reached where there is none."""
+    """Return the memory limit of the control group and its current use; the limit is practically infinite if none is set."""
     for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit ("max")
             return int((CGROUP / most).read_text()), int((CGROUP / used).read_text())
@@ -224,14 +224,14 @@ def _group_memory() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def cluster(kind: str | None = None, *, scheduler: str | None = None, jobs: int | None = None) -> Iterator[concurrent.futures.Executor]:
-    """Open an executor whose workers are on other machines.
+    """Open an executor whose workers belong to a cluster.
 
     Args:
       kind: `"slurm"`, `"pbs"`, `"sge"` or `"lsf"` submit workers as jobs (dask-jobqueue, which reads cores, memory, queue and walltime of
-        a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` takes the ranks of
+        a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` uses the ranks of
         `mpiexec -n N python -m mpi4py.futures -m pnet_jax construct …`.
-      scheduler: Address of a running Dask scheduler, e.g. `"tcp://node1:8786"`, in place of `kind`.
-      jobs: Most jobs (or local processes) at a time; they are started as there is work.
+      scheduler: Address of a running Dask scheduler, e.g. `"tcp://node1:8786"`, instead of `kind`.
+      jobs: Largest number of jobs (or local processes) at a time; they are started on demand.
 
     Raises:
       SettingsError: The kind is unknown, a package is missing, or the scheduler does not answer.
@@ -291,15 +291,15 @@ def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def _pool(processes: int) -> Any:
-    from loky import ProcessPoolExecutor  # without the guard `if __name__ == "__main__"` that multiprocessing needs in a script
+    from loky import ProcessPoolExecutor  # unlike multiprocessing, it works in scripts without the guard `if __name__ == "__main__"`
 
-    # BLAS has one thread in each, and no worker takes an accelerator from the process that computes.
+    # BLAS has one thread per worker, and no worker takes an accelerator from the process that computes.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, env=single | {"JAX_PLATFORMS": "cpu"})
 
 
 def _begin() -> None:
-    """What a worker process does first: Ctrl-C is its parent's to answer, and it does not outlive its parent."""
+    """Initialise a worker process: it leaves Ctrl-C to its parent and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pnet_jax.config import ParallelConfig
 
 AXES = ("subject", "location")
-LONGEST_WAIT = 7 * 86400  # seconds that a process waits for the others at its end: parts of a cohort take different times
+LONGEST_WAIT = 7 * 86400  # seconds that a process waits for the others to finish: parts of a cohort take different times
 _MOST_DIMENSIONS = 8  # of an array whose shape is compared across processes
 
 

@@ -185,9 +185,9 @@ def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
 def zscore_in_place(
     y: Float[np.ndarray, "V T"], block: int = 1024
 ) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
-    """Standardises the rows of `y` where it stands; returns their mean, standard deviation and whether they vary.
+    """Standardise the rows of `y` in place; return their mean, standard deviation and whether they vary.
 
-    Computed in float64, `block` rows at a time: so many stay in the processor's cache from one pass over them to the next.
+    Computed in float64, `block` rows at a time, which stay in the processor's cache between passes.
     """
     mean, std = np.zeros(len(y), np.float32), np.zeros(len(y), np.float32)
     valid = np.zeros(len(y), bool)

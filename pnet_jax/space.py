@@ -169,12 +169,12 @@ def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
 
 
 def join_spaces(space: Space, other: Space) -> Space | None:
-    """Space of the locations of two Spaces: those of the first, then those that only the second has.
+    """Join the locations of two Spaces: those of the first, then those that only the second has.
 
-    Voxels of one image grid (same shape and affines) are joined whatever the masks are. Without voxels the locations have to be the same.
+    Voxels on one image grid (same shape and affines) are joined whatever the masks are. Without voxels, the locations must be the same.
 
     Returns:
-      The joined Space, whose `neighbours` are those of `space`; None where the two do not belong together.
+      The joined Space, whose `neighbours` are those of `space`; None if the two cannot be joined.
     """
     if not _same_frame(space, other):
         return None
@@ -193,7 +193,7 @@ def join_spaces(space: Space, other: Space) -> Space | None:
 
 
 def places_in(space: Space, other: Space) -> Int[np.ndarray, " V"]:
-    """Index in `space` of each location of `other`, one that `join_spaces` put into it."""
+    """Return the index in `space` of each location of `other`, which `join_spaces` has added to `space`."""
     if space.grid is None or other.grid is None or space.kind != "grid":
         return np.arange(len(other))
     flat = _flat(space.grid)
@@ -202,10 +202,10 @@ def places_in(space: Space, other: Space) -> Int[np.ndarray, " V"]:
 
 
 def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Space as words and arrays, for files; without CIFTI's brain models."""
+    """Return a Space as words and arrays for files, without the brain models of CIFTI."""
     words = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
     tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
-    if space.kind != "grid":  # those of voxels are many, and found again from their places
+    if space.kind != "grid":  # those of voxels are large and can be derived from the voxel indices
         tables["neighbours"] = space.neighbours
     if space.grid is not None:
         tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
@@ -215,7 +215,7 @@ def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def space_of_tables(words: Mapping[str, Any], tables: Mapping[str, Any], brain_models: object | None = None) -> Space:
-    """The Space that `space_tables` took apart; neighbours of voxels in the order of the image's own axes."""
+    """Make a Space from the output of `space_tables`; neighbours of voxels are in the order of the image's axes."""
     tables = dict(tables)
     grid = None
     if "ijk" in tables:
@@ -265,7 +265,7 @@ def mesh_neighbours(faces: Int[np.ndarray, "F 3"], vertices: Int[np.ndarray, " V
 
 
 def _same_frame(space: Space, other: Space) -> bool:
-    """Whether two Spaces are of one kind and, with voxels, of one image grid."""
+    """Return whether two Spaces are of one kind and, with voxels, on one image grid."""
     if (space.kind, space.structures) != (other.kind, other.structures):
         return False
     if space.grid is None or other.grid is None:

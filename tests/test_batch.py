@@ -569,7 +569,7 @@ def masked(source, folder, *corners):
 
 def test_a_scan_that_costs_the_others_their_tangent_edges_is_named(inputs, config, tmp_path):
     one, other = inputs[1][0], inputs[1][2]
-    with pytest.warns(UserWarning, match=r"tangent edges are those of the [01] of 12 parcels .*: sub-01_task-rest has the fewest"):
+    with pytest.warns(UserWarning, match=r"tangent edges cover only the [01] of 12 parcels .*: sub-01_task-rest has the fewest"):
         rows = construct_cohort([masked(one, tmp_path, 0), other], tmp_path / "out", config)
     assert status_of(rows) == ["ok", "ok"] and all("sub-01_task-rest has the fewest" in row["warnings"] for row in rows)
 
@@ -680,7 +680,7 @@ def test_results_that_are_not_what_is_asked_for_are_stale(mixed, config, tmp_pat
     assert [one.state for one in overview(out, verify=True)] == ["stale", "stale", "done"]
     construct_cohort(sources[2:], out, dataclasses.replace(plain, seed=1))
     write_submission(out, sources, "another", "toy")
-    assert [one.reason for one in overview(out)] == ["made by other settings or another version"] * 3
+    assert [one.reason for one in overview(out)] == ["made with other settings or another version"] * 3
 
 
 def test_a_scan_whose_reader_dies_costs_no_other(mixed, config, tmp_path):

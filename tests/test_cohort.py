@@ -109,7 +109,7 @@ def _matrix(change):
         ),
         (_matrix(lambda m: m.__setitem__((0, 1), 9)), "sub-00_ses-b_task-rest: edges 'pearson' are not symmetric"),
         (_matrix(lambda m: m.__setitem__((0, 1), np.nan)), "are NaN at parcels 0 and 1, which have other edges"),
-        (_matrix(lambda m: m.__setitem__((0, 0), np.inf)), "hold an infinite value"),
+        (_matrix(lambda m: m.__setitem__((0, 0), np.inf)), "contain an infinite value"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(networks, change, said):

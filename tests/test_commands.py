@@ -167,7 +167,7 @@ def test_results_do_not_go_into_the_input(tmp_path, capsys):
         (["--shard", "3"], "--shard: expected I/N, e.g. 3/20, or auto, got '3'"),
         (["--shard", "4/3"], "shard: expected i/N with 1 <= i <= N, got 4/3"),
         (["--cluster", "gnu"], "cluster: expected one of local, slurm, pbs, sge, lsf, mpi, got 'gnu'"),
-        (["--shard", "1/2", "--cluster", "local"], "--shard and a cluster exclude each other"),
+        (["--shard", "1/2", "--cluster", "local"], "--shard cannot be combined with --cluster or --scheduler"),
         (["--workers", "-1"], "--workers: expected 0 or more, got -1"),
     ],
 )
@@ -188,4 +188,4 @@ def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
     with Bar(10, "construct") as bar:
         bar.of_scans("sub-01", 5, 2, 10)
     told = capsys.readouterr().err
-    assert re.search(r"construct: 5 of 10 scans, 2 failed, sub-01; \d+ an hour, about \d+ s left; [\d.]+ GiB at most", told)
+    assert re.search(r"construct: 5 of 10 scans, 2 failed, sub-01; \d+ per hour, about \d+ s left; peak memory [\d.]+ GiB", told)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on one machine, or on several that share a file system: no coordinator, each takes a part of the subjects.
+# Several processes on one machine, or on machines that share a file system. Each constructs one part of the subjects; there is no coordinator.
 # Usage: shards.sh INPUT OUT N [options of pnet construct]
 set -u
 input=$1 out=$2 parts=$3
@@ -8,5 +8,5 @@ for part in $(seq "$parts"); do
   pnet construct "$input" "$out" --shard "$part/$parts" --resume --report false "$@" &
 done
 wait
-# What a part that was killed left, measures of the whole cohort, and the pages.
+# Finish what killed parts left, add the cohort measures and write the pages.
 pnet construct "$input" "$out" --resume "$@"

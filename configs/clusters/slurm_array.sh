@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# An array job: every task takes a part of the subjects.
+# An array job: every task constructs one part of the subjects.
 #   tasks=$(sbatch --parsable slurm_array.sh INPUT OUT)
-#   sbatch --dependency=afterany:$tasks --wrap "pnet construct INPUT OUT --resume"   # what was left, cohort measures, pages
+#   sbatch --dependency=afterany:$tasks --wrap "pnet construct INPUT OUT --resume"   # unfinished scans, cohort measures, pages
 #SBATCH --array=0-19
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G
 #SBATCH --time=12:00:00
 #SBATCH --signal=TERM@60
-# --signal: a task that runs out of time ends in order, and the next submission goes on where it was.
+# --signal: a task that runs out of time stops cleanly, and the next submission resumes where it stopped.
 set -eu
 input=$1 out=$2
 shift 2

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One small job that submits workers as jobs, as many as there is work for; those that are lost are replaced.
-# What a worker gets (cores, memory, queue, walltime) stands in ~/.config/dask/jobqueue.yaml, for example:
+# A small job that submits its workers as further jobs, as many as the work needs, and replaces lost ones.
+# The resources of a worker (cores, memory, queue, walltime) are set in ~/.config/dask/jobqueue.yaml, for example:
 #   jobqueue: {slurm: {cores: 4, processes: 4, memory: 32GB, walltime: "04:00:00", queue: normal, account: project}}
-# `processes` is to equal `cores`, so that every worker has one thread.
+# Set `processes` equal to `cores`, so that every worker has one thread.
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=4G
 #SBATCH --time=24:00:00

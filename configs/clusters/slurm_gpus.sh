@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several nodes with GPUs: one process for each GPU; SLURM tells each which part of the subjects is its own.
+# Several GPU nodes with one process per GPU; SLURM tells each process which part of the subjects to construct.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-task=1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A TPU pod: the same command on all of its hosts; each takes its part of the subjects and its own chips.
-# INPUT and OUT are paths that all hosts see (Filestore, or a bucket that is mounted).
+# A TPU pod: the same command runs on all hosts, and each constructs its part of the subjects on its own chips.
+# All hosts must be able to access INPUT and OUT (Filestore, or a mounted bucket).
 # Usage: tpu_pod.sh NAME ZONE INPUT OUT
 set -eu
 name=$1 zone=$2 input=$3 out=$4

@@ -1,1 +1,1 @@
-"""Networks of many scans: read and written by worker processes, computed in waves, on one machine or many."""
+"""Construction of many networks on one machine or many: worker processes read and write, the devices compute in waves."""

@@ -1,4 +1,4 @@
-"""What all scans of a run share, and what is decided about one of them from its files alone."""
+"""What all scans of a run share, and decisions about a scan that need only its files."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pnet_jax.outputs.status import digests, missing_files, read_record, remove_
 from pnet_jax.report import write_report
 
 if TYPE_CHECKING:
-    from pnet_jax.construction.resolve import Plan  # with jax, which worker processes do without
+    from pnet_jax.construction.resolve import Plan  # imports jax, which worker processes do not need
 
 COMMAND = "pnet construct"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more can be written, so further computation would be wasted
-# Settings that change no result: whether a page is written, or how the work is spread.
+# Settings that do not affect results: whether a page is written, and how the work is distributed.
 NOT_DECIDING = ("report", "probabilities", "wave", "workers", "parallel", "fingerprint")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run over many scans, as worker processes get it.
+    """A run over many scans, as it is sent to worker processes.
 
     Attributes:
       folder: root of the results.
       config: see `ConstructConfig`.
       options: further arguments of `load_scan`, the same for every scan.
       atlas: label of the atlas in file names.
-      digest: of everything but the scan that determines a result.
-      notes: warnings that belong to every result.
+      digest: fingerprint of everything that determines a result except the scan.
+      notes: warnings that apply to every result.
     """
 
     folder: Path
@@ -51,21 +51,21 @@ class Job:
     notes: tuple[str, ...] = ()
 
     def inputs(self, source: ScanSource) -> str:
-        """Fingerprint of the files of a scan."""
+        """Return the fingerprint of the files of a scan."""
         return inputs_fingerprint(source.files, whole=self.config.fingerprint == "full")
 
     def record(self, source: ScanSource) -> dict[str, Any]:
-        """The record of a scan as it is on disk; empty if there is none."""
+        """Read the record of a scan from disk; empty if there is none."""
         return read_record(self.folder, source.label, self.atlas)
 
     def row(self, source: ScanSource, inputs: str) -> dict[str, Any]:
-        """Columns of a scan's record that are known before it is read."""
+        """Return the columns of a scan's record that are known before the scan is read."""
         row = {"scan": source.label, "subject": source.subject, "atlas": self.atlas, "source": str(source.bold)}
         return row | {"job": self.digest, "inputs": inputs}
 
 
 def job_of(folder: Path, config: ConstructConfig, plan: Plan, options: Mapping[str, Any], notes: Sequence[str]) -> Job:
-    """The job of a plan."""
+    """Make the job of a plan."""
     deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_DECIDING}
     given = {key: value if isinstance(value, list | tuple) else [value] for key, value in options.items()}
     content = {key: [_content(one) for one in values] for key, values in given.items()}
@@ -76,7 +76,7 @@ def job_of(folder: Path, config: ConstructConfig, plan: Plan, options: Mapping[s
 
 
 def up_to_date(job: Job, source: ScanSource) -> dict[str, Any]:
-    """The record of an earlier run if its settings and inputs are the same and its files are unchanged; else empty."""
+    """Return the record of an earlier run if its settings, inputs and files are unchanged; otherwise an empty record."""
     record = job.record(source)
     if record.get("status") != "ok" or record.get("job") != job.digest or record.get("inputs") != job.inputs(source):
         return {}
@@ -95,8 +95,8 @@ def up_to_date(job: Job, source: ScanSource) -> dict[str, Any]:
 def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exception, begun: float) -> dict[str, Any]:
     """Write the record of a scan that failed.
 
-    A recording that is refused must not leave an older result behind. Any other error (a missing file, a full disk, too little
-    memory, a lost device, a fault of the program) does not concern the recording, and its earlier results stay.
+    Earlier results of a refused recording are removed. Any other error (a missing file, a full disk, too little memory, a lost device,
+    a bug) says nothing about the recording, and its earlier results are kept.
 
     Raises:
       OSError: The disk is full; nothing more can be written.
@@ -107,7 +107,7 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
     if refused and not source.problem:
         remove_files(job.folder, earlier)
         earlier = {}
-    # Messages of pnet_jax name the file; those of other libraries need the type to be understood.
+    # Messages of pnet_jax name the file; those of other libraries are hard to understand without the type of the error.
     ours = isinstance(error, ValueError | OSError | MemoryError | WorkerDiedError) and str(error)
     message = str(error) if ours else f"{type(error).__name__}: {error}"
     where = "" if source.label in message else f"{source.label} ({source.bold}): "
@@ -118,10 +118,10 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
 
 
 def columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the fields that `write_record` adds."""
+    """Return a record without the fields that `write_record` adds."""
     return {key: value for key, value in record.items() if key not in ("files", "command")}
 
 
 def _content(value: object) -> object:
-    """Fingerprint of a file in place of its path; any other value as it is."""
+    """Return the fingerprint of a file in place of its path; any other value unchanged."""
     return file_fingerprint(value) if isinstance(value, str | Path) and Path(value).is_file() else value

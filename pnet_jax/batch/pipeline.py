@@ -1,4 +1,4 @@
-"""The loop over scans: worker processes read, the devices compute one wave while the next is made, and worker processes write."""
+"""The loop over scans: worker processes read, the devices compute one wave while the next is prepared, and worker processes write."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from pnet_jax.personalization import find_personal
 
 Row = dict[str, Any]
 Told = Callable[[str, int, int, int], None]
-ACCELERATOR_WAVE = 8  # scans that a device takes at a time where none is asked for
-SHARE = 0.5  # of the memory, for scans; the step, the networks and the programs take the rest
-LOOK_SECONDS = 0.01  # between two looks at a wave that is computed, while readers and writers may be done
-POLL_SECONDS = 0.2  # between two looks at a scan that another process works on
+ACCELERATOR_WAVE = 8  # default number of scans that an accelerator takes at a time
+SHARE = 0.5  # share of the memory for scans; the step, the networks and the programs take the rest
+LOOK_SECONDS = 0.01  # between checks of a wave in progress, while readers and writers may finish
+POLL_SECONDS = 0.2  # between checks of a scan that another process is working on
 
 
 class Bounds(NamedTuple):
-    """How much of a run is in memory at a time.
+    """Limits on what a run holds in memory at a time.
 
     Attributes:
       wave: scans that go through the step together.
-      processes: that read and write.
-      scans: scans that are being read, wait for a wave or are in one.
+      processes: worker processes that read and write.
+      scans: scans that are being read, waiting for a wave or in a wave.
       writing: networks that are being written.
-      each: bytes that reading a scan takes at its peak, by the largest of the first ones; 0 where it is not known.
+      each: peak memory for reading one scan in bytes, the largest estimate among the first scans; 0 if unknown.
     """
 
     wave: int
@@ -52,14 +52,14 @@ class Bounds(NamedTuple):
 
 
 def bounds_of(builder: Builder, wave: int | None, processes: int, each: int = 0, memory: int = 0) -> Bounds:
-    """Bounds for worker processes and memory.
+    """Compute the limits that fit the worker processes and the memory.
 
     Args:
-      builder: of the plan, on its devices.
-      wave: scans that go through the step together; None takes the default of the devices.
-      processes: worker processes at most.
-      each: bytes that a scan takes; 0 if not known.
-      memory: bytes that there are; SHARE of it may hold scans.
+      builder: builder of the plan, on its devices.
+      wave: scans that go through the step together; None for the default of the devices.
+      processes: largest number of worker processes.
+      each: bytes needed to read one scan; 0 if unknown.
+      memory: available bytes, of which the share `SHARE` may hold scans.
     """
     wave = wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
     most = max(int(SHARE * memory / each), 1) if each and memory else 1 << 30
@@ -69,7 +69,7 @@ def bounds_of(builder: Builder, wave: int | None, processes: int, each: int = 0,
 
 @dataclasses.dataclass(eq=False)
 class _Scan:
-    """A scan on its way."""
+    """A scan in progress."""
 
     number: int
     source: ScanSource
@@ -83,14 +83,14 @@ class _Scan:
 
 
 class Pipeline:
-    """Records of scans, each constructed by one of the processes that work in the folder.
+    """The loop that turns scans into records; each scan is constructed by one of the processes that work in the folder.
 
     Args:
       job: what all scans share.
-      builder: of its plan.
+      builder: builder of the job's plan.
       workers: processes that read and write.
-      bounds: what may be in memory.
-      told: called with the label of a scan, how many are done, how many of these failed and how many there are.
+      bounds: limits on what is held in memory.
+      told: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
     """
 
     def __init__(self, job: Job, builder: Builder, workers: Workers, bounds: Bounds, told: Told | None = None):
@@ -103,7 +103,7 @@ class Pipeline:
         self._flying: deque[tuple[list[_Scan], Outputs, float]] = deque()
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
-        """The record of each scan, in order; scans that another process is working on are left to it, and looked at last."""
+        """Return the record of each scan, in order; scans that another process is working on are left to it and checked last."""
         self.rows, self._failed, self._total = {}, 0, len(sources)
         others: list[_Scan] = []
         todo = self._to_read(sources, resume, others)
@@ -122,14 +122,14 @@ class Pipeline:
         return [self.rows[number] for number in range(len(sources))]
 
     def give_up(self) -> None:
-        """Releases the scans that are not finished, if the loop ended early."""
+        """Release unfinished scans, in case the loop ended early."""
         for release in self.claims.values():
             release()
         self.claims.clear()
 
     @property
     def _held(self) -> int:
-        """Scans in memory, or on their way there."""
+        """Number of scans that are in memory or being read."""
         return self._reading + sum(map(len, self._waiting.values())) + sum(len(wave) for wave, _, _ in self._flying)
 
     @property
@@ -137,7 +137,7 @@ class Pipeline:
         return bool(self._held or self._writing)
 
     def _step(self, more: bool) -> None:
-        """The next thing there is to do: start a wave, end one, or wait for a process that reads or writes."""
+        """Do what is due next: start a wave, finish one, or wait for a process that reads or writes."""
         wave = self._next_wave(more)
         if wave and len(self._flying) < 2 and self._writing <= self.bounds.writing:
             self._launch(wave)
@@ -152,16 +152,16 @@ class Pipeline:
                 self._take(done)
 
     def _next_wave(self, more: bool) -> list[_Scan]:
-        """Scans of one shape: a full wave, or the fullest there is once no further scan can come; else empty."""
+        """Return scans of one shape: a full wave, or the largest one once no further scan can arrive; otherwise an empty list."""
         if not self._waiting:
             return []
         shape = max(self._waiting, key=lambda shape: len(self._waiting[shape]))
-        # Scans in native space have a shape each: without a limit all of them would wait, and be held, until the end.
+        # Scans in native space each have their own shape: without a limit, all of them would wait in memory until the end.
         stuck = not self._reading and (not more or self._held >= self.bounds.scans)
         return self._waiting[shape] if len(self._waiting[shape]) >= self.bounds.wave or stuck else []
 
     def _to_read(self, sources: Sequence[ScanSource], resume: bool, others: list[_Scan]) -> Iterator[_Scan]:
-        """Scans to construct here, claimed; finished ones are noted, and those of other processes listed."""
+        """Claim and yield the scans to construct here; note finished ones, and append those of other processes to `others`."""
         for number, source in enumerate(sources):
             if resume and (earlier := up_to_date(self.job, source)):
                 self._note(number, earlier)
@@ -173,7 +173,7 @@ class Pipeline:
                 others.append(one)
 
     def _after(self, one: _Scan) -> Row:
-        """The record of a scan once another process is done with it; if that process failed or was killed, the scan is constructed here."""
+        """Return the record of a scan after another process finished it; if that process failed or was killed, construct the scan here."""
         while not self._claim(one.source):
             time.sleep(POLL_SECONDS)
         if earlier := up_to_date(self.job, one.source):
@@ -187,14 +187,14 @@ class Pipeline:
         return self.rows[one.number]
 
     def _claim(self, source: ScanSource) -> bool:
-        """Claims a scan until its record is written; False if another process has claimed it."""
+        """Claim a scan until its record is written; return False if another process has claimed it."""
         release = claim_scan(self.job.folder, source.label, self.job.atlas)
         if release is not None:
             self.claims[source.label] = release
         return release is not None
 
     def _take(self, done: Done) -> None:
-        """Goes on with a scan that was read, or notes one that was written."""
+        """Prepare a scan that was read for its wave, or note a scan that was written."""
         what, one = done.key
         if what == "read":
             self._reading -= 1
@@ -223,13 +223,13 @@ class Pipeline:
                 one.personal, said = find_personal(config.personal, found.scan, self.builder.plan, config.personalize)
                 one.notes += tuple(said)
             one.ready = self.builder.ready(found.scan)
-        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+        except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._fail(one, error)
             return
         self._waiting.setdefault(one.ready.shape, []).append(one)
 
     def _launch(self, wave: list[_Scan]) -> None:
-        """Starts a wave; waves of one size share a compiled step, and make the same bits, so that one that is not full is filled up."""
+        """Start a wave, padded to full size: waves of one size share a compiled step and give bit-identical results."""
         wave, rest = wave[: self.bounds.wave], wave[self.bounds.wave :]
         shape = wave[0].ready.shape  # type: ignore[union-attr]
         if rest:
@@ -239,17 +239,17 @@ class Pipeline:
         begun = time.perf_counter()
         try:
             outputs = self.builder.launch([one.ready for one in wave if one.ready], self.bounds.wave)
-        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+        except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._alone(wave, error)
             return
         self._flying.append((wave, outputs, begun))
 
     def _land(self, wave: list[_Scan], outputs: Outputs, begun: float) -> None:
-        """Results of a wave go to the writers."""
+        """Pass the results of a wave to the writers."""
         waiting = time.perf_counter()
         try:
             found = land(outputs, len(wave))
-        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+        except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._alone(wave, error)
             return
         now = time.perf_counter()
@@ -258,7 +258,7 @@ class Pipeline:
             self._write(one, own, (now - begun) / len(wave))
 
     def _alone(self, wave: list[_Scan], error: Exception) -> None:
-        """A wave that failed as a whole: each of its scans is tried on its own."""
+        """Try each scan of a wave that failed as a whole on its own."""
         if len(wave) == 1 and self.bounds.wave == 1:
             self._fail(wave[0], error)
             return
@@ -273,11 +273,11 @@ class Pipeline:
             self._write(one, found, time.perf_counter() - begun)
 
     def _write(self, one: _Scan, outputs: Outputs, seconds: float) -> None:
-        """Makes the network of a scan that went through the step, and has it written."""
+        """Make the network of a scan from the outputs of the step, and submit it for writing."""
         try:
             assert one.ready is not None
             network = finish(one.ready, outputs, self.builder, one.personal, seconds)
-        except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
+        except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._fail(one, error)
             return
         one.network, one.ready = with_notes(network, one.notes, one.loaded), None
@@ -309,7 +309,7 @@ def _warn(said: Sequence[str]) -> None:
 
 
 def _figures(network: Network, written: Written, notes: Sequence[str]) -> Row:
-    """Columns of the record of a scan that is done."""
+    """Return the record columns of a finished scan."""
     stages = network.qc.seconds | written.seconds
     done = {"status": "ok", "error": "", "seconds": round(sum(stages.values()), 2), "dseg": written.dseg}
     return done | result_columns(network, notes) | {"stages": json.dumps(stages)}

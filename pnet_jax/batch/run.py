@@ -32,21 +32,21 @@ from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import RECORDS, check_command, write_submission, write_table
 from pnet_jax.report import check_installed, write_index
 
-TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
-LOOKED_AT = 8  # scans whose headers say how much memory one takes
-BLOCK = 8  # scans of a task on a cluster: enough to be worth its way there, few enough to be done again
-FEW = 4  # scans below which worker processes cost more time than they save
-_ONE_BLOCK = threading.Lock()  # of a cluster's worker with several threads: one block after another
+TABLE_SECONDS = 30.0  # between updates of status.tsv during a run
+LOOKED_AT = 8  # scans whose headers are used to estimate the memory per scan
+BLOCK = 8  # scans per cluster task: enough to outweigh its overhead, few enough to repeat
+FEW = 4  # with fewer scans, worker processes cost more time than they save
+_ONE_BLOCK = threading.Lock()  # a cluster worker with several threads constructs one block after another
 
 
 class Shard(NamedTuple):
-    """Part `number` of `total`, counted from 1: the subjects whose label falls in it, whatever other subjects there are."""
+    """Part `number` of `total`, counted from 1: the subjects whose label falls into it, regardless of other subjects."""
 
     number: int
     total: int
 
     def has(self, source: ScanSource) -> bool:
-        """Whether a scan belongs to this part; all scans of a subject are in one."""
+        """Return whether a scan belongs to this part; all scans of a subject are in the same part."""
         digest = hashlib.sha256(source.subject.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
 
@@ -66,31 +66,31 @@ def construct_cohort(
 ) -> list[dict[str, Any]]:
     """Construct the networks of many scans and write each to a derivatives folder as soon as it is finished.
 
-    Worker processes read and write while the devices compute (`config.workers`). The error of a scan that fails is recorded in
-    `status.tsv`, and the other scans continue. If the recording itself is refused, results that an earlier call wrote for it with the
-    same atlas are removed, including its page. Cohort measures (tangent) follow when every scan is done. Any number of processes may
-    work in one folder at the same time; each scan is constructed by one of them. A full disk ends the call.
+    Worker processes read and write while the devices compute (`config.workers`). If a scan fails, the error is recorded in
+    `status.tsv` and the other scans continue. If the recording itself is refused, results that an earlier call wrote for it with the
+    same atlas are removed, including its page. Cohort measures (tangent) are computed when every scan is done. Any number of processes
+    can work in one folder at the same time; each scan is constructed by one of them. A full disk ends the call.
 
     Args:
-      sources: what to construct, from `find_scans`.
+      sources: scans to construct, from `find_scans`.
       folder: derivatives root.
       config: see `ConstructConfig`.
       load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: skip scans whose result is up to date: intact on disk, and made by the same version, configuration, checkpoint, atlas and
-        group from the same files (`config.fingerprint`).
+      resume: skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
+        version, configuration, checkpoint, atlas and group.
       retry_failed: construct only the scans that failed in earlier calls.
-      shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without it.
+      shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
       executor: where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
-        package and the same paths, and always resume. None takes this process and its workers.
-      progress: called with a scan's label, how many are done, how many of these failed and how many there are.
-      say: called with sentences about the run: its bounds before it starts, what it waited for at its end.
+        package and the same paths, and always resume. None uses this process and its workers.
+      progress: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
+      say: called with messages about the run: its limits at the start, and what it waited for at the end.
 
     Returns:
       The record of each scan of this call, in order (`outputs.status`).
 
     Raises:
-      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, or the folder holds another command's
-        results.
+      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, or the folder holds results of another
+        command.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
@@ -116,7 +116,7 @@ def construct_cohort(
         try:
             rows = _here(mine, job, Builder(plan), resume, told, say) if executor is None else _on(executor, mine, job, told)
             if "tangent" in plan.edges and shard is None and not retry_failed:
-                with waiting_for(folder / RECORDS / SAVING):  # no other process is writing a result while all are read
+                with waiting_for(folder / RECORDS / SAVING):  # no other process writes a result while all are read
                     rows = add_tangent(job, rows)
         finally:
             write_table(folder)
@@ -126,7 +126,7 @@ def construct_cohort(
 
 
 def _resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
-    """The plan, and warnings about the atlas's file, which belong to every result."""
+    """Return the plan, and warnings about the atlas file, which apply to every result."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan = resolve(config, cohort=True)
@@ -134,7 +134,7 @@ def _resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
 
 
 def _with_both_views(config: ConstructConfig, plan: Plan) -> ConstructConfig:
-    """The configuration that keeps the signals before the low-pass, if the group has a use for them."""
+    """Return the configuration, changed to keep the signals before the low-pass filter if the group needs them."""
     if plan.group is None or plan.group.guide is None or len(plan.group.guide.mean) < 2:
         return config
     return dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
@@ -150,10 +150,10 @@ def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
 
 
 def own_shard(config: ConstructConfig) -> Shard:
-    """Part of the scans of this process among those of its job.
+    """Return the part of the scans that this process constructs among the processes of its job.
 
-    Taken from `config.parallel` (`process`, `processes`), from SLURM, Open MPI or another MPI, and else by `jax.distributed` (Kubernetes,
-    TPU pods). Only the last ties the processes together; otherwise one that is lost costs no other.
+    The part comes from `config.parallel` (`process`, `processes`), from SLURM, Open MPI or another MPI, or otherwise from
+    `jax.distributed` (Kubernetes, TPU pods). Only the last couples the processes; with the others, a lost process affects no other.
     """
     own = config.parallel
     if own.process is not None and own.processes is not None:
@@ -163,12 +163,12 @@ def own_shard(config: ConstructConfig) -> Shard:
 
 
 def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:
-    """Folders to which results of these scans are written."""
+    """Return the folders to which the results of these scans are written."""
     return {output_stem(job.folder, one.subject, one.entities, plan.atlas.n_parcels, job.atlas).parent for one in sources}
 
 
 def _telling(folder: Path, progress: Told | None) -> Told:
-    """What happens as each scan is finished: the caller is told and, from time to time, the table of all scans is written."""
+    """Return a function to call after each scan: it reports progress to the caller and regularly writes the table of all scans."""
     last = time.monotonic()
 
     def told(label: str, done: int, failed: int, total: int) -> None:
@@ -185,7 +185,7 @@ def _telling(folder: Path, progress: Told | None) -> Told:
 def _here(
     sources: Sequence[ScanSource], job: Job, builder: Builder, resume: bool, told: Told | None, say: Callable[[str], None] | None
 ) -> list[dict[str, Any]]:
-    """Records of scans that are constructed by this process and its workers."""
+    """Construct scans with this process and its workers, and return their records."""
     processes = job.config.workers
     if processes is None:
         processes = 0 if len(sources) < FEW else min(cores(), len(sources))
@@ -211,12 +211,12 @@ def _about(bounds: Bounds, scans: int) -> str:
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
         f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory, about "
-        f"{bounds.scans * bounds.each / 2**30:.1f} GiB of {available_memory() / 2**30:.0f} GiB that are free"
+        f"{bounds.scans * bounds.each / 2**30:.1f} GiB of {available_memory() / 2**30:.0f} GiB free"
     )
 
 
 def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], job: Job, told: Told) -> list[dict[str, Any]]:
-    """Records of scans that the workers of an executor construct, a block at a time."""
+    """Construct scans with the workers of an executor, a block at a time, and return their records."""
     blocks = in_blocks(sources, BLOCK)
     futures = {executor.submit(construct_block, list(block), job): number for number, block in enumerate(blocks)}
     found: dict[int, list[dict[str, Any]]] = {}
@@ -234,9 +234,9 @@ def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], jo
 
 
 def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, Any]]:
-    """Records of some scans, constructed in this process, which is a worker of a cluster.
+    """Construct some scans in this process, a worker of a cluster, and return their records.
 
-    Results that are up to date are not made again: a block whose worker was lost goes on where that worker was.
+    Results that are up to date are kept: a block whose worker was lost resumes where that worker stopped.
     """
     with _ONE_BLOCK:
         plan, _ = _resolved(job.config)

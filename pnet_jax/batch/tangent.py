@@ -1,4 +1,4 @@
-"""Edges that need the scans of a whole cohort: made last, from the results on disk."""
+"""Edges that need all scans of a cohort, computed last from the results on disk."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from pnet_jax.outputs.status import digests, write_record
 
 
 def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of scans with tangent edges of the parcels that every scan has; a parcel that is absent from one scan is NaN in all.
+    """Add tangent edges between the parcels that every scan has; a parcel that is absent from one scan is NaN in all.
 
-    Nothing is done if the scans and their results are those of an earlier run whose edges are on disk.
+    Nothing is done if the edges of the same scans and results are already on disk.
+
+    Returns:
+      The records of all scans, updated.
     """
     complete = [at for at, row in enumerate(rows) if row["status"] == "ok"]
     rows = list(rows)
@@ -30,7 +33,7 @@ def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     cohort = hashlib.sha256(json.dumps([job.digest, names]).encode()).hexdigest()[:12]
     if all(rows[at].get("cohort") == cohort for at in complete):
         return rows
-    # From disk, one at a time: scans of an earlier call count too, and a large cohort's locations need not be held.
+    # From disk, one at a time: scans of an earlier call count too, and the locations of a large cohort need not be in memory.
     signals = [load_network(job.folder / rows[at]["dseg"], brief=True).signals for at in complete]
     present = np.stack([np.isfinite(x).all(1) for x in signals])
     shared = np.all(present, axis=0)
@@ -43,24 +46,24 @@ def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         network = load_network(job.folder / rows[at]["dseg"], brief=True)
         written = digests(job.folder, save_edges(dataclasses.replace(network, edges={"tangent": matrix}), job.folder))
         row = columns(rows[at]) | {"cohort": cohort}
-        row.pop("warnings", None)  # of an earlier call, with other scans
+        row.pop("warnings", None)  # from an earlier call with other scans
         row |= {"warnings": said} if said else {}
         rows[at] = write_record(job.folder, row, rows[at]["files"] | written, COMMAND)
     return rows
 
 
 def _noted(job: Job, rows: list[dict[str, Any]], said: str) -> list[dict[str, Any]]:
-    """The rows with a warning that concerns the whole cohort."""
+    """Write a warning about the whole cohort to the records, and return them."""
     return [write_record(job.folder, columns(row) | {"warnings": said}, row["files"], COMMAND) for row in rows]
 
 
 def _few_shared(present: np.ndarray, scans: Sequence[str]) -> str:
-    """A warning where a scan or two cost all the others many of their parcels, and the scan that costs most; else empty."""
+    """Return a warning that names the scan with the fewest parcels if few parcels are shared by all scans; otherwise an empty text."""
     counts, shared = present.sum(1), int(present.all(0).sum())
     if shared >= 2 and shared >= 0.8 * np.median(counts):
         return ""
     least = int(counts.argmin())
     return (
-        f"tangent edges are those of the {shared} of {present.shape[1]} parcels that every scan has: {scans[least]} has the fewest "
-        f"({counts[least]}, median {np.median(counts):g}); leave it out (--participant-label) or mend its mask"
+        f"tangent edges cover only the {shared} of {present.shape[1]} parcels that every scan has: {scans[least]} has the fewest "
+        f"({counts[least]}, median {np.median(counts):g}); leave it out (--participant-label) or correct its mask"
     )

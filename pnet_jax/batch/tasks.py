@@ -25,7 +25,7 @@ SAVING = ".saving.lock"
 
 
 class Read(NamedTuple):
-    """A scan, with the fingerprint of its files, the seconds that reading took, and warnings."""
+    """A scan with the fingerprint of its files, the seconds taken by reading, and warnings."""
 
     scan: Scan
     inputs: str
@@ -34,7 +34,7 @@ class Read(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The files of a result with their fingerprints, the name of its table of parcels, seconds of saving and of the page, and warnings."""
+    """Files of a result with their fingerprints, the name of its parcel table, the seconds for saving and for the page, and warnings."""
 
     files: dict[str, str]
     dseg: str
@@ -47,8 +47,8 @@ def read(job: Job, source: ScanSource) -> Read:
 
     Raises:
       InputError: The recording is refused.
-      MemoryError: It takes more memory than there is.
-      RuntimeError: One of its files changed meanwhile.
+      MemoryError: The scan needs more memory than the machine has.
+      RuntimeError: One of its files changed while it was read.
     """
     begun = time.perf_counter()
     if source.problem:
@@ -56,18 +56,20 @@ def read(job: Job, source: ScanSource) -> Read:
     needed, there = peak_bytes(source, job.config.cleaning) or 0, all_memory()
     if needed > there:
         raise MemoryError(
-            f"{source.label} ({source.bold}): reading it takes about {needed / 2**30:.1f} GiB, and there are {there / 2**30:.1f} GiB in "
-            "all; use a machine with more memory, or a coarser resolution"
+            f"{source.label} ({source.bold}): reading it takes about {needed / 2**30:.1f} GiB, but this process can use at most "
+            f"{there / 2**30:.1f} GiB; use a machine with more memory or a coarser resolution"
         )
     inputs = job.inputs(source)
     scan, said = _heard(lambda: source.load(job.config.cleaning, **job.options))
     if job.inputs(source) != inputs:
-        raise RuntimeError(f"{source.label} ({source.bold}): a file of this scan changed while it was read; run again with --resume")
+        raise RuntimeError(
+            f"{source.label} ({source.bold}): a file of this scan changed while it was being read; run the command again with --resume"
+        )
     return Read(scan, inputs, time.perf_counter() - begun, said)
 
 
 def write(job: Job, network: Network, label: str) -> Written:
-    """Write one scan's results, and its page."""
+    """Write the results of one scan and its page."""
     begun = time.perf_counter()
     with waiting_for(job.folder / RECORDS / SAVING, shared=True):
         files = save(network, job.folder, probabilities=job.config.probabilities)
@@ -83,7 +85,7 @@ def write(job: Job, network: Network, label: str) -> Written:
 
 
 def _heard(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
-    """The value of a function and the warnings it gave, which a worker process cannot show."""
+    """Return the value of a function and the warnings it gave, which a worker process cannot show."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = function()
@@ -91,6 +93,6 @@ def _heard(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
 
 
 def with_notes(network: Network, notes: tuple[str, ...], loaded: float) -> Network:
-    """A network whose QC has the warnings of the whole run, and the seconds of reading."""
+    """Return the network with the warnings of the whole run and the reading time added to its QC."""
     qc = network.qc.warn(*notes)
     return dataclasses.replace(network, qc=dataclasses.replace(qc, seconds={"load": round(loaded, 3)} | qc.seconds))

@@ -1,4 +1,4 @@
-"""Commands of many results: into the cohort store, and into the formats of other programs."""
+"""Commands for cohorts: collecting results in a store, and exporting them to the formats of other programs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pnet_jax.config import nearest
 
 
 def collect(arguments: Sequence[str]) -> int:
-    """Results of a folder into a cohort store."""
+    """Collect the results of a folder in a cohort store."""
     parser = make_parser(
         "collect",
-        "Writes the results in OUT, which pnet construct wrote, to a cohort store (zarr), or brings the store up to date: results that are "
-        "new or changed, and blocks that are damaged, are written again.",
+        "Writes the results of pnet construct in OUT to a cohort store (zarr), or updates an existing store: only new or changed results "
+        "and damaged blocks are written.",
     )
     add = parser.add_argument
     add("out", type=str, metavar="OUT", help="derivatives folder that pnet construct wrote")
@@ -23,11 +23,11 @@ def collect(arguments: Sequence[str]) -> int:
         nargs="?",
         type=str | None,
         metavar="COHORT",
-        help="store: a folder, or an address such as s3://…; OUT/cohort.zarr if not given",
+        help="store: a folder, or an address such as s3://…; default: OUT/cohort.zarr",
     )
     _atlas_options(add)
     add("--workers", type=int, default=1, help="processes that read results and write blocks")
-    add("--block", type=int, default=32, help="scans in a block, the part of a new store that is written at once")
+    add("--block", type=int, default=32, help="scans per block, the unit in which a new store is written")
     _, args = parse(parser, None, arguments)
     for name in ("workers", "block"):
         if getattr(args, name) < 1:
@@ -38,16 +38,17 @@ def collect(arguments: Sequence[str]) -> int:
     with Bar(0, "collect", unit="block") as bar:
         done = run(args.out, args.cohort, **chosen, progress=bar)
     print(
-        f"{done['done']} scans, {done['failed']} that failed; {done['written']} of {done['blocks']} blocks written. Cohort: {done['path']}"
+        f"{done['done']} scans collected, {done['failed']} failed; {done['written']} of {done['blocks']} blocks written. "
+        f"Cohort: {done['path']}"
     )
     return 0
 
 
 def export(arguments: Sequence[str]) -> int:
-    """A cohort in the formats of other programs."""
+    """Export a cohort to the formats of other programs."""
     from pnet_jax.outputs.cohort_export import FORMATS
 
-    parser = make_parser("export", "Writes the edges and signals of COHORT for other programs.")
+    parser = make_parser("export", "Exports the edges and signals of COHORT to the formats of other programs.")
     add = parser.add_argument
     add("cohort", type=str, metavar="COHORT", help="store that pnet collect wrote, or derivatives folder that pnet construct wrote")
     add("out", type=str, metavar="OUT", help="folder to write to")
@@ -59,22 +60,27 @@ def export(arguments: Sequence[str]) -> int:
     from pnet_jax.outputs import export as run
     from pnet_jax.outputs import load_cohort
 
-    # Maps are large, and only two formats say where parcels lie.
+    # Maps are large, and only two formats store where parcels lie.
     cohort = load_cohort(args.cohort, atlas=args.atlas, participants=args.participants, labels=args.to in ("cifti", "npz", "bids"))
     with Bar(len(cohort), "export") as bar:
         files = run(cohort, args.out, args.to, bar)
     left_out = cohort.provenance["left_out"]
     for scan, reason in list(left_out.items())[:20]:
         print(f"left out: {scan}: {reason}", file=sys.stderr)
-    print(f"{len(cohort)} scans, {len(left_out)} left out, {files} files. {args.out}")
+    print(f"{len(cohort)} scans exported, {len(left_out)} left out; {files} files in {args.out}")
     return 0
 
 
 def _atlas_options(add) -> None:
-    add("--atlas", type=str | None, metavar="LABEL", help="atlas (seg- in the file names), where the folder holds results of several")
+    add(
+        "--atlas",
+        type=str | None,
+        metavar="LABEL",
+        help="atlas label (seg- in the file names), if the folder holds results for several atlases",
+    )
     add(
         "--participants",
         type=str | None,
         metavar="FILE",
-        help="table with participant_id and covariates, if not participants.tsv of the data set",
+        help="table with participant_id and covariates; default: participants.tsv of the dataset",
     )

@@ -23,7 +23,7 @@ from pnet_jax.commands.options import (
 from pnet_jax.config import ConstructConfig
 from pnet_jax.errors import SettingsError
 
-MOST_LISTED = 20  # scans whose errors or warnings are printed; status.tsv has all
+MOST_LISTED = 20  # scans whose errors or warnings are printed; status.tsv lists all
 
 
 def construct(arguments: Sequence[str]) -> int:
@@ -34,8 +34,8 @@ def construct(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     selection_options(parser)
-    parser.add_argument("--resume", action="store_true", help="leave out scans that are complete and made by the same settings")
-    parser.add_argument("--retry-failed", action="store_true", help="only the scans that failed before")
+    parser.add_argument("--resume", action="store_true", help="skip scans that are up to date")
+    parser.add_argument("--retry-failed", action="store_true", help="construct only the scans that failed before")
     execution_options(parser)
     config, args = parse(parser, ConstructConfig, arguments)
     from pnet_jax.batch.run import construct_cohort, own_shard
@@ -61,7 +61,7 @@ def construct(arguments: Sequence[str]) -> int:
 
 
 def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> int:
-    """What to know at the end of a run, and its exit code."""
+    """Print a summary at the end of a run, and return its exit code."""
     from pnet_jax.outputs.overview import overview, summary
 
     states = overview(args.out)
@@ -69,12 +69,15 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> i
     for row in failed[:MOST_LISTED]:
         print(f"failed: {row['error']}", file=sys.stderr)
     if len(failed) > MOST_LISTED:
-        print(f"{len(failed) - MOST_LISTED} more failed: pnet status {args.out}", file=sys.stderr)
+        print(f"{len(failed) - MOST_LISTED} more scans failed; see pnet status {args.out}", file=sys.stderr)
     warned = [row for row in rows if row["status"] == "ok" and row.get("qc_warnings")]
     for row in warned[:MOST_LISTED]:
         print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
     if len(warned) > MOST_LISTED:
-        print(f"warnings of {len(warned) - MOST_LISTED} more scans: column qc_warnings of {Path(args.out) / 'status.tsv'}", file=sys.stderr)
+        print(
+            f"{len(warned) - MOST_LISTED} more scans have warnings; see column qc_warnings of {Path(args.out) / 'status.tsv'}",
+            file=sys.stderr,
+        )
     kept = sum(row.get("parcels") == "atlas" for row in rows)
     print(
         f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} returned the atlas's parcels. "
@@ -83,23 +86,23 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> i
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
         print(f"In {args.out}: {summary(states)[0]}.")
     if any(one.state in ("failed", "unavailable") for one in states):
-        print(f"After mending what failed: pnet construct {args.input} {args.out} --retry-failed, with the same options.")
+        print(f"Correct the causes, then run with the same options: pnet construct {args.input} {args.out} --retry-failed")
     if pages and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
 
 
 def status(arguments: Sequence[str]) -> int:
-    """How far the scans of a folder are."""
-    parser = make_parser("status", "How far the scans are that `pnet construct` was asked for in OUT, by what is on disk.")
+    """Print the progress of the scans in a folder."""
+    parser = make_parser("status", "Progress of all scans that `pnet construct` was started on in OUT, as found on disk.")
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder")
-    parser.add_argument("--json", action="store_true", help="a JSON object with counts and every scan")
-    parser.add_argument("--verify", action="store_true", help="read inputs and results too, and name those that changed")
+    parser.add_argument("--json", action="store_true", help="print a JSON object with the counts and the state of every scan")
+    parser.add_argument("--verify", action="store_true", help="also read inputs and results, and name those that have changed")
     _, args = parse(parser, None, arguments)
     from pnet_jax.outputs.overview import STATES, overview, summary
 
     if not Path(args.out).is_dir():
-        raise SettingsError(f"{args.out}: expected a folder that `pnet construct` wrote, found none")
+        raise SettingsError(f"{args.out}: expected a folder that `pnet construct` wrote, found no folder")
     states = overview(args.out, verify=args.verify)
     if args.json:
         counts = {state: sum(one.state == state for one in states) for state in STATES}

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pnet_jax.config import nearest
 from pnet_jax.errors import SettingsError
 
-LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+LINE_SECONDS = 30.0  # between lines of progress without a terminal
 
 
 class Parser(ArgumentParser):
@@ -96,15 +96,20 @@ def execution_options(parser: ArgumentParser) -> None:
         "--shard",
         type=str | None,
         metavar="I/N",
-        help="only part I of N of the subjects, e.g. 3/20 in an array job; auto: of this job's processes",
+        help="construct only part I of N of the subjects, e.g. 3/20 in an array job; auto: one part per process of this job",
     )
-    add("--cluster", type=str | None, metavar="KIND", help="where scans are constructed: slurm, pbs, sge, lsf, mpi, or local for Dask here")
-    add("--jobs", type=int | None, help="most jobs of the cluster at a time")
-    add("--scheduler", type=str | None, metavar="ADDRESS", help="running Dask scheduler to use, e.g. tcp://node1:8786")
+    add(
+        "--cluster",
+        type=str | None,
+        metavar="KIND",
+        help="construct scans on a cluster: slurm, pbs, sge, lsf, mpi, or local for Dask workers here",
+    )
+    add("--jobs", type=int | None, help="largest number of cluster jobs at a time")
+    add("--scheduler", type=str | None, metavar="ADDRESS", help="address of a running Dask scheduler, e.g. tcp://node1:8786")
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:
-    """The part that `--shard` names."""
+    """Parse the value of `--shard`."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -115,12 +120,12 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def executor_of(args: Namespace) -> Iterator[Executor | None]:
-    """The cluster's workers, if a cluster is asked for."""
+    """Open the cluster's workers, if a cluster was requested."""
     if args.cluster is None and args.scheduler is None:
         yield None
         return
     if args.shard is not None:
-        raise SettingsError("--shard and a cluster exclude each other: the cluster's scheduler spreads the scans")
+        raise SettingsError("--shard cannot be combined with --cluster or --scheduler: the cluster's scheduler distributes the scans")
     from pnet_jax.execution import cluster
 
     with cluster(args.cluster, scheduler=args.scheduler, jobs=args.jobs) as executor:
@@ -199,7 +204,7 @@ def _tuples(config_class: type | None, prefix: str = "") -> list[str]:
 
 
 def sources_of(args: Namespace, files: str) -> tuple[list[Any], dict[str, Any]]:
-    """The scans of an input, and further arguments of `load_scan`."""
+    """Return the scans of an input, and further arguments of `load_scan`."""
     from pnet_jax.ingest import find_scans
 
     chosen = {"participant_labels": args.participant_label, "session_labels": args.session_label, "task": args.task}
@@ -207,11 +212,11 @@ def sources_of(args: Namespace, files: str) -> tuple[list[Any], dict[str, Any]]:
     load = {name: value for name, value in load.items() if value is not None}
     about_files = load | {name: getattr(args, name) for name in ("mask", "confounds") if getattr(args, name) is not None}
     if (Path(files) / "manifest.json").is_file():
-        from pnet_jax.records.source import is_store, stored_scans  # which loads ArrayRecord
+        from pnet_jax.records.source import is_store, stored_scans  # imports ArrayRecord
 
         if is_store(files):
             if about_files:
-                raise SettingsError(f"{files} is a store of cleaned scans: --{next(iter(about_files)).replace('_', '-')} has no use there")
+                raise SettingsError(f"{files} is a store of cleaned scans: --{next(iter(about_files)).replace('_', '-')} does not apply")
             return stored_scans(files, **chosen), {}
     space = args.space if Path(files).is_dir() else None
     return find_scans(files, **chosen, space=space, mask=args.mask, confounds=args.confounds), load
@@ -229,7 +234,7 @@ def _enable_compilation_cache() -> None:
 
 
 class Bar:
-    """Progress on standard error: a bar on a terminal, else a line from time to time."""
+    """Progress on standard error: a bar on a terminal, otherwise a line at regular intervals."""
 
     def __init__(self, total: int, what: str, unit: str = "scan"):
         from tqdm import tqdm
@@ -248,7 +253,7 @@ class Bar:
         self.of_scans(label, done, 0, total)
 
     def of_scans(self, label: str, done: int, failed: int, total: int) -> None:
-        """As of a loop in which single scans may fail: how many are done, how many of these failed, and how many there are."""
+        """Report progress of a loop in which scans may fail: the numbers done, failed among these, and in total."""
         said = f"{failed} failed, {label}" if failed else label
         if self.terminal:
             self.bar.total = total
@@ -259,10 +264,10 @@ class Bar:
             rate = done / (self.told - self.begun)
             left = f", about {_duration((total - done) / rate)} left" if done and total else ""
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-            self.say(f"{done} of {total or '?'} {self.unit}s, {said}; {3600 * rate:.0f} an hour{left}; {memory:.1f} GiB at most")
+            self.say(f"{done} of {total or '?'} {self.unit}s, {said}; {3600 * rate:.0f} per hour{left}; peak memory {memory:.1f} GiB")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         self.bar.clear()
         print(f"{self.what}: {text}", file=sys.stderr, flush=True)
 

@@ -138,7 +138,7 @@ def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:
 
 
 def _deciding(plan: Plan) -> dict[str, Any]:
-    """The configuration without what says who does the work: a result does not depend on it."""
+    """Return the configuration without the settings that distribute the work, on which results do not depend."""
     config = dataclasses.asdict(plan.config)
     del config["workers"]
     config["parallel"] = {name: config["parallel"][name] for name in ("subject", "location")}

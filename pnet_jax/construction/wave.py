@@ -129,7 +129,7 @@ def stacked(subjects: Sequence[Subject]) -> Subject:
 
 
 def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> Outputs:
-    """Start the step on scans of one shape; the arrays that are returned may still be computed.
+    """Start the step on scans of one shape; the returned arrays may still be being computed.
 
     Args:
       shared: model and atlas on their Space.
@@ -145,7 +145,7 @@ def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh
 
 
 def land(outputs: Outputs, count: int) -> list[Outputs]:
-    """Results of the first `count` scans of a wave as numpy arrays, once they are computed."""
+    """Wait for a wave and return the results of its first `count` scans as numpy arrays."""
     found = jax.device_get(outputs)
     return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(count)]
 
@@ -204,7 +204,7 @@ class Builder:
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
     def launch(self, wave: Sequence[Ready], size: int = 1) -> Outputs:
-        """Start scans that can share a wave (`Ready.shape`), of `size` rows at least: waves of one size share a compiled step.
+        """Start scans that can share a wave (`Ready.shape`), padded to at least `size` rows: waves of one size share a compiled step.
 
         A scan alone takes one device, or those that its locations are split over: more would do the same work.
         """
@@ -212,7 +212,7 @@ class Builder:
         return launch(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
 
     def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
-        """Results of the scans of a wave, as `launch` starts it."""
+        """Run a wave as `launch` does, and return the results of its scans."""
         return land(self.launch(wave, size), len(wave))
 
 

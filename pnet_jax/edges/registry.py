@@ -31,7 +31,7 @@ class Measure:
       diagonal: what stands on it.
       signed: whether values below 0 occur.
       description: one sentence for sidecars.
-      directed: whether row k, column l differs from row l, column k.
+      directed: whether the entry at row k, column l can differ from that at row l, column k.
       needs: what the function takes beside the signals, of `NEEDS`.
       made_by: where the edges come from, if not from this function.
       masked: signals `[K, T]` and which frames count `[T]` to `[K, K]`, of a measure whose every edge is of two parcels alone: the

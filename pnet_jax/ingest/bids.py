@@ -76,14 +76,14 @@ def find_scans(
 def select_scans(
     sources: list[ScanSource], path: Path, participant_labels: Sequence[str] | None, session_labels: Sequence[str] | None, task: str | None
 ) -> list[ScanSource]:
-    """Keep the scans of some subjects, sessions and a task, sorted by label; see `find_scans`."""
+    """Select the scans of some subjects, sessions and a task, sorted by label; see `find_scans`."""
     return sorted(_selected(sources, path, participant_labels, session_labels, task)[1], key=lambda s: s.label)
 
 
 def _selected(
     sources: list[ScanSource], path: Path, participant_labels: Sequence[str] | None, session_labels: Sequence[str] | None, task: str | None
 ) -> tuple[list[ScanSource], list[ScanSource]]:
-    """Scans of some subjects and sessions, of all tasks and of the requested one."""
+    """Return the scans of some subjects and sessions: those of all tasks, and those of the requested task."""
     sources = _select(sources, lambda s: s.subject, participant_labels, "sub", "participant", path)
     sources = _select(sources, lambda s: s.entities.get("ses"), session_labels, "ses", "session", path)
     return sources, _select(sources, lambda s: s.entities.get("task"), None if task is None else [task], "task", "task", path)
@@ -167,8 +167,10 @@ def _entry(line: str, listing: Path) -> str:
 
 
 def _resolve(name: str, listing: Path) -> Path:
-    """The file beside the list, else in the working folder; beside the list where it is in neither. Backslashes may part folders, and `~`
-    is the home folder."""
+    """Return the file beside the list, or else in the working folder; beside the list if it is in neither.
+
+    Backslashes may separate folders, and `~` is the home folder.
+    """
     if name.startswith("~"):
         return Path(name).expanduser()
     for spelled in (name, name.replace("\\", "/")):

@@ -159,7 +159,7 @@ def time_operator(
     if confounds is not None:
         confounds = expand @ confounds[kept]
     span = len(expand)
-    options: dict[str, Any] = {"butterworth__copy": True}  # filters all columns at once: the same numbers in a tenth of the time
+    options: dict[str, Any] = {"butterworth__copy": True}  # filters all columns at once: the same values in a tenth of the time
     if span <= 34:
         options["butterworth__padlen"] = span - 1  # the filter's own padding, 33 frames, does not fit
     operator = np.empty((len(kept), len(kept)), np.float32)
@@ -255,8 +255,8 @@ class Applied(NamedTuple):
 
     Attributes:
       y: cleaned series, z-scored, 0 where there is no finite, varying signal, `[V, T]`.
-      mean: over the kept frames before cleaning, `[V]`.
-      std: over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
+      mean: mean over the kept frames before cleaning, `[V]`.
+      std: standard deviation over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
       counts: locations that are `not_finite` or `constant`.
       wide: what the operator without a low-pass leaves, z-scored, float16, or None.
       halves: each half of the frames after its own operator, z-scored.
@@ -277,7 +277,7 @@ def apply_in_place(
     wide: Float[np.ndarray, "T T"] | None = None,
     parts: Sequence[tuple[Int[np.ndarray, " t"], Float[np.ndarray, "t t"]]] = (),
 ) -> Applied:
-    """Multiplies every series by the operator and standardises it, in the memory of `y`; by others into memory of their own.
+    """Multiply every series by the operator and standardise it in place; apply the other operators into new arrays.
 
     Args:
       y: raw series; overwritten.
@@ -295,7 +295,7 @@ def apply_in_place(
         piece = y[rows][:, frames]
         with np.errstate(invalid="ignore"):
             centre = piece.mean(1, dtype=np.float64)
-        finite = np.isfinite(centre)  # in float64 no sum of float32 overflows
+        finite = np.isfinite(centre)  # a float64 sum of float32 values cannot overflow
         if not finite.all():
             piece, centre = np.where(finite[:, None], piece, 0), np.where(finite, centre, 0)
         # Each half about its own mean: that of the whole recording would carry a little of the other half into it.
@@ -320,14 +320,14 @@ def apply_in_place(
 
 
 def _run(at: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
-    """Ascending positions, as a slice where none is left out: a view in place of a copy."""
+    """Return ascending positions as a slice if they have no gaps, which gives a view instead of a copy."""
     return slice(int(at[0]), int(at[-1]) + 1) if len(at) and at[-1] - at[0] + 1 == len(at) else at
 
 
 def _cleaned(
     y: Float[np.ndarray, "V t"], operator: Float[np.ndarray, "t t"], varies: Bool[np.ndarray, " V"], out: np.ndarray | None = None
 ) -> Float[np.ndarray, "V t"]:
-    """Series after an operator, z-scored; 0 where the whole recording does not vary."""
+    """Apply an operator to series and z-score them; 0 where the whole recording does not vary."""
     cleaned = np.matmul(y, operator.T, out=out)
     zscore_in_place(cleaned)
     cleaned[~varies] = 0

@@ -49,7 +49,7 @@ def load_scan(
     """Reads and cleans one recording: detrending, band-pass, confounds and scrubbing as `nilearn.signal.clean` does them.
 
     Volumes are read a few frames at a time; peak memory is about 2.4 times the float32 series within the mask, of which one is for the
-    halves (`cleaning.halves`). `memory.peak_bytes` says how much before anything is read.
+    halves (`cleaning.halves`). `memory.peak_bytes` estimates it before anything is read.
 
     Args:
       bold: 4-D NIfTI, dense or parcel CIFTI series, table of ROI series (a row a frame), or an image in memory.

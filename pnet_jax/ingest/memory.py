@@ -1,4 +1,4 @@
-"""Memory that loading a recording will take, from headers alone."""
+"""Memory needed to load a recording, estimated from headers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pnet_jax.ingest import naming, nifti, tables, voxels
 from pnet_jax.ingest.cleaning import BLOCK
 from pnet_jax.ingest.source import DENSE, ScanSource
 
-PER_LOCATION = 250  # bytes of the Space: coordinates, 26 neighbours, and the names that a CIFTI axis gives each location
-PER_PAIR = 44  # bytes for each pair of frames while nilearn makes the operator: five matrices of float64, one of float32
-PER_VALUE = 28  # bytes for each value of a block that is cleaned
-PER_FIELD = 70  # bytes for each field of a text table while pandas reads and checks it
-UNMASKED = 0.5  # share of the grid that a computed mask is taken to cover; masks of whole heads cover 0.2 to 0.6
+PER_LOCATION = 250  # bytes of the Space: coordinates, 26 neighbours, and the names that a CIFTI axis assigns to each location
+PER_PAIR = 44  # bytes per pair of frames while nilearn makes the operator: five float64 matrices and one float32 matrix
+PER_VALUE = 28  # bytes per value of a block during cleaning
+PER_FIELD = 70  # bytes per field of a text table while pandas reads and checks it
+UNMASKED = 0.5  # assumed share of the grid that a computed mask covers; masks of whole heads cover 0.2 to 0.6
 
 
 class _Size(NamedTuple):
-    """Locations, frames, and the bytes that opening and reading take beside the series."""
+    """Locations, frames, and the bytes needed for opening and reading in addition to the series."""
 
     locations: int
     frames: int
@@ -31,19 +31,18 @@ class _Size(NamedTuple):
 
 
 def peak_bytes(source: ScanSource, cleaning: CleaningConfig = CleaningConfig()) -> int | None:  # noqa: B008  frozen
-    """Estimate the bytes that `load_scan` takes at its peak for a recording, the Scan that it returns included.
+    """Estimate the peak memory of `load_scan` for a recording in bytes, including the Scan that it returns.
 
-    Headers and sizes of files are read, and of a volume the brain mask, which alone says how many voxels are kept; the series are not.
-    For V locations and T frames the peak is about 4 V T bytes, twice that with `cleaning.halves`, and half as much again with
-    `cleaning.wide`. What the imported libraries take (about 150 MiB) is not counted. Frames are counted as recorded: scrubbing leaves
-    fewer.
+    Only headers, file sizes and, for volumes, the brain mask are read, because the mask determines how many voxels are kept. For V
+    locations and T frames the peak is about 4 V T bytes, plus 4 V T with `cleaning.halves` and 2 V T with `cleaning.wide`. The imported
+    libraries (about 150 MiB) are not included. All recorded frames are counted; scrubbing leaves fewer.
 
     Args:
-      source: recording and mask; without a mask, of a volume, half of its grid is taken to be brain.
+      source: recording and mask; for a volume without a mask, half of the grid is assumed to be brain.
       cleaning: whether halves and unfiltered signals are kept.
 
     Returns:
-      Bytes, within a factor of 2 for recordings of 10 MiB or more; None if the files cannot be read, for which `load_scan` says why.
+      Bytes, within a factor of 2 for recordings of 10 MiB or more; None if the files cannot be read, in which case `load_scan` says why.
 
     Example:
       >>> from pathlib import Path
@@ -76,7 +75,7 @@ def _size_of(source: ScanSource) -> _Size:
 
 
 def _of_text(path: Path, where: str) -> _Size:
-    """As many rows as lines like the last of the first hundred fit into the file."""
+    """Estimate the number of rows from the file size and the length of the last of the first hundred lines."""
     line = [line for line in tables.first_lines(path, where) if line.strip()][-1:]
     if not line:
         raise InputError(f"{where}: expected a table, found only empty lines")
@@ -86,7 +85,7 @@ def _of_text(path: Path, where: str) -> _Size:
 
 
 def _of_cifti(path: Path, where: str) -> _Size:
-    """From the NIfTI-2 header: the XML behind it, which names every location, is not parsed."""
+    """Read the sizes from the NIfTI-2 header; the XML after it, which names every location, is not parsed."""
     image = nifti.open_image(path, where, [], nib.Nifti2Image)
     shape = tuple(image.shape)
     if len(shape) != 6:
@@ -100,6 +99,6 @@ def _of_volume(source: ScanSource, where: str) -> _Size:
     grid = int(np.prod(image.shape[:3]))
     mask = source.mask or (naming.mask_beside(source.bold) if naming.is_bids(source.bold) else None)
     inside = int(UNMASKED * grid) if mask is None else int(nifti.load_mask(mask, image, source.bold, where, []).sum())
-    # As the file stores them, twice: while they are read and while the mask is taken; of the voxels inside also as float64.
+    # Twice as stored, for reading and for masking; the voxels inside the mask also as float64.
     volume = 2 * grid * np.dtype(image.get_data_dtype()).itemsize + 16 * inside
     return _Size(inside, image.shape[3], voxels.frames_at_once(image) * volume)

@@ -14,7 +14,7 @@ EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii"
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
 NATIVE = ("preproc", "optcom")  # desc- of fMRIPrep's preprocessed runs; without a space- entity they are in the native space of the run
 MANY_NAMES, KEPT_FOLDERS = 1000, 8
-_LARGE_FOLDERS: dict[tuple[str, int], dict[str, list[str]]] = {}  # by path and time of change: names by subject
+_LARGE_FOLDERS: dict[tuple[str, int], dict[str, list[str]]] = {}  # names by subject, by path and modification time of the folder
 VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
 
 
@@ -124,15 +124,15 @@ def _of_another(candidate: Path, path: Path) -> bool:
 
 
 def _of_subject(folder: Path, subject: str, suffix: str) -> list[Path]:
-    """A subject's files of one suffix in a folder."""
+    """List a subject's files with one suffix in a folder."""
     names = [name for name in names_about(folder, subject) if name.startswith(f"sub-{subject}") and f"_{suffix}." in name]
     return [folder / name for name in sorted(names) if suffix_of(name) == suffix]
 
 
 def names_about(folder: Path, subject: str) -> list[str]:
-    """List the names in a folder that are a subject's own, or no subject's; empty if the folder cannot be listed.
+    """List the names in a folder that belong to a subject or to no subject; empty if the folder cannot be listed.
 
-    The list of a folder of thousands of files is kept, as long as the folder does not change: each scan asks for it.
+    The names in a folder with thousands of files are cached until the folder changes, because every scan needs them.
     """
     try:
         key = str(folder), os.stat(folder).st_mtime_ns
@@ -154,7 +154,7 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _subject_of(name: str) -> str:
-    """What stands between `sub-` and the next `_` or `.` of a name; empty for another name."""
+    """Return the text between `sub-` and the next `_` or `.` of a name; empty for other names."""
     return re.split(r"[_.]", name[4:], maxsplit=1)[0] if name.startswith("sub-") else ""
 
 

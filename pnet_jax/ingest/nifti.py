@@ -1,4 +1,4 @@
-"""4-D NIfTI volumes: header, mask and Space of a recording, and what is refused."""
+"""4-D NIfTI volumes: header, mask and Space of a recording, and checks of all three."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
       source: file, or an image, which is returned unchanged.
       where: name of the image in messages.
       warnings: list that nibabel's remarks on the header are appended to; None issues Python warnings.
-      kind: nibabel's class to open the file as; None takes the class that its name and header ask for.
+      kind: nibabel class to open the file with; None chooses it by file name and header.
 
     Raises:
       InputError: the file is not an image or not a regular file, or its header is damaged or declares more than the file can hold.

@@ -1,4 +1,4 @@
-"""Voxels of a volume, read in the order of the file: a few frames at a time, and of each frame what lies in the mask."""
+"""Voxels of a volume, read in the order of the file: a few frames at a time, keeping only the voxels in the mask."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pnet_jax.ingest.reading import attempt
 
 try:
     from isal.igzip import open as open_gzip
-except ImportError:  # a machine without it: the same values and refusals in more time
+except ImportError:  # without it, reading is slower; values and errors are the same
     from gzip import open as open_gzip
 
 ZIPPED = (".gz", ".mgz")
-BUFFER = 1 << 24  # bytes of whole volumes that are in memory at a time, unless a single one is larger
-MOST_FRAMES = 16  # 16 values of float32 fill a cache line: a row of the series is written without reading it first
+BUFFER = 1 << 24  # bytes of whole volumes in memory at a time, unless a single volume is larger
+MOST_FRAMES = 16  # 16 float32 values fill a cache line, so that it is written without being read first
 
 Image = nib.spatialimages.SpatialImage
 
 
 class _Stored(NamedTuple):
-    """Voxels as the file stores them, to be sliced in its order, and what turns them into values."""
+    """Voxels as stored in the file, to be sliced in file order, and the scaling that turns them into values."""
 
     data: Any
     slope: float = 1.0
@@ -40,7 +40,7 @@ class _Stored(NamedTuple):
 def read_series(image: Image, ijk: Int[np.ndarray, "V 3"], where: str) -> Float[np.ndarray, "V T"]:
     """Return the series of the given voxels, float32.
 
-    The 4-D array is never in memory: beside the result there are 16 MiB of volumes and 16 frames of the given voxels.
+    The 4-D array is never held in memory, only the result, 16 MiB of volumes and 16 frames of the given voxels.
 
     Raises:
       InputError: the file is truncated or corrupt.
@@ -73,7 +73,7 @@ def frames_at_once(image: Image) -> int:
 
 
 def check_stream(image: Image, where: str) -> None:
-    """Read a gzip file to its end, where its checksum is; for small files whose voxels are read in one go.
+    """Read a gzip file to its end, where its checksum is stored; for small files whose voxels are read at once.
 
     Raises:
       InputError: the checksum does not match the content.
@@ -83,14 +83,14 @@ def check_stream(image: Image, where: str) -> None:
 
 
 def _frames(image: Image, flat: Int[np.ndarray, " V"] | None, where: str) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of frames in the order of the file: values `[frames, V]` of the voxels at these positions of a volume, or of all."""
+    """Yield blocks of frames in file order: values `[frames, V]` of the voxels at these positions of a volume, or of all voxels."""
     n, voxels, step = image.shape[3], int(np.prod(image.shape[:3])), frames_at_once(image)
     with _stored(image, f"frames 0 to {n - 1}", where) as stored:
 
         def read() -> np.ndarray:
             volumes = np.asanyarray(stored.data[..., frames]).reshape(voxels, -1, order="F").T
             values = volumes if flat is None else np.take(volumes, flat, axis=1)
-            return apply_read_scaling(values, stored.slope, stored.inter)  # after the mask: a quarter of the voxels
+            return apply_read_scaling(values, stored.slope, stored.inter)  # after masking, which keeps about a quarter of the voxels
 
         for start in range(0, n, step):
             frames = slice(start, min(start + step, n))
@@ -99,13 +99,13 @@ def _frames(image: Image, flat: Int[np.ndarray, " V"] | None, where: str) -> Ite
 
 @contextlib.contextmanager
 def _stored(image: Image, what: str, where: str) -> Iterator[_Stored]:
-    """The voxels of an image; at the end, the checksum of a gzip file is compared.
+    """Open the voxels of an image; on exit, verify the checksum of a gzip file.
 
-    nibabel reads the bytes of the voxels and nothing behind them, so that damage which leaves the length intact would pass.
+    nibabel stops reading after the last voxel, before the checksum, so damage that leaves the length intact would go unnoticed.
     """
     data = image.dataobj
     file = getattr(data, "file_like", None)
-    if type(data) is not ArrayProxy or not isinstance(file, str | Path):  # in memory, or scaled in a way of its own (AFNI, PAR/REC)
+    if type(data) is not ArrayProxy or not isinstance(file, str | Path):  # in memory, or with format-specific scaling (AFNI, PAR/REC)
         yield _Stored(data)
         return
     zipped = str(file).lower().endswith(ZIPPED)

@@ -1,8 +1,8 @@
-"""The cohort store: many results in one zarr v3 group, `cohort.zarr`, that many processes fill without a lock.
+"""The cohort store: many results in one zarr v3 group, `cohort.zarr`, which many processes can fill without a lock.
 
-A block is a run of consecutive scans. Each array has one file a block (a shard, or a chunk where an array is small), and only the process
-that writes a block touches its files. Arrays that say what scans and parcels there are, are written by `create` and `extend` alone.
-Every chunk carries its CRC-32C. `status` says which scans are there; it is written last.
+A block is a run of consecutive scans. Each array has one file per block (a shard, or a chunk if the array is small), and only the process
+that writes a block touches its files. Arrays that describe the scans and parcels are written only by `create` and `extend`. Every chunk has
+a CRC-32C. `status` records which scans are stored; it is written last.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, join_spaces, places_in
 
 BLOCK = 32  # scans: see docs/architecture.md
-FRAMES = 64  # T is padded to a multiple, so that a slightly longer scan changes no array
+FRAMES = 64  # T is padded to a multiple of this, so that a slightly longer scan changes no array shape
 PENDING, DONE, FAILED = 0, 1, 2  # values of `status`
 WORDS = (*TEXTS, "error", "provenance", "arrays", "result")  # columns of `text`
 
 
 class Entry(NamedTuple):
-    """What became of a scan.
+    """Outcome of a scan.
 
     Attributes:
-      network: its result; None where it failed.
+      network: its result; None if it failed.
       error: why it failed.
-      result: a digest of what the result was read from, by which a later call sees whether it changed; empty where there is none.
+      result: digest of the files of the result, by which a later call detects changes; empty if there is none.
     """
 
     network: Network | None
@@ -66,14 +66,14 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """What the arrays of a store have room for.
+    """Dimensions and contents that the arrays of a store have room for.
 
     Attributes:
-      ids, names, hemispheres: of the K parcels, as in `Network`.
+      ids, names, hemispheres: properties of the K parcels, as in `Network`.
       atlas: `source` and `digest` of the input atlas.
       edges: measures and layers.
-      frames: T, of the longest scan.
-      space: the V locations; scans of another Space have no labels in the store. None for a store without labels.
+      frames: T, the number of frames of the longest scan.
+      space: the V locations; scans in another Space have no labels in the store. None for a store without labels.
     """
 
     ids: Int[np.ndarray, " K"]
@@ -86,14 +86,14 @@ class Layout:
 
 
 def layout_of(network: Network) -> Layout:
-    """Room for one network."""
+    """Return the layout that one network needs."""
     return Layout(
         network.ids, network.names, network.hemispheres, atlas_of(network), tuple(network.edges), len(network.frames), network.space
     )
 
 
 def join_layouts(one: Layout, other: Layout) -> Layout:
-    """Room for what either has room for; locations that do not belong to those of the first are left out.
+    """Return a layout with room for the contents of both; locations that cannot be joined to those of the first are left out.
 
     Raises:
       InputError: the parcels or the atlas differ.
@@ -110,58 +110,58 @@ def join_layouts(one: Layout, other: Layout) -> Layout:
 def create(
     path: str | Path, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray] | None = None, block: int = BLOCK
 ) -> None:
-    """Makes a store in which every scan is pending. One process calls it, before any writes a block.
+    """Create a store in which every scan is pending. One process calls this before any process writes a block.
 
     Args:
-      path: a folder, or an address that fsspec knows (`s3://…`, `memory://…`).
+      path: a folder, or an fsspec address (`s3://…`, `memory://…`).
       scans: labels in the order of the rows, each once.
-      layout: what there has to be room for.
+      layout: what the store must have room for.
       covariates: further columns of the table by name, one value for each scan.
-      block: scans in a block.
+      block: scans per block.
 
     Raises:
-      SettingsError: there is a store already, no scan, or a label occurs twice.
+      SettingsError: the store exists already, there is no scan, or a label occurs twice.
       CohortExtraMissingError: zarr is not installed.
       OSError: the store cannot be written.
     """
     if not scans or len(set(scans)) < len(scans):
         raise SettingsError(f"{path}: expected scans with different labels, got {len(scans)} with {len(set(scans))} labels")
     if exists(path):
-        raise SettingsError(f"{path}: there is a cohort already; give another path, or remove it")
+        raise SettingsError(f"{path}: a cohort store exists already; choose another path or remove it")
     covariates = _checked_covariates(path, covariates, len(scans))
     _lay_out(new_store(path), scans, layout, covariates, block)
 
 
 def extend(path: str | Path, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray] | None = None) -> None:
-    """Makes room in a store for further scans, edges, frames and locations, and replaces the covariates.
+    """Make room in a store for further scans, edges, frames and locations, and replace the covariates.
 
-    One process calls it, while no other writes or reads. Scans that there were keep their rows, and theirs come first in `scans`.
+    One process calls this while no other writes or reads. Existing scans keep their rows and must come first in `scans`.
 
     Raises:
       SettingsError: `scans` does not begin with those of the store.
-      InputError: the atlas is another one, or the store is damaged.
+      InputError: the atlas differs, or the store is damaged.
     """
     group = open_store(path, "r+")
     there = scans_of(group)
     if list(scans[: len(there)]) != there:
-        raise SettingsError(f"{path}: expected the {len(there)} scans of the store first, in their order")
+        raise SettingsError(f"{path}: expected the {len(there)} scans of the store first, in the same order")
     covariates = _checked_covariates(path, covariates, len(scans))
     _lay_out(group, scans, join_layouts(read_layout(group), layout), covariates, group.attrs["block"])
 
 
 def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> None:
-    """Writes the scans of one block; no other process may write the same block at that time.
+    """Write scans of one block; no other process may write the same block at the same time.
 
-    Scans of the block that are not given stay as they are. If the process is killed meanwhile, those that were given are pending. A
+    Scans of the block that are not in `entries` are unchanged. If the process is killed while writing, those in `entries` are pending. A
     network that `check_network` refuses is written as failed.
 
     Args:
       path: as for `create`.
-      number: of the block; block b has the scans b·n … b·n + n − 1 of the store, n being `block`.
-      entries: what became of the scans, by label.
+      number: index of the block; block b holds the scans b·n … b·n + n − 1 of the store, where n is `block`.
+      entries: outcome of the scans, by label.
 
     Raises:
-      SettingsError: a scan is not of this block, or there is no room for it (`extend`); names it.
+      SettingsError: a scan is not in this block, or there is no room for it (`extend`); names it.
       InputError: the store is damaged, or a network has another atlas.
       OSError: the store cannot be written.
     """
@@ -176,7 +176,7 @@ def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> 
     before, status = group["status"][rows], group["status"][rows]
     status[given] = PENDING
     group["status"][rows] = status
-    # Who reads while this goes on sees by the revision that rows changed, even where their status is what it was.
+    # The revision tells a concurrent reader that rows changed, even if their status is the same afterwards.
     group["revision"][rows] = group["revision"][rows] + given
     content = {scans.index(scan): _content(entry, layout) for scan, entry in entries.items()}
     keep = (before[~given] != PENDING).any()
@@ -193,17 +193,17 @@ def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> 
 
 
 def scans_of(group: Any) -> list[str]:
-    """Labels of a store's scans."""
+    """Return the labels of a store's scans."""
     return read_array(group, "scan").tolist()
 
 
 def n_blocks(group: Any) -> int:
-    """Number of a store's blocks."""
+    """Return the number of blocks in a store."""
     return -(-group["status"].shape[0] // group.attrs["block"])
 
 
 def block_rows(group: Any, number: int) -> slice:
-    """Rows of a block."""
+    """Return the rows of a block."""
     block, n = group.attrs["block"], group["status"].shape[0]
     if not 0 <= number < n_blocks(group):
         raise SettingsError(f"expected a block 0…{n_blocks(group) - 1}, got {number}")
@@ -211,7 +211,7 @@ def block_rows(group: Any, number: int) -> slice:
 
 
 def read_layout(group: Any, brief: bool = False) -> Layout:
-    """The layout of a store; `brief` leaves out the neighbours of voxels, which take long to find."""
+    """Read the layout of a store; `brief` leaves out the neighbours of voxels, which take long to find."""
     about = group.attrs.asdict()
     edges = tuple(group[name].attrs["layer"] for name, _ in block_arrays(group) if name.startswith(EDGES))
     return Layout(
@@ -226,7 +226,7 @@ def read_layout(group: Any, brief: bool = False) -> Layout:
 
 
 def _checked(scan: str, entry: Entry, layout: Layout) -> Entry:
-    """The entry, as failed where its network is refused."""
+    """Return the entry, marked as failed if its network is refused."""
     network = entry.network
     if network is None:
         return entry
@@ -245,7 +245,7 @@ def _checked(scan: str, entry: Entry, layout: Layout) -> Entry:
 
 
 def _content(entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
-    """The rows of one scan, by array."""
+    """Return the rows of one scan, by array."""
     network = entry.network
     if network is None:
         return {"text": np.array([entry.error if word == "error" else entry.result if word == "result" else "" for word in WORDS], object)}
@@ -260,7 +260,7 @@ def _content(entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def _maps(network: Network, layout: Layout) -> dict[str, np.ndarray]:
-    """Labels and confidence at the locations of the store; empty where the scan has others."""
+    """Return labels and confidence at the locations of the store; empty if the scan is in another Space."""
     if layout.space is None:
         return {}
     joined = join_spaces(layout.space, network.space)
@@ -275,7 +275,7 @@ def _maps(network: Network, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def reserved(name: str) -> bool:
-    """Whether a covariate cannot have this name, because a store or a table has something else under it, or because of its letters."""
+    """Return whether a covariate cannot have this name, because it is taken in a store or table or has invalid characters."""
     ours = {
         *COLUMNS,
         *FILL,
@@ -295,17 +295,16 @@ def reserved(name: str) -> bool:
 def _checked_covariates(path: str | Path, covariates: Mapping[str, np.ndarray] | None, n: int) -> Mapping[str, np.ndarray]:
     for name, column in (covariates or {}).items():
         if reserved(name) or len(column) != n:
-            said = (
-                f"got {len(column)}" if not reserved(name) else "which is the name of something else, or has other letters than a-z, 0-9, _"
-            )
-            raise SettingsError(f"{path}: expected covariates with one value for each of {n} scans: {name!r}, {said}")
+            said = "the name is reserved, or has characters other than letters, digits and _"
+            said = said if reserved(name) else f"expected one value for each of {n} scans, got {len(column)}"
+            raise SettingsError(f"{path}: covariate {name!r}: {said}")
     return covariates or {}
 
 
 def _lay_out(group: Any, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray], block: int) -> None:
-    """Makes, or makes longer, all arrays of a store, and writes those that do not depend on results."""
+    """Create or lengthen all arrays of a store, and write those that do not depend on results."""
     s, k, frames = len(scans), len(layout.ids), -(-layout.frames // FRAMES) * FRAMES
-    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest follows when all of it is there
+    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest follows when everything is written
     matrix = ("scan", "parcel", "parcel_to")
     for name in layout.edges:
         view = view_of(name) | {"layer": name}

@@ -17,17 +17,17 @@ from pnet_jax.errors import InputError
 from pnet_jax.space import Space, space_of_tables, space_tables
 
 FORMAT, VERSION = "pnet_jax cohort", 1
-EDGES = "edges_"  # begins the names of edge arrays
-LOCATIONS = "location_"  # and those of what is known of the locations
+EDGES = "edges_"  # prefix of the names of edge arrays
+LOCATIONS = "location_"  # prefix of the names of arrays that describe the locations
 FILL = {"coverage": np.nan, "signals": np.nan, "frames": -1, "labels": -1, "confidence": 0.0, "qc": np.nan, "text": ""}
 
 
 class CohortExtraMissingError(ImportError, ValueError):
-    """The `cohort` extra is not installed. A ValueError too, so that the command line says it in one line."""
+    """The `cohort` extra is not installed. Also a ValueError, so that the command line reports it in one line."""
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a zarr group."""
+    """Return whether a zarr group exists."""
     try:
         _zarr().open_group(_store(path), mode="r", zarr_format=3)
     except FileNotFoundError:
@@ -36,15 +36,15 @@ def exists(path: str | Path) -> bool:
 
 
 def open_store(path: str | Path, mode: str = "r") -> Any:
-    """The zarr group of a store.
+    """Open the zarr group of a store.
 
     Raises:
-      FileNotFoundError: there is none.
-      InputError: it is no cohort, of another version, or what describes its arrays is damaged; names it.
+      FileNotFoundError: there is no store.
+      InputError: it is not a cohort store, has another version, or the descriptions of its arrays are damaged; names it.
       CohortExtraMissingError: zarr is not installed.
     """
     try:
-        # Who writes reads the files themselves: the consolidated copy is that of the last `seal`.
+        # Writers read the files themselves, because the consolidated copy dates from the last `seal`.
         group = _zarr().open_group(_store(path), mode=mode, zarr_format=3, use_consolidated=None if mode == "r" else False)
         attributes = group.attrs.asdict()
     except FileNotFoundError as error:
@@ -55,15 +55,15 @@ def open_store(path: str | Path, mode: str = "r") -> Any:
         found = f"{attributes.get('format')!r}, version {attributes.get('version')}"
         raise InputError(f"{path}: expected a store of format {FORMAT!r}, version {VERSION}, found {found}")
     if attributes.get("digest") == "":
-        said = "is being laid out, or that was interrupted; if no `pnet collect` runs, remove it and run it again"
+        said = "is incomplete or still being created; if no `pnet collect` is running, remove the store and run it again"
         raise InputError(f"{path}: {said}")
     if attributes.get("digest") != _digest(group):
-        raise InputError(f"{path}: what zarr.json says of the arrays is damaged; remove it and run `pnet collect` again")
+        raise InputError(f"{path}: the array descriptions in zarr.json are damaged; remove the store and run `pnet collect` again")
     return group
 
 
 def read_array(group: Any, name: str) -> np.ndarray:
-    """An array that `create` wrote.
+    """Read an array that `create` wrote.
 
     Raises:
       InputError: it is damaged; names it.
@@ -71,60 +71,60 @@ def read_array(group: Any, name: str) -> np.ndarray:
     try:
         values = group[name][:]
         return values if values.dtype.kind in "biuf" else values.astype(object).astype(np.str_)
-    except Exception as error:  # codecs raise what they like
+    except Exception as error:  # codecs raise any exception
         raise InputError(f"{group.store}: array {name} is damaged ({error}); remove the store and run `pnet collect` again") from error
 
 
 def read_rows(group: Any, name: str, rows: slice, scans: Sequence[str]) -> np.ndarray:
-    """Rows of an array that `write_block` wrote.
+    """Read rows of an array that `write_block` wrote.
 
     Args:
       group: the store.
-      name: of the array.
-      rows: of one block.
+      name: name of the array.
+      rows: rows of one block.
       scans: labels of these rows.
 
     Raises:
-      InputError: a chunk's checksum is wrong, or it cannot be decoded; names the scan.
+      InputError: the checksum of a chunk is wrong, or the chunk cannot be decoded; names the scan.
     """
     try:
         return group[name][rows]
-    except Exception as error:  # codecs raise what they like
+    except Exception as error:  # codecs raise any exception
         bad = next(
             (scan for scan, row in zip(scans, range(rows.start, rows.stop), strict=True) if not _readable(group[name], row)), scans[0]
         )
         said = f"{name} of {bad} (block {rows.start // group.attrs['block']}) is damaged ({error})"
-        raise InputError(f"{group.store}: {said}; run `pnet collect` again to write the block anew") from error
+        raise InputError(f"{group.store}: {said}; run `pnet collect` again to rewrite the block") from error
 
 
 def _readable(array: Any, row: int) -> bool:
     try:
         array[row]
-    except Exception:  # noqa: BLE001  codecs raise what they like
+    except Exception:  # noqa: BLE001  codecs raise any exception
         return False
     return True
 
 
 def block_arrays(group: Any) -> Iterator[tuple[str, Any]]:
-    """The arrays that `write_block` writes, but for status and revision."""
+    """Return the arrays that `write_block` writes, except status and revision."""
     for name in sorted(group.array_keys()):
         if name in FILL or name.startswith(EDGES):
             yield name, group[name]
 
 
 def is_empty(name: str, values: np.ndarray) -> bool:
-    """Whether values are what an array holds where nothing was written."""
+    """Return whether values are those of an array to which nothing was written."""
     fill = fill_of(name)
     return bool(np.isnan(values).all()) if isinstance(fill, float) and np.isnan(fill) else bool((values == fill).all())
 
 
 def fill_of(name: str) -> Any:
-    """What a block array holds where nothing was written."""
+    """Return the value of a block array where nothing was written."""
     return np.nan if name.startswith(EDGES) else FILL[name]
 
 
 def plain_name(name: str) -> str:
-    """A name of letters, digits and `_` only."""
+    """Return a name with letters, digits and `_` only."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
@@ -139,7 +139,7 @@ def grow(
     shard: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes an array, or makes it longer."""
+    """Create an array, or lengthen it."""
     if name in group:
         group[name].resize(shape)
         return
@@ -150,7 +150,7 @@ def grow(
 
 
 def put(group: Any, name: str, values: np.ndarray, dims: Sequence[str]) -> None:
-    """Writes a whole array as one chunk, in place of an older one; nothing is done if that is the same."""
+    """Write a whole array as one chunk, replacing an older one unless it is the same."""
     text = values.dtype.kind in "UO"
     if name in group and group[name].shape == values.shape and np.array_equal(group[name][:], values, equal_nan=values.dtype.kind == "f"):
         return
@@ -168,13 +168,13 @@ def put(group: Any, name: str, values: np.ndarray, dims: Sequence[str]) -> None:
 
 def _codecs(text: bool) -> dict[str, Any]:
     codecs = importlib.import_module("zarr.codecs")
-    # Bytes of one significance together: 15 % less for floats. The checksum covers what is stored, so that damage is seen before decoding.
+    # Shuffling groups bytes by significance: 15 % less for floats. The checksum covers stored bytes, so damage is found before decoding.
     packed = codecs.ZstdCodec(level=3) if text else codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
     return {"compressors": [packed, codecs.Crc32cCodec()]}
 
 
 def space_content(space: Space) -> tuple[dict[str, tuple[tuple[str, ...], Any]], dict[str, Any]]:
-    """A Space as arrays along `location`, and what else there is to say of it."""
+    """Return a Space as arrays along `location`, and its other properties."""
     words, tables = space_tables(space)
     short: dict[str, Any] = {key: np.asarray(tables.pop(key)).tolist() for key in ("shape", "affine", "to_mni") if key in tables}
     models: Any = space.grid.brain_models if space.grid is not None else None
@@ -190,7 +190,7 @@ def space_content(space: Space) -> tuple[dict[str, tuple[tuple[str, ...], Any]],
 
 
 def read_space(group: Any, words: Mapping[str, Any], brief: bool) -> Space:
-    """What `space_content` took apart; `brief` leaves out the neighbours of voxels, which take long to find."""
+    """Read the Space that `space_content` described; `brief` leaves out the neighbours of voxels, which take long to find."""
     tables: dict[str, Any] = {
         name.removeprefix(LOCATIONS): read_array(group, name) for name in group.array_keys() if name.startswith(LOCATIONS)
     }
@@ -211,7 +211,7 @@ def read_space(group: Any, words: Mapping[str, Any], brief: bool) -> Space:
 
 
 def _digest(group: Any) -> str:
-    """Digest of what zarr.json files say."""
+    """Return the digest of the zarr.json files."""
     about = {key: value for key, value in group.attrs.asdict().items() if key != "digest"}
     arrays = {name: array.metadata.to_dict() for name, array in group.arrays()}
     return hashlib.sha256(json.dumps([about, arrays], sort_keys=True, default=str).encode()).hexdigest()
@@ -220,7 +220,7 @@ def _digest(group: Any) -> str:
 def _store(path: str | Path) -> Any:
     zarr, address = _zarr(), str(path)
     if address.startswith("file://"):
-        address = unquote(urlparse(address).path)  # zarr's own way into a folder renames finished files into place; fsspec's does not
+        address = unquote(urlparse(address).path)  # zarr's own local store renames finished files into place; that of fsspec does not
     return zarr.storage.FsspecStore.from_url(address) if "://" in address else zarr.storage.LocalStore(address)
 
 
@@ -228,24 +228,24 @@ def _zarr() -> Any:
     try:
         return importlib.import_module("zarr")
     except ImportError as error:
-        raise CohortExtraMissingError("a cohort store needs zarr, not installed here: pip install 'pnet_jax[cohort]'") from error
+        raise CohortExtraMissingError("a cohort store needs zarr, which is not installed: pip install 'pnet_jax[cohort]'") from error
 
 
 def new_store(path: str | Path) -> Any:
-    """An empty zarr group."""
+    """Create an empty zarr group."""
     return _zarr().open_group(_store(path), mode="w", zarr_format=3)
 
 
 def clean(path: str | Path) -> None:
-    """Removes files that killed processes left half written in a local store; no other process may be writing there."""
+    """Remove partly written files of killed processes from a local store; no other process may be writing to it."""
     for file in () if "://" in str(path) else Path(path).rglob("*.partial"):
         file.unlink(missing_ok=True)
 
 
 def seal(group: Any, attributes: Mapping[str, Any]) -> None:
-    """Writes the attributes of a group whose arrays are laid out, their digest, and the copy of all descriptions that readers open."""
+    """Write the attributes of a complete group, their digest, and the consolidated metadata that readers open."""
     group.attrs.update(attributes)
     group.attrs["digest"] = _digest(group)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that consolidated metadata are not in the specification of zarr v3: it is a copy
+        warnings.simplefilter("ignore")  # the warning that zarr v3 does not specify consolidated metadata, which here are only a copy
         _zarr().consolidate_metadata(group.store)

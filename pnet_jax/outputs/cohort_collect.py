@@ -1,7 +1,7 @@
 """A folder of results -> the cohort store, or a Cohort in memory.
 
-The store is made of results on disk and not by the processes that construct them: each result is written whole and has a record, so a
-killed run, a rerun of failed scans or a damaged block costs no more than collecting again.
+The store is written from results on disk, not by the processes that construct them: every result on disk is complete and has a record, so
+a killed run, a rerun of failed scans or a damaged block requires no more than collecting again.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Found(NamedTuple):
 
     Attributes:
       scan: label.
-      file: its `…_dseg.tsv`; None where it failed.
+      file: its `…_dseg.tsv`; None if it failed.
       error: why it failed.
-      digest: of what the result consists of.
-      source: file of the recording, where it is known.
-      files: of its record, with their fingerprints.
+      digest: digest of the files of the result.
+      source: file of the recording, if known.
+      files: files in its record, with their fingerprints.
     """
 
     scan: str
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some scans of a folder; `number` orders the parts."""
+    """Some of the scans of a folder; `number` is the position of the part."""
 
     folder: str
     number: int
@@ -78,7 +78,7 @@ class _Part(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A block of a store, and what the folder has of its scans."""
+    """A block of a store, and the results in the folder for its scans."""
 
     folder: str
     path: str | Path
@@ -96,24 +96,24 @@ def load_cohort(
     signals: bool = True,
     labels: bool = True,
 ) -> Cohort:
-    """The results of many scans as arrays and a table.
+    """Load the results of many scans as arrays and a table.
 
     Args:
-      path: a store that `pnet collect` wrote (a folder, or an address that fsspec knows), or a folder of results of `pnet construct` or
-        `save`. A folder is read result by result, 30 ms each; collect a large one first.
-      atlas: label of the input atlas, for a folder that holds results of several.
+      path: a store that `pnet collect` wrote (a folder or an fsspec address), or a folder of results of `pnet construct` or `save`. A
+        folder is read result by result, 30 ms each; collect large folders first.
+      atlas: label of the input atlas, for a folder with results for several atlases.
       participants: table with covariates, for a folder of results; see `collect`.
       edges: measures and layers to read from a store; all by default.
       signals: whether to read parcel signals from a store.
       labels: whether to read labels and confidence from a store.
 
     Returns:
-      The scans that succeeded; `provenance["left_out"]` says why others did not.
+      The scans that succeeded; `provenance["left_out"]` gives the reasons for the others.
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
       InputError: no scan succeeded, or the store is damaged (names array and scan).
-      SettingsError: the folder holds several atlases, or the store has no such edges.
+      SettingsError: the folder holds results for several atlases, or the store does not contain the requested edges.
 
     Example:
       >>> cohort = pnet_jax.load_cohort("out/cohort.zarr", signals=False, labels=False)  # doctest: +SKIP
@@ -145,28 +145,28 @@ def collect(
     block: int = BLOCK,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes the results of a folder to a cohort store, or brings the store up to date.
+    """Write the results of a folder to a cohort store, or update an existing store.
 
-    A block is written if a result of it is new or changed, or if the block is damaged. A scan that failed stands in the store as failed
-    until it succeeds. While `pnet construct` still runs, the scans that are finished are taken. New scans are appended.
+    A block is written if one of its results is new or changed, or if the block is damaged. A failed scan is marked as failed in the store
+    until it succeeds. While `pnet construct` is running, the scans finished so far are collected. New scans are appended.
 
     Args:
-      folder: results of `pnet construct`, or of `save`.
-      path: the store, by default `cohort.zarr` in the folder, `cohort_seg-<atlas>.zarr` where an atlas is given.
-      atlas: label of the input atlas, where the folder holds results of several.
-      participants: table with one row a participant (`participant_id` and covariates), by default `participants.tsv` of the folder, or of
-        the data set of the recordings.
+      folder: results of `pnet construct` or of `save`.
+      path: the store; by default `cohort.zarr` in the folder, or `cohort_seg-<atlas>.zarr` if an atlas is given.
+      atlas: label of the input atlas, if the folder holds results for several atlases.
+      participants: table with one row per participant (`participant_id` and covariates); by default `participants.tsv` in the folder, or
+        in the dataset of the recordings.
       workers: processes that read results and write blocks.
-      block: scans in a block of a new store.
-      progress: called with a text, how many blocks are done and how many there are.
+      block: scans per block of a new store.
+      progress: called with a text, the number of blocks that are done, and the total.
 
     Returns:
       `path`, and the numbers of scans `done` and `failed`, of `blocks`, and of blocks `written` by this call.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      SettingsError: the folder holds no result or several atlases, or the store holds scans that the folder does not.
-      InputError: the store is of another atlas or damaged beyond its blocks; names it.
+      SettingsError: the folder holds no results or those for several atlases, or the store contains scans that the folder does not.
+      InputError: the store has another atlas, or is damaged outside its blocks; names it.
       OSError: the store cannot be written.
     """
     if not Path(folder).is_dir():
@@ -188,15 +188,15 @@ def collect(
 
 
 def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
-    """The scans of a folder of results, by label: those with a record; without any record, the results that `save` wrote.
+    """List the scans of a folder of results, by label: those with a record or, if there is no record, the results that `save` wrote.
 
     Raises:
-      SettingsError: there is none, or there are results of several atlases and none was given.
+      SettingsError: there are no results, or results for several atlases and `atlas` is not given.
     """
     records = [record for record in read_records(folder) if record.get("atlas")]
     labels = sorted({record["atlas"] for record in records})
     if atlas is None and len(labels) > 1:
-        raise SettingsError(f"{folder}: holds results of {len(labels)} atlases ({', '.join(labels)}): say which one, by its label")
+        raise SettingsError(f"{folder}: holds results for {len(labels)} atlases ({', '.join(labels)}): choose one by its label")
     found = [_of_record(folder, record) for record in records if atlas in (None, record["atlas"])]
     if not found:
         try:
@@ -207,12 +207,12 @@ def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
 
 
 def load_entry(folder: str | Path, found: Found) -> Entry:
-    """The network of a scan, or why there is none."""
+    """Return the network of a scan, or the reason why there is none."""
     if found.file is None:
         return Entry(None, found.error, found.digest)
     try:
         if changed := missing_files(folder, {"files": found.files}):
-            raise InputError(f"{Path(folder) / changed[0]}: missing or changed since it was written; construct the scan again")
+            raise InputError(f"{Path(folder) / changed[0]}: missing, or changed after it was written; construct the scan again")
         network = load_network(found.file, brief=True)
         check_network(network)
     except (ValueError, OSError) as error:
@@ -221,7 +221,7 @@ def load_entry(folder: str | Path, found: Found) -> Entry:
 
 
 def participants_file(folder: str | Path, found: Sequence[Found], given: str | Path | None = None) -> Path | None:
-    """The table of participants: the given one, or that of the folder, or of the data set of the recordings; None where there is none."""
+    """Return the participants table: the given one, or that of the folder or of the dataset of the recordings; None if there is none."""
     if given is not None:
         return Path(given)
     sources = [Path(one.source) for one in found if one.source][:1]
@@ -230,13 +230,14 @@ def participants_file(folder: str | Path, found: Sequence[Found], given: str | P
 
 
 def covariates_of(file: Path | None, found: Sequence[Found]) -> dict[str, np.ndarray]:
-    """The columns of a table of participants, one value for each scan: numbers with NaN, or text with empty strings, where unknown.
+    """Read the columns of a participants table, one value per scan; unknown numbers are NaN, unknown texts are empty.
 
-    Names have letters, digits and `_` only; those of columns that a cohort has anyway begin with `participant_`. `site_id` is `site`.
+    Characters other than letters, digits and `_` are replaced in names; names that a cohort uses itself are prefixed with
+    `participant_`. `site_id` becomes `site`.
 
     Raises:
-      InputError: the table has no column `participant_id`, or a participant twice; names the file.
-      FileNotFoundError: it is not there.
+      InputError: the table has no column `participant_id`, or a participant occurs twice; names the file.
+      FileNotFoundError: the table does not exist.
     """
     if file is None:
         return {}
@@ -271,7 +272,7 @@ def _of_record(folder: str | Path, record: Mapping[str, Any]) -> Found:
 
 
 def _of_file(file: Path) -> Found:
-    """A result without a record: what its files are is told by sizes and times."""
+    """Describe a result without a record, whose files are identified by size and modification time."""
     try:
         about = read_json(beside(stem_of(file), "dseg.json"), "Scan")["Scan"]
         label, there, error = scan_label(about["Subject"], about["Entities"]), True, ""
@@ -285,16 +286,16 @@ def _of_file(file: Path) -> Found:
 def _prepare(
     folder: str | Path, path: str | Path, found: Sequence[Found], participants: str | Path | None, block: int, workers: int
 ) -> None:
-    """Creates the store, or makes room in it for what is new."""
+    """Create the store, or make room in it for new results."""
     there = stored_results(path) if exists(path) else {}
     if lost := [scan for scan, (state, _) in there.items() if state == DONE and scan not in {one.scan for one in found}]:
-        raise SettingsError(f"{path}: holds {lost[0]}, of which {folder} has no result: give another path, or remove the store")
+        raise SettingsError(f"{path}: contains {lost[0]}, but {folder} has no result for it: choose another path or remove the store")
     new = [one for one in found if one.file is not None and there.get(one.scan, (0, ""))[1] != one.digest]
     parts = [_Part(str(folder), at, part) for at, part in enumerate(in_blocks(new, BLOCK))]
     found_layouts = sorted(_each(_layouts, parts, workers), key=lambda pair: pair[0].number)
     layouts = [one for _, some in found_layouts for one in some]
     if not there and not layouts:
-        raise SettingsError(f"{folder}: expected a scan that succeeded, found {len(found)} that failed")
+        raise SettingsError(f"{folder}: expected at least one scan that succeeded, found {len(found)} that failed")
     scans = [*there, *(one.scan for one in found if one.scan not in there)]
     by_scan = {one.scan: one for one in found}
     covariates = covariates_of(
@@ -308,13 +309,13 @@ def _prepare(
 
 
 def _same(group: Any, covariates: Mapping[str, np.ndarray]) -> bool:
-    """Whether the covariates of a store are these."""
+    """Return whether a store has the same covariates."""
     there = {name: read_array(group, name).tolist() for name in group.attrs["covariates"]}
-    return str(there) == str({name: column.tolist() for name, column in covariates.items()})  # as text, in which NaN is NaN
+    return str(there) == str({name: column.tolist() for name, column in covariates.items()})  # as text, in which NaN equals NaN
 
 
 def _layouts(part: _Part) -> list[Layout]:
-    """Room for some results: one layout for each Space, in their order; results that cannot be read need none."""
+    """Return the layouts that some results need: one for each Space, in their order; results that cannot be read need none."""
     out: list[Layout] = []
     for one in part.found:
         network = load_entry(part.folder, one).network
@@ -329,7 +330,7 @@ def _layouts(part: _Part) -> list[Layout]:
 
 
 def _tasks(folder: str, path: str | Path, found: Sequence[Found]) -> list[_Block]:
-    """The blocks of the store with what the folder has of them."""
+    """List the blocks of the store with the results in the folder for them."""
     group, stored, by_scan = open_store(path), stored_results(path), {one.scan: one for one in found}
     scans, out = list(stored), []
     for number in range(n_blocks(group)):
@@ -340,7 +341,7 @@ def _tasks(folder: str, path: str | Path, found: Sequence[Found]) -> list[_Block
 
 
 def _fill_block(block: _Block) -> bool:
-    """Writes a block if it has to be; returns whether it was."""
+    """Write a block if necessary, and return whether it was written."""
     changed = block.changed
     if not changed:
         try:
@@ -353,7 +354,7 @@ def _fill_block(block: _Block) -> bool:
 
 
 def _each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """Tasks and their results as they are finished, in this process or in several."""
+    """Yield tasks and their results as they finish, in this process or in several."""
     for task, result in run_tasks(function, tasks, workers):
         if isinstance(result, WorkerDiedError):
             raise OSError(f"{result}: run `pnet collect` again, with fewer workers")

@@ -1,4 +1,4 @@
-"""A Cohort in the formats of other programs: a file or a few for each scan, and a table of all scans."""
+"""A Cohort in the formats of other programs: one or a few files per scan, and a table of all scans."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ Progress = Callable[[str, int, int], None]
 
 
 def export(cohort: Cohort, folder: str | Path, to: str, progress: Progress | None = None) -> int:
-    """Writes a Cohort for other programs.
+    """Export a Cohort to the format of another program.
 
-    - `bids`: `_relmat.tsv` of each measure and `_timeseries.tsv` with sidecars, in the folders of BIDS derivatives
-    - `cifti`: `.pconn.nii` of each measure and `.ptseries.nii`; with the scan's parcels, where the scans share a Space
-    - `mat`: a MATLAB file a scan: `edges` (struct of K × K), `signals` (K × T), `frames` (from 0), `names`, `ids`, `coverage`
-    - `csv`: `_edges.csv` with a row a pair of parcels (directed measures: both ways) and a column a measure, a square table of each
-      measure, `_signals.csv`
-    - `graphml`: a graph for each measure, with an edge for each pair of parcels that has a value
-    - `npz`: one NumPy file of all arrays
+    - `bids`: a `_relmat.tsv` for each measure and `_timeseries.tsv`, with sidecars, in the folders of BIDS derivatives
+    - `cifti`: a `.pconn.nii` for each measure and `.ptseries.nii`; with the scan's parcels, if the scans share a Space
+    - `mat`: one MATLAB file per scan: `edges` (struct of K × K), `signals` (K × T), `frames` (from 0), `names`, `ids`, `coverage`
+    - `csv`: `_edges.csv` with one row per pair of parcels (both directions for directed measures) and one column per measure, a square
+      table for each measure, and `_signals.csv`
+    - `graphml`: one graph for each measure, with an edge for each pair of parcels that has a value
+    - `npz`: one NumPy file with all arrays
 
-    Beside them stands `cohort.tsv` (`csv`: `cohort.csv`; `npz`: in the file), the table.
+    The table is written to `cohort.tsv` (`csv`: `cohort.csv`; `npz`: in the same file).
 
     Args:
-      cohort: what to write.
-      folder: where to, made if needed.
+      cohort: the cohort to export.
+      folder: output folder, created if needed.
       to: one of `FORMATS`.
-      progress: called with the scan's label, how many are done and how many there are.
+      progress: called with the scan's label, the number of scans that are done, and the total.
 
     Returns:
       Number of files.
 
     Raises:
-      SettingsError: the format is not known, or the folder holds results of another command, which would be overwritten.
+      SettingsError: the format is unknown, or the folder holds results of another command, which would be overwritten.
       OSError: the folder cannot be written.
     """
     if to not in FORMATS:
         raise SettingsError(f"unknown format {to!r}: expected one of {', '.join(FORMATS)}{nearest(to, FORMATS)}")
     if (Path(folder) / RECORDS).exists():
-        raise SettingsError(f"{folder}: holds results of a command; export to another folder")
+        raise SettingsError(f"{folder}: holds results of another command; export to a different folder")
     folder, written = check_writable(folder), 0
     if to == "npz":
         _write_npz(cohort, folder / "cohort.npz")
@@ -91,7 +91,7 @@ def _bids(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
     if cohort.signals is not None:
         signals, frames = _signals(cohort, s)
         yield write_matrix(beside(stem, "stat-mean_timeseries.tsv"), names, signals.T)
-        said = {"Description": "Mean signal of each parcel; one row a kept frame.", "KeptFrames": frames}
+        said = {"Description": "Mean signal of each parcel; one row per kept frame.", "KeptFrames": frames}
         yield write_json(beside(stem, "stat-mean_timeseries.json"), said | {"RepetitionTime": float(cohort.table["tr"][s])} | about)
 
 
@@ -106,14 +106,14 @@ def _cifti(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
         yield write_image(image, folder / f"{scan}_{plain_name(measure)}.pconn.nii")
     if cohort.signals is not None:
         signals, _ = _signals(cohort, s)
-        # Scrubbed frames are left out: rows of the series need not be evenly spaced, which the format cannot say.
+        # Scrubbed frames are left out, so rows may be unevenly spaced in time, which the format cannot express.
         image = nibabel.Cifti2Image(signals.T, (SeriesAxis(0, float(cohort.table["tr"][s]), signals.shape[1]), parcels))
         image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_PARCELLATED_SERIES")
         yield write_image(image, folder / f"{scan}.ptseries.nii")
 
 
 def _parcels_axis(cohort: Cohort, s: int) -> Any:
-    """The scan's parcels with their voxels and vertices; without any where the scans do not share a Space."""
+    """Return the scan's parcels with their voxels and vertices, or without them if the scans do not share a Space."""
     from nibabel.cifti2 import ParcelsAxis
 
     k, grid = cohort.n_parcels, cohort.space.grid if cohort.space is not None else None
@@ -179,7 +179,7 @@ def _graphml(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
         known = np.isfinite(matrices[s]) & (
             ~np.eye(cohort.n_parcels, dtype=bool) if directed else np.triu(np.ones_like(matrices[s], bool), 1)
         )
-        # Row k, column l of a directed measure is what l does to k: the edge leads from l to k.
+        # Row k, column l of a directed measure is the effect of l on k: the edge leads from l to k.
         ends = ((k, to) if not directed else (to, k) for k, to in np.argwhere(known))
         values = matrices[s][known]
         edges = (
@@ -220,7 +220,7 @@ def _write_npz(cohort: Cohort, path: Path) -> None:
 
 
 def _signals(cohort: Cohort, s: int) -> tuple[np.ndarray, np.ndarray]:
-    """Signals of one scan `[K, t]` and its frames `[t]`, without padding."""
+    """Return the signals `[K, t]` and frames `[t]` of one scan, without padding."""
     if cohort.signals is None or cohort.frames is None:
         raise InputError("the cohort was read without signals")
     kept = cohort.frames[s] >= 0
@@ -228,13 +228,13 @@ def _signals(cohort: Cohort, s: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(cohort: Cohort) -> Bool[np.ndarray, "K K"]:
-    """Pairs of parcels that a tidy table has: each once, or both ways where a measure is directed."""
+    """Return the pairs of parcels in a tidy table: each pair once, or in both directions if a measure is directed."""
     square = np.ones((cohort.n_parcels,) * 2, bool)
     return square & ~np.eye(cohort.n_parcels, dtype=bool) if any(view["directed"] for view in cohort.views.values()) else np.triu(square, 1)
 
 
 def _number(value: float) -> str:
-    """Seven digits; empty where there is none, as spreadsheets and R read it."""
+    """Format a number with seven digits; missing values are empty, as spreadsheets and R expect."""
     return f"{value:.7g}" if np.isfinite(value) else ""
 
 

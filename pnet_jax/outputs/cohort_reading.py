@@ -17,24 +17,24 @@ from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.outputs.cohort import DONE, PENDING, WORDS, block_rows, n_blocks, read_layout, scans_of
 from pnet_jax.outputs.cohort_arrays import EDGES, block_arrays, is_empty, open_store, plain_name, read_array, read_rows
 
-TRIES = 3  # to read a store while scans in it are replaced
+TRIES = 3  # attempts to read a store whose scans are being replaced
 
 
 def read_store(path: str | Path, *, edges: Sequence[str] | None = None, signals: bool = True, labels: bool = True) -> Cohort:
-    """The scans of a store that are done; those that are not stand in `provenance["left_out"]`.
+    """Read the finished scans of a store; the others are listed in `provenance["left_out"]`.
 
-    Every checksum is verified, and an array that a scan should have and has not is an error: no damaged value is returned.
+    Every checksum is verified, and a missing array of a finished scan is an error: damaged values are never returned.
 
     Args:
-      path: folder, or address that fsspec knows.
+      path: folder or fsspec address.
       edges: measures and layers to read; all by default.
       signals: whether to read parcel signals.
-      labels: whether to read labels and confidence, where the scans share a Space.
+      labels: whether to read labels and confidence, if the scans share a Space.
 
     Raises:
       FileNotFoundError: there is no store.
-      InputError: it is damaged (names array and scan), or no scan is done.
-      SettingsError: the store has no such edges, or scans are replaced faster than they are read.
+      InputError: the store is damaged (names array and scan), or no scan is done.
+      SettingsError: the store does not contain the requested edges, or scans are replaced faster than they are read.
     """
     for _ in range(TRIES):
         before = _state(path)
@@ -43,14 +43,14 @@ def read_store(path: str | Path, *, edges: Sequence[str] | None = None, signals:
         except InputError:
             if np.array_equal(before, _state(path)):
                 raise
-            continue  # of a file that was replaced between two reads of it
+            continue  # a file was replaced while it was read
         if np.array_equal(before, _state(path)):
             return cohort
-    raise SettingsError(f"{path}: scans were replaced while they were read, {TRIES} times: read it once they are written")
+    raise SettingsError(f"{path}: scans were replaced during each of {TRIES} attempts to read them: wait until writing has finished")
 
 
 def stored_results(path: str | Path) -> dict[str, tuple[int, str]]:
-    """Status and `Entry.result` of each scan of a store, in its order; a scan whose record is damaged is pending."""
+    """Return status and `Entry.result` of each scan of a store, in order; a scan with damaged texts counts as pending."""
     group = open_store(path)
     scans, status = scans_of(group), read_array(group, "status")
     out: dict[str, tuple[int, str]] = {}
@@ -68,7 +68,7 @@ def stored_results(path: str | Path) -> dict[str, tuple[int, str]]:
 
 
 def check_block(path: str | Path, number: int) -> None:
-    """Reads a block whole.
+    """Read a whole block to check it.
 
     Raises:
       InputError: a part of it is damaged or missing; names array and scan.
@@ -80,7 +80,7 @@ def check_block(path: str | Path, number: int) -> None:
 
 
 def _state(path: str | Path) -> np.ndarray:
-    """What changes whenever a scan is written. The writer says in `status` that scans are not there, and only then counts `revision` up."""
+    """Return what changes whenever a scan is written: the writer marks scans as pending in `status`, then increments `revision`."""
     group = open_store(path)
     revision = read_array(group, "revision")
     return np.stack([revision, read_array(group, "status")])
@@ -91,11 +91,11 @@ class _Store:
     """A store at one moment.
 
     Attributes:
-      path, group: where it is.
-      scans: labels.
-      status: of each.
-      holds: names of the arrays that each scan that is done has.
-      words: columns of `text`, of every scan.
+      path, group: location of the store, and its zarr group.
+      scans: labels of the scans.
+      status: status of each scan.
+      holds: names of the arrays of each finished scan.
+      words: columns of `text`, for every scan.
     """
 
     path: str | Path
@@ -106,7 +106,7 @@ class _Store:
     words: dict[str, np.ndarray]
 
     def whole(self, name: str, wanted: Bool[np.ndarray, " S"]) -> np.ndarray:
-        """An array's rows of the wanted scans, a block at a time."""
+        """Read the rows of the wanted scans from an array, a block at a time."""
         out = np.empty((int(wanted.sum()), *self.group[name].shape[1:]), self.group[name].dtype)
         start = np.concatenate([[0], np.cumsum(wanted)])
         for number in range(n_blocks(self.group)):
@@ -116,11 +116,11 @@ class _Store:
         return out
 
     def rows(self, name: str, rows: slice, wanted: Bool[np.ndarray, " n"]) -> np.ndarray:
-        """Wanted rows of a block; a file that is missing, which reads as if nothing had been written, is an error."""
+        """Read the wanted rows of a block; a missing file, which zarr reads as unwritten values, is an error."""
         values = read_rows(self.group, name, rows, self.scans[rows])[wanted]
         for row, one in zip(np.flatnonzero(wanted) + rows.start, values, strict=True):
             if name in self.holds[row] and is_empty(name, one):
-                raise InputError(f"{self.path}: {name} of {self.scans[row]} is missing; run `pnet collect` again to write the block anew")
+                raise InputError(f"{self.path}: {name} of {self.scans[row]} is missing; run `pnet collect` again to rewrite the block")
         return values
 
 
@@ -133,7 +133,7 @@ def _open(path: str | Path) -> _Store:
     holds = [set(one.split()) for one in words["arrays"]]
     for scan, there, own in zip(scans, status == DONE, holds, strict=True):
         if there and not own:
-            raise InputError(f"{path}: text of {scan} is missing; run `pnet collect` again to write the block anew")
+            raise InputError(f"{path}: text of {scan} is missing; run `pnet collect` again to rewrite the block")
     return _Store(path, group, scans, status, holds, words)
 
 

@@ -1,4 +1,4 @@
-"""Columns of a finished scan in its record, and so in `status.tsv` and the cohort report."""
+"""Columns of a finished scan in its record, and therefore in `status.tsv` and the cohort report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DIGITS = 5  # decimals of a column; more would be noise
 
 
 def result_columns(network: Network, known: Container[str] = ()) -> dict[str, Any]:
-    """Compute the columns of a result that its record holds; what was not measured is None.
+    """Compute the columns that the record of a result holds; unmeasured values are None.
 
     Args:
       network: A subject's result.
-      known: Warnings that every result of the run has, and that are therefore left out of `qc_warnings`.
+      known: Warnings that apply to every result of the run and are therefore left out of `qc_warnings`.
 
     Returns:
       `n_frames`, `minutes`, `n_absent` (parcels without any location), `parcels` (the decision) with its `reason`, `moved` (share of

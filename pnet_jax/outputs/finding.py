@@ -1,4 +1,4 @@
-"""Which results a folder holds."""
+"""Results that a folder holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, Path]:
-    """The first complete result of each participant by name, for one atlas.
+    """Return the first complete result, by name, of each participant for one atlas.
 
     Args:
       folder: root of the derivatives.
@@ -17,7 +17,7 @@ def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, Path]
       Subject label to its `…_dseg.tsv`.
 
     Raises:
-      ValueError: there is none; names the atlases that there are.
+      ValueError: there is none; names the atlases that were found.
     """
     found: dict[str, Path] = {}
     for file in find_results(folder, atlas):
@@ -26,23 +26,23 @@ def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, Path]
 
 
 def find_results(folder: str | os.PathLike[str], atlas: str | None = None) -> list[Path]:
-    """Every complete result for one atlas, sorted by name: its `…_dseg.tsv`.
+    """List the `…_dseg.tsv` of every complete result for one atlas, sorted by name.
 
     Args:
       folder: root of the derivatives.
-      atlas: label of the input atlas, from `atlas_label`; None where the folder holds results of one alone.
+      atlas: label of the input atlas, from `atlas_label`; None if the folder holds results for one atlas only.
 
     Raises:
-      ValueError: there is none, or none of the atlas, or results of several atlases and none was given; names those that there are.
+      ValueError: there are no results, none for this atlas, or results for several atlases and `atlas` is None; names those found.
     """
     files = [file for file in sorted(Path(folder).glob("sub-*/**/*_atlas-pnet_seg-*_dseg.tsv")) if "_desc-" not in file.name]
     labels = sorted({_seg(file) for file in files})
     if atlas is None and len(labels) > 1:
-        raise ValueError(f"{folder}: holds networks of {len(labels)} atlases ({', '.join(labels)}): say which one, by its label")
+        raise ValueError(f"{folder}: holds networks for {len(labels)} atlases ({', '.join(labels)}): choose one by its label")
     found = [file for file in files if atlas in (None, _seg(file))]
     if not found:
         expected = "networks" if atlas is None else f"networks of atlas {atlas}"
-        said = f"networks of {', '.join(labels)} alone: give the atlas that they were constructed with" if labels else "none"
+        said = f"only networks of {', '.join(labels)}: give the atlas that they were constructed with" if labels else "none"
         raise ValueError(f"{folder}: expected {expected} that `pnet construct` wrote, found {said}")
     return found
 

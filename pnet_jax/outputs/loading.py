@@ -34,8 +34,8 @@ def load_network(result: str | os.PathLike[str], *, brief: bool = False) -> Netw
 
     Args:
       result: its `…_dseg.tsv`, or the name without that ending (`output_stem`).
-      brief: read what a cohort holds only: the one candidate of a location is its parcel, with the probability of the confidence map;
-        no halves and no uncertainties. An order of magnitude faster for images.
+      brief: read only what a cohort holds: the parcel of each location as its only candidate, with the probability from the confidence
+        map; no halves and no uncertainties. An order of magnitude faster for images.
 
     Raises:
       FileNotFoundError: a file of the result is not there; names it.
@@ -223,7 +223,7 @@ def _soft(stem: Path, space: Space, labels: np.ndarray, n_parcels: int) -> tuple
 
 
 def read_confidence(stem: Path, space: Space) -> Float[np.ndarray, " V"]:
-    """Probability of each location's own parcel, 0 outside; an error names the file."""
+    """Read the probability of each location's parcel, 0 outside; an error names the file."""
     if space.grid is None:
         rows = read_table(beside(stem, f"{LOCATIONS}.tsv"), "confidence")
         return np.array([row["confidence"] or 0 for row in rows], np.float32)

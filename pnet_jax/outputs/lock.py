@@ -80,7 +80,7 @@ def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterato
 def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
     """Claim a piece of work that any of several processes may do; the operating system drops the claim when the process ends.
 
-    The file says who has it (`holder`).
+    The file records who holds the claim (`holder`).
 
     Args:
       file: Lock file, created if needed and removed on release.
@@ -107,7 +107,7 @@ def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
 
 
 def holder(file: str | os.PathLike[str]) -> str:
-    """Return who has claimed a piece of work, and since when; empty if nobody has, also after its holder was killed."""
+    """Return which process has claimed a piece of work, and since when; empty if none has or if that process was killed."""
     import fcntl
 
     try:

@@ -1,4 +1,4 @@
-"""Maps of a result alone: what a group map is made of."""
+"""The maps of a result, without its other files, as input of group maps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pnet_jax.space import Space
 
 
 class Maps(NamedTuple):
-    """What a group map is made of.
+    """Maps of one result, as input of group maps.
 
     Attributes:
       labels: id of each location's parcel, 0 outside; `[X, Y, Z]` on a grid, else `[V]`.
-      prior_labels: id of the parcel that the location started from, in the same form.
-      confidence: probability of the location's own parcel, in the same form.
+      prior_labels: id of each location's initial parcel, in the same form.
+      confidence: probability of each location's parcel, in the same form.
       affine: voxel index to mm of a grid, `[4, 4]`; else None.
-      space: the locations where there is no grid; else None.
-      name: of the space.
+      space: the locations if there is no grid; else None.
+      name: name of the space.
     """
 
     labels: np.ndarray
@@ -35,13 +35,13 @@ class Maps(NamedTuple):
 
 
 def load_maps(result: str | os.PathLike[str]) -> Maps:
-    """Reads the maps of a result without its soft parcellation, signals and edges, which takes 10 to 50 ms instead of seconds.
+    """Read the maps of a result without its soft parcellation, signals and edges, in 10 to 50 ms instead of seconds.
 
     Args:
       result: its `…_dseg.tsv`, or the name without that ending.
 
     Raises:
-      FileNotFoundError: a file of the result is not there; names it.
+      FileNotFoundError: a file of the result is missing; names it.
       ValueError: a file is damaged; names it.
     """
     stem = stem_of(result)

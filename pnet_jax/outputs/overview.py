@@ -1,4 +1,4 @@
-"""How far the scans of a results folder are: one function that reads what is on disk, for every table, command and page."""
+"""Progress of the scans in a results folder: one function that reads the state from disk, for every table, command and page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MOST_LISTED = 20
 
 
 class ScanState(NamedTuple):
-    """A scan that was asked for.
+    """State of a requested scan.
 
     Attributes:
-      scan, subject, atlas: what it is.
+      scan, subject, atlas: labels of the scan, its subject and the atlas.
       state: `"done"`, `"failed"`, `"unavailable"` (the subject has no usable recording), `"running"`, `"waiting"` or `"stale"` (its result
-        is of other settings or inputs, or not complete).
-      reason: why it failed or is stale, or which process works on it.
-      fault: `"input"` or `"machine"` of one that failed, else empty.
+        was made with other settings or inputs, or is incomplete).
+      reason: why it failed or is stale, or which process is working on it.
+      fault: `"input"` or `"machine"` if the scan failed, else empty.
     """
 
     scan: str
@@ -35,14 +35,14 @@ class ScanState(NamedTuple):
 
 
 def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[ScanState]:
-    """State of every scan that any run was asked for, sorted by scan and atlas.
+    """Return the state of every scan that any run was started on, sorted by scan and atlas.
 
     Args:
       folder: Root of the results.
-      verify: Read the inputs and results too, and compare their fingerprints; otherwise results only have to exist.
+      verify: Also read inputs and results and compare their fingerprints; otherwise results only have to exist.
     """
     asked: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for submission in read_submissions(folder):  # of several, the last one counts
+    for submission in read_submissions(folder):  # the last submission counts
         about = {"job": submission["job"], "atlas": submission["atlas"]}
         asked |= {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
     for record in read_records(folder):
@@ -52,7 +52,7 @@ def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Sc
 
 
 def summary(states: Iterable[ScanState]) -> list[str]:
-    """Lines that say how many scans are in each state, and why."""
+    """Return lines that give the number of scans in each state, and the reasons."""
     states = list(states)
     counts = Counter(one.state for one in states)
     lines = [f"{len(states)} scans: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state == "done")]
@@ -81,17 +81,17 @@ def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], verify: boo
     if record["status"] != "ok":
         return state(str(record["status"]), str(record.get("error", "")), str(record.get("fault", "")))
     if record.get("job") != asked["job"]:
-        return state("stale", "made by other settings or another version")
+        return state("stale", "made with other settings or another version")
     missing = [name for name in record["files"] if not (Path(folder) / name).is_file()]
     missing = missing or (missing_files(folder, record) if verify else [])
     if missing:
-        return state("stale", f"{missing[0]} is missing or was changed")
+        return state("stale", f"{missing[0]} is missing or has changed")
     if verify and "files" in asked and record.get("inputs") not in _inputs(asked["files"]):
-        return state("stale", "its input was changed since")
+        return state("stale", "its input has changed since")
     return state("done")
 
 
 def _inputs(files: Iterable[str | None]) -> tuple[str, str]:
-    """Fingerprints of the input, by both ways of taking them."""
+    """Return the fingerprints of the input, quick and full."""
     paths = [None if file is None else Path(file) for file in files]
     return inputs_fingerprint(paths), inputs_fingerprint(paths, whole=True)

@@ -1,4 +1,4 @@
-"""Files of a result as arrays, tables and mappings; whatever is wrong with one of them, the error names it."""
+"""Files of a result as arrays, tables and mappings; every error names the file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ ENDINGS = ("_desc-locations_dseg.tsv", "_dseg.tsv", "_dseg.json", "_dseg.nii.gz"
 
 
 def read_volume(file: Path) -> tuple[np.ndarray, Float[np.ndarray, "4 4"]]:
-    """Voxels and affine of a NIfTI image; an error names the file."""
+    """Read the voxels and affine of a NIfTI image; an error names the file."""
     image: Any = open_image(file, str(file))
     return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its voxels", str(file))), image.affine
 
 
 def read_numbers(image: Any, shape: tuple[int, ...], file: Path) -> np.ndarray:
-    """Values of a CIFTI image of a known shape, float32; an error names the file."""
+    """Read the values of a CIFTI image with a known shape, float32; an error names the file."""
     expect_shape(image.shape, shape, file)
     return np.asarray(attempt(partial(image.dataobj.__getitem__, ...), "its maps", str(file)), np.float32)
 
 
 def expect_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path) -> None:
-    """Refuses another shape; the error names the file."""
+    """Refuse any other shape; the error names the file."""
     if tuple(found) != tuple(shape):
         raise ValueError(f"{file}: expected the shape {tuple(shape)}, found {tuple(found)}")
 
 
 def there(file: Path) -> Path:
-    """The path of a file that must exist."""
+    """Return the path of a file that must exist."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; without it the result cannot be read")
     return file
 
 
 def read_table(file: Path, *columns: str) -> list[dict[str, str]]:
-    """Rows of a table as text that must have some rows and these columns; an error names the file."""
+    """Read the rows of a table as text; it must have rows and these columns. An error names the file."""
     rows = read_rows(there(file))
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:
@@ -52,19 +52,19 @@ def read_table(file: Path, *columns: str) -> list[dict[str, str]]:
 
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object that must have these keys; an error names the file."""
+    """Read a JSON object that must have these keys; an error names the file."""
     try:
         found = json.loads(there(file).read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: no readable JSON ({error})") from error
+        raise ValueError(f"{file}: not readable as JSON ({error})") from error
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
-        raise ValueError(f"{file}: lacks {', '.join(missing)}: damaged, or of a version that noted less; construct the scan again")
+        raise ValueError(f"{file}: lacks {', '.join(missing)}: damaged, or written by an older version; construct the scan again")
     return found
 
 
 def stem_of(result: str | os.PathLike[str]) -> Path:
-    """The part of the names of a result that all of its files share."""
+    """Return the part of the file names that all files of a result share."""
     path = Path(result)
     if path.is_dir():
         raise ValueError(f"{path}: expected one result's …_dseg.tsv, found a folder")

@@ -234,7 +234,7 @@ def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
 
 
 def relmat_description(matrix: Float[np.ndarray, "K K"], measure: str) -> dict[str, Any]:
-    """What the sidecar of a connectome says of the matrix alone."""
+    """Return the entries of a connectome's sidecar that describe the matrix itself."""
     known = _registered("pearson" if measure in LAYERS else measure)
     finite = matrix[np.isfinite(matrix)]
     own = np.diagonal(matrix)[np.isfinite(np.diagonal(matrix))]

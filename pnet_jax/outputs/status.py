@@ -22,7 +22,7 @@ from pnet_jax.outputs.names import safe_name
 from pnet_jax.outputs.tables import plain, write_json, write_rows
 
 RECORDS = ".pnet"  # hidden, so that validators and file browsers ignore it
-SUBMISSIONS = "submissions"  # below RECORDS: the lists of scans that were asked for
+SUBMISSIONS = "submissions"  # below RECORDS: the lists of requested scans
 TABLE = "status.tsv"
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 NOT_IN_TABLE = ("files", "command")
@@ -52,11 +52,11 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
 
 
 def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSource], job: str, atlas: str) -> Path:
-    """Write the list of scans that a run was asked for, as it stood at its start; a later run adds its own and changes no other.
+    """Write the list of scans requested at the start of a run; a later run adds its own list and leaves the others unchanged.
 
     Args:
       folder: Root of the results.
-      sources: All scans of the run, also those that other processes construct.
+      sources: All scans of the run, including those that other processes construct.
       job: Digest of the settings.
       atlas: Label of the atlas in file names.
     """
@@ -66,7 +66,7 @@ def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSourc
     file = Path(folder) / RECORDS / SUBMISSIONS / f"{name}.json"
     if not file.is_file():
         return write_json(file, content)
-    file.touch()  # the last one counts
+    file.touch()  # the latest submission counts
     return file
 
 
@@ -86,7 +86,7 @@ def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callabl
 
 
 def claimed_by(folder: str | os.PathLike[str], scan: str, atlas: str) -> str:
-    """Return which process works on a scan; empty if none does."""
+    """Return which process is working on a scan; empty if none is."""
     return holder(_claim_file(folder, scan, atlas))
 
 

@@ -112,7 +112,7 @@ def plain(value: Any) -> Any:
 
 
 class Parcels(Protocol):
-    """What has parcels with names and ids: a Network, a Cohort …"""
+    """Anything with parcels that have names and ids, such as a Network or a Cohort."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -122,7 +122,7 @@ class Parcels(Protocol):
 
 
 def column_names(parcels: Parcels) -> list[str]:
-    """One distinct name a parcel, in the order of `ids`: a name that several parcels share is followed by the id."""
+    """Return a distinct name for each parcel, in the order of `ids`; a name that several parcels share is followed by the id."""
     names = [_cell(name) for name in parcels.names]
     return [name if names.count(name) == 1 else f"{name}_{index}" for name, index in zip(names, parcels.ids, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Scans of a store as sources of a construction: what was cleaned once is not decoded and cleaned again."""
+"""Scans of a store as input of a construction, so that recordings are decoded and cleaned only once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StoredSource(ScanSource):
 
     Attributes:
       store: folder of the store.
-      number: place of the scan in it.
+      number: index of the scan in the store.
     """
 
     store: Path = Path()
@@ -31,11 +31,11 @@ class StoredSource(ScanSource):
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """The file of the scan in the store."""
+        """Files of the scan in the store."""
         return (self.bold,)
 
     def load(self, cleaning: CleaningConfig, **options: Any) -> Scan:
-        """Read the scan as it was cleaned when it was stored."""
+        """Read the scan as it was stored; `cleaning` and `options` have no effect."""
         return read_scan(_opened(self.store), self.number)
 
 
@@ -51,10 +51,10 @@ def stored_scans(
     session_labels: Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[ScanSource]:
-    """List the scans of a store, sorted by label; those that `prepare` could not read come with the reason.
+    """List the scans of a store, sorted by label; those that `prepare` could not read are included with the reason.
 
     Args:
-      folder: What `prepare` wrote.
+      folder: Store that `prepare` wrote.
       participant_labels, session_labels, task: See `find_scans`.
 
     Raises:
@@ -68,7 +68,7 @@ def stored_scans(
     for number, record in enumerate(store.records):
         entities = dict(part.split("-", 1) for part in record.scan.split("_") if "-" in part)
         subject = entities.pop("sub", "unknown")
-        problem = f"{record.scan}: two data sets of the store have a scan of this name" if record.scan in twice else ""
+        problem = f"{record.scan}: two datasets in the store contain a scan of this name" if record.scan in twice else ""
         found.append(StoredSource(folder / record.file, None, None, subject, entities, problem, folder, number))
     return select_scans(found, folder, participant_labels, session_labels, task)
 

@@ -43,14 +43,14 @@ def confidence_figure(network: Network) -> str | None:
 
 
 def slices_figure(levels, background, mm: np.ndarray, cmap: str, title: str) -> str:
-    """A map of shares on twelve slices, with its scale.
+    """Draw a map of shares on twelve slices, with its colour scale.
 
     Args:
       levels: NIfTI image of `share_levels`, 0 outside.
       background: image to draw on, or None.
-      mm: position of the locations that the slices are spread over, `[n, 3]`.
+      mm: positions of the locations over which the slices are spread, `[n, 3]`.
       cmap: name of a colour map.
-      title: of the scale.
+      title: title of the colour scale.
     """
     figure = new_figure(4.45)
     _twelve_slices(figure, 0.94, background, mm, levels, _level_colors(cmap))
@@ -59,7 +59,7 @@ def slices_figure(levels, background, mm: np.ndarray, cmap: str, title: str) -> 
 
 
 def points_figure(space: Space, shares: np.ndarray, cmap: str, title: str) -> str:
-    """A map of shares `[V]` seen from outside, with its scale; NaN is left out."""
+    """Draw a map of shares `[V]` seen from outside, with its colour scale; NaN is left out."""
     colors = np.vstack([np.full((1, 3), np.nan), _level_colors(cmap)])[share_levels(shares)]
     figure = _views(space, {"": colors}, width=0.94)
     _share_bar(figure, cmap, title)
@@ -67,7 +67,7 @@ def points_figure(space: Space, shares: np.ndarray, cmap: str, title: str) -> st
 
 
 def share_levels(shares: np.ndarray) -> np.ndarray:
-    """Colour of each share 0…1 as a number from 1, int32; 0 where it is NaN."""
+    """Return the colour level of each share 0…1, int32, from 1; 0 for NaN."""
     levels = 1 + np.minimum((np.nan_to_num(shares) * LEVELS).astype(np.int32), LEVELS - 1)
     return np.where(np.isfinite(shares), levels, 0).astype(np.int32)
 
@@ -225,7 +225,7 @@ def _slices(figure, place, image, background, axis, cuts, colors):
 
 @functools.lru_cache(maxsize=1)
 def template():
-    """MNI152 at 2 mm, the background of scans in that space."""
+    """Load MNI152 at 2 mm, the background for scans in that space."""
     from nilearn.datasets import load_mni152_template
 
     return load_mni152_template(resolution=2)
@@ -249,14 +249,14 @@ def _parcels(network, labels):
 
 
 def _inside_mm(network):
-    """Position of every location of a parcel, in mm of its image, [n, 3]."""
+    """Return the position of every location that has a parcel, in mm of its image, [n, 3]."""
     grid = network.space.grid
     inside = (network.labels >= 0) | (network.prior_labels >= 0)
     return grid.ijk[inside] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 def _cuts(mm, axis, count, margin=0.07):
-    """Slice positions in mm, spread over the parcels but for a share of them at either end."""
+    """Return slice positions in mm, spread over the parcels except for a margin at either end."""
     along = mm[:, "xyz".index(axis)]
     low, high = np.percentile(along, (100 * margin, 100 - 100 * margin)) if len(along) else (-40, 60)
     return np.round(np.linspace(low, high, count)).tolist()

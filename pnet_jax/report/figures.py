@@ -209,7 +209,7 @@ def colour_limit(matrix):
 
 
 def mark_hemispheres(axes, sides):
-    """Names the hemispheres along both axes of a matrix and draws lines between them; `sides` are those of the rows, in order."""
+    """Label the hemispheres along both axes of a matrix and draw lines between them; `sides` are those of the rows, in order."""
     start = np.flatnonzero(np.r_[True, sides[1:] != sides[:-1]])
     middle = (start + np.r_[start[1:], len(sides)] - 1) / 2
     names = [{"L": "left", "R": "right", "B": "both"}[side] for side in sides[start]]

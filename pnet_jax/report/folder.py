@@ -23,11 +23,11 @@ RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 
 
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """Writes a page for every complete result in a folder, and the cohort report: what `pnet construct` would have written.
+    """Write a page for every complete result in a folder, and the cohort report, as `pnet construct` would have written them.
 
     Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that records are not required.
     A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
-    files. A result that cannot be read is listed with its reason in `index.html`, is warned of, and does not stop the others.
+    files. A result that cannot be read gives a warning, is listed in `index.html` with the reason, and does not stop the others.
 
     Args:
       folder: root of the derivatives.
@@ -58,7 +58,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
             page = render(network)
         except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
             reason = str(error) or type(error).__name__
-            warnings.warn(f"{row['scan']}: no page could be made: {reason}", stacklevel=2)
+            warnings.warn(f"{row['scan']}: the page could not be written: {reason}", stacklevel=2)
             done.append(row | {"status": "unreadable", "error": reason})
             continue
         row = _described(row, network, {other["report"] for other in done if "report" in other})
@@ -84,7 +84,7 @@ def _results(folder: Path) -> list[dict[str, Any]]:
 
 
 def _described(row: dict[str, Any], network: Network, taken: set[str]) -> dict[str, Any]:
-    """The row with the name of its page and the figures of the result; a row without a record also gets what a record would hold."""
+    """Return the row with the name of its page and the figures of the result; a row without a record also gets the fields of a record."""
     atlas, figures = network_atlas(network).label, result_columns(network)
     if row.get("status"):
         return figures | row | {"atlas": atlas, "report": page_name(row["scan"], atlas)}

@@ -1,4 +1,4 @@
-"""What the networks of many participants have in common: maps and edges, read one scan at a time."""
+"""Group statistics of maps and edges over many participants, accumulated one scan at a time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pnet_jax.outputs.reading import stem_of
 from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.outputs.tables import beside, read_matrix
 
-MOST, LEAST = 200, 3  # participants that are read, about 30 ms each at 2 mm and 200 parcels; and those without whom there is no group
-MOST_SPACES = 4  # that are added up side by side before it is known which one most scans have
+MOST, LEAST = 200, 3  # most participants that are read (about 30 ms each at 2 mm and 200 parcels), and the fewest that make a group
+MOST_SPACES = 4  # accumulated in parallel until it is known which Space most scans have
 MEASURE = "pearson"
 
 
@@ -27,11 +27,11 @@ class MapSums:
     """Sums over scans of one Space; the arrays have one value for each location of a scan's maps.
 
     Attributes:
-      first: maps of the first scan, which say where the locations are.
-      scans: how many were added.
-      inside: scans in which the location has a parcel before and after.
-      changed: those of them in which the two differ.
-      confidence: sum of the probabilities of the location's own parcel.
+      first: maps of the first scan, which define the locations.
+      scans: number of scans added.
+      inside: number of scans in which the location has a parcel before and after.
+      changed: number of these in which the two differ.
+      confidence: sum of the probabilities of the location's parcel.
     """
 
     first: Maps
@@ -53,19 +53,19 @@ class MapSums:
         self.confidence += np.where(inside, maps.confidence, 0).astype(np.float32)
 
     def mean(self, sums: np.ndarray) -> np.ndarray:
-        """Mean over the scans that cover a location; NaN where fewer than half of them do."""
+        """Return the mean over the scans that cover a location; NaN where fewer than half of all scans do."""
         enough = 2 * self.inside >= max(self.scans, 1)
         return np.where(enough & (self.inside > 0), sums / np.maximum(self.inside, 1), np.nan)
 
 
 @dataclasses.dataclass(eq=False)
 class Moments:
-    """Running mean and spread of matrices, edge by edge, without the edges that are NaN (Welford 1962).
+    """Running mean and standard deviation of matrices, edge by edge, ignoring NaN (Welford 1962).
 
     Attributes:
-      scans: how many matrices were added.
-      count: finite values of each edge, `[K, K]`.
-      mean: `[K, K]`.
+      scans: number of matrices added.
+      count: number of finite values of each edge, `[K, K]`.
+      mean: mean of each edge, `[K, K]`.
       squares: sum of squared deviations from the mean, `[K, K]`.
     """
 
@@ -88,29 +88,29 @@ class Moments:
 
     @property
     def average(self) -> Float[np.ndarray, "K K"]:
-        """Mean of each edge; NaN where no scan has it."""
+        """Mean of each edge; NaN if no scan has it."""
         return np.where(self.count > 0, self.mean, np.nan)
 
     @property
     def sd(self) -> Float[np.ndarray, "K K"]:
-        """Standard deviation of each edge (n − 1); NaN where fewer than two scans have it."""
+        """Standard deviation of each edge (n − 1); NaN if fewer than two scans have it."""
         return np.where(self.count > 1, np.sqrt(self.squares / np.maximum(self.count - 1, 1)), np.nan)
 
 
 def add_maps(results: Iterable[Path]) -> tuple[MapSums | None, int]:
-    """Add up the maps of results that share a Space: the one that most of them have.
+    """Accumulate the maps of the results in one Space, the one that most results have.
 
     Args:
-      results: `…_dseg.tsv` files; one map at a time is held.
+      results: `…_dseg.tsv` files; one result is in memory at a time.
 
     Returns:
-      The sums, or None if no result could be read; and how many results could not be read or have another Space.
+      The sums, or None if no result could be read; and the number of results that could not be read or are in another Space.
     """
     spaces: dict[Any, MapSums] = {}
     total = 0
     for result in results:
         total += 1
-        # Another process may be replacing this result; the page says how many are missing.
+        # Another process may be replacing this result; the page reports how many are missing.
         with contextlib.suppress(OSError, ValueError, KeyError):
             maps = load_maps(result)
             key = _place(maps)
@@ -121,7 +121,7 @@ def add_maps(results: Iterable[Path]) -> tuple[MapSums | None, int]:
 
 
 def add_edges(results: Iterable[Path]) -> Moments | None:
-    """Add up the Pearson matrices of results; those that have none, or another number of parcels than the first, are left out."""
+    """Accumulate the Pearson matrices of results; results without one, or with a different number of parcels, are left out."""
     found: Moments | None = None
     for result in results:
         with contextlib.suppress(OSError, ValueError):
@@ -133,16 +133,16 @@ def add_edges(results: Iterable[Path]) -> Moments | None:
 
 
 def sample(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
-    """Choose the scans that group figures are made of.
+    """Choose the scans for group figures.
 
-    Of the atlas that most results have, the first scan of each participant counts. Of more than 200 participants those whose label has
-    the smallest SHA-256 are taken, so that further participants seldom change the sample.
+    The first scan of each participant with the most frequent atlas is used. If there are more than 200 participants, those whose labels
+    have the smallest SHA-256 are taken, so that additional participants seldom change the sample.
 
     Args:
       rows: Records of scans.
 
     Returns:
-      The chosen rows, and how many participants there are to choose from.
+      The chosen rows, and the number of participants to choose from.
     """
     done = [row for row in rows if row.get("status") == "ok" and row.get("dseg") and row.get("subject")]
     atlases = [row.get("atlas") or "" for row in done]
@@ -156,7 +156,7 @@ def sample(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], 
 
 
 def _place(maps: Maps) -> Any:
-    """Key that results have in common if each of their locations is at the same place."""
+    """Return a key that is equal for results with the same locations."""
     if maps.affine is not None:
         return maps.labels.shape, tuple(np.round(maps.affine, 3).ravel().tolist())
     assert maps.space is not None

@@ -1,4 +1,4 @@
-"""Figures of a group: shares on brain slices, and matrices of means and standard deviations; kept until a result changes."""
+"""Group figures: shares on brain slices, and matrices of means and standard deviations; cached until a result changes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pnet_jax.report.group import LEAST, MOST, MapSums, Moments, add_edges, add_
 from pnet_jax.report.style import ABSENT, as_png, drawing, new_figure
 
 CACHE = "group-figures.cache"  # in the folder of the records
-STALE = 0.1  # share of a full sample that may change before its figures are made again
+STALE = 0.1  # share of a full sample that may change before its figures are regenerated
 
 
 def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> dict[str, Any] | None:
-    """Make, or read back, the group figures of a folder; None for fewer than 3 participants.
+    """Make the group figures of a folder, or read them from the cache; None for fewer than 3 participants.
 
-    They are kept in `.pnet/` and made again if the sample or one of its results has changed. A full sample of 200 takes about 12 s; its
-    figures are made again once more than a tenth of it has changed, so that many short runs in one folder do not each spend that time.
+    Figures are cached in `.pnet/` and regenerated if the sample or one of its results has changed. A full sample of 200 takes about 12 s;
+    its figures are regenerated only when more than a tenth of it has changed, so that many short runs in one folder stay fast.
 
     Args:
       folder: Root of the results.
       rows: Records of scans.
-      exact: Make them again if anything has changed.
+      exact: Regenerate the figures if anything has changed.
 
     Returns:
-      `n`, `participants`, `atlas`, `stale` (results that have changed since), and `maps` and `edges`, each None where there is nothing to
+      `n`, `participants`, `atlas`, `stale` (results that have changed since), and `maps` and `edges`, each None if there is nothing to
       draw, or with an `error`.
     """
     chosen, participants = sample(rows)
@@ -45,7 +45,7 @@ def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]], *, exact: boo
     made = [(row.get("files") or {}).get(row["dseg"]) for row in chosen]
     names = [f"{pnet_jax.__version__} {row['scan']} {row['dseg']} {digest}" for row, digest in zip(chosen, made, strict=True)]
     cache = folder / RECORDS / CACHE
-    if not all(made):  # without a record nothing says whether a result has changed
+    if not all(made):  # without a record, changes of a result cannot be detected
         return _drawn(folder, chosen) | {"participants": participants, "stale": 0}
     allowed = int(STALE * len(names)) if len(names) == MOST and not exact else 0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -63,8 +63,8 @@ def _drawn(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, make in (("maps", _maps), ("edges", _edges)):
         try:
             found[name] = make(folder, chosen)
-        except Exception as error:  # noqa: BLE001  a figure that cannot be drawn must not cost the rest of the page
-            warnings.warn(f"{folder}: the group's {name} could not be drawn: {error!r}", stacklevel=2)
+        except Exception as error:  # noqa: BLE001  the rest of the page must not depend on one figure
+            warnings.warn(f"{folder}: the group {name} could not be drawn: {error!r}", stacklevel=2)
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     return found
 
@@ -109,13 +109,13 @@ def _edges(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] 
 
 
 def share_figure(sums: MapSums, shares: np.ndarray, cmap: str, title: str) -> str:
-    """A map of shares 0…1 as a `data:` address: slices on a grid, views from outside elsewhere.
+    """Draw a map of shares 0…1 and return it as a `data:` URL: slices for a grid, otherwise views of the surface points.
 
     Args:
-      sums: says where the locations are.
-      shares: one for each location, NaN where none is known.
+      sums: defines the locations.
+      shares: one for each location, NaN if unknown.
       cmap: name of a colour map.
-      title: of the scale.
+      title: title of the colour scale.
     """
     import nibabel
 
@@ -130,7 +130,7 @@ def share_figure(sums: MapSums, shares: np.ndarray, cmap: str, title: str) -> st
 
 
 def matrices_figure(moments: Moments, sides: Sequence[str]) -> str:
-    """Mean and standard deviation of every edge beside each other, parcels ordered by hemisphere, as a `data:` address."""
+    """Draw the mean and standard deviation of every edge side by side, parcels ordered by hemisphere; return a `data:` URL."""
     import matplotlib
 
     order = np.concatenate([np.flatnonzero(np.array(sides) == side) for side in "LBR"])

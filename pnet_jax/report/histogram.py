@@ -1,4 +1,4 @@
-"""Histograms as inline SVG, whose colours follow the page."""
+"""Histograms as inline SVG, with colours set by the style sheet of the page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from pnet_jax.report.quality import Distribution, ticks
 
-WIDTH, HEIGHT, BOTTOM, SIDE, TOP = 340, 140, 22, 8, 16  # of the drawing and of its margins
+WIDTH, HEIGHT, BOTTOM, SIDE, TOP = 340, 140, 22, 8, 16  # size of the drawing and its margins
 LEAST_VALUES, MOST_BINS = 5, 40
 
 
 def histogram(one: Distribution) -> str | None:
-    """Draw a distribution: bars, those beyond the limits marked, the limits dashed and the median as a line; None for fewer than 5 values.
+    """Draw a distribution with its limits (dashed), its median (solid) and outlying bars marked; None for fewer than 5 values.
 
     Returns:
       An `<svg>` element; every text in it is escaped.
@@ -45,7 +45,7 @@ def histogram(one: Distribution) -> str | None:
 
 
 def _bins(one: Distribution) -> tuple[np.ndarray, np.ndarray]:
-    """Edges and counts; a figure whose values are all the same gets one bar of a visible width."""
+    """Return bin edges and counts; values that are all the same give one bar of visible width."""
     low, high = float(one.values.min()), float(one.values.max())
     if high - low < one.figure.step:
         low, high = max(low - one.figure.step, 0.0), min(high + one.figure.step, one.figure.most)
@@ -55,7 +55,7 @@ def _bins(one: Distribution) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bar(one: Distribution, k: int, left: float, right: float, edges: np.ndarray, counts: np.ndarray) -> str:
-    # A bar of one scan among thousands must still be seen.
+    # A bar for one scan among thousands must remain visible.
     height = max(float(counts[k] / counts.max()) * (HEIGHT - BOTTOM - TOP), 1.5)
     middle = (edges[k] + edges[k + 1]) / 2
     beyond = one.limits is not None and not one.limits.low <= middle <= one.limits.high

@@ -1,4 +1,4 @@
-"""The report of a cohort: every scan of a folder, what failed and why, and what the scans have in common."""
+"""The cohort report: every scan of a folder, failures and their reasons, quality and group figures."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, di
 from pnet_jax.report.reasons import Kind, bare, decision, kinds
 from pnet_jax.report.sites import site_rows, sites_of
 
-MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # that the page lists outside its table
-NAMED_FIRST = 3  # reasons that the first lines name
+MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # listed on the page outside its table
+NAMED_FIRST = 3  # reasons named in the first lines
 
 
 def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] | None = None, *, exact: bool = False) -> Path:
     """Write `index.html`, the report of all scans in a folder of results.
 
-    Its parts: what failed, with reasons; a table of all scans to search and sort, with links to their pages; distributions of quality and
-    outliers; decisions; sites; and for three participants or more, group maps and the mean and spread of the Pearson matrices. The page is
-    one file that needs no other and no network. Group figures are those of at most 200 participants, and are kept in `.pnet/`.
+    The page lists failures with their reasons, a searchable and sortable table of all scans with links to their pages, distributions of
+    quality figures with outliers, decisions and sites; with three or more participants also group maps and the mean and standard deviation
+    of the Pearson matrices. The page is one self-contained file. Group figures use at most 200 participants and are cached in `.pnet/`.
 
     Args:
       folder: root of the derivatives.
       status: rows to list instead of the records of `pnet construct`.
-      exact: make group figures again if any of their results has changed, see `group_figures`.
+      exact: regenerate group figures if any of their results has changed, see `group_figures`.
 
     Returns:
       The path of `index.html`.
@@ -79,7 +79,7 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
 
 
 def _rows(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each record, then one for each page without a record."""
+    """Return a row for each record, then one for each page without a record."""
     pages = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     sites = sites_of(folder, records)
     rows = [row_of(folder, record, site, pages) for record, site in zip(records, sites, strict=True)]
@@ -89,7 +89,7 @@ def _rows(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 
 def _lead(rows: Sequence[Mapping[str, Any]], reasons: Sequence[Kind], n_outliers: int) -> dict[str, Any]:
-    """The first lines: how many scans, how many failed and why, and what to do."""
+    """Return the contents of the first lines: how many scans there are, how many failed and why, and what to do."""
     counts = Counter(row["status"] for row in rows)
     participants = len({row["subject"] for row in rows if row["subject"]})
     noun = "results" if len({row["atlas"] for row in rows if row["atlas"]}) > 1 else "scans"
@@ -118,7 +118,7 @@ def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n
 
 
 def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scans that failed for one kind of reason: the first of them, and what each says unless all say the same."""
+    """Describe the scans that failed for one kind of reason: the first of them, with their messages if these differ."""
     first = kind.members[:MOST_NAMED]
     texts = [bare(rows[at]["error"]) for at in first]
     members = [{"row": rows[at], "said": text} for at, text in zip(first, texts, strict=True)]
@@ -128,10 +128,10 @@ def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _panel(one: Distribution) -> dict[str, Any]:
-    """A figure's histogram with what is written beside it."""
+    """Return a figure's histogram and its caption."""
     bounds = []
     if one.limits is not None:
-        # A limit that no value can pass says nothing.
+        # A limit that no value can exceed is not shown.
         bounds += [f"below {one.figure.text(one.limits.low)}"] if one.limits.low > 0 else []
         bounds += [f"above {one.figure.text(one.limits.high)}"] if one.limits.high < one.figure.most else []
     return {
@@ -154,7 +154,7 @@ def _outlier(row: Mapping[str, Any], found: Sequence[Any]) -> dict[str, Any]:
 
 
 def _decisions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How many finished scans have personalised parcels, and why the others have those of the atlas."""
+    """Count the finished scans with personalised parcels, and the reasons why the others have those of the atlas."""
     counts = Counter(row["parcels"] for row in rows if row["status"] == "ok" and row["parcels"])
     total = sum(counts.values())
     if not total:

@@ -1,4 +1,4 @@
-"""Records of scans as rows of the cohort report, and the rows as the JSON that its table is drawn from."""
+"""Records of scans as rows of the cohort report, and the rows as the JSON for its table."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Column(NamedTuple):
 
     Attributes:
       key: Field of a row.
-      title: Head of the column.
-      hint: What it is, shown when the pointer rests on the head.
-      kind: `"scan"`, `"text"`, `"choice"` (few different values), `"number"` or `"notes"`.
-      scale: Factor from the field to what is shown.
-      digits: Decimals.
-      unit: Written after a value.
-      shown: Whether it is there at first.
+      title: Heading of the column.
+      hint: Explanation, shown when the pointer rests on the heading.
+      kind: `"scan"`, `"text"`, `"choice"` (few distinct values), `"number"` or `"notes"`.
+      scale: Factor from the field to the displayed value.
+      digits: Number of decimals.
+      unit: Unit, written after the value.
+      shown: Whether the column is shown initially.
     """
 
     key: str
@@ -47,22 +47,22 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("scan", "Scan", "Label of the scan; leads to its report", "scan"),
+    Column("scan", "Scan", "Label of the scan, with a link to its report", "scan"),
     Column("subject", "Subject", "BIDS subject", "text", shown=False),
     Column("session", "Session", "BIDS session", "choice"),
     Column("atlas", "Atlas", "Input atlas", "choice"),
     Column("site", "Site", "Column site of participants.tsv", "choice"),
     Column("status", "Status", "ok: finished", "choice"),
     Column("parcels", "Parcels", "Whether personalised parcels or those of the atlas were returned", "choice"),
-    Column("moved", "Moved", "Locations that left their atlas parcel", scale=100, unit="%"),
-    Column("minutes", "Minutes", "Signal that was kept", digits=1),
-    Column("n_frames", "Frames", "Frames that were kept"),
+    Column("moved", "Moved", "Share of locations that left their atlas parcel", scale=100, unit="%"),
+    Column("minutes", "Minutes", "Duration of the kept signal", digits=1),
+    Column("n_frames", "Frames", "Number of kept frames"),
     Column("mean_fd", "Mean FD", "Mean framewise displacement in mm", digits=2),
-    Column("agreement", "Agreement", "Locations to which both halves of the scan give the same label", scale=100, unit="%"),
+    Column("agreement", "Agreement", "Share of locations with the same label in both halves of the scan", scale=100, unit="%"),
     Column(
         "expected_agreement",
         "Expected agreement",
-        "Locations to which a repeat of equal length is expected to give the same label",
+        "Share of locations expected to have the same label in a repeat of equal length",
         scale=100,
         unit="%",
     ),
@@ -72,8 +72,8 @@ COLUMNS = (
     Column("n_absent", "Absent", "Parcels without any location"),
     Column("coverage", "Coverage", "Mean share of a parcel's extent that the scan covers", scale=100, unit="%"),
     Column("n_warnings", "Warnings", "Number of warnings"),
-    Column("seconds", "Seconds", "Time that the scan took", shown=False),
-    Column("notes", "Error or warnings", "Select a text to read all of it", "notes"),
+    Column("seconds", "Seconds", "Processing time of the scan", shown=False),
+    Column("notes", "Error or warnings", "Click a text to read it in full", "notes"),
 )
 
 
@@ -82,12 +82,12 @@ def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) 
 
     Args:
       folder: Root of the results.
-      record: Its record, or what `report_folder` knows of it; `report` names its page if it has another name than usual.
+      record: Its record, or the row that `report_folder` made; `report` names its page if the name is not the usual one.
       site: Its site, or empty.
       pages: Names of the files in `folder`.
 
     Returns:
-      The fields of `COLUMNS`, None for a number that is not known, and `link`, `error` and `reason`.
+      The fields of `COLUMNS`, None for an unknown number, and `link`, `error` and `reason`.
     """
     scan = str(record.get("scan") or "")
     texts = {key: str(record.get(key) or "") for key in ("subject", "atlas", "error", "parcels", "reason")}
@@ -106,12 +106,12 @@ def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) 
 
 
 def table_json(rows: Sequence[Mapping[str, Any]], outliers: Mapping[int, Sequence[str]], reasons: Mapping[int, str]) -> str:
-    """Write rows as the JSON of the table, column by column; `<` is escaped, so that no text can end the script element.
+    """Write rows as the JSON of the table, column by column; `<` is escaped, so that no text can close the script element.
 
     Args:
       rows: From `row_of`.
-      outliers: Index of a row to the columns in which it is an outlier.
-      reasons: Index of a row that failed to the kind of its reason.
+      outliers: Columns in which a row is an outlier, by index of the row.
+      reasons: Kind of the reason for failure, by index of the row.
     """
     kinds = list(dict.fromkeys(reasons.values()))
     number = {kind: at for at, kind in enumerate(kinds)}
@@ -126,7 +126,7 @@ def table_json(rows: Sequence[Mapping[str, Any]], outliers: Mapping[int, Sequenc
 
 
 def _described(column: Column, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A column with its values; it is not shown at first where it would say nothing."""
+    """Return a column with its values; it is initially hidden if it would be uninformative."""
     given = [row[column.key] for row in rows]
     found: dict[str, Any] = {"key": column.key, "title": column.title, "hint": column.hint, "kind": column.kind}
     if column.kind == "number":
@@ -145,7 +145,7 @@ def _described(column: Column, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def _link(folder: Path, record: Mapping[str, Any], pages: set[str]) -> str:
-    """Relative address of a scan's page; empty where there is none."""
+    """Return the relative address of a scan's page; empty if there is none."""
     for name in (record.get("report"), page_name(str(record.get("scan") or ""), str(record.get("atlas") or ""))):
         if name and (name in pages or (os.sep in name and (folder / name).is_file())):
             return quote(Path(name).as_posix())

@@ -1,4 +1,4 @@
-"""Figures of quality over the scans of a cohort: their distributions, and scans that lie far from the others."""
+"""Quality figures of the scans of a cohort: their distributions, and outliers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 MADS = 3.0  # scaled median absolute deviations between the median and a limit
-TO_SD = 1.4826  # MAD of a normal distribution to its standard deviation
-MEAN_TO_SD = 1.2533  # the same for the mean absolute deviation
+TO_SD = 1.4826  # converts the MAD of a normal distribution to its standard deviation
+MEAN_TO_SD = 1.2533  # likewise for the mean absolute deviation
 LEAST_SCANS = 10  # with fewer scans no limits are set
 RULE = f"median ± {MADS:g} MAD, where MAD is the median absolute deviation times {TO_SD}"
 
@@ -21,11 +21,11 @@ class Figure(NamedTuple):
 
     Attributes:
       key: Column of a row.
-      title: What it is.
-      unit: Written after a value.
-      scale: Factor from the column to what is shown.
-      digits: Decimals that are shown.
-      step: Smallest difference that matters, in units of the column; limits are never closer to the median.
+      title: Heading.
+      unit: Unit, written after the value.
+      scale: Factor from the column to the displayed value.
+      digits: Number of decimals displayed.
+      step: Smallest difference that matters, in units of the column; limits are at least this far from the median.
       most: Largest possible value of the column; the smallest is 0.
     """
 
@@ -89,7 +89,7 @@ def limits(values: Float[np.ndarray, " S"], step: float = 0.0) -> Limits | None:
 
 
 class Distribution(NamedTuple):
-    """A figure over the scans that have it: the finite values, their limits, and the outliers by index of the row."""
+    """Distribution of a figure over the scans that have it: finite values, limits, and outliers by index of the row."""
 
     figure: Figure
     values: Float[np.ndarray, " S"]
@@ -98,11 +98,11 @@ class Distribution(NamedTuple):
 
 
 def distribution(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Distribution:
-    """Collect a figure from rows; those that lack it are left out."""
+    """Collect a figure from rows; rows without it are left out."""
     given = {number: float(row[figure.key]) for number, row in enumerate(rows) if row[figure.key] is not None}
     values = np.array(list(given.values()))
     found = limits(values, figure.step)
-    # Beyond a limit by more than rounding: a value on the limit is none.
+    # Beyond a limit by more than rounding error: a value on the limit is not an outlier.
     beyond = {} if found is None else {n: v for n, v in given.items() if v < found.low - 1e-9 or v > found.high + 1e-9}
     return Distribution(figure, values, found, beyond)
 

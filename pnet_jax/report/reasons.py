@@ -1,4 +1,4 @@
-"""Why scans failed and why the atlas was returned: texts of many scans as a few kinds."""
+"""Reasons why scans failed or the atlas was returned, with the texts of many scans grouped into a few kinds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LONGEST = 240  # characters of a kind
-FILE = "…: "  # what is left of a file in front of a message
-# What the reasons of `construction.qc` for returning the atlas come to, by a phrase of each.
+LONGEST = 240  # characters of the title of a kind
+FILE = "…: "  # replaces a file name in front of a message
+# Short forms of the reasons of `construction.qc` for returning the atlas, by a phrase that identifies each.
 DECISIONS = (
     ("degrees of freedom in the halves of the scan", "Too few degrees of freedom are left in the halves after cleaning"),
     ("to measure a gain", "The scan is too short to measure a gain"),
@@ -21,11 +21,11 @@ _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*[/\\]\S*[^\s:;,.)]|\bsub-[\
 
 
 class Kind(NamedTuple):
-    """Scans whose texts say the same of different files and numbers.
+    """Scans whose texts are the same except for files and numbers.
 
     Attributes:
-      title: The text that they share, `…` in place of what differs.
-      members: Index of each scan in what was grouped.
+      title: The text that they share, with `…` in place of what differs.
+      members: Index of each scan among the grouped texts.
     """
 
     title: str
@@ -52,10 +52,10 @@ def kinds(texts: Iterable[str]) -> list[Kind]:
 
 
 def bare(text: str) -> str:
-    """Return a message without the scan that it begins with."""
+    """Return a message without the scan label at its start."""
     return _SCAN.sub("", " ".join(text.split()), count=1) or "no reason was recorded"
 
 
 def decision(reason: str) -> str:
-    """Return what a reason for returning the atlas comes to, in a few words; the reason itself where it is not among `DECISIONS`."""
+    """Return the short form of a reason for returning the atlas; the reason itself if it is not in `DECISIONS`."""
     return next((short for phrase, short in DECISIONS if phrase in reason), reason)

@@ -1,4 +1,4 @@
-"""Sites of the participants, and what each of them contributes to a cohort."""
+"""Sites of the participants, and a summary of the scans of each site."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pnet_jax.outputs.tables import read_rows
 from pnet_jax.report.quality import FIGURES, spread
 
 TABLE = "participants.tsv"
-ABOVE = 3  # folders above those of the subjects in which a table is looked for: derivatives lie inside their dataset
+ABOVE = 3  # levels above the subject folders that are searched for a table: derivatives lie inside their dataset
 SHOWN = ("minutes", "mean_fd", "agreement")
 
 
 def sites_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Find the site of each record in `participants.tsv`, column `site`.
 
-    The table is looked for in the dataset that the scan was read from and in the folders above it, then beside the results.
+    The table is searched for in the dataset of the recording and in the folders above it, then beside the results.
 
     Args:
       folder: Root of the results.
-      records: With `subject` and `source`, the recording.
+      records: Records with `subject` and `source` (the recording).
 
     Returns:
-      A site for each record; empty where it is not known.
+      The site of each record; empty if unknown.
     """
     tables: dict[Path, dict[str, str]] = {}
     found = []
@@ -65,13 +65,13 @@ def site_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _dataset(source: str) -> Path | None:
-    """The folder that holds the subjects' folders of a recording; None where it lies in none."""
+    """Return the folder that contains the subject folder of a recording; None if the recording is not in a subject folder."""
     path = Path(source)
     return next((parent.parent for parent in path.parents if parent.name.startswith("sub-")), path.parent if source else None)
 
 
 def _sites(root: Path, folder: Path) -> dict[str, str]:
-    """Subject label to site, of the first table that has both columns."""
+    """Return the site of each subject label, from the first table that has both columns."""
     for file in _tables(root, folder):
         try:
             rows = read_rows(file)

@@ -518,7 +518,7 @@ def test_networks_of_another_atlas_alone_are_refused_with_the_atlases_there_are(
     root, given, _ = folder
     assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), "--parcels", "100"]) == 1
     said = capsys.readouterr().err
-    assert "expected networks of atlas geometric100 that `pnet construct` wrote, found networks of toy alone: give the atlas" in said
+    assert "expected networks of atlas geometric100 that `pnet construct` wrote, found only networks of toy: give the atlas" in said
     assert main(["fit-group", str(root / "bids"), str(tmp_path / "group"), *given]) == 1
     assert "expected networks of atlas toy that `pnet construct` wrote, found none" in capsys.readouterr().err
     assert not (tmp_path / "group").exists()

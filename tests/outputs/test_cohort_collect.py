@@ -127,7 +127,7 @@ def test_a_result_that_is_not_what_its_record_says_is_left_out(networks, folder)
     file.write_text(text.replace("0.1", "0.2", 1))
     assert collect(folder)["failed"] == 1
     said = load_cohort(folder / "cohort.zarr").provenance["left_out"]["sub-01_ses-a_task-rest"]
-    assert said == f"{file}: missing or changed since it was written; construct the scan again"
+    assert said == f"{file}: missing, or changed after it was written; construct the scan again"
     file.write_text(text)
     assert len(load_cohort(folder)) == 5
 
@@ -138,7 +138,7 @@ def test_a_damaged_result_costs_no_other(networks, tmp_path):
     next(tmp_path.rglob("sub-00_ses-b_*_dseg.json")).write_text("{")
     assert collect(tmp_path)["failed"] == 1
     (reason,) = load_cohort(tmp_path / "cohort.zarr").provenance["left_out"].values()
-    assert "_dseg.json: no readable JSON" in reason
+    assert "_dseg.json: not readable as JSON" in reason
 
 
 def test_several_processes_collect(folder):
@@ -163,13 +163,13 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
     other = tmp_path / "other"
     keep(other, dataclasses.replace(networks[0], subject="77"))
     collect(folder, tmp_path / "cohort.zarr")
-    with pytest.raises(SettingsError, match="holds sub-00_ses-a_task-rest, of which .*other has no result"):
+    with pytest.raises(SettingsError, match="contains sub-00_ses-a_task-rest, but .*other has no result for it"):
         collect(other, tmp_path / "cohort.zarr")
     fail(folder, networks[0], "too short", atlas="Other12")
-    with pytest.raises(SettingsError, match=r"holds results of 2 atlases \(Other12, Schaefer12\): say which one"):
+    with pytest.raises(SettingsError, match=r"holds results for 2 atlases \(Other12, Schaefer12\): choose one"):
         collect(folder)
     assert collect(folder, atlas=ATLAS)["path"] == str(folder / "cohort_seg-Schaefer12.zarr")
-    with pytest.raises(SettingsError, match="expected a scan that succeeded, found 1 that failed"):
+    with pytest.raises(SettingsError, match="expected at least one scan that succeeded, found 1 that failed"):
         collect(folder, atlas="Other12")
     (tmp_path / "in").mkdir()
     with pytest.raises(SettingsError, match="expected networks that `pnet construct` wrote, found none"):
@@ -182,11 +182,11 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
 
 def test_the_commands(folder, tmp_path, capsys):
     assert main(["collect", str(folder), "--block", "2"]) == 0
-    assert "5 scans, 0 that failed; 3 of 3 blocks written" in capsys.readouterr().out
+    assert "5 scans collected, 0 failed; 3 of 3 blocks written" in capsys.readouterr().out
     assert main(["export", str(folder / "cohort.zarr"), str(tmp_path / "csv"), "--to", "csv"]) == 0
-    assert "5 scans, 0 left out, 21 files" in capsys.readouterr().out
+    assert "5 scans exported, 0 left out; 21 files" in capsys.readouterr().out
     assert main(["export", str(folder), str(folder), "--to", "bids"]) == 1
-    assert "holds results of a command; export to another folder" in capsys.readouterr().err
+    assert "holds results of another command; export to a different folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["export", str(folder), "out", "--to", "cvs"])
     assert stop.value.code == 2

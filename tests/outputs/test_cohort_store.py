@@ -262,7 +262,7 @@ def test_a_store_grows_in_scans_frames_locations_and_edges(networks, tmp_path):
 
 def test_what_cannot_be_written_is_refused(networks, tmp_path):
     path, first = made(tmp_path / "cohort.zarr", networks[:3], blocks=()), label(networks[0])
-    with pytest.raises(SettingsError, match="there is a cohort already"):
+    with pytest.raises(SettingsError, match="a cohort store exists already"):
         made(path, networks)
     with pytest.raises(SettingsError, match="block 1 has no scan sub-00_ses-a_task-rest: expected some of sub-01_ses-a_task-rest"):
         write_block(path, 1, {first: Entry(networks[0])})
@@ -283,7 +283,7 @@ def test_what_cannot_be_written_is_refused(networks, tmp_path):
     with pytest.raises(SettingsError, match="no room for all of its locations"):
         write_block(narrow, 0, {label(beyond): Entry(beyond)})
     for name in ("edges_x", "minutes", "a b", "labels"):
-        with pytest.raises(SettingsError, match=f"{name!r}, which is the name of something else"):
+        with pytest.raises(SettingsError, match=f"covariate {name!r}: the name is reserved"):
             create(tmp_path / "other.zarr", [first], layout_of(networks[0]), {name: np.zeros(1)})
     with pytest.raises(FileNotFoundError, match="no such cohort store"):
         read_store(tmp_path / "nothing.zarr")
@@ -303,5 +303,5 @@ def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ValueError, match=r"a cohort store needs zarr, not installed here: pip install 'pnet_jax\[cohort\]'"):
+    with pytest.raises(ValueError, match=r"a cohort store needs zarr, which is not installed: pip install 'pnet_jax\[cohort\]'"):
         read_store(tmp_path)

@@ -233,7 +233,7 @@ def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
     assert {load_network(file).subject for file in found.values()} == {"01", "02"}
     assert list(find_networks(str(tmp_path), "Dense12")) == ["03"]
     with pytest.raises(
-        ValueError, match="expected networks of atlas Other12 .* found networks of Dense12, Schaefer12 alone: give the atlas"
+        ValueError, match="expected networks of atlas Other12 .* found only networks of Dense12, Schaefer12: give the atlas"
     ):
         find_networks(tmp_path, "Other12")
     with pytest.raises(ValueError, match="expected networks of atlas Dense12 that `pnet construct` wrote, found none"):
@@ -298,7 +298,7 @@ def test_quality_control_of_another_form_is_refused(change, said, tmp_path):
     ("ending", "content", "said"),
     [
         ("dseg.json", "{}", "lacks Scan.*construct the scan again"),
-        ("desc-pnet_qc.json", "[", "no readable JSON"),
+        ("desc-pnet_qc.json", "[", "not readable as JSON"),
         ("stat-mean_timeseries.tsv", "area 0\tarea 1\n1\tx\n", "no table of numbers"),
         ("stat-mean_timeseries.tsv", "area 0\n1\n", r"`signals` should have shape \(12, 40\)"),
         ("dseg.tsv", "index\tname\n", "lacks the columns"),

@@ -389,7 +389,7 @@ def test_a_group_figure_that_fails_does_not_cost_the_page(group, monkeypatch):
         raise RuntimeError("no fonts <here>")
 
     monkeypatch.setattr(group_drawing, "slices_figure", broken)
-    with pytest.warns(UserWarning, match="the group's maps could not be drawn: RuntimeError"):
+    with pytest.warns(UserWarning, match="the group maps could not be drawn: RuntimeError"):
         page = CohortPage(write_index(folder, rows))
     assert "could not be drawn (RuntimeError: no fonts <here>)" in page.text and page.images == 1
 

@@ -58,12 +58,17 @@ def test_status_says_what_there_is(tmp_path, quick):
         write_record(tmp_path, row, {}, "pnet construct")
     next((tmp_path / "sub-02").rglob("*_desc-prior_labels.nii.gz")).unlink()
     seen = []
-    with pytest.warns(UserWarning, match=r"sub-02.*no page could be made: .*desc-prior_labels\.nii\.gz: no such file"):
+    with pytest.warns(UserWarning, match=r"sub-02.*the page could not be written: .*desc-prior_labels\.nii\.gz: no such file"):
         index = report_folder(tmp_path, lambda *step: seen.append(step))
     assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", PAGE, PAGE.replace("01", "03", 1)]
     page = CohortPage(index)
     assert page.column("status") == ["ok", "unreadable", "failed", "ok"] and 9.2 in page.column("minutes")
-    for expected in ("desc-prior_labels.nii.gz: no such file", "too short", "2 finished, 1 failed, 1 unreadable", "made again by --resume"):
+    for expected in (
+        "desc-prior_labels.nii.gz: no such file",
+        "too short",
+        "2 finished, 1 failed, 1 unreadable",
+        "Use --resume to",
+    ):
         assert expected in page.text, expected
     assert [step[1:] for step in seen] == [(k, 4) for k in range(5)] and seen[0][0] == LABEL and seen[-1][0] == ""
 
@@ -114,7 +119,7 @@ def test_folders_without_results(tmp_path):
 def test_a_scan_that_failed_has_no_page(tmp_path):
     for row in ({"scan": "sub-04", "status": "failed", "error": "too short"}, {"scan": "sub-05", "status": "ok"}):
         write_record(tmp_path, row, {}, "pnet construct")
-    with pytest.warns(UserWarning, match=r"sub-05: no page could be made: its record does not name its _dseg\.tsv"):
+    with pytest.warns(UserWarning, match=r"sub-05: the page could not be written: its record does not name its _dseg\.tsv"):
         assert "too short" in CohortPage(report_folder(tmp_path)).text
 
 
