@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pnet_jax.ingest.fingerprint import inputs_fingerprint
-from pnet_jax.outputs.status import claimed_by, missing_files, read_record, read_records, read_submissions
+from pnet_jax.outputs.status import RECORDS, claimed_by, missing_files, read_record_files, read_submissions, record_file
 
 STATES = ("done", "failed", "unavailable", "running", "waiting", "stale")
 MOST_LISTED = 20
@@ -21,7 +21,7 @@ class ScanState(NamedTuple):
     Attributes:
       scan, subject, atlas: what it is.
       state: `"done"`, `"failed"`, `"unavailable"` (the subject has no usable recording), `"running"`, `"waiting"` or `"stale"` (its result
-        is of other settings or inputs, or not complete).
+        is of other settings or inputs, or not complete, or its record is damaged).
       reason: why it failed or is stale, or which process works on it.
       fault: `"input"` or `"machine"` of one that failed, else empty.
     """
@@ -45,10 +45,13 @@ def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Sc
     for submission in read_submissions(folder):  # of several, the last one counts
         about = {"job": submission["job"], "atlas": submission["atlas"]}
         asked |= {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
-    for record in read_records(folder):
-        own = str(record["scan"]), str(record.get("atlas") or "")
-        asked.setdefault(own, {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")})
-    return [_state(folder, asked[key], verify) for key in sorted(asked)]
+    records = read_record_files(folder)
+    names = {record_file(folder, *key).name for key in asked}
+    for name, record in records.items():
+        if name not in names:  # a damaged one does not say what scan it is of, but its file's name does
+            own = str(record.get("scan") or Path(name).stem), str(record.get("atlas") or "")
+            asked[own] = {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")}
+    return [_state(folder, asked[key], records, verify) for key in sorted(asked)]
 
 
 def summary(states: Iterable[ScanState]) -> list[str]:
@@ -67,17 +70,20 @@ def summary(states: Iterable[ScanState]) -> list[str]:
     return lines
 
 
-def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], verify: bool) -> ScanState:
+def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], verify: bool) -> ScanState:
     scan, atlas = str(asked["scan"]), str(asked["atlas"])
-    record = read_record(folder, scan, atlas)
+    name_of_record = record_file(folder, scan, atlas).name
+    record = records.get(name_of_record)
 
     def state(name: str, reason: str = "", fault: str = "") -> ScanState:
         return ScanState(scan, str(asked["subject"]), atlas, name, reason, fault)
 
     if by := claimed_by(folder, scan, atlas):
         return state("running", by)
-    if not record:
+    if record is None:
         return state("waiting")
+    if not record:
+        return state("stale", f"its record {Path(folder) / RECORDS / name_of_record} is damaged")
     if record["status"] != "ok":
         return state(str(record["status"]), str(record.get("error", "")), str(record.get("fault", "")))
     if record.get("job") != asked["job"]:
