@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ class Workers:
         if self._pool is None:
             self._pool = _pool(self.processes)
         try:
-            with _interrupts_blocked():
+            with _terminal_blocked():
                 self._running[self._pool.submit(task.function, *task.arguments)] = task, self._pool
         except concurrent.futures.BrokenExecutor:  # it broke after the last look
             self._pool = None
@@ -281,9 +282,9 @@ def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C for processes that are started meanwhile, from their first moment on: it is their parent's to answer."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _terminal_blocked() -> Iterator[None]:
+    """Block what a terminal sends to all processes, for those that are started meanwhile: it is their parent's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
@@ -296,7 +297,10 @@ def _pool(processes: int) -> Any:
     # BLAS has one thread in each, and no worker takes an accelerator from the process that computes.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     own = single | {"JAX_PLATFORMS": "cpu"}
-    return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, initargs=(os.getpid(),), env=own)
+    with _terminal_blocked():  # first, because Python's own start of this process ends the block
+        resource_tracker.ensure_running()
+    with _terminal_blocked():
+        return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, initargs=(os.getpid(),), env=own)
 
 
 def _begin(parent: int) -> None:
