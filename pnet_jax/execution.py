@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ RANKS = (  # rank of the process, and number of processes
     ("PMI_RANK", "PMI_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # set within a step: the batch script itself has no rank
 )
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl: the signal sent to a process when its parent ends
 RETRIES = 2  # of a task whose worker was lost, made by the cluster's scheduler
 
 
@@ -46,12 +50,13 @@ class _Task(NamedTuple):
     key: Any
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    alone: bool = False  # it is tried on its own, because a process died while it was under way
 
 
 class Workers:
     """Worker processes, of which the death of one costs only its own task.
 
-    When a process dies, every running task is a suspect and is tried again on its own; a task that kills its process again fails.
+    When a process dies, every running task is a suspect and is tried again on its own; a task whose process dies then too fails.
 
     Args:
       processes: Number of worker processes; with 0, tasks run in this process as they are submitted.
@@ -60,7 +65,7 @@ class Workers:
     def __init__(self, processes: int):
         self.processes = processes
         self._pool: Any = None
-        self._running: dict[concurrent.futures.Future[Any], _Task] = {}
+        self._running: dict[concurrent.futures.Future[Any], tuple[_Task, Any]] = {}  # with the pool that it is in
         self._suspects: deque[_Task] = deque()
         self._later: deque[_Task] = deque()  # submitted while suspects are being tried
         self._here: deque[Done] = deque()
@@ -106,17 +111,14 @@ class Workers:
         if found or not self._running:
             return found
         done, _ = concurrent.futures.wait(self._running, timeout, concurrent.futures.FIRST_COMPLETED)
-        broken = []
         for future in done:
-            task, error = self._running.pop(future), future.exception()
+            (task, pool), error = self._running.pop(future), future.exception()
             if isinstance(error, concurrent.futures.BrokenExecutor):
-                broken.append((task, error))
+                found += self._after_death(task, pool, error)
             elif error is not None and not isinstance(error, Exception):
                 raise error
             else:
                 found.append(Done(task.key, None if error else future.result(), error))
-        if broken:
-            found += self._without_pool(broken)
         self._go_on()
         return found
 
@@ -124,22 +126,22 @@ class Workers:
         if self._pool is None:
             self._pool = _pool(self.processes)
         try:
-            self._running[self._pool.submit(task.function, *task.arguments)] = task
+            with _terminal_blocked():
+                self._running[self._pool.submit(task.function, *task.arguments)] = task, self._pool
         except concurrent.futures.BrokenExecutor:  # it broke after the last check
             self._pool = None
             self._start(task)
 
-    def _without_pool(self, broken: Sequence[tuple[_Task, Exception]]) -> list[Done]:
-        """Discard the pool after a process died, which ended the others; return the failed task if it was alone, otherwise retry all."""
-        alone = not self._running and len(broken) == 1
-        self._pool = None
-        if alone:
-            task, error = broken[0]
-            codes = re.search(r"exit codes? of the workers? (?:are|is) \{([^}]*)\}", str(error))
-            how = f" ({codes[1]})" if codes else ""
-            return [Done(task.key, error=WorkerDiedError(f"its worker process ended unexpectedly{how}, possibly because memory ran out"))]
-        self._suspects.extend(task for task, _ in broken)
-        return []
+    def _after_death(self, task: _Task, pool: Any, error: Exception) -> list[Done]:
+        """Handle a task that was running when a process of its pool died, which ended the others: retry it alone or return it failed."""
+        if pool is self._pool:  # otherwise a task submitted meanwhile has found it broken, and a new pool was started
+            self._pool = None
+        if not task.alone:
+            self._suspects.append(task._replace(alone=True))
+            return []
+        codes = re.search(r"exit codes? of the workers? (?:are|is) \{([^}]*)\}", str(error))
+        how = f" ({codes[1]})" if codes else ""
+        return [Done(task.key, error=WorkerDiedError(f"its worker process ended unexpectedly{how}, possibly because memory ran out"))]
 
     def _go_on(self) -> None:
         """Start the next suspect once nothing else is running; after the last suspect, start the tasks that waited."""
@@ -290,21 +292,36 @@ def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+@contextlib.contextmanager
+def _terminal_blocked() -> Iterator[None]:
+    """Block what a terminal sends to all processes, for those that are started meanwhile: it is their parent's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _pool(processes: int) -> Any:
     from loky import ProcessPoolExecutor  # unlike multiprocessing, it works in scripts without the guard `if __name__ == "__main__"`
 
     # BLAS has one thread per worker, and no worker takes an accelerator from the process that computes.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, env=single | {"JAX_PLATFORMS": "cpu"})
+    own = single | {"JAX_PLATFORMS": "cpu"}
+    with _terminal_blocked():  # first, because Python's own start of this process ends the block
+        resource_tracker.ensure_running()
+    with _terminal_blocked():
+        return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, initargs=(os.getpid(),), env=own)
 
 
-def _begin() -> None:
-    """Initialise a worker process: it leaves Ctrl-C to its parent and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+def _begin(parent: int) -> None:
+    """Initialise a worker process: it does not outlive its parent, not even to write what the next run writes too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # also where the parent ended before this process could ask for its signal
         time.sleep(1)
     os._exit(1)

@@ -355,6 +355,29 @@ def test_a_full_disk_ends_the_run_and_what_was_finished_is_kept(inputs, config, 
     assert status_of(construct_cohort(good, tmp_path, plain, resume=True)) == ["ok", "ok"]
 
 
+def test_a_disk_too_full_for_the_table_hides_no_error(inputs, config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "a file")
+
+    monkeypatch.setattr(tasks, "save", full)
+    monkeypatch.setattr(running, "write_table", full)
+    with pytest.raises(OSError, match="run stopped: free some space"):
+        construct_cohort(inputs[1][:1], tmp_path, dataclasses.replace(config, edges=("pearson",)))
+
+
+def test_what_a_killed_run_wrote_without_a_record_goes_if_the_recording_is_refused(inputs, config, tmp_path):
+    plain, out = dataclasses.replace(config, edges=("pearson",)), tmp_path / "out"
+    construct_cohort(inputs[1][:1], out, plain)
+    next((out / ".pnet").glob("sub-01*.json")).unlink()
+    (result,) = out.rglob("sub-01_*_dseg.tsv")
+    other = result.with_name(result.name.replace("scale-12", "scale-12_res-2"))
+    other.touch()
+    damaged = tmp_path / inputs[1][0].bold.name
+    damaged.write_bytes(b"no image")
+    assert status_of(construct_cohort([dataclasses.replace(inputs[1][0], bold=damaged)], out, plain, resume=True)) == ["failed"]
+    assert [file for file in out.rglob("sub-01*.*") if file.parent.name != ".pnet"] == [other]
+
+
 def test_a_scan_that_another_process_works_on_is_left_to_it(inputs, config, tmp_path, tried):
     good, plain = [inputs[1][0], inputs[1][2]], dataclasses.replace(config, edges=("pearson",))
     construct_cohort(good[:1], tmp_path, plain)
@@ -656,6 +679,43 @@ def test_failed_scans_alone_are_tried_again(inputs, config, tmp_path, tried):
     assert tried == ["sub-02_task-rest"] and status_of(rows) == ["failed"] and rows[0]["fault"] == "input"
 
 
+def test_scans_that_are_tried_again_get_and_change_the_tangent_edges_of_all(inputs, config, tmp_path):
+    repaired = [inputs[1][0], dataclasses.replace(inputs[1][1], bold=inputs[1][0].bold), inputs[1][2]]
+    construct_cohort(repaired, tmp_path / "undisturbed", config)
+    construct_cohort(inputs[1], tmp_path / "out", config)
+    rows = construct_cohort(repaired, tmp_path / "out", config, retry_failed=True)
+    assert status_of(rows) == ["ok"] and results(tmp_path / "out") == results(tmp_path / "undisturbed")
+
+
+def test_a_block_that_its_worker_does_not_survive_is_tried_scan_by_scan(undisturbed, mixed, tmp_path, monkeypatch):
+    folder, several = undisturbed
+    whole = running.construct_block
+
+    def deadly(sources, job):
+        if any(one.subject == "02" for one in sources):
+            raise RuntimeError("KilledWorker")
+        return whole(sources, job)
+
+    monkeypatch.setattr(running, "construct_block", deadly)
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        rows = construct_cohort(mixed, tmp_path, several, executor=executor)
+    assert status_of(rows) == ["ok", "failed", "ok", "ok", "ok"]
+    assert rows[1]["fault"] == "machine" and "sub-02_task-rest" in rows[1]["error"]
+    good = {name: data for name, data in results(folder).items() if not name.startswith("sub-02")}
+    assert results(tmp_path) == good
+
+
+def test_a_cluster_that_is_gone_ends_the_run_with_what_to_do(mixed, config, tmp_path):
+    class Gone(concurrent.futures.Executor):
+        def submit(self, *_):
+            future = concurrent.futures.Future()
+            future.set_exception(concurrent.futures.BrokenExecutor())
+            return future
+
+    with pytest.raises(OSError, match="the cluster is gone .*--resume"):
+        construct_cohort(mixed, tmp_path, dataclasses.replace(config, edges=("pearson",)), executor=Gone())
+
+
 def test_what_is_asked_for_is_known_before_it_is_done(mixed, config, tmp_path):
     plain = dataclasses.replace(config, edges=("pearson",))
     release = claim_scan(tmp_path, mixed[0].label, "toy")
@@ -730,3 +790,23 @@ def test_the_memory_bounds_what_is_read_at_a_time(config, gib, processes, scans)
     builder = Builder(resolve(config, cohort=True))
     bounds = bounds_of(builder, 1, 8, 1 << 30, gib << 30)
     assert (bounds.processes, bounds.scans) == (processes, scans)
+
+
+def test_a_subject_that_gets_a_recording_is_unavailable_no_more(inputs, config, tmp_path):
+    folder, plain = tmp_path / "in", dataclasses.replace(config, edges=("pearson",))
+    for one in (inputs[1][0], inputs[1][2]):
+        (folder / f"sub-{one.subject}" / "func").mkdir(parents=True)
+        shutil.copy(one.bold, folder / f"sub-{one.subject}" / "func")
+    hidden = folder / "sub-03" / "func" / inputs[1][2].bold.name
+    hidden = hidden.rename(tmp_path / hidden.name)
+    states = []
+    for _ in range(2):
+        construct_cohort(find_scans(folder, mask=inputs[1][0].mask), tmp_path / "out", plain, resume=True)
+        states.append([(one.scan, one.state) for one in overview(tmp_path / "out")])
+        if hidden.exists():
+            hidden.rename(folder / "sub-03" / "func" / hidden.name)
+    assert states == [
+        [("sub-01_task-rest", "done"), ("sub-03", "unavailable")],
+        [("sub-01_task-rest", "done"), ("sub-03_task-rest", "done")],
+    ]
+    assert [record["scan"] for record in read_records(tmp_path / "out")] == ["sub-01_task-rest", "sub-03_task-rest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from pnet_jax.errors import SettingsError
 from pnet_jax.execution import WorkerDiedError, Workers, check_workers, cluster, in_blocks, run_tasks
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no process of its parent's end")
+
 
 def square(number: int) -> int:
     if number == 13:
@@ -21,6 +24,14 @@ def square(number: int) -> int:
     if number == 7:
         raise ValueError("seven")
     return number * number
+
+
+def die_once(file: str) -> str:
+    """Ends its process the first time."""
+    if not Path(file).exists():
+        Path(file).touch()
+        os._exit(9)
+    return "done"
 
 
 def own_process(_: int) -> int:
@@ -52,6 +63,29 @@ def test_a_death_costs_one_task_and_the_pool_goes_on():
         assert workers.take()[0].value == 9
 
 
+def test_a_task_whose_process_died_once_is_tried_again(tmp_path):
+    """Whoever killed it: the operating system for want of memory, or somebody else."""
+    with Workers(2) as workers:
+        workers.submit("alone", die_once, str(tmp_path / "mark"))
+        found = []
+        while len(workers):
+            found += workers.take()
+    assert [(done.key, done.value, done.error) for done in found] == [("alone", "done", None)]
+
+
+def test_a_task_for_a_pool_that_has_just_broken_goes_to_a_new_one_which_is_kept(tmp_path):
+    with Workers(1) as workers:
+        workers.submit("first", die_once, str(tmp_path / "mark"))
+        concurrent.futures.wait(list(workers._running))
+        workers.submit("second", square, 3)
+        new = workers._pool
+        found = []
+        while len(workers):
+            found += workers.take()
+            assert workers._pool is new
+    assert {done.key: done.value for done in found} == {"first": "done", "second": 9}
+
+
 def test_run_tasks_draws_no_more_than_it_can_run():
     drawn = []
 
@@ -72,20 +106,47 @@ def test_what_a_task_raises_ends_run_tasks():
         list(run_tasks(square, [7], 2))
 
 
-def test_workers_end_with_their_parent(tmp_path):
+# A regular expression keeps the interpreter's lock for hours, so that no thread of the worker can look after its parent.
+@pytest.mark.parametrize("more", ["", pytest.param("workers.submit(1, re.match, '(a+)+$', 'a' * 60 + 'b')\n", marks=LINUX)])
+def test_workers_end_with_their_parent(tmp_path, more):
     program = tmp_path / "program.py"
     program.write_text(  # no `if __name__ == "__main__"`: users' scripts have none
-        "import os, time\nfrom pnet_jax.execution import Workers\nworkers = Workers(1)\nworkers.submit(0, os.getpid)\n"
-        "print(workers.take()[0].value, flush=True)\ntime.sleep(60)\n"
+        "import os, re, time\nfrom pnet_jax.execution import Workers\nworkers = Workers(1)\nworkers.submit(0, os.getpid)\n"
+        f"print(workers.take()[0].value, flush=True)\n{more}time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as parent:
         worker = int(parent.stdout.readline())
         assert Path(f"/proc/{worker}").exists()
+        time.sleep(1.0 if more else 0.0)
         parent.send_signal(signal.SIGKILL)
     end = time.monotonic() + 30
     while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < end, "the worker outlived its parent"
         time.sleep(0.1)
+
+
+def test_a_worker_whose_parent_ended_before_it_began_ends_too():
+    program = f"import time\nfrom pnet_jax.execution import _begin\n_begin({2**22 + 1})\ntime.sleep(60)\n"
+    assert subprocess.run([sys.executable, "-c", program], timeout=50, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_terminal_sends_is_told_of_once(tmp_path, sent):
+    """It reaches all processes of the terminal, also those that are only starting."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import signal, time\nfrom pnet_jax.execution import Workers\n"
+        "signal.signal(signal.SIGHUP, signal.default_int_handler)\n"
+        "try:\n    with Workers(2) as workers:\n        workers.submit(0, time.sleep, 60)\n"
+        "        print('begun', flush=True)\n        workers.take()\n"
+        "except KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, program], **pipes) as parent:
+        parent.stdout.readline()
+        time.sleep(0.05)
+        os.killpg(parent.pid, sent)
+        assert parent.communicate(timeout=50) == ("stopped\n", "")
 
 
 def test_more_workers_than_make_sense_are_refused():

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pnet_jax.errors import InputError
 from pnet_jax.execution import WorkerDiedError
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.fingerprint import file_fingerprint, inputs_fingerprint
-from pnet_jax.outputs import atlas_label, load_network, page_name
+from pnet_jax.outputs import atlas_label, load_network, output_stem, page_name
 from pnet_jax.outputs.status import digests, missing_files, read_record, remove_files, write_record
 from pnet_jax.report import write_report
 
@@ -41,6 +42,7 @@ class Job:
       atlas: label of the atlas in file names.
       digest: fingerprint of everything that determines a result except the scan.
       notes: warnings that apply to every result.
+      parcels: K.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Job:
     atlas: str
     digest: str
     notes: tuple[str, ...] = ()
+    parcels: int = 0
 
     def inputs(self, source: ScanSource) -> str:
         """Return the fingerprint of the files of a scan."""
@@ -72,7 +75,8 @@ def job_of(folder: Path, config: ConstructConfig, plan: Plan, options: Mapping[s
     group = "" if plan.group is None else plan.group.digest
     everything = [pnet_jax.__version__, deciding, content, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
     digest = hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]
-    return Job(folder, config, options, atlas_label(plan.atlas.source, plan.atlas.n_parcels), digest, tuple(notes))
+    label = atlas_label(plan.atlas.source, plan.atlas.n_parcels)
+    return Job(folder, config, options, label, digest, tuple(notes), plan.atlas.n_parcels)
 
 
 def up_to_date(job: Job, source: ScanSource) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
         raise OSError(error.errno, f"{error.strerror}; run stopped: free some space and run it again with --resume", error.filename)
     earlier, refused = job.record(source), isinstance(error, InputError)
     if refused and not source.problem:
-        remove_files(job.folder, earlier)
+        remove_files(job.folder, {"files": [*earlier.get("files", {}), *_unrecorded(job, source)]})
         earlier = {}
     # Messages of pnet_jax name the file; those of other libraries are hard to understand without the type of the error.
     ours = isinstance(error, ValueError | OSError | MemoryError | WorkerDiedError) and str(error)
@@ -120,6 +124,13 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
 def columns(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without the fields that `write_record` adds."""
     return {key: value for key, value in record.items() if key not in ("files", "command")}
+
+
+def _unrecorded(job: Job, source: ScanSource) -> list[str]:
+    """Files of a scan's result: also those of a run that was killed before it could write the record."""
+    stem = output_stem(job.folder, source.subject, source.entities, job.parcels, job.atlas)
+    found = [file for file in stem.parent.glob(f"{stem.name}_*") if not re.match("_(res|den)-", file.name.removeprefix(stem.name))]
+    return [file.relative_to(job.folder).as_posix() for file in [*found, job.folder / page_name(source.label, job.atlas)]]
 
 
 def _content(value: object) -> object:

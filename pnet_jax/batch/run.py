@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from pnet_jax import parallel
-from pnet_jax.batch.job import COMMAND, Job, job_of
+from pnet_jax.batch.job import COMMAND, FULL, Job, failed, job_of, up_to_date
 from pnet_jax.batch.pipeline import Bounds, Pipeline, Told, bounds_of
 from pnet_jax.batch.tangent import add_tangent
 from pnet_jax.batch.tasks import SAVING
@@ -29,12 +30,13 @@ from pnet_jax.ingest.memory import peak_bytes
 from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
 from pnet_jax.outputs.atomic import sweep
 from pnet_jax.outputs.lock import alongside, waiting_for
-from pnet_jax.outputs.status import RECORDS, check_command, write_submission, write_table
+from pnet_jax.outputs.status import RECORDS, check_command, remove_superseded, write_submission, write_table
 from pnet_jax.report import check_installed, write_index
 
 TABLE_SECONDS = 30.0  # between updates of status.tsv during a run
 LOOKED_AT = 8  # scans whose headers are used to estimate the memory per scan
 BLOCK = 8  # scans per cluster task: enough to outweigh its overhead, few enough to repeat
+RUNS = ".runs.lock"  # below RECORDS: shared by all processes that work in a folder
 FEW = 4  # with fewer scans, worker processes cost more time than they save
 _ONE_BLOCK = threading.Lock()  # a cluster worker with several threads constructs one block after another
 
@@ -111,15 +113,13 @@ def construct_cohort(
     if retry_failed:
         mine = [one for one in mine if job.record(one).get("status") not in (None, "ok")]
     write_submission(folder, sources, job.digest, job.atlas)
+    remove_superseded(folder, sources)
     told, places = _telling(folder, progress), _places(job, plan, mine)
-    with alongside(folder / RECORDS / ".runs.lock", lambda: sweep([folder, folder / RECORDS, *places])):
-        try:
-            rows = _here(mine, job, Builder(plan), resume, told, say) if executor is None else _on(executor, mine, job, told)
-            if "tangent" in plan.edges and shard is None and not retry_failed:
-                with waiting_for(folder / RECORDS / SAVING):  # no other process writes a result while all are read
-                    rows = add_tangent(job, rows)
-        finally:
-            write_table(folder)
+    with alongside(folder / RECORDS / RUNS, lambda: sweep([folder, folder / RECORDS, *places])), _table_at_the_end(folder):
+        rows = _here(mine, job, Builder(plan), resume, told, say) if executor is None else _on(executor, mine, job, told)
+        if "tangent" in plan.edges and shard is None:
+            with waiting_for(folder / RECORDS / SAVING):  # no other process writes a result while all are read
+                rows = _with_tangent(job, sources, rows)
     if config.report:
         write_index(folder)
     return rows
@@ -138,6 +138,28 @@ def _with_both_views(config: ConstructConfig, plan: Plan) -> ConstructConfig:
     if plan.group is None or plan.group.guide is None or len(plan.group.guide.mean) < 2:
         return config
     return dataclasses.replace(config, cleaning=dataclasses.replace(config.cleaning, wide=True))
+
+
+@contextlib.contextmanager
+def _table_at_the_end(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a disk that is full is told of by what met it first
+            write_table(folder)
+        raise
+    write_table(folder)
+
+
+def _with_tangent(job: Job, sources: Sequence[ScanSource], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of this call with tangent edges, which depend on all scans, also on those that this call had no work with."""
+    made = {row["scan"]: row for row in rows}
+    whole = [made.get(one.label) or up_to_date(job, one) for one in sources]
+    if not all(whole):
+        warnings.warn("tangent edges were not written: some scans are neither done nor failed; run again with --resume", stacklevel=3)
+        return list(rows)
+    found = {row["scan"]: row for row in add_tangent(job, whole)}
+    return [found[row["scan"]] for row in rows]
 
 
 def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
@@ -216,21 +238,53 @@ def _about(bounds: Bounds, scans: int) -> str:
 
 
 def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], job: Job, told: Told) -> list[dict[str, Any]]:
-    """Construct scans with the workers of an executor, a block at a time, and return their records."""
-    blocks = in_blocks(sources, BLOCK)
-    futures = {executor.submit(construct_block, list(block), job): number for number, block in enumerate(blocks)}
-    found: dict[int, list[dict[str, Any]]] = {}
-    done = failed = 0
+    """Construct scans with the workers of an executor, a block at a time, and return their records.
+
+    If the worker of a block dies, each of its scans is tried on its own, so that one that takes too much memory costs no other.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    waiting = in_blocks(range(len(sources)), BLOCK)
+    bad = 0
     try:
-        for future in concurrent.futures.as_completed(futures):
-            rows = found[futures[future]] = future.result()
-            for row in rows:
-                done, failed = done + 1, failed + (row["status"] != "ok")
-                told(row["scan"], done, failed, len(sources))
+        while waiting:
+            futures = {executor.submit(construct_block, [sources[at] for at in block], job): block for block in waiting}
+            waiting, begun = [], time.perf_counter()
+            for future in concurrent.futures.as_completed(futures):
+                block = futures[future]
+                found = _result(future, [sources[at] for at in block], job, begun)
+                if found is None:
+                    waiting += in_blocks(block, 1)
+                    continue
+                for at, row in zip(block, found, strict=True):
+                    rows[at], bad = row, bad + (row["status"] != "ok")
+                    told(row["scan"], len(rows), bad, len(sources))
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         raise
-    return [row for number in range(len(blocks)) for row in found[number]]
+    return [rows[at] for at in range(len(sources))]
+
+
+def _result(
+    future: concurrent.futures.Future[list[dict[str, Any]]], block: Sequence[ScanSource], job: Job, begun: float
+) -> list[dict[str, Any]] | None:
+    """Records of a block, None if its scans are to be tried one by one.
+
+    Raises:
+      SettingsError: the command cannot run there as given.
+      OSError: the disk is full, or the cluster is gone.
+    """
+    try:
+        return future.result()
+    except (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor) as error:
+        raise ConnectionError(f"the cluster is gone ({type(error).__name__}); run again with --resume") from error
+    except SettingsError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        if len(block) > 1:
+            return None
+        return [failed(job, block[0], job.row(block[0], job.inputs(block[0])), error, begun)]
 
 
 def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, Any]]:
@@ -238,7 +292,8 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
 
     Results that are up to date are kept: a block whose worker was lost resumes where that worker stopped.
     """
-    with _ONE_BLOCK:
+    # Its parent may be killed while it goes on: a run that is begun then must not take its files for leftovers.
+    with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
         plan, _ = _resolved(job.config)
         builder = Builder(plan)
         with Workers(0) as workers:

@@ -210,7 +210,8 @@ def fit_group(arguments: Sequence[str]) -> int:
     from pnet_jax.construction import resolve
     from pnet_jax.group.fit import fit_group as fit
     from pnet_jax.ingest.connectome import read_connectome
-    from pnet_jax.outputs import atlas_label, check_writable, find_networks, load_network
+    from pnet_jax.outputs import atlas_label, check_writable, find_networks, load_network, read_records
+    from pnet_jax.outputs.status import check_intact
 
     if args.structural and not args.dynamics:
         parser.error("--structural informs the dynamics: add --dynamics true")
@@ -220,6 +221,7 @@ def fit_group(arguments: Sequence[str]) -> int:
     check_writable(out.absolute().parent)
     atlas = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels)).atlas
     files = find_networks(args.input, atlas_label(atlas.source, atlas.n_parcels))
+    records = {record["dseg"]: record for record in read_records(args.input) if "dseg" in record}
     connectome = read_connectome(args.structural, atlas.n_parcels) if args.structural else None
     skipped: list[str] = []
     with Bar(len(files), "fit-group") as bar:
@@ -228,6 +230,7 @@ def fit_group(arguments: Sequence[str]) -> int:
             for number, (subject, file) in enumerate(files.items()):
                 bar(f"sub-{subject}", number, len(files))
                 try:
+                    check_intact(args.input, records.get(file.relative_to(args.input).as_posix(), {}))
                     network = load_network(file)
                 except (ValueError, OSError) as error:
                     skipped.append(str(error))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pnet_jax.ingest.fingerprint import inputs_fingerprint
-from pnet_jax.outputs.status import claimed_by, missing_files, read_record, read_records, read_submissions
+from pnet_jax.outputs.status import RECORDS, claimed_by, missing_files, read_record_files, read_submissions, record_file
 
 STATES = ("done", "failed", "unavailable", "running", "waiting", "stale")
 MOST_LISTED = 20
@@ -21,7 +21,7 @@ class ScanState(NamedTuple):
     Attributes:
       scan, subject, atlas: labels of the scan, its subject and the atlas.
       state: `"done"`, `"failed"`, `"unavailable"` (the subject has no usable recording), `"running"`, `"waiting"` or `"stale"` (its result
-        was made with other settings or inputs, or is incomplete).
+        was made with other settings or inputs, is incomplete, or its record is damaged).
       reason: why it failed or is stale, or which process is working on it.
       fault: `"input"` or `"machine"` if the scan failed, else empty.
     """
@@ -44,11 +44,18 @@ def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Sc
     asked: dict[tuple[str, str], Mapping[str, Any]] = {}
     for submission in read_submissions(folder):  # the last submission counts
         about = {"job": submission["job"], "atlas": submission["atlas"]}
-        asked |= {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
-    for record in read_records(folder):
-        own = str(record["scan"]), str(record.get("atlas") or "")
-        asked.setdefault(own, {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")})
-    return [_state(folder, asked[key], verify) for key in sorted(asked)]
+        listed = {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
+        subjects = {(one["subject"], submission["atlas"]) for one in submission["scans"]}
+        # A subject that had no recording then, and so no label but its own, may have one now.
+        nameless = [key for key, one in asked.items() if key[0] == f"sub-{one['subject']}" and (one["subject"], key[1]) in subjects]
+        asked = {key: one for key, one in asked.items() if key not in nameless} | listed
+    records = read_record_files(folder)
+    names = {record_file(folder, *key).name for key in asked}
+    for name, record in records.items():
+        if name not in names:  # a damaged one does not say what scan it is of, but its file's name does
+            own = str(record.get("scan") or Path(name).stem), str(record.get("atlas") or "")
+            asked[own] = {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")}
+    return [_state(folder, asked[key], records, verify) for key in sorted(asked)]
 
 
 def summary(states: Iterable[ScanState]) -> list[str]:
@@ -67,17 +74,20 @@ def summary(states: Iterable[ScanState]) -> list[str]:
     return lines
 
 
-def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], verify: bool) -> ScanState:
+def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], verify: bool) -> ScanState:
     scan, atlas = str(asked["scan"]), str(asked["atlas"])
-    record = read_record(folder, scan, atlas)
+    name_of_record = record_file(folder, scan, atlas).name
+    record = records.get(name_of_record)
 
     def state(name: str, reason: str = "", fault: str = "") -> ScanState:
         return ScanState(scan, str(asked["subject"]), atlas, name, reason, fault)
 
     if by := claimed_by(folder, scan, atlas):
         return state("running", by)
-    if not record:
+    if record is None:
         return state("waiting")
+    if not record:
+        return state("stale", f"its record {Path(folder) / RECORDS / name_of_record} is damaged")
     if record["status"] != "ok":
         return state(str(record["status"]), str(record.get("error", "")), str(record.get("fault", "")))
     if record.get("job") != asked["job"]:

@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pnet_jax.errors import SettingsError
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.fingerprint import file_fingerprint
 from pnet_jax.outputs.lock import claim, holder, waiting_for
@@ -24,6 +26,7 @@ from pnet_jax.outputs.tables import plain, write_json, write_rows
 RECORDS = ".pnet"  # hidden, so that validators and file browsers ignore it
 SUBMISSIONS = "submissions"  # below RECORDS: the lists of requested scans
 TABLE = "status.tsv"
+DIGEST = "digest"  # of a record, in its file
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 NOT_IN_TABLE = ("files", "command")
 
@@ -34,7 +37,7 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     Args:
       folder: Root of the results.
       row: Columns of the scan's row in the table: `scan`, `atlas` if there are several, `status` (`"ok"` or `"failed"`), `error` …
-      files: Name of each file of the result, relative to `folder`, with its `file_fingerprint`.
+      files: Name of each file of the result, relative to `folder`, with its digest (`digests`).
       command: Command that made it, e.g. `"pnet construct"`.
 
     Returns:
@@ -47,12 +50,14 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     if not row.get("scan"):
         raise ValueError(f"a record needs the label of its scan, got {dict(row)}")
     record = plain({**row, "command": command, "files": dict(files)})
-    write_json(record_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record)
+    write_json(record_file(folder, str(row["scan"]), str(row.get("atlas") or "")), record | {DIGEST: _digest(record)})
     return record
 
 
 def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSource], job: str, atlas: str) -> Path:
     """Write the list of scans requested at the start of a run; a later run adds its own list and leaves the others unchanged.
+
+    Lists are numbered, whatever the clock says; one that is the last already, as in the tasks of an array, is not written again.
 
     Args:
       folder: Root of the results.
@@ -62,22 +67,51 @@ def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSourc
     """
     scans = [{"scan": one.label, "subject": one.subject, "files": [file and str(file) for file in one.files]} for one in sources]
     content = {"job": job, "atlas": atlas, "scans": scans}
-    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    file = Path(folder) / RECORDS / SUBMISSIONS / f"{name}.json"
-    if not file.is_file():
-        return write_json(file, content)
-    file.touch()  # the latest submission counts
+    place, digest = Path(folder) / RECORDS / SUBMISSIONS, _digest(content)
+    with waiting_for(Path(folder) / RECORDS / ".submissions.lock"):
+        earlier = _submissions(folder)
+        if earlier and earlier[-1].stem.endswith(f"-{digest}") and _submission(earlier[-1]):
+            return earlier[-1]
+        number = 1 + (int(earlier[-1].stem.partition("-")[0]) if earlier else 0)
+        file = write_json(place / f"{number:06d}-{digest}.json", content)
+        for old in earlier:
+            if old.stem.endswith(f"-{digest}"):
+                old.unlink(missing_ok=True)
     return file
 
 
+def remove_superseded(folder: str | os.PathLike[str], sources: Sequence[ScanSource]) -> None:
+    """Remove the records of subjects that had no recording in an earlier run and have one now, under the label of that recording."""
+    labels, subjects = {one.label for one in sources}, {one.subject for one in sources if not one.problem}
+    for record in read_records(folder):
+        if record["status"] == "unavailable" and record.get("subject") in subjects and record["scan"] not in labels:
+            record_file(folder, str(record["scan"]), str(record.get("atlas") or "")).unlink(missing_ok=True)
+
+
 def read_submissions(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the lists of `write_submission`, the oldest first."""
-    files = sorted((Path(folder) / RECORDS / SUBMISSIONS).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    """Read the lists of `write_submission`, the oldest first; one that is damaged is left out with a warning."""
     found = []
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(file.read_text("utf-8")))
+    for file in _submissions(folder):
+        if content := _submission(file):
+            found.append(content)
+        else:
+            warnings.warn(f"{file}: damaged; its scans are counted only where another run lists them too", stacklevel=2)
     return found
+
+
+def _submissions(folder: str | os.PathLike[str]) -> list[Path]:
+    """Files of `write_submission`, the oldest first."""
+    files = (Path(folder) / RECORDS / SUBMISSIONS).glob("*.json")
+    return sorted((file for file in files if re.fullmatch(r"\d+-[0-9a-f]+", file.stem)), key=lambda file: int(file.stem.partition("-")[0]))
+
+
+def _submission(file: Path) -> dict[str, Any]:
+    """Content of a list; empty if it is not that by whose digest it is named."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and file.stem.endswith(f"-{_digest(found)}") else {}
 
 
 def claim_scan(folder: str | os.PathLike[str], scan: str, atlas: str) -> Callable[[], None] | None:
@@ -101,8 +135,13 @@ def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> d
 
 def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read all records of a folder, sorted by scan and atlas; damaged ones are left out."""
-    found = (_read(file) for file in (Path(folder) / RECORDS).glob("*.json"))
-    return sorted((record for record in found if record), key=lambda record: (str(record["scan"]), str(record.get("atlas") or "")))
+    found = filter(None, read_record_files(folder).values())
+    return sorted(found, key=lambda record: (str(record["scan"]), str(record.get("atlas") or "")))
+
+
+def read_record_files(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read all records of a folder by the names of their files; a damaged one is empty."""
+    return {file.name: _read(file) for file in (Path(folder) / RECORDS).glob("*.json")}
 
 
 def missing_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> list[str]:
@@ -111,8 +150,17 @@ def missing_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> 
 
 
 def digests(folder: str | os.PathLike[str], files: Iterable[Path]) -> dict[str, str]:
-    """Compute `files` of a record: names relative to the folder, with their digests."""
-    return {file.relative_to(folder).as_posix(): file_fingerprint(file) for file in files}
+    """Compute `files` of a record: names relative to the folder, with digests of every byte."""
+    return {file.relative_to(folder).as_posix(): file_fingerprint(file, whole=True) for file in files}
+
+
+def check_intact(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Raise an InputError that names a file of a result, its page apart, which is missing or is not what was recorded."""
+    files = {name: digest for name, digest in record.get("files", {}).items() if not name.endswith(".html")}
+    if changed := missing_files(folder, {"files": files}):
+        raise InputError(
+            f"{Path(folder) / changed[0]}: missing or changed since it was written; construct {record['scan']} again (--resume)"
+        )
 
 
 def remove_files(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -160,14 +208,19 @@ def _read(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    whole = isinstance(found, dict) and isinstance(found.get("files"), dict) and found.get("scan") and found.get("status")
+    whole = isinstance(found, dict) and found.pop(DIGEST, "") == _digest(found)
+    whole = whole and isinstance(found.get("files"), dict) and found.get("scan") and found.get("status")
     whole = whole and file.name == record_file("", str(found["scan"]), str(found.get("atlas") or "")).name
     inside = whole and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in found["files"])
     return found if inside else {}
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _intact(file: Path, digest: str) -> bool:
     try:
-        return file_fingerprint(file) == digest
+        return file_fingerprint(file, whole=True) == digest
     except OSError:
         return False

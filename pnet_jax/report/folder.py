@@ -14,7 +14,7 @@ from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import page_name, scan_label
 from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.loading import load_network
-from pnet_jax.outputs.status import read_records
+from pnet_jax.outputs.status import check_intact, read_records
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.index import write_index
 from pnet_jax.report.page import render
@@ -54,6 +54,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
         try:
             if not row.get("dseg"):
                 raise ValueError("its record does not name its _dseg.tsv")
+            check_intact(folder, row)
             network = load_network(folder / row["dseg"])
             page = render(network)
         except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages

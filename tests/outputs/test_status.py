@@ -11,12 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pnet_jax.errors import InputError
+from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.fingerprint import EDGE, file_fingerprint, inputs_fingerprint
 from pnet_jax.outputs import output_stem, page_name, read_record, read_records, write_record, write_table
 from pnet_jax.outputs.atomic import sweep
 from pnet_jax.outputs.lock import alongside
 from pnet_jax.outputs.names import safe_label, safe_name
-from pnet_jax.outputs.status import RECORDS, check_command, digests, missing_files, remove_files
+from pnet_jax.outputs.overview import overview
+from pnet_jax.outputs.status import (
+    RECORDS,
+    check_command,
+    check_intact,
+    digests,
+    missing_files,
+    read_submissions,
+    remove_files,
+    write_submission,
+)
 
 COMMAND = "pnet construct"
 
@@ -35,7 +47,7 @@ def test_a_record_comes_back_and_the_table_has_a_row_for_each_scan_and_atlas(tmp
         write_record(tmp_path, {"status": "ok"}, {}, COMMAND)
 
 
-DAMAGED = ("", "{", "[]", '{"scan": "sub-01"}', "[" * 100_000, '{"scan": "s", "status": "ok", "files": {"../../x": "0"}}')
+DAMAGED = ("", "{", "[]", '{"scan": "sub-01"}', "[" * 100_000, '{"scan": "s", "status": "ok", "files": {}}')
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
@@ -43,6 +55,58 @@ def test_a_damaged_record_counts_as_none(content, tmp_path):
     write_record(tmp_path, {"scan": "sub-01", "status": "ok"}, {}, COMMAND)
     next((tmp_path / RECORDS).glob("*.json")).write_text(content)
     assert read_record(tmp_path, "sub-01") == {} and read_records(tmp_path) == []
+
+
+def test_a_record_that_names_files_outside_its_folder_counts_as_none(tmp_path):
+    write_record(tmp_path, {"scan": "sub-01", "status": "ok"}, {"../../x": "0"}, COMMAND)
+    assert read_record(tmp_path, "sub-01") == {}
+
+
+def test_a_record_with_one_other_digit_is_named_and_not_used(tmp_path):
+    write_record(tmp_path, {"scan": "sub-01", "status": "ok", "minutes": 8.5}, {}, COMMAND)
+    (file,) = (tmp_path / RECORDS).glob("*.json")
+    file.write_text(file.read_text().replace("8.5", "9.5"))
+    assert read_record(tmp_path, "sub-01") == {} and read_records(tmp_path) == []
+    (state,) = overview(tmp_path)
+    assert (state.scan, state.state) == ("sub-01", "stale") and f"{file} is damaged" in state.reason
+
+
+def source(folder: Path, subject: str) -> ScanSource:
+    return ScanSource(folder / f"sub-{subject}_bold.nii.gz", None, None, subject, {"task": "rest"})
+
+
+def test_the_last_list_of_scans_counts_whatever_the_clock_says(tmp_path):
+    one, other = source(tmp_path, "01"), source(tmp_path, "02")
+    first = write_submission(tmp_path, [one], "first", "A")
+    os.utime(first, (2**32, 2**32))
+    second = write_submission(tmp_path, [one, other], "second", "A")
+    assert [found["job"] for found in read_submissions(tmp_path)] == ["first", "second"]
+    before = second.stat().st_mtime_ns
+    assert write_submission(tmp_path, [one, other], "second", "A") == second and second.stat().st_mtime_ns == before
+    write_submission(tmp_path, [one], "first", "A")
+    assert [found["job"] for found in read_submissions(tmp_path)] == ["second", "first"]
+
+
+def test_a_damaged_list_of_scans_is_named_and_written_again(tmp_path):
+    file = write_submission(tmp_path, [source(tmp_path, "01")], "job", "A")
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"job", b"jab"))
+    with pytest.warns(UserWarning, match=f"{file}: damaged"):
+        assert overview(tmp_path) == []
+    again = write_submission(tmp_path, [source(tmp_path, "01")], "job", "A")
+    assert again.read_bytes() == whole and [one.state for one in overview(tmp_path)] == ["waiting"]
+
+
+def test_one_other_byte_in_the_middle_of_a_large_file_is_noticed(tmp_path):
+    file = tmp_path / "relmat.tsv"
+    file.write_bytes(b"1" * 8 * EDGE)
+    record = {"scan": "sub-01", "files": digests(tmp_path, [file])}
+    with open(file, "r+b") as opened:
+        opened.seek(4 * EDGE)
+        opened.write(b"2")
+    assert missing_files(tmp_path, record) == ["relmat.tsv"]
+    with pytest.raises(InputError, match=r"relmat.tsv: missing or changed since it was written; construct sub-01 again"):
+        check_intact(tmp_path, record)
 
 
 def test_files_of_a_record_are_known_by_their_content(tmp_path):

@@ -1,0 +1,198 @@
+"""What the attacks of `reliability.py` share: commands in processes of their own, comparison of folders, and counts."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import psutil
+
+from pnet_jax.outputs.overview import overview
+
+PNET = [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())"]
+OPTIONS = ["--parcels", "100", "--report", "false", "--cleaning.motion", "basic", "--workers", "2"]
+EDGES = ["--edges", "pearson,tangent"]
+MARK = "PNET_ATTACK"  # variable by which a process and all that it started are recognised, whoever their parent is
+PATIENCE = 5.0  # seconds after which no process of a run that has ended may be left
+
+
+class Place(NamedTuple):
+    """The synthetic cohort, its undisturbed result, a folder for what else is needed, and how long a run takes."""
+
+    cohort: Path
+    clean: Path
+    work: Path
+    seconds: float
+
+
+class Started(NamedTuple):
+    """A command in a process, and session, of its own."""
+
+    process: subprocess.Popen
+    mark: str
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all that it started, the orphans among them included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes."""
+        return [one for one in self.family() if any("popen_loky" in word for word in _words(one))]
+
+    def kill(self, tree: bool) -> None:
+        """`kill -9`, of the process alone or of all that it started too."""
+        for one in self.family() if tree else []:
+            if one.pid != self.process.pid:
+                one.kill()
+        self.process.kill()
+        self.process.wait()
+
+    def left(self) -> list[str]:
+        """Command lines of what is still there after a while."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and self.family():
+            time.sleep(0.05)
+        return [" ".join(_words(one))[-80:] for one in self.family()]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def start(*arguments: object, limit: int | None = None, plain: bool = False) -> Started:
+    """A command; `limit` is the size in bytes above which it can write no file; with `plain`, permissions count for root too."""
+
+    def before() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is then an error and not the end
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        if plain:
+            as_anyone()
+
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [*PNET, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+        start_new_session=True,
+        env=os.environ | {MARK: mark},
+    )
+    return Started(process, mark)
+
+
+def as_anyone() -> None:
+    """Give up, for programs that are started from here on, root's right to write and read what permissions forbid."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def finish(started: Started) -> tuple[int, list[str]]:
+    """Exit code, and lines that were said beside the progress bar."""
+    out, err = started.process.communicate(timeout=900)
+    lines = [line for line in re.split(r"[\r\n]", out + err) if line.strip() and not re.search(r"scan/s|s/scan|\?scan", line)]
+    return started.process.returncode, lines
+
+
+def run(*arguments: object, **options) -> tuple[int, list[str]]:
+    return finish(start(*arguments, **options))
+
+
+def wait_for(started: Started, there: Callable[[], object]) -> None:
+    """Until something is there, or the command has ended."""
+    while started.process.poll() is None and not there():
+        time.sleep(0.02)
+
+
+def results(folder: Path) -> int:
+    """Number of results that are complete."""
+    return len(list(folder.rglob("*_dseg.tsv")))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a result, what a run took in seconds left out."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data, name = file.read_bytes(), str(file.relative_to(folder))
+        if name.endswith((".lock", ".claim")) or "submissions/" in name:
+            continue
+        if name == "status.tsv":
+            table = pd.read_csv(file, sep="\t", dtype=str)
+            data = table.drop(columns=["seconds", "stages"], errors="ignore").to_csv().encode()
+        elif name.endswith(".json"):
+            about = json.loads(data)
+            for key in ("seconds", "stages", "files", "digest"):
+                about.pop(key, None)
+            data = json.dumps(about, sort_keys=True).encode()
+        found[name] = data
+    return found
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Files that only one folder has, or that differ; and scans of the second that are not done, or whose files do not match."""
+    a, b = content(one), content(other)
+    wrong = [f"{state.scan} is {state.state}: {state.reason}" for state in overview(other, verify=True) if state.state != "done"]
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name)) + wrong
+
+
+def rows_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """Status and error of each participant."""
+    file = folder / "status.tsv"
+    table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False) if file.exists() else pd.DataFrame()
+    return {row["subject"]: (row["status"], row["error"]) for row in table.to_dict("records")}
+
+
+def one_line(said: list[str]) -> bool:
+    return not any("Traceback" in line for line in said)
+
+
+class Attack:
+    """Counts of one kind of attack: tried, held, refused in good order, and what went wrong."""
+
+    def __init__(self, name: str):
+        self.name, self.tried, self.held, self.refused, self.defects, self.skipped = name, 0, 0, 0, [], []
+
+    def __call__(self, case: str, ok: bool, *, refused: bool = False, said: object = "") -> None:
+        self.tried += 1
+        if not ok:
+            self.defects.append(f"{case}: {said}")
+        elif refused:
+            self.refused += 1
+        else:
+            self.held += 1
+        print(f"{self.name:12} {case:48} {'ok' if ok else 'DEFECT'} {str(said)[:200]}", flush=True)
+
+    def skip(self, case: str, why: str) -> None:
+        self.skipped.append(f"{case}: {why}")
+        print(f"{self.name:12} {case:48} skipped: {why}", flush=True)
+
+    def same(self, case: str, place: Place, out: Path, *more: object) -> None:
+        """`--resume` makes of the folder what an undisturbed run makes."""
+        code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume", *more)
+        differ = differences(place.clean, out)
+        self(case, code == 0 and not differ and one_line(said), said=(code, differ[:3]) if code or differ else "")

@@ -1,0 +1,381 @@
+"""Attacks of `reliability.py` on the processes of a run, on its disk and on the files it reads while it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from attack import EDGES, OPTIONS, Attack, Place, Started, as_anyone, differences, finish, one_line, results, rows_of, run, start, wait_for
+from spoilt import BAD, flip, write_participant
+
+from pnet_jax.batch.run import Shard
+from pnet_jax.checkpoint import load_group, load_model
+from pnet_jax.errors import SettingsError
+from pnet_jax.ingest import find_scans
+from pnet_jax.outputs.overview import overview
+from pnet_jax.outputs.status import read_record_files
+
+
+def begun(place: Place, out: Path, *more: object) -> Started:
+    """A run that has made its folder."""
+    started = start("construct", place.cohort, out, *OPTIONS, *EDGES, *more)
+    wait_for(started, out.exists)
+    return started
+
+
+def _working(started: Started, out: Path, after: int) -> bool:
+    """Whether there are worker processes, and so many results."""
+    return results(out) >= after and bool(started.workers())
+
+
+def _claimed(out: Path, after: int) -> bool:
+    """Whether a scan is being worked on after so many results; -1 does not wait for that."""
+    return after < 0 or (results(out) >= after and any((out / ".pnet").glob("*.claim")))
+
+
+def _holders(out: Path) -> set[int]:
+    """Processes that work on a scan."""
+    found = set()
+    for file in (out / ".pnet").glob("*.claim"):
+        with contextlib.suppress(OSError):  # released meanwhile
+            found |= {int(number) for number in re.findall(r"process (\d+)", file.read_text())}
+    return found
+
+
+def _held(out: Path, after: int) -> bool:
+    """Whether a scan is being worked on by a process that says so, after so many results."""
+    return results(out) >= after and bool(_holders(out))
+
+
+def killed(attack: Attack, place: Place, kills: int) -> None:
+    """The process alone, so that its workers are orphans while the next run is under way already; or all processes at once."""
+    for tree in (False, True):
+        for number in range(kills):
+            out = place.work / f"killed{number}"
+            started = begun(place, out)
+            moment = random.uniform(0, place.seconds)
+            time.sleep(moment)
+            over = started.process.poll() is not None
+            started.kill(tree)
+            done = results(out)
+            again = start("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume")
+            left = started.left()
+            code, said = finish(again)
+            differ = differences(place.clean, out)
+            what = f"{'all' if tree else 'main'}, {moment:.1f} s, {done} results{', over' if over else ''}"
+            attack(
+                what,
+                code == 0 and not differ and not left and one_line(said),
+                said=(code, differ[:3], left) if code or differ or left else "",
+            )
+            shutil.rmtree(out)
+
+
+def worker_killed(attack: Attack, place: Place) -> None:
+    for number, after in enumerate((0, 0, 1, 2, 3, 4)):
+        out = place.work / f"worker{number}"
+        started = begun(place, out)
+        wait_for(started, functools.partial(_working, started, out, after))
+        time.sleep(random.uniform(0, 1))
+        victims = started.workers()
+        for one in victims[: 1 + number % 2]:
+            one.kill()
+        code, said = finish(started)
+        named = all(status == "ok" or f"sub-{who}" in error for who, (status, error) in rows_of(out).items())
+        failed = sum(status != "ok" for status, _ in rows_of(out).values())
+        right = one_line(said) and named and len(rows_of(out)) == 6 and code == int(failed > 0)
+        attack(
+            f"after {after} results, {1 + number % 2} of {len(victims)}",
+            right,
+            refused=failed > 0,
+            said=f"{failed} failed" if right else said,
+        )
+        attack.same("  and --resume", place, out)
+    out = place.work / "worker-often"
+    started = begun(place, out)
+    while started.process.poll() is None and place.seconds:
+        time.sleep(1.5)
+        for one in started.workers()[:1]:
+            one.kill()
+        if results(out) > 2 or len(rows_of(out)) == 6:
+            break
+    code, said = finish(started)
+    attack("one every 1.5 s", code in (0, 1) and one_line(said), said=said[-1:])
+    attack.same("  and --resume", place, out)
+
+
+def stopped(attack: Attack, place: Place) -> None:
+    for sent, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
+        for group in (False, True):
+            for after in (0, 2):
+                out = place.work / f"{sent.name}{group}{after}"
+                started = begun(place, out)
+                wait_for(started, functools.partial(_working, started, out, after))
+                time.sleep(random.uniform(0, 0.5))
+                (os.killpg if group else os.kill)(started.process.pid, sent)
+                code, said = finish(started)
+                left = started.left()
+                right = code == expected and one_line(said) and any("stopped by" in line for line in said) and not left
+                whom = "the process group" if group else "the process"
+                attack(f"{sent.name} to {whom} after {after} results", right, said=(code, left, said[-2:]))
+                attack.same("  and --resume", place, out)
+                shutil.rmtree(out)
+
+
+def shard_killed(attack: Attack, place: Place) -> None:
+    """One of four parts, and that part again; a last call makes the cohort's measures."""
+    out, sources = place.work / "parts", find_scans(place.cohort)
+    counts = [sum(Shard(number, 4).has(one) for one in sources) for number in range(1, 5)]
+    most = 1 + counts.index(max(counts))
+    parts = {number: start("construct", place.cohort, out, *OPTIONS, *EDGES, "--shard", f"{number}/4") for number in range(1, 5)}
+    wait_for(parts[most], functools.partial(_claimed, out, 0))
+    time.sleep(random.uniform(0, 1))
+    parts[most].kill(tree=True)
+    codes = {number: finish(started)[0] for number, started in parts.items()}
+    attack(f"part {most} of 4", all(code == 0 for number, code in codes.items() if number != most), said=codes)
+    code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--shard", f"{most}/4", "--resume")
+    attack("  that part again", code == 0 and one_line(said), said=said[-1:])
+    attack.same("  and --resume without a part", place, out)
+
+
+def dask_killed(attack: Attack, place: Place) -> None:
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        attack.skip("a Dask worker", "Dask is not installed")
+        return
+    for after in (0, 2):
+        out = place.work / f"dask{after}"
+        started = begun(place, out, "--cluster", "local", "--jobs", "2")
+        wait_for(started, functools.partial(_held, out, after))
+        holders = _holders(out)
+        for pid in holders - {started.process.pid}:
+            os.kill(pid, signal.SIGKILL)
+        code, said = finish(started)
+        differ = differences(place.clean, out)
+        attack(f"a Dask worker after {after} results", code == 0 and not differ and bool(holders), said=(code, differ[:3], said[-1:]))
+
+
+def full_disk(attack: Attack, place: Place) -> None:
+    for limit in (2_000, 30_000):
+        out = place.work / f"full{limit}"
+        code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, limit=limit)
+        half = [file.name for file in out.rglob(".????????-*")]
+        right = code == 1 and not half and one_line(said) and any("File too large" in line for line in said)
+        attack(f"no file above {limit} bytes", right, refused=True, said=said[-1:])
+        attack.same("  and --resume without the limit", place, out)
+    out = place.work / "small"
+    out.mkdir()
+    for size in ("300k", "1500k"):
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)], capture_output=True).returncode:
+            attack.skip("a file system that is full", "no file system can be mounted here")
+            return
+        try:
+            code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES)
+            right = code == 1 and one_line(said) and any("No space left on device" in line and "--resume" in line for line in said)
+            attack(f"a file system of {size}B", right, refused=True, said=said[-1:])
+            subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
+            attack.same("  and --resume with more room", place, out)
+        finally:
+            subprocess.run(["umount", str(out)], check=True)
+
+
+def input_changed(attack: Attack, place: Place) -> None:
+    """A recording that is deleted, or becomes another one, at three moments of a run."""
+    for what in ("deleted", "replaced"):
+        for after in (-1, 0, 2):
+            source, out = place.work / "moving", place.work / "moved"
+            for folder in (source, out):
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(place.cohort, source)
+            bold, other = (next((source / f"sub-0{number}" / "func").glob("*bold.nii.gz")) for number in (6, 1))
+            aside = bold.with_name("aside")
+            started = begun(Place(source, out, place.work, place.seconds), out, "--wave", "1")
+            wait_for(started, functools.partial(_claimed, out, after))
+            bold.rename(aside)
+            if what == "replaced":
+                shutil.copy(other, bold)
+            code, said = finish(started)
+            rows, states = rows_of(out), {one.subject: one for one in overview(out, verify=True)}
+            others = all(rows[f"0{n}"][0] == "ok" and states[f"0{n}"].state == "done" for n in range(1, 6))
+            status, error = rows["06"]
+            if status == "ok":  # of the file as it was read, or of the new one, before it was read
+                right = code == 0 and states["06"].state == ("stale" if what == "deleted" else states["06"].state)
+            else:
+                right = code == 1 and "sub-06" in error
+            attack(
+                f"{what}, after {after} results",
+                others and right and one_line(said),
+                refused=status != "ok",
+                said=f"{status} {error} {states['06'].state}",
+            )
+            aside.replace(bold)  # with the time that it had
+            code, _ = run("construct", source, out, *OPTIONS, *EDGES, "--resume")
+            differ = [name for name in differences(place.clean, out) if not name.endswith(".json") and name != "status.tsv"]
+            attack("  and --resume with the first one", code == 0 and not differ, said=differ[:3])
+
+
+def flipped(attack: Attack, place: Place) -> None:
+    """One other byte, in every record and list, in every file of a result, and in every file of a checkpoint and a group model."""
+    out = shutil.copytree(place.clean, place.work / "flipped")
+    for file in sorted((out / ".pnet").rglob("*.json")):
+        whole = file.read_bytes()
+        unnoticed = []
+        for _ in range(20):
+            other = bytearray(whole)
+            other[at := random.randrange(len(whole))] ^= 1 << random.randrange(8)
+            file.write_bytes(other)
+            listed = file.parent.name == "submissions"
+            shown = _warned(out) if listed else [one.reason for one in overview(out) if one.state != "done"]
+            if not any(str(file) in text for text in shown) or (not listed and read_record_files(out)[file.name]):
+                unnoticed.append(at)
+        file.write_bytes(whole)
+        attack(f"20 bytes of {file.name[-40:]}", not unnoticed, refused=True, said=unnoticed)
+    subject = sorted(path for path in (out / "sub-02").rglob("*") if path.is_file())
+    for file in subject:
+        whole, other = file.read_bytes(), bytearray(file.read_bytes())
+        other[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        file.write_bytes(other)
+        shown = [one.reason for one in overview(out, verify=True) if one.state == "stale"]
+        attack(
+            f"a byte of …{file.name[-40:]}",
+            len(shown) == 1 and file.name in shown[0],
+            refused=True,
+            said=shown[:1] if len(shown) != 1 else "",
+        )
+        file.write_bytes(whole)
+    for file in (next((out / ".pnet").glob("sub-01*.json")), next(path for path in subject if "mean_timeseries.tsv" in path.name)):
+        flip(file)
+    code, said = run("fit-group", out, place.work / "group-of-flipped", "--parcels", "100")
+    attack(
+        "fit-group of a flipped table",
+        code == 1 and any("left out" in line and "mean_timeseries.tsv" in line for line in said),
+        refused=True,
+        said=said[-2:],
+    )
+    attack.same("  and --resume", place, out)
+    _flipped_models(attack, place, out)
+
+
+def _warned(out: Path) -> list[str]:
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        overview(out)
+    return [str(one.message) for one in caught]
+
+
+def _flipped_models(attack: Attack, place: Place, out: Path) -> None:
+    import pnet_jax
+
+    group, model = place.work / "group", place.work / "model"
+    code, said = run("fit-group", out, group, "--parcels", "100")
+    assert code == 0, said
+    shutil.copytree(Path(pnet_jax.__file__).parent / "checkpoints" / "pnet-linear", model)
+    for folder, load, option in ((model, load_model, "--checkpoint"), (group, load_group, "--group")):
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+            whole, other = file.read_bytes(), bytearray(file.read_bytes())
+            other[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+            file.write_bytes(other)
+            try:
+                load(folder)
+                said = "it was used"
+            except SettingsError as error:
+                said = str(error)
+            attack(
+                f"a byte of {folder.name}: {file.name[-30:]}", str(folder) in said, refused=True, said="" if str(folder) in said else said
+            )
+            last = bytes(other)
+            file.write_bytes(whole)
+        file.write_bytes(last)
+        code, said = run("construct", place.cohort, place.work / "of-flipped", *OPTIONS, option, folder)
+        attack(f"{option} of that folder", code == 1 and one_line(said) and str(folder) in said[-1], refused=True, said=said[-1:])
+
+
+def read_only(attack: Attack, place: Place) -> None:
+    """OUT, or a participant's folder in it, that may not be written."""
+    probe = place.work / "probe"
+    probe.mkdir(mode=0o555)
+    tried = [sys.executable, "-c", f"open({str(probe / 'file')!r}, 'w')"]
+    if subprocess.run(tried, preexec_fn=as_anyone, capture_output=True).returncode == 0:
+        attack.skip("OUT that is read-only", "permissions do not hold for this user")
+        return
+    out = shutil.copytree(place.clean, place.work / "locked")
+    for path in (out, *out.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume", plain=True)
+    attack("OUT", code == 1 and one_line(said) and str(out) in said[-1], refused=True, said=said[-1:])
+    code, said = run("status", out, plain=True)
+    attack("  whose status is read", code == 0 and said == ["6 scans: 6 done"], said=said[-1:])
+    code, said = run("construct", place.cohort, place.work / "locked" / "deeper", *OPTIONS, plain=True)
+    attack("the folder of OUT", code == 1 and one_line(said) and "deeper" in said[-1], refused=True, said=said[-1:])
+    out = place.work / "partly"
+    (out / "sub-02").mkdir(parents=True)
+    (out / "sub-02").chmod(0o555)
+    code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, plain=True)
+    rows = rows_of(out)
+    right = [rows[f"0{n}"][0] for n in range(1, 7)] == ["ok", "failed", "ok", "ok", "ok", "ok"] and "sub-02" in rows["02"][1]
+    attack("a participant's folder", code == 1 and right and one_line(said), refused=True, said=rows.get("02"))
+    (out / "sub-02").chmod(0o755)
+    attack.same("  and --resume once it may be written", place, out)
+
+
+def clock(attack: Attack, place: Place) -> None:
+    """Everything on disk is of the year 2040, as after a clock that was put back."""
+    out, late = shutil.copytree(place.clean, place.work / "late"), 2_208_988_800
+    files = [path for path in out.rglob("*") if path.is_file()]
+    for file in files:
+        os.utime(file, (late, late))
+    code, _ = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume")
+    again = [file.name for file in files if file.name.endswith("_dseg.tsv") and file.stat().st_mtime != late]
+    attack("results of the future are up to date", code == 0 and not again and not differences(place.clean, out), said=again)
+    code, _ = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--seed", "1")
+    states = [one.state for one in overview(out)]
+    attack("other settings come after those of the future", code == 0 and states == ["done"] * 6, said=states)
+    attack.same("  and the first ones again", place, out)
+
+
+def many(attack: Attack, place: Place) -> None:
+    """Fifty participants of whom five are broken, each in its own way; then mended and tried again as the closing line says."""
+    source, out, clean = place.work / "fifty", place.work / "fifty-out", place.work / "fifty-clean"
+    for number in range(1, 51):
+        write_participant(source, f"{number:02d}", number)
+    code, said = run("construct", source, clean, *OPTIONS, *EDGES)
+    assert code == 0, said
+    ways = dict(
+        zip(
+            ("07", "19", "23", "38", "50"),
+            ("half a file", "a word in the confounds", "no affine", "an empty file", "one signal everywhere"),
+            strict=True,
+        )
+    )
+    kept = place.work / "kept"
+    for who, way in ways.items():
+        shutil.copytree(source / f"sub-{who}", kept / f"sub-{who}")
+        BAD[way][1](next((source / f"sub-{who}" / "func").glob("*bold.nii.gz")))
+    code, said = run("construct", source, out, *OPTIONS, *EDGES)
+    rows = rows_of(out)
+    bad = {who for who, (status, error) in rows.items() if status == "failed" and f"sub-{who}" in error}
+    right = code == 1 and bad == set(ways) and sum(status == "ok" for status, _ in rows.values()) == 45 and results(out) == 45
+    attack("50 scans, 5 broken", right and one_line(said), refused=True, said=sorted(bad))
+    line = next((line for line in said if "--retry-failed" in line), "")
+    command = re.search(r"pnet construct (\S+) (\S+) --retry-failed", line)
+    attack("  the closing line says what to do", bool(command) and command.groups() == (str(source), str(out)), said=line)
+    for who in ways:
+        shutil.rmtree(source / f"sub-{who}")
+        shutil.move(kept / f"sub-{who}", source / f"sub-{who}")
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*_dseg.tsv")}
+    code, said = run("construct", source, out, *OPTIONS, *EDGES, "--retry-failed")
+    made = sum(before.get(file) != file.stat().st_mtime_ns for file in out.rglob("*_dseg.tsv"))
+    differ = differences(clean, out)
+    attack("  and it does that", code == 0 and made == 5 and not differ, said=(code, made, differ[:3]))
