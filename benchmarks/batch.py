@@ -35,8 +35,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         voxels = simulated(Path(work), args.subjects, args.distinct)
         few = linked(Path(work) / "few", voxels, args.few)
+        some = linked(Path(work) / "some", voxels, args.pages)
         for name, options in VARIANTS.items():
-            figures[name] = measured(ROOT, voxels, Path(work) / "out", args.subjects, *options)
+            folder, scans = (voxels, args.subjects) if name == "derivatives" else (some, args.pages)
+            figures[name] = measured(ROOT, folder, Path(work) / "out", scans, *options)
             if args.before is not None:
                 figures[f"{name}, before"] = measured(args.before, few, Path(work) / "out", args.few, *options)
         if args.roi:
@@ -154,6 +156,7 @@ def _arguments():
     arguments.add_argument("--subjects", type=int, default=1000)
     arguments.add_argument("--distinct", type=int, default=20, help="number of simulated recordings")
     arguments.add_argument("--roi", type=int, default=5000, help="number of ROI tables; 0 leaves them out")
+    arguments.add_argument("--pages", type=int, default=40, help="scans of the run with pages")
     arguments.add_argument("--before", type=Path, help="checkout of another version, measured for comparison")
     arguments.add_argument("--few", type=int, default=12, help="number of scans for the other version")
     arguments.add_argument("--work", type=Path, help="folder for the cohort and the results (100 GiB for 1,000 subjects)")
