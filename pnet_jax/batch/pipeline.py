@@ -38,12 +38,17 @@ class Bounds(NamedTuple):
     Attributes:
       wave: scans that go through the step together.
       scans: scans that are being read, wait for a wave or are in one.
-      writing: networks that are being written.
+      writing: networks that are being written as a wave is started, at most.
     """
 
     wave: int
     scans: int
     writing: int
+
+    @property
+    def networks(self) -> int:
+        """Networks that are being written, at most: two waves may be computed meanwhile."""
+        return self.writing + 2 * self.wave
 
 
 def bounds_of(builder: Builder, wave: int | None, processes: int) -> Bounds:
@@ -73,7 +78,7 @@ class Pipeline:
     Args:
       job: what all scans share.
       builder: of its plan.
-      workers: processes that read and write.
+      workers: processes that read and write, not begun yet.
       bounds: what may be in memory.
       told: called with the label of a scan, how many are done, how many of these failed and how many there are.
     """
@@ -88,7 +93,19 @@ class Pipeline:
         self._flying: deque[tuple[list[_Scan], Outputs, float]] = deque()
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
-        """The record of each scan, in order; scans that another process is working on are left to it, and looked at last."""
+        """The record of each scan, in order; scans that another process is working on are left to it, and looked at last.
+
+        Ends the workers; claims are released after that, so that none writes a scan that another process has claimed.
+        """
+        try:
+            with self.workers:
+                return self._run(sources, resume)
+        finally:
+            for release in self.claims.values():
+                release()
+            self.claims.clear()
+
+    def _run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
         self.rows, self._failed, self._total = {}, 0, len(sources)
         others: list[_Scan] = []
         todo = self._to_read(sources, resume, others)
@@ -105,12 +122,6 @@ class Pipeline:
         for one in others:
             self.rows[one.number] = self._after(one)
         return [self.rows[number] for number in range(len(sources))]
-
-    def give_up(self) -> None:
-        """Releases the scans that are not finished, if the loop ended early."""
-        for release in self.claims.values():
-            release()
-        self.claims.clear()
 
     @property
     def _held(self) -> int:

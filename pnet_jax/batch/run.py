@@ -32,7 +32,8 @@ from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import RECORDS, check_command, write_submission, write_table
 from pnet_jax.report import check_installed, write_index
 
-TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on
+TABLE_SECONDS = 30.0  # between two versions of status.tsv while a run goes on, at least
+TABLE_SHARE = 20  # of a large cohort the table takes a while: this many times as long passes before the next
 BLOCK = 8  # scans of a task on a cluster: enough to be worth its way there, few enough to be done again
 RUNS = ".runs.lock"  # below RECORDS: shared by all processes that work in a folder
 FEW = 4  # scans below which worker processes cost more time than they save
@@ -188,15 +189,17 @@ def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:
 
 def _telling(folder: Path, progress: Told | None) -> Told:
     """What happens as each scan is finished: the caller is told and, from time to time, the table of all scans is written."""
-    last = time.monotonic()
+    last, pause = time.monotonic(), TABLE_SECONDS
 
     def told(label: str, done: int, failed: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, pause
         if progress is not None:
             progress(label, done, failed, total)
-        if time.monotonic() - last > TABLE_SECONDS:
+        begun = time.monotonic()
+        if begun - last > pause:
             write_table(folder)
             last = time.monotonic()
+            pause = max(TABLE_SECONDS, TABLE_SHARE * (last - begun))
 
     return told
 
@@ -211,13 +214,9 @@ def _here(
     bounds = bounds_of(builder, job.config.wave, processes)
     if say is not None and len(sources) >= FEW:
         say(_about(bounds, processes, len(sources)))
-    with Workers(processes) as workers:
-        pipeline = Pipeline(job, builder, workers, bounds, told)
-        begun = time.perf_counter()
-        try:
-            rows = pipeline.run(sources, resume)
-        finally:
-            pipeline.give_up()
+    begun = time.perf_counter()
+    pipeline = Pipeline(job, builder, Workers(processes), bounds, told)
+    rows = pipeline.run(sources, resume)
     if say is not None and len(sources) >= FEW:
         whole = max(time.perf_counter() - begun, 1e-9)
         say("waited for " + ", ".join(f"{what} {seconds / whole:.0%}" for what, seconds in pipeline.waited.items()) + " of the time")
@@ -228,7 +227,8 @@ def _about(bounds: Bounds, processes: int, scans: int) -> str:
     devices = jax.local_devices()
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
-        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory"
+        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; "
+        f"at most {bounds.scans} scans and {bounds.networks} networks in memory"
     )
 
 
@@ -291,9 +291,4 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
     with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
         plan, _ = _resolved(job.config)
         builder = Builder(plan)
-        with Workers(0) as workers:
-            pipeline = Pipeline(job, builder, workers, bounds_of(builder, job.config.wave, 0))
-            try:
-                return pipeline.run(sources, resume=True)
-            finally:
-                pipeline.give_up()
+        return Pipeline(job, builder, Workers(0), bounds_of(builder, job.config.wave, 0)).run(sources, resume=True)
