@@ -27,6 +27,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, PrepareConfig
 from pnet_jax.construction import Builder, Ready, resolve
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.execution import Workers
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
 from pnet_jax.ingest.memory import peak_bytes
@@ -389,6 +390,12 @@ def test_a_scan_that_another_process_works_on_is_left_to_it(inputs, config, tmp_
     assert not list((tmp_path / ".pnet").glob("*.claim"))
 
 
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
 def _bold(folder: Path) -> Path:
     return folder / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
 
@@ -400,6 +407,9 @@ CHANGES = {
     "the mask": (1, lambda inputs, out: os.utime(inputs / "mask.nii.gz", ns=(0, 0))),
     "a missing table": (1, lambda inputs, out: next(out.rglob("*_relmat.tsv")).unlink()),
     "a table that was cut": (1, lambda inputs, out: os.truncate(next(out.rglob("*_relmat.tsv")), 100)),
+    "one other byte of a table": (1, lambda inputs, out: flip(next(out.rglob("*_relmat.tsv")))),
+    "one other byte of a record": (1, lambda inputs, out: flip(next((out / ".pnet").glob("*.json")))),
+    "the times of all files": (0, lambda inputs, out: [os.utime(file, (2**32, 2**32)) for file in out.rglob("*") if file.is_file()]),
     "a damaged record": (1, lambda inputs, out: next((out / ".pnet").glob("*.json")).write_text("{")),
     "the table of all scans": (0, lambda inputs, out: (out / "status.tsv").write_text("scan\nnone of ours\n")),
 }
@@ -741,6 +751,50 @@ def test_results_that_are_not_what_is_asked_for_are_stale(mixed, config, tmp_pat
     construct_cohort(sources[2:], out, dataclasses.replace(plain, seed=1))
     write_submission(out, sources, "another", "toy")
     assert [one.reason for one in overview(out)] == ["made with other settings or another version"] * 3
+
+
+def test_claims_are_released_only_when_no_process_is_left_that_writes(mixed, config, tmp_path, monkeypatch):
+    order, claim, ended = [], pipeline.claim_scan, Workers.__exit__
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    def watched(*arguments):
+        release = claim(*arguments)
+        return lambda: order.append("released") or release()
+
+    monkeypatch.setattr(pipeline, "land", stopped)
+    monkeypatch.setattr(pipeline, "claim_scan", watched)
+    monkeypatch.setattr(Workers, "__exit__", lambda *arguments: order.append("ended") or ended(*arguments))
+    with pytest.raises(KeyboardInterrupt):
+        construct_cohort(mixed, tmp_path, dataclasses.replace(config, edges=("pearson",), workers=0))
+    assert order[0] == "ended" and set(order[1:]) == {"released"}
+    assert not list((tmp_path / ".pnet").glob("*.claim"))
+
+
+def test_a_recording_that_is_replaced_while_a_run_goes_on_is_named(mixed, config, tmp_path, monkeypatch):
+    """It was read before: its network is that of what was there, and is known to be out of date."""
+    copy = dataclasses.replace(mixed[0], bold=Path(shutil.copy(mixed[0].bold, tmp_path)))
+    whole = pipeline.land
+
+    def land(*arguments):
+        shutil.copy(mixed[3].bold, copy.bold)
+        return whole(*arguments)
+
+    monkeypatch.setattr(pipeline, "land", land)
+    plain = dataclasses.replace(config, edges=("pearson",), workers=0)
+    rows = construct_cohort([copy, mixed[3]], tmp_path / "out", plain)
+    states = overview(tmp_path / "out", verify=True)
+    assert status_of(rows) == ["ok", "ok"] and [one.state for one in states] == ["stale", "done"]
+    assert states[0].reason == "its input was changed since"
+
+
+def test_a_recording_that_is_deleted_before_it_is_read_costs_no_other(mixed, config, tmp_path, monkeypatch):
+    gone = dataclasses.replace(mixed[0], bold=Path(shutil.copy(mixed[0].bold, tmp_path)))
+    claim = pipeline.Pipeline._claim
+    monkeypatch.setattr(pipeline.Pipeline, "_claim", lambda loop, source: gone.bold.unlink(missing_ok=True) or claim(loop, source))
+    rows = construct_cohort([gone, *mixed[3:]], tmp_path / "out", dataclasses.replace(config, edges=("pearson",)))
+    assert status_of(rows) == ["failed", "ok", "ok"] and str(gone.bold) in rows[0]["error"]
 
 
 def test_a_scan_whose_reader_dies_costs_no_other(mixed, config, tmp_path):

@@ -40,7 +40,7 @@ class Bounds(NamedTuple):
       wave: scans that go through the step together.
       processes: worker processes that read and write.
       scans: scans that are being read, waiting for a wave or in a wave.
-      writing: networks that are being written.
+      writing: largest number of networks being written when a wave is started.
       each: peak memory for reading one scan in bytes, the largest estimate among the first scans; 0 if unknown.
     """
 
@@ -49,6 +49,11 @@ class Bounds(NamedTuple):
     scans: int
     writing: int
     each: int = 0
+
+    @property
+    def networks(self) -> int:
+        """Networks that are being written, at most: two waves may be computed meanwhile."""
+        return self.writing + 2 * self.wave
 
 
 def bounds_of(builder: Builder, wave: int | None, processes: int, each: int = 0, memory: int = 0) -> Bounds:
@@ -88,7 +93,7 @@ class Pipeline:
     Args:
       job: what all scans share.
       builder: builder of the job's plan.
-      workers: processes that read and write.
+      workers: processes that read and write, not started yet.
       bounds: limits on what is held in memory.
       told: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
     """
@@ -103,7 +108,19 @@ class Pipeline:
         self._flying: deque[tuple[list[_Scan], Outputs, float]] = deque()
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
-        """Return the record of each scan, in order; scans that another process is working on are left to it and checked last."""
+        """Return the record of each scan, in order; scans that another process is working on are left to it and checked last.
+
+        The workers are ended, and only then are claims released, so that no worker writes a scan that another process has claimed.
+        """
+        try:
+            with self.workers:
+                return self._run(sources, resume)
+        finally:
+            for release in self.claims.values():
+                release()
+            self.claims.clear()
+
+    def _run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
         self.rows, self._failed, self._total = {}, 0, len(sources)
         others: list[_Scan] = []
         todo = self._to_read(sources, resume, others)
@@ -120,12 +137,6 @@ class Pipeline:
         for one in others:
             self.rows[one.number] = self._after(one)
         return [self.rows[number] for number in range(len(sources))]
-
-    def give_up(self) -> None:
-        """Release unfinished scans, in case the loop ended early."""
-        for release in self.claims.values():
-            release()
-        self.claims.clear()
 
     @property
     def _held(self) -> int:

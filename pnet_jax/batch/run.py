@@ -33,7 +33,8 @@ from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import RECORDS, check_command, remove_superseded, write_submission, write_table
 from pnet_jax.report import check_installed, write_index
 
-TABLE_SECONDS = 30.0  # between updates of status.tsv during a run
+TABLE_SECONDS = 30.0  # between updates of status.tsv during a run, at least
+TABLE_SHARE = 20  # writing the table of a large cohort takes time: at least this many times as long passes before the next update
 LOOKED_AT = 8  # scans whose headers are used to estimate the memory per scan
 BLOCK = 8  # scans per cluster task: enough to outweigh its overhead, few enough to repeat
 RUNS = ".runs.lock"  # below RECORDS: shared by all processes that work in a folder
@@ -191,15 +192,17 @@ def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:
 
 def _telling(folder: Path, progress: Told | None) -> Told:
     """Return a function to call after each scan: it reports progress to the caller and regularly writes the table of all scans."""
-    last = time.monotonic()
+    last, pause = time.monotonic(), TABLE_SECONDS
 
     def told(label: str, done: int, failed: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, pause
         if progress is not None:
             progress(label, done, failed, total)
-        if time.monotonic() - last > TABLE_SECONDS:
+        begun = time.monotonic()
+        if begun - last > pause:
             write_table(folder)
             last = time.monotonic()
+            pause = max(TABLE_SECONDS, TABLE_SHARE * (last - begun))
 
     return told
 
@@ -215,13 +218,9 @@ def _here(
     bounds = bounds_of(builder, job.config.wave, processes, each, available_memory())
     if say is not None and len(sources) >= FEW:
         say(_about(bounds, len(sources)))
-    with Workers(bounds.processes) as workers:
-        pipeline = Pipeline(job, builder, workers, bounds, told)
-        begun = time.perf_counter()
-        try:
-            rows = pipeline.run(sources, resume)
-        finally:
-            pipeline.give_up()
+    begun = time.perf_counter()
+    pipeline = Pipeline(job, builder, Workers(bounds.processes), bounds, told)
+    rows = pipeline.run(sources, resume)
     if say is not None and len(sources) >= FEW:
         whole = max(time.perf_counter() - begun, 1e-9)
         say("waited for " + ", ".join(f"{what} {seconds / whole:.0%}" for what, seconds in pipeline.waited.items()) + " of the time")
@@ -232,8 +231,9 @@ def _about(bounds: Bounds, scans: int) -> str:
     devices, processes = jax.local_devices(), bounds.processes
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
-        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans in memory, about "
-        f"{bounds.scans * bounds.each / 2**30:.1f} GiB of {available_memory() / 2**30:.0f} GiB free"
+        f"{processes or 'no'} worker process{'es' * (processes != 1)} read and write; at most {bounds.scans} scans and "
+        f"{bounds.networks} networks in memory, the scans about {bounds.scans * bounds.each / 2**30:.1f} GiB of "
+        f"{available_memory() / 2**30:.0f} GiB free"
     )
 
 
@@ -296,9 +296,4 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
     with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
         plan, _ = _resolved(job.config)
         builder = Builder(plan)
-        with Workers(0) as workers:
-            pipeline = Pipeline(job, builder, workers, bounds_of(builder, job.config.wave, 0))
-            try:
-                return pipeline.run(sources, resume=True)
-            finally:
-                pipeline.give_up()
+        return Pipeline(job, builder, Workers(0), bounds_of(builder, job.config.wave, 0)).run(sources, resume=True)

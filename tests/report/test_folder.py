@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pnet_jax.outputs import network_atlas, page_name, save, scan_label, write_record
+from pnet_jax.outputs.status import digests
 from pnet_jax.report import ReportExtraMissingError, report_folder, write_index, write_report
 from pnet_jax.report.words import sentence
 
@@ -71,6 +72,18 @@ def test_status_says_what_there_is(tmp_path, quick):
     ):
         assert expected in page.text, expected
     assert [step[1:] for step in seen] == [(k, 4) for k in range(5)] and seen[0][0] == LABEL and seen[-1][0] == ""
+
+
+def test_a_result_that_changed_since_it_was_recorded_has_no_page(tmp_path, quick):
+    files = save(helpers.make_network(), tmp_path, probabilities=False)
+    row = {"scan": LABEL, "subject": "01", "status": "ok", "dseg": files[-1].relative_to(tmp_path).as_posix()}
+    page = {PAGE: "a page that is gone is made again"}
+    write_record(tmp_path, row, digests(tmp_path, files) | page, "pnet construct")
+    assert CohortPage(report_folder(tmp_path)).links == [PAGE]
+    table = next(file for file in files if file.name.endswith("_timeseries.tsv"))
+    table.write_text(table.read_text().replace("1", "2", 1))
+    with pytest.warns(UserWarning, match=f"{table.name}: missing or changed since it was written"):
+        report_folder(tmp_path)
 
 
 def test_without_a_status_table_results_are_searched(tmp_path, quick):
