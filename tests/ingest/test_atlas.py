@@ -131,7 +131,7 @@ def test_truncated_atlas(tmp_path):
     ("content", "said"),
     [
         ("a,b\n1,x\n", "'index' and 'name'"),
-        ('"index,name\n1,x\n"', "'index' and 'name'"),
+        ('"index,name\n1,x"\n2\n', "'index' and 'name'"),
         ("index,name\n1,x\n1,y\n", "more than once: 1"),
         ("index,name\n1.5,x\n", "whole numbers"),
     ],
