@@ -202,7 +202,8 @@ def plural(n: int, word: str) -> str:
 
 
 def brief(text: str, most: int = LONGEST_NAME) -> str:
-    """Truncate a name that is too long for a message."""
+    """Truncate a name that is too long for a message, on one line: a quoted name of a table may hold the lines that follow it."""
+    text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}…"
 
 

@@ -129,12 +129,18 @@ def test_truncated_atlas(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("a,b\n1,x\n", "'index' and 'name'"), ("index,name\n1,x\n1,y\n", "more than once: 1"), ("index,name\n1.5,x\n", "whole numbers")],
+    [
+        ("a,b\n1,x\n", "'index' and 'name'"),
+        ('"index,name\n1,x"\n2\n', "'index' and 'name'"),
+        ("index,name\n1,x\n1,y\n", "more than once: 1"),
+        ("index,name\n1.5,x\n", "whole numbers"),
+    ],
 )
 def test_bad_label_tables(tmp_path, content, said):
     (tmp_path / "l.csv").write_text(content)
-    with pytest.raises(ValueError, match=rf"l\.csv.*{said}"):
+    with pytest.raises(ValueError, match=rf"l\.csv.*{said}") as refused:
         read_lut(tmp_path / "l.csv")
+    assert "\n" not in str(refused.value)
 
 
 def test_bad_two_line_label_file(tmp_path):
