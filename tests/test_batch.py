@@ -786,7 +786,7 @@ def test_a_recording_that_is_replaced_while_a_run_goes_on_is_named(mixed, config
     rows = construct_cohort([copy, mixed[3]], tmp_path / "out", plain)
     states = overview(tmp_path / "out", verify=True)
     assert status_of(rows) == ["ok", "ok"] and [one.state for one in states] == ["stale", "done"]
-    assert states[0].reason == "its input was changed since"
+    assert states[0].reason == "its input has changed since"
 
 
 def test_a_recording_that_is_deleted_before_it_is_read_costs_no_other(mixed, config, tmp_path, monkeypatch):
