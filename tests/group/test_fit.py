@@ -531,7 +531,7 @@ def test_a_damaged_network_is_left_out_and_named(folder, tmp_path, capsys):
     assert main(["fit-group", str(copy), str(tmp_path / "group"), *given]) == 1
     said = capsys.readouterr()
     assert "3 participants, 1 left out, taught where parcels lie." in said.out
-    assert "left out: " in said.err and "desc-pnet_qc.json: no such file" in said.err
+    assert "left out: " in said.err and "desc-pnet_qc.json: missing or changed" in said.err
     assert load_group(tmp_path / "group").subjects == ("01", "03", "04")
 
 
