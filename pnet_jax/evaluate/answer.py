@@ -1,0 +1,127 @@
+"""Answer: the result of one evaluation, as data. Other modules write it to tables and pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Row(NamedTuple):
+    """One number of an evaluation; a line of its tidy table.
+
+    Attributes:
+      table: table that the row belongs to, e.g. `"features"`.
+      name: what was measured, e.g. `"tangent + ridge"`.
+      measure: which number it is, with its unit where it has one, e.g. `"AUC"`.
+      value: the estimate; NaN where it could not be made.
+      low, high: limits of its 95 % confidence interval; NaN if there is none.
+      p: p value; NaN if nothing was tested.
+      n: number of participants, scans or edges behind it, as the page of the evaluation says.
+      note: why a value is missing, or what limits it.
+    """
+
+    table: str
+    name: str
+    measure: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    n: int = 0
+    note: str = ""
+
+
+class Line(NamedTuple):
+    """A line of a figure, `[n]` each; limits are drawn as a band."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Figure of an evaluation.
+
+    Attributes:
+      title: what it shows.
+      x, y: labels of the axes, with units.
+      lines: curves, if it shows curves.
+      matrix: values by row and column, if it shows a matrix.
+      values: samples by name, if it shows distributions.
+      names: names of the matrix's rows and columns.
+    """
+
+    title: str
+    x: str = ""
+    y: str = ""
+    lines: tuple[Line, ...] = ()
+    matrix: np.ndarray | None = None
+    values: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Result of one evaluation.
+
+    Attributes:
+      question: name of the evaluation, e.g. `"diagnosis"`.
+      sentences: what the numbers say, in sentences that need no further context; the conclusion first.
+      rows: all numbers.
+      settings: every setting that the numbers depend on, with the seed.
+      tables: further tables by name, each with columns of one length, e.g. the predictions of all participants.
+      figures: what is drawn.
+      warnings: what a reader must know before using the numbers.
+    """
+
+    question: str
+    sentences: tuple[str, ...]
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any]
+    tables: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def value(self, name: str, measure: str) -> float:
+        """Return the value of a row.
+
+        Raises:
+          KeyError: there is no such row.
+        """
+        for row in self.rows:
+            if (row.name, row.measure) == (name, measure):
+                return row.value
+        raise KeyError(f"no row {name!r} with measure {measure!r}; rows are {sorted({(row.name, row.measure) for row in self.rows})}")
+
+
+def interval_of(draws: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of bootstrap draws; NaN if none is finite."""
+    known = np.asarray(draws, float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
+    return float(low), float(high)
+
+
+def mean_row(table: str, name: str, measure: str, values: np.ndarray, seed: int = 0, draws: int = 2000) -> Row:
+    """Return the mean over participants with its bootstrap interval.
+
+    Args:
+      values: one value for each participant; NaN where unknown.
+    """
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return Row(table, name, measure, math.nan, note="no participant has this value")
+    if len(known) < 3:
+        return Row(table, name, measure, float(known.mean()), n=len(known), note="fewer than 3 participants: no interval")
+    drawn = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
+    return Row(table, name, measure, float(known.mean()), *interval_of(known[drawn].mean(1)), n=len(known))

@@ -1,0 +1,191 @@
+"""Cohort -> the arrays that evaluations take: targets, covariates and edges. Refuses what cannot be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.config import nearest
+from pnet_jax.errors import InputError, SettingsError
+
+LEAST_SHARED = 3  # parcels that all scans must have
+
+
+class Target(NamedTuple):
+    """What is predicted.
+
+    Attributes:
+      name: column of the cohort's table.
+      y: 0 or 1 for two classes (1 is the second of `classes`), or numbers, `[n]`.
+      rows: rows of the cohort with a value, `[n]`.
+      classes: the two classes; empty for numbers.
+      left_out: number of rows without a value.
+    """
+
+    name: str
+    y: Float[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    left_out: int
+
+
+def column(cohort: Cohort, name: str) -> np.ndarray:
+    """Return a column of the table.
+
+    Raises:
+      SettingsError: there is no such column; names the nearest.
+    """
+    if name not in cohort.table:
+        known = list(cohort.table)
+        raise SettingsError(f"the cohort has no column {name!r}{nearest(name, known)}: expected one of {', '.join(known)}")
+    return np.asarray(cohort.table[name])
+
+
+def missing(values: np.ndarray) -> Bool[np.ndarray, " S"]:
+    """Return where a column has no value: NaN, an empty text or `n/a`."""
+    if values.dtype.kind in "biufc":
+        return ~np.isfinite(values.astype(float))
+    return np.isin(np.char.lower(values.astype(str)), ("", "n/a", "nan", "none"))
+
+
+def class_target(cohort: Cohort, name: str, positive: str | None = None) -> Target:
+    """Return a target with two classes.
+
+    Args:
+      name: column of the table.
+      positive: class that counts as 1, e.g. the patients; the last in order by default.
+
+    Raises:
+      SettingsError: there is no such column or class.
+      InputError: the column has one class only, or more than two; names them.
+    """
+    values = column(cohort, name)
+    known = ~missing(values)
+    texts = _texts(values)
+    classes = sorted(set(texts[known].tolist()))
+    if len(classes) != 2:
+        shown = ", ".join(classes[:6]) + (", …" if len(classes) > 6 else "")
+        raise InputError(f"{name}: expected two classes, found {len(classes)}: {shown or 'no values'}")
+    if positive is not None and positive not in classes:
+        raise SettingsError(f"{name}: no class {positive!r}: expected one of {', '.join(classes)}")
+    if positive is not None:
+        classes = sorted(classes, key=lambda one: one == positive)
+    rows = np.flatnonzero(known)
+    return Target(name, (texts[rows] == classes[1]).astype(float), rows, tuple(classes), int((~known).sum()))
+
+
+def number_target(cohort: Cohort, name: str) -> Target:
+    """Return a target with numbers.
+
+    Raises:
+      SettingsError: there is no such column.
+      InputError: its values are not numbers, or do not vary.
+    """
+    values = numbers(cohort, name)
+    rows = np.flatnonzero(np.isfinite(values))
+    if len(rows) < 3 or np.ptp(values[rows]) == 0:
+        raise InputError(f"{name}: expected numbers that differ between participants, found {len(rows)} values without variation")
+    return Target(name, values[rows], rows, (), len(values) - len(rows))
+
+
+def numbers(cohort: Cohort, name: str) -> Float[np.ndarray, " S"]:
+    """Return a column as numbers, NaN where there is no value.
+
+    Raises:
+      InputError: a value is not a number; names the scan.
+    """
+    values = column(cohort, name)
+    if values.dtype.kind in "biuf":
+        return values.astype(float)
+    out = np.full(len(values), np.nan)
+    for at in np.flatnonzero(~missing(values)):
+        try:
+            out[at] = float(values[at])
+        except ValueError:
+            raise InputError(f"{name}: expected numbers, found {values[at]!r} for {cohort.table['scan'][at]}") from None
+    return out
+
+
+def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n Q"], list[str]]:
+    """Return covariates as numbers, texts as indicators of their levels (without the first), and the names of the columns.
+
+    Raises:
+      SettingsError: there is no such column.
+      InputError: a value is missing (names the scan) or a column is constant.
+    """
+    columns: list[np.ndarray] = []
+    said: list[str] = []
+    for name in names:
+        values = column(cohort, name)[rows]
+        if (gap := missing(values)).any():
+            first = cohort.table["scan"][rows][gap][0]
+            raise InputError(
+                f"covariate {name}: {int(gap.sum())} of {len(rows)} scans have no value, first {first}: leave the covariate or the scans out"
+            )
+        try:
+            each = {name: values.astype(float)}
+        except ValueError:
+            texts = values.astype(str)
+            each = {f"{name}={level}": (texts == level).astype(float) for level in sorted(set(texts.tolist()))[1:]}
+        if not each or any(np.ptp(one) == 0 for one in each.values()):
+            raise InputError(f"covariate {name}: expected values that differ between scans, found only {values[0]!r}")
+        columns += each.values()
+        said += each
+    return np.stack(columns, 1) if columns else np.zeros((len(rows), 0)), said
+
+
+def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | None = None) -> Bool[np.ndarray, " K"]:
+    """Return which parcels have edges in every scan.
+
+    Raises:
+      SettingsError: the cohort has no such layer.
+      InputError: fewer than three parcels are shared; names the scan with the most absent parcels.
+    """
+    edges = layer_of(cohort, layer)
+    edges = edges if rows is None else edges[rows]
+    off = ~np.eye(edges.shape[-1], dtype=bool)
+    present = np.stack([(np.isfinite(matrix) & off).any(1) for matrix in edges])
+    shared = present.all(0)
+    if shared.sum() < LEAST_SHARED:
+        scans = cohort.table["scan"] if rows is None else cohort.table["scan"][rows]
+        worst = int(present.sum(1).argmin())
+        raise InputError(
+            f"edges {layer!r}: only {int(shared.sum())} of {len(shared)} parcels are in every scan; {scans[worst]} lacks "
+            f"{int((~present[worst]).sum())}: leave scans with a small field of view out"
+        )
+    return shared
+
+
+def layer_of(cohort: Cohort, layer: str) -> Float[np.ndarray, "S K K"]:
+    """Return the matrices of a layer.
+
+    Raises:
+      SettingsError: the cohort has no such layer.
+    """
+    if layer not in cohort.edges:
+        known = list(cohort.edges)
+        raise SettingsError(f"the cohort has no edges {layer!r}{nearest(layer, known)}: expected one of {', '.join(known) or 'none'}")
+    return cohort.edges[layer]
+
+
+def upper(matrices: Float[np.ndarray, "S K K"], shared: Bool[np.ndarray, " K"]) -> Float[np.ndarray, "S E"]:
+    """Return the edges between shared parcels above the diagonal, row by row."""
+    places = np.flatnonzero(shared)
+    i, j = np.triu_indices(len(places), 1)
+    return np.asarray(matrices)[:, places[i], places[j]]
+
+
+def fisher_z(r: Float[np.ndarray, "*B"], clip: float = 0.999) -> Float[np.ndarray, "*B"]:
+    """Return Fisher z of correlations; r is clipped, because a correlation of 1 has no z."""
+    return np.arctanh(np.clip(r, -clip, clip))
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    """Return values as texts, whole numbers without a decimal point."""
+    if values.dtype.kind == "f":
+        return np.array([str(int(one)) if np.isfinite(one) and one == int(one) else str(one) for one in values])
+    return values.astype(str)
