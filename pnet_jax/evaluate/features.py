@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax.numpy as jnp
@@ -231,7 +232,7 @@ def partial_correlations(y: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"
     return out
 
 
-_MADE = {"pearson": np.corrcoef, "partial": partial_correlations}
+_MADE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pearson": np.corrcoef, "partial": partial_correlations}
 
 
 def standardised_signals(cohort: Cohort) -> list[Float[np.ndarray, "K T"]]:

@@ -155,12 +155,14 @@ def fixed(subjects: Labels, held_out: Sequence[Sequence[str]], *, blocks: Labels
 def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str) -> Iterator[Fold]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    count = min(folds, len(np.unique(groups)))
-    if count < 2:
+    kinds = classes_of(y)
+    each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
+    if len(np.unique(groups)) < 2:
         raise InputError(f"{said}: expected two groups or more, found only {groups[0] if len(groups) else 'none'}")
+    count = max(2, min(folds, *each, len(np.unique(groups))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above where it matters
-        yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, classes_of(y), groups)
+        yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, kinds, groups)
 
 
 def classes_of(y: np.ndarray) -> Int[np.ndarray, " S"]:
