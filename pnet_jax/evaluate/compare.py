@@ -33,12 +33,13 @@ from pnet_jax.evaluate.split import Split, by_subject, classes_of, fixed, leave_
 DRAWS = 2000
 KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
 VIEWS = ((None, 0.6), (None, 0.7), (110, 0.3), (60, 0.3))  # merged regions and shrinkage of the four views; the second is unfiltered
+SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: frames of fMRI are not independent, as Ledoit-Wolf assumes
 WIDE = "wide"  # layer of correlations without a low-pass filter
 FEATURES = (
-    *("tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
+    *("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
     *("site-centred", "combat", "net", "covariates", "permuted"),
 )
-DEFAULT = ("tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
+DEFAULT = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
 
 
 class Plan(NamedTuple):
@@ -132,7 +133,9 @@ def _built(
 ) -> Sequence[Feature | Pipeline]:
     """Return what a name of `FEATURES` stands for; raises SettingsError with the reason where the cohort lacks what it needs."""
     if name == "tangent":
-        return [Tangent(cohort)] if cohort.signals is not None else [_fixed_tangent(cohort)]
+        return [Tangent(cohort)] if cohort.signals is not None else []
+    if name == "shrunk-tangent":
+        return [_fixed_tangent(with_measure(cohort, "pearson") if cohort.signals is not None else cohort)]
     if name in ("pearson", "partial"):
         return [Edges(with_measure(cohort, name), name)]
     if name == "tangent+pearson":
@@ -170,7 +173,7 @@ def _fixed_tangent(cohort: Cohort) -> Tangent:
     layer = _layer(cohort)
     if not is_correlation(cohort, layer):
         raise SettingsError(f"tangent vectors need signals or correlations; the edges {layer!r} are neither")
-    return Tangent(cohort, 0.3, layer)
+    return Tangent(cohort, SHRINKAGE, layer)
 
 
 def _views(cohort: Cohort) -> tuple[Feature, ...]:
