@@ -1,0 +1,203 @@
+r"""Consistency: do repeated scans of a participant give the same network?
+
+Networks are compared by their portraits, :math:`1 - D` with D the portrait divergence (Bagrow and Bollt 2019): how alike the numbers of
+nodes at each distance are, whichever nodes these are. The value alone says nothing: networks without structure are alike too, and a
+constant network would score 1. It therefore always stands beside
+
+- the same between participants, on the same occasions, and the difference of the two, the *individual part*;
+- the noise floor: the same pairs of scans after each network's edges were dealt to its pairs of nodes at random;
+- a constant network;
+- with a reference, e.g. long scans of the same participants or the truth of a simulation, the value to the participant's own reference,
+  and its individual part: this is what to judge by.
+
+Edges are judged by ICC(1,1) (Shrout and Fleiss 1979), one-way, with one group mean for all participants. Labels are judged by their
+agreement, the share of locations that both scans give the same parcel, beside what the scans' own halves let expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError
+from pnet_jax.evaluate import portraits
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval
+from pnet_jax.evaluate.columns import shared_parcels, upper
+from pnet_jax.evaluate.label_maps import pair_agreement
+from pnet_jax.evaluate.layers import shrunk_warnings, undirected
+from pnet_jax.evaluate.reliability import bootstrap_weights, icc, variances_of
+from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
+from pnet_jax.ops.portrait import PortraitSettings
+
+GOOD_ICC = 0.4  # Cicchetti 1994: below it is poor
+
+
+def consistency(
+    cohort: Cohort,
+    layers: Sequence[str] | None = None,
+    *,
+    settings: Sequence[PortraitSettings] | None = None,
+    reference: Cohort | None = None,
+    same: Sequence[str] = SAME,
+    others: int = 5,
+    most_participants: int = 200,
+    draws: int = 500,
+    seed: int = 0,
+) -> Answer:
+    """Compare the repeated scans of each participant.
+
+    Args:
+      cohort: scans of which at least two participants have two.
+      layers: edges to compare; all undirected ones by default.
+      settings: how networks become portraits; both conventions, binary and weighted, at 5, 10, 15 and 20 % by default.
+      reference: other scans of the same participants and atlas, never the same ones: longer scans, or the truth of a simulation. The first
+        scan of each participant is used.
+      same: columns of the table that two scans share if one is to count as a repeat of the other.
+      others: number of other participants that each pair is compared with.
+      most_participants: number of participants, drawn at random, whose portraits are compared.
+      draws: bootstrap samples of the interval of the ICC.
+      seed: seed of everything random.
+
+    Returns:
+      The Answer. Tables of rows: `portraits`, `edges`, `labels`; intervals are over participants.
+
+    Raises:
+      InputError: fewer than two participants have two scans, a scan is in the reference too, no participant is, or the reference is of
+        another atlas.
+      SettingsError: a layer is directed or unknown.
+    """
+    repeats, settings = repeats_of(cohort, "consistency", same), tuple(settings or portraits.standard_settings())
+    layers = undirected(cohort, layers)
+    theirs = None if reference is None else reference_rows(cohort, reference, repeats)
+    rows: list[Row] = []
+    figures: list[Figure] = []
+    alarms = [*repeats.warnings, *shrunk_warnings(layers)]
+    shared_of = {}
+    for layer in layers:
+        shared = shared_parcels(cohort, layer, repeats.rows)
+        shared = shared if reference is None or theirs is None else shared & shared_parcels(reference, layer, theirs[theirs >= 0])
+        shared_of[layer] = int(shared.sum())
+        matrices = _of(cohort, layer, repeats.rows, shared)
+        truth = None if reference is None or theirs is None else _of(reference, layer, theirs, shared)
+        rows += portraits.portrait_rows(matrices, repeats, layer, settings, truth, others=others, most=most_participants, seed=seed)
+        own, values = icc_rows(upper(cohort.edges[layer][repeats.rows], shared), repeats.subject, layer, draws=draws, seed=seed)
+        rows += own
+        figures.append(Figure(f"Reliability of {layer} edges", "ICC(1,1)", "edges", values={layer: values}))
+    figures += portraits.curves(rows, layers[0], settings)
+    if cohort.labels is not None:
+        found, said = label_rows(cohort, repeats, others, seed)
+        rows, alarms = rows + found, alarms + said
+    if smallest := [f"{layer}: {n} of {cohort.n_parcels}" for layer, n in shared_of.items() if n < cohort.n_parcels]:
+        alarms.append(f"Only parcels that are in every scan are compared ({'; '.join(smallest)}).")
+    about = {
+        "layers": list(layers),
+        "portraits": [portraits.words(one) for one in settings],
+        "noise": f"edges shuffled between pairs of nodes, {portraits.NOISE_PAIRS} pairs of scans",
+        "icc": "ICC(1,1), one-way, one mean for all participants, negative values kept",
+        "repeats": f"scans of one participant that share {', '.join(same) or 'nothing else'}",
+        "reference": None if reference is None else f"{len(reference)} scans",
+        **{"others": others, "most_participants": most_participants, "draws": draws, "seed": seed},
+    }
+    sentences = _sentences(Answer("consistency", (), tuple(rows), {}), layers[0], settings, reference is not None)
+    return Answer("consistency", sentences, tuple(rows), about, figures=tuple(figures), warnings=tuple(alarms))
+
+
+def reference_rows(cohort: Cohort, reference: Cohort, repeats: Repeats) -> Int[np.ndarray, " n"]:
+    """Return the row of the reference of each participant of `repeats`, −1 where there is none.
+
+    Raises:
+      InputError: the atlas differs, a scan is in both cohorts, or no participant has a reference.
+    """
+    if not np.array_equal(reference.ids, cohort.ids):
+        raise InputError(
+            f"reference: expected the atlas of the cohort ({cohort.n_parcels} parcels), found {reference.n_parcels} parcels with other ids"
+        )
+    if both := sorted(set(cohort.table["scan"].astype(str)) & set(reference.table["scan"].astype(str))):
+        raise InputError(f"reference: {both[0]} is also a scan of the cohort: a scan must not be compared with itself")
+    subjects = reference.table["subject"].astype(str)
+    order = np.argsort(reference.table["scan"].astype(str), kind="stable")
+    first: dict[str, int] = {}
+    for row in order:
+        first.setdefault(subjects[row], int(row))
+    found = np.array([first.get(name, -1) for name in repeats.names])
+    if (found >= 0).sum() < 2:
+        raise InputError(f"reference: expected scans of two participants of the cohort or more, found {int((found >= 0).sum())}")
+    return found
+
+
+def _of(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"], shared: Bool[np.ndarray, " K"]) -> Float[np.ndarray, "n N N"]:
+    at = np.flatnonzero(shared)
+    found = cohort.edges[layer][rows][:, at[:, None], at[None, :]]
+    return np.where((rows < 0)[:, None, None], np.float32(np.nan), found)
+
+
+# edges and labels
+
+
+def icc_rows(
+    edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
+) -> tuple[list[Row], Float[np.ndarray, " E"]]:
+    """Return rows that sum the edge-wise ICC up, with intervals over participants, and the ICC of every edge."""
+    found = variances_of(edges, subject)
+    values, n = icc(found), len(found.scans)
+    drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
+    boot = np.concatenate(drawn) if drawn else np.full((0, len(values)), np.nan)
+    sums = {
+        "ICC(1,1), median edge": lambda x: np.nanmedian(x, -1),
+        "ICC(1,1), mean edge": lambda x: np.nanmean(x, -1),
+        f"share of edges with ICC of {GOOD_ICC} or above": lambda x: (x >= GOOD_ICC).mean(-1),
+        "share of edges with ICC below 0": lambda x: (x < 0).mean(-1),
+    }
+    note = "" if n > 2 else "fewer than 3 participants: no interval"
+    return [Row("edges", layer, name, float(f(values)), *interval_of(f(boot)), n=n, note=note) for name, f in sums.items()], values
+
+
+def label_rows(cohort: Cohort, repeats: Repeats, others: int, seed: int) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table `labels`, and warnings."""
+    assert cohort.labels is not None
+    labels, n = cohort.labels[repeats.rows], len(repeats.names)
+    pairs = {"within": repeats.within, "between": repeats.between(others, seed)}
+    each = {name: per_subject(pair_agreement(labels, own), repeats.subject[own[:, 0]], n) for name, own in pairs.items()}
+    each["individual part"] = each["within"] - each["between"]
+    expected = np.asarray(cohort.table["expected_agreement"], float)[repeats.rows]
+    halves = np.asarray(cohort.table["agreement"], float)[repeats.rows]
+    each["expected"], each["halves of one scan"] = (per_subject(own, repeats.subject, n) for own in (expected, halves))
+    rows = [mean_row("labels", "labels", name if "part" in name else f"agreement {name}", own, seed) for name, own in each.items()]
+    kept = np.asarray(cohort.table["decision"]).astype(str)[repeats.rows] == "atlas"
+    said = [f"{int(kept.sum())} of {len(kept)} scans have the labels of the atlas, which agree by construction."] if kept.any() else []
+    return rows, said
+
+
+def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], reference: bool) -> tuple[str, ...]:
+    chosen = next((one for one in settings if (one.convention, one.lengths, one.density) == ("author", "hops", 0.15)), settings[0])
+    name = f"{layer}, {portraits.shown(chosen)}"
+    row = {one.measure: one for one in found.rows if one.name == name}
+    part, within, between, noise = (
+        row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
+    )
+    said = [
+        f"Of the similarity of two scans of a participant, {with_interval(part)} is individual: 1 − PDiv = {within.value:.3f} within and "
+        f"{between.value:.3f} between participants ({name}, n = {within.n})."
+    ]
+    said.append(
+        f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so that the value within "
+        "participants alone is not evidence of quality."
+    )
+    if reference:
+        own, individual = row["1 - PDiv to reference"], row["to reference, individual part"]
+        said.append(f"To the participant's own reference it is {with_interval(own)}, of which {with_interval(individual)} is individual.")
+    edges = next(one for one in found.rows if (one.table, one.name) == ("edges", layer))
+    said.append(f"The median edge of {layer} has ICC(1,1) = {with_interval(edges)}.")
+    labels = {one.measure: one for one in found.rows if one.table == "labels"}
+    if labels:
+        expected = labels["agreement expected"]
+        beside = f"; {expected.value:.3f} was expected" if math.isfinite(expected.value) else ""
+        said.append(
+            f"Repeated scans give {labels['agreement within'].value:.1%} of the locations the same parcel, scans of different participants "
+            f"{labels['agreement between'].value:.1%}{beside}."
+        )
+    return tuple(said)
