@@ -146,14 +146,14 @@ def icc_rows(
     values, n = icc(found), len(found.scans)
     drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
     boot = np.concatenate(drawn) if drawn else np.full((0, len(values)), np.nan)
-    sums = {
-        "ICC(1,1), median edge": lambda x: np.nanmedian(x, -1),
-        "ICC(1,1), mean edge": lambda x: np.nanmean(x, -1),
-        f"share of edges with ICC of {GOOD_ICC} or above": lambda x: (x >= GOOD_ICC).mean(-1),
-        "share of edges with ICC below 0": lambda x: (x < 0).mean(-1),
-    }
-    note = "" if n > 2 else "fewer than 3 participants: no interval"
-    return [Row("edges", layer, name, float(f(values)), *interval_of(f(boot)), n=n, note=note) for name, f in sums.items()], values
+    rows = []
+    for name, average in (("median", np.nanmedian), ("mean", np.nanmean)):
+        limits = interval_of(average(boot, axis=1)) if len(boot) else (math.nan, math.nan)
+        note = "" if len(boot) else "fewer than 3 participants: no interval"
+        rows.append(Row("edges", layer, f"ICC(1,1), {name} edge", float(average(values)), *limits, n=n, note=note))
+    # A bootstrap spreads the ICCs of edges, so that it has no interval for the share of those beyond a limit.
+    shares = {f"share of edges with ICC of {GOOD_ICC} or above": values >= GOOD_ICC, "share of edges with ICC below 0": values < 0}
+    return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
 
 
 def label_rows(cohort: Cohort, repeats: Repeats, others: int, seed: int) -> tuple[list[Row], list[str]]:
@@ -180,13 +180,11 @@ def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], 
         row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
     )
     said = [
-        f"Of the similarity of two scans of a participant, {with_interval(part)} is individual: 1 − PDiv = {within.value:.3f} within and "
-        f"{between.value:.3f} between participants ({name}, n = {within.n})."
-    ]
-    said.append(
+        f"Two scans of one participant are more alike than scans of two participants by {with_interval(part)} in 1 − PDiv: "
+        f"{within.value:.3f} within and {between.value:.3f} between participants ({name}, n = {within.n}).",
         f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so that the value within "
-        "participants alone is not evidence of quality."
-    )
+        "participants alone is not evidence of quality.",
+    ]
     if reference:
         own, individual = row["1 - PDiv to reference"], row["to reference, individual part"]
         said.append(f"To the participant's own reference it is {with_interval(own)}, of which {with_interval(individual)} is individual.")
@@ -195,9 +193,9 @@ def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], 
     labels = {one.measure: one for one in found.rows if one.table == "labels"}
     if labels:
         expected = labels["agreement expected"]
-        beside = f"; {expected.value:.3f} was expected" if math.isfinite(expected.value) else ""
+        beside = f"; {100 * expected.value:.1f} % was expected from their halves" if math.isfinite(expected.value) else ""
         said.append(
-            f"Repeated scans give {labels['agreement within'].value:.1%} of the locations the same parcel, scans of different participants "
-            f"{labels['agreement between'].value:.1%}{beside}."
+            f"Repeated scans give {100 * labels['agreement within'].value:.1f} % of the locations the same parcel, scans of different "
+            f"participants {100 * labels['agreement between'].value:.1f} %{beside}."
         )
     return tuple(said)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pnet_jax.cohort import Cohort
-from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
 from pnet_jax.evaluate.columns import shared_parcels
 from pnet_jax.evaluate.consistency import icc_rows
 from pnet_jax.evaluate.label_maps import agreement
@@ -196,19 +196,21 @@ def _sentences(found: Answer, layer: str) -> tuple[str, ...]:
     row = {(one.table, one.name, one.measure): one for one in found.rows}
     accuracy, chance = row["edges", layer, "accuracy"], row["edges", layer, "accuracy by chance"]
     said = [
-        f"By their {layer} edges, {accuracy.value:.1%} of the participants are identified on another occasion, "
-        f"95 % CI [{accuracy.low:.1%}, {accuracy.high:.1%}], p = {accuracy.p:.2g}, n = {accuracy.n}; chance is {chance.value:.1%}."
+        f"By their {layer} edges, {_percent(accuracy)} of the participants are identified on another occasion, p = {accuracy.p:.2g}, "
+        f"n = {accuracy.n}; chance is {100 * chance.value:.1f} %.",
+        f"Two scans of a participant are nearer to each other than to another participant's in "
+        f"{_percent(row['edges', layer, 'discriminability'])} of the comparisons (discriminability; chance is 50 %).",
     ]
-    nearer = with_interval(row["edges", layer, "discriminability"])
-    said.append(
-        f"Two scans of a participant are nearer to each other than to another participant's in a share of {nearer} of the comparisons "
-        "(discriminability; chance is 0.5)."
-    )
     for table in ("labels", "baseline"):
         for one in found.rows:
             if (one.table, one.measure) == (table, "accuracy"):
                 what = "Label maps" if table == "labels" else f"The quality of the scans alone ({one.name})"
-                said.append(f"{what} identify {one.value:.1%}, 95 % CI [{one.low:.1%}, {one.high:.1%}].")
+                said.append(f"{what} identify {_percent(one)}.")
     if not any(one.table == "baseline" for one in found.rows):
         said.append("What the quality of the scans alone identifies is unknown: the cohort has no values of it that differ.")
     return tuple(said)
+
+
+def _percent(row: Row) -> str:
+    beside = f", 95 % CI [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else ""
+    return f"{100 * row.value:.1f} %{beside}"

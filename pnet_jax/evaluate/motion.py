@@ -282,8 +282,8 @@ def _sentences(found: Answer, layers: Sequence[str]) -> tuple[str, ...]:
         size, chance, share, r2 = (row[layer, measure] for measure in (SIZE, CHANCE, SHARE, R2))
         said.append(
             f"Edges of {layer} have a mean |r| of {size.value:.3f} with head motion, {chance.value:.3f} by chance (p = {size.p:.2g}, "
-            f"n = {size.n}); {share.value:.1%} of the edges pass a false discovery rate of 0.05, and all edges together predict motion of "
-            f"held-out participants with R² = {with_interval(r2)}."
+            f"n = {size.n}); {100 * share.value:.1f} % of the edges pass a false discovery rate of 0.05, and all edges together predict "
+            f"motion of held-out participants with R² = {with_interval(r2)}."
         )
         apart = row.get((layer, DISTANCE))
         if apart is not None and math.isfinite(apart.value):

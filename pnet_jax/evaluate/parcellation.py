@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from pnet_jax.cohort import Cohort
-from pnet_jax.errors import InputError
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate.answer import Answer, Figure, Row, mean_row, with_interval
 from pnet_jax.evaluate.label_maps import dice, pair_agreement, rand_index
 from pnet_jax.evaluate.null_parcels import pieces, random_parcels, ward
@@ -226,7 +226,10 @@ def parcellation_scores(
 
     Raises:
       InputError: the numbers of maps and signals differ.
+      SettingsError: there are no random parcels, without which homogeneity must not be given.
     """
+    if nulls < 1:
+        raise SettingsError(f"nulls: expected 1 map of random parcels or more, got {nulls}: homogeneity must not be given without them")
     labels, rows = np.asarray(labels), []
     found: dict[str, dict[str, list[float]]] = {}
     reached: list[float] = []
@@ -274,8 +277,7 @@ def _maps_of(
     out["centroids"] = [nearest_centroid(own, space)]
     if len(labels) > 1:
         out["another participant"] = [other for number, other in enumerate(labels) if number != s]
-    if nulls:
-        out[RANDOM] = [random_parcels(own, space, rng) for _ in range(nulls)]
+    out[RANDOM] = [random_parcels(own, space, rng) for _ in range(nulls)]
     if made_from is not None:
         y = np.asarray(score.standardised(jnp.asarray(made_from[s], jnp.float32), jnp.ones(made_from[s].shape[1])))
         out["Ward"] = [ward(y, own, space)]

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pnet_jax.errors import InputError
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import label_maps
 from pnet_jax.evaluate.null_parcels import pieces, random_parcels, ward
 from pnet_jax.evaluate.parcellation import RANDOM, parcellation, parcellation_scores
@@ -117,4 +117,6 @@ def test_numbers_of_maps_and_signals_must_agree(toy):
     labels = np.stack([toy.truth, toy.expected])
     for count, said in ((1, "found 1"), (3, "found more")):
         with pytest.raises(InputError, match=said):
-            parcellation_scores(labels, [toy.signals(0)] * count, toy.space, 12, nulls=0)
+            parcellation_scores(labels, [toy.signals(0)] * count, toy.space, 12, nulls=1)
+    with pytest.raises(SettingsError, match="nulls: expected 1"):
+        parcellation_scores(labels, [], toy.space, 12, nulls=0)
