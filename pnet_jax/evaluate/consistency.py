@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -27,9 +28,9 @@ from pnet_jax.errors import InputError
 from pnet_jax.evaluate import portraits
 from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval
 from pnet_jax.evaluate.columns import shared_parcels, upper
-from pnet_jax.evaluate.label_maps import pair_agreement
+from pnet_jax.evaluate.label_maps import agreement, pair_agreement
 from pnet_jax.evaluate.layers import shrunk_warnings, undirected
-from pnet_jax.evaluate.reliability import bootstrap_weights, icc, variances_of
+from pnet_jax.evaluate.reliability import bootstrap_weights, correlations, icc, variances_of
 from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
 from pnet_jax.ops.portrait import PortraitSettings
 
@@ -72,27 +73,25 @@ def consistency(
     """
     repeats, settings = repeats_of(cohort, "consistency", same), tuple(settings or portraits.standard_settings())
     layers = undirected(cohort, layers)
-    theirs = None if reference is None else reference_rows(cohort, reference, repeats)
+    beside = None if reference is None else Reference(reference, reference_rows(cohort, reference, repeats))
     rows: list[Row] = []
     figures: list[Figure] = []
     alarms = [*repeats.warnings, *shrunk_warnings(layers)]
-    shared_of = {}
     for layer in layers:
         shared = shared_parcels(cohort, layer, repeats.rows)
-        shared = shared if reference is None or theirs is None else shared & shared_parcels(reference, layer, theirs[theirs >= 0])
-        shared_of[layer] = int(shared.sum())
+        if beside is not None:
+            shared = shared & shared_parcels(beside.cohort, layer, beside.rows[beside.there])
+        if shared.sum() < len(shared):
+            alarms.append(f"{layer}: only the {int(shared.sum())} of {len(shared)} parcels that are in every scan are compared.")
+        truth = None if beside is None else _of(beside.cohort, layer, beside.rows, shared)
         matrices = _of(cohort, layer, repeats.rows, shared)
-        truth = None if reference is None or theirs is None else _of(reference, layer, theirs, shared)
         rows += portraits.portrait_rows(matrices, repeats, layer, settings, truth, others=others, most=most_participants, seed=seed)
-        own, values = icc_rows(upper(cohort.edges[layer][repeats.rows], shared), repeats.subject, layer, draws=draws, seed=seed)
+        own, values = edge_rows(cohort, layer, repeats, shared, beside, draws=draws, seed=seed)
         rows += own
         figures.append(Figure(f"Reliability of {layer} edges", "ICC(1,1)", "edges", values={layer: values}))
     figures += portraits.curves(rows, layers[0], settings)
-    if cohort.labels is not None:
-        found, said = label_rows(cohort, repeats, others, seed)
-        rows, alarms = rows + found, alarms + said
-    if smallest := [f"{layer}: {n} of {cohort.n_parcels}" for layer, n in shared_of.items() if n < cohort.n_parcels]:
-        alarms.append(f"Only parcels that are in every scan are compared ({'; '.join(smallest)}).")
+    found, said = label_rows(cohort, repeats, beside, others, seed)
+    rows, alarms = rows + found, alarms + said
     about = {
         "layers": list(layers),
         "portraits": [portraits.words(one) for one in settings],
@@ -104,6 +103,23 @@ def consistency(
     }
     sentences = _sentences(Answer("consistency", (), tuple(rows), {}), layers[0], settings, reference is not None)
     return Answer("consistency", sentences, tuple(rows), about, figures=tuple(figures), warnings=tuple(alarms))
+
+
+class Reference(NamedTuple):
+    """Other scans of the participants.
+
+    Attributes:
+      cohort: the scans.
+      rows: row of each participant of `Repeats`, −1 where there is none, `[n]`.
+    """
+
+    cohort: Cohort
+    rows: Int[np.ndarray, " n"]
+
+    @property
+    def there(self) -> Int[np.ndarray, " m"]:
+        """Participants who have a reference."""
+        return np.flatnonzero(self.rows >= 0)
 
 
 def reference_rows(cohort: Cohort, reference: Cohort, repeats: Repeats) -> Int[np.ndarray, " n"]:
@@ -138,6 +154,18 @@ def _of(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"], shared: Bool[np
 # edges and labels
 
 
+def edge_rows(
+    cohort: Cohort, layer: str, repeats: Repeats, shared: Bool[np.ndarray, " K"], beside: Reference | None, *, draws: int, seed: int
+) -> tuple[list[Row], Float[np.ndarray, " E"]]:
+    """Return the rows of the table `edges` of one layer, and the ICC of every edge."""
+    edges = upper(cohort.edges[layer][repeats.rows], shared)
+    rows, values = icc_rows(edges, repeats.subject, layer, draws=draws, seed=seed)
+    if beside is not None:
+        alike = correlations(edges, upper(beside.cohort.edges[layer][beside.rows[beside.there]], shared))
+        rows += to_reference_rows(alike, beside.there, repeats, "edges", layer, "r", seed)
+    return rows, values
+
+
 def icc_rows(
     edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
 ) -> tuple[list[Row], Float[np.ndarray, " E"]]:
@@ -156,17 +184,39 @@ def icc_rows(
     return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
 
 
-def label_rows(cohort: Cohort, repeats: Repeats, others: int, seed: int) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table `labels`, and warnings."""
-    assert cohort.labels is not None
+def to_reference_rows(
+    alike: Float[np.ndarray, "n m"], there: Int[np.ndarray, " m"], repeats: Repeats, table: str, name: str, measure: str, seed: int
+) -> list[Row]:
+    """Return the rows that compare scans with the reference of their own and of other participants.
+
+    Args:
+      alike: similarity of each scan and each reference.
+      there: participant of each reference.
+    """
+    own = repeats.subject[:, None] == there[None]
+    known = own.any(1)
+    n, others = len(repeats.names), np.where(own, 0, alike).sum(1) / (len(there) - 1)
+    each = {f"{measure} with reference": np.where(own, alike, 0).sum(1), f"{measure} with other references": others}
+    means = {title: per_subject(np.where(known, values, np.nan), repeats.subject, n) for title, values in each.items()}
+    first, second = means.values()
+    means["to reference, individual part"] = first - second
+    return [mean_row(table, name, title, values, seed) for title, values in means.items()]
+
+
+def label_rows(cohort: Cohort, repeats: Repeats, beside: Reference | None, others: int, seed: int) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table `labels`, and warnings; nothing if the scans have no labels of one Space."""
+    if cohort.labels is None:
+        return [], []
     labels, n = cohort.labels[repeats.rows], len(repeats.names)
     pairs = {"within": repeats.within, "between": repeats.between(others, seed)}
     each = {name: per_subject(pair_agreement(labels, own), repeats.subject[own[:, 0]], n) for name, own in pairs.items()}
     each["individual part"] = each["within"] - each["between"]
-    expected = np.asarray(cohort.table["expected_agreement"], float)[repeats.rows]
-    halves = np.asarray(cohort.table["agreement"], float)[repeats.rows]
-    each["expected"], each["halves of one scan"] = (per_subject(own, repeats.subject, n) for own in (expected, halves))
+    for title, column in (("expected", "expected_agreement"), ("halves of one scan", "agreement")):
+        each[title] = per_subject(np.asarray(cohort.table[column], float)[repeats.rows], repeats.subject, n)
     rows = [mean_row("labels", "labels", name if "part" in name else f"agreement {name}", own, seed) for name, own in each.items()]
+    if beside is not None and beside.cohort.labels is not None and beside.cohort.labels.shape[1] == labels.shape[1]:
+        alike = agreement(labels, beside.cohort.labels[beside.rows[beside.there]])
+        rows += to_reference_rows(alike, beside.there, repeats, "labels", "labels", "agreement", seed)
     kept = np.asarray(cohort.table["decision"]).astype(str)[repeats.rows] == "atlas"
     said = [f"{int(kept.sum())} of {len(kept)} scans have the labels of the atlas, which agree by construction."] if kept.any() else []
     return rows, said

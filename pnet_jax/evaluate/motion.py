@@ -135,10 +135,12 @@ def motion_rows(
       seed: seed of everything random.
 
     Raises:
-      InputError: fewer than ten participants, values that are not finite, or FD that does not vary.
+      InputError: fewer than ten participants, values that are not finite, or FD that does not vary or that covariates explain wholly.
     """
     _check(edges, fd)
     found, n = couple(edges, fd, covariates), len(fd)
+    if found.freedom < 1 or not found.y.any():
+        raise InputError(f"motion: expected covariates that leave some of the differences in framewise displacement of {n} participants")
     r = found.y @ found.x
     null, apart = _null(found, distance, permutations, seed)
     size = float(np.abs(r).mean())

@@ -119,7 +119,7 @@ def test_absent_parcels_are_left_out_of_all_scans(cohort):
     edges = cohort.edges["pearson"].copy()
     edges[3, 5] = edges[3, :, 5] = np.nan
     found = consistency(dataclasses.replace(cohort, edges={"pearson": edges}), settings=FEW[:1], draws=10)
-    assert all(np.isfinite(row.value) for row in found.rows) and any("pearson: 23 of 24" in said for said in found.warnings)
+    assert all(np.isfinite(row.value) for row in found.rows) and any("pearson: only the 23 of 24" in said for said in found.warnings)
 
 
 def test_the_reference_is_what_to_judge_by(cohort):
@@ -134,6 +134,10 @@ def test_the_reference_is_what_to_judge_by(cohort):
     assert good.value(NAME, "1 - PDiv to reference") > bad.value(NAME, "1 - PDiv to reference")
     assert good.value(NAME, "to reference, individual part") > 0.01 > bad.value(NAME, "to reference, individual part")
     assert "own reference" in good.sentences[2]
+    r = np.corrcoef(cohort.edges["pearson"][:, i, j], own)[:24, 24:]
+    mine = np.repeat(np.eye(12, dtype=bool), 2, 0)
+    assert good.value("pearson", "r with reference") == pytest.approx(r[mine].mean(), abs=1e-5)
+    assert good.value("pearson", "r with other references") == pytest.approx(r[~mine].mean(), abs=1e-5)
     some = consistency(cohort, settings=FEW[:1], reference=truth.take(np.arange(5)), draws=10)
     assert next(row for row in some.rows if row.measure == "1 - PDiv to reference").n == 5
 

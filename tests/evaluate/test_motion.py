@@ -119,6 +119,8 @@ def test_what_cannot_be_evaluated_is_refused():
         motion(cohort, fd="fd")
     with pytest.raises(InputError, match="covariate age: expected values that differ"):
         motion(dataclasses.replace(cohort, table=cohort.table | {"age": np.ones(12)}), covariates=["age"])
+    with pytest.raises(InputError, match="expected covariates that leave some of the differences"):
+        motion_rows(np.random.default_rng(0).normal(size=(12, 3)), cohort.table["mean_fd"], np.eye(12)[:, :11])
     with pytest.raises(InputError, match="expected finite edges"):
         motion_rows(np.full((12, 3), np.nan), cohort.table["mean_fd"])
 
