@@ -172,6 +172,25 @@ def test_a_covariate_that_moves_with_the_condition_takes_the_difference_away():
     assert (np.asarray(sign_flip_test(y, moved, key=KEY, permutations=199).p) < 0.05).mean() < 0.2
 
 
+# Means of strata
+
+
+def test_means_of_strata_equal_indicators_of_strata():
+    sites = np.random.default_rng(0).integers(3, size=SUBJECTS).astype(np.int32)
+    y = edges(planted=PLANTED) + 2 * sites[:, None].astype(np.float32)
+    age = np.random.default_rng(1).normal(size=(SUBJECTS, 1)).astype(np.float32)
+    indicators = np.concatenate([age, np.eye(3, dtype=np.float32)[sites][:, 1:]], 1)
+    run = functools.partial(permutation_test, y, GROUP, key=KEY, permutations=199, threshold=2.0)
+    within, named = run(age, strata=7 - 2 * sites, within_strata=True), run(indicators, strata=sites)
+    assert within.df == named.df == 15
+    assert_allclose(within.t, named.t, rtol=1e-3, atol=1e-4)
+    assert_allclose(within.max_t.mean(), named.max_t.mean(), rtol=0.05)
+    with pytest.raises(ValueError, match="beyond what the covariates explain"):
+        permutation_test(y, GROUP, key=KEY, strata=GROUP.astype(np.int32), within_strata=True)
+    with pytest.raises(ValueError, match="0 covariates and 20 strata need 22 subjects or more, got 20"):
+        permutation_test(y, GROUP, key=KEY, strata=np.arange(20), within_strata=True)
+
+
 # Implementations
 
 

@@ -32,6 +32,7 @@ def permutation_test(
     permutations: int = 5000,
     tail: str = "both",
     strata: Int[Array, " S"] | None = None,
+    within_strata: bool = False,
     threshold: float | None = None,
     enhancement: Enhancement | None = None,
     sets: Mapping[str, Bool[np.ndarray, "E G"]] | None = None,
@@ -56,6 +57,8 @@ def permutation_test(
       permutations: P.
       tail: `"both"`, `"greater"` or `"less"`.
       strata: whole numbers such as sites, `[S]`; subjects change places within a stratum only.
+      within_strata: hold a mean for each stratum constant, as covariates of zeros and ones would at a higher cost; strata are then known
+        outside `jit`.
       threshold: of t, > 0; for components.
       enhancement: settings of the threshold-free network-based statistic, `Enhancement()` for the usual ones; not computed if not given.
       sets: families of sets of edges by name, `[E, G]` each, True where an edge belongs to a set; p values are corrected within a family.
@@ -85,6 +88,10 @@ def permutation_test(
     subjects = len(edges)
     covariates = jnp.zeros((subjects, 0), edges.dtype) if covariates is None else jnp.asarray(covariates, edges.dtype)
     strata = jnp.zeros(subjects, jnp.int32) if strata is None else jnp.asarray(strata)
+    levels = 1
+    if within_strata:
+        names, places = np.unique(np.asarray(strata), return_inverse=True)
+        strata, levels = jnp.asarray(places.astype(np.int32)), len(names)
     effect = jnp.asarray(effect, edges.dtype)
     for name, x, expected in (
         ("effect", effect, (subjects,)),
@@ -93,9 +100,10 @@ def permutation_test(
     ):
         if x.shape != expected:
             raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
-    if subjects < covariates.shape[1] + 3:
-        raise ValueError(f"{covariates.shape[1]} covariates need {covariates.shape[1] + 3} subjects or more, got {subjects}")
-    model = _two_sample(edges, effect, covariates, strata)
+    if subjects < (least := covariates.shape[1] + levels + 2):
+        beside = f" and {levels} strata" if levels > 1 else ""
+        raise ValueError(f"{covariates.shape[1]} covariates{beside} need {least} subjects or more, got {subjects}")
+    model = _two_sample(edges, effect, covariates, strata, levels)
     _check_effect(model)
     asked = make_asked(edges.shape[1], edges.dtype, threshold, enhancement, sets, ends)
     return _test(model, key, permutations, tail, asked, implementation, mesh)
@@ -154,7 +162,7 @@ def sign_flip_test(
     return _test(model, key, permutations, tail, asked, implementation, mesh)
 
 
-_two_sample, _one_sample = jax.jit(two_sample), jax.jit(one_sample)
+_two_sample, _one_sample = jax.jit(two_sample, static_argnums=4), jax.jit(one_sample)
 
 
 def _test(

@@ -29,13 +29,26 @@ class Model(NamedTuple):
     tested: Bool[Array, " E"]
 
 
-def two_sample(edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"]) -> Model:
-    """A regressor beside covariates and a mean, by Freedman and Lane."""
-    basis, rank = _basis(covariates - covariates.mean(0, keepdims=True))
-    regressor = _free(effect[:, None] - effect.mean(), basis)
-    data, tested = _unit(_free(edges - edges.mean(0, keepdims=True), basis), edges)
-    df = len(edges) - 2 - rank
+def two_sample(
+    edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"], levels: int = 1
+) -> Model:
+    """A regressor beside covariates and a mean, by Freedman and Lane; with several levels, 0…levels − 1, a mean of each stratum.
+
+    Data are permuted within strata only, so that means of strata stay 0 and need no rows of their own.
+    """
+    basis, rank = _basis(_centred(covariates, strata, levels))
+    regressor = _free(_centred(effect[:, None], strata, levels), basis)
+    data, tested = _unit(_free(_centred(edges, strata, levels), basis), edges)
+    df = len(edges) - 1 - levels - rank
     return Model(data, jnp.concatenate([_unit(regressor, effect[:, None])[0], basis], 1).T, strata, df.astype(edges.dtype), tested)
+
+
+def _centred(x: Float[Array, "S E"], strata: Int[Array, " S"], levels: int) -> Float[Array, "S E"]:
+    if levels == 1:
+        return x - x.mean(0, keepdims=True)
+    member = (strata[:, None] == jnp.arange(levels, dtype=strata.dtype)[None, :]).astype(x.dtype)
+    means = jnp.matmul(member.T, x, precision="highest") / member.sum(0)[:, None]
+    return x - means[strata]
 
 
 def one_sample(edges: Float[Array, "S E"], covariates: Float[Array, "S Q"]) -> Model:
