@@ -10,7 +10,7 @@ before the filter) stands in for it. `--sites` scores folds of training sites: w
 
     python benchmarks/half_to_half.py --leave-site-out 5 --out benchmarks/results/half_to_half_sites.json
     python benchmarks/half_to_half.py --out benchmarks/results/half_to_half.json
-    python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the training sites' group network
+    python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the fitted sites' group network
     python benchmarks/half_to_half.py --minutes 1.5          # only the last minutes of a test scan's first half are seen
     python benchmarks/half_to_half.py --participants 40            # fitted on few participants
     python benchmarks/half_to_half.py --sites                # five folds of training sites; the test sites are not read
@@ -52,7 +52,8 @@ def main() -> None:
     merge = merged(train, args.parcels)
     taught = halves(train, merge)
     if args.leave_site_out:
-        pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites, args.leave_site_out)]
+        seen = taught if args.minutes is None else halves(train, merge, args.minutes)
+        pairs = [(taught.take(~here), seen.take(here)) for here in folds(taught.sites, args.leave_site_out)]
     elif args.sites:
         pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites)]
     else:

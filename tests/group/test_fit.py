@@ -266,31 +266,38 @@ def test_the_second_view_is_learned_on_request_only(many, toy):
         fit_group([*both[:3], many[3]], toy.prior, second_view=True)
 
 
-def test_the_second_view_comes_with_what_it_owes_to_motion(many, toy):
-    """Its edges grow with displacement; raw ones do not."""
-    rng, moved = np.random.default_rng(0), np.linspace(0.1, 0.4, 8)
+def test_the_second_view_comes_with_what_edges_owe_to_motion(many, toy):
+    moved = np.linspace(0.1, 0.4, 8)
     made = []
     for one, fd in zip(many, moved, strict=True):
-        white = np.tanh(np.arctanh(np.clip(one.halves["pearson"], -0.99, 0.99)) + 2 * fd + 0.01 * rng.normal()).astype(np.float32)
-        white[:, range(K), range(K)] = 1
         qc = dataclasses.replace(one.qc, mean_displacement=float(fd))
-        made.append(dataclasses.replace(one, halves=one.halves | {"whitened": white}, qc=qc))
+        made.append(dataclasses.replace(one, halves=one.halves | {"whitened": 0.9 * one.halves["pearson"]}, qc=qc))
     motion = fit_group(made, toy.prior, second_view=True).motion
-    assert list(motion) == ["raw", "guided", "guided, second view"] and motion["guided, second view"] > motion["raw"] + 0.1
+    assert list(motion) == ["raw", "guided", "guided, second view"] and all(0 < value < 1 for value in motion.values())
+    z = np.arctanh(np.stack([one.halves["pearson"][0] for one in many])[:, *np.triu_indices(K, 1)])
+    assert_allclose(motion["raw"], np.mean([abs(np.corrcoef(moved, edge)[0, 1]) for edge in z.T]), rtol=1e-3)
     unknown = [dataclasses.replace(one, qc=dataclasses.replace(one.qc, mean_displacement=None)) for one in made]
     assert np.isnan(fit_group(unknown, toy.prior, second_view=True).motion["raw"])
 
 
-def sessions(many, seed=50):
-    """A second network of each, of another session with edges of its own."""
-    second = []
-    for number, one in enumerate(many):
-        rng = np.random.default_rng(seed + number)
-        z = np.arctanh(np.clip(one.halves["pearson"].mean(0), -0.99, 0.99)) + 0.4 * rng.normal(size=(K, K))
-        r = np.tanh((z + z.T) / 2).astype(np.float32)
-        r[range(K), range(K)] = 1
-        second.append(dataclasses.replace(one, edges={"pearson": r}, entities={"ses": "2"}))
-    return [dataclasses.replace(one, edges={"pearson": one.halves["pearson"].mean(0)}, entities={"ses": "1"}) for one in many], second
+def sessions(many):
+    """Networks of two sessions: edges are what lasts, a state that halves of one session share, and a little noise."""
+    rng = np.random.default_rng(0)
+
+    def r(z):
+        out = np.tanh((z + z.T) / 2).astype(np.float32)
+        out[range(K), range(K)] = 1
+        return out
+
+    first, second = [], []
+    for one in many:
+        trait, *states = (0.4 * rng.normal(size=(K, K)) for _ in range(3))
+        noise = 0.05 * rng.normal(size=(2, 2, K, K))
+        for number, (made, state) in enumerate(zip((first, second), states, strict=True)):
+            halves = np.stack([r(trait + state + part) for part in noise[number]])
+            whole = r(trait + state + noise[number].mean(0))
+            made.append(dataclasses.replace(one, edges={"pearson": whole}, halves={"pearson": halves}, entities={"ses": str(number + 1)}))
+    return first, second
 
 
 def test_edges_are_learned_from_sessions_where_participants_have_two(many, toy):
@@ -304,7 +311,7 @@ def test_edges_are_learned_from_sessions_where_participants_have_two(many, toy):
     halves = fit_group(first, toy.prior)
     assert (halves.pairs, halves.n_pairs) == ("halves", 8)
     assert_array_equal(halves.spatial.log_prior, group.spatial.log_prior)
-    assert np.nanmean(group.shrinkage.signal) < np.nanmean(halves.shrinkage.signal)  # what does not last is no signal
+    assert np.nanmean(group.shrinkage.signal) < 0.75 * np.nanmean(halves.shrinkage.signal)  # what does not last is no signal
     assert fit_group([*first, *second], toy.prior).digest == group.digest
 
 
