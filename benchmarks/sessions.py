@@ -10,7 +10,10 @@ ICC and identification compare participants with each other, so that for these t
 participants; variances and weights are those of the four other folds. With a mean for each fold the estimates differ between folds by what
 the left-out participants lack, which is no property of the layer: shrunk edges would seem to have a quarter of the ICC of raw ones.
 
+With `--halves`, group and guide are fitted on the halves of first sessions instead of on pairs of sessions.
+
     python benchmarks/sessions.py --out benchmarks/results/sessions.json
+    python benchmarks/sessions.py --halves --out benchmarks/results/sessions_halves.json
 """
 
 from __future__ import annotations
@@ -23,21 +26,24 @@ from pnet_jax.edges.shrinkage import fisher
 from pnet_jax.evaluate.reliability import correlations, hits, icc, variances_of
 
 TABLE = "stages_fep/stages_fep_419_int8.npz"
-TR, BAND_HZ, FOLDS = 2.0, (0.009, 0.1), 5
+TR, BAND_HZ, FOLDS, GAP_FRAMES = 2.0, (0.009, 0.1), 5, 10
 LAYERS = ("raw", "shrunk", "guided")
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--halves", action="store_true", help="fit on halves of first sessions, not on pairs of sessions")
+    args = arguments.parse_args()
     pairs, n_eff = participants(need(args.data, TABLE)[0])
+    fitted, n_fitted = participants(need(args.data, TABLE)[0], halves=True) if args.halves else (pairs, n_eff)
     upper = np.triu_indices(pairs.shape[-1], 1)
     held_out, one_mean = ({layer: np.zeros((*pairs.shape[:2], len(upper[0])), np.float32) for layer in LAYERS} for _ in range(2))
     centred = np.zeros_like(held_out["raw"])
     common = fisher(pairs).mean((0, 1))
     for fold in range(FOLDS):
         test = np.arange(len(pairs)) % FOLDS == fold
-        sizes = np.full((~test).sum(), n_eff, np.float32)
-        first, second = pairs[~test].swapaxes(0, 1)
+        sizes = np.full((~test).sum(), n_fitted, np.float32)
+        first, second = fitted[~test].swapaxes(0, 1)
         group = edges.fit_shrinkage(first, second, sizes)
         taught = edges.fit_guided(first[:, None], second[:, None], sizes)
         centred[test] = np.asarray(group.mean)[upper]
@@ -56,16 +62,21 @@ def main() -> None:
     write(args, figures)
 
 
-def participants(file) -> tuple[np.ndarray, float]:
-    """Correlations of both sessions of each participant who has two, `[S, 2, K, K]`, and independent frames of one."""
+def participants(file, *, halves: bool = False) -> tuple[np.ndarray, float]:
+    """Correlations of both sessions of each participant who has two, or of the halves of the first, `[S, 2, K, K]`, and independent frames
+    of one.
+    """
     with np.load(file) as stored:
         data = {name: stored[name] for name in stored.files}
     both: dict[str, dict[int, np.ndarray]] = {}
     frames = 0
     for subject, session, start, stop in zip(data["subject"], data["session"], data["offset"], data["offset"][1:], strict=False):
-        both.setdefault(str(subject), {})[int(session)] = np.corrcoef(data["z"][start:stop].T.astype(np.float32))
-        frames = int(stop - start)
-    found = [np.stack([sessions[1], sessions[2]]) for sessions in both.values() if len(sessions) == 2]
+        x = data["z"][start:stop].astype(np.float32)
+        parts = [x[: len(x) // 2 - GAP_FRAMES // 2], x[len(x) // 2 + GAP_FRAMES // 2 :]] if halves else [x]
+        both.setdefault(str(subject), {})[int(session)] = np.stack([np.corrcoef(part.T) for part in parts])
+        frames = len(parts[0])
+    own = [sessions for sessions in both.values() if len(sessions) == 2]
+    found = [sessions[1] if halves else np.concatenate([sessions[1], sessions[2]]) for sessions in own]
     return np.stack(found).astype(np.float32), 2 * (BAND_HZ[1] - BAND_HZ[0]) * frames * TR
 
 
