@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import pearsonr
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
@@ -27,6 +28,7 @@ from pnet_jax.evaluate.features import (
     is_correlation,
     with_measure,
 )
+from pnet_jax.evaluate.motion import motion_rows
 from pnet_jax.evaluate.pipeline import Pipeline, Predictions, predict
 from pnet_jax.evaluate.split import Split, by_subject, classes_of, fixed, leave_site_out
 
@@ -339,6 +341,24 @@ def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.n
         p = (1 + (each >= own).sum()) / (1 + len(each))
         rows.append(Row("permutation", one.name, scored.measure, own, p=float(p), n=int(known.sum()), note=f"{len(each)} permutations"))
     return rows
+
+
+def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], list[str]]:
+    """Return how much head motion is left in the plain edges, and whether the target goes with motion; a warning if motion is unknown."""
+    fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
+    if not np.isfinite(fd).all():
+        return [], ["Head motion is unknown for some scans (mean_fd), so that its part in the result cannot be measured."]
+    layer = _layer(cohort) if cohort.edges else "pearson"
+    edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
+    names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
+    share = np.zeros((len(names), len(at)), np.float32)
+    share[at, np.arange(len(at))] = 1 / np.bincount(at)[at]
+    r, p = pearsonr(share @ y, share @ fd)
+    rows = [Row("motion", "target and mean FD", "r", float(r), p=float(p), n=len(names))]
+    try:
+        return rows + motion_rows(share @ edges, share @ fd, name=layer, permutations=200, seed=seed), []
+    except InputError as error:
+        return rows, [f"{error}."]
 
 
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
