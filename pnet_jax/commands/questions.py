@@ -90,8 +90,8 @@ def evaluate_all(arguments: Sequence[str]) -> int:
             with Bar(0, f"evaluate {name}", "fit") as bar:
                 answers.append(question.run(cohort, given, bar))
         except (InputError, SettingsError) as error:
-            left_out[name] = str(error)
-            print(f"{name} was not evaluated: {error}", file=sys.stderr)
+            left_out[name] = str(error).removeprefix(f"{name}: ")
+            print(f"{name} was not evaluated: {left_out[name]}", file=sys.stderr)
     if not answers:
         raise InputError("no evaluation was possible: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
     _written(answers, left_out, cohort, args, "evaluation")
