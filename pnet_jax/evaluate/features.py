@@ -205,10 +205,11 @@ class Embeddings:
         z = fisher_z(layer_of(self.cohort, self.layer)[:, places[:, None], places].astype(np.float32))
         z[:, range(len(places)), range(len(places))] = 0
         z = z - z[train].mean(0)
-        second = np.einsum("skr,skq->rq", z[train], z[train])
+        rows = z[train].reshape(-1, len(places))
+        second = rows.T @ rows
         basis = np.linalg.eigh(second)[1][:, -self.dimensions :]
         embedded = z @ basis
-        products = np.einsum("skd,ske->sde", embedded, embedded) / len(places)
+        products = np.swapaxes(embedded, 1, 2) @ embedded / len(places)
         i, j = np.triu_indices(basis.shape[1])
         parts = embedded.reshape(len(z), -1), products[:, i, j]
         # Both parts have the same weight, however many values they have.
