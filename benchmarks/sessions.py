@@ -9,9 +9,9 @@ a participant's first session is more like their own second one than like anybod
 ICC and identification compare participants with each other, so that one group must be applied to all: for these two, group and guide are
 fitted on all participants. With a group for each fold, estimates differ between folds by what the left-out participants lack: an edge in
 which a participant stands out has a mean without this participant and, of the others, a smaller variance, so that just this difference is
-shrunk most. With one group, shrinking is one line for all and changes no ICC. The guide mixes edges, and repeats best in participants on whom it
-was fitted: `ICC within folds` is that of the held-out participants of one fold, who share a group, averaged over folds; with four participants
-in each it is lower than the other and to be compared with that of the raw edges only.
+shrunk most. With one group, shrinking is one line for all and changes no ICC. The guide mixes edges, and repeats best in participants on
+whom it was fitted: `ICC within folds` is that of the held-out participants of one fold, who share a group, averaged over folds; with four
+participants in each it is to be compared with that of the raw edges only.
 
     python benchmarks/sessions.py --out benchmarks/results/sessions.json
 """
