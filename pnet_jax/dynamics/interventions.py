@@ -153,7 +153,7 @@ def limits(model: Model, nodes: Int[Array, " m"], kind: Kind) -> Float[Array, " 
 def energy(model: Model, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[Array, ""]) -> Float[Array, ""]:
     """Mean power of the input, in units of the mean power of one node's own drift; infinite where the model becomes unstable."""
     if kind == "forcing":
-        return jnp.square(amplitude) / 2 * (nodes >= 0).sum() / model.unit
+        return jnp.square(amplitude) / 2 * (nodes >= 0).astype(jnp.float32).sum() / model.unit
     columns, unit = _factors(model, nodes, kind)
     gram = jnp.matmul(columns.T, jnp.matmul(model.latent, columns, precision="highest"), precision="highest")
     own = jnp.matmul(columns.T, columns, precision="highest")
@@ -164,7 +164,7 @@ def amplitudes_at(model: Model, nodes: Int[Array, " m"], kind: Kind, cap: float)
     """Negative and positive amplitude at which the energy reaches the cap, or the limit of stability or of the amplitude, `[2]`."""
     bounds = limits(model, nodes, kind)
     if kind == "forcing":
-        return jnp.array([0.0, 1.0]) * jnp.sqrt(2 * cap * model.unit / jnp.maximum((nodes >= 0).sum(), 1))
+        return jnp.array([0.0, 1.0]) * jnp.sqrt(2 * cap * model.unit / jnp.maximum((nodes >= 0).astype(jnp.float32).sum(), 1.0))
     columns, unit = _factors(model, nodes, kind)
     gram = jnp.matmul(columns.T, jnp.matmul(model.latent, columns, precision="highest"), precision="highest")
     own = jnp.matmul(columns.T, columns, precision="highest")

@@ -21,7 +21,7 @@ from pnet_jax.evaluate.columns import class_target, covariate_matrix, fisher_z, 
 from pnet_jax.evaluate.modulation_fold import Outcome, Setting, one_fold
 from pnet_jax.evaluate.modulation_model import Dynamics, OfFc, OfSignals
 from pnet_jax.evaluate.modulation_report import FAR_ENOUGH, report
-from pnet_jax.evaluate.split import by_subject
+from pnet_jax.evaluate.split import Split, by_subject
 
 LAYER = "pearson"  # shrunk and guided edges halve or erase disease effects
 LEAST_PATIENTS = 6
@@ -78,21 +78,28 @@ def modulation(
     Cost: for K parcels one fit (about 10 K³ · 8 operations) and N targets (1,000 K² operations each) per scored patient.
     """
     _check(kind, cap, folds, max_patients, forcing_hz)
-    setting, names, about = _prepare(cohort, diagnosis, patients, kind, cap, targets, covariates, forcing_hz, draws, seed)
-    rng = np.random.default_rng(seed)
-    ill = np.flatnonzero(setting.patient)
-    scored = np.sort(rng.choice(ill, max_patients, replace=False)) if len(ill) > max_patients else ill
-    split = by_subject(setting.subjects.tolist(), setting.patient.astype(float), folds=folds, seed=seed)
-    found: list[Outcome] = []
-    for number, (train, test) in enumerate(split):
-        found += one_fold(setting, train, np.intersect1d(test, scored), seed + number)
+    choice = {"patients": patients, "kind": kind, "cap": cap, "targets": targets, "covariates": covariates, "forcing_hz": forcing_hz}
+    setting, names, about = prepare(cohort, diagnosis, draws=draws, seed=seed, **choice)  # type: ignore[arg-type]
+    found, split = score_patients(setting, folds=folds, max_patients=max_patients)
     null = [_sham(setting, sham_patients, np.random.default_rng([seed, number]), seed + number) for number in range(sham)]
-    found = sorted(found, key=lambda one: one.row)
-    settings = about | {"kind": kind, "cap": cap, "folds": split.name, "split": split.digest, "scored_patients": len(scored)}
+    settings = about | {"kind": kind, "cap": cap, "folds": split.name, "split": split.digest, "scored_rows": len(found)}
     settings |= {"draws": draws, "sham": sham, "sham_patients": sham_patients, "seed": seed, "far_enough": FAR_ENOUGH}
     settings |= {"covariates": list(covariates), "forcing_hz": forcing_hz}
     filtered = bool((cohort.provenance.get("cleaning") or {}).get("low_pass"))
     return report(setting, names, found, np.array(null), settings, filtered)
+
+
+def score_patients(setting: Setting, *, folds: int = 5, max_patients: int = 100) -> tuple[list[Outcome], Split]:
+    """Score the patients, or `max_patients` of them drawn by the seed, each in the fold that holds it out; in the order of rows."""
+    names = np.unique(setting.subjects[setting.patient])
+    if len(names) > max_patients:
+        names = np.random.default_rng(setting.seed).choice(names, max_patients, replace=False)
+    scored = np.flatnonzero(np.isin(setting.subjects, names))
+    split = by_subject(setting.subjects.tolist(), setting.patient.astype(float), folds=folds, seed=setting.seed)
+    found: list[Outcome] = []
+    for number, (train, test) in enumerate(split):
+        found += one_fold(setting, train, np.intersect1d(test, scored), setting.seed + number)
+    return sorted(found, key=lambda one: one.row), split
 
 
 def _check(kind: str, cap: float, folds: int, max_patients: int, forcing_hz: float) -> None:
@@ -106,20 +113,21 @@ def _check(kind: str, cap: float, folds: int, max_patients: int, forcing_hz: flo
         raise SettingsError(f"forcing_hz: expected a frequency above 0 Hz, got {forcing_hz}")
 
 
-def _prepare(
+def prepare(
     cohort: Cohort,
     diagnosis: str,
-    positive: str | None,
-    kind: Kind,
-    cap: float,
-    targets: Mapping[str, Sequence[str]] | Sequence[str] | None,
-    covariates: Sequence[str],
-    forcing_hz: float,
-    draws: int,
-    seed: int,
+    *,
+    patients: str | None = None,
+    kind: Kind = "coupling",
+    cap: float = 0.2,
+    targets: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
+    covariates: Sequence[str] = (),
+    forcing_hz: float = 0.05,
+    draws: int = 0,
+    seed: int = 0,
 ) -> tuple[Setting, list[str], dict[str, Any]]:
-    """Arrays of the rows that have a diagnosis, names of the targets, and settings to report."""
-    target = class_target(cohort, diagnosis, positive)
+    """Return the arrays of the rows that have a diagnosis, the names of the targets, and settings to report; arguments as `modulation`."""
+    target = class_target(cohort, diagnosis, patients)
     rows, patient = target.rows, target.y > 0.5
     subjects = np.asarray(cohort.table["subject"], str)[rows]
     for value, name in ((True, target.classes[1]), (False, target.classes[0])):
