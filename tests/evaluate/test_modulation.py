@@ -17,7 +17,7 @@ from pnet_jax.evaluate.modulation_fold import GROUP, OWN, RANDOM, adjust, axes_o
 from pnet_jax.evaluate.modulation_model import control_cost
 from pnet_jax.evaluate.modulation_report import SHIFT, SHIFT_SD
 from pnet_jax.evaluate.resampling import sign_flip
-from tests.evaluate.planted import LESION, cohort_of_planted
+from tests.evaluate.lesioned import LESION, cohort_of_planted
 
 FEW = {"folds": 3, "draws": 2, "sham": 0}
 
