@@ -1,12 +1,16 @@
 """Edges from one half of a real scan, scored on the raw edges of its other half, in participants of sites that took no part.
 
 ABIDE I, 200 ROIs, .009–.1 Hz, mean signal removed, 10 frames left out between the halves. Everything is fitted on 390 participants of nine
-sites and scored on 127 of five others. `individual` is the correlation over edges after the training mean is taken away, so that a
-constant network scores 0; `mse` is in Fisher z and holds the noise of the half that is predicted. Differences are to edge-wise empirical
-Bayes, with bootstrap intervals over participants. `--sites` scores folds of training sites instead: what choices were made on.
+sites and scored on 127 of five others; with `--leave-site-out N`, all sites are dealt to N groups, and each group is scored by what was
+fitted on the others. `individual` is the correlation over edges after the training mean is taken away, so that a constant network scores 0;
+`mse` is in Fisher z and holds the noise of the half that is predicted. Differences are to edge-wise empirical Bayes. Intervals are
+bootstraps over participants. `QC-FC` is the mean over edges of |r| with head motion over participants within sites; the data have no
+displacement, and DVARS of the half that is seen (root mean square over regions of the change from frame to frame, of z-scored signals
+before the filter) stands in for it. `--sites` scores folds of training sites: what choices were made on.
 
+    python benchmarks/half_to_half.py --leave-site-out 5 --out benchmarks/results/half_to_half_sites.json
     python benchmarks/half_to_half.py --out benchmarks/results/half_to_half.json
-    python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the training sites' group network
+    python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the fitted sites' group network
     python benchmarks/half_to_half.py --minutes 1.5          # only the last minutes of a test scan's first half are seen
     python benchmarks/half_to_half.py --participants 40            # fitted on few participants
     python benchmarks/half_to_half.py --sites                # five folds of training sites; the test sites are not read
@@ -30,36 +34,45 @@ BOOTSTRAPS = 2000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """Both halves of everybody: views (raw, whitened) `[S, 2, K, K]` and independent frames `[S]`."""
+    """Both halves of everybody: views (raw, whitened) `[S, 2, K, K]`, independent frames `[S]`, DVARS of the first `[S]`."""
 
     views: tuple[np.ndarray, np.ndarray]
     n_eff: tuple[np.ndarray, np.ndarray]
     sites: np.ndarray
+    dvars: np.ndarray
 
     def take(self, who: np.ndarray) -> Cohort:
-        return Cohort(tuple(v[who] for v in self.views), tuple(n[who] for n in self.n_eff), self.sites[who])
+        return Cohort(tuple(v[who] for v in self.views), tuple(n[who] for n in self.n_eff), self.sites[who], self.dvars[who])
 
 
 def main() -> None:
     args = _arguments()
     scans = recordings(need(args.data, TABLE)[0])
-    train = [scan for scan in scans if not scan.test]
+    train = [scan for scan in scans if not scan.test or args.leave_site_out]
     merge = merged(train, args.parcels)
     taught = halves(train, merge)
-    if args.sites:
+    if args.leave_site_out:
+        seen = taught if args.minutes is None else halves(train, merge, args.minutes)
+        pairs = [(taught.take(~here), seen.take(here)) for here in folds(taught.sites, args.leave_site_out)]
+    elif args.sites:
         pairs = [(taught.take(~here), taught.take(here)) for here in folds(taught.sites)]
     else:
         pairs = [(taught, halves([scan for scan in scans if scan.test], merge, args.minutes))]
-    parts = [score(few(fit, args.participants), test) for fit, test in pairs]
+    scored = [score(few(fit, args.participants), test) for fit, test in pairs]
+    parts = [part for part, _ in scored]
     participants = {name: {key: np.concatenate([p[name][key] for p in parts]) for key in parts[0][name]} for name in parts[0]}
     fitted = " + ".join(str(len(few(fit, args.participants).sites)) for fit, _ in pairs)
     print(f"{fitted} participants fitted, {len(participants['raw']['mse'])} scored")
+    where, moved = (np.concatenate([getattr(test, name) for _, test in pairs]) for name in ("sites", "dvars"))
     figures = {name: summary(values, participants["empirical Bayes"]) for name, values in participants.items()}
+    for name in figures:
+        figures[name]["QC-FC"] = qc_fc(np.concatenate([made[name] for _, made in scored]), moved, where)
     rows = [(name, *(_text(f[key]) for key in f)) for name, f in figures.items()]
     table(("edges", *next(iter(figures.values()))), rows)
-    by_site = sites(participants, np.concatenate([test.sites for _, test in pairs]))
+    by_site = sites(participants, where)
     table(("site", *next(iter(by_site.values()))), [(name, *row.values()) for name, row in by_site.items()])
-    write(args, figures | {"sites": by_site})
+    about = {"participants": len(where), "fitted": fitted, "sites": len(by_site)}
+    write(args, figures | {"about": about, "sites": by_site})
 
 
 def merged(train: list[Recording], parcels: int | None) -> np.ndarray | None:
@@ -74,7 +87,7 @@ def merged(train: list[Recording], parcels: int | None) -> np.ndarray | None:
 
 def halves(scans: list[Recording], merge: np.ndarray | None, minutes: float | None = None) -> Cohort:
     """Views of both halves; `minutes` shortens the first."""
-    views, n_eff, sites = [], [], []
+    views, n_eff, sites, dvars = [], [], [], []
     for scan in scans:
         x = scan.signals if merge is None else scan.signals @ merge
         band, filtered = band_of(scan.tr), band_passed(x, scan.tr)
@@ -87,8 +100,9 @@ def halves(scans: list[Recording], merge: np.ndarray | None, minutes: float | No
             views.append(np.array(pair, np.float32))
             n_eff.append([2 * (band[1] - band[0]) * len(x[cut]) * scan.tr for cut in cuts])
             sites.append(scan.site)
+            dvars.append(np.sqrt(np.square(np.diff(x[cuts[0]] / x.std(0), axis=0)).mean(1)).mean())
     table_, frames = np.array(views), np.array(n_eff, np.float32)
-    return Cohort((table_[:, 0], table_[:, 1]), (frames[:, 0], frames[:, 1]), np.array(sites))
+    return Cohort((table_[:, 0], table_[:, 1]), (frames[:, 0], frames[:, 1]), np.array(sites), np.array(dvars))
 
 
 def without_drift(x: np.ndarray, tr: float) -> np.ndarray:
@@ -114,8 +128,8 @@ def few(cohort: Cohort, participants: int | None) -> Cohort:
     return cohort if participants is None else cohort.take(np.random.default_rng(0).permutation(len(cohort.sites))[:participants])
 
 
-def score(fit: Cohort, test: Cohort) -> dict[str, dict[str, np.ndarray]]:
-    """Each participant's figures for each estimate of the first half."""
+def score(fit: Cohort, test: Cohort) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Each participant's figures for each estimate of the first half, and the estimates in Fisher z, `[S, E]`."""
     upper = np.triu_indices(fit.views[0].shape[-1], 1)
     a, b = (fisher(views[:, 0])[:, *upper] for views in fit.views)
     seen, truth = (fisher(views[:, 0])[:, *upper] for views in test.views)
@@ -125,28 +139,32 @@ def score(fit: Cohort, test: Cohort) -> dict[str, dict[str, np.ndarray]]:
     spread = np.asarray(group.noise)[upper]
     n_seen, n_truth = test.n_eff
 
-    def judged(predicted: np.ndarray, sd: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    kept: dict[str, np.ndarray] = {}
+
+    def judged(name: str, predicted: np.ndarray, sd: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        kept[name] = predicted.astype(np.float32)
         out = one_by_one(predicted, truth, mean)
         if sd is not None:
             out["coverage"] = (np.abs(predicted - truth) < 1.96 * np.sqrt(sd**2 + spread / n_truth[:, None])).mean(1)
         return out
 
-    def estimated(function) -> dict[str, np.ndarray]:
+    def estimated(name: str, function) -> dict[str, np.ndarray]:
         made = [
             [fisher(np.asarray(x))[upper] if i == 0 else np.asarray(x)[upper] for i, x in enumerate(function(s))] for s in range(len(truth))
         ]
-        return judged(*np.array(made).swapaxes(0, 1))
+        return judged(name, *np.array(made).swapaxes(0, 1))
 
-    rows = {"raw": judged(seen), "empirical Bayes": judged(mean + signal / (signal + noise) * (seen - mean))}
-    rows["shrunk"] = estimated(lambda s: edges.shrink(test.views[0][s, 0], group, n_seen[s]))
+    rows = {"raw": judged("raw", seen)}
+    rows["empirical Bayes"] = judged("empirical Bayes", mean + signal / (signal + noise) * (seen - mean))
+    rows["shrunk"] = estimated("shrunk", lambda s: edges.shrink(test.views[0][s, 0], group, n_seen[s]))
     run = jax.jit(edges.guide)
     for name, views in (("guided, raw view only", slice(0, 1)), ("guided", slice(0, 2))):
         taught = edges.fit_guided(fit.views[0][:, views], fit.views[1][:, views], *fit.n_eff)
-        rows[name] = estimated(lambda s, v=views, t=taught: run(test.views[0][s, v], t, n_seen[s]))
+        rows[name] = estimated(name, lambda s, v=views, t=taught: run(test.views[0][s, v], t, n_seen[s]))
         said = ", ".join(f"{weight:.2f}" for weight in np.asarray(taught.weights)[-1])
         print(f"{name}: weights (in edges, in modes, view by view) {said}; scale of the variance {float(taught.scale[-1]):.3f}", flush=True)
-    rows["guided, whitened view only"] = judged(_alone(fit, test, upper, mean))
-    return rows
+    rows["whitened view alone"] = judged("whitened view alone", _alone(fit, test, upper, mean))
+    return rows, kept
 
 
 def _alone(fit: Cohort, test: Cohort, upper, mean: np.ndarray) -> np.ndarray:
@@ -172,9 +190,19 @@ def one_by_one(predicted: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> di
     }
 
 
+def qc_fc(z: np.ndarray, moved: np.ndarray, where: np.ndarray) -> float:
+    """Mean over edges of |r| with motion over participants, within sites."""
+    y, x = z.astype(float), moved.astype(float)
+    for site in np.unique(where):
+        y[where == site] -= y[where == site].mean(0)
+        x[where == site] -= x[where == site].mean()
+    return float(np.abs(x @ y / (np.linalg.norm(x) * np.linalg.norm(y, axis=0))).mean())
+
+
 def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, object]:
     """Means, and differences of participants to the reference with bootstrap intervals."""
-    out: dict[str, object] = {key: float(values[key].mean()) for key in ("individual", "mse", "identification")}
+    out: dict[str, object] = {"individual [95 %]": interval(values["individual"])}
+    out |= {key: float(values[key].mean()) for key in ("mse", "identification")}
     for key in ("individual", "mse"):
         out[f"{key} − EB [95 %]"] = interval(values[key] - reference[key])
     out["coverage of 95 %"] = float(values["coverage"].mean()) if "coverage" in values else None
@@ -211,6 +239,9 @@ def _arguments():
     arguments.add_argument("--parcels", type=int, help="merge the 200 ROIs to that many")
     arguments.add_argument("--minutes", type=float, help="of a test scan's first half that are seen")
     arguments.add_argument("--participants", type=int, help="how many of the training participants are used")
+    arguments.add_argument(
+        "--leave-site-out", type=int, metavar="N", help="score every site, in N groups, by what was fitted on the others"
+    )
     arguments.add_argument("--sites", action="store_true", help="score folds of training sites, not the test sites")
     return arguments.parse_args()
 

@@ -20,18 +20,19 @@ commands:
   report       HTML pages of existing results
   collect      results of many scans in one cohort store
   export       a cohort in the formats of other programs
+  import       a cohort store from connectomes or ROI series of other programs
   simulate     a cohort with known truth, as BIDS derivatives
   prepare      records from scans, for pre-training
   pretrain     a checkpoint from scans
   fit-group    what a cohort's networks teach about one more participant
   personalize  every participant's own parameters, from a store of records
-  evaluate     encoders beside each other, on held-out participants
+  evaluate     what the networks of a cohort are worth: consistency, diagnosis, prediction, circuits …
   bench        speed of the kernels on this device
 
 pnet <command> --help says more. pnet --version prints the version.
 """
 COMMANDS = (
-    *("demo", "construct", "status", "report", "collect", "export"),
+    *("demo", "construct", "status", "report", "collect", "export", "import"),
     *("simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench"),
 )
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), _stopped_by_signals():
             warnings.showwarning = show
-            return int(getattr(commands, arguments[0].replace("-", "_"))(arguments[1:]))
+            return int(getattr(commands, {"import": "import_"}.get(arguments[0], arguments[0].replace("-", "_")))(arguments[1:]))
     except (ValueError, OSError) as error:
         print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
         return 1

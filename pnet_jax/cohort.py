@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -296,3 +297,85 @@ def _fault(matrix: Float[np.ndarray, "K K"], directed: bool) -> str:
 
 def _symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:
     return np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def make_cohort(
+    subjects: Values,
+    *,
+    signals: Sequence[Float[np.ndarray, "K T"]] | None = None,
+    edges: Mapping[str, Float[np.ndarray, "S K K"]] | None = None,
+    tr: float | Values | None = None,
+    covariates: Mapping[str, Values] | None = None,
+    names: Sequence[str] | None = None,
+    sessions: Values | None = None,
+    source: str = "",
+) -> Cohort:
+    """Make a Cohort from signals or matrices of any atlas, in any program's order.
+
+    Args:
+      subjects: subject label of each of the S scans.
+      signals: parcel signals of each scan, which may differ in length, `[K, T]` each; NaN for absent parcels.
+      edges: matrices by name of the measure or layer; NaN for absent parcels.
+      tr: seconds between frames, of all scans or of each; needed for durations.
+      covariates: further columns of the table, each with S values.
+      names: names of the K parcels.
+      sessions: session label of each scan; needed if a subject has several scans.
+      source: where the parcels come from.
+
+    Returns:
+      The Cohort.
+
+    Raises:
+      InputError: there is neither a signal nor a matrix, K differs between scans, a scan occurs twice, or a matrix is asymmetric or has
+        infinite values; names the scan.
+
+    Example:
+      >>> import numpy as np
+      >>> one = make_cohort(["01", "02"], edges={"pearson": np.stack([np.eye(3)] * 2)}, covariates={"age": [30.0, 40.0]})
+      >>> len(one), one.n_parcels, one.table["age"].tolist()
+      (2, 3, [30.0, 40.0])
+    """
+    count = len(subjects)
+    own = {name: np.asarray(matrices, np.float32) for name, matrices in (edges or {}).items()}
+    sizes = {name: matrices.shape[1:] for name, matrices in own.items()}
+    sizes |= {f"signals of scan {at + 1}": (len(y), len(y)) for at, y in enumerate(signals if signals is not None else ())}
+    if not count or not sizes:
+        raise InputError("expected signals or matrices of at least one scan, found none")
+    k = next(iter(sizes.values()))[0]
+    if wrong := [name for name, size in sizes.items() if size != (k, k)]:
+        raise InputError(f"{wrong[0]}: expected {k} parcels as in {next(iter(sizes))}, found {sizes[wrong[0]]}")
+    sessions = [""] * count if sessions is None else [str(one) for one in sessions]
+    blank = dict.fromkeys((*NUMBERS, *TEXTS), math.nan) | dict.fromkeys(TEXTS, "")
+    times = np.broadcast_to(np.asarray(math.nan if tr is None else tr, float), (count,))
+    rows = []
+    for at, (subject, session) in enumerate(zip(subjects, sessions, strict=True)):
+        label = scan_label(str(subject), {"ses": session} if session else {})
+        row = blank | {"scan": label, "subject": str(subject), "session": session, "task": "", "run": "", "tr": float(times[at])}
+        if signals is not None:
+            frames = signals[at].shape[1]
+            row |= {"n_frames": frames, "recorded_frames": frames, "minutes": frames * times[at] / 60}
+        rows.append(row)
+    given = dict(covariates or {})
+    table = table_of([row | {name: given[name][at] for name in NUMBERS if name in given} for at, row in enumerate(rows)], given)
+    padded = frames_of = None
+    if signals is not None:
+        longest = max(y.shape[1] for y in signals)
+        padded, frames_of = np.full((count, k, longest), np.nan, np.float32), np.full((count, longest), -1, np.int32)
+        for at, y in enumerate(signals):
+            padded[at, :, : y.shape[1]], frames_of[at, : y.shape[1]] = y, np.arange(y.shape[1])
+    there = np.any(np.isfinite(padded if padded is not None else next(iter(own.values()))), axis=2)
+    cohort = Cohort(
+        table=table,
+        edges=own,
+        views={name: view_of(name) for name in own},
+        coverage=np.asarray(there, np.float32),
+        ids=np.arange(1, k + 1),
+        names=tuple(names) if names is not None else tuple(f"parcel {one}" for one in range(1, k + 1)),
+        hemispheres=("B",) * k,
+        atlas={"source": source, "digest": ""},
+        signals=padded,
+        frames=frames_of,
+        provenance={"source": source},
+    )
+    check_cohort(cohort)
+    return cohort

@@ -25,6 +25,7 @@ def save_group(group: Group, folder: str | pathlib.Path) -> None:
     """
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {"atlas": group.atlas, "subjects": list(group.subjects)}
+    about |= {"pairs": group.pairs, "n_pairs": group.n_pairs, "motion": {name: _number(value) for name, value in group.motion.items()}}
     if group.spatial is not None:
         arrays["spatial"] = group.spatial._asdict()
         about["resolution"] = arrays["spatial"].pop("resolution")
@@ -65,7 +66,13 @@ def load_group(folder: str | pathlib.Path) -> Group:
     if "dynamics" in arrays:
         d = arrays["dynamics"]
         hierarchy = Hierarchy(Params(**d["group"]), d["subgroups"], d["variance"], d["error"])
-    return Group(about["atlas"], tuple(about["subjects"]), spatial, shrinkage, guide, hierarchy)
+    motion = {name: float("nan") if value is None else value for name, value in about["motion"].items()}
+    return Group(about["atlas"], tuple(about["subjects"]), spatial, shrinkage, guide, hierarchy, about["pairs"], about["n_pairs"], motion)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if value == value else None
 
 
 def _listing(folder: pathlib.Path) -> str:

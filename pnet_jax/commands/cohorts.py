@@ -71,6 +71,38 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def import_(arguments: Sequence[str]) -> int:
+    """Make a cohort store from connectomes or ROI series of other programs."""
+    from pnet_jax.ingest.imported import KINDS
+
+    parser = make_parser(
+        "import", "Writes connectomes or ROI series of any atlas, one file for each scan, to a cohort store that pnet evaluate reads."
+    )
+    add = parser.add_argument
+    add(
+        "table",
+        type=str,
+        metavar="TABLE",
+        help="TSV or CSV with participant_id, file and optionally session_id, tr and covariates; or a BIDS-derivatives folder with "
+        "sub-*_relmat.tsv or sub-*_timeseries.tsv",
+    )
+    add("cohort", type=str, metavar="COHORT", help="new store: a folder, or an address such as s3://…")
+    add("--kind", type=str, default="auto", metavar="KIND", help=f"content of the files: {', '.join(KINDS)}")
+    add("--measure", type=str, default="pearson", metavar="NAME", help="name of the matrices, e.g. pearson or partial")
+    add("--tr", type=float | None, metavar="SECONDS", help="repetition time of the series, if the table has no column tr")
+    add("--variable", type=str | None, metavar="NAME", help="array to read from .mat and .npz files that hold several")
+    _, args = parse(parser, None, arguments)
+    from pnet_jax.ingest.imported import import_cohort
+    from pnet_jax.outputs import write_cohort
+
+    with Bar(0, "import", "file") as bar:
+        cohort = import_cohort(args.table, kind=args.kind, measure=args.measure, tr=args.tr, variable=args.variable, progress=bar)
+    write_cohort(args.cohort, cohort)
+    what = "ROI series and correlations" if cohort.signals is not None else f"{args.measure} matrices"
+    print(f"{what} of {len(cohort)} scans, {len(cohort.subjects)} participants, {cohort.n_parcels} regions. Cohort: {args.cohort}")
+    return 0
+
+
 def _atlas_options(add) -> None:
     add(
         "--atlas",

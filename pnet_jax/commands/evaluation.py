@@ -13,20 +13,31 @@ from jsonargparse import Namespace
 from pnet_jax.commands.options import Bar, make_parser, parse, refusing, selection_options, sources_of
 from pnet_jax.config import ConstructConfig, SimulateConfig, nearest
 
-EVALUATIONS = ("encoder",)
-
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """What a trained thing is worth; the first word says which."""
+    """Evaluate a cohort by one question or by all, or encoders; the first word says which."""
+    from pnet_jax.commands.questions import evaluate_all, evaluate_cohort, questions
+
     given = arguments[0] if arguments else ""
-    if given in EVALUATIONS:
+    asked = questions()
+    if given == "encoder":
         return _evaluate_encoder(arguments[1:])
-    known = ", ".join(EVALUATIONS)
+    if given == "all":
+        return evaluate_all(arguments[1:])
+    if given in asked:
+        return evaluate_cohort(given, arguments[1:])
     if given in ("-h", "--help"):
-        print(f"usage: pnet evaluate <what> [options]\n\nwhat: {known}\n\npnet evaluate <what> --help says more.")
+        width = max(map(len, asked)) + 2
+        print("usage: pnet evaluate <question> COHORT OUT [options]\n\nquestions:")
+        for name, question in asked.items():
+            print(f"  {name:{width}}{question.about}")
+        print(f"  {'all':{width}}Every question that the cohort has data for.")
+        print(f"  {'encoder':{width}}Pre-trained models beside each other, on held-out participants.")
+        print("\npnet evaluate <question> --help says more.")
         return 0
-    said = f"found {given!r}{nearest(given, EVALUATIONS)}" if given else "found nothing"
-    print(f"pnet evaluate: expected one of {known} as the first word, {said}", file=sys.stderr)
+    known = [*asked, "all", "encoder"]
+    said = f"found {given!r}{nearest(given, known)}" if given else "found nothing"
+    print(f"pnet evaluate: expected one of {', '.join(known)} as the first word, {said}", file=sys.stderr)
     return 2
 
 

@@ -193,8 +193,8 @@ def fit_group(arguments: Sequence[str]) -> int:
     parser = make_parser(
         "fit-group",
         "Learns from the networks in INPUT where participants have their parcels, how their edges vary and, with --dynamics true, their "
-        "dynamics; writes it to GROUP, for the option --group of pnet construct and pnet personalize. One network of each participant "
-        "counts, the first by name.",
+        "dynamics; writes it to GROUP, for the option --group of pnet construct and pnet personalize. One network of each "
+        "participant counts, the first by name, and for the edges a second one of another session with the same task.",
     )
     add = parser.add_argument
     add("input", type=str, metavar="INPUT", help="derivatives folder that pnet construct wrote")
@@ -203,6 +203,14 @@ def fit_group(arguments: Sequence[str]) -> int:
     add("--prior", type=str | None, metavar="FILE", help="as for pnet construct")
     add("--parcels", type=int | None, metavar="K", help="as for pnet construct")
     add("--dynamics", type=bool, default=False, help="learn dynamics too (true or false)")
+    add(
+        "--second-view",
+        type=bool,
+        default=False,
+        dest="second_view",
+        help="guided edges learn from the edges before the low-pass too (pnet construct --cleaning.wide true); they then depend more on "
+        "head motion, which is printed (true or false)",
+    )
     add("--structural", type=str | None, metavar="FILE", help="structural connectome, a K x K table in the order of the atlas's parcels")
     _, args = parse(parser, None, arguments)
     from pnet_jax.checkpoint import save_group
@@ -224,11 +232,12 @@ def fit_group(arguments: Sequence[str]) -> int:
     records = {record["dseg"]: record for record in read_records(args.input) if "dseg" in record}
     connectome = read_connectome(args.structural, atlas.n_parcels) if args.structural else None
     skipped: list[str] = []
-    with Bar(len(files), "fit-group") as bar:
+    each = [(subject, file) for subject, own in files.items() for file in own]
+    with Bar(len(each), "fit-group") as bar:
 
         def networks():
-            for number, (subject, file) in enumerate(files.items()):
-                bar(f"sub-{subject}", number, len(files))
+            for number, (subject, file) in enumerate(each):
+                bar(f"sub-{subject}", number, len(each))
                 try:
                     check_intact(args.input, records.get(file.relative_to(args.input).as_posix(), {}))
                     network = load_network(file)
@@ -237,7 +246,7 @@ def fit_group(arguments: Sequence[str]) -> int:
                     continue
                 yield network
 
-        group = fit(networks(), atlas, dynamics=args.dynamics, connectome=connectome)
+        group = fit(networks(), atlas, dynamics=args.dynamics, connectome=connectome, second_view=args.second_view)
     for error in skipped:
         print(f"left out: {error}", file=sys.stderr)
     if out.exists():
@@ -247,6 +256,11 @@ def fit_group(arguments: Sequence[str]) -> int:
     words = {"spatial": "where parcels lie", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
     taught = ", ".join(words[one] for one in learned)
     print(f"{len(group.subjects)} participants, {len(skipped)} left out, taught {taught}. Group model: {out}")
+    if group.pairs:
+        mark = ": edges of another day are shrunk too little; two sessions of participants are better" if group.pairs == "halves" else ""
+        print(f"Edges were learned from {group.n_pairs} pairs of {group.pairs}{mark}.")
+    if group.motion:
+        print("Mean |QC-FC|: " + ", ".join(f"{name} {value:.3f}" for name, value in group.motion.items()) + ".")
     if group.spatial is None:
         print("where parcels lie was not learned: fewer than 3 participants have parcels of their own", file=sys.stderr)
     return 1 if skipped else 0

@@ -111,7 +111,13 @@ class _Spread:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return {"digest": group.digest, "participants": len(group.subjects), "spatial_prior": group.spatial is not None}
+    return {
+        "digest": group.digest,
+        "participants": len(group.subjects),
+        "spatial_prior": group.spatial is not None,
+        "edges_learned_from": f"{group.n_pairs} pairs of {group.pairs}" if group.pairs else None,
+        "views": 0 if group.guide is None else len(group.guide.mean),
+    }
 
 
 def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:

@@ -127,9 +127,21 @@ def _with_layers(network: Network, group: Group, scan: Scan) -> Network:
             "guided edges are made of Pearson's alone, although those of the group had a second view: keep the signals before the "
             "low-pass (cleaning.wide)",
         )
+    if views:
+        network = _warn(network, _of_motion(group.motion))
     n_eff = network.qc.n_eff
     assert n_eff is not None
     return add_layers(network, layers(network.edges["pearson"], n_eff, group.shrinkage, group.guide, views))
+
+
+def _of_motion(motion: dict[str, float]) -> str:
+    """What the second view costs."""
+    raw, guided = motion.get("raw", float("nan")), motion.get("guided, second view", float("nan"))
+    measured = f" (mean |QC-FC| in the group: raw {raw:.3f}, guided {guided:.3f})" if raw == raw and guided == guided else ""
+    return (
+        f"guided edges were made with a second view, which goes with head motion more than raw edges do{measured}: use them to describe a "
+        "participant, not to compare groups or to predict"
+    )
 
 
 def _warn(network: Network, said: str) -> Network:

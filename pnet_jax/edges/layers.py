@@ -110,17 +110,17 @@ def meant_for(name: str) -> str:
 
 
 def case_control_layer(name: str, *, force: bool = False) -> str:
-    """Check that a layer may enter a test of patients against controls; a check for your own analysis script.
+    """Check that a layer may enter a test of patients against controls.
 
-    Nothing in this package calls it: no command tests groups of networks, and the tests in `pnet_jax.ops.permutation` take arrays, which
-    do not say what layer they are of. Sidecars of saved edges name the layer's purpose under `MeantFor`.
+    `evaluate.circuits` calls it for the layer that it is asked to test. Call it in an analysis script of your own as well: the tests in
+    `pnet_jax.ops.permutation` take arrays, which do not say what layer they are of. Sidecars of saved edges name the layer's purpose
+    under `MeantFor`.
 
     A shrunk or guided edge is shrunk towards the participants on whom the group was fitted. Differences of patients shrink with all other
     individual differences (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:
     where patients have fewer frames left than controls, as patients do who move, differences vanish or appear that no brain has. Guided
-    edges also spread a local change over the edges that vary together in the group. With a guide that a neural network learned from
-    healthy participants, none of 43 planted differences was detected, with the raw edges 10. For participants on whom the group was
-    fitted, the errors are not independent, and permutation tests are not valid.
+    edges also spread a local change over the edges that vary together in the group. For participants on whom the group was fitted, the
+    errors are not independent, and permutation tests are not valid.
 
     Args:
       name: of the layer.

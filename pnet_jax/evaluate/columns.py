@@ -123,9 +123,8 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
         values = column(cohort, name)[rows]
         if (gap := missing(values)).any():
             first = cohort.table["scan"][rows][gap][0]
-            raise InputError(
-                f"covariate {name}: {int(gap.sum())} of {len(rows)} scans have no value, first {first}: leave the covariate or the scans out"
-            )
+            found = f"{int(gap.sum())} of {len(rows)} scans have no value, first {first}"
+            raise InputError(f"covariate {name}: {found}: leave the covariate or the scans out")
         try:
             each = {name: values.astype(float)}
         except ValueError:
@@ -149,7 +148,7 @@ def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | Non
     edges = edges if rows is None else edges[rows]
     off = ~np.eye(edges.shape[-1], dtype=bool)
     present = np.stack([(np.isfinite(matrix) & off).any(1) for matrix in edges])
-    shared = present.all(0)
+    shared = np.asarray(present.all(0))
     if shared.sum() < LEAST_SHARED:
         scans = cohort.table["scan"] if rows is None else cohort.table["scan"][rows]
         worst = int(present.sum(1).argmin())

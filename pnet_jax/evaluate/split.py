@@ -14,6 +14,7 @@ from jaxtyping import Int
 from pnet_jax.errors import InputError
 
 Fold = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]
+Labels = Sequence[Any] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Split:
             if min(train.min(), test.min()) < 0 or max(train.max(), test.max()) >= len(self.subjects):
                 raise InputError(f"{self.name}: fold {number} has rows outside the {len(self.subjects)} rows of the cohort")
             if both := sorted(set(map(str, self.subjects[train])) & set(map(str, self.subjects[test]))):
-                raise InputError(f"{self.name}: fold {number} has subject {both[0]} in training and held out: expected every subject in one")
+                raise InputError(f"{self.name}: fold {number} has subject {both[0]} in both parts: expected every subject in one of them")
 
     def __iter__(self) -> Iterator[Fold]:
         return iter(self.folds)
@@ -84,7 +85,7 @@ class Split:
         return list(_grouped(groups, y[train], folds, self.seed, f"{self.name}, inner folds"))
 
 
-def by_subject(subjects: Sequence[Any], y: np.ndarray, *, folds: int = 5, repeats: int = 1, seed: int = 0) -> Split:
+def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int = 1, seed: int = 0) -> Split:
     """Return stratified folds that keep the rows of a subject together, repeated with other random orders.
 
     Args:
@@ -94,14 +95,14 @@ def by_subject(subjects: Sequence[Any], y: np.ndarray, *, folds: int = 5, repeat
     Raises:
       InputError: a class has fewer subjects than there are folds; names the class.
     """
-    subjects = np.asarray(subjects, str)
+    labels = np.asarray(subjects, str)
     said = f"{folds}-fold by subject" + (f", {repeats} repeats" if repeats > 1 else "")
-    _check_classes(subjects, y, folds, said)
-    found = [fold for repeat in range(repeats) for fold in _grouped(subjects, y, folds, seed + repeat, said)]
-    return Split(subjects, tuple(found), said, seed=seed)
+    _check_classes(labels, y, folds, said)
+    found = [fold for repeat in range(repeats) for fold in _grouped(labels, y, folds, seed + repeat, said)]
+    return Split(labels, tuple(found), said, seed=seed)
 
 
-def leave_site_out(subjects: Sequence[Any], sites: Sequence[Any], *, groups: int | None = None, seed: int = 0) -> Split:
+def leave_site_out(subjects: Labels, sites: Labels, *, groups: int | None = None, seed: int = 0) -> Split:
     """Return one fold for each site, which is held out as a whole.
 
     Args:
@@ -112,8 +113,8 @@ def leave_site_out(subjects: Sequence[Any], sites: Sequence[Any], *, groups: int
     Raises:
       InputError: there is one site only, or a subject was scanned at two sites.
     """
-    subjects, sites = np.asarray(subjects, str), np.asarray(sites, str)
-    names, sizes = np.unique(sites, return_counts=True)
+    labels, places = np.asarray(subjects, str), np.asarray(sites, str)
+    names, sizes = np.unique(places, return_counts=True)
     if len(names) < 2:
         raise InputError(f"leave-site-out: expected two sites or more, found only {names[0] if len(names) else 'none'}")
     members = np.arange(len(names))
@@ -122,13 +123,13 @@ def leave_site_out(subjects: Sequence[Any], sites: Sequence[Any], *, groups: int
         for at in np.argsort(-sizes, kind="stable"):
             members[at] = filled.argmin()
             filled[members[at]] += sizes[at]
-    of_row = members[np.searchsorted(names, sites)]
+    of_row = members[np.searchsorted(names, places)]
     folds = tuple((np.flatnonzero(of_row != one), np.flatnonzero(of_row == one)) for one in np.unique(of_row))
     said = "leave one site out" if groups is None else f"leave one of {groups} groups of sites out"
-    return Split(subjects, folds, said, blocks=sites, seed=seed)
+    return Split(labels, folds, said, blocks=places, seed=seed)
 
 
-def fixed(subjects: Sequence[Any], held_out: Sequence[Sequence[str]], *, blocks: Sequence[Any] | None = None, seed: int = 0) -> Split:
+def fixed(subjects: Labels, held_out: Sequence[Sequence[str]], *, blocks: Labels | None = None, seed: int = 0) -> Split:
     """Return folds from lists of subjects, so that results of different programs can be compared.
 
     Args:
@@ -139,27 +140,29 @@ def fixed(subjects: Sequence[Any], held_out: Sequence[Sequence[str]], *, blocks:
     Raises:
       InputError: a listed subject is not in the cohort; names the first.
     """
-    subjects = np.asarray(subjects, str)
-    known = set(subjects.tolist())
+    labels = np.asarray(subjects, str)
+    known = set(labels.tolist())
     folds = []
     for number, names in enumerate(held_out, 1):
         if unknown := [name for name in names if name not in known]:
             said = f"{len(unknown)} subjects that the cohort does not have, first {unknown[0]}"
             raise InputError(f"list of folds: fold {number} names {said}")
-        test = np.isin(subjects, list(names))
+        test = np.isin(labels, list(names))
         folds.append((np.flatnonzero(~test), np.flatnonzero(test)))
-    return Split(subjects, tuple(folds), "folds from a list", None if blocks is None else np.asarray(blocks, str), seed)
+    return Split(labels, tuple(folds), "folds from a list", None if blocks is None else np.asarray(blocks, str), seed)
 
 
 def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str) -> Iterator[Fold]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    count = min(folds, len(np.unique(groups)))
-    if count < 2:
+    kinds = classes_of(y)
+    each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
+    if len(np.unique(groups)) < 2:
         raise InputError(f"{said}: expected two groups or more, found only {groups[0] if len(groups) else 'none'}")
+    count = max(2, min(folds, *each, len(np.unique(groups))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above where it matters
-        yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, classes_of(y), groups)
+        yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, kinds, groups)
 
 
 def classes_of(y: np.ndarray) -> Int[np.ndarray, " S"]:

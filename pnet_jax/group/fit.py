@@ -7,7 +7,6 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,13 @@ from pnet_jax.dynamics.spectra import Spectra, TooShortError, frequency_bins, po
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
 from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.group.pairs import LEAST_FOR_LAYERS, Pairs, Recording, is_other_session, motion_of_edges, pairs_of, recording_of
 from pnet_jax.group.spatial import smoothed
 from pnet_jax.network import Network
 from pnet_jax.parcellation.prior import Prior
 from pnet_jax.parcellation.spatial import AtlasOnSpace, LearnedPrior, log_shares, place, rows_of, space_key
 
 LEAST = 3  # participants to learn what participants differ by
-LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
 MOST_HELD = 1000  # participants whose edges and spectra are held at a time; variances are known to 5 % from so many
 PRIOR_WEIGHT = 0.5  # participants that the atlas counts for in the spatial prior
 SHARPNESS = 0.5  # exponent of the shares
@@ -45,6 +44,9 @@ class Group:
       shrinkage: of the edges, see `edges.fit_shrinkage`; None of fewer than 4 participants.
       guide: see `edges.fit_guided`; None of fewer than 4 participants.
       hierarchy: of the dynamics, see `dynamics.fit.Hierarchy`; None where they were not asked for.
+      pairs: what shrinkage and guide were fitted on, `"sessions"` or `"halves"`, see `group.pairs`; empty if there are none.
+      n_pairs: number of participants with such a pair.
+      motion: mean |QC-FC| of the edges, see `group.pairs.motion_of_edges`; empty unless the guide has a second view.
     """
 
     atlas: str
@@ -53,6 +55,9 @@ class Group:
     shrinkage: Shrinkage | None = None
     guide: Guide | None = None
     hierarchy: Hierarchy | None = None
+    pairs: str = ""
+    n_pairs: int = 0
+    motion: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -65,61 +70,76 @@ class Group:
         return found.hexdigest()[:16]
 
 
-class Member(NamedTuple):
-    """What is learned from the edges and signals of one participant.
-
-    Attributes:
-      halves: edges of the halves of the recording in P views: Pearson's, and `whitened` where it is known, `[2, P, K, K]`.
-      n_eff: independent frames of each half, `[2]`.
-      spectra: of the recording, standardised; None where they are not asked for or it is too short.
-    """
-
-    halves: Float[np.ndarray, "2 P K K"]
-    n_eff: Float[np.ndarray, " 2"]
-    spectra: Spectra | None
-
-
 def fit_group(
-    networks: Iterable[Network], atlas: Prior, *, dynamics: bool = False, connectome: Float[np.ndarray, "K K"] | None = None
+    networks: Iterable[Network],
+    atlas: Prior,
+    *,
+    dynamics: bool = False,
+    connectome: Float[np.ndarray, "K K"] | None = None,
+    second_view: bool = False,
 ) -> Group:
-    """Group model of a cohort, from one constructed network of each participant.
+    """Group model of a cohort, from one constructed network of each participant, or one of each of two sessions.
 
-    The networks are read once, one after another, so that they may come from disk. Of a further participant nothing may be judged by a
-    model that it is part of: fit one without it.
+    The networks are read once, one after another, so that they may come from disk. Parcels and dynamics are learned from the first network
+    of a participant. How edges vary is learned from pairs of sessions where enough participants have two, and from the halves of the first
+    scan otherwise (`group.pairs.pairs_of`); the group says which. Of a further participant nothing may be judged by a model that it is
+    part of: fit one without it.
 
     Args:
-      networks: one network per participant, with the atlas's parcels.
+      networks: one or two networks per participant, with the atlas's parcels; the second is of another session with the same task.
       atlas: K parcels that they were constructed from.
       dynamics: learn those too; takes minutes for several hundred parcels.
       connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
+      second_view: let the guide learn from the whitened edges as well. Guided edges then predict the other recording better and depend more
+        on head motion, which the group reports as `motion`. For description only.
 
     Raises:
-      SettingsError: there are fewer than 3 networks, or nothing can be learned from them.
-      InputError: a network is of another atlas, has no edges of its halves, or is the second of one participant; names it.
+      SettingsError: there are fewer than 3 participants, or nothing can be learned from them.
+      InputError: a network is of another atlas, has no edges of its halves or no second view, or is a second one of a participant but not
+        of another session; names it.
       ValueError: the connectome is of other parcels.
 
-    Memory: edges of at most 1,000 participants, and one table of locations and candidates for each Space.
+    Memory: edges of at most 1,000 participants, three or four matrices each, and one table of locations and candidates for each Space.
     """
-    where, members, subjects = _Where(atlas), list[Member](), list[str]()
+    where, recordings, subjects, found = _Where(atlas), dict[str, list[Recording]](), dict[str, None](), list[Spectra]()
     for network in networks:
         _check_atlas(network, atlas)
+        own = recordings.get(network.subject, [])
         if network.subject in subjects:
-            raise InputError(f"sub-{network.subject}: expected one network per participant, found a second: give one of them")
-        subjects.append(network.subject)
+            if own:
+                _check_session(network, own)
+                own.append(recording_of(network, second_view=second_view, with_halves=False))
+            continue
+        subjects[network.subject] = None
         where.add(network)
-        if len(members) < MOST_HELD:
-            members.append(_member(network, dynamics))
+        if len(recordings) < MOST_HELD:
+            recordings[network.subject] = [recording_of(network, second_view=second_view)]
+            if dynamics and (one := _spectra(network)) is not None:
+                found.append(one)
     if len(subjects) < LEAST:
         raise SettingsError(f"expected the networks of at least {LEAST} participants, got {len(subjects)}")
-    shrinkage, guide = _layers(members) if len(members) >= LEAST_FOR_LAYERS else (None, None)
-    hierarchy = _hierarchy([one.spectra for one in members if one.spectra is not None], connectome) if dynamics else None
+    pairs = pairs_of(recordings)
+    shrinkage, guide = (None, None) if pairs is None else _layers(pairs)
+    hierarchy = _hierarchy(found, connectome) if dynamics else None
     spatial = where.learned()
     if spatial is None and shrinkage is None and hierarchy is None:
         raise SettingsError(
             f"nothing can be learned from {len(subjects)} networks: expected {LEAST} or more with personalised parcels, or "
             f"{LEAST_FOR_LAYERS} for the layers of the edges; use longer scans or more participants"
         )
-    return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy)
+    learned = ("", 0) if pairs is None else (pairs.kind, len(pairs.first))
+    motion = motion_of_edges(pairs) if pairs is not None and second_view and len(pairs.first) >= 2 * LEAST_FOR_LAYERS else {}
+    return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy, *learned, motion)
+
+
+def _check_session(network: Network, own: list[Recording]) -> None:
+    if len(own) > 1:
+        raise InputError(f"sub-{network.subject}: expected networks of at most two sessions, found a third: give two of them")
+    if not is_other_session(network, own[0]):
+        raise InputError(
+            f"sub-{network.subject}: expected one network per participant, or one of each of two sessions with the same task, found a "
+            "second that is not of another session: give one of them"
+        )
 
 
 def _check_atlas(network: Network, atlas: Prior) -> None:
@@ -192,14 +212,6 @@ def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candid
     return out
 
 
-def _member(network: Network, dynamics: bool) -> Member:
-    if "pearson" not in network.halves:
-        raise InputError(f"sub-{network.subject}: the network has no edges of its halves; construct it again")
-    views = [network.halves[name] for name in ("pearson", "whitened") if name in network.halves]
-    n_eff = np.maximum(np.array(network.qc.selection.degrees), 1.0)
-    return Member(np.stack(views, 1).astype(np.float32), n_eff, _spectra(network) if dynamics else None)
-
-
 def _spectra(network: Network) -> Spectra | None:
     """Spectra of the parcels; a parcel without locations has none, and no say."""
     cleaning = network.provenance.get("cleaning", {})
@@ -220,8 +232,6 @@ def _hierarchy(recordings: Sequence[Spectra], connectome: Float[np.ndarray, "K K
     return empirical_bayes(dynamics_fit.fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)
 
 
-def _layers(members: Sequence[Member]) -> tuple[Shrinkage, Guide]:
-    views = min(member.halves.shape[1] for member in members)  # that every participant has
-    first, second = np.stack([member.halves[:, :views] for member in members], 1)
-    n_eff = np.stack([member.n_eff for member in members], 1).astype(np.float32)
-    return fit_shrinkage(first[:, 0], second[:, 0], *n_eff), fit_guided(first, second, *n_eff)
+def _layers(pairs: Pairs) -> tuple[Shrinkage, Guide]:
+    first, second, n_first, n_second = map(jnp.asarray, (pairs.first, pairs.second, pairs.n_eff_first, pairs.n_eff_second))
+    return fit_shrinkage(first[:, 0], second[:, 0], n_first, n_second), fit_guided(first, second, n_first, n_second)

@@ -3,6 +3,7 @@
 from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
+from pnet_jax.outputs.cohort import write_cohort
 from pnet_jax.outputs.cohort_collect import collect, load_cohort
 from pnet_jax.outputs.cohort_export import export
 from pnet_jax.outputs.columns import result_columns
@@ -42,6 +43,7 @@ __all__ = [
     "save",
     "save_edges",
     "scan_label",
+    "write_cohort",
     "write_record",
     "write_table",
 ]

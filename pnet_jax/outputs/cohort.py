@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from pnet_jax.cohort import COLUMNS, NUMBERS, TEXTS, atlas_of, check_network, row_of, view_of
+from pnet_jax.cohort import COLUMNS, NUMBERS, TEXTS, Cohort, atlas_of, check_network, row_of, view_of
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.network import Network
 from pnet_jax.outputs.cohort_arrays import (
@@ -166,19 +166,57 @@ def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> 
       OSError: the store cannot be written.
     """
     group = open_store(path, "r+")
-    rows = block_rows(group, number)
-    scans = scans_of(group)[rows]
+    scans = scans_of(group)[block_rows(group, number)]
     if unknown := [scan for scan in entries if scan not in scans]:
         raise SettingsError(f"{path}: block {number} has no scan {unknown[0]}: expected some of {scans[0]} … {scans[-1]}")
     layout = read_layout(group, brief=True)
     entries = {scan: _checked(scan, entry, layout) for scan, entry in entries.items()}
-    given = np.isin(scans, list(entries))
+    content = {scans.index(scan): _content(entry, layout) for scan, entry in entries.items()}
+    done = {scans.index(scan): DONE if entry.network is not None else FAILED for scan, entry in entries.items()}
+    _write_rows(group, number, scans, content, done)
+
+
+def write_cohort(path: str | Path, cohort: Cohort, block: int = BLOCK) -> None:
+    """Write a Cohort to a new store; labels are left out.
+
+    Raises:
+      SettingsError: the store exists already, or a covariate's name is reserved.
+      OSError: the store cannot be written.
+    """
+    frames = 1 if cohort.frames is None else cohort.frames.shape[1]
+    layout = Layout(cohort.ids, cohort.names, cohort.hemispheres, cohort.atlas, tuple(cohort.edges), frames)
+    covariates = {name: column for name, column in cohort.table.items() if name not in COLUMNS}
+    create(path, [str(scan) for scan in cohort.table["scan"]], layout, covariates, block)
+    group = open_store(path, "r+")
+    scans = scans_of(group)
+    for number in range(n_blocks(group)):
+        rows = block_rows(group, number)
+        content = {at: _row_of_cohort(cohort, s) for at, s in enumerate(range(rows.start, rows.stop))}
+        _write_rows(group, number, scans[rows], content, dict.fromkeys(content, DONE))
+
+
+def _row_of_cohort(cohort: Cohort, s: int) -> dict[str, np.ndarray]:
+    out = {EDGES + plain_name(name): matrices[s] for name, matrices in cohort.edges.items()}
+    out |= {"coverage": cohort.coverage[s], "qc": np.array([cohort.table[name][s] for name in NUMBERS], np.float64)}
+    if cohort.signals is not None and cohort.frames is not None:
+        out |= {"signals": cohort.signals[s], "frames": cohort.frames[s]}
+    holds = [name for name, values in out.items() if not is_empty(name, values)]
+    words = {name: str(cohort.table[name][s]) for name in TEXTS} | {"error": "", "result": "", "arrays": " ".join(holds)}
+    words["provenance"] = json.dumps(plain({key: value for key, value in cohort.provenance.items() if key != "left_out"}), sort_keys=True)
+    return out | {"text": np.array([words[word] for word in WORDS], object)}
+
+
+def _write_rows(
+    group: Any, number: int, scans: Sequence[str], content: Mapping[int, dict[str, np.ndarray]], done: Mapping[int, int]
+) -> None:
+    """Write the arrays of rows of a block; they are pending until all are written."""
+    rows = block_rows(group, number)
+    given = np.isin(np.arange(len(scans)), list(content))
     before, status = group["status"][rows], group["status"][rows]
     status[given] = PENDING
     group["status"][rows] = status
     # The revision tells a concurrent reader that rows changed, even if their status is the same afterwards.
     group["revision"][rows] = group["revision"][rows] + given
-    content = {scans.index(scan): _content(entry, layout) for scan, entry in entries.items()}
     keep = (before[~given] != PENDING).any()
     for name, array in block_arrays(group):
         shape = (len(scans), *array.shape[1:])
@@ -188,7 +226,7 @@ def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> 
             if name in arrays:
                 values[at][tuple(map(slice, arrays[name].shape))] = arrays[name]
         array[rows] = values
-    status[[scans.index(scan) for scan in entries]] = [DONE if entry.network is not None else FAILED for entry in entries.values()]
+    status[list(done)] = list(done.values())
     group["status"][rows] = status
 
 

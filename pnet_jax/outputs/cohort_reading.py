@@ -152,6 +152,8 @@ def _read(store: _Store, edges: Sequence[str] | None, signals: bool, labels: boo
     arrays = {name: store.whole(name, done) for name in names}
     if signals:
         longest = int((arrays["frames"] >= 0).sum(1).max())
+        arrays = arrays if longest else {name: array for name, array in arrays.items() if name not in ("signals", "frames")}
+    if "signals" in arrays:
         arrays |= {"signals": arrays["signals"][:, :, :longest], "frames": arrays["frames"][:, :longest]}
     provenance = [json.loads(one) for one in store.words["provenance"][done]]
     return Cohort(

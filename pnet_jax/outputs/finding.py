@@ -6,23 +6,33 @@ import os
 from pathlib import Path
 
 
-def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, Path]:
-    """Return the first complete result, by name, of each participant for one atlas.
+def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, list[Path]]:
+    """Return the first complete result, by name, of each participant for one atlas, and the first of another session with the same task.
 
     Args:
       folder: root of the derivatives.
       atlas: label of the input atlas, from `atlas_label`.
 
     Returns:
-      Subject label to its `…_dseg.tsv`.
+      Subject label to one or two `…_dseg.tsv`.
 
     Raises:
       ValueError: there is none; names the atlases that were found.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for file in find_results(folder, atlas):
-        found.setdefault(file.name.partition("_")[0].removeprefix("sub-"), file)
+        own = found.setdefault(_entity(file, "sub"), [])
+        if not own or (len(own) == 1 and _is_other_session(file, own[0])):
+            own.append(file)
     return found
+
+
+def _is_other_session(file: Path, first: Path) -> bool:
+    return _entity(file, "ses") != _entity(first, "ses") and _entity(file, "task") == _entity(first, "task")
+
+
+def _entity(file: Path, name: str) -> str:
+    return next((part.removeprefix(f"{name}-") for part in file.name.split("_") if part.startswith(f"{name}-")), "")
 
 
 def find_results(folder: str | os.PathLike[str], atlas: str | None = None) -> list[Path]:

@@ -229,8 +229,9 @@ def signals_sidecar(network: Network) -> dict[str, Any]:
 
 
 def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
-    """Sidecar of one connectome."""
-    return relmat_description(network.edges[measure], measure) | _common(network)
+    """Sidecar of one connectome; of a layer, what its group model was learned from too."""
+    learned = (network.provenance.get("group") or {}).get("edges_learned_from") if measure in LAYERS else None
+    return relmat_description(network.edges[measure], measure) | ({"LearnedFrom": learned} if learned else {}) | _common(network)
 
 
 def relmat_description(matrix: Float[np.ndarray, "K K"], measure: str) -> dict[str, Any]:

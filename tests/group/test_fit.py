@@ -17,9 +17,11 @@ from pnet_jax.cli import main
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import build, construct
 from pnet_jax.dynamics.linear_stochastic import jacobian
+from pnet_jax.edges import fit_shrinkage
 from pnet_jax.errors import InputError
 from pnet_jax.group import fit, spatial
 from pnet_jax.group.fit import fit_group
+from pnet_jax.group.pairs import recording_of
 from pnet_jax.network import QC, Network, Selection
 from pnet_jax.parcellation.prior import make_prior, on_space
 from pnet_jax.parcellation.spatial import LEAST_PROBABILITY, LearnedPrior, place
@@ -38,6 +40,7 @@ def row(shift: float = 0.0, step: float = 4.0, voxels: int = 8):
 
 LINE = row()
 TWO = make_prior(LINE.xyz, [1, 1, 1, 1, 2, 2, 2, 2], resolution=4, source="two")
+GROUP_OF_FOUR = {"participants": 4, "spatial_prior": True, "edges_learned_from": "4 pairs of halves", "views": 1}
 BORDERS = [3, 4, 6]  # where the second parcel begins in each of three participants
 COUNTS = np.array([[3, 3, 3, 2, 1, 1, 0, 0], [0, 0, 0, 1, 2, 2, 3, 3]], float).T  # of these, by hand
 
@@ -173,7 +176,7 @@ def test_scans_of_another_space_out_of_reach_count_for_nothing():
 
 def test_two_networks_of_one_participant_are_refused():
     """The participant would count twice, as more than there is to know of others."""
-    with pytest.raises(InputError, match="sub-01: expected one network per participant, found a second"):
+    with pytest.raises(InputError, match="sub-01: expected one network per participant, or one of each of two"):
         fit_group([*cohort(), network(LINE, split(4), subject="01")], TWO)
 
 
@@ -252,17 +255,92 @@ def test_a_scan_too_short_for_dynamics_is_left_out_with_a_warning(many, toy):
         fit_group([*many[:2], short], toy.prior, dynamics=True)
 
 
-def test_the_second_view_is_learned_where_everybody_has_it(many, toy):
+def test_the_second_view_is_learned_on_request_only(many, toy):
     both = [dataclasses.replace(one, halves=one.halves | {"whitened": 0.9 * one.halves["pearson"]}) for one in many[:4]]
-    assert fit_group(both, toy.prior).guide.mean.shape == (2, K, K)
-    assert fit_group([*both[:3], many[3]], toy.prior).guide.mean.shape == (1, K, K)
+    assert fit_group(both, toy.prior).guide.mean.shape == (1, K, K)
+    group = fit_group(both, toy.prior, second_view=True)
+    assert group.guide.mean.shape == (2, K, K) and group.motion == {}  # too few to say how edges go with motion
+    with pytest.raises(
+        InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide true"
+    ):
+        fit_group([*both[:3], many[3]], toy.prior, second_view=True)
+
+
+def test_the_second_view_comes_with_what_edges_owe_to_motion(many, toy):
+    moved = np.linspace(0.1, 0.4, 8)
+    made = []
+    for one, fd in zip(many, moved, strict=True):
+        qc = dataclasses.replace(one.qc, mean_displacement=float(fd))
+        made.append(dataclasses.replace(one, halves=one.halves | {"whitened": 0.9 * one.halves["pearson"]}, qc=qc))
+    motion = fit_group(made, toy.prior, second_view=True).motion
+    assert list(motion) == ["raw", "guided", "guided, second view"] and all(0 < value < 1 for value in motion.values())
+    z = np.arctanh(np.stack([one.halves["pearson"][0] for one in many])[:, *np.triu_indices(K, 1)])
+    assert_allclose(motion["raw"], np.mean([abs(np.corrcoef(moved, edge)[0, 1]) for edge in z.T]), rtol=1e-3)
+    unknown = [dataclasses.replace(one, qc=dataclasses.replace(one.qc, mean_displacement=None)) for one in made]
+    assert np.isnan(fit_group(unknown, toy.prior, second_view=True).motion["raw"])
+
+
+def sessions(many):
+    """Networks of two sessions: edges are what lasts, a state that halves of one session share, and a little noise."""
+    rng = np.random.default_rng(0)
+
+    def r(z):
+        out = np.tanh((z + z.T) / 2).astype(np.float32)
+        out[range(K), range(K)] = 1
+        return out
+
+    first, second = [], []
+    for one in many:
+        trait, *states = (0.4 * rng.normal(size=(K, K)) for _ in range(3))
+        noise = 0.05 * rng.normal(size=(2, 2, K, K))
+        for number, (made, state) in enumerate(zip((first, second), states, strict=True)):
+            halves = np.stack([r(trait + state + part) for part in noise[number]])
+            whole = r(trait + state + noise[number].mean(0))
+            made.append(dataclasses.replace(one, edges={"pearson": whole}, halves={"pearson": halves}, entities={"ses": str(number + 1)}))
+    return first, second
+
+
+def test_edges_are_learned_from_sessions_where_participants_have_two(many, toy):
+    first, second = sessions(many)
+    group = fit_group([one for pair in zip(first, second, strict=True) for one in pair], toy.prior)
+    assert (group.pairs, group.n_pairs, len(group.subjects)) == ("sessions", 8, 8)
+    n_eff = np.full(8, 80, np.float32)  # of both halves: the networks do not say how many of the whole
+    expected = fit_shrinkage(np.stack([one.edges["pearson"] for one in first]), np.stack([one.edges["pearson"] for one in second]), n_eff)
+    for own, known in zip(group.shrinkage, expected, strict=True):
+        assert_allclose(own, known, rtol=1e-5)
+    halves = fit_group(first, toy.prior)
+    assert (halves.pairs, halves.n_pairs) == ("halves", 8)
+    assert_array_equal(halves.spatial.log_prior, group.spatial.log_prior)
+    assert np.nanmean(group.shrinkage.signal) < 0.75 * np.nanmean(halves.shrinkage.signal)  # what does not last is no signal
+    assert fit_group([*first, *second], toy.prior).digest == group.digest
+
+
+def test_few_second_sessions_do_not_displace_the_halves_of_all(many, toy):
+    first, second = sessions(many)
+    assert fit_group([*first, *second[:3]], toy.prior).pairs == "halves"
+    assert fit_group([*first, *second[:4]], toy.prior).n_pairs == 4
+
+
+def test_a_third_session_and_another_task_are_refused(many, toy):
+    first, second = sessions(many)
+    with pytest.raises(InputError, match="sub-00: expected networks of at most two sessions, found a third"):
+        fit_group([*first, *second, dataclasses.replace(second[0], entities={"ses": "3"})], toy.prior)
+    with pytest.raises(InputError, match="sub-00: .* found a second that is not of another session"):
+        fit_group([*first, dataclasses.replace(second[0], entities={"ses": "2", "task": "movie"})], toy.prior)
+
+
+def test_a_whole_without_edges_of_its_own_is_the_mean_of_its_halves(many):
+    own = recording_of(dataclasses.replace(many[0], edges={}), second_view=False)
+    z = np.arctanh(np.clip(many[0].halves["pearson"], -0.99, 0.99)).mean(0)
+    assert_allclose(own.whole[0][0, 1], np.tanh(z[0, 1]), rtol=1e-5)
+    assert own.whole[0][3, 3] == 1 and own.n_eff == 80
 
 
 def test_networks_are_read_one_after_another_and_edges_of_the_first_are_held(many, toy, monkeypatch):
     monkeypatch.setattr(fit, "MOST_HELD", 5)
     held, seen = [], []
-    member = fit._member
-    monkeypatch.setattr(fit, "_member", lambda one, dynamics: held.append(one.subject) or member(one, dynamics))
+    read = fit.recording_of
+    monkeypatch.setattr(fit, "recording_of", lambda one, **options: held.append(one.subject) or read(one, **options))
 
     def stream():
         for one in many:
@@ -306,6 +384,7 @@ def test_a_group_comes_back_bit_by_bit(parts, many, toy, tmp_path):
     save_group(group, tmp_path / "group")
     again = load_group(str(tmp_path / "group"))
     assert (again.atlas, again.subjects, again.digest) == (group.atlas, group.subjects, group.digest)
+    assert (again.pairs, again.n_pairs, again.motion) == ("halves", 4, {})
     for name in ("spatial", "shrinkage", "guide", "hierarchy"):
         own, read = getattr(group, name), getattr(again, name)
         assert type(read) is type(own)
@@ -430,7 +509,7 @@ def test_a_construction_starts_from_the_groups_map_and_names_the_group(informed,
         if tuple(ijk) in index:
             own[index[tuple(ijk)]] = label
     assert_array_equal(informed.prior_labels, own)
-    assert informed.provenance["group"] == {"digest": group.digest, "participants": 4, "spatial_prior": True}
+    assert informed.provenance["group"] == GROUP_OF_FOUR | {"digest": group.digest}
     assert informed.provenance["prior"]["digest"] == toy.prior.digest
     # These four and the scan are of one participant: the map is nearer to the truth than the atlas.
     assert (informed.prior_labels == toy.truth).mean() > (toy.expected == toy.truth).mean() + 0.05
@@ -485,13 +564,14 @@ def test_from_networks_to_a_group_to_informed_networks(folder, tmp_path, capsys)
     assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given]) == 0
     said = capsys.readouterr().out
     assert "4 participants, 0 left out, taught where parcels lie, shrunk edges, guided edges. Group model:" in said
+    assert "Edges were learned from 4 pairs of halves: edges of another day are shrunk too little" in said
     group = load_group(tmp_path / "group")
     assert group.subjects == ("01", "02", "03", "04") and group.hierarchy is None
     out = tmp_path / "out"
     asked = ["--participant-label", "01", "--group", str(tmp_path / "group")]
     assert main(["construct", str(root / "bids"), str(out), *given, *fixed, *asked]) == 0
     network = load_network(next(out.rglob("sub-01*_dseg.tsv")))
-    assert network.provenance["group"] == {"digest": group.digest, "participants": 4, "spatial_prior": True}
+    assert network.provenance["group"] == GROUP_OF_FOUR | {"digest": group.digest}
     assert {"pearson", "shrunk", "guided"} == set(network.edges) and "pearson" in network.halves
     before = load_network(next((root / "networks").rglob("sub-01*_dseg.tsv")))
     assert (network.prior_labels != before.prior_labels).any()

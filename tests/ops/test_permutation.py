@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pnet_jax.bench import hlo
 from pnet_jax.ops.permutation import chunked, false_discovery_rate, permutation_test, reference, sign_flip_test
-from pnet_jax.ops.permutation.api import edge_table
+from pnet_jax.ops.permutation.asked import edge_table
 from pnet_jax.ops.permutation.model import Model, rearranged
 
 IMPLEMENTATIONS = ("reference", "chunked")

@@ -229,8 +229,8 @@ def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
             save(dataclasses.replace(network, subject=subject, entities=network.entities | {"run": run}), tmp_path)
     save(dataclasses.replace(dense, subject="03"), tmp_path)
     found = find_networks(tmp_path, "Schaefer12")
-    assert list(found) == ["01", "02"] and all("_run-1_" in file.name for file in found.values())
-    assert {load_network(file).subject for file in found.values()} == {"01", "02"}
+    assert list(found) == ["01", "02"] and all(len(own) == 1 and "_run-1_" in own[0].name for own in found.values())
+    assert {load_network(own[0]).subject for own in found.values()} == {"01", "02"}
     assert list(find_networks(str(tmp_path), "Dense12")) == ["03"]
     with pytest.raises(
         ValueError, match="expected networks of atlas Other12 .* found only networks of Dense12, Schaefer12: give the atlas"
@@ -238,8 +238,19 @@ def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
         find_networks(tmp_path, "Other12")
     with pytest.raises(ValueError, match="expected networks of atlas Dense12 that `pnet construct` wrote, found none"):
         find_networks(tmp_path / "sub-01", "Dense12")
-    found["01"].unlink()  # what `save` writes last
-    assert "_run-2_" in find_networks(tmp_path, "Schaefer12")["01"].name
+    found["01"][0].unlink()  # what `save` writes last
+    assert "_run-2_" in find_networks(tmp_path, "Schaefer12")["01"][0].name
+
+
+def test_a_second_session_with_the_same_task_is_found_and_no_third(tmp_path):
+    network = make_network()
+    for session, task in (("1", "rest"), ("2", "movie"), ("2", "rest"), ("3", "rest")):
+        save(dataclasses.replace(network, entities=network.entities | {"ses": session, "task": task}), tmp_path)
+    (own,) = find_networks(tmp_path, "Schaefer12").values()
+    assert [("_ses-1_" in file.name, "_ses-2_" in file.name, "_task-rest_" in file.name) for file in own] == [
+        (True, False, True),
+        (False, True, True),
+    ]
 
 
 GRID_FILES = ["dseg.tsv", "dseg.json", "dseg.nii.gz", "desc-prior_labels.nii.gz", "desc-locations_mask.nii.gz", "stat-mean_timeseries.tsv"]

@@ -1,75 +1,26 @@
 """The face of the op."""
 
-import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops.permutation import chunked, reference
+from pnet_jax.ops.permutation.asked import Asked, Enhancement, Kept, make_asked
 from pnet_jax.ops.permutation.correct import false_discovery_rate
 from pnet_jax.ops.permutation.model import Model, correlations, one_sample, sided, slack, to_t, two_sample
+from pnet_jax.ops.permutation.results import Components, EdgeSets, Enhanced, PermutationResult
 
 _TESTS = {"reference": reference.test, "chunked": chunked.test}
 _COMPONENTS = {"reference": reference.components, "chunked": chunked.components}
+_ENHANCED = {"reference": reference.enhanced, "chunked": chunked.enhanced}
 TAILS = ("both", "greater", "less")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Components:
-    """Connected components of the edges above a threshold, largest first; K // 2 places, 0 and NaN where there are fewer.
-
-    Attributes:
-      label: the component of each edge, −1 for none, `[E]`.
-      extent: number of edges, `[C]`.
-      intensity: sum of t − threshold over the edges, `[C]`.
-      p_extent: family-wise p of the extent, `[C]`.
-      p_intensity: family-wise p of the intensity, `[C]`.
-      max_extent: largest extent of each rearrangement, `[P]`.
-      max_intensity: largest intensity of each rearrangement, `[P]`.
-      threshold: of t.
-    """
-
-    label: Int[Array, " E"]
-    extent: Float[Array, " C"]
-    intensity: Float[Array, " C"]
-    p_extent: Float[Array, " C"]
-    p_intensity: Float[Array, " C"]
-    max_extent: Float[Array, " P"]
-    max_intensity: Float[Array, " P"]
-    threshold: Float[Array, ""]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PermutationResult:
-    """What a test found; NaN for edges that cannot be tested: a NaN in any subject, or no variation.
-
-    Attributes:
-      t: statistic, `[E]`.
-      p: (1 + rearrangements that reach the edge's own t) / (1 + P), uncorrected, `[E]`.
-      p_fwe: the same with the largest t of each rearrangement: family-wise, `[E]`.
-      q: false discovery rate (Benjamini and Hochberg) of p, `[E]`.
-      max_t: largest t of each rearrangement, by size where both tails count, `[P]`.
-      df: degrees of freedom.
-      components: of the edges above a threshold, if one was given.
-      tail: which values count as extreme.
-    """
-
-    t: Float[Array, " E"]
-    p: Float[Array, " E"]
-    p_fwe: Float[Array, " E"]
-    q: Float[Array, " E"]
-    max_t: Float[Array, " P"]
-    df: Float[Array, ""]
-    components: Components | None
-    tail: str = dataclasses.field(metadata={"static": True})
 
 
 def permutation_test(
@@ -81,7 +32,10 @@ def permutation_test(
     permutations: int = 5000,
     tail: str = "both",
     strata: Int[Array, " S"] | None = None,
+    within_strata: bool = False,
     threshold: float | None = None,
+    enhancement: Enhancement | None = None,
+    sets: Mapping[str, Bool[np.ndarray, "E G"]] | None = None,
     ends: Int[np.ndarray, "E 2"] | None = None,
     implementation: str | None = None,
     mesh: Mesh | None = None,
@@ -92,7 +46,8 @@ def permutation_test(
 
     with x the effect, y an edge and R_Z what covariates and a mean leave. With x = 0 or 1 and no covariates this is the two-sample t with
     pooled variance. The edges' residuals are permuted and fitted anew to the whole model each time (Freedman and Lane), rearrangements and
-    edges as one product of matrices. With a threshold, components of the edges beyond it are tested too (network-based statistic).
+    edges as one product of matrices. With a threshold, components of the edges beyond it are tested too (network-based statistic); with an
+    enhancement, each edge by the components that it belongs to at all thresholds; with sets, the mean t and t² of each set of edges.
 
     Args:
       edges: `[S, E]`.
@@ -102,7 +57,11 @@ def permutation_test(
       permutations: P.
       tail: `"both"`, `"greater"` or `"less"`.
       strata: whole numbers such as sites, `[S]`; subjects change places within a stratum only.
+      within_strata: hold a mean for each stratum constant, as covariates of zeros and ones would at a higher cost; strata are then known
+        outside `jit`.
       threshold: of t, > 0; for components.
+      enhancement: settings of the threshold-free network-based statistic, `Enhancement()` for the usual ones; not computed if not given.
+      sets: families of sets of edges by name, `[E, G]` each, True where an edge belongs to a set; p values are corrected within a family.
       ends: the two nodes of each edge, `[E, 2]`; `numpy.triu_indices(K, 1)` in its order if not given.
       implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
       mesh: whose axis "subject" splits the rearrangements, each device with all edges; not given, they are not split.
@@ -114,19 +73,25 @@ def permutation_test(
       ValueError: shapes that do not agree, too few subjects, an effect that does not vary or that the covariates explain (values are looked
         at outside `jit` only), a threshold or tail that does not exist, an unknown implementation, or a mesh without the axis.
 
-    Memory: two arrays like `edges`, plus about 40 MB of one block of rearrangements (`chunked`), or [P, E] and [P, K, K] (`reference`).
+    Memory: two arrays like `edges`, plus about 40 MB of one block of rearrangements (`chunked`; 120 MB with an enhancement), or [P, E] and
+    [P, K, K] (`reference`). Two numbers for each rearrangement and set.
 
     >>> edges = jnp.array([[0.0, 3], [1, 1], [2, 2], [10, 1], [11, 3], [12, 2]])
     >>> found = permutation_test(edges, jnp.array([0.0, 0, 0, 1, 1, 1]), key=jax.random.key(0), permutations=999)
     >>> f"{found.t[0]:.2f}", bool(found.p[0] < 0.15), found.p[1].item()
     ('12.25', True, 1.0)
 
-    Source: Freedman and Lane 1983; Nichols and Holmes 2002; Zalesky, Fornito and Bullmore 2010; Phipson and Smyth 2010.
+    Source: Freedman and Lane 1983; Nichols and Holmes 2002; Zalesky, Fornito and Bullmore 2010; Phipson and Smyth 2010; threshold-free:
+    Vinokur et al. 2015, Baggio et al. 2018 (Human Brain Mapping 39); sets: Noble and Scheinost 2020.
     """
     edges = _floating(edges)
     subjects = len(edges)
     covariates = jnp.zeros((subjects, 0), edges.dtype) if covariates is None else jnp.asarray(covariates, edges.dtype)
     strata = jnp.zeros(subjects, jnp.int32) if strata is None else jnp.asarray(strata)
+    levels = 1
+    if within_strata:
+        names, places = np.unique(np.asarray(strata), return_inverse=True)
+        strata, levels = jnp.asarray(places.astype(np.int32)), len(names)
     effect = jnp.asarray(effect, edges.dtype)
     for name, x, expected in (
         ("effect", effect, (subjects,)),
@@ -135,20 +100,25 @@ def permutation_test(
     ):
         if x.shape != expected:
             raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
-    if subjects < covariates.shape[1] + 3:
-        raise ValueError(f"{covariates.shape[1]} covariates need {covariates.shape[1] + 3} subjects or more, got {subjects}")
-    model = _two_sample(edges, effect, covariates, strata)
+    if subjects < (least := covariates.shape[1] + levels + 2):
+        beside = f" and {levels} strata" if levels > 1 else ""
+        raise ValueError(f"{covariates.shape[1]} covariates{beside} need {least} subjects or more, got {subjects}")
+    model = _two_sample(edges, effect, covariates, strata, levels)
     _check_effect(model)
-    return _test(model, key, permutations, tail, threshold, ends, implementation, mesh)
+    asked = make_asked(edges.shape[1], edges.dtype, threshold, enhancement, sets, ends)
+    return _test(model, key, permutations, tail, asked, implementation, mesh)
 
 
 def sign_flip_test(
     differences: Float[Array, "S E"],
+    covariates: Float[Array, "S Q"] | None = None,
     *,
     key: PRNGKeyArray,
     permutations: int = 5000,
     tail: str = "both",
     threshold: float | None = None,
+    enhancement: Enhancement | None = None,
+    sets: Mapping[str, Bool[np.ndarray, "E G"]] | None = None,
     ends: Int[np.ndarray, "E 2"] | None = None,
     implementation: str | None = None,
     mesh: Mesh | None = None,
@@ -157,9 +127,13 @@ def sign_flip_test(
 
     .. math:: t = \bar y \sqrt{S} / s_y
 
+    and with covariates that of the intercept; the signs of the residuals without it are flipped (Freedman and Lane).
+
     Args:
       differences: second minus first of each pair, or any values that are symmetric about 0 under the null, `[S, E]`.
-      key, permutations, tail, threshold, ends, implementation, mesh: as in `permutation_test`; a subject's edges flip together.
+      covariates: second minus first of what is held constant, `[S, Q]`; not centred, so that the difference tested is the one at 0.
+      key, permutations, tail, threshold, enhancement, sets, ends, implementation, mesh: as in `permutation_test`; a subject's edges flip
+        together.
 
     Returns:
       `PermutationResult`.
@@ -176,106 +150,102 @@ def sign_flip_test(
     Source: Nichols and Holmes 2002.
     """
     differences = _floating(differences)
-    if len(differences) < 2:
-        raise ValueError(f"differences need 2 subjects or more, got {len(differences)}")
-    return _test(_one_sample(differences), key, permutations, tail, threshold, ends, implementation, mesh)
+    subjects = len(differences)
+    covariates = jnp.zeros((subjects, 0), differences.dtype) if covariates is None else jnp.asarray(covariates, differences.dtype)
+    if covariates.shape != (subjects, covariates.shape[-1]):
+        raise ValueError(f"covariates must have shape {(subjects, covariates.shape[-1])}, got {covariates.shape}")
+    if subjects < covariates.shape[1] + 2:
+        raise ValueError(f"differences need {covariates.shape[1] + 2} subjects or more, got {subjects}")
+    model = _one_sample(differences, covariates)
+    _check_effect(model)
+    asked = make_asked(differences.shape[1], differences.dtype, threshold, enhancement, sets, ends)
+    return _test(model, key, permutations, tail, asked, implementation, mesh)
 
 
-_two_sample, _one_sample = jax.jit(two_sample), jax.jit(one_sample)
+_two_sample, _one_sample = jax.jit(two_sample, static_argnums=4), jax.jit(one_sample)
 
 
 def _test(
-    model: Model,
-    key: PRNGKeyArray,
-    permutations: int,
-    tail: str,
-    threshold: float | None,
-    ends: Int[np.ndarray, "E 2"] | None,
-    implementation: str | None,
-    mesh: Mesh | None,
+    model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     if permutations < 1:
         raise ValueError(f"permutations must be 1 or more, got {permutations}")
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {TAILS}, got {tail!r}")
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}")
     choose(_TESTS, implementation)
     if mesh is not None and chunked.SUBJECT not in mesh.axis_names:
         raise ValueError(f"expected a mesh with an axis {chunked.SUBJECT}, got {mesh.axis_names}")
     if mesh is not None and implementation == "reference":
         raise ValueError("a mesh needs the implementation 'chunked', got 'reference'")
-    table = np.zeros((1, 1), np.int32) if threshold is None else edge_table(model.data.shape[1], ends)
-    cut = None if threshold is None else np.asarray(threshold, model.data.dtype)
-    return _run(model, key, table, cut, permutations=permutations, tail=tail, implementation=implementation, mesh=mesh)
+    return _run(model, key, asked, permutations=permutations, tail=tail, implementation=implementation, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation", "mesh"))
 def _run(
-    model: Model,
-    key: Array,
-    table: Array,
-    threshold: Array | None,
-    *,
-    permutations: int,
-    tail: str,
-    implementation: str | None,
-    mesh: Mesh | None,
+    model: Model, key: Array, asked: Asked, *, permutations: int, tail: str, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     r = correlations(model, model.rows[None])[0]
     test = choose(_TESTS, implementation) if mesh is None else functools.partial(chunked.over, mesh)
-    exceeded, largest, *maxima = test(model, key, permutations, tail, threshold, table)
+    exceeded, kept = test(model, key, permutations, tail, asked)
 
     def blank(x: Array) -> Array:
         return jnp.where(model.tested, x, jnp.nan)
 
     p = blank((1 + exceeded).astype(r.dtype) / (1 + permutations))
-    p_fwe = blank(_reached(largest, sided(r, tail), slack(r.dtype)))
-    components = None
-    if threshold is not None:
-        own = jnp.where(model.tested, sided(r, tail), -jnp.inf)[None]
-        components = _components(reference.excess(own, model, threshold), table, maxima, threshold, implementation)
-    max_t = to_t(largest, model.df)
-    return PermutationResult(blank(to_t(r, model.df)), p, p_fwe, false_discovery_rate(p), max_t, model.df, components, tail)
+    p_fwe = blank(_reached(kept.largest, sided(r, tail), slack(r.dtype)))
+    own = reference.beyond(r[None], model, tail)
+    components, enhanced = None, None
+    if asked.threshold is not None:
+        components = _components(reference.excess(own, model, asked.threshold), asked, kept, implementation)
+    if kept.score is not None:
+        score = choose(_ENHANCED, implementation)(reference.heights(own, model), asked)[0]
+        # Sums of many rearrangements differ by rounding.
+        p_score = jnp.where(score > 0, _reached(kept.score, score, 1e-4 * score), 1)
+        enhanced = Enhanced(blank(score), blank(p_score), kept.score)
+    t = to_t(r, model.df)
+    sets = {
+        name: _edge_sets(reference.set_means(t[None], one, model), kept.sets[name], one, model, tail) for name, one in asked.sets.items()
+    }
+    max_t = to_t(kept.largest, model.df)
+    return PermutationResult(blank(t), p, p_fwe, false_discovery_rate(p), max_t, model.df, components, enhanced, sets, tail)
 
 
-def _components(excess: Array, table: Array, maxima: list[Array], threshold: Array, implementation: str | None) -> Components:
-    label, extent, intensity = (x[0] for x in choose(_COMPONENTS, implementation)(excess, table))
-    nodes = len(table)
+def _components(excess: Array, asked: Asked, kept: Kept, implementation: str | None) -> Components:
+    label, extent, intensity = (x[0] for x in choose(_COMPONENTS, implementation)(excess, asked.table))
+    nodes = len(asked.table)
     order = jnp.lexsort((-intensity, -extent))
     place = jnp.zeros(nodes, jnp.int32).at[order].set(jnp.arange(nodes, dtype=jnp.int32))
     extent, intensity = extent[order][: nodes // 2], intensity[order][: nodes // 2]
-    row = jnp.zeros(excess.shape[1] + 1, jnp.int32).at[table].set(jnp.arange(nodes, dtype=jnp.int32)[:, None])[:-1]
-    of_edge = jnp.where(excess[0] > 0, place[label[row]], -1)
+    of_edge = jnp.where(excess[0] > 0, place[label[asked.ends[:, 0]]], -1)
     # Sums of many rearrangements differ by rounding; extents are whole numbers.
     p_extent, p_intensity = (
         jnp.where(extent > 0, _reached(null, own, margin), jnp.nan)
-        for null, own, margin in ((maxima[0], extent, 0.0), (maxima[1], intensity, 1e-5 * intensity))
+        for null, own, margin in ((kept.extent, extent, 0.0), (kept.intensity, intensity, 1e-5 * intensity))
     )
-    return Components(of_edge, extent, intensity, p_extent, p_intensity, maxima[0], maxima[1], threshold)
+    return Components(of_edge, extent, intensity, p_extent, p_intensity, kept.extent, kept.intensity, asked.threshold)  # type: ignore[arg-type]
 
 
-def _reached(null: Array, own: Array, margin: Array | float) -> Array:
+def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Array, model: Model, tail: str) -> EdgeSets:
+    """Observed means, with p values from those of the rearrangements."""
+    size = jnp.where(model.tested[:, None], members, 0).sum(0)
+
+    def tested(own: Array, null: Array, tail: str) -> tuple[Array, Array, Array]:
+        every = jnp.concatenate([own, null])
+        spread = every.std(0, keepdims=True)
+        z = sided((every - every.mean(0, keepdims=True)) / jnp.where(spread > 0, spread, 1), tail)
+        z = jnp.where((size > 0)[None, :], z, -jnp.inf)
+        seen = (z[1:] >= z[:1] - slack(z.dtype)).sum(0)
+        p, p_fwe = (1 + seen).astype(z.dtype) / len(z), _reached(z[1:].max(1), z[0], slack(z.dtype))
+        return tuple(jnp.where(size > 0, x, jnp.nan) for x in (own[0], p, p_fwe))  # type: ignore[return-value]
+
+    return EdgeSets(size, *tested(own[0], null[0], tail), *tested(own[1], null[1], "greater"))
+
+
+def _reached(null: Array | None, own: Array, margin: Array | float) -> Array:
     """(1 + how many of the null reach each value) / (1 + how many there are)."""
+    assert null is not None
     below = jnp.searchsorted(jnp.sort(null), own - margin)
     return (1 + len(null) - below).astype(own.dtype) / (1 + len(null))
-
-
-def edge_table(n_edges: int, ends: Int[np.ndarray, "E 2"] | None) -> Int[np.ndarray, "K K"]:
-    """The number of the edge between two nodes, −1 where there is none."""
-    if ends is None:
-        nodes = int((1 + np.sqrt(1 + 8 * n_edges)) / 2)
-        if nodes * (nodes - 1) // 2 != n_edges:
-            raise ValueError(f"edges must be all K (K - 1) / 2 pairs of K nodes where ends are not given, got {n_edges}")
-        ends = np.stack(np.triu_indices(nodes, 1), 1)
-    ends = np.asarray(ends)
-    if ends.shape != (n_edges, 2) or ends.min() < 0 or (ends[:, 0] == ends[:, 1]).any():
-        raise ValueError(f"ends must be two different nodes, 0 or more, of each of {n_edges} edges, got shape {ends.shape}")
-    table = np.full((ends.max() + 1,) * 2, -1, np.int32)
-    table[ends[:, 0], ends[:, 1]] = table[ends[:, 1], ends[:, 0]] = np.arange(n_edges)
-    if (table >= 0).sum() != 2 * n_edges:
-        raise ValueError("ends name an edge twice")
-    return table
 
 
 def _floating(edges: Any) -> Array:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pnet_jax.ops.permutation.asked import Asked, Kept
 from pnet_jax.ops.permutation.model import Model, correlations, rearranged, sided, slack
-from pnet_jax.ops.permutation.reference import excess
+from pnet_jax.ops.permutation.reference import beyond, kept
 
 SUBJECT = "subject"  # the mesh axis
 NUMBERS = 1 << 22  # in the largest array of a block
@@ -18,49 +19,39 @@ def test(
     key: PRNGKeyArray,
     permutations: int,
     tail: str,
-    threshold: Float[Array, ""] | None,
-    table: Int[Array, "K K"],
+    asked: Asked,
     begin: Int[Array, ""] | int = 0,
     end: int | None = None,
-) -> tuple[Int[Array, " E"], Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
+) -> tuple[Int[Array, " E"], Kept]:
     """`reference.test` of the rearrangements `begin`, `begin` + 1, …; those from `end` on are not counted."""
     own_end = jnp.minimum(begin + permutations, permutations if end is None else end)
     observed = sided(correlations(model, model.rows[None])[0], tail) - slack(model.data.dtype)
-    block = block_size(model, permutations, 0 if threshold is None else table.size)
+    block = block_size(model, permutations, asked.table.size if asked.graph else 0)
 
-    def step(exceeded: Int[Array, " E"], first: Int[Array, ""]) -> tuple[Int[Array, " E"], tuple[Array, Array, Array]]:
+    def step(exceeded: Int[Array, " E"], first: Int[Array, ""]) -> tuple[Int[Array, " E"], Kept]:
         numbers = begin + first + jnp.arange(block, dtype=first.dtype)
-        r = sided(correlations(model, jax.vmap(lambda number: rearranged(model, key, number))(numbers)), tail)  # [B, E]
-        r = jnp.where(model.tested[None, :], r, -jnp.inf)
-        exceeded += ((r >= observed[None, :]) & (numbers < own_end)[:, None]).sum(0, dtype=jnp.int32)
-        if threshold is None:
-            none = jnp.zeros(block, r.dtype)
-            return exceeded, (r.max(1), none, none)
-        _, extent, intensity = components(excess(r, model, threshold), table)
-        return exceeded, (r.max(1), extent.max(1), intensity.max(1))
+        r = correlations(model, jax.vmap(lambda number: rearranged(model, key, number))(numbers))  # [B, E]
+        reached = (beyond(r, model, tail) >= observed[None, :]) & (numbers < own_end)[:, None]
+        return exceeded + reached.sum(0, dtype=jnp.int32), kept(r, model, tail, asked, components, enhanced)
 
     start = jnp.zeros(model.data.shape[1], jnp.int32)
-    exceeded, maxima = jax.lax.scan(step, start, jnp.arange(0, permutations, block, dtype=jnp.int32))
-    largest, extent, intensity = (x.reshape(-1)[:permutations] for x in maxima)
-    return exceeded, largest, extent, intensity
+    exceeded, rows = jax.lax.scan(step, start, jnp.arange(0, permutations, block, dtype=jnp.int32))
+    return exceeded, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:permutations], rows)
 
 
-def over(
-    mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: Float[Array, ""] | None, table: Int[Array, "K K"]
-) -> tuple[Int[Array, " E"], Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
+def over(mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
     """`test` with the rearrangements split over the mesh axis "subject": one all-reduce of the counts. Edges are held by every device."""
     share = -(-permutations // mesh.shape[SUBJECT])
 
-    def part(model: Model, key: PRNGKeyArray, threshold: Array | None, table: Array) -> tuple[Array, ...]:
+    def part(model: Model, key: PRNGKeyArray, asked: Asked) -> tuple[Array, Kept]:
         begin = jax.lax.axis_index(SUBJECT) * share
-        exceeded, *maxima = test(model, key, share, tail, threshold, table, begin, permutations)
-        return (jax.lax.psum(exceeded, SUBJECT) if mesh.shape[SUBJECT] > 1 else exceeded), *maxima
+        exceeded, rows = test(model, key, share, tail, asked, begin, permutations)
+        return (jax.lax.psum(exceeded, SUBJECT) if mesh.shape[SUBJECT] > 1 else exceeded), rows
 
     whole, own = P(), P(SUBJECT)
-    run = jax.shard_map(part, mesh=mesh, in_specs=(whole, whole, whole, whole), out_specs=(whole, own, own, own), check_vma=False)
-    exceeded, *maxima = run(model, key, threshold, table)
-    largest, extent, intensity = (x[:permutations] for x in maxima)
-    return exceeded, largest, extent, intensity
+    run = jax.shard_map(part, mesh=mesh, in_specs=(whole, whole, whole), out_specs=(whole, own), check_vma=False)
+    exceeded, rows = run(model, key, asked)
+    return exceeded, jax.tree.map(lambda x: x[:permutations], rows)
 
 
 def block_size(model: Model, permutations: int, cells: int) -> int:
@@ -69,9 +60,15 @@ def block_size(model: Model, permutations: int, cells: int) -> int:
 
 def components(excess: Float[Array, "B E"], table: Int[Array, "K K"]) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
     """Every node takes the lowest label among its neighbours, then that node's label, until nothing changes in the block."""
-    nodes = len(table)
     weight = jnp.pad(excess, ((0, 0), (0, 1)))[:, table]  # [B, K, K], symmetric: sums and minima run over the axis that vectorises
     linked = weight > 0
+    label = labelled(linked, jnp.broadcast_to(jnp.arange(len(table), dtype=jnp.int32), weight.shape[:2]))
+    return label, gathered(linked.sum(1, dtype=excess.dtype), label), gathered(weight.sum(1), label)
+
+
+def labelled(linked: Bool[Array, "B K K"], label: Int[Array, "B K"]) -> Int[Array, "B K"]:
+    """The lowest node of each node's component, from labels that are the lowest of parts of it."""
+    nodes = linked.shape[-1]
 
     def spread(state: tuple[Array, Array]) -> tuple[Array, Array]:
         label, _ = state
@@ -79,11 +76,30 @@ def components(excess: Float[Array, "B E"], table: Int[Array, "K K"]) -> tuple[I
         lowest = jnp.take_along_axis(lowest, lowest, axis=1)
         return lowest, (lowest != label).any()
 
-    label = jnp.broadcast_to(jnp.arange(nodes, dtype=jnp.int32), (len(excess), nodes))
-    label, _ = jax.lax.while_loop(lambda state: state[1], spread, (label, jnp.array(True)))
-    to = jnp.arange(len(excess))[:, None]
+    return jax.lax.while_loop(lambda state: state[1], spread, (label, jnp.array(True)))[0]
 
-    def gathered(per_node: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        return jnp.zeros_like(per_node).at[to, label].add(per_node) / 2
 
-    return label, gathered(linked.sum(1, dtype=excess.dtype)), gathered(weight.sum(1))
+def gathered(per_node: Float[Array, "B K"], label: Int[Array, "B K"]) -> Float[Array, "B K"]:
+    """Half the sum over the nodes of each component, at its lowest node: every edge has two nodes."""
+    return jnp.zeros_like(per_node).at[jnp.arange(len(label))[:, None], label].add(per_node) / 2
+
+
+def enhanced(t: Float[Array, "B E"], asked: Asked) -> Float[Array, "B E"]:
+    """`reference.enhanced` from the highest level down: components of one level are parts of those of the next."""
+    assert asked.levels is not None
+    power, height = asked.powers[0], asked.powers[1] + 1
+    dense = jnp.pad(t, ((0, 0), (0, 1)))[:, asked.table]  # [B, K, K]
+    integral, limits = dense**height / height, asked.levels**height / height
+    upper = jnp.concatenate([limits[1:], jnp.full(1, jnp.inf, limits.dtype)])
+
+    def step(state: tuple[Array, Array], level: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        label, total = state
+        low, begin, end = level
+        linked = dense > low
+        label = labelled(linked, label)
+        size = jnp.take_along_axis(gathered(linked.sum(1, dtype=t.dtype), label), label, axis=1) ** power
+        return (label, total + jnp.where(linked, size[:, :, None] * (jnp.minimum(integral, end) - begin), 0)), None
+
+    start = jnp.broadcast_to(jnp.arange(len(asked.table), dtype=jnp.int32), dense.shape[:2]), jnp.zeros_like(dense)
+    (_, total), _ = jax.lax.scan(step, start, (asked.levels, limits, upper), reverse=True)
+    return total[:, asked.ends[:, 0], asked.ends[:, 1]]

@@ -29,23 +29,41 @@ class Model(NamedTuple):
     tested: Bool[Array, " E"]
 
 
-def two_sample(edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"]) -> Model:
-    """A regressor beside covariates and a mean, by Freedman and Lane."""
-    centred = covariates - covariates.mean(0, keepdims=True)
-    basis, size, _ = jnp.linalg.svd(centred / _positive(jnp.linalg.norm(centred, axis=0, keepdims=True)), full_matrices=False)
-    basis = jnp.where((size > 1e-5)[None, :], basis, 0)  # a covariate that others explain counts once
-    regressor = _free(effect[:, None] - effect.mean(), basis)
-    data, tested = _unit(_free(edges - edges.mean(0, keepdims=True), basis), edges)
-    df = len(edges) - 2 - (size > 1e-5).sum()
+def two_sample(
+    edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"], levels: int = 1
+) -> Model:
+    """A regressor beside covariates and a mean, by Freedman and Lane; with several levels, 0…levels − 1, a mean of each stratum.
+
+    Data are permuted within strata only, so that means of strata stay 0 and need no rows of their own.
+    """
+    basis, rank = _basis(_centred(covariates, strata, levels))
+    regressor = _free(_centred(effect[:, None], strata, levels), basis)
+    data, tested = _unit(_free(_centred(edges, strata, levels), basis), edges)
+    df = len(edges) - 1 - levels - rank
     return Model(data, jnp.concatenate([_unit(regressor, effect[:, None])[0], basis], 1).T, strata, df.astype(edges.dtype), tested)
 
 
-def one_sample(edges: Float[Array, "S E"]) -> Model:
-    """The mean against 0."""
-    subjects = len(edges)
-    data, tested = _unit(edges, edges)
-    rows = jnp.full((1, subjects), subjects**-0.5, edges.dtype)
-    return Model(data, rows, None, jnp.asarray(subjects - 1, edges.dtype), tested)
+def _centred(x: Float[Array, "S E"], strata: Int[Array, " S"], levels: int) -> Float[Array, "S E"]:
+    if levels == 1:
+        return x - x.mean(0, keepdims=True)
+    member = (strata[:, None] == jnp.arange(levels, dtype=strata.dtype)[None, :]).astype(x.dtype)
+    means = jnp.matmul(member.T, x, precision="highest") / member.sum(0)[:, None]
+    return x - means[strata]
+
+
+def one_sample(edges: Float[Array, "S E"], covariates: Float[Array, "S Q"]) -> Model:
+    """The mean against 0 where every covariate is 0."""
+    basis, rank = _basis(covariates)
+    data, tested = _unit(_free(edges, basis), edges)
+    ones = jnp.ones((len(edges), 1), edges.dtype)
+    df = len(edges) - 1 - rank
+    return Model(data, jnp.concatenate([_unit(_free(ones, basis), ones)[0], basis], 1).T, None, df.astype(edges.dtype), tested)
+
+
+def _basis(columns: Float[Array, "S Q"]) -> tuple[Float[Array, "S Q"], Int[Array, ""]]:
+    """Orthonormal basis of the columns, 0 from their rank on, and the rank: a covariate that others explain counts once."""
+    basis, size, _ = jnp.linalg.svd(columns / _positive(jnp.linalg.norm(columns, axis=0, keepdims=True)), full_matrices=False)
+    return jnp.where((size > 1e-5)[None, :], basis, 0), (size > 1e-5).sum()
 
 
 def _free(x: Float[Array, "S E"], basis: Float[Array, "S Q"]) -> Float[Array, "S E"]:

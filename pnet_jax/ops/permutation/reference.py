@@ -1,31 +1,58 @@
 """The definition: all rearrangements at once, components by repeated squaring of who reaches whom."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from pnet_jax.ops.permutation.asked import Asked, Kept
 from pnet_jax.ops.permutation.model import Model, correlations, rearranged, sided, slack, to_r, to_t
 
 
-def test(
-    model: Model, key: PRNGKeyArray, permutations: int, tail: str, threshold: Float[Array, ""] | None, table: Int[Array, "K K"]
-) -> tuple[Int[Array, " E"], Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
-    """How often each edge was exceeded, and the maximum of r, extent and intensity of each rearrangement."""
+def test(model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
+    """How often each edge was exceeded, and what is kept of each rearrangement."""
     observed = sided(correlations(model, model.rows[None])[0], tail)
-    rows = jax.vmap(lambda number: rearranged(model, key, number))(jnp.arange(permutations))
-    r = jnp.where(model.tested[None, :], sided(correlations(model, rows), tail), -jnp.inf)  # [P, E]
-    exceeded = (r >= observed[None, :] - slack(r.dtype)).sum(0, dtype=jnp.int32)
-    if threshold is None:
-        none = jnp.zeros(permutations, r.dtype)
-        return exceeded, r.max(1), none, none
-    _, extent, intensity = components(excess(r, model, threshold), table)
-    return exceeded, r.max(1), extent.max(1), intensity.max(1)
+    r = correlations(model, jax.vmap(lambda number: rearranged(model, key, number))(jnp.arange(permutations)))  # [P, E]
+    exceeded = (beyond(r, model, tail) >= observed[None, :] - slack(r.dtype)).sum(0, dtype=jnp.int32)
+    return exceeded, kept(r, model, tail, asked, components, enhanced)
+
+
+def kept(r: Float[Array, "B E"], model: Model, tail: str, asked: Asked, components: Any, enhanced: Any) -> Kept:
+    """What is kept of rearrangements, with the components and scores of an implementation."""
+    extreme = beyond(r, model, tail)
+    extent, intensity, score = None, None, None
+    if asked.threshold is not None:
+        _, extents, intensities = components(excess(extreme, model, asked.threshold), asked.table)
+        extent, intensity = extents.max(1), intensities.max(1)
+    if asked.levels is not None:
+        score = enhanced(heights(extreme, model), asked).max(1)
+    sets = {name: set_means(to_t(r, model.df), members, model) for name, members in asked.sets.items()}
+    return Kept(extreme.max(1), extent, intensity, score, sets)
+
+
+def beyond(r: Float[Array, "B E"], model: Model, tail: str) -> Float[Array, "B E"]:
+    """r as far as it counts as extreme; −∞ for edges that cannot be tested."""
+    return jnp.where(model.tested[None, :], sided(r, tail), -jnp.inf)
 
 
 def excess(r: Float[Array, "B E"], model: Model, threshold: Float[Array, ""]) -> Float[Array, "B E"]:
     """t − threshold above the threshold, 0 elsewhere."""
     above = r > to_r(threshold, model.df)
     return jnp.where(above, jnp.maximum(to_t(r, model.df) - threshold, jnp.finfo(r.dtype).tiny), 0)
+
+
+def heights(r: Float[Array, "B E"], model: Model) -> Float[Array, "B E"]:
+    """t where it is above 0, else 0."""
+    return to_t(jnp.maximum(r, 0), model.df)
+
+
+def set_means(t: Float[Array, "B E"], members: Float[Array, "E G"], model: Model) -> tuple[Float[Array, "B G"], Float[Array, "B G"]]:
+    """Mean t and mean t² of each set, over the edges that can be tested."""
+    members = jnp.where(model.tested[:, None], members, 0)
+    size = jnp.maximum(members.sum(0), 1)[None, :]
+    t = jnp.where(model.tested[None, :], t, 0)
+    return jnp.matmul(t, members, precision="highest") / size, jnp.matmul(jnp.square(t), members, precision="highest") / size
 
 
 def components(excess: Float[Array, "B E"], table: Int[Array, "K K"]) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
@@ -39,3 +66,22 @@ def components(excess: Float[Array, "B E"], table: Int[Array, "K K"]) -> tuple[I
     member = (lowest[:, :, None] == jnp.arange(nodes)[None, None, :]).astype(excess.dtype)  # [B, K, component]
     extent = jnp.einsum("bij,bic->bc", (weight > 0).astype(excess.dtype), member, precision="highest") / 2
     return lowest, extent, jnp.einsum("bij,bic->bc", weight, member, precision="highest") / 2
+
+
+def enhanced(t: Float[Array, "B E"], asked: Asked) -> Float[Array, "B E"]:
+    r"""Threshold-free scores of heights, 0 where an edge is below the first level.
+
+    .. math:: \sum_l e_l^E \int_{h_l}^{\min(t, h_{l+1})} h^H dh
+
+    over the levels below t, with e the number of edges of the edge's component at that level, and the last level without an upper end.
+    """
+    assert asked.levels is not None
+    extent, height = asked.powers
+    total = jnp.zeros_like(t)
+    for number, low in enumerate(asked.levels):
+        label, edges_in, _ = components(jnp.where(t > low, 1, 0).astype(t.dtype), asked.table)
+        size = jnp.take_along_axis(edges_in, label[:, asked.ends[:, 0]], axis=1)
+        high = asked.levels[number + 1] if number + 1 < len(asked.levels) else jnp.inf
+        gained = (jnp.minimum(t, high) ** (height + 1) - low ** (height + 1)) / (height + 1)
+        total += jnp.where(t > low, size**extent * gained, 0)
+    return total

@@ -1,0 +1,228 @@
+"""Diagnosis: how well networks tell two groups of participants apart, in participants and sites that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.evaluate import scores
+from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
+from pnet_jax.evaluate.columns import Target, class_target
+from pnet_jax.evaluate.compare import (
+    DEFAULT,
+    DRAWS,
+    Plan,
+    Scored,
+    conclusion,
+    first_minutes,
+    folds_of,
+    learning_rows,
+    motion_part,
+    permutation_rows,
+    permuted_targets,
+    plan,
+    predictions_table,
+    score_rows,
+    settings_of,
+    sites_of,
+)
+from pnet_jax.evaluate.pipeline import Pipeline, Predictions, Progress, predict
+from pnet_jax.evaluate.split import Split
+
+AUC = Scored("AUC", scores.weighted_auc)
+MEASURES = (
+    AUC,
+    Scored("balanced accuracy", scores.weighted_accuracy, of_probability=True),
+    Scored("Brier score", scores.weighted_brier, of_probability=True),
+)
+HIGH = 0.8  # AUC across sites above which a leak is more likely than a finding, for disorders without an obvious sign in the connectome
+
+
+def diagnosis(
+    cohort: Cohort,
+    target: str,
+    *,
+    positive: str | None = None,
+    baseline: Cohort | None = None,
+    features: Sequence[str] = DEFAULT,
+    models: Sequence[str] = ("ridge", "logistic", "svm"),
+    covariates: Sequence[str] | None = None,
+    site: str = "site",
+    leave_out: str = "auto",
+    folds: int = 5,
+    repeats: int = 5,
+    held_out: Sequence[Sequence[str]] | None = None,
+    permutations: int = 1000,
+    learning: Sequence[float] = (0.25, 0.5, 0.75),
+    minutes: Sequence[float] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Answer:
+    """Predict a two-class column of the cohort, e.g. the diagnosis, from networks of held-out participants.
+
+    Features, models and penalties are fitted in the training part of each fold; penalties are chosen by AUC in inner folds. The plain
+    connectome stands first, and every other row is compared with it on the same folds.
+
+    Args:
+      cohort: scans; a participant may have several.
+      target: column with two classes.
+      positive: class that counts as 1; the last in order by default.
+      baseline: the same scans in a fixed atlas, whose plain connectome is then what the others are compared with.
+      features: of `compare.FEATURES`, or names of edge layers.
+      models: of `models.MODELS`, for the plain connectome; the other features use the first.
+      covariates: columns of the row "covariates alone"; those known for all scans by default.
+      site: column of the sites.
+      leave_out: `"site"`, `"subject"` or `"auto"` (sites if there are three or more, each with both classes in the rest).
+      folds, repeats: number of folds and of repeats with other random folds if subjects are left out.
+      held_out: subjects that each fold holds out, in place of `leave_out`.
+      permutations: number of permuted targets for p values of ridge; 0 leaves them out.
+      learning: shares of the training participants in the learning curve.
+      minutes: scan lengths in minutes of a second learning curve, for cohorts with signals.
+      seed: seed of folds, bootstrap and permutations.
+      progress: called with what is done, and how many of how many fits are finished.
+
+    Returns:
+      Rows "features" (AUC, within-site AUC, balanced accuracy, Brier score, calibration error), "differences" to the plain connectome,
+      "permutation" and "learning curve"; tables with all predictions.
+
+    Raises:
+      SettingsError: an unknown column, class, feature or model.
+      InputError: one class or one site only, fewer participants than folds, or a subject in both parts of a fold.
+    """
+    goal = class_target(cohort, target, positive)
+    scans = cohort.take(goal.rows)
+    sites = sites_of(scans, site)
+    split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
+    site_out = split.blocks is not None
+    chosen = plan(scans, baseline, features, models, covariates, sites, site_out)
+    permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
+    fewer = sorted(learning)
+    made = predict(chosen.pipelines, split, goal.y, classes=True, permuted=permuted, shares=fewer, progress=progress)
+    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
+    if "graph" in features:
+        from pnet_jax.evaluate.graph import graph_predictions
+
+        found.append(graph_predictions(scans, split, goal.y, seed=seed))
+    measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
+    rows = score_rows(found, goal.y, split, measures, sites, seed)
+    rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, permuted, AUC)
+    curves = learning_rows(found[0], shorter, goal.y, split, sites, AUC, seed)
+    curves += _length_rows(scans, chosen, split, goal, sites, minutes, seed)
+    moved, unknown = motion_part(scans, goal.y, seed)
+    settings = settings_of(
+        split,
+        goal,
+        seed,
+        models=list(models),
+        features=[one.name for one in found],
+        not_built=chosen.left_out,
+        covariates=list(chosen.covariates),
+        permutations=permutations,
+        site=site if sites is not None else "",
+    )
+    return Answer(
+        "diagnosis",
+        _sentences(rows, found, goal, split),
+        tuple(rows + moved + curves),
+        settings,
+        tables={"predictions": predictions_table(scans, goal, found)},
+        figures=_figures(found, goal.y, curves),
+        warnings=(*_warnings(rows, found, goal, chosen), *unknown),
+    )
+
+
+def _within(sites: np.ndarray | None, y: np.ndarray) -> list[Scored]:
+    if sites is None or not any(np.ptp(y[own]) > 0 for own in scores.members(sites)):
+        return []
+    return [Scored("AUC within sites", scores.within(scores.weighted_auc, sites))]
+
+
+def _calibration_rows(found: Sequence[Predictions], y: np.ndarray) -> list[Row]:
+    rows = []
+    for one in found:
+        assert one.probability is not None
+        known = np.isfinite(one.probability)
+        values, truth = one.probability[known], np.broadcast_to(y, known.shape)[known]
+        error = scores.calibration_curve(values, truth)[2]
+        rows.append(Row("features", one.name, "expected calibration error", error, n=int(known.any(0).sum())))
+    return rows
+
+
+def _length_rows(
+    cohort: Cohort, chosen: Plan, split: Split, goal: Target, sites: np.ndarray | None, minutes: Sequence[float], seed: int
+) -> list[Row]:
+    """Return the AUC of plain connectomes of the first minutes of the scans."""
+    from pnet_jax.evaluate.features import Edges, Tangent
+
+    weights, rows = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), []
+    for length in minutes:
+        short = first_minutes(cohort, length)
+        pipelines = [Pipeline((Tangent(short),)), Pipeline((Edges(short),))]
+        for one in predict(pipelines, split, goal.y, classes=True):
+            each = scores.over_repeats(scores.weighted_auc, one.decision, goal.y, weights)
+            rows.append(Row("scan length", one.name, f"AUC, first {length:g} min", float(each[0]), *interval_of(each[1:]), n=len(goal.y)))
+    return rows
+
+
+def _sentences(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, split: Split) -> tuple[str, ...]:
+    first = next(row for row in rows if row.table == "features" and row.measure == "AUC")
+    tested = {row.name: row.p for row in rows if row.table == "permutation"}
+    p = f", permutation p = {tested[first.name]:.3g}" if first.name in tested else ""
+    said = [
+        f"The plain connectome ({first.name}) separates {goal.classes[1]} from {goal.classes[0]} in held-out participants with AUC = "
+        f"{first.value:.3f}, 95 % CI [{first.low:.3f}, {first.high:.3f}], n = {first.n} ({split.name}{p}).",
+        conclusion(rows, found[0].name, "AUC"),
+    ]
+    alone = [row for row in rows if row.table == "features" and row.measure == "AUC" and row.name.startswith("covariates alone")]
+    if alone:
+        interval = f"95 % CI [{alone[0].low:.3f}, {alone[0].high:.3f}]"
+        said.append(f"The row {alone[0].name!r} reaches AUC = {alone[0].value:.3f}, {interval}.")
+    return tuple(said)
+
+
+def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, chosen: Plan) -> tuple[str, ...]:
+    said = []
+    best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
+    if best > HIGH:
+        said.append(
+            f"AUC = {best:.2f} is high for a psychiatric diagnosis. Check for a leak: edges selected on all participants, a group model "
+            "fitted on the same participants, or scans that differ in length, site or motion between the classes."
+        )
+    counts = np.bincount(goal.y.astype(int), minlength=2)
+    if counts.min() < 20:
+        fewest = goal.classes[int(counts.argmin())]
+        said.append(f"Only {counts.min()} scans are of class {fewest}: intervals are wide, and features cannot be ranked.")
+    shrunk = [one.name for one in found if any(word in one.name for word in ("shrunk", "guided"))]
+    if shrunk:
+        why = "these edges are shrunk towards the participants of a group model, who must not be in this cohort"
+        said.append(f"{shrunk[0]}: {why}.")
+    if goal.left_out:
+        said.append(f"{goal.left_out} scans have no {goal.name} and were left out.")
+    return tuple(said + [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()])
+
+
+def _figures(found: Sequence[Predictions], y: np.ndarray, curves: Sequence[Row]) -> tuple[Figure, ...]:
+    lines, bars = [], []
+    for one in found[:4]:
+        known = np.isfinite(one.decision[0])
+        lines.append(_roc(one.name, one.decision[0, known], y[known]))
+        if one.probability is not None:
+            said, share, _ = scores.calibration_curve(one.probability[0, known], y[known])
+            bars.append(Line(one.name, said, share))
+    out = [
+        Figure("ROC curve of held-out participants", "false-positive rate", "true-positive rate", tuple(lines)),
+        Figure("Calibration", "predicted probability", "observed share", tuple(bars)),
+    ]
+    if learning := [row for row in curves if row.table == "learning curve"]:
+        x, v, low, high = (np.array(one, float) for one in zip(*[(r.n, r.value, r.low, r.high) for r in learning], strict=True))
+        out.append(Figure("Learning curve", "training participants", "AUC", (Line(learning[0].note, x, v, low, high),)))
+    return tuple(out)
+
+
+def _roc(name: str, decision: np.ndarray, y: np.ndarray) -> Line:
+    from sklearn.metrics import roc_curve
+
+    false, true, _ = roc_curve(y, decision)
+    return Line(name, false, true)

@@ -1,0 +1,218 @@
+"""Pipelines: features and a model, fitted as one to the training rows of each fold, with the same folds for all that are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pnet_jax.evaluate.features import Feature
+from pnet_jax.evaluate.models import PENALTIES, decisions, kernel_of, site_centred
+from pnet_jax.evaluate.scores import auc
+from pnet_jax.evaluate.split import Split, classes_of
+
+Rows = Int[np.ndarray, " n"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Features, whose kernels are averaged, and a model on them.
+
+    Attributes:
+      features: one or more; all are fitted to the training rows.
+      model: `"ridge"`, `"logistic"` or `"svm"`.
+      sites: site of each row, if features are centred by site; uses unlabelled scans of held-out sites.
+      penalties: candidates, of which the best in inner folds is taken.
+      title: name in tables; made from the features and the model if empty.
+    """
+
+    features: tuple[Feature, ...]
+    model: str = "ridge"
+    sites: np.ndarray | None = None
+    penalties: Float[np.ndarray, " P"] = dataclasses.field(default_factory=lambda: PENALTIES)
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        said = " + ".join(feature.name for feature in self.features)
+        return self.title or f"{said}{', site-centred' if self.sites is not None else ''} + {self.model}"
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a feature depends on the target, so that inner folds must fit it again."""
+        return any(getattr(feature, "supervised", False) for feature in self.features)
+
+    def kernel(self, train: Rows, cache: Cache) -> Float[np.ndarray, "S S"]:
+        """Return the kernel of all rows, with everything fitted to the training rows."""
+        each = [cache.kernel(feature, train) for feature in self.features]
+        if self.sites is not None:
+            each = [site_centred(k, self.sites, train) for k in each]
+        return np.mean(each, 0)
+
+
+class Cache:
+    """Kernels of one fold, so that pipelines with a common feature fit it once."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[int, bytes], np.ndarray] = {}
+
+    def kernel(self, feature: Feature, train: Rows) -> Float[np.ndarray, "S S"]:
+        key = (id(feature), np.asarray(train).tobytes())
+        if key not in self._of:
+            self._of[key] = kernel_of(feature(train), train)
+        return self._of[key]
+
+
+class Predictions(NamedTuple):
+    """Predictions of held-out rows.
+
+    Attributes:
+      name: name of the pipeline.
+      decision: values by which rows are ranked (predicted values for numbers), `[R, S]` for R repeats; NaN where a row was never held out.
+      probability: calibrated probability of class 1, `[R, S]`; None for numbers.
+      fold: fold in which each row was held out, `[R, S]`, −1 for none.
+      penalties: penalty that each fold chose.
+      null: decisions for permuted targets, `[P, S]`; None if not asked for. Of the first repeat.
+    """
+
+    name: str
+    decision: Float[np.ndarray, "R S"]
+    probability: Float[np.ndarray, "R S"] | None
+    fold: Int[np.ndarray, "R S"]
+    penalties: Float[np.ndarray, " F"]
+    null: Float[np.ndarray, "P S"] | None = None
+
+
+def predict(
+    pipelines: Sequence[Pipeline],
+    split: Split,
+    y: Float[np.ndarray, " S"],
+    *,
+    classes: bool,
+    permuted: Float[np.ndarray, "S P"] | None = None,
+    shares: Sequence[float] = (),
+    progress: Progress | None = None,
+) -> list[Predictions]:
+    """Fit every pipeline in every fold and predict the held-out rows.
+
+    Args:
+      pipelines: what is compared.
+      split: folds.
+      y: target, 0 or 1 if `classes`.
+      classes: choose penalties by AUC and calibrate probabilities; numbers are chosen by squared error.
+      permuted: permuted targets, for which ridge pipelines with unsupervised features are fitted too, with penalties chosen for each.
+      shares: shares of the training subjects that the first pipeline's model is fitted to besides; its features are those of the whole
+        training part.
+      progress: called with what is done, and how many of how many fits are finished.
+
+    Returns:
+      Predictions of each pipeline, in their order, then those of the first one for each share.
+    """
+    place = _repeats(split)
+    repeats, size = max(place) + 1, len(y)
+    blank = [np.full((repeats, size), np.nan) for _ in pipelines]
+    probability = [np.full((repeats, size), np.nan) for _ in pipelines]
+    null = [None if not _permutes(one, permuted) else np.full((permuted.shape[1], size), np.nan) for one in pipelines]  # type: ignore[union-attr]
+    fold_of, chosen = np.full((repeats, size), -1), [np.zeros(len(split)) for _ in pipelines]
+    fewer = [np.full((repeats, size), np.nan) for _ in shares]
+    for number, (train, test) in enumerate(split):
+        cache, repeat = Cache(), place[number]
+        inner = split.inner(train, y)
+        fold_of[repeat, test] = number
+        for at, one in enumerate(pipelines):
+            if progress is not None:
+                progress(one.name, number * len(pipelines) + at, len(split) * len(pipelines))
+            k = one.kernel(train, cache)
+            held = _inner_decisions(one, k, y[train], train, inner)
+            best = int(_losses(held, y[train], inner, classes).argmin())
+            decision = decisions(one.model, k, y[train], train, one.penalties[[best]])[0]
+            blank[at][repeat, test], chosen[at][number] = decision[test], one.penalties[best]
+            for share, values in zip(shares if at == 0 else (), fewer, strict=False):
+                values[repeat, test] = _with_fewer(one, k, y, split, train, share, classes)[test]
+            if classes:
+                probability[at][repeat, test] = calibrated(held[best], y[train], decision[test])
+            if null[at] is not None and repeat == 0:
+                null[at][:, test] = _permuted_decisions(one, k, permuted[train], train, inner, classes)[:, test]  # type: ignore[index]
+    if progress is not None:
+        progress("", len(split) * len(pipelines), len(split) * len(pipelines))
+    found = zip(pipelines, blank, probability, chosen, null, strict=True)
+    out = [Predictions(one.name, d, p if classes else None, fold_of, c, n) for one, d, p, c, n in found]
+    return out + [
+        Predictions(f"{share:.0%} of the training participants", d, None, fold_of, chosen[0])
+        for share, d in zip(shares, fewer, strict=True)
+    ]
+
+
+def _with_fewer(one: Pipeline, k: np.ndarray, y: np.ndarray, split: Split, train: Rows, share: float, classes: bool) -> np.ndarray:
+    """Return the decisions of a model that is fitted to a share of the training subjects, drawn at random within classes."""
+    rng = np.random.default_rng(split.seed)
+    names, first = np.unique(split.subjects[train], return_index=True)
+    kind = classes_of(y[train])[first]
+    kept = [rng.permutation(names[kind == each]) for each in np.unique(kind)]
+    part = train[np.isin(split.subjects[train], np.concatenate([each[: max(3, round(share * len(each)))] for each in kept]))]
+    held = _inner_decisions(one, k, y[part], part, inner := split.inner(part, y))
+    best = int(_losses(held, y[part], inner, classes).argmin())
+    return decisions(one.model, k, y[part], part, one.penalties[[best]])[0]
+
+
+def _repeats(split: Split) -> list[int]:
+    """Return the repeat that each fold belongs to: how often its rows were held out before."""
+    seen = np.zeros(len(split.subjects), int)
+    out = []
+    for _, test in split:
+        out.append(int(seen[test].max()))
+        seen[test] += 1
+    return out
+
+
+def _permutes(one: Pipeline, permuted: np.ndarray | None) -> bool:
+    return permuted is not None and one.model == "ridge" and not one.supervised
+
+
+def _inner_decisions(one: Pipeline, k: np.ndarray, y: np.ndarray, train: Rows, inner: Sequence[tuple[Rows, Rows]]) -> np.ndarray:
+    """Return the decisions of each training row while it was held out in an inner fold, `[P, n]` or `[P, n, B]`."""
+    out = np.full((len(one.penalties), *y.shape), np.nan)
+    for fit, val in inner:
+        own = one.kernel(train[fit], Cache()) if one.supervised else k
+        out[:, val] = decisions(one.model, own, y[fit], train[fit], one.penalties)[:, train[val]]
+    return out
+
+
+def _losses(held: np.ndarray, y: np.ndarray, inner: Sequence[tuple[Rows, Rows]], classes: bool) -> np.ndarray:
+    """Return what is minimised over penalties, `[P]` or `[P, B]`: 1 − AUC within inner folds (which need not share a scale), or error."""
+    if not classes:
+        return np.nanmean(np.square(held - y), 1)
+    total, count = np.zeros((len(held), *y.shape[1:])), np.zeros(y.shape[1:])
+    for _, val in inner:
+        value = auc(np.moveaxis(held[:, val], 1, -1), np.broadcast_to(np.moveaxis(y[val], 0, -1), np.moveaxis(held[:, val], 1, -1).shape))
+        known = np.isfinite(value[0])
+        total += np.where(known, 1 - np.where(known, value, 0), 0) * len(val)
+        count += known * len(val)
+    return total / np.maximum(count, 1)
+
+
+def _permuted_decisions(
+    one: Pipeline, k: np.ndarray, y: np.ndarray, train: Rows, inner: Sequence[tuple[Rows, Rows]], classes: bool
+) -> np.ndarray:
+    """Return the decisions for permuted targets `[n, P]`, each with the penalty that its own inner folds choose, `[P, S]`."""
+    held = _inner_decisions(one, k, y, train, inner)
+    best = _losses(held, y, inner, classes).argmin(0)
+    out = np.empty((y.shape[1], len(k)))
+    for penalty in np.unique(best):
+        here = np.flatnonzero(best == penalty)
+        out[here] = decisions("ridge", k, y[:, here], train, one.penalties[[penalty]])[0].T
+    return out
+
+
+def calibrated(held: np.ndarray, y: np.ndarray, decision: np.ndarray) -> np.ndarray:
+    """Return probabilities of class 1 by a logistic curve through the decisions of inner held-out rows (Platt 1999)."""
+    from sklearn.linear_model import LogisticRegression
+
+    known = np.isfinite(held)
+    scale = held[known].std() or 1.0
+    curve = LogisticRegression(C=1e3).fit((held[known] / scale)[:, None], y[known])
+    return curve.predict_proba((decision / scale)[:, None])[:, 1]

@@ -1,0 +1,137 @@
+"""Prediction: how well networks predict a number, e.g. age, cognition or severity, in participants and sites that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.evaluate import scores
+from pnet_jax.evaluate.answer import Answer, Figure, Line, Row
+from pnet_jax.evaluate.columns import number_target
+from pnet_jax.evaluate.compare import (
+    DEFAULT,
+    Scored,
+    conclusion,
+    folds_of,
+    learning_rows,
+    motion_part,
+    permutation_rows,
+    permuted_targets,
+    plan,
+    predictions_table,
+    score_rows,
+    settings_of,
+    sites_of,
+)
+from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
+
+R = Scored("r", scores.weighted_r)
+R2 = Scored("R²", scores.weighted_r2)
+ERROR = Scored("mean absolute error", scores.weighted_mae)
+
+
+def prediction(
+    cohort: Cohort,
+    target: str,
+    *,
+    baseline: Cohort | None = None,
+    features: Sequence[str] = DEFAULT,
+    covariates: Sequence[str] | None = None,
+    site: str = "site",
+    leave_out: str = "auto",
+    folds: int = 5,
+    repeats: int = 5,
+    held_out: Sequence[Sequence[str]] | None = None,
+    permutations: int = 1000,
+    learning: Sequence[float] = (0.25, 0.5, 0.75),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Answer:
+    """Predict a number of the cohort's table from networks of held-out participants, by kernel ridge regression.
+
+    Everything is fitted in the training part of each fold; penalties are chosen by squared error in inner folds. Sites differ in the target
+    and in their scanners, so that r within sites is the first score wherever there are several.
+
+    Args:
+      cohort: scans; a participant may have several.
+      target: column with numbers.
+      baseline, features, covariates, site, leave_out, folds, repeats, held_out, permutations, learning, seed, progress: as in `diagnosis`.
+
+    Returns:
+      Rows "features" (r within sites, r, R², mean absolute error, beside the error of the training mean), "differences" to the plain
+      connectome, "permutation" and "learning curve"; a table with all predictions.
+
+    Raises:
+      SettingsError: an unknown column or feature.
+      InputError: the target does not vary or is no number, fewer participants than folds, or one site only with `leave_out="site"`.
+    """
+    goal = number_target(cohort, target)
+    scans = cohort.take(goal.rows)
+    sites = sites_of(scans, site)
+    split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
+    site_out = split.blocks is not None
+    columns = None if covariates is None else tuple(covariates)
+    chosen = plan(scans, baseline, features, ("ridge",), columns, sites, site_out, exclude=target)
+    permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
+    fewer = sorted(learning)
+    made = predict(chosen.pipelines, split, goal.y, classes=False, permuted=permuted, shares=fewer, progress=progress)
+    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
+    measures = [R, R2, ERROR] if sites is None else [Scored("r within sites", scores.within(scores.weighted_r, sites)), R, R2, ERROR]
+    rows = score_rows(found, goal.y, split, measures, sites, seed)
+    rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, permuted, R)
+    curves = learning_rows(found[0], shorter, goal.y, split, sites, measures[0], seed)
+    moved, unknown = motion_part(scans, goal.y, seed)
+    settings = settings_of(
+        split,
+        goal,
+        seed,
+        features=[one.name for one in found],
+        not_built=chosen.left_out,
+        covariates=list(chosen.covariates),
+        permutations=permutations,
+        site=site if sites is not None else "",
+    )
+    first = next(row for row in rows if row.measure == measures[0].measure)
+    error = next(row for row in rows if row.measure == ERROR.measure)
+    plain = next(row for row in rows if row.name == "training mean")
+    sentences = (
+        f"The plain connectome ({first.name}) predicts {target} in held-out participants with {first.measure} = {first.value:.3f}, 95 % CI "
+        f"[{first.low:.3f}, {first.high:.3f}], n = {first.n} ({split.name}).",
+        conclusion(rows, found[0].name, measures[0].measure),
+        f"Its mean absolute error is {error.value:.3g}; that of the training mean is {plain.value:.3g}.",
+    )
+    warnings = [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()]
+    warnings += unknown
+    if goal.left_out:
+        warnings.append(f"{goal.left_out} scans have no {target} and were left out.")
+    return Answer(
+        "prediction",
+        sentences,
+        tuple(rows + moved + curves),
+        settings,
+        tables={"predictions": predictions_table(scans, goal, found)},
+        figures=_figures(found, goal.y, target),
+        warnings=tuple(warnings),
+    )
+
+
+def _mean_rows(one: Predictions, y: np.ndarray, split) -> list[Row]:
+    """Return the error of predicting the training mean for every held-out row."""
+    total, count = 0.0, 0
+    for train, test in split:
+        total += float(np.abs(y[test] - y[train].mean()).sum())
+        count += len(test)
+    return [Row("features", "training mean", ERROR.measure, total / count, n=int(np.isfinite(one.decision).any(0).sum()))]
+
+
+def _figures(found: Sequence[Predictions], y: np.ndarray, target: str) -> tuple[Figure, ...]:
+    lines = []
+    for one in found[:3]:
+        known = np.isfinite(one.decision[0])
+        order = np.argsort(one.decision[0, known], kind="stable")
+        parts = np.array_split(order, 10)
+        x, v = (np.array([values[part].mean() for part in parts if len(part)]) for values in (one.decision[0, known], y[known]))
+        lines.append(Line(one.name, x, v))
+    return (Figure("Predicted and observed values, means of tenths", f"predicted {target}", f"observed {target}", tuple(lines)),)
