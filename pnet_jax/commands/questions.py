@@ -33,6 +33,18 @@ class Question(NamedTuple):
 def questions() -> dict[str, Question]:
     """Return all evaluations of a cohort by name."""
     return {
+        "consistency": Question(
+            "Whether repeated scans of a participant give the same network, beside noise and other participants.",
+            _repeat_options,
+            _consistency,
+        ),
+        "parcellation": Question(
+            "Quality of the parcels, and their agreement within and between participants.", _no_options, _parcellation
+        ),
+        "identifiability": Question(
+            "Whether a participant is recognised among others from labels and from edges.", _layer_options, _identifiability
+        ),
+        "motion": Question("How much head motion is left in the edges.", _motion_options, _motion),
         "diagnosis": Question(
             "How well networks tell two groups of participants apart, in participants and sites that were held out.",
             _class_options,
@@ -40,6 +52,11 @@ def questions() -> dict[str, Question]:
         ),
         "prediction": Question(
             "How well networks predict a number such as age, in participants and sites that were held out.", _number_options, _prediction
+        ),
+        "circuits": Question(
+            "Which edges, networks and nodes differ between groups or go with a number, with family-wise error.",
+            _circuit_options,
+            _circuits,
         ),
     }
 
@@ -112,6 +129,40 @@ def _fold_options(add: Add) -> None:
     add("--learning", nargs="+", type=float, default=[0.25, 0.5, 0.75], metavar="SHARE", help="shares of the training participants")
 
 
+def _no_options(add: Add) -> None:
+    """Add nothing."""
+
+
+def _layer_options(add: Add) -> None:
+    add("--layers", nargs="+", type=str, metavar="NAME", help="edges to evaluate; all of the cohort by default")
+
+
+def _repeat_options(add: Add) -> None:
+    _layer_options(add)
+    add(
+        "--reference",
+        type=str | None,
+        metavar="COHORT",
+        help="other scans of the same participants, e.g. longer ones, or the truth of a simulation",
+    )
+
+
+def _motion_options(add: Add) -> None:
+    _layer_options(add)
+    add("--fd", type=str, default="mean_fd", metavar="COLUMN", help="column with mean framewise displacement in mm")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are held constant")
+
+
+def _circuit_options(add: Add) -> None:
+    add("--target", type=str, required=True, metavar="COLUMN", help="column with two classes, e.g. the diagnosis, or numbers")
+    add("--positive", type=str | None, metavar="CLASS", help="class that counts as 1; the last in order by default")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are held constant, e.g. age and mean_fd")
+    add("--layer", type=str, default="pearson", help="measure of the edges; shrunk and guided edges are refused")
+    add("--site", type=str, default="site", metavar="COLUMN", help="column of the sites, within which participants are permuted")
+    add("--tail", type=str, default="both", help="both, greater or less")
+    add("--permutations", type=int, default=5000, help="number of permutations")
+
+
 def _class_options(add: Add) -> None:
     from pnet_jax.evaluate.models import MODELS
 
@@ -125,6 +176,38 @@ def _class_options(add: Add) -> None:
 def _number_options(add: Add) -> None:
     add("--target", type=str, required=True, metavar="COLUMN", help="column with numbers, e.g. age")
     _fold_options(add)
+
+
+def _consistency(cohort: Any, args: Namespace, progress: Any) -> Any:
+    from pnet_jax.evaluate.consistency import consistency
+
+    reference = _load(args.reference, args) if args.reference else None
+    return consistency(cohort, args.layers, reference=reference, seed=args.seed)
+
+
+def _parcellation(cohort: Any, args: Namespace, progress: Any) -> Any:
+    from pnet_jax.evaluate.parcellation import parcellation
+
+    return parcellation(cohort, seed=args.seed)
+
+
+def _identifiability(cohort: Any, args: Namespace, progress: Any) -> Any:
+    from pnet_jax.evaluate.identifiability import identifiability
+
+    return identifiability(cohort, args.layers, seed=args.seed)
+
+
+def _motion(cohort: Any, args: Namespace, progress: Any) -> Any:
+    from pnet_jax.evaluate.motion import motion
+
+    return motion(cohort, args.layers, fd=args.fd, covariates=args.covariates or (), seed=args.seed)
+
+
+def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
+    from pnet_jax.evaluate.circuits import circuits
+
+    chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
+    return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
 
 
 def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
@@ -200,7 +283,8 @@ def _defaults(name: str, question: Question, args: Namespace) -> Namespace:
     question.options(parser.add_argument)
     given = parser.parse_args(words)
     for key, value in vars(args).items():
-        if key in given and value is not None and key not in ("cohort", "out"):
+        # Circuits need more permutations than a prediction, and have their own default.
+        if key in given and value is not None and key not in ("cohort", "out") and (name, key) != ("circuits", "permutations"):
             given[key] = value
     return given
 

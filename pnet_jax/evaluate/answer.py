@@ -125,3 +125,13 @@ def mean_row(table: str, name: str, measure: str, values: np.ndarray, seed: int 
         return Row(table, name, measure, float(known.mean()), n=len(known), note="fewer than 3 participants: no interval")
     drawn = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
     return Row(table, name, measure, float(known.mean()), *interval_of(known[drawn].mean(1)), n=len(known))
+
+
+def with_interval(row: Row, digits: int = 3) -> str:
+    """Return a value with its interval as text.
+
+    >>> with_interval(Row("features", "tangent + ridge", "AUC", 0.7921, 0.7611, 0.8202))
+    '0.792, 95 % CI [0.761, 0.820]'
+    """
+    beside = f", 95 % CI [{row.low:.{digits}f}, {row.high:.{digits}f}]" if math.isfinite(row.low) else ""
+    return f"{row.value:.{digits}f}{beside}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import pearsonr
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
@@ -27,18 +28,20 @@ from pnet_jax.evaluate.features import (
     is_correlation,
     with_measure,
 )
+from pnet_jax.evaluate.motion import motion_rows
 from pnet_jax.evaluate.pipeline import Pipeline, Predictions, predict
 from pnet_jax.evaluate.split import Split, by_subject, classes_of, fixed, leave_site_out
 
 DRAWS = 2000
 KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
 VIEWS = ((None, 0.6), (None, 0.7), (110, 0.3), (60, 0.3))  # merged regions and shrinkage of the four views; the second is unfiltered
+SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: frames of fMRI are not independent, as Ledoit-Wolf assumes
 WIDE = "wide"  # layer of correlations without a low-pass filter
 FEATURES = (
-    *("tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
+    *("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
     *("site-centred", "combat", "net", "covariates", "permuted"),
 )
-DEFAULT = ("tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
+DEFAULT = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
 
 
 class Plan(NamedTuple):
@@ -132,7 +135,9 @@ def _built(
 ) -> Sequence[Feature | Pipeline]:
     """Return what a name of `FEATURES` stands for; raises SettingsError with the reason where the cohort lacks what it needs."""
     if name == "tangent":
-        return [Tangent(cohort)] if cohort.signals is not None else [_fixed_tangent(cohort)]
+        return [Tangent(cohort)] if cohort.signals is not None else []
+    if name == "shrunk-tangent":
+        return [_fixed_tangent(with_measure(cohort, "pearson") if cohort.signals is not None else cohort)]
     if name in ("pearson", "partial"):
         return [Edges(with_measure(cohort, name), name)]
     if name == "tangent+pearson":
@@ -170,7 +175,7 @@ def _fixed_tangent(cohort: Cohort) -> Tangent:
     layer = _layer(cohort)
     if not is_correlation(cohort, layer):
         raise SettingsError(f"tangent vectors need signals or correlations; the edges {layer!r} are neither")
-    return Tangent(cohort, 0.3, layer)
+    return Tangent(cohort, SHRINKAGE, layer)
 
 
 def _views(cohort: Cohort) -> tuple[Feature, ...]:
@@ -336,6 +341,24 @@ def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.n
         p = (1 + (each >= own).sum()) / (1 + len(each))
         rows.append(Row("permutation", one.name, scored.measure, own, p=float(p), n=int(known.sum()), note=f"{len(each)} permutations"))
     return rows
+
+
+def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], list[str]]:
+    """Return how much head motion is left in the plain edges, and whether the target goes with motion; a warning if motion is unknown."""
+    fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
+    if not np.isfinite(fd).all():
+        return [], ["Head motion is unknown for some scans (mean_fd), so that its part in the result cannot be measured."]
+    layer = _layer(cohort) if cohort.edges else "pearson"
+    edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
+    names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
+    share = np.zeros((len(names), len(at)), np.float32)
+    share[at, np.arange(len(at))] = 1 / np.bincount(at)[at]
+    r, p = pearsonr(share @ y, share @ fd)
+    rows = [Row("motion", "target and mean FD", "r", float(r), p=float(p), n=len(names))]
+    try:
+        return rows + motion_rows(share @ edges, share @ fd, name=layer, permutations=200, seed=seed), []
+    except InputError as error:
+        return rows, [f"{error}."]
 
 
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:

@@ -19,6 +19,7 @@ from pnet_jax.evaluate.compare import (
     first_minutes,
     folds_of,
     learning_rows,
+    motion_part,
     permutation_rows,
     permuted_targets,
     plan,
@@ -107,6 +108,7 @@ def diagnosis(
     rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, permuted, AUC)
     curves = learning_rows(chosen.pipelines[0], split, goal, sites, learning, found[0], AUC, seed)
     curves += _length_rows(scans, chosen, split, goal, sites, minutes, seed)
+    moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
         split,
         goal,
@@ -121,11 +123,11 @@ def diagnosis(
     return Answer(
         "diagnosis",
         _sentences(rows, found, goal, split),
-        tuple(rows + curves),
+        tuple(rows + moved + curves),
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, curves),
-        warnings=_warnings(rows, found, goal, chosen),
+        warnings=(*_warnings(rows, found, goal, chosen), *unknown),
     )
 
 

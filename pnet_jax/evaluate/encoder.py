@@ -171,10 +171,8 @@ def _parcel_scores(maps: list[Int[np.ndarray, " V"]], fixed: Any, case: Case) ->
 
 
 def _rand_index(truth: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> float:
-    try:
-        from sklearn.metrics import adjusted_rand_score
-    except ImportError as error:
-        raise ValueError("the adjusted Rand index needs scikit-learn, not installed here: pip install 'pnet_jax[evaluate]'") from error
+    from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(truth, labels))
 
 

@@ -338,7 +338,7 @@ class Selected:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Harmonised:
-    """A feature after ComBat (neuroHarmonize), with site effects estimated in the training rows.
+    """A feature after ComBat (combatlearn), with site effects estimated in the training rows.
 
     Attributes:
       site: column of the sites; every site must be in the training rows, so that folds must not leave sites out.
@@ -346,7 +346,9 @@ class Harmonised:
 
     Raises:
       InputError: a held-out scan is of a site without training rows; names the site.
-      SettingsError: neuroHarmonize is not installed.
+      SettingsError: combatlearn is not installed.
+
+    Source: Johnson, Li and Rabinovic 2007, Biostatistics 8; for connectomes Fortin et al. 2018, NeuroImage 167.
     """
 
     feature: Feature
@@ -360,19 +362,16 @@ class Harmonised:
 
     def __call__(self, train: Rows) -> Float[np.ndarray, "S F"]:
         try:
-            from neuroHarmonize import harmonizationApply, harmonizationLearn
+            from combatlearn.sklearn_api import ComBat
         except ImportError:
-            raise SettingsError("ComBat needs neuroHarmonize, which is not installed: pip install 'pnet_jax[harmonize]'") from None
+            raise SettingsError("ComBat needs combatlearn, which is not installed: pip install 'pnet_jax[harmonize]'") from None
         import pandas as pd
 
         sites = column(self.cohort, self.site).astype(str)
         if unknown := sorted(set(sites) - set(sites[train])):
             raise InputError(f"ComBat: site {unknown[0]} has no training scans; use folds by subject, or centre sites instead")
         values, names = covariate_matrix(self.cohort, self.columns, np.arange(len(self.cohort)))
-        table = pd.DataFrame(values, columns=names).assign(SITE=sites)
-        x = self.feature(train).astype(np.float64)
-        varied = x[train].std(0) > 0
-        model, _ = harmonizationLearn(x[train][:, varied], table.iloc[train].reset_index(drop=True))
-        out = x.copy()
-        out[:, varied] = harmonizationApply(x[:, varied], table, model)
-        return out.astype(np.float32)
+        x = pd.DataFrame(self.feature(train).astype(np.float64))
+        kept = pd.DataFrame(values, columns=names) if names else None
+        combat = ComBat(pd.Series(sites), continuous_covariates=kept, method="fortin").fit(x.iloc[train])
+        return np.asarray(combat.transform(x), np.float32)

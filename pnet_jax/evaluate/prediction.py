@@ -16,6 +16,7 @@ from pnet_jax.evaluate.compare import (
     conclusion,
     folds_of,
     learning_rows,
+    motion_part,
     permutation_rows,
     permuted_targets,
     plan,
@@ -79,6 +80,7 @@ def prediction(
     rows = score_rows(found, goal.y, split, measures, sites, seed)
     rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, permuted, R)
     curves = learning_rows(chosen.pipelines[0], split, goal, sites, learning, found[0], measures[0], seed)
+    moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
         split,
         goal,
@@ -99,12 +101,13 @@ def prediction(
         f"Its mean absolute error is {error.value:.3g}; that of the training mean is {plain.value:.3g}.",
     )
     warnings = [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()]
+    warnings += unknown
     if goal.left_out:
         warnings.append(f"{goal.left_out} scans have no {target} and were left out.")
     return Answer(
         "prediction",
         sentences,
-        tuple(rows + curves),
+        tuple(rows + moved + curves),
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, target),

@@ -93,6 +93,24 @@ def test_confounds_are_regressed_out_with_training_coefficients():
     assert abs(np.corrcoef(expected[held].T, data.table["age"][held])[-1, :-1]).max() > 0.05
 
 
+def test_combat_removes_site_effects_that_training_rows_show():
+    pytest.importorskip("combatlearn")
+    data = cohort(n=60)
+    site = data.table["site"]
+    z = np.arctanh(np.clip(data.edges["pearson"], -0.99, 0.99)) + np.where(site == "s1", 0.4, 0.0)[:, None, None]
+    data = dataclasses.replace(data, edges={"pearson": np.tanh(z).astype(np.float32)})
+    train = np.arange(40)
+    before, after = features.Edges(data)(train), features.Harmonised(features.Edges(data), data, columns=("age",))(train)
+    held = np.arange(40, 60)
+
+    def apart(x):
+        return abs(x[held][site[held] == "s1"].mean() - x[held][site[held] != "s1"].mean())
+
+    assert apart(after) < apart(before) / 4
+    with pytest.raises(InputError, match="ComBat: site s1 has no training scans"):
+        features.Harmonised(features.Edges(data), data)(np.flatnonzero(site != "s1"))
+
+
 def test_models_equal_scikit_learn_on_the_features():
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.svm import SVC

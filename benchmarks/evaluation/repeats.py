@@ -1,0 +1,131 @@
+"""Consistency and identifiability of the networks of repeated scans, beside what noise and other participants reach.
+
+- STAGES: 20 participants with a first episode of psychosis, two sessions 3 months apart, 419 regions.
+- ECEO: 32 participants, eyes closed and eyes open on one day, 116 regions. What differs between the states counts against consistency.
+- ABIDE: halves of 2 to 5 minutes of one scan, 200 regions, 18 sites; 100 participants for the portraits, all for the rest. With
+  `--phenotypes Phenotypic_V1_0b_preprocessed1.csv` (Preprocessed Connectomes Project) the baseline has head motion, which is that of the
+  whole scan: the two halves then share it exactly, and it identifies more than it would from session to session.
+- simulated, tiers medium and real: 6 participants, two sessions of 10 min, 100 parcels, with the closed-form correlations as reference.
+  Layers: pearson (personalised parcels), atlas (the group's true parcels), noisy (pearson + independent noise of sd 0.5 on each edge).
+- noise: 1 - PDiv of networks that share nothing, by size, density and kind: correlations of independent signals of 150 frames, and random
+  graphs.
+
+    python benchmarks/evaluation/repeats.py --phenotypes FILE --out benchmarks/results/evaluation_repeats.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from arrays import abide_halves, eceo, stages, words
+from common import parser, table, write
+
+import pnet_jax
+from pnet_jax.cohort import Cohort, cohort_of
+from pnet_jax.config import SimulateConfig
+from pnet_jax.edges import compute
+from pnet_jax.evaluate import portraits
+from pnet_jax.evaluate.consistency import consistency
+from pnet_jax.evaluate.identifiability import identifiability
+from pnet_jax.ops.portrait import PortraitSettings
+from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.signals import parcel_signals
+from pnet_jax.simulate import cleaned_scan, simulate_cohort
+
+DATA = {"STAGES": stages, "ECEO": eceo, "ABIDE": abide_halves}
+TIERS = ("medium", "real")
+NOISE, FRAMES, NETWORKS, SIZES = 0.5, 150, 12, (50, 100, 200, 400)
+
+
+def main() -> None:
+    args = _arguments()
+    figures: dict[str, object] = {}
+    for name in args.data_sets:
+        start, reference = time.perf_counter(), None
+        if name in TIERS:
+            cohort, reference = simulated(name, args.subjects)
+        elif name == "noise":
+            figures[name] = noise()
+            continue
+        else:
+            cohort = abide_halves(args.data, args.phenotypes) if name == "ABIDE" else DATA[name](args.data)
+        figures[name] = evaluate(name, cohort, reference, most=args.most)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    write(args, figures)
+
+
+def evaluate(name: str, cohort: Cohort, reference: Cohort | None, most: int) -> dict[str, object]:
+    """Both answers of a cohort."""
+    answers = {"consistency": consistency(cohort, reference=reference, most_participants=most), "identifiability": identifiability(cohort)}
+    rows = answers["consistency"].rows
+    names = dict.fromkeys(row.name for row in rows if row.table == "portraits")
+    measures = [measure for measure in dict.fromkeys(row.measure for row in rows if row.table == "portraits") if "constant" not in measure]
+    found = {(row.name, row.measure): row.value for row in rows}
+    table((f"{name}: 1 - PDiv", *measures), [(one, *(found[one, measure] for measure in measures)) for one in names])
+    for answer in answers.values():
+        print("\n".join([*answer.sentences, *(f"! {said}" for said in answer.warnings)]))
+    return {question: words(answer) for question, answer in answers.items()}
+
+
+def simulated(tier: str, subjects: int) -> tuple[Cohort, Cohort]:
+    """Networks of two sessions of simulated participants, and the truth in the same form."""
+    networks, truths = [], []
+    for subject in simulate_cohort(SimulateConfig(subjects=subjects, sessions=2, tier=tier, parcels=100, seed=7)):
+        space = subject.space
+        prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+        rng = np.random.default_rng(subject.index)
+        for session in subject.sessions:
+            scan = cleaned_scan(session)
+            network = pnet_jax.construct(scan, prior=prior)
+            atlas = compute("pearson", parcel_signals(scan.y, subject.group_labels, prior.n_parcels))
+            drawn = np.triu(NOISE * rng.normal(size=atlas.shape), 1)
+            noisy = np.tanh(np.arctanh(np.clip(network.edges["pearson"], -0.99, 0.99)) + drawn + drawn.T)
+            network = dataclasses.replace(network, edges={"pearson": network.edges["pearson"], "atlas": atlas, "noisy": np.float32(noisy)})
+            networks.append(network)
+        truth = np.float32(subject.true_fc)
+        edges = dict.fromkeys(("pearson", "atlas", "noisy"), truth)
+        entities = network.entities | {"ses": "truth"}
+        truths.append(dataclasses.replace(network, edges=edges, entities=entities, labels=subject.labels.astype(np.int32)))
+    return cohort_of(networks), cohort_of(truths)
+
+
+def noise() -> dict[str, object]:
+    """Mean 1 - PDiv of pairs of networks without anything in common."""
+    rng, figures, rows = np.random.default_rng(0), {}, []
+    pairs = np.arange(NETWORKS).reshape(-1, 2)
+    for size in SIZES:
+        made = {"signals": np.stack([np.corrcoef(rng.normal(size=(size, FRAMES))) for _ in range(NETWORKS)])}
+        made["random graphs"] = portraits.shuffled(made["signals"], 1)
+        for kind, networks in made.items():
+            for lengths in ("hops", "1/w"):
+                for convention in ("author", "netrd"):
+                    found = [
+                        float(portraits.similarity(np.float32(networks), pairs, PortraitSettings(convention, lengths, density)).mean())
+                        for density in portraits.DENSITIES
+                    ]
+                    name = f"{size} nodes, {kind}, {lengths}, {convention}"
+                    rows.append((name, *found))
+                    figures[name] = dict(zip(map(str, portraits.DENSITIES), found, strict=True))
+    table(("1 - PDiv of noise, by density", *(f"{density:.0%}" for density in portraits.DENSITIES)), rows)
+    return figures
+
+
+def _arguments():
+    arguments = parser(__doc__)
+    every = (*DATA, *TIERS, "noise")
+    arguments.add_argument("--data-sets", nargs="+", default=list(every), choices=every)
+    arguments.add_argument("--phenotypes", type=Path, help="ABIDE's table of phenotypes, for head motion")
+    arguments.add_argument("--subjects", type=int, default=6, help="simulated participants")
+    arguments.add_argument("--most", type=int, default=100, help="participants whose portraits are compared")
+    return arguments.parse_args()
+
+
+if __name__ == "__main__":
+    main()

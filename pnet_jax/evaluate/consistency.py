@@ -1,0 +1,251 @@
+r"""Consistency: do repeated scans of a participant give the same network?
+
+Networks are compared by their portraits, :math:`1 - D` with D the portrait divergence (Bagrow and Bollt 2019): how alike the numbers of
+nodes at each distance are, whichever nodes these are. The value alone says nothing: networks without structure are alike too, and a
+constant network would score 1. It therefore always stands beside
+
+- the same between participants, on the same occasions, and the difference of the two, the *individual part*;
+- the noise floor: the same pairs of scans after each network's edges were dealt to its pairs of nodes at random;
+- a constant network;
+- with a reference, e.g. long scans of the same participants or the truth of a simulation, the value to the participant's own reference,
+  and its individual part: this is what to judge by.
+
+Edges are judged by ICC(1,1) (Shrout and Fleiss 1979), one-way, with one group mean for all participants. Labels are judged by their
+agreement, the share of locations that both scans give the same parcel, beside what the scans' own halves let expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError
+from pnet_jax.evaluate import portraits
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval
+from pnet_jax.evaluate.columns import shared_parcels, upper
+from pnet_jax.evaluate.label_maps import agreement, pair_agreement
+from pnet_jax.evaluate.layers import shrunk_warnings, undirected
+from pnet_jax.evaluate.reliability import bootstrap_weights, correlations, icc, variances_of
+from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
+from pnet_jax.ops.portrait import PortraitSettings
+
+GOOD_ICC = 0.4  # Cicchetti 1994: below it is poor
+
+
+def consistency(
+    cohort: Cohort,
+    layers: Sequence[str] | None = None,
+    *,
+    settings: Sequence[PortraitSettings] | None = None,
+    reference: Cohort | None = None,
+    same: Sequence[str] = SAME,
+    others: int = 5,
+    most_participants: int = 200,
+    draws: int = 500,
+    seed: int = 0,
+) -> Answer:
+    """Compare the repeated scans of each participant.
+
+    Args:
+      cohort: scans of which at least two participants have two.
+      layers: edges to compare; all undirected ones by default.
+      settings: how networks become portraits; both conventions, binary and weighted, at 5, 10, 15 and 20 % by default.
+      reference: other scans of the same participants and atlas, never the same ones: longer scans, or the truth of a simulation. The first
+        scan of each participant is used.
+      same: columns of the table that two scans share if one is to count as a repeat of the other.
+      others: number of other participants that each pair is compared with.
+      most_participants: number of participants, drawn at random, whose portraits are compared.
+      draws: bootstrap samples of the interval of the ICC.
+      seed: seed of everything random.
+
+    Returns:
+      The Answer. Tables of rows: `portraits`, `edges`, `labels`; intervals are over participants.
+
+    Raises:
+      InputError: fewer than two participants have two scans, a scan is in the reference too, no participant is, or the reference is of
+        another atlas.
+      SettingsError: a layer is directed or unknown.
+    """
+    repeats, settings = repeats_of(cohort, "consistency", same), tuple(settings or portraits.standard_settings())
+    layers = undirected(cohort, layers)
+    beside = None if reference is None else Reference(reference, reference_rows(cohort, reference, repeats))
+    rows: list[Row] = []
+    figures: list[Figure] = []
+    alarms = [*repeats.warnings, *shrunk_warnings(layers)]
+    for layer in layers:
+        shared = shared_parcels(cohort, layer, repeats.rows)
+        if beside is not None:
+            shared = shared & shared_parcels(beside.cohort, layer, beside.rows[beside.there])
+        if shared.sum() < len(shared):
+            alarms.append(f"{layer}: only the {int(shared.sum())} of {len(shared)} parcels that are in every scan are compared.")
+        truth = None if beside is None else _of(beside.cohort, layer, beside.rows, shared)
+        matrices = _of(cohort, layer, repeats.rows, shared)
+        rows += portraits.portrait_rows(matrices, repeats, layer, settings, truth, others=others, most=most_participants, seed=seed)
+        own, values = edge_rows(cohort, layer, repeats, shared, beside, draws=draws, seed=seed)
+        rows += own
+        figures.append(Figure(f"Reliability of {layer} edges", "ICC(1,1)", "edges", values={layer: values}))
+    figures += portraits.curves(rows, layers[0], settings)
+    found, said = label_rows(cohort, repeats, beside, others, seed)
+    rows, alarms = rows + found, alarms + said
+    about = {
+        "layers": list(layers),
+        "portraits": [portraits.words(one) for one in settings],
+        "noise": f"edges shuffled between pairs of nodes, {portraits.NOISE_PAIRS} pairs of scans",
+        "icc": "ICC(1,1), one-way, one mean for all participants, negative values kept",
+        "repeats": f"scans of one participant that share {', '.join(same) or 'nothing else'}",
+        "reference": None if reference is None else f"{len(reference)} scans",
+        **{"others": others, "most_participants": most_participants, "draws": draws, "seed": seed},
+    }
+    sentences = _sentences(Answer("consistency", (), tuple(rows), {}), layers[0], settings, reference is not None)
+    return Answer("consistency", sentences, tuple(rows), about, figures=tuple(figures), warnings=tuple(alarms))
+
+
+class Reference(NamedTuple):
+    """Other scans of the participants.
+
+    Attributes:
+      cohort: the scans.
+      rows: row of each participant of `Repeats`, −1 where there is none, `[n]`.
+    """
+
+    cohort: Cohort
+    rows: Int[np.ndarray, " n"]
+
+    @property
+    def there(self) -> Int[np.ndarray, " m"]:
+        """Participants who have a reference."""
+        return np.flatnonzero(self.rows >= 0)
+
+
+def reference_rows(cohort: Cohort, reference: Cohort, repeats: Repeats) -> Int[np.ndarray, " n"]:
+    """Return the row of the reference of each participant of `repeats`, −1 where there is none.
+
+    Raises:
+      InputError: the atlas differs, a scan is in both cohorts, or no participant has a reference.
+    """
+    if not np.array_equal(reference.ids, cohort.ids):
+        raise InputError(
+            f"reference: expected the atlas of the cohort ({cohort.n_parcels} parcels), found {reference.n_parcels} parcels with other ids"
+        )
+    if both := sorted(set(cohort.table["scan"].astype(str)) & set(reference.table["scan"].astype(str))):
+        raise InputError(f"reference: {both[0]} is also a scan of the cohort: a scan must not be compared with itself")
+    subjects = reference.table["subject"].astype(str)
+    order = np.argsort(reference.table["scan"].astype(str), kind="stable")
+    first: dict[str, int] = {}
+    for row in order:
+        first.setdefault(subjects[row], int(row))
+    found = np.array([first.get(name, -1) for name in repeats.names])
+    if (found >= 0).sum() < 2:
+        raise InputError(f"reference: expected scans of two participants of the cohort or more, found {int((found >= 0).sum())}")
+    return found
+
+
+def _of(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"], shared: Bool[np.ndarray, " K"]) -> Float[np.ndarray, "n N N"]:
+    at = np.flatnonzero(shared)
+    found = cohort.edges[layer][rows][:, at[:, None], at[None, :]]
+    return np.where((rows < 0)[:, None, None], np.float32(np.nan), found)
+
+
+# edges and labels
+
+
+def edge_rows(
+    cohort: Cohort, layer: str, repeats: Repeats, shared: Bool[np.ndarray, " K"], beside: Reference | None, *, draws: int, seed: int
+) -> tuple[list[Row], Float[np.ndarray, " E"]]:
+    """Return the rows of the table `edges` of one layer, and the ICC of every edge."""
+    edges = upper(cohort.edges[layer][repeats.rows], shared)
+    rows, values = icc_rows(edges, repeats.subject, layer, draws=draws, seed=seed)
+    if beside is not None:
+        alike = correlations(edges, upper(beside.cohort.edges[layer][beside.rows[beside.there]], shared))
+        rows += to_reference_rows(alike, beside.there, repeats, "edges", layer, "r", seed)
+    return rows, values
+
+
+def icc_rows(
+    edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
+) -> tuple[list[Row], Float[np.ndarray, " E"]]:
+    """Return rows that sum the edge-wise ICC up, with intervals over participants, and the ICC of every edge."""
+    found = variances_of(edges, subject)
+    values, n = icc(found), len(found.scans)
+    drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
+    boot = np.concatenate(drawn) if drawn else np.full((0, len(values)), np.nan)
+    rows = []
+    for name, average in (("median", np.nanmedian), ("mean", np.nanmean)):
+        limits = interval_of(average(boot, axis=1)) if len(boot) else (math.nan, math.nan)
+        note = "" if len(boot) else "fewer than 3 participants: no interval"
+        rows.append(Row("edges", layer, f"ICC(1,1), {name} edge", float(average(values)), *limits, n=n, note=note))
+    # A bootstrap spreads the ICCs of edges, so that it has no interval for the share of those beyond a limit.
+    shares = {f"share of edges with ICC of {GOOD_ICC} or above": values >= GOOD_ICC, "share of edges with ICC below 0": values < 0}
+    return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
+
+
+def to_reference_rows(
+    alike: Float[np.ndarray, "n m"], there: Int[np.ndarray, " m"], repeats: Repeats, table: str, name: str, measure: str, seed: int
+) -> list[Row]:
+    """Return the rows that compare scans with the reference of their own and of other participants.
+
+    Args:
+      alike: similarity of each scan and each reference.
+      there: participant of each reference.
+    """
+    own = repeats.subject[:, None] == there[None]
+    known = own.any(1)
+    n, others = len(repeats.names), np.where(own, 0, alike).sum(1) / (len(there) - 1)
+    each = {f"{measure} with reference": np.where(own, alike, 0).sum(1), f"{measure} with other references": others}
+    means = {title: per_subject(np.where(known, values, np.nan), repeats.subject, n) for title, values in each.items()}
+    first, second = means.values()
+    means["to reference, individual part"] = first - second
+    return [mean_row(table, name, title, values, seed) for title, values in means.items()]
+
+
+def label_rows(cohort: Cohort, repeats: Repeats, beside: Reference | None, others: int, seed: int) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table `labels`, and warnings; nothing if the scans have no labels of one Space."""
+    if cohort.labels is None:
+        return [], []
+    labels, n = cohort.labels[repeats.rows], len(repeats.names)
+    pairs = {"within": repeats.within, "between": repeats.between(others, seed)}
+    each = {name: per_subject(pair_agreement(labels, own), repeats.subject[own[:, 0]], n) for name, own in pairs.items()}
+    each["individual part"] = each["within"] - each["between"]
+    for title, column in (("expected", "expected_agreement"), ("halves of one scan", "agreement")):
+        each[title] = per_subject(np.asarray(cohort.table[column], float)[repeats.rows], repeats.subject, n)
+    rows = [mean_row("labels", "labels", name if "part" in name else f"agreement {name}", own, seed) for name, own in each.items()]
+    if beside is not None and beside.cohort.labels is not None and beside.cohort.labels.shape[1] == labels.shape[1]:
+        alike = agreement(labels, beside.cohort.labels[beside.rows[beside.there]])
+        rows += to_reference_rows(alike, beside.there, repeats, "labels", "labels", "agreement", seed)
+    kept = np.asarray(cohort.table["decision"]).astype(str)[repeats.rows] == "atlas"
+    said = [f"{int(kept.sum())} of {len(kept)} scans have the labels of the atlas, which agree by construction."] if kept.any() else []
+    return rows, said
+
+
+def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], reference: bool) -> tuple[str, ...]:
+    chosen = next((one for one in settings if (one.convention, one.lengths, one.density) == ("author", "hops", 0.15)), settings[0])
+    name = f"{layer}, {portraits.shown(chosen)}"
+    row = {one.measure: one for one in found.rows if one.name == name}
+    part, within, between, noise = (
+        row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
+    )
+    said = [
+        f"Two scans of one participant are more alike than scans of two participants by {with_interval(part)} in 1 − PDiv: "
+        f"{within.value:.3f} within and {between.value:.3f} between participants ({name}, n = {within.n}).",
+        f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so that the value within "
+        "participants alone is not evidence of quality.",
+    ]
+    if reference:
+        own, individual = row["1 - PDiv to reference"], row["to reference, individual part"]
+        said.append(f"To the participant's own reference it is {with_interval(own)}, of which {with_interval(individual)} is individual.")
+    edges = next(one for one in found.rows if (one.table, one.name) == ("edges", layer))
+    said.append(f"The median edge of {layer} has ICC(1,1) = {with_interval(edges)}.")
+    labels = {one.measure: one for one in found.rows if one.table == "labels"}
+    if labels:
+        expected = labels["agreement expected"]
+        beside = f"; {100 * expected.value:.1f} % was expected from their halves" if math.isfinite(expected.value) else ""
+        said.append(
+            f"Repeated scans give {100 * labels['agreement within'].value:.1f} % of the locations the same parcel, scans of different "
+            f"participants {100 * labels['agreement between'].value:.1f} %{beside}."
+        )
+    return tuple(said)

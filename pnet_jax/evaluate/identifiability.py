@@ -1,0 +1,216 @@
+r"""Identifiability: can a participant be recognised by another scan, and by what?
+
+With the similarity r of every scan of one occasion to every scan of another:
+
+- identification accuracy: share of participants whose most similar scan on the other occasion is their own, both directions
+  (Finn et al. 2015);
+- :math:`I_\mathrm{diff} = 100\,(I_\mathrm{self} - I_\mathrm{others})`, the mean similarity to oneself less that to others (Amico and Goñi
+  2018);
+- discriminability: probability that two scans of one participant are nearer to each other than to another participant's (Bridgeford et al.
+  2021);
+- the median ICC(1,1) of the edges (Shrout and Fleiss 1979).
+
+Edges and label maps are scored separately: where parcels do not follow a participant's own areas, the shape of these areas appears in the
+edges and helps to identify (Bijsterbosch et al. 2018). What the length and quality of the scans alone identify stands beside both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
+from pnet_jax.evaluate.columns import shared_parcels
+from pnet_jax.evaluate.consistency import icc_rows
+from pnet_jax.evaluate.label_maps import agreement
+from pnet_jax.evaluate.layers import chosen_layers, edge_vectors, shrunk_warnings
+from pnet_jax.evaluate.reliability import correlations, discriminability, discriminability_null, hits, others_mean, p_value, wilson
+from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
+
+QUALITY = ("mean_fd", "tsnr", "n_frames")
+
+
+class Features(NamedTuple):
+    """What scans are recognised by.
+
+    Attributes:
+      table: `"edges"`, `"labels"` or `"baseline"`.
+      name: layer, or columns.
+      similarity: of all scans, `[n, n]`; larger is more alike.
+      edges: edges of the scans, `[n, E]`, if it is a layer.
+    """
+
+    table: str
+    name: str
+    similarity: Float[np.ndarray, "n n"]
+    edges: Float[np.ndarray, "n E"] | None = None
+
+
+def identifiability(
+    cohort: Cohort,
+    layers: Sequence[str] | None = None,
+    *,
+    same: Sequence[str] = SAME,
+    quality: Sequence[str] = QUALITY,
+    permutations: int = 1000,
+    draws: int = 500,
+    seed: int = 0,
+) -> Answer:
+    """Identify participants across their scans.
+
+    Args:
+      cohort: scans of which at least two participants have two.
+      layers: edges; all of the cohort by default.
+      same: columns of the table that two scans share if one is to count as a repeat of the other.
+      quality: columns of the baseline, which has neither edges nor labels; those without values are left out.
+      permutations: rearrangements of the participants, for chance levels and p values.
+      draws: bootstrap samples of the interval of the ICC.
+      seed: seed of everything random.
+
+    Returns:
+      The Answer. Tables of rows: `edges`, `labels`, `baseline`. Accuracies have Wilson's intervals, other values bootstrap ones, over
+      participants. The table `participants` has the share of comparisons in which each participant was identified.
+
+    Raises:
+      InputError: fewer than two participants have two scans.
+      SettingsError: a layer or column is unknown.
+    """
+    repeats, layers = repeats_of(cohort, "identifiability", same), chosen_layers(cohort, layers)
+    rows: list[Row] = []
+    figures: list[Figure] = []
+    table, used = {"participant": np.array(repeats.names)}, {}
+    for features in _features(cohort, repeats, layers, quality):
+        own, identified = feature_rows(features, repeats, permutations=permutations, seed=seed)
+        rows, table[features.name] = rows + own, identified
+        if features.edges is not None:
+            found, values = icc_rows(features.edges, repeats.subject, features.name, draws=draws, seed=seed)
+            rows += found
+            figures.append(Figure(f"Reliability of {features.name} edges", "ICC(1,1)", "edges", values={features.name: values}))
+            used[features.name] = features.edges.shape[1]
+        figures.append(_figure(features, repeats))
+    settings = {
+        "layers": list(layers),
+        "edges_used": used,
+        "similarity": "Pearson correlation over edges as they are, agreement of labels, minus Euclidean distance of standardised columns",
+        "distance_of_discriminability": "1 - similarity",
+        "repeats": f"scans of one participant that share {', '.join(same) or 'nothing else'}",
+        **{"quality": list(quality), "permutations": permutations, "draws": draws, "seed": seed},
+    }
+    answer = Answer("identifiability", (), tuple(rows), settings, {"participants": table}, tuple(figures))
+    alarms = [*repeats.warnings, *shrunk_warnings(layers)]
+    return Answer(
+        "identifiability", _sentences(answer, layers[0]), answer.rows, settings, answer.tables, answer.figures, warnings=tuple(alarms)
+    )
+
+
+def _features(cohort: Cohort, repeats: Repeats, layers: Sequence[str], quality: Sequence[str]) -> Iterator[Features]:
+    for layer in layers:
+        edges = edge_vectors(cohort, layer, repeats.rows, shared_parcels(cohort, layer, repeats.rows))
+        yield Features("edges", layer, correlations(edges, edges), edges)
+    if cohort.labels is not None:
+        labels = cohort.labels[repeats.rows]
+        yield Features("labels", "labels", agreement(labels, labels))
+    columns = {name: np.asarray(cohort.table[name], float)[repeats.rows] for name in quality if name in cohort.table}
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).all() and np.ptp(values) > 0}
+    if columns:
+        x = np.stack([(values - values.mean()) / values.std() for values in columns.values()], 1)
+        yield Features("baseline", " + ".join(columns), -np.linalg.norm(x[:, None] - x[None], axis=-1))
+
+
+def feature_rows(
+    features: Features, repeats: Repeats, *, permutations: int = 1000, seed: int = 0
+) -> tuple[list[Row], Float[np.ndarray, " n"]]:
+    """Return the rows of one kind of features, and the share of comparisons in which each participant was identified."""
+    n, similarity = len(repeats.names), features.similarity
+    rng = np.random.default_rng(seed)
+    owners, found, null = [], [], np.zeros((permutations, 2))
+    compared = 0
+    for first, second in repeats.occasions():
+        block = similarity[np.ix_(first, second)]
+        forward, backward = hits(block)
+        m = len(first)
+        owners.append(repeats.subject[first])
+        found.append(np.stack([np.diag(forward), np.diag(backward), np.diag(block), others_mean(block)]))
+        shuffles = np.array([rng.permutation(m) for _ in range(permutations)]).reshape(-1, m)
+        null += np.stack([one[np.arange(m), shuffles].sum(1) for one in (forward, backward)], 1)
+        compared += m
+    owner, values = np.concatenate(owners), np.concatenate(found, 1)
+    forward, backward, own, others = (per_subject(one, owner, n) for one in values)
+    null /= compared
+    rows = _accuracy_rows(features, (forward, backward), null, compared)
+    named = {"I_self": own, "I_others": others, "I_diff (x 100)": 100 * (own - others)}
+    rows += [mean_row(features.table, features.name, measure, each, seed) for measure, each in named.items()]
+    rows.append(_discriminability_row(features, repeats, permutations, seed))
+    return rows, (forward + backward) / 2
+
+
+def _accuracy_rows(
+    features: Features, identified: tuple[np.ndarray, np.ndarray], null: Float[np.ndarray, "P 2"], compared: int
+) -> list[Row]:
+    both = (identified[0] + identified[1]) / 2
+    each = {"accuracy": (both, null.mean(1)), "accuracy, first to second": (identified[0], null[:, 0])}
+    each["accuracy, second to first"] = (identified[1], null[:, 1])
+    rows = []
+    for measure, (values, chance) in each.items():
+        known = values[np.isfinite(values)]
+        share = float(known.mean())
+        rows.append(Row(features.table, features.name, measure, share, *wilson(share, len(known)), p_value(chance, share), len(known)))
+    note = f"{compared} scans are looked for on another occasion"
+    return [
+        *rows,
+        Row(features.table, features.name, "accuracy by chance", float(null.mean()), *interval_of(null.mean(1)), n=len(both), note=note),
+    ]
+
+
+def _discriminability_row(features: Features, repeats: Repeats, permutations: int, seed: int) -> Row:
+    """Of all scans of the kinds together if there is one kind; the mean over kinds, weighted by their participants, otherwise."""
+    values, owners, null, total = [], [], np.zeros(permutations), 0
+    for kind in sorted(set(repeats.kind.tolist())):
+        here = np.flatnonzero(repeats.kind == kind)
+        names, subject = np.unique(repeats.subject[here], return_inverse=True)
+        if len(names) < 2:
+            continue
+        distance = 1 - features.similarity[np.ix_(here, here)]
+        values.append(discriminability(distance, subject))
+        owners.append(names)
+        null += len(names) * discriminability_null(distance, subject, permutations, seed)
+        total += len(names)
+    each = per_subject(np.concatenate(values), np.concatenate(owners), len(repeats.names))
+    row = mean_row(features.table, features.name, "discriminability", each, seed)
+    return row._replace(p=p_value(null / total, row.value))
+
+
+def _figure(features: Features, repeats: Repeats) -> Figure:
+    first, second = next(iter(repeats.occasions()))
+    block = features.similarity[np.ix_(first, second)]
+    off = ~np.eye(len(block), dtype=bool)
+    values = {"same participant": np.diag(block).copy(), "different participants": block[off]}
+    return Figure(f"Similarity of scans by {features.name}", "similarity", "pairs of scans", values=values)
+
+
+def _sentences(found: Answer, layer: str) -> tuple[str, ...]:
+    row = {(one.table, one.name, one.measure): one for one in found.rows}
+    accuracy, chance = row["edges", layer, "accuracy"], row["edges", layer, "accuracy by chance"]
+    said = [
+        f"By their {layer} edges, {_percent(accuracy)} of the participants are identified on another occasion, p = {accuracy.p:.2g}, "
+        f"n = {accuracy.n}; chance is {100 * chance.value:.1f} %.",
+        f"Two scans of a participant are nearer to each other than to another participant's in "
+        f"{_percent(row['edges', layer, 'discriminability'])} of the comparisons (discriminability; chance is 50 %).",
+    ]
+    for table in ("labels", "baseline"):
+        for one in found.rows:
+            if (one.table, one.measure) == (table, "accuracy"):
+                what = "Label maps" if table == "labels" else f"The quality of the scans alone ({one.name})"
+                said.append(f"{what} identify {_percent(one)}.")
+    if not any(one.table == "baseline" for one in found.rows):
+        said.append("What the quality of the scans alone identifies is unknown: the cohort has no values of it that differ.")
+    return tuple(said)
+
+
+def _percent(row: Row) -> str:
+    beside = f", 95 % CI [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else ""
+    return f"{100 * row.value:.1f} %{beside}"

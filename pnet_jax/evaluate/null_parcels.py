@@ -1,0 +1,111 @@
+"""Parcels that a participant's own must beat: of the same sizes at random places, and Ward's of the same signals."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import coo_matrix
+
+from pnet_jax.space import LEFT, RIGHT, Space
+
+ROUNDS = 60  # of the sizes of random parcels
+STEP = 0.5
+
+
+def random_parcels(labels: Int[np.ndarray, " V"], space: Space, rng: np.random.Generator) -> Int[np.ndarray, " V"]:
+    """Return compact parcels at random places with about the sizes of the given ones, hemisphere by hemisphere.
+
+    Each location goes to the seed with the smallest d² − w (a power diagram); the weights w are raised for seeds with too few locations and
+    lowered for those with too many until sizes fit.
+
+    Args:
+      labels: parcels, −1 outside, which stays outside.
+      space: V locations.
+      rng: seeds are drawn from the locations, and sizes dealt to seeds, by this.
+
+    Returns:
+      Labels, those of each hemisphere among its own.
+
+    Source: Aurenhammer 1987 on power diagrams with given sizes; random parcels of the same number and size as a null by Gordon et al. 2016.
+    """
+    out = np.full_like(labels, -1)
+    for side in (LEFT, RIGHT):
+        here = np.flatnonzero((space.hemisphere == side) & (labels >= 0))
+        if len(here):
+            parcels, sizes = np.unique(labels[here], return_counts=True)
+            dealt = rng.permutation(len(parcels))
+            out[here] = parcels[dealt][_power_diagram(space.xyz[here].astype(np.float64), sizes[dealt], rng)]
+    return out
+
+
+def _power_diagram(xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    seeds = xyz[rng.choice(len(xyz), len(sizes), replace=False)]
+    area = np.cbrt(np.prod(np.ptp(xyz, axis=0) + 1) / len(sizes)) ** 2  # mm², of a parcel's width
+    weight = np.zeros(len(sizes))
+    best, error = np.zeros(len(xyz), int), np.inf
+    for turn in range(ROUNDS):
+        nearest = (np.square(xyz[:, None] - seeds[None]).sum(2) - weight).argmin(1)
+        count = np.bincount(nearest, minlength=len(sizes))
+        off = float(np.abs(count - sizes).sum())
+        if off < error:
+            best, error = nearest, off
+        # Towards their own middle in the first rounds, else seeds at a border could not grow.
+        if turn < ROUNDS // 3:
+            sums = np.stack([np.bincount(nearest, weights=xyz[:, axis], minlength=len(sizes)) for axis in range(3)], 1)
+            seeds = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], seeds)
+        weight += STEP * area * np.clip((sizes - count) / sizes, -1, 1)
+    return best
+
+
+def ward(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndarray, " V"]:
+    """Return Ward's clusters of adjacent locations, as many in each hemisphere as the given parcels.
+
+    Args:
+      y: signals, standardised over time.
+      labels: parcels, −1 outside, which stays outside; they give the numbers of clusters and nothing else.
+      space: V locations with neighbours.
+
+    Source: Ward 1963; scikit-learn's AgglomerativeClustering; for parcellations Thirion et al. 2014.
+    """
+    from sklearn.cluster import AgglomerativeClustering
+
+    row, at = np.nonzero(space.neighbours >= 0)
+    graph = coo_matrix((np.ones(len(row)), (row, space.neighbours[row, at])), shape=(len(space),) * 2).tocsr()
+    out, used = np.full_like(labels, -1), 0
+    for side in (LEFT, RIGHT):
+        here = np.flatnonzero((space.hemisphere == side) & (labels >= 0))
+        if len(here):
+            count = len(np.unique(labels[here]))
+            out[here] = used + AgglomerativeClustering(count, linkage="ward", connectivity=_connected(graph[here][:, here])).fit_predict(
+                y[here]
+            )
+            used += count
+    return out
+
+
+def _connected(graph):
+    """Join pieces that hang apart by one link each, which scikit-learn would do with a warning and at the cost of all distances."""
+    from scipy.sparse.csgraph import connected_components
+
+    count, piece = connected_components(graph, directed=False)
+    if count == 1:
+        return graph
+    first = np.array([np.flatnonzero(piece == one)[0] for one in range(count)])
+    main = first[np.bincount(piece).argmax()]
+    links = first[first != main]
+    extra = coo_matrix(
+        (np.ones(2 * len(links)), (np.r_[links, np.full(len(links), main)], np.r_[np.full(len(links), main), links])), graph.shape
+    )
+    return (graph + extra).tocsr()
+
+
+def pieces(labels: Int[np.ndarray, " V"], space: Space) -> int:
+    """Return the number of connected pieces of all parcels together. DCBC rewards fragments: compare maps at similar numbers."""
+    from scipy.sparse.csgraph import connected_components
+
+    row, at = np.nonzero(space.neighbours >= 0)
+    other = space.neighbours[row, at]
+    alike: Bool[np.ndarray, " m"] = (labels[row] == labels[other]) & (labels[row] >= 0)
+    graph = coo_matrix((np.ones(alike.sum()), (row[alike], other[alike])), shape=(len(labels),) * 2)
+    count, _ = connected_components(graph, directed=False)
+    return int(count - (labels < 0).sum())
