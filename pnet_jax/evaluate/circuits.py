@@ -44,10 +44,11 @@ def circuits(
     .. math:: z_{se} = \beta_e x_s + \gamma_e^\top c_s + \mu_{e, \mathrm{site}(s)} + \varepsilon_{se}, \qquad
       t_e = \beta_e / \mathrm{se}(\beta_e)
 
-    Five answers come from the same permutations (Freedman and Lane; within sites): edges by false discovery rate and by the largest t
-    (max-T); connected components of the edges beyond a threshold (network-based statistic: extent and intensity); edges by the
-    threshold-free network-based statistic; means over all edges between two networks; means over all edges of a node. If every participant
-    has scans of both classes, differences within participants are tested by sign flips instead (`evaluate.design`).
+    Edges are tested by the false discovery rate (p of the t distribution). The other answers come from one set of permutations (Freedman
+    and Lane; within sites): edges by the largest t (max-T); connected components of the edges beyond a threshold (network-based
+    statistic: extent and intensity); edges by the threshold-free network-based statistic; means over all edges between two networks;
+    means over all edges of a node. If every participant has scans of both classes, differences within participants are tested by sign
+    flips instead (`evaluate.design`).
 
     Args:
       cohort: S scans.

@@ -64,7 +64,9 @@ def planted(size: float = 0.4, n: int = 40, seed: int = 0) -> np.ndarray:
 def test_a_planted_circuit_is_found_by_every_test():
     found = circuits(cohort(planted(), group=GROUP), "group", permutations=FEW)
     edges, blocks, nodes = (found.tables[name] for name in ("edges", "blocks", "nodes"))
-    for column in ("p_fwe", "q", "p_tfnbs"):
+    assert_allclose(edges["q"], stats.false_discovery_control(edges["p_t"]))
+    assert set(PLANTED) <= set(np.flatnonzero(edges["q"] < 0.05)) and (edges["q"] < 0.05).sum() <= 7
+    for column in ("p_fwe", "p_tfnbs"):
         assert_array_equal(np.flatnonzero(edges[column] < 0.05), PLANTED, err_msg=column)
     assert_array_equal(np.flatnonzero(edges["component"] == 1), PLANTED)
     assert found.value("component 1", "extent (edges)") == 6 and found.tables["components"]["p_extent"][0] == 1 / (1 + FEW)
@@ -87,6 +89,7 @@ def test_figures_equal_foreign_programs():
     edges, ill = found.tables["edges"], GROUP == "patient"
     t = stats.ttest_ind(z[ill], z[~ill])
     assert_allclose(edges["t"], t.statistic, rtol=1e-3, atol=1e-4)
+    assert_allclose(edges["p_t"], t.pvalue, rtol=1e-2)
     interval = t.confidence_interval()
     assert_allclose([edges["low"], edges["high"]], [interval.low, interval.high], atol=1e-4)
     assert_allclose(edges["difference"], z[ill].mean(0) - z[~ill].mean(0), atol=1e-5)
