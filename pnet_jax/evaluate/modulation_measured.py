@@ -16,14 +16,17 @@ noise alone (about 0.5 in pure noise).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate.answer import Answer, Row, mean_row
+from pnet_jax.evaluate.columns import class_target, column, fisher_z, layer_of, shared_parcels, upper
 from pnet_jax.evaluate.modulation_sites import ARTEFACT, KINDS, predicted_changes
 from pnet_jax.evaluate.resampling import sign_flip
 
@@ -89,6 +92,49 @@ class Runs:
     def z(self) -> Float[np.ndarray, "n 4 E"]:
         """OFF 1, OFF 2, ON 1, ON 2."""
         return np.concatenate([self.off, self.on], 1, dtype=np.float64)
+
+
+def runs_of(cohort: Cohort, condition: str, target: str, *, on: str | None = None, layer: str = "pearson") -> Runs:
+    """Return the runs of a cohort in which every patient has two scans without and two with stimulation.
+
+    Sites are parcels of one name once the hemisphere (`L`, `R`, `LH`, `RH`, `left`, `right` as a word of the name) is left out.
+
+    Args:
+      cohort: scans with correlations.
+      condition: column with two classes, without and with stimulation.
+      target: column with the name of the site of each patient's electrodes.
+      on: class with stimulation; the last in order by default.
+      layer: correlations.
+
+    Raises:
+      SettingsError: an unknown column, class or layer.
+      InputError: a patient has other than two scans of each condition, or scans with different targets; names the patient.
+    """
+    goal = class_target(cohort, condition, on)
+    shared = shared_parcels(cohort, layer, goal.rows)
+    z = fisher_z(upper(layer_of(cohort, layer), shared))
+    subjects, places = cohort.table["subject"].astype(str), column(cohort, target).astype(str)
+    names = [name for name, there in zip(cohort.names, shared, strict=True) if there]
+    sites: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        sites.setdefault(_without_side(name), []).append(at)
+    runs: dict[str, list[np.ndarray]] = {"off": [], "on": []}
+    targets, patients = [], list(dict.fromkeys(subjects[goal.rows].tolist()))
+    for patient in patients:
+        own = goal.rows[subjects[goal.rows] == patient]
+        is_on = goal.y[subjects[goal.rows] == patient] > 0
+        if (is_on.sum(), (~is_on).sum()) != (2, 2) or len(set(places[own].tolist())) != 1:
+            found = f"{int(is_on.sum())} {goal.classes[1]} and {int((~is_on).sum())} {goal.classes[0]}, targets {set(places[own].tolist())}"
+            raise InputError(f"{patient}: expected two scans of each condition and one target, found {found}")
+        runs["off"].append(z[own[~is_on]])
+        runs["on"].append(z[own[is_on]])
+        targets.append(_without_side(places[own[0]]))
+    return Runs(np.stack(runs["off"]), np.stack(runs["on"]), sites, targets, patients)
+
+
+def _without_side(name: str) -> str:
+    words = [word for word in re.split(r"[ _.-]+", name) if word.lower() not in ("l", "r", "lh", "rh", "left", "right")]
+    return " ".join(words)
 
 
 class _Scores(NamedTuple):

@@ -93,3 +93,22 @@ def test_nan_and_unknown_kinds_are_refused():
         dataclasses.replace(runs, on=on)
     with pytest.raises(SettingsError, match="magnet"):
         measured_modulation(runs, kinds=("magnet",))
+
+
+def test_runs_of_a_cohort_are_refused_by_name_unless_each_patient_has_two_of_each():
+    from pnet_jax.cohort import make_cohort
+    from pnet_jax.evaluate.modulation_measured import runs_of
+
+    rng = np.random.default_rng(0)
+    n, names = 7, ["LH_a", "RH_a", "LH_b", "RH_b"]
+    subjects = np.repeat([f"{at}" for at in range(n)], 4)
+    state = np.tile(["OFF", "OFF", "ON", "ON"], n)
+    edges = np.stack([np.corrcoef(rng.normal(size=(4, 30))) for _ in subjects])
+    about = {"state": state, "site": np.repeat(["a", "b", "a", "a", "b", "b", "a"], 4)}
+    cohort = make_cohort(subjects, edges={"pearson": edges}, covariates=about, names=names, sessions=np.tile(list("1234"), n))
+    runs = runs_of(cohort, "state", "site", on="ON")
+    assert {name: list(nodes) for name, nodes in runs.sites.items()} == {"a": [0, 1], "b": [2, 3]}
+    assert list(runs.targets) == ["a", "b", "a", "a", "b", "b", "a"]
+    np.testing.assert_allclose(np.tanh(runs.on[1, 0]), edges[6][np.triu_indices(4, 1)], atol=1e-5)
+    with pytest.raises(InputError, match=r"6: expected two scans of each condition and one target, found 1 ON and 2 OFF"):
+        runs_of(cohort.take(np.arange(27)), "state", "site", on="ON")
