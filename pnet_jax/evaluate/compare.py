@@ -373,7 +373,7 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
     many = f" ({len(apart)} comparisons, not corrected for their number)" if len(apart) > 1 else ""
     return (
         f"{best.name} predicts better than the plain connectome ({reference}): difference in {measure} {best.value:+.3f}, "
-        f"95 % CI [{best.low:+.3f}, {best.high:+.3f}]{many}."
+        f"95 % CI [{best.low:+.3f}, {best.high:+.3f}], paired over folds p = {best.p:.2g}{many}."
     )
 
 
