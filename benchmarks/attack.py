@@ -29,7 +29,7 @@ PATIENCE = 5.0  # seconds after which no process of a run that has ended may be 
 
 
 class Place(NamedTuple):
-    """The synthetic cohort, its undisturbed result, a folder for what else is needed, and how long a run takes."""
+    """The synthetic cohort, its undisturbed result, a folder for what else is needed, and the seconds from a run's folder to its end."""
 
     cohort: Path
     clean: Path

@@ -57,21 +57,21 @@ def _held(out: Path, after: int) -> bool:
 
 
 def killed(attack: Attack, place: Place, kills: int) -> None:
-    """The process alone, so that its workers are orphans while the next run is under way already; or all processes at once."""
+    """At random moments: the process alone, whose orphans are there as the next run begins; or all processes at once."""
     for tree in (False, True):
         for number in range(kills):
             out = place.work / f"killed{number}"
             started = begun(place, out)
-            moment = random.uniform(0, place.seconds)
-            time.sleep(moment)
+            after, pause = random.randrange(7), random.uniform(0, place.seconds / 6)
+            wait_for(started, lambda out=out, after=after: results(out) >= after)
+            time.sleep(pause)
             over = started.process.poll() is not None
             started.kill(tree)
-            done = results(out)
             again = start("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume")
             left = started.left()
             code, said = finish(again)
             differ = differences(place.clean, out)
-            what = f"{'all' if tree else 'main'}, {moment:.1f} s, {done} results{', over' if over else ''}"
+            what = f"{'all' if tree else 'main'}, {after} results and {pause:.1f} s{', over' if over else ''}"
             attack(
                 what,
                 code == 0 and not differ and not left and one_line(said),

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import faults
 import pandas as pd
-from attack import EDGES, OPTIONS, Attack, Place, differences, finish, one_line, rows_of, run, start
+from attack import EDGES, OPTIONS, Attack, Place, differences, finish, one_line, rows_of, run, start, wait_for
 from common import parser, write
 from spoilt import BAD, flip, other_confounds, write_participant
 
@@ -172,8 +172,10 @@ def carry_out(work: Path, only: list[str] | None, kills: int) -> list[Attack]:
     options[options.index("--workers") + 1] = "0"
     code, said = run("construct", cohort, clean, *options)
     assert code == 0, said
+    started = start("construct", cohort, work / "timed", *OPTIONS, *EDGES)
+    wait_for(started, (work / "timed").exists)
     begun = time.perf_counter()
-    code, said = run("construct", cohort, work / "timed", *OPTIONS, *EDGES)
+    code, said = finish(started)
     place = Place(cohort, clean, work, time.perf_counter() - begun)
     every: dict[str, Callable[[Attack], None]] = {
         "workers": lambda attack: attack("no byte depends on them", code == 0 and not differences(clean, work / "timed"), said=said),

@@ -6,9 +6,12 @@ raw edges of the other session after the training mean is taken away, `mse` in F
 ICC(1,1) of the two sessions' estimates. `identification`:
 a participant's first session is more like their own second one than like anybody else's, after the mean is taken away.
 
-ICC and identification compare participants with each other, so that for these two the mean towards which edges are shrunk is that of all
-participants; variances and weights are those of the four other folds. With a mean for each fold the estimates differ between folds by what
-the left-out participants lack, which is no property of the layer: shrunk edges would seem to have a quarter of the ICC of raw ones.
+ICC and identification compare participants with each other, so that one group must be applied to all: for these two, group and guide are
+fitted on all participants. With a group for each fold, estimates differ between folds by what the left-out participants lack: an edge in
+which a participant stands out has a mean without this participant and, of the others, a smaller variance, so that just this difference is
+shrunk most. With one group, shrinking is one line for all and changes no ICC. The guide mixes edges, and repeats best in participants on
+whom it was fitted: `ICC within folds` is that of the held-out participants of one fold, who share a group, averaged over folds; with four
+participants in each it is to be compared with that of the raw edges only.
 
 With `--halves`, group and guide are fitted on the halves of first sessions instead of on pairs of sessions.
 
@@ -17,6 +20,8 @@ With `--halves`, group and guide are fitted on the halves of first sessions inst
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 from common import need, parser, table, write
@@ -37,29 +42,41 @@ def main() -> None:
     pairs, n_eff = participants(need(args.data, TABLE)[0])
     fitted, n_fitted = participants(need(args.data, TABLE)[0], halves=True) if args.halves else (pairs, n_eff)
     upper = np.triu_indices(pairs.shape[-1], 1)
-    held_out, one_mean = ({layer: np.zeros((*pairs.shape[:2], len(upper[0])), np.float32) for layer in LAYERS} for _ in range(2))
+    held_out, one_group = ({layer: np.zeros((*pairs.shape[:2], len(upper[0])), np.float32) for layer in LAYERS} for _ in range(2))
     centred = np.zeros_like(held_out["raw"])
-    common = fisher(pairs).mean((0, 1))
     for fold in range(FOLDS):
         test = np.arange(len(pairs)) % FOLDS == fold
-        sizes = np.full((~test).sum(), n_fitted, np.float32)
-        first, second = fitted[~test].swapaxes(0, 1)
-        group = edges.fit_shrinkage(first, second, sizes)
-        taught = edges.fit_guided(first[:, None], second[:, None], sizes)
+        group, taught = fit(fitted[~test], n_fitted)
         centred[test] = np.asarray(group.mean)[upper]
-        for participant in np.flatnonzero(test):
-            for session in (0, 1):
-                raw, place = pairs[participant, session], (participant, session)
-                made = edges.layers(raw, n_eff, group, taught)
-                with_one = edges.layers(raw, n_eff, group._replace(mean=common), taught._replace(mean=common[None]))
-                for layer in LAYERS:
-                    held_out[layer][place] = np.asarray(fisher(made[layer].edges))[upper]
-                    one_mean[layer][place] = np.asarray(fisher(with_one[layer].edges))[upper]
-    mean = np.asarray(common)[upper]
-    figures = {layer: score(held_out[layer], held_out["raw"], centred) | reliability(one_mean[layer] - mean) for layer in LAYERS}
+        for place in itertools.product(np.flatnonzero(test), (0, 1)):
+            apply(held_out, place, pairs, n_eff, group, taught)
+    group, taught = fit(fitted, n_fitted)
+    for place in itertools.product(range(len(pairs)), (0, 1)):
+        apply(one_group, place, pairs, n_eff, group, taught)
+    mean = np.asarray(group.mean)[upper]
+    figures = {
+        layer: score(held_out[layer], held_out["raw"], centred)
+        | reliability(one_group[layer] - mean)
+        | {"ICC within folds": within_folds(held_out[layer])}
+        for layer in LAYERS
+    }
     print(f"{len(pairs)} participants with two sessions")
     table(("edges", *figures["raw"]), [(layer, *figures[layer].values()) for layer in LAYERS])
     write(args, figures)
+
+
+def fit(pairs: np.ndarray, n_eff: float):
+    """Group and guide of the participants of `[S, 2, K, K]`."""
+    sizes = np.full(len(pairs), n_eff, np.float32)
+    first, second = pairs.swapaxes(0, 1)
+    return edges.fit_shrinkage(first, second, sizes), edges.fit_guided(first[:, None], second[:, None], sizes)
+
+
+def apply(estimates: dict[str, np.ndarray], place: tuple[int, int], pairs: np.ndarray, n_eff: float, group, taught) -> None:
+    """Fill in every layer of one participant's session."""
+    upper = np.triu_indices(pairs.shape[-1], 1)
+    for layer, made in edges.layers(pairs[place], n_eff, group, taught).items():
+        estimates[layer][place] = np.asarray(fisher(made.edges))[upper]
 
 
 def participants(file, *, halves: bool = False) -> tuple[np.ndarray, float]:
@@ -88,10 +105,17 @@ def score(found: np.ndarray, raw: np.ndarray, mean: np.ndarray) -> dict[str, flo
 
 
 def reliability(found: np.ndarray) -> dict[str, float]:
-    """Median ICC over edges and identification, of estimates `[S, 2, E]` less one mean for all."""
+    """Median ICC over edges and identification, of estimates `[S, 2, E]` less one mean for all participants."""
     each = icc(variances_of(_flat(found), np.repeat(np.arange(len(found)), 2)))
     alike = correlations(found[:, 0], found[:, 1])
     return {"ICC": float(np.median(each)), "identification": float(np.diag(hits(alike)[0]).mean())}
+
+
+def within_folds(found: np.ndarray) -> float:
+    """Median over edges of the mean over folds of the ICC of a fold's participants."""
+    folds = [found[np.arange(len(found)) % FOLDS == fold] for fold in range(FOLDS)]
+    each = [icc(variances_of(_flat(own), np.repeat(np.arange(len(own)), 2))) for own in folds]
+    return float(np.median(np.mean(each, axis=0)))
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

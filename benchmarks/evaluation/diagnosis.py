@@ -10,6 +10,7 @@ inside the folds.
 
 from __future__ import annotations
 
+import sys
 import time
 
 import cohorts
@@ -53,20 +54,20 @@ def abide(args) -> dict[str, object]:
         "covariates",
         "permuted",
     )
-    return shown(diagnosis(cohort, "dx", positive="ASD", features=features, permutations=args.permutations))
+    return shown(diagnosis(cohort, "dx", positive="ASD", features=features, permutations=args.permutations, progress=said))
 
 
 def eyes(args) -> dict[str, object]:
     cohort = cohorts.eyes(args.data)
     features = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "graph", "permuted")
-    options = {"features": features, "folds": 8, "repeats": 5, "permutations": args.permutations}
+    options = {"features": features, "folds": 8, "repeats": 5, "permutations": args.permutations, "progress": said}
     return shown(diagnosis(cohort, "state", minutes=(1, 2, 4, 6), **options))
 
 
 def depression(args) -> dict[str, object]:
     cohort = cohorts.depression(args.data)
     features = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "permuted")
-    return shown(diagnosis(cohort, "dx", positive="MDD", features=features, permutations=args.permutations))
+    return shown(diagnosis(cohort, "dx", positive="MDD", features=features, permutations=args.permutations, progress=said))
 
 
 def leak(args) -> dict[str, object]:
@@ -93,6 +94,12 @@ def leak(args) -> dict[str, object]:
     rows += [(name, *found, len(y)) for name, found in zip(names, scored(pipelines, split, y), strict=True)]
     table(("edges", "AUC", "low", "high", "n"), rows)
     return {str(row[0]): dict(zip(("AUC", "low", "high", "n"), row[1:], strict=True)) for row in rows}
+
+
+def said(name: str, done: int, total: int) -> None:
+    """Print the progress of long runs."""
+    if name and done % max(total // 20, 1) == 0:
+        print(f"  {done} of {total} fits, {name}", file=sys.stderr, flush=True)
 
 
 class Given:

@@ -3,8 +3,7 @@
 - STAGES: 20 participants with a first episode of psychosis, two sessions 3 months apart, 419 regions.
 - ECEO: 32 participants, eyes closed and eyes open on one day, 116 regions. What differs between the states counts against consistency.
 - ABIDE: halves of 2 to 5 minutes of one scan, 200 regions, 18 sites; 100 participants for the portraits, all for the rest. With
-  `--phenotypes Phenotypic_V1_0b_preprocessed1.csv` (Preprocessed Connectomes Project) the baseline has head motion, which is that of the
-  whole scan: the two halves then share it exactly, and it identifies more than it would from session to session.
+  `--phenotypes Phenotypic_V1_0b_preprocessed1.csv` (Preprocessed Connectomes Project) the table has the head motion of the whole scan.
 - simulated, tiers medium and real: 6 participants, two sessions of 10 min, 100 parcels, with the closed-form correlations as reference.
   Layers: pearson (personalised parcels), atlas (the group's true parcels), noisy (pearson + independent noise of sd 0.5 on each edge).
 - noise: 1 - PDiv of networks that share nothing, by size, density and kind: correlations of independent signals of 150 frames, and random
@@ -58,6 +57,7 @@ def main() -> None:
             cohort = abide_halves(args.data, args.phenotypes) if name == "ABIDE" else DATA[name](args.data)
         figures[name] = evaluate(name, cohort, reference, most=args.most)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        write(args, figures)
     write(args, figures)
 
 

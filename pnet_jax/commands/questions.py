@@ -58,6 +58,11 @@ def questions() -> dict[str, Question]:
             _circuit_options,
             _circuits,
         ),
+        "modulation": Question(
+            "What a dynamic model predicts for interventions in patients, or whether it predicts a measured stimulation.",
+            _modulation_options,
+            _modulation,
+        ),
     }
 
 
@@ -90,8 +95,8 @@ def evaluate_all(arguments: Sequence[str]) -> int:
             with Bar(0, f"evaluate {name}", "fit") as bar:
                 answers.append(question.run(cohort, given, bar))
         except (InputError, SettingsError) as error:
-            left_out[name] = str(error)
-            print(f"{name} was not evaluated: {error}", file=sys.stderr)
+            left_out[name] = str(error).removeprefix(f"{name}: ")
+            print(f"{name} was not evaluated: {left_out[name]}", file=sys.stderr)
     if not answers:
         raise InputError("no evaluation was possible: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
     _written(answers, left_out, cohort, args, "evaluation")
@@ -135,6 +140,21 @@ def _no_options(add: Add) -> None:
 
 def _layer_options(add: Add) -> None:
     add("--layers", nargs="+", type=str, metavar="NAME", help="edges to evaluate; all of the cohort by default")
+
+
+def _modulation_options(add: Add) -> None:
+    add("--target", type=str, required=True, metavar="COLUMN", help="column with patients and controls, or OFF and ON with --measured")
+    add("--positive", type=str | None, metavar="CLASS", help="class of the patients, or of scans with stimulation; the last by default")
+    add("--kind", type=str, default="coupling", help="coupling (gain of a node's links), local (its decay) or forcing (a periodic input)")
+    add("--cap", type=float, default=0.2, metavar="ENERGY", help="largest energy, relative to the power of one node's own drift")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are removed from the edges")
+    add("--max-patients", type=int, default=100, help="number of patients that are scored")
+    add(
+        "--measured",
+        type=str | None,
+        metavar="COLUMN",
+        help="protocol for measured stimulation, two scans OFF and two ON of each patient: column that names the stimulated site",
+    )
 
 
 def _repeat_options(add: Add) -> None:
@@ -208,6 +228,17 @@ def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
 
     chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
     return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
+
+
+def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
+    if args.measured:
+        from pnet_jax.evaluate.modulation_measured import measured_modulation, runs_of
+
+        return measured_modulation(runs_of(cohort, args.target, args.measured, on=args.positive), seed=args.seed)
+    from pnet_jax.evaluate.modulation import modulation
+
+    chosen = {"kind": args.kind, "cap": args.cap, "max_patients": args.max_patients, "covariates": args.covariates or ()}
+    return modulation(cohort, args.target, patients=args.positive, seed=args.seed, **chosen)
 
 
 def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:

@@ -185,12 +185,17 @@ def one_step(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Flo
     It needs no iteration, is unbiased to first order and exists where maximum likelihood does not (fewer bins than parcels): what
     empirical Bayes needs of a subject.
     """
+    modes, moved, variance = one_step_in_modes(params, spectra)
+    return jacobian(params) + _outside(modes, moved), jnp.sqrt(variance_of_entries(modes, variance, variance))
+
+
+def one_step_in_modes(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"], Float[Array, "K K"]]:
+    """Return the modes U of J, and Uᵀ (estimate − J) U of the one-step estimate with its variances; entries are independent there."""
     modes, info = information(params, spectra)
     rates, _ = _modes(_symmetric(params.coupling))
     slope = jax.grad(negative_log_likelihood)(params, spectra).coupling * (len(modes) * jnp.maximum(spectra.weight.sum(), 1.0))
     slope = _inside(modes, _symmetric(slope)) / _differences(rates)  # by A, in the modes
-    moved = _outside(modes, slope * (2 - jnp.eye(len(modes), dtype=modes.dtype)) / info)
-    return jacobian(params) + moved, jnp.sqrt(variance_of_entries(modes, 1 / info, 1 / info))
+    return modes, slope * (2 - jnp.eye(len(modes), dtype=modes.dtype)) / info, 1 / info
 
 
 def scoring_step(params: Params, spectra: Spectra, slope: Params, precision: Params) -> Params:

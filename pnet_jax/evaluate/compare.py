@@ -29,8 +29,8 @@ from pnet_jax.evaluate.features import (
     with_measure,
 )
 from pnet_jax.evaluate.motion import motion_rows
-from pnet_jax.evaluate.pipeline import Pipeline, Predictions, predict
-from pnet_jax.evaluate.split import Split, by_subject, classes_of, fixed, leave_site_out
+from pnet_jax.evaluate.pipeline import Pipeline, Predictions
+from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000
 KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
@@ -378,27 +378,17 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
 
 
 def learning_rows(
-    one: Pipeline,
-    split: Split,
-    goal: Target,
-    sites: np.ndarray | None,
-    shares: Sequence[float],
-    whole: Predictions,
-    scored: Scored,
-    seed: int,
+    whole: Predictions, fewer: Sequence[Predictions], y: np.ndarray, split: Split, sites: np.ndarray | None, scored: Scored, seed: int
 ) -> list[Row]:
-    """Return a score of the plain connectome for fewer training participants."""
-    if not shares:
-        return []
-    weights = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed)
+    """Return a score of the plain connectome for shares of the training participants, and for all."""
+    weights, size = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), mean_size(split)
     rows = []
-    for share in (*sorted(shares), 1.0):
-        part = split if share >= 1 else subsample(split, goal.y, share, seed)
-        found = whole if share >= 1 else predict([one], part, goal.y, classes=bool(goal.classes))[0]
-        each = scores.over_repeats(scored.function, found.decision, goal.y, weights)
-        count = mean_size(part)
-        said = f"{count} training participants"
-        rows.append(Row("learning curve", said, scored.measure, float(each[0]), *interval_of(each[1:]), n=count, note=one.name))
+    for one in (*fewer, whole) if fewer else ():
+        each = scores.over_repeats(scored.function, one.decision, y, weights)
+        share = 1.0 if one is whole else float(one.name.split("%")[0]) / 100
+        said = "all training participants" if one is whole else one.name
+        row = Row("learning curve", said, scored.measure, float(each[0]), *interval_of(each[1:]), n=round(share * size), note=whole.name)
+        rows.append(row)
     return rows
 
 
@@ -412,19 +402,6 @@ def predictions_table(cohort: Cohort, goal: Target, found: Sequence[Predictions]
         if one.probability is not None:
             table[f"{one.name}: probability"] = one.probability.mean(0)
     return table
-
-
-def subsample(split: Split, y: np.ndarray, share: float, seed: int) -> Split:
-    """Return the same held-out rows with a share of the training subjects, drawn at random within classes."""
-    rng, folds = np.random.default_rng(seed), []
-    of_row = classes_of(y)
-    for train, test in split:
-        names, first = np.unique(split.subjects[train], return_index=True)
-        kind = of_row[train][first]
-        parts = [rng.permutation(names[kind == one]) for one in np.unique(kind)]
-        kept = np.concatenate([part[: max(2, round(share * len(part)))] for part in parts])
-        folds.append((train[np.isin(split.subjects[train], kept)], test))
-    return dataclasses.replace(split, folds=tuple(folds), name=f"{split.name}, {share:.0%} of the training participants")
 
 
 def first_minutes(cohort: Cohort, minutes: float) -> Cohort:

@@ -229,9 +229,10 @@ def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], 
     part, within, between, noise = (
         row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
     )
+    doubtful = ", which may be 0" if part.low <= 0 <= part.high else ""
     said = [
-        f"Two scans of one participant are more alike than scans of two participants by {with_interval(part)} in 1 − PDiv: "
-        f"{within.value:.3f} within and {between.value:.3f} between participants ({name}, n = {within.n}).",
+        f"1 − PDiv is {within.value:.3f} between two scans of one participant and {between.value:.3f} between scans of two participants "
+        f"({name}, n = {within.n}): the individual part is {with_interval(part)}{doubtful}.",
         f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so that the value within "
         "participants alone is not evidence of quality.",
     ]

@@ -98,7 +98,9 @@ def diagnosis(
     site_out = split.blocks is not None
     chosen = plan(scans, baseline, features, models, covariates, sites, site_out)
     permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
-    found = predict(chosen.pipelines, split, goal.y, classes=True, permuted=permuted, progress=progress)
+    fewer = sorted(learning)
+    made = predict(chosen.pipelines, split, goal.y, classes=True, permuted=permuted, shares=fewer, progress=progress)
+    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
     if "graph" in features:
         from pnet_jax.evaluate.graph import graph_predictions
 
@@ -106,7 +108,7 @@ def diagnosis(
     measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
     rows = score_rows(found, goal.y, split, measures, sites, seed)
     rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, permuted, AUC)
-    curves = learning_rows(chosen.pipelines[0], split, goal, sites, learning, found[0], AUC, seed)
+    curves = learning_rows(found[0], shorter, goal.y, split, sites, AUC, seed)
     curves += _length_rows(scans, chosen, split, goal, sites, minutes, seed)
     moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(

@@ -93,7 +93,8 @@ def _strongest(z: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
 
 def _profiles(z: Float[np.ndarray, "S K K"], train: Int[np.ndarray, " n"], inputs: int) -> Float[np.ndarray, "S K F"]:
     centred = z - z[train].mean(0)
-    basis = np.linalg.eigh(np.einsum("skr,skq->rq", centred[train], centred[train]))[1][:, -inputs:]
+    rows = centred[train].reshape(-1, z.shape[-1])
+    basis = np.linalg.eigh(rows.T @ rows)[1][:, -inputs:]
     out = centred @ basis
     return (out / out[train].std()).astype(np.float32)
 

@@ -101,7 +101,7 @@ def identifiability(
         **{"quality": list(quality), "permutations": permutations, "draws": draws, "seed": seed},
     }
     answer = Answer("identifiability", (), tuple(rows), settings, {"participants": table}, tuple(figures))
-    alarms = [*repeats.warnings, *shrunk_warnings(layers)]
+    alarms = [*repeats.warnings, *shrunk_warnings(layers), *_quality_warnings(cohort, repeats, quality)]
     return Answer(
         "identifiability", _sentences(answer, layers[0]), answer.rows, settings, answer.tables, answer.figures, warnings=tuple(alarms)
     )
@@ -119,6 +119,13 @@ def _features(cohort: Cohort, repeats: Repeats, layers: Sequence[str], quality: 
     if columns:
         x = np.stack([(values - values.mean()) / values.std() for values in columns.values()], 1)
         yield Features("baseline", " + ".join(columns), -np.linalg.norm(x[:, None] - x[None], axis=-1))
+
+
+def _quality_warnings(cohort: Cohort, repeats: Repeats, quality: Sequence[str]) -> list[str]:
+    """Name the columns that only some scans have, and which are therefore not in the baseline."""
+    missing = {name: ~np.isfinite(np.asarray(cohort.table[name], float)[repeats.rows]) for name in quality if name in cohort.table}
+    some = [f"{name} ({int(gap.sum())} scans)" for name, gap in missing.items() if gap.any() and not gap.all()]
+    return [f"Not in the baseline, because some scans have no value: {', '.join(some)}."] if some else []
 
 
 def feature_rows(

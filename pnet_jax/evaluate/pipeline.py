@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from pnet_jax.evaluate.features import Feature
 from pnet_jax.evaluate.models import PENALTIES, decisions, kernel_of, site_centred
 from pnet_jax.evaluate.scores import auc
-from pnet_jax.evaluate.split import Split
+from pnet_jax.evaluate.split import Split, classes_of
 
 Rows = Int[np.ndarray, " n"]
 Progress = Callable[[str, int, int], None]
@@ -94,6 +94,7 @@ def predict(
     *,
     classes: bool,
     permuted: Float[np.ndarray, "S P"] | None = None,
+    shares: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> list[Predictions]:
     """Fit every pipeline in every fold and predict the held-out rows.
@@ -104,10 +105,12 @@ def predict(
       y: target, 0 or 1 if `classes`.
       classes: choose penalties by AUC and calibrate probabilities; numbers are chosen by squared error.
       permuted: permuted targets, for which ridge pipelines with unsupervised features are fitted too, with penalties chosen for each.
+      shares: shares of the training subjects that the first pipeline's model is fitted to besides; its features are those of the whole
+        training part.
       progress: called with what is done, and how many of how many fits are finished.
 
     Returns:
-      Predictions of each pipeline, in their order.
+      Predictions of each pipeline, in their order, then those of the first one for each share.
     """
     place = _repeats(split)
     repeats, size = max(place) + 1, len(y)
@@ -115,6 +118,7 @@ def predict(
     probability = [np.full((repeats, size), np.nan) for _ in pipelines]
     null = [None if not _permutes(one, permuted) else np.full((permuted.shape[1], size), np.nan) for one in pipelines]  # type: ignore[union-attr]
     fold_of, chosen = np.full((repeats, size), -1), [np.zeros(len(split)) for _ in pipelines]
+    fewer = [np.full((repeats, size), np.nan) for _ in shares]
     for number, (train, test) in enumerate(split):
         cache, repeat = Cache(), place[number]
         inner = split.inner(train, y)
@@ -127,6 +131,8 @@ def predict(
             best = int(_losses(held, y[train], inner, classes).argmin())
             decision = decisions(one.model, k, y[train], train, one.penalties[[best]])[0]
             blank[at][repeat, test], chosen[at][number] = decision[test], one.penalties[best]
+            for share, values in zip(shares if at == 0 else (), fewer, strict=False):
+                values[repeat, test] = _with_fewer(one, k, y, split, train, share, classes)[test]
             if classes:
                 probability[at][repeat, test] = calibrated(held[best], y[train], decision[test])
             if null[at] is not None and repeat == 0:
@@ -134,7 +140,23 @@ def predict(
     if progress is not None:
         progress("", len(split) * len(pipelines), len(split) * len(pipelines))
     found = zip(pipelines, blank, probability, chosen, null, strict=True)
-    return [Predictions(one.name, d, p if classes else None, fold_of, c, n) for one, d, p, c, n in found]
+    out = [Predictions(one.name, d, p if classes else None, fold_of, c, n) for one, d, p, c, n in found]
+    return out + [
+        Predictions(f"{share:.0%} of the training participants", d, None, fold_of, chosen[0])
+        for share, d in zip(shares, fewer, strict=True)
+    ]
+
+
+def _with_fewer(one: Pipeline, k: np.ndarray, y: np.ndarray, split: Split, train: Rows, share: float, classes: bool) -> np.ndarray:
+    """Return the decisions of a model that is fitted to a share of the training subjects, drawn at random within classes."""
+    rng = np.random.default_rng(split.seed)
+    names, first = np.unique(split.subjects[train], return_index=True)
+    kind = classes_of(y[train])[first]
+    kept = [rng.permutation(names[kind == each]) for each in np.unique(kind)]
+    part = train[np.isin(split.subjects[train], np.concatenate([each[: max(3, round(share * len(each)))] for each in kept]))]
+    held = _inner_decisions(one, k, y[part], part, inner := split.inner(part, y))
+    best = int(_losses(held, y[part], inner, classes).argmin())
+    return decisions(one.model, k, y[part], part, one.penalties[[best]])[0]
 
 
 def _repeats(split: Split) -> list[int]:

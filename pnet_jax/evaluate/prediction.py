@@ -75,11 +75,13 @@ def prediction(
     columns = None if covariates is None else tuple(covariates)
     chosen = plan(scans, baseline, features, ("ridge",), columns, sites, site_out, exclude=target)
     permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
-    found = predict(chosen.pipelines, split, goal.y, classes=False, permuted=permuted, progress=progress)
+    fewer = sorted(learning)
+    made = predict(chosen.pipelines, split, goal.y, classes=False, permuted=permuted, shares=fewer, progress=progress)
+    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
     measures = [R, R2, ERROR] if sites is None else [Scored("r within sites", scores.within(scores.weighted_r, sites)), R, R2, ERROR]
     rows = score_rows(found, goal.y, split, measures, sites, seed)
     rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, permuted, R)
-    curves = learning_rows(chosen.pipelines[0], split, goal, sites, learning, found[0], measures[0], seed)
+    curves = learning_rows(found[0], shorter, goal.y, split, sites, measures[0], seed)
     moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
         split,

@@ -19,7 +19,7 @@ from pnet_jax.report.style import ABSENT, ALARM, ATLAS, DATA_FREE, GRID, PERSONA
 if TYPE_CHECKING:
     from pnet_jax.evaluate.answer import Answer, Figure, Row
 
-MOST_ROWS, MOST_NAMES = 60, 40  # of a table on the page; of labelled rows in a matrix
+MOST_ROWS, MOST_NAMES, MOST_MEASURES = 60, 40, 7  # of a table on the page; of labelled rows in a matrix; columns of a table
 COLOURS = (PERSONAL, ALARM, ATLAS, DATA_FREE, "#7c3aed", "#b45309")
 
 
@@ -73,19 +73,38 @@ def _shown(answer: Answer) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    shown = [
-        {
-            "name": row.name,
-            "measure": row.measure,
-            "value": number(row.value),
-            "interval": "" if math.isnan(row.low) else f"[{number(row.low)}, {number(row.high)}]",
-            "p": "" if math.isnan(row.p) else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}",
-            "n": row.n or "",
-            "note": row.note,
-        }
-        for row in rows[:MOST_ROWS]
-    ]
-    return {"shown": shown, "hidden": max(len(rows) - MOST_ROWS, 0), "noted": any(row["note"] for row in shown)}
+    """Return a table with a column for each measure if there are few, else one with a line for each number."""
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
+    if 1 < len(measures) <= MOST_MEASURES and len(names) < len(rows):
+        of = {(row.name, row.measure): row for row in rows}
+        lines = [[_cell(of.get((name, measure))) for measure in measures] for name in names]
+        notes = {name: "; ".join(dict.fromkeys(row.note for row in rows if row.name == name and row.note)) for name in names}
+        shown: list[dict[str, Any]] = [
+            {"name": name, "cells": cells, "note": notes[name]} for name, cells in zip(names, lines, strict=True)
+        ]
+        head = measures
+    else:
+        cells = [[row.measure, number(row.value), interval(row), p_value(row.p), row.n or ""] for row in rows]
+        shown = [{"name": row.name, "cells": each, "note": row.note} for row, each in zip(rows, cells, strict=True)]
+        head = ["Measure", "Value", "95 % CI", "p", "n"]
+    hidden = max(len(shown) - MOST_ROWS, 0)
+    return {"head": head, "shown": shown[:MOST_ROWS], "hidden": hidden, "noted": any(row["note"] for row in shown[:MOST_ROWS])}
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    said = f"{number(row.value)} {interval(row)}".strip()
+    return said if math.isnan(row.p) else f"{said}, p {p_value(row.p)}" if row.p < 0.001 else f"{said}, p = {p_value(row.p)}"
+
+
+def interval(row: Row) -> str:
+    return "" if math.isnan(row.low) else f"[{number(row.low)}, {number(row.high)}]"
+
+
+def p_value(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def number(value: float) -> str:
@@ -108,7 +127,7 @@ def draw(figure: Figure) -> str:
             _lines(axes, figure)
         else:
             _distributions(axes, figure)
-        axes.set(xlabel=figure.x, ylabel=figure.y, title=figure.title)
+        axes.set(xlabel=figure.x, ylabel=figure.y)
         return as_png(page)
 
 

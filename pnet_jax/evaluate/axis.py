@@ -1,0 +1,88 @@
+r"""Disease axis: the direction in Fisher z along which patients differ from controls, fitted on training participants.
+
+.. math:: w \propto (S_w + \lambda I)^{-1} (\mu_P - \mu_H), \qquad w \cdot (\mu_P - \mu_H) = 1
+
+with the shrinkage of Ledoit and Wolf. A participant's position is :math:`w \cdot (z - \mu_H)`: 0 is the mean control, 1 the mean patient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+LEAST = 3  # participants of each group
+
+
+class Axis(NamedTuple):
+    """A disease axis.
+
+    Attributes:
+      weights: w, `[E]`.
+      healthy, patients: means of the two groups, `[E]`.
+      separation: distance of the means in standard deviations within a group, of the shrunk covariance.
+    """
+
+    weights: Float[np.ndarray, " E"]
+    healthy: Float[np.ndarray, " E"]
+    patients: Float[np.ndarray, " E"]
+    separation: float
+
+    @property
+    def direction(self) -> Float[np.ndarray, " E"]:
+        """From the mean control to the mean patient."""
+        return self.patients - self.healthy
+
+    def position(self, z: Float[np.ndarray, "S E"]) -> Float[np.ndarray, " S"]:
+        """Where participants are, `[S]`: 0 is the mean control, 1 the mean patient."""
+        return (z - self.healthy) @ self.weights
+
+
+def fit_axis(z: Float[np.ndarray, "S E"], patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]) -> Axis:
+    """Fit the axis on some participants; S² E operations.
+
+    Args:
+      z: Fisher z of all participants.
+      patient: who is a patient.
+      rows: who may be used.
+
+    Raises:
+      ValueError: fewer than 3 patients or controls among the rows.
+    """
+    some, ill = np.asarray(z[rows], np.float64), patient[rows]
+    if min(ill.sum(), (~ill).sum()) < LEAST:
+        raise ValueError(f"expected {LEAST} patients and {LEAST} controls or more for a disease axis, got {ill.sum()} and {(~ill).sum()}")
+    healthy, patients = some[~ill].mean(0), some[ill].mean(0)
+    apart = some - np.where(ill[:, None], patients, healthy)
+    direction = patients - healthy
+    gram = apart @ apart.T / (len(rows) - 2)
+    share = _ledoit_wolf(apart, gram)
+    level = share * np.trace(gram) / len(direction)
+    scaled = apart * np.sqrt((1 - share) / (len(rows) - 2))
+    inner = scaled @ scaled.T + level * np.eye(len(rows))
+    weights = (direction - scaled.T @ np.linalg.solve(inner, scaled @ direction)) / level  # Woodbury: S x S, never E x E
+    squared = float(weights @ direction)
+    return Axis(weights / squared, healthy, patients, squared**0.5)
+
+
+def halves(patient: Bool[np.ndarray, " S"], subjects: np.ndarray, rows: Int[np.ndarray, " n"], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of training rows without a common subject, each with half of the patients and of the controls."""
+    rng = np.random.default_rng(seed)
+    first: list[str] = []
+    for one in (False, True):
+        names = np.unique(subjects[rows][patient[rows] == one])
+        first += rng.permutation(names)[: len(names) // 2].tolist()
+    inside = np.isin(subjects[rows], first)
+    return rows[inside], rows[~inside]
+
+
+def _ledoit_wolf(apart: Float[np.ndarray, "n E"], gram: Float[np.ndarray, "n n"]) -> float:
+    """Share of the identity (Ledoit and Wolf 2004) from inner products of participants alone."""
+    n, size = apart.shape
+    mean = np.trace(gram) / size
+    squared = float(np.square(gram).sum())  # |S|²
+    spread = squared - size * mean**2
+    norms = np.square(apart).sum(1)
+    noise = (float(np.square(norms).sum()) / n - squared) / n
+    return float(np.clip(noise / max(spread, 1e-12), 0.01, 0.99))

@@ -1,0 +1,180 @@
+"""One fold of virtual modulation: axes and priors from training rows, then every rule's target for each held-out patient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pnet_jax.dynamics.interventions import Kind
+from pnet_jax.evaluate.axis import Axis, fit_axis, halves
+from pnet_jax.evaluate.modulation_model import Dynamics, Effects, control_cost, effects, spreading, square
+
+OWN, GROUP, RANDOM, MATCHED, SPREADING, CONTROL = RULES = (
+    "own best target",
+    "group-average target",
+    "random target",
+    "degree-matched target",
+    "FC spreading",
+    "minimum control energy",
+)
+MATCHED_SHARE = 0.1  # of the targets, those nearest in degree
+LEAST_MATCHED = 3
+
+
+class Setting(NamedTuple):
+    """What all folds share.
+
+    Attributes:
+      z: Fisher z of all S rows, covariates removed by `adjust`, `[S, E]`.
+      r: correlations, `[S, K, K]`.
+      patient: whether a row is a patient's, `[S]`.
+      subjects: `[S]`.
+      covariates: `[S, Q]`; Q may be 0.
+      dynamics: of the rows.
+      targets: nodes of each of N targets, −1 for padding, `[N, m]`.
+      kind, cap: of the intervention.
+      draws: of a patient's J.
+      seed: of halves and draws.
+    """
+
+    z: Float[np.ndarray, "S E"]
+    r: Float[np.ndarray, "S K K"]
+    patient: Bool[np.ndarray, " S"]
+    subjects: np.ndarray
+    covariates: Float[np.ndarray, "S Q"]
+    dynamics: Dynamics
+    targets: Int[np.ndarray, "N m"]
+    kind: Kind
+    cap: float
+    draws: int
+    seed: int
+
+    @property
+    def members(self) -> Float[np.ndarray, "N K"]:
+        """1 for the nodes of each target."""
+        return (self.targets[:, :, None] == np.arange(self.r.shape[-1])).any(1).astype(np.float64)
+
+
+class Outcome(NamedTuple):
+    """Results for one held-out patient.
+
+    Attributes:
+      row: of the cohort's rows that were used.
+      position: on the whole training part's axis; 0 is the mean control, 1 the mean patient.
+      shift: of each target on that axis, for the negative and the positive amplitude, `[N, 2]`.
+      rules: by rule, `[6, 5]`: shift on an axis that took no part in the choice, the same in standard deviations within a group, whether
+        converted, damage, energy.
+      chosen: index of the own best target on the whole axis.
+      first: share of the posterior draws in which it stays ahead of the four next; NaN without draws.
+    """
+
+    row: int
+    position: float
+    shift: Float[np.ndarray, "N 2"]
+    rules: Float[np.ndarray, "6 5"]
+    chosen: int
+    first: float
+
+
+def adjust(
+    z: Float[np.ndarray, "S E"], covariates: Float[np.ndarray, "S Q"], patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "S E"]:
+    """Remove covariates by their slopes among training rows at equal diagnosis; they stay at the training mean."""
+    if not covariates.shape[1]:
+        return z
+    apart = covariates - covariates[rows].mean(0)
+    design = np.column_stack([np.ones(len(rows)), patient[rows], apart[rows]])
+    slopes = np.linalg.lstsq(design, z[rows], rcond=None)[0][2:]
+    return z - apart @ slopes
+
+
+def axes_of(setting: Setting, z: Float[np.ndarray, "S E"], train: Int[np.ndarray, " n"], seed: int) -> list[Axis]:
+    """Axis of the training rows, and of two halves of their participants: on one a target is chosen, on the other it is scored."""
+    parts = (train, *halves(setting.patient, setting.subjects, train, seed))
+    return [fit_axis(z, setting.patient, rows) for rows in parts]
+
+
+def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarray, " p"], seed: int) -> list[Outcome]:
+    """Score held-out patients.
+
+    Args:
+      setting: see `Setting`.
+      train: training rows; no subject of `rows` is among them.
+      rows: held-out patients.
+      seed: of the fold.
+    """
+    k = setting.r.shape[-1]
+    z = adjust(setting.z, setting.covariates, setting.patient, train)
+    axes = axes_of(setting, z, train, seed)
+    weights, direction = square(np.stack([one.weights for one in axes]), k, 0.5), square(axes[0].direction, k)
+    learned = setting.dynamics.learn(setting.patient, train)
+    both = (setting.targets, weights, direction, setting.kind, setting.cap)
+    group = effects(setting.dynamics.group(learned), *both)
+    found = []
+    for row in rows:
+        subject = setting.dynamics.one(learned, int(row))
+        own = effects(subject, *both)
+        positions = np.array([axis.position(z[row]) for axis in axes])
+        strength = np.abs(np.asarray(subject.jacobian)) @ setting.members.T
+        costs = [control_cost(subject.jacobian, _wanted(axis, z[row], k), setting.members) for axis in axes[1:]]
+        spread = [spreading(setting.r[row], weights[half], setting.members) for half in (1, 2)]
+        degree = (strength * setting.members.T).sum(0)
+        rules = np.mean([_scored(own, group, positions, degree, costs, spread, axes, half) for half in (1, 2)], 0)
+        best = np.argsort(-own.shift[0].max(1))[:5]
+        key = jax.random.fold_in(jax.random.key(setting.seed), int(row))
+        drawn = setting.dynamics.draws(learned, int(row), subject, setting.draws, key)
+        again = [effects(one, setting.targets[best], *both[1:]).shift[0].max(1).argmax() == 0 for one in drawn]
+        first = float(np.mean(again)) if again else float("nan")
+        found.append(Outcome(int(row), float(positions[0]), own.shift[0], rules, int(best[0]), first))
+    return found
+
+
+def _wanted(axis: Axis, z: Float[np.ndarray, " E"], k: int) -> Float[np.ndarray, " K"]:
+    """Change of each node's mean Fisher z from the patient to the mean control."""
+    return square(axis.healthy - z, k).sum(1) / (k - 1)
+
+
+def _scored(
+    own: Effects,
+    group: Effects,
+    positions: Float[np.ndarray, " 3"],
+    degree: Float[np.ndarray, " N"],
+    costs: list[np.ndarray],
+    spread: list[np.ndarray],
+    axes: list[Axis],
+    half: int,
+) -> Float[np.ndarray, "6 5"]:
+    """Each rule's numbers, chosen on one half's axis and scored on the other's."""
+    choose, score = own.shift[half], own.shift[3 - half]
+    n = len(choose)
+    sign = choose.argmax(1)  # every rule may choose the direction
+    at = choose.max(1).argmax()
+    near = [k for k in np.argsort(np.abs(degree - degree[at]), kind="stable") if k != at][: max(LEAST_MATCHED, round(MATCHED_SHARE * n))]
+    targets = {
+        OWN: [at],
+        GROUP: [group.shift[half].max(1).argmax()],
+        RANDOM: np.arange(n),
+        MATCHED: near,
+        SPREADING: [spread[half - 1].argmax()],
+        CONTROL: [costs[half - 1].argmin()],
+    }
+    signs = {GROUP: group.shift[half].argmax(1)}
+    out = np.full((len(RULES), 5), np.nan)
+    for number, rule in enumerate(RULES):
+        some = np.asarray(targets[rule], int)
+        if not len(some):
+            continue
+        way = signs.get(rule, sign)[some]
+        shift = score[some, way]
+        converted = (positions[3 - half] - shift < 0.5).mean() if positions[3 - half] >= 0.5 else np.nan
+        out[number] = (
+            shift.mean(),
+            shift.mean() * axes[3 - half].separation,
+            converted,
+            own.damage[some, way].mean(),
+            own.energy[some, way].mean(),
+        )
+    return out
