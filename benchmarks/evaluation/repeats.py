@@ -40,7 +40,7 @@ from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 DATA = {"STAGES": stages, "ECEO": eceo, "ABIDE": abide_halves}
 TIERS = ("medium", "real")
-NOISE, FRAMES, NETWORKS, SIZES = 0.5, 150, 12, (50, 100, 200, 400)
+NOISE, FRAMES, NETWORKS, SIZES = 0.5, 150, 12, (50, 100, 200)
 
 
 def main() -> None:
@@ -52,13 +52,13 @@ def main() -> None:
             cohort, reference = simulated(name, args.subjects)
         elif name == "noise":
             figures[name] = noise()
+            write(args, figures)
             continue
         else:
             cohort = abide_halves(args.data, args.phenotypes) if name == "ABIDE" else DATA[name](args.data)
         figures[name] = evaluate(name, cohort, reference, most=args.most)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         write(args, figures)
-    write(args, figures)
 
 
 def evaluate(name: str, cohort: Cohort, reference: Cohort | None, most: int) -> dict[str, object]:
