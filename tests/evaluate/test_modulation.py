@@ -142,7 +142,7 @@ def test_targets_may_be_named_or_sets(cohort):
         ({"kind": "magnet"}, SettingsError, "kind"),
         ({"cap": 0}, SettingsError, "cap"),
         ({"targets": ["nowhere"]}, SettingsError, "nowhere"),
-        ({"patients": "martian"}, SettingsError, "martian"),
+        ({"positive": "martian"}, SettingsError, "martian"),
         ({"covariates": ["height"]}, SettingsError, "height"),
     ],
 )
