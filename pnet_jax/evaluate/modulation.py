@@ -49,8 +49,8 @@ def modulation(
 
     Every patient's J is a maximum a posteriori under a healthy → patient group → patient prior. Each target is modulated at the same energy
     (`dynamics.interventions`). The recovery rate is the share of the patient's distance from the mean control, along a disease axis fitted
-    on other subjects, that the predicted change takes back. Rules that choose a target do so on an axis of one half of the training
-    subjects, and are scored on the axis of the other half, so that choosing the largest of many noisy values gains nothing.
+    on other subjects, that the predicted change takes back. Rules that choose a target do so on an axis of most training subjects,
+    and are scored on the axis of the others, in turn, so that choosing the largest of many noisy values gains nothing.
 
     Args:
       cohort: with Pearson edges; with `signals` for fitted dynamics, else J is made of the correlations.
@@ -66,7 +66,7 @@ def modulation(
       draws: draws of each patient's J for the certainty of the best target.
       sham: number of sham analyses, in which diagnoses are shuffled among subjects.
       sham_patients: pseudo-patients that each sham analysis scores.
-      seed: of folds, halves, draws and shuffles.
+      seed: of folds, parts, draws and shuffles.
 
     Returns:
       Answer with rows `"rules"`, `"differences"` and `"sham"`, and tables `"targets"` and `"patients"`.
