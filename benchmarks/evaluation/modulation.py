@@ -29,10 +29,9 @@ from common import average, need, parser, table, write
 import pnet_jax
 from pnet_jax.cohort import Cohort, view_of
 from pnet_jax.config import ConstructConfig, SimulateConfig
-from pnet_jax.evaluate.modulation import modulation, prepare, score_patients
-from pnet_jax.evaluate.modulation_fold import CONTROL, GROUP, MATCHED, OWN, RANDOM, RULES, SPREADING
+from pnet_jax.evaluate.modulation import prepare, score_patients, shuffled
+from pnet_jax.evaluate.modulation_fold import CONTROL, GROUP, MATCHED, OWN, RANDOM, RULES, SPREADING, Setting
 from pnet_jax.evaluate.modulation_measured import Runs, measured_modulation, with_injected
-from pnet_jax.evaluate.modulation_report import SHIFT_SD
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, coupling, disease, dynamics, simulate_subject
@@ -41,6 +40,7 @@ from pnet_jax.simulate.cohort import group_truth
 PARTS = ("planted", "parcels", "measured")
 RUNS = "pd_dbs_onoff_fc/pd_dbs_motor_fc_float16.npz"
 FRAMES, TR, NOISE = 300, 2.0, 0.6
+SHAM_PATIENTS = 5
 BAND = (0.009, 0.1)
 INJECTED = (("noise", 1.0), ("noise", 3.0), ("noise", 10.0), ("local", 3.0))
 PARCELS = ("fixed atlas", "personalised", "true parcels")
@@ -61,9 +61,7 @@ def planted(args):
     for disease_kind in ("lesion", "circuits"):
         for kind in args.kinds:
             seeds = [_planted(args, disease_kind, kind, seed) for seed in range(args.seeds)]
-            mean = average([{key: seed[key] for key in seeds[-1]} for seed in seeds]) | {
-                key: seeds[0][key] for key in seeds[0] if key not in seeds[-1]
-            }
+            mean = average(seeds)
             out[f"{disease_kind}, {kind}"] = {"mean": mean, "seeds": seeds}
     for name, values in out.items():
         table((name, "mean over cohorts"), [(key, float(value)) for key, value in values["mean"].items()])
@@ -72,12 +70,11 @@ def planted(args):
 
 def _planted(args, disease_kind: str, kind: str, seed: int) -> dict[str, float]:
     cohort, plan = planted_cohort(args.parcels, args.participants, disease_kind, seed)
-    scores = scored(cohort, plan, disease_kind, kind, seed)
-    if seed == 0:
-        answer = modulation(cohort, "group", patients="patient", kind=kind, draws=0, sham=args.sham, sham_patients=5, seed=seed)
-        null = next(row for row in answer.rows if row.table == "sham" and row.name == OWN)
-        scores |= {"shift, standard deviations": answer.value(OWN, SHIFT_SD), "sham": null.value, "sham p": null.p}
-        print("\n".join(answer.sentences), flush=True)
+    setting = prepare(cohort, "group", positive="patient", kind=kind, seed=seed)[0]
+    scores = scored(setting, plan, disease_kind)
+    if args.sham:
+        null = [shuffled(setting, SHAM_PATIENTS, number)[RULES.index(OWN)] for number in range(args.sham)]
+        scores |= {"sham, standard deviations": float(np.mean(null)), "largest sham": float(np.max(null))}
     print(f"{disease_kind}, {kind}, seed {seed}: " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
     return scores
 
@@ -122,12 +119,11 @@ def cohort_of_signals(signals, frames, tr, patient, filtered) -> Cohort:
     )
 
 
-def scored(cohort: Cohort, plan: disease.Plan, disease_kind: str, kind: str, seed: int) -> dict[str, float]:
+def scored(setting: Setting, plan: disease.Plan, disease_kind: str) -> dict[str, float]:
     """AUC of the planted targets and recovery by every rule."""
-    setting, _, _ = prepare(cohort, "group", patients="patient", kind=kind, seed=seed)
     found, _ = score_patients(setting)
     shift = np.array([one.shift for one in found])  # [P, N, 2]
-    up = 0 if kind == "local" else 1  # less decay, or more coupling, makes up for weakened links
+    up = 0 if setting.kind == "local" else 1  # less decay, or more coupling, makes up for weakened links
     weak, strong = ([plan.lesion], []) if disease_kind == "lesion" else (plan.weak, plan.strong)
     nodes, pooled = np.concatenate([weak, strong]).astype(int), shift.mean(0)
     n = shift.shape[1]
@@ -151,8 +147,9 @@ def scored(cohort: Cohort, plan: disease.Plan, disease_kind: str, kind: str, see
         "shift at a random target": best.mean(),
         "planted over random": best[nodes].mean() / best.mean(),
     }
-    rules = np.mean([one.rules[:, 0] for one in found], 0)
+    rules, sd = (np.mean([one.rules[:, k] for one in found], 0) for k in (0, 1))
     out |= {f"shift by {rule}": rules[RULES.index(rule)] for rule in (OWN, GROUP, RANDOM, MATCHED, SPREADING, CONTROL)}
+    out["own, standard deviations"] = sd[RULES.index(OWN)]
     return {name: float(value) for name, value in out.items()}
 
 
@@ -174,7 +171,8 @@ def parcels(args):
         for name in PARCELS:
             signals = np.stack([np.pad(one[name], ((0, 0), (0, longest - one[name].shape[1])), constant_values=np.nan) for one in made])
             cohort = cohort_of_signals(signals.astype(np.float32), frames, [one["tr"] for one in made], patient, BAND)
-            out.setdefault(name, []).append(scored(cohort, plan, "lesion", "coupling", seed))
+            setting = prepare(cohort, "group", positive="patient", seed=seed)[0]
+            out.setdefault(name, []).append(scored(setting, plan, "lesion"))
             print(f"seed {seed}, {name}: " + "  ".join(f"{k} {v:.3f}" for k, v in out[name][-1].items()), flush=True)
     means = {name: average(rows) for name, rows in out.items()}
     keys = ("AUC pooled", "AUC individual", "shift at planted", "shift at a random target", f"shift by {OWN}")
@@ -266,7 +264,7 @@ def _arguments():
     arguments.add_argument("--participants", type=int, default=40, help="of the planted cohorts, half of them patients")
     arguments.add_argument("--seeds", type=int, default=3, help="planted cohorts")
     arguments.add_argument("--kinds", nargs="+", default=["coupling", "local"], help="of interventions")
-    arguments.add_argument("--sham", type=int, default=10, help="shuffles of the diagnoses, in the first cohort")
+    arguments.add_argument("--sham", type=int, default=10, help="shuffles of the diagnoses in each cohort")
     arguments.add_argument("--recordings", type=int, default=30, help="whole recordings, half of them of patients")
     arguments.add_argument("--parcel-seeds", type=int, default=1, help="cohorts of whole recordings")
     arguments.add_argument("--minutes", type=float, default=10.0, help="of a whole recording")

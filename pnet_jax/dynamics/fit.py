@@ -181,15 +181,9 @@ def fit_group(pooled: Spectra, *, mean: Params | None = None, sd: float = WEAK_S
 
 @functools.partial(jax.jit, static_argnames="steps")
 def by_scoring(spectra: Spectra, prior: Prior, start: Params | None = None, *, steps: int = 20) -> Params:
-    """Maximum a posteriori by safeguarded Fisher scoring, for a prior that is isotropic in the coupling.
+    """Maximum a posteriori by safeguarded Fisher scoring from `start`, or the prior's mean, for a prior isotropic in the coupling.
 
-    A step costs a gradient. `steps` of 6 to 10 are enough for one recording from its prior's mean.
-
-    Args:
-      spectra: to fit.
-      prior: whose precision is the same for all entries of the coupling.
-      start: the prior's mean if not given.
-      steps: of scoring.
+    A step costs a gradient; 6 to 10 are enough for one recording.
     """
     start = prior.mean if start is None else start
     counts = spectra.dft.shape[-1] * spectra.weight.sum()

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 LEAST = 3  # participants of each group
+MOST_PARTS = 4
 
 
 class Axis(NamedTuple):
@@ -66,15 +67,14 @@ def fit_axis(z: Float[np.ndarray, "S E"], patient: Bool[np.ndarray, " S"], rows:
     return Axis(weights / squared, healthy, patients, squared**0.5)
 
 
-def halves(patient: Bool[np.ndarray, " S"], subjects: np.ndarray, rows: Int[np.ndarray, " n"], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two parts of training rows without a common subject, each with half of the patients and of the controls."""
+def parts_of(patient: Bool[np.ndarray, " S"], subjects: np.ndarray, rows: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " m"]]:
+    """Two to four parts of training rows without a common subject, each with its share of the patients and of the controls."""
     rng = np.random.default_rng(seed)
-    first: list[str] = []
-    for one in (False, True):
-        names = np.unique(subjects[rows][patient[rows] == one])
-        first += rng.permutation(names)[: len(names) // 2].tolist()
-    inside = np.isin(subjects[rows], first)
-    return rows[inside], rows[~inside]
+    groups = [np.unique(subjects[rows][patient[rows] == one]) for one in (False, True)]
+    count = int(np.clip(min(map(len, groups)) // LEAST, 2, MOST_PARTS))
+    place = {name: number % count for names in groups for number, name in enumerate(rng.permutation(names))}
+    at = np.array([place[name] for name in subjects[rows]])
+    return [rows[at == part] for part in range(count)]
 
 
 def _ledoit_wolf(apart: Float[np.ndarray, "n E"], gram: Float[np.ndarray, "n n"]) -> float:

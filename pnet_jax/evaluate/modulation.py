@@ -32,7 +32,7 @@ def modulation(
     cohort: Cohort,
     diagnosis: str,
     *,
-    patients: str | None = None,
+    positive: str | None = None,
     kind: Kind = "coupling",
     cap: float = 0.2,
     targets: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
@@ -49,13 +49,13 @@ def modulation(
 
     Every patient's J is a maximum a posteriori under a healthy → patient group → patient prior. Each target is modulated at the same energy
     (`dynamics.interventions`). The recovery rate is the share of the patient's distance from the mean control, along a disease axis fitted
-    on other subjects, that the predicted change takes back. Rules that choose a target do so on an axis of one half of the training
-    subjects, and are scored on the axis of the other half, so that choosing the largest of many noisy values gains nothing.
+    on other subjects, that the predicted change takes back. Rules that choose a target do so on an axis of most training subjects,
+    and are scored on the axis of the others, in turn, so that choosing the largest of many noisy values gains nothing.
 
     Args:
       cohort: with Pearson edges; with `signals` for fitted dynamics, else J is made of the correlations.
       diagnosis: column of the table with two classes.
-      patients: class of the patients; the last in order by default.
+      positive: class of the patients; the last in order by default.
       kind: `"coupling"` (gain of a node's links), `"local"` (its own decay) or `"forcing"` (a periodic input).
       cap: largest energy: mean power of the input over the mean power of one node's own drift.
       targets: names of parcels, or sets of them by name; every parcel by default.
@@ -66,7 +66,7 @@ def modulation(
       draws: draws of each patient's J for the certainty of the best target.
       sham: number of sham analyses, in which diagnoses are shuffled among subjects.
       sham_patients: pseudo-patients that each sham analysis scores.
-      seed: of folds, halves, draws and shuffles.
+      seed: of folds, parts, draws and shuffles.
 
     Returns:
       Answer with rows `"rules"`, `"differences"` and `"sham"`, and tables `"targets"` and `"patients"`.
@@ -78,10 +78,10 @@ def modulation(
     Cost: for K parcels one fit (about 10 K³ · 8 operations) and N targets (1,000 K² operations each) per scored patient.
     """
     _check(kind, cap, folds, max_patients, forcing_hz)
-    choice = {"patients": patients, "kind": kind, "cap": cap, "targets": targets, "covariates": covariates, "forcing_hz": forcing_hz}
+    choice = {"positive": positive, "kind": kind, "cap": cap, "targets": targets, "covariates": covariates, "forcing_hz": forcing_hz}
     setting, names, about = prepare(cohort, diagnosis, draws=draws, seed=seed, **choice)  # type: ignore[arg-type]
     found, split = score_patients(setting, folds=folds, max_patients=max_patients)
-    null = [_sham(setting, sham_patients, np.random.default_rng([seed, number]), seed + number) for number in range(sham)]
+    null = [shuffled(setting, sham_patients, number) for number in range(sham)]
     settings = about | {"kind": kind, "cap": cap, "folds": split.name, "split": split.digest, "scored_rows": len(found)}
     settings |= {"draws": draws, "sham": sham, "sham_patients": sham_patients, "seed": seed, "far_enough": FAR_ENOUGH}
     settings |= {"covariates": list(covariates), "forcing_hz": forcing_hz}
@@ -117,7 +117,7 @@ def prepare(
     cohort: Cohort,
     diagnosis: str,
     *,
-    patients: str | None = None,
+    positive: str | None = None,
     kind: Kind = "coupling",
     cap: float = 0.2,
     targets: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
@@ -127,7 +127,7 @@ def prepare(
     seed: int = 0,
 ) -> tuple[Setting, list[str], dict[str, Any]]:
     """Return the arrays of the rows that have a diagnosis, the names of the targets, and settings to report; arguments as `modulation`."""
-    target = class_target(cohort, diagnosis, patients)
+    target = class_target(cohort, diagnosis, positive)
     rows, patient = target.rows, target.y > 0.5
     subjects = np.asarray(cohort.table["subject"], str)[rows]
     for value, name in ((True, target.classes[1]), (False, target.classes[0])):
@@ -210,8 +210,9 @@ def _spectra(cohort: Cohort, rows: Int[np.ndarray, " n"], where: Int[np.ndarray,
     return out
 
 
-def _sham(setting: Setting, count: int, rng: np.random.Generator, seed: int) -> Float[np.ndarray, " 6"]:
-    """Mean shift of each rule, in standard deviations, where diagnoses are shuffled among subjects."""
+def shuffled(setting: Setting, count: int, number: int) -> Float[np.ndarray, " 6"]:
+    """Return the mean shift of each rule in standard deviations, for some pseudo-patients of one shuffle of the diagnoses."""
+    rng = np.random.default_rng([setting.seed, number])
     names, first = np.unique(setting.subjects, return_index=True)
     shuffled = dict(zip(names, rng.permutation(setting.patient[first]), strict=True))
     patient = np.array([shuffled[name] for name in setting.subjects])
@@ -219,4 +220,6 @@ def _sham(setting: Setting, count: int, rng: np.random.Generator, seed: int) -> 
     held = rng.permutation(ill)[: min(count, len(ill) // 3)]
     rows = np.flatnonzero(np.isin(setting.subjects, held))
     fake = setting._replace(patient=patient, draws=0)
-    return np.mean([one.rules[:, 1] for one in one_fold(fake, np.flatnonzero(~np.isin(setting.subjects, held)), rows, seed)], 0)
+    return np.mean(
+        [one.rules[:, 1] for one in one_fold(fake, np.flatnonzero(~np.isin(setting.subjects, held)), rows, setting.seed + number)], 0
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from pnet_jax.dynamics.interventions import Kind
-from pnet_jax.evaluate.axis import Axis, fit_axis, halves
+from pnet_jax.evaluate.axis import Axis, fit_axis, parts_of
 from pnet_jax.evaluate.modulation_model import Dynamics, Effects, control_cost, effects, spreading, square
 
 OWN, GROUP, RANDOM, MATCHED, SPREADING, CONTROL = RULES = (
@@ -37,7 +37,7 @@ class Setting(NamedTuple):
       targets: nodes of each of N targets, −1 for padding, `[N, m]`.
       kind, cap: of the intervention.
       draws: of a patient's J.
-      seed: of halves and draws.
+      seed: of parts and draws.
     """
 
     z: Float[np.ndarray, "S E"]
@@ -92,9 +92,10 @@ def adjust(
 
 
 def axes_of(setting: Setting, z: Float[np.ndarray, "S E"], train: Int[np.ndarray, " n"], seed: int) -> list[Axis]:
-    """Axis of the training rows, and of two halves of their participants: on one a target is chosen, on the other it is scored."""
-    parts = (train, *halves(setting.patient, setting.subjects, train, seed))
-    return [fit_axis(z, setting.patient, rows) for rows in parts]
+    """Axis of the training rows; then for each part of their subjects the axis of the others, to choose on, and its own, to score on."""
+    parts = parts_of(setting.patient, setting.subjects, train, seed)
+    rows = [train, *(some for part in parts for some in (np.setdiff1d(train, part), part))]
+    return [fit_axis(z, setting.patient, some) for some in rows]
 
 
 def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarray, " p"], seed: int) -> list[Outcome]:
@@ -119,10 +120,11 @@ def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarra
         own = effects(subject, *both)
         positions = np.array([axis.position(z[row]) for axis in axes])
         strength = np.abs(np.asarray(subject.jacobian)) @ setting.members.T
-        costs = [control_cost(subject.jacobian, _wanted(axis, z[row], k), setting.members) for axis in axes[1:]]
-        spread = [spreading(setting.r[row], weights[half], setting.members) for half in (1, 2)]
+        chosen_on = range(1, len(axes), 2)
+        costs = {at: control_cost(subject.jacobian, _wanted(axes[at], z[row], k), setting.members) for at in chosen_on}
+        spread = {at: spreading(setting.r[row], weights[at], setting.members) for at in chosen_on}
         degree = (strength * setting.members.T).sum(0)
-        rules = np.mean([_scored(own, group, positions, degree, costs, spread, axes, half) for half in (1, 2)], 0)
+        rules = np.mean([_scored(own, group, positions, degree, costs[at], spread[at], axes, at) for at in chosen_on], 0)
         best = np.argsort(-own.shift[0].max(1))[:5]
         key = jax.random.fold_in(jax.random.key(setting.seed), int(row))
         drawn = setting.dynamics.draws(learned, int(row), subject, setting.draws, key)
@@ -140,39 +142,41 @@ def _wanted(axis: Axis, z: Float[np.ndarray, " E"], k: int) -> Float[np.ndarray,
 def _scored(
     own: Effects,
     group: Effects,
-    positions: Float[np.ndarray, " 3"],
+    positions: Float[np.ndarray, " A"],
     degree: Float[np.ndarray, " N"],
-    costs: list[np.ndarray],
-    spread: list[np.ndarray],
+    costs: Float[np.ndarray, " N"],
+    spread: Float[np.ndarray, " N"],
     axes: list[Axis],
-    half: int,
+    number: int,
 ) -> Float[np.ndarray, "6 5"]:
-    """Each rule's numbers, chosen on one half's axis and scored on the other's."""
-    choose, score = own.shift[half], own.shift[3 - half]
+    """Each rule's numbers, chosen on one axis and scored on the next, of other subjects."""
+    choose, score = own.shift[number], own.shift[number + 1]
     n = len(choose)
     sign = choose.argmax(1)  # every rule may choose the direction
     at = choose.max(1).argmax()
-    near = [k for k in np.argsort(np.abs(degree - degree[at]), kind="stable") if k != at][: max(LEAST_MATCHED, round(MATCHED_SHARE * n))]
+    near = [one for one in np.argsort(np.abs(degree - degree[at]), kind="stable") if one != at][
+        : max(LEAST_MATCHED, round(MATCHED_SHARE * n))
+    ]
     targets = {
         OWN: [at],
-        GROUP: [group.shift[half].max(1).argmax()],
+        GROUP: [group.shift[number].max(1).argmax()],
         RANDOM: np.arange(n),
         MATCHED: near,
-        SPREADING: [spread[half - 1].argmax()],
-        CONTROL: [costs[half - 1].argmin()],
+        SPREADING: [spread.argmax()],
+        CONTROL: [costs.argmin()],
     }
-    signs = {GROUP: group.shift[half].argmax(1)}
+    signs = {GROUP: group.shift[number].argmax(1)}
     out = np.full((len(RULES), 5), np.nan)
-    for number, rule in enumerate(RULES):
+    for k, rule in enumerate(RULES):
         some = np.asarray(targets[rule], int)
         if not len(some):
             continue
         way = signs.get(rule, sign)[some]
         shift = score[some, way]
-        converted = (positions[3 - half] - shift < 0.5).mean() if positions[3 - half] >= 0.5 else np.nan
-        out[number] = (
+        converted = (positions[number + 1] - shift < 0.5).mean() if positions[number + 1] >= 0.5 else np.nan
+        out[k] = (
             shift.mean(),
-            shift.mean() * axes[3 - half].separation,
+            shift.mean() * axes[number + 1].separation,
             converted,
             own.damage[some, way].mean(),
             own.energy[some, way].mean(),

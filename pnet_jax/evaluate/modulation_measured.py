@@ -1,8 +1,7 @@
 r"""Can a model of a patient's OFF runs predict the measured change of connectivity under stimulation? A protocol with a gate.
 
 Two runs without and two with stimulation make two folds: the model and every baseline read one OFF run, and the change is the mean of
-the ON runs minus the *other* OFF run. A predictor and a change that share a run correlate by its
-noise alone (about 0.5 in pure noise).
+the ON runs minus the *other* OFF run. A predictor and a change that share a run correlate by its noise alone.
 
 1. **Gate.** Is there a change at all? The correlation of the two independent differences ON − OFF, over edges, must exceed what the same
    runs give when paired otherwise (p < 0.01), also without the two patients in whom it is largest. Else the answer is "not testable".

@@ -27,7 +27,7 @@ def report(
     numbers_ = np.array([one.rules for one in found])
     rate = np.where(position >= FAR_ENOUGH, 1 / np.where(position >= FAR_ENOUGH, position, 1.0), np.nan)
     seed = int(settings["seed"])
-    rows = _rule_rows(of, rate, numbers_, seed) + _differences(of, numbers_[..., 0], seed) + _sham_rows(null, numbers_[..., 1], of)
+    rows = _rule_rows(of, rate, numbers_, seed) + _differences(of, numbers_[..., 1], seed) + _sham_rows(null, numbers_[..., 1], of)
     shift = np.array([one.shift for one in found])
     targets = _target_table(names, shift, of, seed)
     patients = {
@@ -65,7 +65,7 @@ def _differences(of: np.ndarray, shift: Float[np.ndarray, "P 6"], seed: int) -> 
     for k, rule in enumerate(RULES):
         if rule != OWN:
             apart = per_subject(of, shift[:, 0] - shift[:, k])
-            row = mean_row("differences", f"{OWN} − {rule}", SHIFT, apart, seed)
+            row = mean_row("differences", f"{OWN} − {rule}", SHIFT_SD, apart, seed)
             out.append(row._replace(p=sign_flip(apart, seed, two_sided=True)))
     return out
 
@@ -155,8 +155,8 @@ def _sentences(rows: list[Row], targets: Mapping[str, np.ndarray], settings: Map
             f"In standard deviations within a group this is {_text(real)}; with shuffled diagnoses the same procedure predicts "
             f"{_text(sham)} (p = {sham.p:.2g} from {sham.n} shuffles)."
         )
-    random = by["differences", f"{OWN} − random target", SHIFT]
-    texts.append(f"The {OWN} exceeds a random target at equal energy by {_text(random)} (p = {random.p:.2g}).")
+    random = by["differences", f"{OWN} − random target", SHIFT_SD]
+    texts.append(f"The {OWN} exceeds a random target at equal energy by {_text(random)} standard deviations (p = {random.p:.2g}).")
     best = {name: column[0] for name, column in targets.items()}
     texts.append(
         f"The first target of the ranking is {best['target']} ({best['direction']}), predicted shift {best['shift']:.3f}, 95 % CI "

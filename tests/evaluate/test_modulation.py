@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 
 from pnet_jax.dynamics.hopf import lyapunov
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.axis import fit_axis, halves
+from pnet_jax.evaluate.axis import fit_axis, parts_of
 from pnet_jax.evaluate.modulation import modulation, prepare
 from pnet_jax.evaluate.modulation_fold import GROUP, OWN, RANDOM, adjust, axes_of
 from pnet_jax.evaluate.modulation_model import control_cost
@@ -88,12 +88,9 @@ def test_the_order_of_the_scans_does_not_matter_beyond_the_folds(cohort):
     a, b = _setting(cohort), _setting(cohort.take(order))
     first, second = fit_axis(a.z, a.patient, np.arange(18)), fit_axis(b.z, b.patient, np.arange(18))
     assert_allclose(first.weights, second.weights, rtol=1e-6, atol=1e-9)
-    names = [set(half_of(one, subjects)) for one, subjects in ((a, a.subjects), (b, b.subjects))]
+    names = [[set(one.subjects[part]) for part in parts_of(one.patient, one.subjects, np.arange(18), 7)] for one in (a, b)]
     assert names[0] == names[1]
-
-
-def half_of(setting, subjects):
-    return subjects[halves(setting.patient, subjects, np.arange(len(subjects)), 7)[0]].tolist()
+    assert len(names[0]) == 3 and not set.intersection(*names[0])
 
 
 def test_the_axis_is_the_regularised_discriminant():
@@ -142,7 +139,7 @@ def test_targets_may_be_named_or_sets(cohort):
         ({"kind": "magnet"}, SettingsError, "kind"),
         ({"cap": 0}, SettingsError, "cap"),
         ({"targets": ["nowhere"]}, SettingsError, "nowhere"),
-        ({"patients": "martian"}, SettingsError, "martian"),
+        ({"positive": "martian"}, SettingsError, "martian"),
         ({"covariates": ["height"]}, SettingsError, "height"),
     ],
 )
