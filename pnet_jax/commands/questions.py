@@ -238,7 +238,7 @@ def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
     from pnet_jax.evaluate.modulation import modulation
 
     chosen = {"kind": args.kind, "cap": args.cap, "max_patients": args.max_patients, "covariates": args.covariates or ()}
-    return modulation(cohort, args.target, patients=args.positive, seed=args.seed, **chosen)
+    return modulation(cohort, args.target, positive=args.positive, seed=args.seed, **chosen)
 
 
 def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
