@@ -187,8 +187,8 @@ def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, c
     best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
     if best > HIGH:
         said.append(
-            f"AUC = {best:.2f} is high for a psychiatric diagnosis. Check for a leak: edges selected on all participants, a group model "
-            "fitted on the same participants, or scans that differ in length, site or motion between the classes."
+            f"AUC = {best:.2f} would be high for a psychiatric diagnosis. Check for a leak: edges selected on all participants, a group "
+            "model fitted on the same participants, or scans that differ in length, site or motion between the classes."
         )
     counts = np.bincount(goal.y.astype(int), minlength=2)
     if counts.min() < 20:
