@@ -243,7 +243,8 @@ def folds_of(
         return split
     if leave_out not in ("auto", "subject"):
         raise InputError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
-    return by_subject(subjects, goal.y, folds=folds, repeats=repeats, seed=seed)
+    kinds = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else goal.y
+    return by_subject(subjects, kinds, folds=folds, repeats=repeats, seed=seed)
 
 
 class Scored(NamedTuple):

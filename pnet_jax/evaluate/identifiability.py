@@ -211,7 +211,7 @@ def _sentences(found: Answer, layer: str) -> tuple[str, ...]:
     for table in ("labels", "baseline"):
         for one in found.rows:
             if (one.table, one.measure) == (table, "accuracy"):
-                what = "Label maps" if table == "labels" else f"The quality of the scans alone ({one.name})"
+                what = "Label maps" if table == "labels" else f"Columns of scan quality alone ({one.name})"
                 said.append(f"{what} identify {_percent(one)}.")
     if not any(one.table == "baseline" for one in found.rows):
         said.append("What the quality of the scans alone identifies is unknown: the cohort has no values of it that differ.")

@@ -181,11 +181,14 @@ def test_what_cannot_be_evaluated_is_refused_with_names():
         diagnosis(one_class, "dx")
     with pytest.raises(SettingsError, match="no column 'diagnosis'"):
         diagnosis(data, "diagnosis")
-    with pytest.raises(InputError, match="expected 15 subjects or more of each class, found 10 of class 0"):
+    with pytest.raises(InputError, match="expected 15 subjects or more of each class, found 10 of class control"):
         diagnosis(data, "dx", leave_out="subject", folds=15)
     gap = dataclasses.replace(data, table=data.table | {"mean_fd": np.where(np.arange(20) == 3, np.nan, 1.0 * np.arange(20))})
     with pytest.raises(InputError, match="covariate mean_fd: 1 of 20 scans have no value, first sub-003"):
         diagnosis(gap, "dx", covariates=("mean_fd",), **FEW)
+    flat = dataclasses.replace(data, table=data.table | {"sex": np.full(20, "F")})
+    with pytest.raises(InputError, match="covariate sex: expected values that differ between scans, found only 'F'"):
+        diagnosis(flat, "dx", covariates=("sex",), **FEW)
     with pytest.raises(SettingsError, match="unknown features 'pearsn'"):
         diagnosis(data, "dx", features=("pearsn",))
     with pytest.raises(InputError, match="not symmetric"):
