@@ -1,4 +1,4 @@
-"""`pnet evaluate QUESTION COHORT OUT`: the options of each evaluation, the function it calls, and what is written."""
+"""`pnet evaluate QUESTION COHORT OUT`: options of each evaluation, the function it calls, and the files it writes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Question(NamedTuple):
     """An evaluation of a cohort.
 
     Attributes:
-      about: one sentence for `--help`.
-      options: adds its options to a parser.
-      run: cohort, arguments and progress -> Answer.
+      about: One sentence for `--help`.
+      options: Function that adds the options of the evaluation to a parser.
+      run: Function of a cohort, arguments and progress that returns an `Answer`.
     """
 
     about: str
@@ -34,32 +34,30 @@ def questions() -> dict[str, Question]:
     """Return all evaluations of a cohort by name."""
     return {
         "consistency": Question(
-            "Whether repeated scans of a participant give the same network, beside noise and other participants.",
+            "Similarity of networks from repeated scans of a participant, compared with noise and other participants.",
             _repeat_options,
             _consistency,
         ),
-        "parcellation": Question(
-            "Quality of the parcels, and their agreement within and between participants.", _no_options, _parcellation
-        ),
+        "parcellation": Question("Quality of the parcels and their agreement within and between participants.", _no_options, _parcellation),
         "identifiability": Question(
-            "Whether a participant is recognised among others from labels and from edges.", _layer_options, _identifiability
+            "Identification of participants across scans from labels and from edges.", _layer_options, _identifiability
         ),
-        "motion": Question("How much head motion is left in the edges.", _motion_options, _motion),
+        "motion": Question("Residual association of edges with head motion.", _motion_options, _motion),
         "diagnosis": Question(
-            "How well networks tell two groups of participants apart, in participants and sites that were held out.",
+            "Classification of two groups from networks, in held-out participants and sites.",
             _class_options,
             _diagnosis,
         ),
         "prediction": Question(
-            "How well networks predict a number such as age, in participants and sites that were held out.", _number_options, _prediction
+            "Prediction of a number such as age from networks, in held-out participants and sites.", _number_options, _prediction
         ),
         "circuits": Question(
-            "Which edges, networks and nodes differ between groups or go with a number, with family-wise error.",
+            "Edges, networks and nodes that differ between groups or are associated with a number, with family-wise error control.",
             _circuit_options,
             _circuits,
         ),
         "modulation": Question(
-            "What a dynamic model predicts for interventions in patients, or whether it predicts a measured stimulation.",
+            "Predictions of a dynamic model for interventions in patients, or a test against measured stimulation.",
             _modulation_options,
             _modulation,
         ),
@@ -67,7 +65,7 @@ def questions() -> dict[str, Question]:
 
 
 def evaluate_cohort(name: str, arguments: Sequence[str]) -> int:
-    """Evaluate a cohort by one question, and write tables, JSON and a page."""
+    """Run one evaluation of a cohort, and write tables, JSON and a page."""
     question = questions()[name]
     parser = _parser(f"evaluate {name}", question.about)
     question.options(parser.add_argument)
@@ -80,11 +78,11 @@ def evaluate_cohort(name: str, arguments: Sequence[str]) -> int:
 
 
 def evaluate_all(arguments: Sequence[str]) -> int:
-    """Evaluate a cohort by every question that it has data for."""
-    parser = _parser("evaluate all", "Evaluates COHORT by every question that it has data for; the others are listed with the reason.")
+    """Run every evaluation for which the cohort has data."""
+    parser = _parser("evaluate all", "Run every evaluation for which COHORT has data; the others are listed with the reason.")
     _common(parser.add_argument)
     add = parser.add_argument
-    add("--diagnosis", type=str | None, metavar="COLUMN", help="column with two classes, for diagnosis and circuits")
+    add("--diagnosis", type=str | None, metavar="COLUMN", help="column with two classes, for diagnosis, circuits and modulation")
     add("--prediction", type=str | None, metavar="COLUMN", help="column with numbers, for prediction")
     _, args = parse(parser, None, arguments)
     cohort = _load(args.cohort, args)
@@ -106,32 +104,55 @@ def evaluate_all(arguments: Sequence[str]) -> int:
 def _parser(command: str, about: str) -> Parser:
     parser = make_parser(command, about)
     add = parser.add_argument
-    add("cohort", type=str, metavar="COHORT", help="store of pnet collect or pnet import, or a folder of results of pnet construct")
-    add("out", type=str, metavar="OUT", help="folder for tables, JSON and the page")
-    add("--atlas", type=str | None, metavar="LABEL", help="atlas label, if a folder holds results for several atlases")
-    add("--participants", type=str | None, metavar="FILE", help="table with participant_id and covariates, for a folder of results")
+    add(
+        "cohort",
+        type=str,
+        metavar="COHORT",
+        help="store written by pnet collect or pnet import, or a folder of results written by pnet construct",
+    )
+    add("out", type=str, metavar="OUT", help="output folder for tables, JSON and the page")
+    add("--atlas", type=str | None, metavar="LABEL", help="atlas label, if a folder contains results for several atlases")
+    add(
+        "--participants",
+        type=str | None,
+        metavar="FILE",
+        help="table with the column participant_id and covariates, for a folder of results",
+    )
     add("--seed", type=int, default=0, help="seed of folds, bootstrap draws and permutations")
     add("--report", type=bool, default=True, help="write the HTML page")
     return parser
 
 
 def _common(add: Add) -> None:
-    add("--baseline", type=str | None, metavar="COHORT", help="the same scans in a fixed atlas, as the plain connectome")
-    add("--site", type=str, default="site", metavar="COLUMN", help="column of the sites")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are held constant or that form the baseline")
-    add("--permutations", type=int, default=1000, help="number of permutations; 0 leaves them out")
+    add("--baseline", type=str | None, metavar="COHORT", help="the same scans in a fixed atlas, used as the plain connectome")
+    add("--site", type=str, default="site", metavar="COLUMN", help="column with the site of each scan")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, or as the covariates-only baseline")
+    add("--permutations", type=int, default=1000, help="number of permutations; 0 for no permutation tests")
 
 
 def _fold_options(add: Add) -> None:
     from pnet_jax.evaluate.compare import DEFAULT, FEATURES
 
     _common(add)
-    add("--features", nargs="+", type=str, default=list(DEFAULT), metavar="NAME", help=f"of {' '.join(FEATURES)}, or edge layers")
-    add("--leave-out", type=str, default="auto", metavar="WHAT", help="site, subject, or auto: sites if there are three or more")
-    add("--folds", type=int, default=5, help="number of folds if subjects are left out")
-    add("--repeats", type=int, default=5, help="number of repeats with other random folds")
-    add("--fold-list", type=str | None, metavar="FILE", help="TSV with participant_id and fold: fixed folds, so that results compare")
-    add("--learning", nargs="+", type=float, default=[0.25, 0.5, 0.75], metavar="SHARE", help="shares of the training participants")
+    add("--features", nargs="+", type=str, default=list(DEFAULT), metavar="NAME", help=f"any of {' '.join(FEATURES)}, or edge layers")
+    add(
+        "--leave-out",
+        type=str,
+        default="auto",
+        metavar="WHAT",
+        help="what is held out: site, subject, or auto (sites if there are three or more)",
+    )
+    add("--folds", type=int, default=5, help="number of folds if subjects are held out")
+    add("--repeats", type=int, default=5, help="number of repeats with different random folds")
+    add("--fold-list", type=str | None, metavar="FILE", help="TSV with the columns participant_id and fold, for fixed folds")
+    add(
+        "--learning",
+        nargs="+",
+        type=float,
+        default=[0.25, 0.5, 0.75],
+        metavar="SHARE",
+        help="fractions of the training participants in the learning curve",
+    )
 
 
 def _no_options(add: Add) -> None:
@@ -139,21 +160,31 @@ def _no_options(add: Add) -> None:
 
 
 def _layer_options(add: Add) -> None:
-    add("--layers", nargs="+", type=str, metavar="NAME", help="edges to evaluate; all of the cohort by default")
+    add("--layers", nargs="+", type=str, metavar="NAME", help="edge layers to evaluate; all layers of the cohort by default")
 
 
 def _modulation_options(add: Add) -> None:
     add("--target", type=str, required=True, metavar="COLUMN", help="column with patients and controls, or OFF and ON with --measured")
-    add("--positive", type=str | None, metavar="CLASS", help="class of the patients, or of scans with stimulation; the last by default")
-    add("--kind", type=str, default="coupling", help="coupling (gain of a node's links), local (its decay) or forcing (a periodic input)")
-    add("--cap", type=float, default=0.2, metavar="ENERGY", help="largest energy, relative to the power of one node's own drift")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are removed from the edges")
-    add("--max-patients", type=int, default=100, help="number of patients that are scored")
+    add(
+        "--positive",
+        type=str | None,
+        metavar="CLASS",
+        help="class of the patients, or of the scans with stimulation; the last in sorted order by default",
+    )
+    add(
+        "--kind",
+        type=str,
+        default="coupling",
+        help="intervention: coupling (gain of a node's links), local (its decay) or forcing (a periodic input)",
+    )
+    add("--cap", type=float, default=0.2, metavar="ENERGY", help="largest energy, relative to the power of the drift of one node")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are regressed out of the edges")
+    add("--max-patients", type=int, default=100, help="largest number of patients that are scored")
     add(
         "--measured",
         type=str | None,
         metavar="COLUMN",
-        help="protocol for measured stimulation, two scans OFF and two ON of each patient: column that names the stimulated site",
+        help="column with the stimulated site; runs the protocol for measured stimulation, with two OFF and two ON scans of each patient",
     )
 
 
@@ -170,16 +201,16 @@ def _repeat_options(add: Add) -> None:
 def _motion_options(add: Add) -> None:
     _layer_options(add)
     add("--fd", type=str, default="mean_fd", metavar="COLUMN", help="column with mean framewise displacement in mm")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are held constant")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates")
 
 
 def _circuit_options(add: Add) -> None:
     add("--target", type=str, required=True, metavar="COLUMN", help="column with two classes, e.g. the diagnosis, or numbers")
-    add("--positive", type=str | None, metavar="CLASS", help="class that counts as 1; the last in order by default")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns that are held constant, e.g. age and mean_fd")
-    add("--layer", type=str, default="pearson", help="measure of the edges; shrunk and guided edges are refused")
-    add("--site", type=str, default="site", metavar="COLUMN", help="column of the sites, within which participants are permuted")
-    add("--tail", type=str, default="both", help="both, greater or less")
+    add("--positive", type=str | None, metavar="CLASS", help="class coded as 1; the last in sorted order by default")
+    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, e.g. age and mean_fd")
+    add("--layer", type=str, default="pearson", help="edge layer; shrunk and guided edges are not accepted")
+    add("--site", type=str, default="site", metavar="COLUMN", help="column with the site; participants are permuted within sites")
+    add("--tail", type=str, default="both", help="tail of the test: both, greater or less")
     add("--permutations", type=int, default=5000, help="number of permutations")
 
 
@@ -187,10 +218,10 @@ def _class_options(add: Add) -> None:
     from pnet_jax.evaluate.models import MODELS
 
     add("--target", type=str, required=True, metavar="COLUMN", help="column with two classes, e.g. the diagnosis")
-    add("--positive", type=str | None, metavar="CLASS", help="class that counts as 1, e.g. patient; the last in order by default")
+    add("--positive", type=str | None, metavar="CLASS", help="class coded as 1, e.g. patient; the last in sorted order by default")
     _fold_options(add)
-    add("--models", nargs="+", type=str, default=list(MODELS), metavar="NAME", help=f"of {' '.join(MODELS)}, for the plain connectome")
-    add("--minutes", nargs="+", type=float, default=[], metavar="MIN", help="scan lengths of a second learning curve")
+    add("--models", nargs="+", type=str, default=list(MODELS), metavar="NAME", help=f"any of {' '.join(MODELS)}, for the plain connectome")
+    add("--minutes", nargs="+", type=float, default=[], metavar="MIN", help="scan lengths in minutes for a second learning curve")
 
 
 def _number_options(add: Add) -> None:
@@ -278,10 +309,10 @@ def _fold_arguments(args: Namespace) -> dict[str, Any]:
 
 
 def _fold_list(file: str) -> list[list[str]]:
-    """Return the subjects that each fold holds out, in the order of the folds' names.
+    """Return the subjects held out in each fold, in the order of the folds' names.
 
     Raises:
-      InputError: the table lacks a column, or a subject is in two folds.
+      InputError: The table lacks a column, or a subject is in two folds.
     """
     from pnet_jax.outputs.tables import read_rows
 
@@ -299,10 +330,10 @@ def _fold_list(file: str) -> list[list[str]]:
 
 
 def _defaults(name: str, question: Question, args: Namespace) -> Namespace:
-    """Return the arguments of a question in `evaluate all`: its defaults, and what was given.
+    """Return the arguments of an evaluation in `evaluate all`: its defaults, updated with the arguments given.
 
     Raises:
-      SettingsError: it needs a column that was not given.
+      SettingsError: The evaluation needs a column that was not given.
     """
     target = {"diagnosis": "diagnosis", "circuits": "diagnosis", "modulation": "diagnosis", "prediction": "prediction"}.get(name)
     words = [args.cohort, args.out]

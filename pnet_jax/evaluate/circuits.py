@@ -1,4 +1,4 @@
-"""Abnormal circuits: which edges, connected components, networks and nodes go with a group, a condition or a measure."""
+"""Abnormal circuits: which edges, connected components, networks and nodes are associated with a group, condition or measure."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ def circuits(
     enhancement: Enhancement | None = None,
     seed: int = 0,
 ) -> Answer:
-    r"""Test every edge for an effect, with family-wise error of edges, components, networks and nodes by permutation.
+    r"""Test every edge for an effect, with family-wise error control for edges, components, networks and nodes by permutation.
 
     .. math:: z_{se} = \beta_e x_s + \gamma_e^\top c_s + \mu_{e, \mathrm{site}(s)} + \varepsilon_{se}, \qquad
       t_e = \beta_e / \mathrm{se}(\beta_e)
 
-    Edges are tested by the false discovery rate (p of the t distribution). The other answers come from one set of permutations (Freedman
+    Edges are tested by the false discovery rate (p of the t distribution). The other results come from one set of permutations (Freedman
     and Lane; within sites): edges by the largest t (max-T); connected components of the edges beyond a threshold (network-based
     statistic: extent and intensity); edges by the threshold-free network-based statistic; means over all edges between two networks;
     means over all edges of a node. If every participant has scans of both classes, differences within participants are tested by sign
     flips instead (`evaluate.design`).
 
     Args:
-      cohort: S scans.
-      effect: column of the table with two classes, e.g. the diagnosis, or numbers.
-      covariates: columns that are held constant, e.g. age and mean_fd.
-      layer: measure of the edges; correlations are tested as Fisher z, others as they are. Shrunk, guided and dynamic edges are refused.
-      site: column whose levels are exchangeability blocks with a mean each; by default `site`, if there is such a column. None: no blocks.
-      positive: class that counts as 1; the last in order by default.
-      modules: network of each parcel by name, for tests between networks; by default from the names of Schaefer's parcels.
+      cohort: Cohort of S scans.
+      effect: Column of the table with two classes, e.g. the diagnosis, or with numbers.
+      covariates: Columns used as covariates, e.g. age and mean_fd.
+      layer: Edge layer; correlations are tested as Fisher z, others untransformed. Shrunk, guided and dynamic edges are not accepted.
+      site: Column whose levels are exchangeability blocks, each with its own mean; by default `site`, if it exists. None: no blocks.
+      positive: Class coded as 1; the last in sorted order by default.
+      modules: Network of each parcel by name, for tests between networks; by default taken from Schaefer parcel names.
       tail: `"both"`, `"greater"` or `"less"` (of the second class).
-      permutations: number of rearrangements.
-      primary_p: uncorrected p that an edge of a component is below.
-      enhancement: settings of the threshold-free statistic.
-      seed: seed of the rearrangements.
+      permutations: Number of permutations or sign flips.
+      primary_p: Uncorrected p value below which an edge can belong to a component.
+      enhancement: Settings of the threshold-free statistic.
+      seed: Seed of the permutations.
 
     Returns:
       Rows `edges`, `components`, `blocks` and `nodes`; tables of all edges, components, blocks and nodes; matrices of t.
 
     Raises:
-      SettingsError: the layer is not for tests between groups or is directed, or a column, class or setting does not exist.
-      InputError: as `make_design`; or too few parcels are in every scan.
+      SettingsError: The layer is directed or not suitable for tests between groups, or a column, class or setting does not exist.
+      InputError: As in `make_design`, or too few parcels are present in every scan.
 
     Memory: two arrays `[n, E]` and about 200 MB; 660 participants, 200 parcels and 5,000 permutations take about a minute on one core.
 
@@ -92,7 +92,7 @@ def circuits(
     options: dict[str, Any] = {"permutations": permutations, "tail": tail, "threshold": threshold, "enhancement": enhancement, "sets": sets}
     result = run(design, values, seed=seed, **options)
     if np.isnan(result.t).all():
-        raise InputError(f"edges {layer!r}: no edge varies between participants: nothing can be tested")
+        raise InputError(f"edges {layer!r}: no edge varies between participants, so no test is possible")
     difference, error = estimates(design, values)
     shown_units = "Fisher z" if is_correlation else units or "units of the edges"
     found = Found(design, result, difference, error, names, of_parcel, pairs, shared, shown_units, threshold)
@@ -108,10 +108,10 @@ def circuits(
 
 
 def _check_settings(cohort: Cohort, layer: str, primary_p: float, tail: str, permutations: int) -> None:
-    """Refuse what cannot be tested before anything is read.
+    """Check the settings before any data are read.
 
     Raises:
-      SettingsError: says what.
+      SettingsError: A setting is invalid; the message names it.
     """
     try:
         case_control_layer(layer if layer in MEANT_FOR else "raw")
@@ -129,12 +129,12 @@ def _check_settings(cohort: Cohort, layer: str, primary_p: float, tail: str, per
 
 
 def run(design: Design, values: Float[np.ndarray, "n E"], *, seed: int, **options: Any) -> PermutationResult:
-    """Test values of participants by the rearrangements that their design allows; arrays come back as numpy's.
+    """Test values of participants by the rearrangements permitted by the design; return numpy arrays.
 
     Args:
-      values: one value of each participant and edge, float32.
-      seed: seed of the rearrangements.
-      **options: of `ops.permutation.permutation_test`.
+      values: One value per participant and edge, float32.
+      seed: Seed of the permutations.
+      **options: Options of `ops.permutation.permutation_test`.
     """
     key = jax.random.key(seed)
     held = design.covariates - (design.covariates.mean(0) if design.kind == "between" else 0)
@@ -162,7 +162,7 @@ def estimates(design: Design, values: Float[np.ndarray, "n E"]) -> tuple[Float[n
 
 
 def _motion(cohort: Cohort, design: Design, covariates: Sequence[str]) -> list[str]:
-    """Say so if head motion goes with the effect and is not held constant."""
+    """Return a warning if head motion is associated with the effect and is not a covariate."""
     if "mean_fd" not in cohort.table or "mean_fd" in covariates:
         return []
     fd = design.weights @ numbers(cohort, "mean_fd")[design.rows]
@@ -171,4 +171,4 @@ def _motion(cohort: Cohort, design: Design, covariates: Sequence[str]) -> list[s
     p = stats.ttest_1samp(fd, 0).pvalue if design.kind == "within" else stats.pearsonr(fd, design.x).pvalue
     if p >= LEVEL:
         return []
-    return [f"head motion (mean_fd) goes with {design.effect} (p = {p:.2g}) and is not held constant: add it to the covariates"]
+    return [f"head motion (mean_fd) is associated with {design.effect} (p = {p:.2g}) and is not a covariate: add it to the covariates"]

@@ -1,4 +1,4 @@
-"""Cohort -> the arrays that evaluations take: targets, covariates and edges. Refuses what cannot be evaluated."""
+"""Conversion of a cohort to the arrays used by evaluations (targets, covariates and edges), with checks of the input."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LEAST_SHARED = 3  # parcels that all scans must have
 
 
 class Target(NamedTuple):
-    """What is predicted.
+    """Target of a prediction.
 
     Attributes:
-      name: column of the cohort's table.
+      name: Column of the cohort's table.
       y: 0 or 1 for two classes (1 is the second of `classes`), or numbers, `[n]`.
-      rows: rows of the cohort with a value, `[n]`.
-      classes: the two classes; empty for numbers.
-      left_out: number of rows without a value.
+      rows: Rows of the cohort with a value, `[n]`.
+      classes: The two classes; empty for numbers.
+      left_out: Number of rows without a value.
     """
 
     name: str
@@ -37,7 +37,7 @@ def column(cohort: Cohort, name: str) -> np.ndarray:
     """Return a column of the table.
 
     Raises:
-      SettingsError: there is no such column; names the nearest.
+      SettingsError: There is no such column; the message names the nearest.
     """
     if name not in cohort.table:
         known = list(cohort.table)
@@ -46,7 +46,7 @@ def column(cohort: Cohort, name: str) -> np.ndarray:
 
 
 def missing(values: np.ndarray) -> Bool[np.ndarray, " S"]:
-    """Return where a column has no value: NaN, an empty text or `n/a`."""
+    """Return a mask of missing values: NaN, an empty string or `n/a`."""
     if values.dtype.kind in "biufc":
         return ~np.isfinite(values.astype(float))
     return np.isin(np.char.lower(values.astype(str)), ("", "n/a", "nan", "none"))
@@ -56,12 +56,12 @@ def class_target(cohort: Cohort, name: str, positive: str | None = None) -> Targ
     """Return a target with two classes.
 
     Args:
-      name: column of the table.
-      positive: class that counts as 1, e.g. the patients; the last in order by default.
+      name: Column of the table.
+      positive: Class coded as 1, e.g. the patients; the last in sorted order by default.
 
     Raises:
-      SettingsError: there is no such column or class.
-      InputError: the column has one class only, or more than two; names them.
+      SettingsError: There is no such column or class.
+      InputError: The column has only one class, or more than two; the message names them.
     """
     values = column(cohort, name)
     known = ~missing(values)
@@ -82,13 +82,13 @@ def number_target(cohort: Cohort, name: str) -> Target:
     """Return a target with numbers.
 
     Raises:
-      SettingsError: there is no such column.
-      InputError: its values are not numbers, or do not vary.
+      SettingsError: There is no such column.
+      InputError: Its values are not numbers, or do not vary.
     """
     values = numbers(cohort, name)
     rows = np.flatnonzero(np.isfinite(values))
     if len(rows) < 3 or np.ptp(values[rows]) == 0:
-        raise InputError(f"{name}: expected numbers that differ between participants, found {len(rows)} values without variation")
+        raise InputError(f"{name}: expected numbers that differ between participants, found {len(rows)} values, which do not vary")
     return Target(name, values[rows], rows, (), len(values) - len(rows))
 
 
@@ -96,7 +96,7 @@ def numbers(cohort: Cohort, name: str) -> Float[np.ndarray, " S"]:
     """Return a column as numbers, NaN where there is no value.
 
     Raises:
-      InputError: a value is not a number; names the scan.
+      InputError: A value is not a number; the message names the scan.
     """
     values = column(cohort, name)
     if values.dtype.kind in "biuf":
@@ -111,11 +111,11 @@ def numbers(cohort: Cohort, name: str) -> Float[np.ndarray, " S"]:
 
 
 def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n Q"], list[str]]:
-    """Return covariates as numbers, texts as indicators of their levels (without the first), and the names of the columns.
+    """Return covariates as numbers (strings as indicators of their levels, without the first), and the names of the columns.
 
     Raises:
-      SettingsError: there is no such column.
-      InputError: a value is missing (names the scan) or a column is constant.
+      SettingsError: There is no such column.
+      InputError: A value is missing (the message names the scan), or a column is constant.
     """
     columns: list[np.ndarray] = []
     said: list[str] = []
@@ -124,7 +124,7 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
         if (gap := missing(values)).any():
             first = cohort.table["scan"][rows][gap][0]
             found = f"{int(gap.sum())} of {len(rows)} scans have no value, first {first}"
-            raise InputError(f"covariate {name}: {found}: leave the covariate or the scans out")
+            raise InputError(f"covariate {name}: {found}: exclude the covariate or the scans")
         try:
             each = {name: values.astype(float)}
         except ValueError:
@@ -141,8 +141,8 @@ def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | Non
     """Return which parcels have edges in every scan.
 
     Raises:
-      SettingsError: the cohort has no such layer.
-      InputError: fewer than three parcels are shared; names the scan with the most absent parcels.
+      SettingsError: The cohort has no such layer.
+      InputError: Fewer than three parcels are shared; the message names the scan with the most missing parcels.
     """
     edges = layer_of(cohort, layer)
     edges = edges if rows is None else edges[rows]
@@ -154,7 +154,7 @@ def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | Non
         worst = int(present.sum(1).argmin())
         raise InputError(
             f"edges {layer!r}: only {int(shared.sum())} of {len(shared)} parcels are in every scan; {scans[worst]} lacks "
-            f"{int((~present[worst]).sum())}: leave scans with a small field of view out"
+            f"{int((~present[worst]).sum())}: exclude scans with a small field of view"
         )
     return shared
 
@@ -163,7 +163,7 @@ def layer_of(cohort: Cohort, layer: str) -> Float[np.ndarray, "S K K"]:
     """Return the matrices of a layer.
 
     Raises:
-      SettingsError: the cohort has no such layer.
+      SettingsError: The cohort has no such layer.
     """
     if layer not in cohort.edges:
         known = list(cohort.edges)
@@ -179,12 +179,12 @@ def upper(matrices: Float[np.ndarray, "S K K"], shared: Bool[np.ndarray, " K"]) 
 
 
 def fisher_z(r: Float[np.ndarray, "*B"], clip: float = 0.999) -> Float[np.ndarray, "*B"]:
-    """Return Fisher z of correlations; r is clipped, because a correlation of 1 has no z."""
+    """Return Fisher z of correlations; r is clipped, because z is infinite at |r| = 1."""
     return np.arctanh(np.clip(r, -clip, clip))
 
 
 def _texts(values: np.ndarray) -> np.ndarray:
-    """Return values as texts, whole numbers without a decimal point."""
+    """Return values as strings, with integers written without a decimal point."""
     if values.dtype.kind == "f":
         return np.array([str(int(one)) if np.isfinite(one) and one == int(one) else str(one) for one in values])
     return values.astype(str)

@@ -1,4 +1,4 @@
-"""What diagnosis and prediction share: the pipelines that are compared, their scores with intervals, and learning curves."""
+"""Shared parts of diagnosis and prediction: the pipelines compared, their scores with intervals, and learning curves."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ DEFAULT = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson",
 
 
 class Plan(NamedTuple):
-    """What is compared, on which scans.
+    """Pipelines to compare, and the scans they use.
 
     Attributes:
-      cohort: scans with a target, in the order of all arrays.
-      pipelines: the first is the plain connectome that the others are compared with.
-      covariates: columns of the row "covariates alone".
-      left_out: features that were not built, with the reason.
+      cohort: Scans with a target, in the order of all arrays.
+      pipelines: The first is the plain connectome that the others are compared with.
+      covariates: Columns of the row "covariates alone".
+      left_out: Features that were not built, with the reason.
     """
 
     cohort: Cohort
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
 
 
 def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
-    """Return the site of each scan, None if the cohort has no such column or only one site."""
+    """Return the site of each scan, or None if the cohort has no such column or only one site."""
     if name not in cohort.table:
         return None
     values = np.asarray(cohort.table[name])
@@ -82,20 +82,20 @@ def plan(
     site_out: bool,
     exclude: str = "",
 ) -> Plan:
-    """Return the pipelines: the plain connectome first, then what was asked for, as far as the cohort has what it needs.
+    """Return the pipelines: the plain connectome first, then the requested features for which the cohort has the data.
 
     Args:
-      cohort: scans with a target.
-      baseline: the same scans in a fixed atlas; its plain connectome comes first then.
-      wanted: of `FEATURES`, or names of edge layers.
-      models: models of the plain connectome; all others use the first.
-      covariates: columns of the row "covariates alone"; those of `KNOWN_COVARIATES` without gaps by default.
-      sites: site of each scan, or None.
-      site_out: whether folds leave sites out, so that the site is no covariate and ComBat cannot be fitted.
-      exclude: column that is the target and so no covariate.
+      cohort: Scans with a target.
+      baseline: The same scans in a fixed atlas; if given, its plain connectome comes first.
+      wanted: Names from `FEATURES`, or names of edge layers.
+      models: Models of the plain connectome; all other features use the first.
+      covariates: Columns of the row "covariates alone"; by default, those of `KNOWN_COVARIATES` without missing values.
+      sites: Site of each scan, or None.
+      site_out: Whether folds hold out sites; site is then not a covariate, and ComBat cannot be fitted.
+      exclude: Column of the target, which is not used as a covariate.
 
     Raises:
-      SettingsError: a feature is neither known nor an edge layer.
+      SettingsError: A feature is neither known nor an edge layer.
     """
     if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
         known = [*FEATURES, *cohort.edges]
@@ -126,14 +126,14 @@ def _plain(cohort: Cohort, models: Sequence[str], prefix: str) -> list[Pipeline]
 
 def _layer(cohort: Cohort) -> str:
     if not cohort.edges:
-        raise InputError("the cohort has neither signals nor edges: collect it with edges")
+        raise InputError("the cohort has neither signals nor edges: run pnet collect with edges")
     return "pearson" if "pearson" in cohort.edges else next(iter(cohort.edges))
 
 
 def _built(
     name: str, cohort: Cohort, main: Feature, columns: tuple[str, ...], sites: np.ndarray | None, site_out: bool
 ) -> Sequence[Feature | Pipeline]:
-    """Return what a name of `FEATURES` stands for; raises SettingsError with the reason where the cohort lacks what it needs."""
+    """Return the features of a name in `FEATURES`; raise SettingsError with the reason if the cohort lacks the data."""
     if name == "tangent":
         return [Tangent(cohort)] if cohort.signals is not None else []
     if name == "shrunk-tangent":
@@ -149,7 +149,7 @@ def _built(
         return [Embeddings(with_measure(cohort, "pearson"))]
     if name == "site-centred":
         if sites is None:
-            raise SettingsError("the cohort has no column site with two sites or more")
+            raise SettingsError("the cohort has no site column with two or more sites")
         return [Pipeline((main,), sites=sites)]
     if name == "combat":
         if sites is None or site_out:
@@ -162,7 +162,7 @@ def _built(
         return [Net(main, cohort, moved)]
     if name == "covariates":
         if not columns:
-            raise SettingsError("the cohort has no covariates without gaps")
+            raise SettingsError("the cohort has no covariates without missing values")
         return [Covariates(cohort, columns)]
     if name == "permuted":
         return [Permuted(cohort, _layer(cohort))]
@@ -190,7 +190,7 @@ def _views_by_site(cohort: Cohort, sites: np.ndarray | None) -> list[Pipeline]:
 
 
 def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exclude: str) -> tuple[str, ...]:
-    """Return the columns for "covariates alone": those given, or the known ones that have a value for every scan and vary."""
+    """Return the columns for "covariates alone": those given, or the known ones that vary and have a value for every scan."""
     if given is not None:
         return tuple(given)
     out = []
@@ -206,11 +206,11 @@ def _same_scans(baseline: Cohort, cohort: Cohort) -> Cohort:
     """Return the rows of the baseline in the order of the cohort.
 
     Raises:
-      InputError: a scan is not in the baseline; names it.
+      InputError: A scan is not in the baseline; the message names it.
     """
     at = {str(scan): row for row, scan in enumerate(baseline.table["scan"])}
     if absent := [str(scan) for scan in cohort.table["scan"] if str(scan) not in at]:
-        raise InputError(f"baseline: {len(absent)} scans of the cohort are not in it, first {absent[0]}")
+        raise InputError(f"baseline: {len(absent)} scans of the cohort are not in the baseline, first {absent[0]}")
     return baseline.take(np.array([at[str(scan)] for scan in cohort.table["scan"]]))
 
 
@@ -224,10 +224,10 @@ def folds_of(
     held_out: Sequence[Sequence[str]] | None,
     seed: int,
 ) -> Split:
-    """Return the folds: those of a list, one for each site, or random ones by subject.
+    """Return the folds: folds from a list, one fold per site, or random folds by subject.
 
     Raises:
-      InputError: one site only, one class only in a training part, or fewer participants than folds.
+      InputError: There is only one site, a training part has only one class, or there are fewer participants than folds.
     """
     subjects = cohort.table["subject"].astype(str)
     if held_out is not None:
@@ -235,11 +235,13 @@ def folds_of(
     many = sites is not None and len(np.unique(sites)) >= 3
     if leave_out == "site" or (leave_out == "auto" and many):
         if sites is None:
-            raise InputError("leave-site-out: expected a column of sites with two sites or more, found none")
+            raise InputError("leave-site-out: expected a site column with two or more sites, found none")
         split = leave_site_out(subjects, sites, seed=seed)
         for train, _ in split:
             if goal.classes and len(np.unique(goal.y[train])) < 2:
-                raise InputError(f"leave-site-out: without one of the sites, all participants are {goal.classes[int(goal.y[train][0])]}")
+                raise InputError(
+                    f"leave-site-out: with one of the sites held out, training scans are all of class {goal.classes[int(goal.y[train][0])]}"
+                )
         return split
     if leave_out not in ("auto", "subject"):
         raise InputError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
@@ -248,7 +250,7 @@ def folds_of(
 
 
 class Scored(NamedTuple):
-    """A score: its name, the function, and whether it is of probabilities."""
+    """A score: its name, its function, and whether it is computed from probabilities."""
 
     measure: str
     function: scores.Score
@@ -258,10 +260,10 @@ class Scored(NamedTuple):
 def score_rows(
     found: Sequence[Predictions], y: np.ndarray, split: Split, measures: Sequence[Scored], sites: np.ndarray | None, seed: int
 ) -> list[Row]:
-    """Return the scores of every pipeline with intervals, and the difference of the first score to the first pipeline.
+    """Return the scores of every pipeline with intervals, and the difference in the first score from the first pipeline.
 
-    Intervals are of a bootstrap of participants within sites, the same draws for all pipelines, with the predictions fixed: they do not
-    hold the variation between training samples. The p value of a difference is that of paired fold scores, corrected for overlap.
+    Intervals come from a bootstrap of participants within sites, with the same draws for all pipelines and fixed predictions; they do not
+    include the variation between training samples. The p value of a difference comes from paired fold scores, corrected for overlap.
     """
     weights = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed)
     rows, draws, folds = [], [], []
@@ -302,9 +304,9 @@ def _fold_scores(one: Predictions, y: np.ndarray, scored: Scored, count: int) ->
 def permuted_targets(
     y: np.ndarray, subjects: np.ndarray, sites: np.ndarray | None, count: int, seed: int
 ) -> Float[np.ndarray, "S P"] | None:
-    """Return permuted targets: subjects change places within their site, or rows within their subject if the target varies there.
+    """Return permuted targets: subjects are permuted within sites, or rows within subjects if the target varies within subjects.
 
-    None if `count` is 0.
+    Returns None if `count` is 0.
     """
     if not count:
         return None
@@ -328,7 +330,7 @@ def permuted_targets(
 
 
 def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.ndarray | None, scored: Scored) -> list[Row]:
-    """Return p values of the first score from fits to permuted targets, with penalties chosen anew for each."""
+    """Return p values of the first score from fits to permuted targets; the penalty is chosen again for each."""
     rows = []
     for one in found:
         if one.null is None or permuted is None:
@@ -343,10 +345,10 @@ def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.n
 
 
 def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], list[str]]:
-    """Return how much head motion is left in the plain edges, and whether the target goes with motion; a warning if motion is unknown."""
+    """Return the association of plain edges and of the target with head motion, and a warning if motion is unknown."""
     fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
     if not np.isfinite(fd).all():
-        return [], ["Head motion is unknown for some scans (mean_fd), so that its part in the result cannot be measured."]
+        return [], ["Head motion (mean_fd) is unknown for some scans, so its contribution to the result cannot be measured."]
     layer = _layer(cohort) if cohort.edges else "pearson"
     edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
     names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
@@ -361,15 +363,18 @@ def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], li
 
 
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
-    """Say in one sentence whether anything beats the plain connectome beyond its interval."""
+    """Return one sentence on whether any pipeline predicts better than the plain connectome."""
     apart = [row for row in rows if row.table == "differences" and not row.name.startswith("covariates")]
     ahead = sorted((row for row in apart if row.low > 0), key=lambda row: -row.value)
     if not apart:
-        return "Nothing was compared with the plain connectome."
+        return "No other pipeline was compared with the plain connectome."
     if not ahead:
-        return f"Nothing predicts better than the plain connectome ({reference}) beyond the 95 % confidence interval of the difference."
+        return (
+            f"No pipeline predicts better than the plain connectome ({reference}): the 95 % confidence interval of every difference in "
+            f"{measure} includes 0 or lies below it."
+        )
     best = ahead[0]
-    many = f" ({len(apart)} comparisons, not corrected for their number)" if len(apart) > 1 else ""
+    many = f" ({len(apart)} comparisons, not corrected for multiple testing)" if len(apart) > 1 else ""
     return (
         f"{best.name} predicts better than the plain connectome ({reference}): difference in {measure} {best.value:+.3f}, "
         f"95 % CI [{best.low:+.3f}, {best.high:+.3f}], paired over folds p = {best.p:.2g}{many}."
@@ -379,7 +384,7 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
 def learning_rows(
     whole: Predictions, fewer: Sequence[Predictions], y: np.ndarray, split: Split, sites: np.ndarray | None, scored: Scored, seed: int
 ) -> list[Row]:
-    """Return a score of the plain connectome for shares of the training participants, and for all."""
+    """Return a score of the plain connectome for fractions of the training participants, and for all of them."""
     weights, size = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), mean_size(split)
     rows = []
     for one in (*fewer, whole) if fewer else ():
@@ -392,7 +397,7 @@ def learning_rows(
 
 
 def predictions_table(cohort: Cohort, goal: Target, found: Sequence[Predictions]) -> dict[str, np.ndarray]:
-    """Return decisions and probabilities of every scan, averaged over repeats."""
+    """Return decision values and probabilities of every scan, averaged over repeats."""
     table = {name: cohort.table[name] for name in ("scan", "subject")}
     table[goal.name] = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else goal.y
     for one in found:
@@ -407,10 +412,10 @@ def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
     """Return the cohort with signals and Pearson edges of the first minutes of each recording; other layers are left out.
 
     Raises:
-      InputError: the cohort has no signals.
+      InputError: The cohort has no signals.
     """
     if cohort.signals is None or cohort.frames is None:
-        raise InputError("a learning curve over scan length needs parcel signals, which the cohort does not have")
+        raise InputError("a learning curve over scan length needs parcel signals, but the cohort has none")
     until = np.round(60 * minutes / cohort.table["tr"]).astype(int)
     kept = (cohort.frames >= 0) & (cohort.frames < until[:, None])
     short = dataclasses.replace(
@@ -420,12 +425,12 @@ def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
 
 
 def settings_of(split: Split, target: Target, seed: int, **others: Any) -> Mapping[str, Any]:
-    """Return the settings that every answer on a target records."""
+    """Return the settings recorded in every answer that has a target."""
     about: dict[str, Any] = {"target": target.name, "classes": list(target.classes), "folds": split.name}
     about |= {"n_folds": len(split), "folds_digest": split.digest}
     return {**about, "bootstrap_draws": DRAWS, "seed": seed, "left_out_without_target": target.left_out, **others}
 
 
 def mean_size(split: Split) -> int:
-    """Return the mean number of training subjects of a fold."""
+    """Return the mean number of training subjects per fold."""
     return round(np.mean([len(np.unique(split.subjects[train])) for train, _ in split]))

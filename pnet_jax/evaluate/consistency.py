@@ -1,17 +1,17 @@
-r"""Consistency: do repeated scans of a participant give the same network?
+r"""Consistency: similarity of the networks from repeated scans of a participant.
 
-Networks are compared by their portraits, :math:`1 - D` with D the portrait divergence (Bagrow and Bollt 2019): how alike the numbers of
-nodes at each distance are, whichever nodes these are. The value alone says nothing: networks without structure are alike too, and a
-constant network would score 1. It therefore always stands beside
+Networks are compared by their portraits, :math:`1 - D` with D the portrait divergence (Bagrow and Bollt 2019): the similarity of
+the numbers of nodes at each distance, regardless of which nodes these are. The value alone is not informative: networks without structure
+are also similar, and a constant network would score 1. It is therefore always reported with
 
-- the same between participants, on the same occasions, and the difference of the two, the *individual part*;
-- the noise floor: the same pairs of scans after each network's edges were dealt to its pairs of nodes at random;
+- the same value between participants, on the same occasions, and the difference of the two, the *individual part*;
+- the noise floor: the same pairs of scans after the edges of each network were randomly reassigned to its pairs of nodes;
 - a constant network;
-- with a reference, e.g. long scans of the same participants or the truth of a simulation, the value to the participant's own reference,
-  and its individual part: this is what to judge by.
+- with a reference, e.g. long scans of the same participants or the truth of a simulation, the similarity to the participant's own
+  reference, and its individual part; this is the preferred measure.
 
-Edges are judged by ICC(1,1) (Shrout and Fleiss 1979), one-way, with one group mean for all participants. Labels are judged by their
-agreement, the share of locations that both scans give the same parcel, beside what the scans' own halves let expect.
+Edges are evaluated by ICC(1,1) (Shrout and Fleiss 1979), one-way, with one group mean for all participants. Labels are evaluated by their
+agreement, the share of locations assigned to the same parcel in both scans, and the agreement expected from the halves of each scan.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ def consistency(
     """Compare the repeated scans of each participant.
 
     Args:
-      cohort: scans of which at least two participants have two.
-      layers: edges to compare; all undirected ones by default.
-      settings: how networks become portraits; both conventions, binary and weighted, at 5, 10, 15 and 20 % by default.
-      reference: other scans of the same participants and atlas, never the same ones: longer scans, or the truth of a simulation. The first
-        scan of each participant is used.
-      same: columns of the table that two scans share if one is to count as a repeat of the other.
-      others: number of other participants that each pair is compared with.
-      most_participants: number of participants, drawn at random, whose portraits are compared.
-      draws: bootstrap samples of the interval of the ICC.
-      seed: seed of everything random.
+      cohort: Scans; at least two participants must have two.
+      layers: Edge layers to compare; all undirected layers by default.
+      settings: Settings of the portraits; both conventions, binary and weighted, at 5, 10, 15 and 20 % by default.
+      reference: Different scans of the same participants in the same atlas: longer scans, or the truth of a simulation. The first scan of
+        each participant is used.
+      same: Columns of the table that must be equal for two scans to count as repeats.
+      others: Number of other participants with which each pair is compared.
+      most_participants: Largest number of participants, drawn at random, whose portraits are compared.
+      draws: Number of bootstrap samples for the interval of the ICC.
+      seed: Random seed.
 
     Returns:
       The Answer. Tables of rows: `portraits`, `edges`, `labels`; intervals are over participants.
 
     Raises:
-      InputError: fewer than two participants have two scans, a scan is in the reference too, no participant is, or the reference is of
-        another atlas.
-      SettingsError: a layer is directed or unknown.
+      InputError: Fewer than two participants have two scans, a scan is also in the reference, fewer than two participants have a reference,
+        or the reference uses another atlas.
+      SettingsError: A layer is directed or unknown.
     """
     repeats, settings = repeats_of(cohort, "consistency", same), tuple(settings or portraits.standard_settings())
     layers = undirected(cohort, layers)
@@ -106,11 +106,11 @@ def consistency(
 
 
 class Reference(NamedTuple):
-    """Other scans of the participants.
+    """Reference scans of the participants.
 
     Attributes:
-      cohort: the scans.
-      rows: row of each participant of `Repeats`, −1 where there is none, `[n]`.
+      cohort: The scans.
+      rows: Row of each participant of `Repeats`, −1 where there is none, `[n]`.
     """
 
     cohort: Cohort
@@ -126,7 +126,7 @@ def reference_rows(cohort: Cohort, reference: Cohort, repeats: Repeats) -> Int[n
     """Return the row of the reference of each participant of `repeats`, −1 where there is none.
 
     Raises:
-      InputError: the atlas differs, a scan is in both cohorts, or no participant has a reference.
+      InputError: The atlas differs, a scan is in both cohorts, or fewer than two participants have a reference.
     """
     if not np.array_equal(reference.ids, cohort.ids):
         raise InputError(
@@ -169,7 +169,7 @@ def edge_rows(
 def icc_rows(
     edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
 ) -> tuple[list[Row], Float[np.ndarray, " E"]]:
-    """Return rows that sum the edge-wise ICC up, with intervals over participants, and the ICC of every edge."""
+    """Return rows that summarise the edge-wise ICC, with intervals over participants, and the ICC of every edge."""
     found = variances_of(edges, subject)
     values, n = icc(found), len(found.scans)
     drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
@@ -187,11 +187,11 @@ def icc_rows(
 def to_reference_rows(
     alike: Float[np.ndarray, "n m"], there: Int[np.ndarray, " m"], repeats: Repeats, table: str, name: str, measure: str, seed: int
 ) -> list[Row]:
-    """Return the rows that compare scans with the reference of their own and of other participants.
+    """Return the rows that compare scans with the references of their own and of other participants.
 
     Args:
-      alike: similarity of each scan and each reference.
-      there: participant of each reference.
+      alike: Similarity of each scan and each reference.
+      there: Participant of each reference.
     """
     own = repeats.subject[:, None] == there[None]
     known = own.any(1)
@@ -204,7 +204,7 @@ def to_reference_rows(
 
 
 def label_rows(cohort: Cohort, repeats: Repeats, beside: Reference | None, others: int, seed: int) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table `labels`, and warnings; nothing if the scans have no labels of one Space."""
+    """Return the rows of the table `labels`, and warnings; both are empty if the scans have no labels in one Space."""
     if cohort.labels is None:
         return [], []
     labels, n = cohort.labels[repeats.rows], len(repeats.names)
@@ -218,7 +218,9 @@ def label_rows(cohort: Cohort, repeats: Repeats, beside: Reference | None, other
         alike = agreement(labels, beside.cohort.labels[beside.rows[beside.there]])
         rows += to_reference_rows(alike, beside.there, repeats, "labels", "labels", "agreement", seed)
     kept = np.asarray(cohort.table["decision"]).astype(str)[repeats.rows] == "atlas"
-    said = [f"{int(kept.sum())} of {len(kept)} scans have the labels of the atlas, which agree by construction."] if kept.any() else []
+    said = (
+        [f"{int(kept.sum())} of {len(kept)} scans have the labels of the atlas, which are identical by construction."] if kept.any() else []
+    )
     return rows, said
 
 
@@ -229,24 +231,26 @@ def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], 
     part, within, between, noise = (
         row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
     )
-    doubtful = ", which may be 0" if part.low <= 0 <= part.high else ""
+    doubtful = ", an interval that includes 0" if part.low <= 0 <= part.high else ""
     said = [
         f"1 − PDiv is {within.value:.3f} between two scans of one participant and {between.value:.3f} between scans of two participants "
         f"({name}, n = {within.n}): the individual part is {with_interval(part)}{doubtful}.",
-        f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so that the value within "
+        f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so the value within "
         "participants alone is not evidence of quality.",
     ]
     if reference:
         own, individual = row["1 - PDiv to reference"], row["to reference, individual part"]
-        said.append(f"To the participant's own reference it is {with_interval(own)}, of which {with_interval(individual)} is individual.")
+        said.append(
+            f"1 − PDiv to the participant's own reference is {with_interval(own)}; its individual part is {with_interval(individual)}."
+        )
     edges = next(one for one in found.rows if (one.table, one.name) == ("edges", layer))
     said.append(f"The median edge of {layer} has ICC(1,1) = {with_interval(edges)}.")
     labels = {one.measure: one for one in found.rows if one.table == "labels"}
     if labels:
         expected = labels["agreement expected"]
-        beside = f"; {100 * expected.value:.1f} % was expected from their halves" if math.isfinite(expected.value) else ""
+        beside = f"; {100 * expected.value:.1f} % was expected from the halves of the scans" if math.isfinite(expected.value) else ""
         said.append(
-            f"Repeated scans give {100 * labels['agreement within'].value:.1f} % of the locations the same parcel, scans of different "
-            f"participants {100 * labels['agreement between'].value:.1f} %{beside}."
+            f"Repeated scans assign {100 * labels['agreement within'].value:.1f} % of the locations to the same parcel, and scans of "
+            f"different participants {100 * labels['agreement between'].value:.1f} %{beside}."
         )
     return tuple(said)

@@ -1,4 +1,4 @@
-"""Diagnosis: how well networks tell two groups of participants apart, in participants and sites that were held out."""
+"""Diagnosis: classification of two groups of participants from networks, in held-out participants and sites."""
 
 from __future__ import annotations
 
@@ -63,33 +63,33 @@ def diagnosis(
     """Predict a two-class column of the cohort, e.g. the diagnosis, from networks of held-out participants.
 
     Features, models and penalties are fitted in the training part of each fold; penalties are chosen by AUC in inner folds. The plain
-    connectome stands first, and every other row is compared with it on the same folds.
+    connectome comes first, and every other pipeline is compared with it on the same folds.
 
     Args:
-      cohort: scans; a participant may have several.
-      target: column with two classes.
-      positive: class that counts as 1; the last in order by default.
-      baseline: the same scans in a fixed atlas, whose plain connectome is then what the others are compared with.
-      features: of `compare.FEATURES`, or names of edge layers.
-      models: of `models.MODELS`, for the plain connectome; the other features use the first.
-      covariates: columns of the row "covariates alone"; those known for all scans by default.
-      site: column of the sites.
-      leave_out: `"site"`, `"subject"` or `"auto"` (sites if there are three or more, each with both classes in the rest).
-      folds, repeats: number of folds and of repeats with other random folds if subjects are left out.
-      held_out: subjects that each fold holds out, in place of `leave_out`.
-      permutations: number of permuted targets for p values of ridge; 0 leaves them out.
-      learning: shares of the training participants in the learning curve.
-      minutes: scan lengths in minutes of a second learning curve, for cohorts with signals.
-      seed: seed of folds, bootstrap and permutations.
-      progress: called with what is done, and how many of how many fits are finished.
+      cohort: Scans; a participant may have several.
+      target: Column with two classes.
+      positive: Class coded as 1; the last in sorted order by default.
+      baseline: The same scans in a fixed atlas; all pipelines are then compared with its plain connectome.
+      features: Names from `compare.FEATURES`, or names of edge layers.
+      models: Names from `models.MODELS`, for the plain connectome; the other features use the first.
+      covariates: Columns of the row "covariates alone"; by default, known covariates without missing values.
+      site: Column with the site of each scan.
+      leave_out: `"site"`, `"subject"` or `"auto"` (sites if there are three or more).
+      folds, repeats: Number of folds, and of repeats with different random folds, if subjects are held out.
+      held_out: Subjects held out in each fold; replaces `leave_out`.
+      permutations: Number of permuted targets for p values of ridge; 0 for no permutation tests.
+      learning: Fractions of the training participants in the learning curve.
+      minutes: Scan lengths in minutes for a second learning curve, for cohorts with signals.
+      seed: Seed of folds, bootstrap and permutations.
+      progress: Callback that receives the current step, the number of finished fits and their total.
 
     Returns:
       Rows "features" (AUC, within-site AUC, balanced accuracy, Brier score, calibration error), "differences" to the plain connectome,
       "permutation" and "learning curve"; tables with all predictions.
 
     Raises:
-      SettingsError: an unknown column, class, feature or model.
-      InputError: one class or one site only, fewer participants than folds, or a subject in both parts of a fold.
+      SettingsError: A column, class, feature or model is unknown.
+      InputError: There is only one class or one site, there are fewer participants than folds, or a subject is in both parts of a fold.
     """
     goal = class_target(cohort, target, positive)
     scans = cohort.take(goal.rows)
@@ -153,7 +153,7 @@ def _calibration_rows(found: Sequence[Predictions], y: np.ndarray) -> list[Row]:
 def _length_rows(
     cohort: Cohort, chosen: Plan, split: Split, goal: Target, sites: np.ndarray | None, minutes: Sequence[float], seed: int
 ) -> list[Row]:
-    """Return the AUC of plain connectomes of the first minutes of the scans."""
+    """Return the AUC of plain connectomes computed from the first minutes of each scan."""
     from pnet_jax.evaluate.features import Edges, Tangent
 
     weights, rows = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), []
@@ -187,16 +187,16 @@ def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, c
     best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
     if best > HIGH:
         said.append(
-            f"AUC = {best:.2f} would be high for a psychiatric diagnosis. Check for a leak: edges selected on all participants, a group "
-            "model fitted on the same participants, or scans that differ in length, site or motion between the classes."
+            f"AUC = {best:.2f} would be high for a psychiatric diagnosis. Check for leakage and confounds: edges selected on all "
+            "participants, a group model fitted to the same participants, or scan length, site or motion that differ between the classes."
         )
     counts = np.bincount(goal.y.astype(int), minlength=2)
     if counts.min() < 20:
         fewest = goal.classes[int(counts.argmin())]
-        said.append(f"Only {counts.min()} scans are of class {fewest}: intervals are wide, and features cannot be ranked.")
+        said.append(f"Only {counts.min()} scans belong to class {fewest}: intervals are wide, and features cannot be ranked.")
     shrunk = [one.name for one in found if any(word in one.name for word in ("shrunk", "guided"))]
     if shrunk:
-        why = "these edges are shrunk towards the participants of a group model, who must not be in this cohort"
+        why = "these edges are shrunk towards a group model; its participants must not be in this cohort"
         said.append(f"{shrunk[0]}: {why}.")
     if goal.left_out:
         said.append(f"{goal.left_out} scans have no {goal.name} and were left out.")

@@ -1,8 +1,8 @@
-"""What scans are described by in diagnosis and prediction. Everything that is fitted is fitted to the training rows it is given.
+"""Features of scans for diagnosis and prediction. All parameters are fitted to the training rows only.
 
 A feature is called with the training rows and returns the values of all rows of its cohort, `[S, F]`: `feature(train)`. Held-out rows are
-transformed with what was fitted to the training rows; no value depends on a held-out row. (The site mean in `pipeline.SiteCentring`, which
-uses unlabelled scans of the held-out site, is separate and named.)
+transformed with the parameters fitted to the training rows; no fitted parameter depends on a held-out row. (The site mean in
+`pipeline.SiteCentring`, which uses unlabelled scans of the held-out site, is separate and named.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _block_logarithms = jax.jit(lambda covariances, mean: op.tangent(covariances, me
 
 
 class Feature(Protocol):
-    """Values of all scans, fitted to some."""
+    """Values of all scans, with parameters fitted to the training scans."""
 
     @property
     def name(self) -> str:
@@ -49,8 +49,8 @@ class Edges:
     """Edges of a layer above the diagonal, in Fisher z if they are correlations. Nothing is fitted.
 
     Raises:
-      SettingsError: the cohort has no such layer.
-      InputError: fewer than three parcels are in every scan.
+      SettingsError: The cohort has no such layer.
+      InputError: Fewer than three parcels are in every scan.
     """
 
     cohort: Cohort
@@ -79,17 +79,17 @@ class Edges:
 class Tangent:
     """Tangent vectors of covariances at the log-Euclidean mean of the training scans.
 
-    The log-Euclidean mean is next to the geometric one, and needs no iteration over scans in every fold.
+    The log-Euclidean mean approximates the geometric mean and needs no iteration over scans in each fold.
 
     Attributes:
-      cohort: scans with parcel signals, or with correlations if `shrinkage` is a number.
+      cohort: Scans with parcel signals, or with correlations if `shrinkage` is a number.
       shrinkage: `"ledoit_wolf"`, whose amount is estimated from each scan's signals, or a fixed share of the identity, which also corrects
         for frames that are not independent.
-      layer: correlations that are shrunk by a fixed share.
-      regions: number of regions after merging parcels by Ward's linkage of the training scans' mean; all if None.
+      layer: Correlations that are shrunk by a fixed share.
+      regions: Number of regions after merging parcels by Ward's linkage of the training scans' mean; all if None.
 
     Raises:
-      InputError: signals are needed and the cohort has none.
+      InputError: Signals are needed and the cohort has none.
 
     Source: Varoquaux et al. 2010, MICCAI; Arsigny et al. 2006, Magnetic Resonance in Medicine 56.
     """
@@ -142,8 +142,8 @@ class Covariates:
     """Covariates alone, e.g. motion, age and sex, standardised by the training rows.
 
     Raises:
-      SettingsError: the cohort has no such column.
-      InputError: a value is missing, or a column is constant.
+      SettingsError: The cohort has no such column.
+      InputError: A value is missing, or a column is constant.
     """
 
     cohort: Cohort
@@ -161,7 +161,7 @@ class Covariates:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Permuted:
-    """Edges of a layer with the parcels of every scan in a random order of its own: what remains without correspondence of parcels."""
+    """Edges of a layer with the parcels of each scan in a different random order, as a control without correspondence of parcels."""
 
     cohort: Cohort
     layer: str = "pearson"
@@ -183,7 +183,7 @@ class Permuted:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Parcel embeddings of a linear encoder that is fitted to the training scans, with their second-order products.
+    """Parcel embeddings of a linear encoder fitted to the training scans, with their second-order products.
 
     The encoder is the principal subspace of the parcels' connectivity profiles (rows of the correlation matrix) over training scans; the
     features are the embeddings Z of all parcels and the products Zᵀ Z.
@@ -217,7 +217,7 @@ class Embeddings:
 
 
 def _logarithms(c: Float[np.ndarray, "S K K"], mean: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "S K K"]:
-    """Return the logarithms of covariances as seen from a mean, in blocks of one size, so that one program serves all."""
+    """Return the logarithms of covariances at a mean, in blocks of fixed size, so that the program is compiled once."""
     out = np.empty_like(c)
     for start in range(0, len(c), BLOCK):
         rows = np.minimum(np.arange(start, start + BLOCK), len(c) - 1)
@@ -231,18 +231,18 @@ def is_correlation(cohort: Cohort, layer: str) -> bool:
 
 
 def with_measure(cohort: Cohort, name: str) -> Cohort:
-    """Return the cohort with Pearson or partial correlations of its parcel signals as a layer, unless it has them.
+    """Return the cohort with Pearson or partial correlations of its parcel signals as a layer, unless it has them already.
 
-    They are computed on the host: scans of many different lengths would each compile the package's kernel.
+    They are computed on the host, because the device kernel would be compiled for each scan length.
 
     Raises:
-      SettingsError: it is another measure, or the cohort has no signals.
+      SettingsError: The measure is not `pearson` or `partial`, or the cohort has no signals.
     """
     if name in cohort.edges:
         return cohort
     if cohort.signals is None or name not in _MADE:
-        why = "the cohort has no signals" if cohort.signals is None else f"only {' and '.join(_MADE)} are made from signals here"
-        raise SettingsError(f"the cohort has no edges {name!r}, and they cannot be made: {why}")
+        why = "the cohort has no signals" if cohort.signals is None else f"only {' and '.join(_MADE)} can be computed from signals"
+        raise SettingsError(f"the cohort has no edges {name!r}, and they cannot be computed: {why}")
     found = np.full((len(cohort), cohort.n_parcels, cohort.n_parcels), np.nan, np.float32)
     for s, y in enumerate(standardised_signals(cohort)):
         there = np.flatnonzero(np.isfinite(y).all(1))
@@ -270,10 +270,10 @@ def standardised_signals(cohort: Cohort) -> list[Float[np.ndarray, "K T"]]:
     """Return the signals of each scan without padding, with mean 0 and variance 1; absent parcels are NaN.
 
     Raises:
-      InputError: the cohort has no signals.
+      InputError: The cohort has no signals.
     """
     if cohort.signals is None or cohort.kept is None:
-        raise InputError("the cohort has no parcel signals: collect it with signals, or choose features that are made of edges")
+        raise InputError("the cohort has no parcel signals: run pnet collect with signals, or choose features that use edges")
     out = []
     for y, kept in zip(cohort.signals, cohort.kept, strict=True):
         own = y[:, kept].astype(np.float64)
@@ -283,25 +283,25 @@ def standardised_signals(cohort: Cohort) -> list[Float[np.ndarray, "K T"]]:
 
 
 def ledoit_wolf_covariances(cohort: Cohort) -> Float[np.ndarray, "S K K"]:
-    """Return Ledoit-Wolf covariances of the standardised signals of the parcels that every scan has.
+    """Return Ledoit-Wolf covariances of the standardised signals of the parcels present in every scan.
 
     Raises:
-      InputError: the cohort has no signals, or fewer than three parcels are in every scan.
+      InputError: The cohort has no signals, or fewer than three parcels are in every scan.
     """
     from sklearn.covariance import ledoit_wolf
 
     signals = standardised_signals(cohort)
     shared = np.all([np.isfinite(y).all(1) for y in signals], 0)
     if shared.sum() < 3:
-        raise InputError(f"only {int(shared.sum())} of {len(shared)} parcels have a signal in every scan: leave scans out")
+        raise InputError(f"only {int(shared.sum())} of {len(shared)} parcels have a signal in every scan: exclude incomplete scans")
     return np.stack([ledoit_wolf(y[shared].T, assume_centered=True)[0] for y in signals]).astype(np.float32)
 
 
 def merged(c: Float[np.ndarray, "S K K"], train: Rows, regions: int) -> Float[np.ndarray, "S R R"]:
-    """Return correlations of regions that Ward's linkage of the training scans' mean merges from the parcels.
+    """Return correlations of regions merged from parcels by Ward's linkage of the training scans' mean.
 
     Raises:
-      SettingsError: more regions are asked for than there are parcels.
+      SettingsError: The number of regions is not smaller than the number of parcels.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
@@ -317,11 +317,11 @@ def merged(c: Float[np.ndarray, "S K K"], train: Rows, regions: int) -> Float[np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Net:
-    """A feature without what covariates explain of it, with regression coefficients of the training rows.
+    """A feature after regression on covariates, with coefficients estimated in the training rows.
 
     Raises:
-      SettingsError: the cohort has no such column.
-      InputError: a value is missing, or a column is constant.
+      SettingsError: The cohort has no such column.
+      InputError: A value is missing, or a column is constant.
     """
 
     feature: Feature
@@ -341,12 +341,12 @@ class Net:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selected:
-    """The values of a feature that differ most with the target, by univariate F, chosen in the training rows.
+    """The values of a feature most strongly associated with the target by univariate F, selected in the training rows.
 
     Attributes:
-      y: target of every row; only training rows are read.
-      count: number of values that are kept.
-      classes: whether the target has two classes.
+      y: Target of every row; only training rows are used.
+      count: Number of values to keep.
+      classes: Whether the target has two classes.
     """
 
     feature: Feature
@@ -372,12 +372,12 @@ class Harmonised:
     """A feature after ComBat (combatlearn), with site effects estimated in the training rows.
 
     Attributes:
-      site: column of the sites; every site must be in the training rows, so that folds must not leave sites out.
-      columns: covariates whose effects are kept.
+      site: Column of the sites; every site must be in the training rows, so folds must not hold out sites.
+      columns: Covariates whose effects are kept.
 
     Raises:
-      InputError: a held-out scan is of a site without training rows; names the site.
-      SettingsError: combatlearn is not installed.
+      InputError: A held-out scan is from a site without training rows; the message names the site.
+      SettingsError: The package combatlearn is not installed.
 
     Source: Johnson, Li and Rabinovic 2007, Biostatistics 8; for connectomes Fortin et al. 2018, NeuroImage 167.
     """

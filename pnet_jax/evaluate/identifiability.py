@@ -1,17 +1,17 @@
-r"""Identifiability: can a participant be recognised by another scan, and by what?
+r"""Identifiability: recognition of a participant in another scan, and the features that permit it.
 
 With the similarity r of every scan of one occasion to every scan of another:
 
 - identification accuracy: share of participants whose most similar scan on the other occasion is their own, both directions
   (Finn et al. 2015);
-- :math:`I_\mathrm{diff} = 100\,(I_\mathrm{self} - I_\mathrm{others})`, the mean similarity to oneself less that to others (Amico and Goñi
-  2018);
+- :math:`I_\mathrm{diff} = 100\,(I_\mathrm{self} - I_\mathrm{others})`, the mean similarity within minus between participants (Amico and
+  Goñi 2018);
 - discriminability: probability that two scans of one participant are nearer to each other than to another participant's (Bridgeford et al.
   2021);
 - the median ICC(1,1) of the edges (Shrout and Fleiss 1979).
 
 Edges and label maps are scored separately: where parcels do not follow a participant's own areas, the shape of these areas appears in the
-edges and helps to identify (Bijsterbosch et al. 2018). What the length and quality of the scans alone identify stands beside both.
+edges and helps identification (Bijsterbosch et al. 2018). Identification from scan length and quality alone is reported as a baseline.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ QUALITY = ("mean_fd", "tsnr", "n_frames")
 
 
 class Features(NamedTuple):
-    """What scans are recognised by.
+    """Features from which scans are recognised.
 
     Attributes:
       table: `"edges"`, `"labels"` or `"baseline"`.
-      name: layer, or columns.
-      similarity: of all scans, `[n, n]`; larger is more alike.
-      edges: edges of the scans, `[n, E]`, if it is a layer.
+      name: Layer, or columns.
+      similarity: Similarity of all pairs of scans, `[n, n]`; larger values are more similar.
+      edges: Edges of the scans, `[n, E]`, if it is a layer.
     """
 
     table: str
@@ -63,21 +63,21 @@ def identifiability(
     """Identify participants across their scans.
 
     Args:
-      cohort: scans of which at least two participants have two.
-      layers: edges; all of the cohort by default.
-      same: columns of the table that two scans share if one is to count as a repeat of the other.
-      quality: columns of the baseline, which has neither edges nor labels; those without values are left out.
-      permutations: rearrangements of the participants, for chance levels and p values.
-      draws: bootstrap samples of the interval of the ICC.
-      seed: seed of everything random.
+      cohort: Scans; at least two participants must have two.
+      layers: Edge layers; all layers of the cohort by default.
+      same: Columns of the table that must be equal for two scans to count as repeats.
+      quality: Columns of the baseline, which uses neither edges nor labels; those without values are left out.
+      permutations: Number of permutations of the participants, for chance levels and p values.
+      draws: Number of bootstrap samples for the interval of the ICC.
+      seed: Random seed.
 
     Returns:
-      The Answer. Tables of rows: `edges`, `labels`, `baseline`. Accuracies have Wilson's intervals, other values bootstrap ones, over
-      participants. The table `participants` has the share of comparisons in which each participant was identified.
+      The Answer. Tables of rows: `edges`, `labels`, `baseline`. Accuracies have Wilson intervals, other values bootstrap intervals
+      over participants. The table `participants` gives the share of comparisons in which each participant was identified.
 
     Raises:
-      InputError: fewer than two participants have two scans.
-      SettingsError: a layer or column is unknown.
+      InputError: Fewer than two participants have two scans.
+      SettingsError: A layer or column is unknown.
     """
     repeats, layers = repeats_of(cohort, "identifiability", same), chosen_layers(cohort, layers)
     rows: list[Row] = []
@@ -122,10 +122,10 @@ def _features(cohort: Cohort, repeats: Repeats, layers: Sequence[str], quality: 
 
 
 def _quality_warnings(cohort: Cohort, repeats: Repeats, quality: Sequence[str]) -> list[str]:
-    """Name the columns that only some scans have, and which are therefore not in the baseline."""
+    """Return a warning that names the columns that are missing for some scans and therefore not in the baseline."""
     missing = {name: ~np.isfinite(np.asarray(cohort.table[name], float)[repeats.rows]) for name in quality if name in cohort.table}
     some = [f"{name} ({int(gap.sum())} scans)" for name, gap in missing.items() if gap.any() and not gap.all()]
-    return [f"Not in the baseline, because some scans have no value: {', '.join(some)}."] if some else []
+    return [f"Left out of the baseline because some scans have no value: {', '.join(some)}."] if some else []
 
 
 def feature_rows(
@@ -166,7 +166,7 @@ def _accuracy_rows(
         known = values[np.isfinite(values)]
         share = float(known.mean())
         rows.append(Row(features.table, features.name, measure, share, *wilson(share, len(known)), p_value(chance, share), len(known)))
-    note = f"{compared} scans are looked for on another occasion"
+    note = f"{compared} scans are compared with another occasion"
     return [
         *rows,
         Row(features.table, features.name, "accuracy by chance", float(null.mean()), *interval_of(null.mean(1)), n=len(both), note=note),
@@ -174,7 +174,7 @@ def _accuracy_rows(
 
 
 def _discriminability_row(features: Features, repeats: Repeats, permutations: int, seed: int) -> Row:
-    """Of all scans of the kinds together if there is one kind; the mean over kinds, weighted by their participants, otherwise."""
+    """Return the row of discriminability, averaged over kinds of scans with weights by their numbers of participants."""
     values, owners, null, total = [], [], np.zeros(permutations), 0
     for kind in sorted(set(repeats.kind.tolist())):
         here = np.flatnonzero(repeats.kind == kind)
@@ -205,16 +205,16 @@ def _sentences(found: Answer, layer: str) -> tuple[str, ...]:
     said = [
         f"By their {layer} edges, {_percent(accuracy)} of the participants are identified on another occasion, p = {accuracy.p:.2g}, "
         f"n = {accuracy.n}; chance is {100 * chance.value:.1f} %.",
-        f"Two scans of a participant are nearer to each other than to another participant's in "
+        f"Two scans of a participant are more similar to each other than to another participant's in "
         f"{_percent(row['edges', layer, 'discriminability'])} of the comparisons (discriminability; chance is 50 %).",
     ]
     for table in ("labels", "baseline"):
         for one in found.rows:
             if (one.table, one.measure) == (table, "accuracy"):
-                what = "Label maps" if table == "labels" else f"Columns of scan quality alone ({one.name})"
-                said.append(f"{what} identify {_percent(one)}.")
+                what = "Label maps" if table == "labels" else f"Scan-quality measures alone ({one.name})"
+                said.append(f"{what} identify {_percent(one)} of the participants.")
     if not any(one.table == "baseline" for one in found.rows):
-        said.append("What the quality of the scans alone identifies is unknown: the cohort has no values of it that differ.")
+        said.append("Identification from scan quality alone is unknown: the cohort has no scan-quality values that differ between scans.")
     return tuple(said)
 
 

@@ -1,15 +1,15 @@
-r"""Can a model of a patient's OFF runs predict the measured change of connectivity under stimulation? A protocol with a gate.
+r"""Test whether a model of a patient's OFF runs predicts the measured change of connectivity under stimulation.
 
 Two runs without and two with stimulation make two folds: the model and every baseline read one OFF run, and the change is the mean of
-the ON runs minus the *other* OFF run. A predictor and a change that share a run correlate by its noise alone.
+the ON runs minus the *other* OFF run. A predictor and a change that share a run are correlated through its noise.
 
-1. **Gate.** Is there a change at all? The correlation of the two independent differences ON − OFF, over edges, must exceed what the same
-   runs give when paired otherwise (p < 0.01), also without the two patients in whom it is largest. Else the answer is "not testable".
-2. **Baselines.** No change; the mean change of the other patients; −(own OFF − mean OFF), the regression of a noisy pattern to the group;
+1. **Gate.** Is the change reliable? The correlation of the two independent differences ON − OFF, over edges, must exceed that of other
+   pairings of the same runs (p < 0.01), also without the two patients in whom it is largest. Otherwise, the verdict is "not testable".
+2. **Baselines.** No change; the mean change of the other patients; −(own OFF − mean OFF), regression of a noisy pattern to the group mean;
    the connectivity of the target; the target's variance alone (an artefact).
-3. **Models.** Interventions at the patient's target. The amplitude is the least-squares one of the *other* patients. Success asks for a
-   correlation beyond the baselines of at least 0.2 of its ceiling, larger than the artefact's, a target among the best 5 % of pairs of
-   sites, and a held-out error below that of no change.
+3. **Models.** Interventions at the patient's target. The amplitude minimises the squared error in the *other* patients. Success
+   requires a correlation beyond the baselines of at least 0.2 of its ceiling, larger than the artefact's, a target among the best 5 % of
+   pairs of sites, and a held-out error below that of no change.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Runs:
 
     Attributes:
       off, on: Fisher z of the edges above the diagonal, row by row, first and second run, `[n, 2, E]`.
-      sites: nodes of each site that may be stimulated, e.g. both sides of a nucleus.
-      targets: site of each patient's electrodes, `[n]`.
-      patients: labels, `[n]`.
+      sites: Nodes of each site that can be stimulated, e.g. both sides of a nucleus.
+      targets: Site of each patient's electrodes, `[n]`.
+      patients: Labels, `[n]`.
 
     Raises:
-      InputError: shapes that do not agree, values that are not finite, a run given twice, a target without nodes, or too few patients;
-        names the patient.
+      InputError: Shapes disagree, values are not finite, a run is given twice, a target has no nodes, or there are too few patients; the
+        message names the patient.
     """
 
     off: Float[np.ndarray, "n 2 E"]
@@ -71,16 +71,18 @@ class Runs:
             raise InputError(f"measured modulation: expected E = K (K − 1) / 2 edges, found {np.shape(self.off)[2]}")
         nodes = [node for each in self.sites.values() for node in each]
         if not nodes or min(nodes) < 0 or max(nodes) >= self.k or not all(len(each) for each in self.sites.values()):
-            raise InputError(f"measured modulation: expected sites with one node or more, each 0…{self.k - 1}")
+            raise InputError(f"measured modulation: expected sites with one or more nodes, each 0…{self.k - 1}")
         for patient, target, runs in zip(self.patients, self.targets, self.z, strict=True):
             if target not in self.sites:
                 raise InputError(f"{patient}: target {target!r} is not among the sites {', '.join(list(self.sites)[:5])}…")
             if not np.isfinite(runs).all():
-                raise InputError(f"{patient}: expected finite Fisher z, found {int((~np.isfinite(runs)).sum())} values that are not")
+                raise InputError(f"{patient}: expected finite Fisher z, found {int((~np.isfinite(runs)).sum())} non-finite values")
             for a, b in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
                 if np.array_equal(runs[a], runs[b]):
                     names = ("OFF 1", "OFF 2", "ON 1", "ON 2")
-                    raise InputError(f"{patient}: runs {names[a]} and {names[b]} are the same: model and change would share a run's noise")
+                    raise InputError(
+                        f"{patient}: runs {names[a]} and {names[b]} are the same: model and change would share the noise of a run"
+                    )
 
     @property
     def k(self) -> int:
@@ -96,18 +98,19 @@ class Runs:
 def runs_of(cohort: Cohort, condition: str, target: str, *, on: str | None = None, layer: str = "pearson") -> Runs:
     """Return the runs of a cohort in which every patient has two scans without and two with stimulation.
 
-    Sites are parcels of one name once the hemisphere (`L`, `R`, `LH`, `RH`, `left`, `right` as a word of the name) is left out.
+    A site consists of the parcels with the same name after the hemisphere (`L`, `R`, `LH`, `RH`, `left`, `right` as a word of the name) is
+    removed.
 
     Args:
-      cohort: scans with correlations.
-      condition: column with two classes, without and with stimulation.
-      target: column with the name of the site of each patient's electrodes.
-      on: class with stimulation; the last in order by default.
-      layer: correlations.
+      cohort: Scans with correlations.
+      condition: Column with two classes, without and with stimulation.
+      target: Column with the site of each patient's electrodes.
+      on: Class with stimulation; the last in sorted order by default.
+      layer: Edge layer of correlations.
 
     Raises:
-      SettingsError: an unknown column, class or layer.
-      InputError: a patient has other than two scans of each condition, or scans with different targets; names the patient.
+      SettingsError: A column, class or layer is unknown.
+      InputError: A patient does not have two scans of each condition, or has scans with different targets; the message names the patient.
     """
     goal = class_target(cohort, condition, on)
     shared = shared_parcels(cohort, layer, goal.rows)
@@ -137,7 +140,7 @@ def _without_side(name: str) -> str:
 
 
 class _Scores(NamedTuple):
-    """By site, amplitude and patient: correlation with the change, the same beyond the baselines, relative change of squared error."""
+    """Correlation with the change, the same beyond the baselines, and relative change of squared error, by site, amplitude and patient."""
 
     raw: Float[np.ndarray, "N A n"]
     partial: Float[np.ndarray, "N A n"]
@@ -145,18 +148,18 @@ class _Scores(NamedTuple):
 
 
 def measured_modulation(runs: Runs, *, kinds: Sequence[str] = KINDS, seed: int = 0) -> Answer:
-    """Run the protocol.
+    """Run the protocol for measured stimulation.
 
     Args:
-      runs: see `Runs`.
-      kinds: models that are tried, of `KINDS`; the artefact always is.
-      seed: of permutations and bootstraps.
+      runs: Runs of all patients.
+      kinds: Models to test, from `KINDS`; the artefact is always tested.
+      seed: Seed of permutations and bootstrap samples.
 
     Returns:
       Answer with rows `"gate"`, `"baselines"` and `"models"`; `settings["verdict"]` is `"yes"`, `"no"` or `"not testable"`.
 
     Raises:
-      SettingsError: an unknown kind.
+      SettingsError: A kind is unknown.
 
     Cost: about 40 predictions for each site, patient and fold.
     """
@@ -191,15 +194,15 @@ def measured_modulation(runs: Runs, *, kinds: Sequence[str] = KINDS, seed: int =
 
 
 def with_injected(runs: Runs, kind: str, amplitude: float, *, seed: int = 0) -> tuple[Runs, float]:
-    """Return a positive control: runs paired without a contrast of stimulation, plus the model's own change at the target.
+    """Return a positive control: runs paired without a contrast of stimulation, plus the change predicted by a model at the target.
 
     Args:
-      runs: whose noise and differences between runs are kept.
-      kind, amplitude: of the change, which is that of a model of the mean of the four runs.
-      seed: of the pairing of each patient's runs: the first and second of both conditions change places at random.
+      runs: Runs that provide the noise and the differences between runs.
+      kind, amplitude: Kind and amplitude of the change, predicted from the mean of the four runs.
+      seed: Seed of the pairing of each patient's runs; the first and second runs of both conditions are exchanged at random.
 
     Returns:
-      The runs, and the mean share of the variance of the change that was injected.
+      The runs, and the mean share of the variance of the change that is injected.
     """
     rng, z = np.random.default_rng(seed), runs.z
     out, share = np.empty_like(z), []
@@ -212,7 +215,7 @@ def with_injected(runs: Runs, kind: str, amplitude: float, *, seed: int = 0) -> 
 
 
 def reliability(z: Float[np.ndarray, "n 4 E"]) -> Float[np.ndarray, "n 3"]:
-    """Correlation over edges of two differences that share no run, for each patient and each way to pair the four runs, `[n, 3]`."""
+    """Return the correlation over edges of two differences that share no run, for each patient and each pairing of the runs, `[n, 3]`."""
 
     def pair(a: int, b: int, c: int, d: int) -> np.ndarray:
         return (_corr(z[:, c] - z[:, a], z[:, d] - z[:, b]) + _corr(z[:, d] - z[:, a], z[:, c] - z[:, b])) / 2
@@ -239,14 +242,14 @@ def _gate(z: np.ndarray, change: np.ndarray, seed: int) -> tuple[list[Row], bool
 
 
 def _pairing_p(found: Float[np.ndarray, "n 3"], seed: int) -> float:
-    """How often a random pairing of each patient's runs gives a mean as large."""
+    """Return how often a random pairing of each patient's runs gives a mean at least as large."""
     at = np.random.default_rng(seed).integers(0, 3, (NULL, len(found)))
     null = found[np.arange(len(found)), at].mean(1)
     return float((1 + (null >= found[:, 0].mean() - 1e-12).sum()) / (NULL + 1))
 
 
 def _baselines(runs: Runs, z: np.ndarray, change: np.ndarray, seed: int) -> tuple[Float[np.ndarray, "n 2 E B"], list[Row]]:
-    """Orthonormal basis of the baselines of each patient and fold, and how well each predicts the change."""
+    """Return an orthonormal basis of the baselines of each patient and fold, and how well each predicts the change."""
     n = len(z)
     others = lambda x: (x.sum(0) - x) / (n - 1)  # noqa: E731
     mean_change, group = others(change.mean(1)), others(z[:, :2].mean(1))
@@ -285,7 +288,7 @@ def _scores(runs: Runs, z: np.ndarray, change: np.ndarray, basis: np.ndarray, ki
 
 
 def _chosen(scores: _Scores, site: Int[np.ndarray, "... n"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores at the amplitude that is best for the other patients, `[…, n]`, for a site of each patient."""
+    """Return scores at the amplitude that is best for the other patients, `[…, n]`, for a site of each patient."""
     who = np.arange(site.shape[-1])
     error = scores.error[site, :, who]  # [..., n, A]
     possible = np.isfinite(error).all(-2, keepdims=True)
@@ -310,7 +313,7 @@ def _model_rows(kind: str, scores: _Scores, own: Int[np.ndarray, " n"], ceiling:
 
 
 def _site_tail(scores: _Scores, own: Int[np.ndarray, " n"], real: float, seed: int) -> float:
-    """Share of the choices of one site for each group of patients with one target that do at least as well."""
+    """Return the share of choices of one site per target group of patients that do at least as well."""
     groups = np.unique(own, return_inverse=True)[1]
     count, sites = groups.max() + 1, len(scores.error)
     if sites**count <= 10_000:
@@ -330,20 +333,20 @@ def _success(rows: list[Row], artefact: float, ceiling: float) -> bool:
 def _sentences(verdict: str, rows: list[Row], kept: Mapping[str, list[Row]], ceiling: float, good: list[str]) -> tuple[str, ...]:
     gate, without = rows[0], rows[3]
     first = {
-        "not testable": "It is not testable here whether a model predicts the measured change: the change is not reliable enough.",
+        "not testable": "It is not testable in these data whether a model predicts the measured change: the change is not reliable enough.",
         "no": "No: the change is reliable, but no model of the OFF runs predicts it beyond the baselines.",
         "yes": f"Yes: {', '.join(good)} at the patients' own targets predicts part of the measured change beyond all baselines.",
     }[verdict]
     best = max((one for kind, one in kept.items() if kind != ARTEFACT), key=lambda one: one[1].value)
     return (
         first,
-        f"Independent differences ON − OFF correlate by {gate.value:.3f}, 95 % CI [{gate.low:.3f}, {gate.high:.3f}] (p = {gate.p:.2g}; p = "
-        f"{without.p:.2g} without the {BEST_LEFT_OUT} best patients, n = {gate.n}); no predictor could correlate with it by "
-        f"more than {ceiling:.2f}.",
-        f"The best model, {best[1].name}, correlates with the change by {best[1].value:.3f}, 95 % CI [{best[1].low:.3f}, "
-        f"{best[1].high:.3f}] beyond the baselines (p = {best[1].p:.2g}); {100 * best[4].value:.0f} % of all choices of sites do as "
-        "well.",
-        "A positive answer would say that the model describes a change of connectivity, not that a stimulation helps.",
+        f"The correlation of independent differences ON − OFF is {gate.value:.3f}, 95 % CI [{gate.low:.3f}, {gate.high:.3f}] (p = "
+        f"{gate.p:.2g}; p = {without.p:.2g} without the {BEST_LEFT_OUT} best patients, n = {gate.n}); the largest possible correlation "
+        f"of a predictor with the change is {ceiling:.2f}.",
+        f"The best model, {best[1].name}, has a correlation with the change beyond the baselines of {best[1].value:.3f}, 95 % CI "
+        f"[{best[1].low:.3f}, {best[1].high:.3f}] (p = {best[1].p:.2g}); {100 * best[4].value:.0f} % of all choices of sites do at "
+        "least as well.",
+        "A positive result would mean that the model describes a change of connectivity, not that stimulation is beneficial.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Outcomes of virtual modulation as an Answer: rows, the ranking of targets, sentences."""
+"""Results of virtual modulation as an Answer: rows, ranking of targets, and sentences."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def _sham_rows(null: Float[np.ndarray, "n 6"], shift: Float[np.ndarray, "P 6"], 
                 high,
                 p,
                 len(null),
-                "p: of the real shift",
+                "p value of the observed shift",
             )
         )
     return out
 
 
 def per_subject(of: np.ndarray, values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " n"]:
-    """Mean over the rows of each subject; NaN where none is known."""
+    """Return the mean over the rows of each subject; NaN if there is no finite value."""
     known = np.isfinite(values)
     names, at = np.unique(of, return_inverse=True)
     count = np.bincount(at, known, len(names))
@@ -104,7 +104,7 @@ def per_subject(of: np.ndarray, values: Float[np.ndarray, " P"]) -> Float[np.nda
 
 
 def _target_table(names: list[str], shift: Float[np.ndarray, "P N 2"], of: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Targets by falling mean shift, with bootstrap intervals over patients; the direction is that of the larger mean."""
+    """Return targets in order of decreasing mean shift, with bootstrap intervals over patients and the direction of the larger mean."""
     each = np.stack([[per_subject(of, shift[:, n, s]) for s in (0, 1)] for n in range(len(names))], 1)  # [2, N, subjects]
     mean = each.mean(2)
     way = mean.argmax(0)
@@ -132,12 +132,12 @@ def _warnings(setting: Setting, position: np.ndarray, filtered: bool) -> tuple[s
     if (near := int((position < FAR_ENOUGH).sum())) > 0:
         said.append(
             f"{near} of {len(position)} patients lie less than {FAR_ENOUGH:g} of the group distance from the mean control on the axis of "
-            "other subjects: they have no recovery rate, only a shift"
+            "other subjects: only their shift is given, because the recovery rate is undefined"
         )
     if isinstance(setting.dynamics, OfFc):
-        said.append("the cohort has no signals: J was made of correlations, its rates are relative and have no posterior")
+        said.append("the cohort has no signals: J was computed from correlations; its rates are relative, and it has no posterior")
     elif not filtered:
-        said.append("the cohort does not say how its signals were filtered: they were taken as unfiltered")
+        said.append("the cohort does not record the temporal filter of its signals: they were assumed to be unfiltered")
     return tuple(said)
 
 
@@ -145,8 +145,8 @@ def _sentences(rows: list[Row], targets: Mapping[str, np.ndarray], settings: Map
     by = {(row.table, row.name, row.measure): row for row in rows}
     own, group = by["rules", OWN, SHIFT], by["rules", GROUP, SHIFT]
     texts = [
-        f"At an energy of {settings['cap']:g}, modulating the {OWN} is predicted to take back {_text(own)} of the distance between the "
-        f"mean patient and the mean control (n = {own.n}), and the {GROUP} {_text(group)}."
+        f"At an energy of {settings['cap']:g}, modulating the {OWN} is predicted to reverse {_text(own)} of the distance between the "
+        f"mean patient and the mean control (n = {own.n}), and modulating the {GROUP} {_text(group)}."
     ]
     sham = by.get(("sham", OWN, SHIFT_SD))
     if sham is not None:
@@ -159,8 +159,8 @@ def _sentences(rows: list[Row], targets: Mapping[str, np.ndarray], settings: Map
     texts.append(f"The {OWN} exceeds a random target at equal energy by {_text(random)} standard deviations (p = {random.p:.2g}).")
     best = {name: column[0] for name, column in targets.items()}
     texts.append(
-        f"The first target of the ranking is {best['target']} ({best['direction']}), predicted shift {best['shift']:.3f}, 95 % CI "
-        f"[{best['low']:.3f}, {best['high']:.3f}]; it is first in {100 * best['first_in_bootstrap']:.0f} % of bootstrap samples and for "
+        f"The highest-ranked target is {best['target']} ({best['direction']}), with a predicted shift of {best['shift']:.3f}, 95 % CI "
+        f"[{best['low']:.3f}, {best['high']:.3f}]; it ranks first in {100 * best['first_in_bootstrap']:.0f} % of bootstrap samples and for "
         f"{100 * best['first_of_patients']:.0f} % of the patients."
     )
     return (*texts, CLAIM)

@@ -1,13 +1,13 @@
-r"""Motion: how much of the edges goes with head motion?
+r"""Motion: association of edges with head motion.
 
-- QC-FC: correlation over participants of each edge with mean framewise displacement (FD). Its mean size is never 0: with n participants
-  chance alone gives about 0.8 / :math:`\sqrt{n}`, so that it stands beside the values of permuted FD (Satterthwaite et al. 2012; Ciric et
-  al. 2017).
+- QC-FC: correlation over participants of each edge with mean framewise displacement (FD). Its mean absolute value is never 0: with n
+  participants, chance alone gives about 0.8 / :math:`\sqrt{n}`, so it is compared with the values of permuted FD (Satterthwaite et
+  al. 2012; Ciric et al. 2017).
 - Distance dependence: Spearman correlation over edges of QC-FC with the distance of the two parcels; motion raises short edges (Power et
   al. 2012).
-- FD predicted from all edges of held-out participants by ridge regression, which sees patterns that no single edge shows.
+- FD predicted from all edges of held-out participants by ridge regression, which detects patterns that no single edge shows.
 
-Scans of a participant are averaged first, so that each counts once.
+The scans of each participant are averaged first, so that each participant counts once.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ DISTANCE, R2, R = "distance dependence of QC-FC", "FD predicted from edges, R2",
 
 
 class Coupled(NamedTuple):
-    """Edges and FD with what covariates explain taken out.
+    """Residuals of edges and FD after regression on covariates.
 
     Attributes:
-      x: edges, each of mean 0 and length 1 over participants; 0 where one does not vary, `[n, E]`.
+      x: Edges, each of mean 0 and length 1 over participants; 0 where one does not vary, `[n, E]`.
       y: FD, of mean 0 and length 1, `[n]`.
-      freedom: degrees of freedom of their correlation.
+      freedom: Degrees of freedom of their correlation.
     """
 
     x: Float[np.ndarray, "n E"]
@@ -62,24 +62,24 @@ def motion(
     draws: int = 200,
     seed: int = 0,
 ) -> Answer:
-    """Measure what head motion leaves in the edges.
+    """Measure the association of edges with head motion.
 
     Args:
-      cohort: scans; those without a value of FD are left out.
-      layers: edges; all of the cohort by default. Others are compared with the first.
-      fd: column of the table with mean framewise displacement in mm.
-      covariates: columns that are held constant, such as age or site.
-      folds: number of folds of held-out participants for the prediction of FD.
-      permutations: rearrangements of FD among participants.
-      draws: bootstrap samples of the difference between layers.
-      seed: seed of everything random.
+      cohort: Scans; those without a value of FD are left out.
+      layers: Edge layers; all layers of the cohort by default. The others are compared with the first.
+      fd: Column of the table with mean framewise displacement in mm.
+      covariates: Columns used as covariates, such as age or site.
+      folds: Number of folds of held-out participants for the prediction of FD.
+      permutations: Number of permutations of FD among participants.
+      draws: Number of bootstrap samples for the difference between layers.
+      seed: Random seed.
 
     Returns:
       The Answer. Tables of rows: `motion`, a row for each layer and measure; `layers`, differences from the first layer.
 
     Raises:
-      InputError: fewer than ten participants have a value, FD does not vary, or a covariate is missing or constant.
-      SettingsError: a layer or column is unknown.
+      InputError: Fewer than ten participants have a value, FD does not vary, or a covariate is missing or constant.
+      SettingsError: A layer or column is unknown.
     """
     layers = chosen_layers(cohort, layers)
     rows_of, y, q, names = _participants(cohort, fd, covariates)
@@ -106,7 +106,7 @@ def motion(
     if left := len(cohort) - sum(map(len, rows_of)):
         alarms.append(f"{left} scans have no {fd} and were left out.")
     if where is None:
-        alarms.append("Distance dependence is not available: the cohort has no labels, and so no positions of the parcels.")
+        alarms.append("Distance dependence is not available: the cohort has no labels and therefore no parcel positions.")
     answer = Answer("motion", (), tuple(rows), settings)
     return Answer("motion", _sentences(answer, layers), tuple(rows), settings, figures=tuple(figures), warnings=tuple(alarms))
 
@@ -122,20 +122,20 @@ def motion_rows(
     permutations: int = 1000,
     seed: int = 0,
 ) -> list[Row]:
-    """Return the rows that say how much of the edges goes with head motion; table `motion`.
+    """Return the rows of the table `motion`, the association of edges with head motion.
 
     Args:
-      edges: one row for each participant, without NaN.
-      fd: mean framewise displacement of each participant, mm.
-      covariates: held constant in correlations; the prediction of FD does not use them.
-      name: of the rows.
-      distance: of the two parcels of each edge, mm; without it there is no row of distance dependence.
-      folds: number of folds of held-out participants.
-      permutations: rearrangements of FD.
-      seed: seed of everything random.
+      edges: One row per participant, without NaN.
+      fd: Mean framewise displacement of each participant, mm.
+      covariates: Covariates of the correlations; the prediction of FD does not use them.
+      name: Name of the rows.
+      distance: Distance between the two parcels of each edge, mm; without it, distance dependence is not computed.
+      folds: Number of folds of held-out participants.
+      permutations: Number of permutations of FD.
+      seed: Random seed.
 
     Raises:
-      InputError: fewer than ten participants, values that are not finite, or FD that does not vary or that covariates explain wholly.
+      InputError: There are fewer than ten participants, values are not finite, or FD does not vary or is fully explained by covariates.
     """
     _check(edges, fd)
     found, n = couple(edges, fd, covariates), len(fd)
@@ -158,7 +158,7 @@ def motion_rows(
 
 
 def couple(edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"], covariates: Float[np.ndarray, "n Q"] | None = None) -> Coupled:
-    """Take the mean and what covariates explain out of edges and FD, and scale them to length 1."""
+    """Regress the mean and covariates out of edges and FD, and scale the residuals to length 1."""
     n = len(fd)
     q = np.zeros((n, 0)) if covariates is None else np.asarray(covariates, float)
     basis = np.linalg.qr(np.column_stack([np.ones(n), q - q.mean(0)]))[0]
@@ -177,7 +177,7 @@ def _check(edges: np.ndarray, fd: np.ndarray) -> None:
     if len(fd) < LEAST:
         raise InputError(f"motion: expected {LEAST} participants or more with a value of framewise displacement, found {len(fd)}")
     if not np.isfinite(fd).all() or not np.isfinite(edges).all():
-        raise InputError("motion: expected finite edges and displacements, found NaN or infinite ones: leave such scans or parcels out")
+        raise InputError("motion: expected finite edges and displacements, found NaN or infinite values: exclude such scans or parcels")
     if np.ptp(fd) == 0:
         raise InputError(f"motion: expected framewise displacement that differs between participants, found only {fd[0]:g} mm")
 
@@ -190,7 +190,7 @@ def _participants(
     order = np.argsort(cohort.table["scan"].astype(str), kind="stable")
     kept = order[np.isfinite(values[order])]
     if len(kept) == 0:
-        raise InputError(f"motion: expected values of {fd}, found none in {len(cohort)} scans: give motion parameters to the construction")
+        raise InputError(f"motion: expected values of {fd}, found none in {len(cohort)} scans: provide motion parameters to pnet construct")
     q, names = covariate_matrix(cohort, covariates, kept)
     subjects, member = np.unique(cohort.table["subject"].astype(str)[kept], return_inverse=True)
     rows = [kept[member == number] for number in range(len(subjects))]
@@ -201,7 +201,7 @@ def _participants(
 
 
 def _distances(where: Float[np.ndarray, "K 3"], shared: np.ndarray, directed: bool) -> Float[np.ndarray, " E"] | None:
-    """Return the distance of the parcels of each edge in mm; None where a shared parcel has no position."""
+    """Return the distance between the parcels of each edge in mm, or None if a shared parcel has no position."""
     own = np.linalg.norm(where[:, None] - where[None], axis=-1)
     found = upper(own[None], shared)[0]
     found = np.concatenate([found, found]) if directed else found
@@ -214,7 +214,7 @@ def _distances(where: Float[np.ndarray, "K 3"], shared: np.ndarray, directed: bo
 def _null(
     found: Coupled, distance: Float[np.ndarray, " E"] | None, permutations: int, seed: int
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-    """Return mean |r| and distance dependence under rearrangements of what covariates leave of FD."""
+    """Return mean |r| and distance dependence under permutations of the residuals of FD."""
     rng = np.random.default_rng(seed)
     size, apart = np.zeros(permutations), np.full(permutations, np.nan)
     for start in range(0, permutations, BLOCK):
@@ -239,7 +239,7 @@ def _p_values(r: Float[np.ndarray, " E"], freedom: int) -> Float[np.ndarray, " E
 
 
 def _difference(coupled: dict[str, Coupled], first: str, other: str, draws: int, seed: int) -> Row:
-    """Mean |r| of a layer less that of the first, with a bootstrap interval over participants, who are the same in both."""
+    """Return mean |r| of a layer minus that of the first, with a paired bootstrap interval over participants."""
     sizes = []
     weights = bootstrap_weights(len(coupled[first].y), draws, seed).astype(np.float32)
     for layer in (other, first):
@@ -251,7 +251,7 @@ def _difference(coupled: dict[str, Coupled], first: str, other: str, draws: int,
 
 
 def _weighted_size(x: Float[np.ndarray, "n E"], y: Float[np.ndarray, " n"], w: Float[np.ndarray, "B n"]) -> Float[np.ndarray, " B"]:
-    """Mean |r| of each bootstrap sample."""
+    """Return mean |r| of each bootstrap sample."""
     share = w / w.sum(1, keepdims=True)
     mean_x, mean_y = share @ x, share @ y
     covariance = (share * y) @ x - mean_x * mean_y[:, None]
@@ -284,10 +284,10 @@ def _sentences(found: Answer, layers: Sequence[str]) -> tuple[str, ...]:
         size, chance, share, r2 = (row[layer, measure] for measure in (SIZE, CHANCE, SHARE, R2))
         said.append(
             f"Edges of {layer} have a mean |r| of {size.value:.3f} with head motion, {chance.value:.3f} by chance (p = {size.p:.2g}, "
-            f"n = {size.n}); {100 * share.value:.1f} % of the edges pass a false discovery rate of 0.05, and all edges together predict "
-            f"motion of held-out participants with R² = {with_interval(r2)}."
+            f"n = {size.n}); {100 * share.value:.1f} % of the edges are significant at a false discovery rate of 0.05, and all edges "
+            f"together predict motion of held-out participants with R² = {with_interval(r2)}."
         )
         apart = row.get((layer, DISTANCE))
         if apart is not None and math.isfinite(apart.value):
-            said.append(f"The correlation of {layer} edges with motion goes with their length by ρ = {apart.value:.3f}, p = {apart.p:.2g}.")
+            said.append(f"The correlation of {layer} edges with motion depends on their length: ρ = {apart.value:.3f}, p = {apart.p:.2g}.")
     return tuple(said)

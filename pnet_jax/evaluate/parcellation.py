@@ -1,13 +1,13 @@
-"""Parcellation: are a participant's parcels better than the atlas's, do they repeat, and are they the participant's own?
+"""Parcellation: fit, replication and individual specificity of parcels, compared with the atlas.
 
-Two functions. `parcellation` reads a cohort: what each scan's halves said of its parcels (gain, DCBC gain, agreement), and the overlap of
-the parcels of repeated scans beside that of different participants: Dice (1945) of each parcel and adjusted Rand index (Hubert and Arabie
-1985). `parcellation_scores` takes label maps and the locations' signals in *another* scan, which a cohort does not hold, and scores them
-beside maps that any good one must beat.
+The module has two functions. `parcellation` reads a cohort and reports the quality of parcels across the halves of each scan (gain, DCBC
+gain, agreement), and the overlap of parcels in repeated scans and between participants: Dice (1945) of each parcel and adjusted Rand index
+(Hubert and Arabie 1985). `parcellation_scores` takes label maps and the signals of the locations in *another* scan, which a cohort does
+not contain, and compares them with control maps.
 
-The distance-controlled boundary coefficient (DCBC, Zhi et al. 2022) comes first: it compares pairs of locations within and across parcels
-at equal distance. Homogeneity is high for small and compact parcels whatever the signals are: it is given only beside that of random
-parcels of equal sizes, and never on the signals that made the parcels.
+The distance-controlled boundary coefficient (DCBC, Zhi et al. 2022) is the primary measure: it compares pairs of locations within and
+across parcels at equal distance. Homogeneity is high for small and compact parcels regardless of the signals: it is given only together
+with that of random parcels of equal sizes, and never on the signals from which the parcels were made.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RANDOM = "random parcels of equal sizes"
 
 
 class Judge:
-    """Signals that parcels made from other signals are scored on.
+    """Signals used to score parcels that were made from other signals.
 
     Args:
-      y: signals, any unit, `[V, T]`.
+      y: Signals, any unit, `[V, T]`.
       space: V locations.
-      inside: the locations that count, the same for all that are compared, `[V]`.
+      inside: The locations that count, the same for all that are compared, `[V]`.
       n_parcels: K.
-      per_hemisphere: sample for the DCBC.
+      per_hemisphere: Sample for the DCBC.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Judge:
         self.r = score.pair_correlations(self.y, self.pairs, self.count)
 
     def __call__(self, labels: Int[np.ndarray, " V"]) -> dict[str, float]:
-        """`dcbc` and `homogeneity` of the labels, `[V]`; NaN where they cannot be measured."""
+        """Return `dcbc` and `homogeneity` of the labels, `[V]`; NaN if they cannot be computed."""
         own = jnp.asarray(np.where(self.inside, labels, -1))
         return {
             "dcbc": float(score.dcbc(self.r, self.pairs, own)),
@@ -69,7 +69,7 @@ class Judge:
 
 
 def near_pairs(space: Space, locations: Int[np.ndarray, " n"], per_hemisphere: int, seed: int = 0) -> score.Pairs:
-    """All pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4-mm ring of distance."""
+    """Return all pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4 mm distance bin."""
     rng = np.random.default_rng(seed)
     sides = [locations[space.hemisphere[locations] == side] for side in (LEFT, RIGHT)]
     return score.near_pairs(space, [np.sort(rng.permutation(here)[:per_hemisphere]) for here in sides])
@@ -79,20 +79,20 @@ def near_pairs(space: Space, locations: Int[np.ndarray, " n"], per_hemisphere: i
 
 
 def parcellation(cohort: Cohort, *, same: Sequence[str] = SAME, others: int = 5, seed: int = 0) -> Answer:
-    """Describe the parcels of a cohort.
+    """Evaluate the parcels of a cohort.
 
     Args:
-      cohort: scans; repeated ones, if there are any, are compared.
-      same: columns of the table that two scans share if one is to count as a repeat of the other.
-      others: number of other participants that each pair is compared with.
-      seed: seed of everything random.
+      cohort: Scans; repeated scans, if any, are compared.
+      same: Columns of the table that must be equal for two scans to count as repeats.
+      others: Number of other participants with which each pair is compared.
+      seed: Random seed.
 
     Returns:
       The Answer. Tables of rows: `quality` (means over scans; intervals over participants), `decisions`, `overlap` (participants with two
-      scans). The table `parcels` has the Dice of each parcel.
+      scans). The table `parcels` gives the Dice coefficient of each parcel.
 
     Raises:
-      InputError: the cohort has neither values of quality nor labels of repeated scans.
+      InputError: The cohort has neither values of quality nor labels of repeated scans.
     """
     rows, figures = _quality_rows(cohort, seed)
     rows += _decision_rows(cohort)
@@ -130,7 +130,7 @@ def _quality_rows(cohort: Cohort, seed: int) -> tuple[list[Row], list[Figure]]:
         if len(known):
             quantiles = zip(("5 %", "median", "95 %"), np.percentile(known, (5, 50, 95)), strict=True)
             rows += [
-                Row("quality", UNITS.get(name, name), measure, float(value), n=len(known), note="n is scans")
+                Row("quality", UNITS.get(name, name), measure, float(value), n=len(known), note="n is the number of scans")
                 for measure, value in quantiles
             ]
             figures.append(Figure(f"Parcels: {name}", UNITS.get(name, name), "scans", values={name: known}))
@@ -138,7 +138,7 @@ def _quality_rows(cohort: Cohort, seed: int) -> tuple[list[Row], list[Figure]]:
 
 
 def _decision_rows(cohort: Cohort) -> list[Row]:
-    """Shares of scans; intervals as if these were of different participants."""
+    """Return the share of scans with each decision; intervals treat scans as independent."""
     decisions = cohort.table["decision"].astype(str)
     n, rows = len(decisions), []
     for name in sorted(set(decisions.tolist()) - {""}):
@@ -175,16 +175,19 @@ def _sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     if overlap := row.get(("overlap", "Dice", "within - between")):
         within, between = (row["overlap", "Dice", which] for which in ("within", "between"))
         said.append(
-            f"Parcels of repeated scans overlap more than those of different participants by Dice = {with_interval(overlap)} "
-            f"({within.value:.3f} within, {between.value:.3f} between, n = {overlap.n})."
+            f"Parcels of repeated scans overlap more than those of different participants; the difference in Dice is "
+            f"{with_interval(overlap)} ({within.value:.3f} within, {between.value:.3f} between, n = {overlap.n})."
         )
     if (gain := row["quality", UNITS["dcbc_gain"], "mean"]).n:
         said.append(
-            f"Across the halves of a scan, personalised parcels exceed data-free ones in DCBC by {with_interval(gain)} (n = {gain.n})."
+            f"Across the halves of a scan, personalised parcels exceed parcels that do not use the data in DCBC by "
+            f"{with_interval(gain)} (n = {gain.n})."
         )
     for one in rows:
         if (one.table, one.name) == ("decisions", "personalised"):
-            said.append(f"{one.value:.0%} of {one.n} scans have personalised parcels; the others could not show that they beat the atlas.")
+            said.append(
+                f"{one.value:.0%} of {one.n} scans have personalised parcels; in the others, the gain over the atlas was not sufficient."
+            )
     return tuple(said)
 
 
@@ -203,33 +206,33 @@ def parcellation_scores(
     nulls: int = 20,
     seed: int = 0,
 ) -> Answer:
-    """Score parcels on scans that they were not made from, beside parcels that they must beat.
+    """Score parcels on scans from which they were not made, and compare them with control maps.
 
-    Rows stand for the participant's own map and for: the atlas; `centroids`, every location to the nearest centroid of the participant's
-    parcels; another participant's map (the mean over all others); random parcels of equal sizes; Ward's clusters of the scan that made the
-    parcels; and any further maps.
+    Rows describe the participant's own map and: the atlas; `centroids`, which assigns every location to the nearest centroid of the
+    participant's parcels; another participant's map (the mean over all others); random parcels of equal sizes; Ward's clusters of
+    the scan from which the parcels were made; and any further maps.
 
     Args:
-      labels: map of each participant, −1 outside.
-      signals: another scan of each participant, in the same order; read one at a time.
-      space: V locations.
-      n_parcels: K.
-      atlas: labels that do not depend on the participant.
-      made_from: scan of each participant that the map was made from, for Ward's clusters.
-      maps: further maps by name, one for each participant.
-      nulls: number of maps of random parcels for each participant.
-      seed: seed of the random parcels.
+      labels: Map of each participant, −1 outside.
+      signals: Another scan of each participant, in the same order; read one at a time.
+      space: Space of V locations.
+      n_parcels: Number of parcels, K.
+      atlas: Labels that do not depend on the participant.
+      made_from: Scan of each participant from which the map was made, for Ward's clusters.
+      maps: Further maps by name, one for each participant.
+      nulls: Number of maps of random parcels for each participant.
+      seed: Seed of the random parcels.
 
     Returns:
       The Answer: rows of the table `maps` with DCBC, homogeneity and number of connected pieces, means over participants; of the table
-      `differences`, own minus each; p is the share of random maps, averaged over participants, that reach the own one.
+      `differences`, own minus each; p is the share of random maps, averaged over participants, that reach the DCBC of the own map.
 
     Raises:
-      InputError: the numbers of maps and signals differ.
-      SettingsError: there are no random parcels, without which homogeneity must not be given.
+      InputError: The numbers of maps and signals differ.
+      SettingsError: `nulls` is less than 1; homogeneity is not reported without random parcels.
     """
     if nulls < 1:
-        raise SettingsError(f"nulls: expected 1 map of random parcels or more, got {nulls}: homogeneity must not be given without them")
+        raise SettingsError(f"nulls: expected 1 or more maps of random parcels, got {nulls}: homogeneity is not reported without them")
     labels, rows = np.asarray(labels), []
     found: dict[str, dict[str, list[float]]] = {}
     reached: list[float] = []
@@ -269,7 +272,7 @@ def _maps_of(
     maps: Mapping[str, Sequence[np.ndarray]] | None,
     nulls: int,
 ) -> dict[str, list[Int[np.ndarray, " V"]]]:
-    """Maps of one participant by name; of some kinds there are several."""
+    """Return the maps of one participant by name; some names have several maps."""
     own = labels[s]
     out = {"own": [own]}
     if atlas is not None:
@@ -287,11 +290,11 @@ def _maps_of(
 def _score_sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     row = {(one.table, one.name, one.measure): one for one in rows}
     own = row["maps", "own", "DCBC"]
-    said = [f"On scans that did not make them, the participants' own parcels have DCBC = {with_interval(own, 4)} (n = {own.n})."]
+    said = [f"On scans from which they were not made, the participants' own parcels have DCBC = {with_interval(own, 4)} (n = {own.n})."]
     for name in [one.name for one in rows if one.table == "differences" and one.measure == "DCBC"]:
         apart = row["differences", name, "DCBC"]
         said.append(
-            f"{name.replace('own - ', 'Against ')}: DCBC {apart.value:+.4f}"
-            + (f" [{apart.low:+.4f}, {apart.high:+.4f}]." if np.isfinite(apart.low) else ".")
+            f"Own minus {name.removeprefix('own - ')}: DCBC difference {apart.value:+.4f}"
+            + (f", 95 % CI [{apart.low:+.4f}, {apart.high:+.4f}]." if np.isfinite(apart.low) else ".")
         )
     return tuple(said)

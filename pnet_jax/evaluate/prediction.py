@@ -1,4 +1,4 @@
-"""Prediction: how well networks predict a number, e.g. age, cognition or severity, in participants and sites that were held out."""
+"""Prediction of a number, e.g. age, cognition or severity, from networks in held-out participants and sites."""
 
 from __future__ import annotations
 
@@ -49,23 +49,24 @@ def prediction(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Answer:
-    """Predict a number of the cohort's table from networks of held-out participants, by kernel ridge regression.
+    """Predict a numeric column of the cohort's table from networks of held-out participants by kernel ridge regression.
 
     Everything is fitted in the training part of each fold; penalties are chosen by squared error in inner folds. Sites differ in the target
-    and in their scanners, so that r within sites is the first score wherever there are several.
+    and in their scanners, so r within sites is the primary score if there are several sites.
 
     Args:
-      cohort: scans; a participant may have several.
-      target: column with numbers.
-      baseline, features, covariates, site, leave_out, folds, repeats, held_out, permutations, learning, seed, progress: as in `diagnosis`.
+      cohort: Scans; a participant may have several.
+      target: Column with numbers.
+      baseline, features, covariates, site, leave_out, folds, repeats, held_out, permutations, learning, seed, progress: As in `diagnosis`.
 
     Returns:
-      Rows "features" (r within sites, r, R², mean absolute error, beside the error of the training mean), "differences" to the plain
+      Rows "features" (r within sites, r, R², mean absolute error, and the error of the training mean), "differences" to the plain
       connectome, "permutation" and "learning curve"; a table with all predictions.
 
     Raises:
-      SettingsError: an unknown column or feature.
-      InputError: the target does not vary or is no number, fewer participants than folds, or one site only with `leave_out="site"`.
+      SettingsError: A column or feature is unknown.
+      InputError: The target does not vary or is not numeric, there are fewer participants than folds, or there is only one site with
+        `leave_out="site"`.
     """
     goal = number_target(cohort, target)
     scans = cohort.take(goal.rows)

@@ -1,4 +1,4 @@
-"""Split: which participants are for training and which are held out, the same for every method that is compared."""
+"""Split of participants into training and held-out parts, shared by all methods that are compared."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Split:
     """Folds over the rows of a cohort. No subject is in both parts of a fold.
 
     Attributes:
-      subjects: subject of each of the S rows; all rows of a subject are in the same part.
-      folds: indices of the training rows and of the held-out rows of each fold.
-      name: how the folds were made.
-      blocks: whole groups, such as sites, that folds and inner folds leave out; None if only subjects are kept together.
-      seed: seed of the inner folds.
+      subjects: Subject of each of the S rows; all rows of a subject are in the same part.
+      folds: Indices of the training rows and of the held-out rows of each fold.
+      name: Description of how the folds were made.
+      blocks: Groups, such as sites, that folds and inner folds hold out as a whole; None if only subjects are kept together.
+      seed: Seed of the inner folds.
 
     Raises:
-      InputError: a fold has an empty part, an index is out of range, or a subject is in both parts; the first such subject is named.
+      InputError: A fold has an empty part, an index is out of range, or a subject is in both parts; the message names the first.
     """
 
     subjects: np.ndarray
@@ -57,27 +57,27 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Short digest of the folds, by which two evaluations can be seen to share them."""
+        """Short digest of the folds, which is equal for two evaluations on the same folds."""
         sha = hashlib.sha256()
         for train, test in self.folds:
             sha.update(np.asarray(train, "<i8").tobytes() + b"|" + np.asarray(test, "<i8").tobytes() + b";")
         return sha.hexdigest()[:12]
 
     def inner(self, train: Int[np.ndarray, " n"], y: np.ndarray, folds: int = 5) -> list[Fold]:
-        """Return folds within training rows, for choices that are made inside the training part.
+        """Return folds within the training rows, for model selection inside the training part.
 
-        Whole blocks are left out if the split has blocks (at most `folds` groups of them), subjects otherwise.
+        Whole blocks are held out if the split has blocks (at most `folds` groups of them); otherwise, subjects are held out.
 
         Args:
-          train: rows of the training part.
-          y: target of every row of the cohort; classes are kept balanced.
-          folds: number of inner folds; fewer if there are fewer subjects per class or fewer blocks.
+          train: Rows of the training part.
+          y: Target of every row of the cohort; classes are kept balanced.
+          folds: Number of inner folds; fewer if there are fewer subjects per class or fewer blocks.
 
         Returns:
-          Folds of *positions in `train`*, as scikit-learn expects them for data that was cut to `train`.
+          Folds of *positions in `train`*, as scikit-learn expects for data restricted to `train`.
 
         Raises:
-          InputError: the training part cannot be split in two.
+          InputError: The training part cannot be split in two.
         """
         groups = self.subjects[train]
         if self.blocks is not None and len(np.unique(self.blocks[train])) > 1:
@@ -86,14 +86,14 @@ class Split:
 
 
 def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int = 1, seed: int = 0) -> Split:
-    """Return stratified folds that keep the rows of a subject together, repeated with other random orders.
+    """Return stratified folds that keep the rows of a subject together, repeated with different random orders.
 
     Args:
-      subjects: subject of each row, `[S]`.
-      y: classes, which the folds keep balanced, or any numbers (then balanced by quintile), `[S]`.
+      subjects: Subject of each row, `[S]`.
+      y: Classes, which the folds keep balanced, or any numbers (then balanced by quintile), `[S]`.
 
     Raises:
-      InputError: a class has fewer subjects than there are folds; names the class.
+      InputError: A class has fewer subjects than there are folds; the message names the class.
     """
     labels = np.asarray(subjects, str)
     said = f"{folds}-fold by subject" + (f", {repeats} repeats" if repeats > 1 else "")
@@ -103,20 +103,20 @@ def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int 
 
 
 def leave_site_out(subjects: Labels, sites: Labels, *, groups: int | None = None, seed: int = 0) -> Split:
-    """Return one fold for each site, which is held out as a whole.
+    """Return one fold per site, in which the whole site is held out.
 
     Args:
-      subjects: subject of each row, `[S]`.
-      sites: site of each row, `[S]`.
-      groups: number of groups of sites to leave out together, dealt by falling size; one group for each site by default.
+      subjects: Subject of each row, `[S]`.
+      sites: Site of each row, `[S]`.
+      groups: Number of groups of sites that are held out together, balanced by size; one group per site by default.
 
     Raises:
-      InputError: there is one site only, or a subject was scanned at two sites.
+      InputError: There is only one site, or a subject was scanned at two sites.
     """
     labels, places = np.asarray(subjects, str), np.asarray(sites, str)
     names, sizes = np.unique(places, return_counts=True)
     if len(names) < 2:
-        raise InputError(f"leave-site-out: expected two sites or more, found only {names[0] if len(names) else 'none'}")
+        raise InputError(f"leave-site-out: expected two or more sites, found only {names[0] if len(names) else 'none'}")
     members = np.arange(len(names))
     if groups is not None and groups < len(names):
         filled = np.zeros(groups)
@@ -133,12 +133,12 @@ def fixed(subjects: Labels, held_out: Sequence[Sequence[str]], *, blocks: Labels
     """Return folds from lists of subjects, so that results of different programs can be compared.
 
     Args:
-      subjects: subject of each row, `[S]`.
-      held_out: subjects that each fold holds out; all others are for training.
-      blocks: sites or other groups that inner folds leave out as a whole, `[S]`.
+      subjects: Subject of each row, `[S]`.
+      held_out: Subjects held out in each fold; all others are used for training.
+      blocks: Sites or other groups that inner folds hold out as a whole, `[S]`.
 
     Raises:
-      InputError: a listed subject is not in the cohort; names the first.
+      InputError: A listed subject is not in the cohort; the message names the first.
     """
     labels = np.asarray(subjects, str)
     known = set(labels.tolist())
@@ -158,7 +158,7 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
     kinds = classes_of(y)
     each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
     if len(np.unique(groups)) < 2:
-        raise InputError(f"{said}: expected two groups or more, found only {groups[0] if len(groups) else 'none'}")
+        raise InputError(f"{said}: expected two or more groups, found only {groups[0] if len(groups) else 'none'}")
     count = max(2, min(folds, *each, len(np.unique(groups))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above where it matters
@@ -166,7 +166,7 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
 
 
 def classes_of(y: np.ndarray) -> Int[np.ndarray, " S"]:
-    """Return classes by which folds are balanced: those of y if it has at most five values, its quintiles otherwise."""
+    """Return the classes used to balance folds: those of y if it has at most five values, its quintiles otherwise."""
     values, at = np.unique(y, return_inverse=True)
     if len(values) <= 5:
         return at

@@ -147,7 +147,7 @@ def test_a_covariate_takes_its_part_away_and_one_that_is_the_effect_is_refused()
     assert circuits(one, "group", permutations=FEW).value("max-T", "edges below 0.05") > 5
     held = circuits(one, "group", covariates=["mean_fd"], permutations=FEW)
     assert held.value("max-T", "edges below 0.05") == 0 and held.settings["df"] == 37
-    assert any("head motion (mean_fd) goes with group" in text for text in circuits(one, "group", permutations=9).warnings)
+    assert any("head motion (mean_fd) is associated with group" in text for text in circuits(one, "group", permutations=9).warnings)
     assert not any("head motion" in text for text in held.warnings)
     with pytest.raises(InputError, match="group: the covariates explain the effect"):
         circuits(one, "group", covariates=["twin"])

@@ -102,7 +102,7 @@ def test_distances_are_those_of_the_labels(toy):
         [str(s) for s in range(30)], ["1"] * 30, {"pearson": symmetric(edges, 12)}, labels=labels, space=toy.space, mean_fd=fd
     )
     found = motion(cohort, **FAST)
-    assert found.value("pearson", DISTANCE) < -0.8 and "goes with their length" in found.sentences[1]
+    assert found.value("pearson", DISTANCE) < -0.8 and "depends on their length" in found.sentences[1]
 
 
 def test_what_cannot_be_evaluated_is_refused():
