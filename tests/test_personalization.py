@@ -419,7 +419,9 @@ def test_a_second_view_enters_the_guided_edges(toy, toy_model, toy_builder):
         clear = np.asarray(parcel_signals(one.y, toy.truth, K))[toy.truth]  # less noise than there is in the first view
         return dataclasses.replace(one, wide=(one.y + 4 * clear).astype(np.float16), cleaning={"low_pass": 0.1})
 
-    group = fit_group([build([toy_builder.ready(scan(number))], toy_builder)[0] for number in range(4)], toy.prior, dynamics=True)
+    group = fit_group(
+        [build([toy_builder.ready(scan(number))], toy_builder)[0] for number in range(4)], toy.prior, dynamics=True, second_view=True
+    )
     assert group.guide.mean.shape == (2, K, K)
     config = ConstructConfig(dynamics=True, personalize=CONFIG)
     whole = scan(9)
@@ -459,7 +461,7 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     config = ConstructConfig(checkpoint=str(tmp_path / "model"), cleaning=CleaningConfig(wide=True), report=False)
     rows = construct_cohort(sources, tmp_path / "first", config)
     networks = (load_network(tmp_path / "first" / row["dseg"]) for row in rows)
-    group = fit_group(networks, toy_model.priors[K], dynamics=True)
+    group = fit_group(networks, toy_model.priors[K], dynamics=True, second_view=True)
     assert len(group.guide.mean) == 2
     save_group(group, tmp_path / "group")
     personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K], group=group)

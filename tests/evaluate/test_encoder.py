@@ -332,8 +332,8 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "expected one of encoder as the first word, found nothing"),
-        (["encodr"], 2, "expected one of encoder as the first word, found 'encodr'; did you mean 'encoder'?"),
+        ([], 2, "all, encoder as the first word, found nothing"),
+        (["encodr"], 2, "all, encoder as the first word, found 'encodr'; did you mean 'encoder'?"),
         (["encoder", "--models", "pnet-linaer"], 1, "did you mean 'pnet-linear'"),
         (["encoder", "--conditions", "ful"], 1, "unknown condition 'ful'"),
         (["encoder", "--task", "rest"], 1, "--task is for scans"),
