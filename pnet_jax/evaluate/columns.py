@@ -131,7 +131,7 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
             texts = values.astype(str)
             each = {f"{name}={level}": (texts == level).astype(float) for level in sorted(set(texts.tolist()))[1:]}
         if not each or any(np.ptp(one) == 0 for one in each.values()):
-            raise InputError(f"covariate {name}: expected values that differ between scans, found only {values[0]!r}")
+            raise InputError(f"covariate {name}: expected values that differ between scans, found only {str(values[0])!r}")
         columns += each.values()
         said += each
     return np.stack(columns, 1) if columns else np.zeros((len(rows), 0)), said
