@@ -17,8 +17,9 @@ import cohorts
 import numpy as np
 from common import need, parser, table, write
 
+from pnet_jax.evaluate.adjusted import Selected
 from pnet_jax.evaluate.diagnosis import diagnosis
-from pnet_jax.evaluate.features import Edges, Selected
+from pnet_jax.evaluate.features import Edges
 from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.scores import bootstrap_weights, over_repeats, weighted_auc
 from pnet_jax.evaluate.split import by_subject, leave_site_out

@@ -131,7 +131,7 @@ def _common(add: Add) -> None:
 
 
 def _fold_options(add: Add) -> None:
-    from pnet_jax.evaluate.compare import DEFAULT, FEATURES
+    from pnet_jax.evaluate.plan import DEFAULT, FEATURES
 
     _common(add)
     add("--features", nargs="+", type=str, default=list(DEFAULT), metavar="NAME", help=f"any of {' '.join(FEATURES)}, or edge layers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,53 +12,17 @@ from jaxtyping import Float
 from scipy.stats import pearsonr
 
 from pnet_jax.cohort import Cohort
-from pnet_jax.config import nearest
-from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.errors import InputError
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Row, interval_of
 from pnet_jax.evaluate.columns import Target, missing
-from pnet_jax.evaluate.features import (
-    Covariates,
-    Edges,
-    Embeddings,
-    Feature,
-    Harmonised,
-    Net,
-    Permuted,
-    Tangent,
-    is_correlation,
-    with_measure,
-)
+from pnet_jax.evaluate.features import Edges, with_measure
 from pnet_jax.evaluate.motion import motion_rows
-from pnet_jax.evaluate.pipeline import Pipeline, Predictions
+from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
+from pnet_jax.evaluate.plan import Plan, main_layer, plan
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000
-KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
-VIEWS = ((None, 0.6), (None, 0.7), (110, 0.3), (60, 0.3))  # merged regions and shrinkage of the four views; the second is unfiltered
-SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: frames of fMRI are not independent, as Ledoit-Wolf assumes
-WIDE = "wide"  # layer of correlations without a low-pass filter
-FEATURES = (
-    *("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
-    *("site-centred", "combat", "net", "covariates", "permuted"),
-)
-DEFAULT = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
-
-
-class Plan(NamedTuple):
-    """Pipelines to compare, and the scans they use.
-
-    Attributes:
-      cohort: Scans with a target, in the order of all arrays.
-      pipelines: The first is the plain connectome that the others are compared with.
-      covariates: Columns of the row "covariates alone".
-      left_out: Features that were not built, with the reason.
-    """
-
-    cohort: Cohort
-    pipelines: list[Pipeline]
-    covariates: tuple[str, ...]
-    left_out: dict[str, str]
 
 
 def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
@@ -70,148 +35,6 @@ def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
         raise InputError(f"{name}: expected a site for every scan, found none for {scan}")
     values = values.astype(str)
     return values if len(np.unique(values)) > 1 else None
-
-
-def plan(
-    cohort: Cohort,
-    baseline: Cohort | None,
-    wanted: Sequence[str],
-    models: Sequence[str],
-    covariates: Sequence[str] | None,
-    sites: np.ndarray | None,
-    site_out: bool,
-    exclude: str = "",
-) -> Plan:
-    """Return the pipelines: the plain connectome first, then the requested features for which the cohort has the data.
-
-    Args:
-      cohort: Scans with a target.
-      baseline: The same scans in a fixed atlas; if given, its plain connectome comes first.
-      wanted: Names from `FEATURES`, or names of edge layers.
-      models: Models of the plain connectome; all other features use the first.
-      covariates: Columns of the row "covariates alone"; by default, those of `KNOWN_COVARIATES` without missing values.
-      sites: Site of each scan, or None.
-      site_out: Whether folds hold out sites; site is then not a covariate, and ComBat cannot be fitted.
-      exclude: Column of the target, which is not used as a covariate.
-
-    Raises:
-      SettingsError: A feature is neither known nor an edge layer.
-    """
-    if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
-        known = [*FEATURES, *cohort.edges]
-        raise SettingsError(f"unknown features {unknown[0]!r}{nearest(unknown[0], known)}: expected some of {', '.join(known)}")
-    columns = _covariates(cohort, covariates, site_out, exclude)
-    left_out: dict[str, str] = {}
-    out: list[Pipeline] = []
-    if baseline is not None:
-        out += _plain(_same_scans(baseline, cohort), models[:1], "fixed atlas: ")
-    out += _plain(cohort, models, "")
-    main = out[-len(models)].features[0]
-    for name in (one for one in wanted if one != "graph"):  # which has no kernel, and is fitted apart
-        try:
-            found = _built(name, cohort, main, columns, sites, site_out)
-        except SettingsError as error:
-            left_out[name] = str(error)
-            continue
-        out += [one if isinstance(one, Pipeline) else Pipeline((one,), models[0]) for one in found]
-    names = [one.name for one in out]
-    return Plan(cohort, [one for at, one in enumerate(out) if one.name not in names[:at]], columns, left_out)
-
-
-def _plain(cohort: Cohort, models: Sequence[str], prefix: str) -> list[Pipeline]:
-    """Return the plain connectome with each model: tangent vectors if the cohort has signals, Pearson correlations otherwise."""
-    feature: Feature = Tangent(cohort) if cohort.signals is not None else Edges(cohort, _layer(cohort))
-    return [Pipeline((feature,), model, title=f"{prefix}{feature.name} + {model}") for model in models]
-
-
-def _layer(cohort: Cohort) -> str:
-    if not cohort.edges:
-        raise InputError("the cohort has neither signals nor edges: run pnet collect with edges")
-    return "pearson" if "pearson" in cohort.edges else next(iter(cohort.edges))
-
-
-def _built(
-    name: str, cohort: Cohort, main: Feature, columns: tuple[str, ...], sites: np.ndarray | None, site_out: bool
-) -> Sequence[Feature | Pipeline]:
-    """Return the features of a name in `FEATURES`; raise SettingsError with the reason if the cohort lacks the data."""
-    if name == "tangent":
-        return [Tangent(cohort)] if cohort.signals is not None else []
-    if name == "shrunk-tangent":
-        return [_fixed_tangent(with_measure(cohort, "pearson") if cohort.signals is not None else cohort)]
-    if name in ("pearson", "partial"):
-        return [Edges(with_measure(cohort, name), name)]
-    if name == "tangent+pearson":
-        tangent = main if isinstance(main, Tangent) else _fixed_tangent(cohort)
-        return [Pipeline((tangent, Edges(with_measure(cohort, "pearson"), "pearson")), title="tangent + pearson + ridge")]
-    if name == "views":
-        return [Pipeline(_views(cohort), title="four views + ridge"), *_views_by_site(cohort, sites)]
-    if name == "encoder":
-        return [Embeddings(with_measure(cohort, "pearson"))]
-    if name == "site-centred":
-        if sites is None:
-            raise SettingsError("the cohort has no site column with two or more sites")
-        return [Pipeline((main,), sites=sites)]
-    if name == "combat":
-        if sites is None or site_out:
-            raise SettingsError("ComBat needs scans of every site in the training part: use folds by subject")
-        return [Harmonised(main, cohort)]
-    if name == "net":
-        moved = tuple(one for one in columns if one == "mean_fd")
-        if not moved:
-            raise SettingsError("the cohort has no mean_fd, or it is unknown for some scans")
-        return [Net(main, cohort, moved)]
-    if name == "covariates":
-        if not columns:
-            raise SettingsError("the cohort has no covariates without missing values")
-        return [Covariates(cohort, columns)]
-    if name == "permuted":
-        return [Permuted(cohort, _layer(cohort))]
-    return [Edges(cohort, name)]
-
-
-def _fixed_tangent(cohort: Cohort) -> Tangent:
-    layer = _layer(cohort)
-    if not is_correlation(cohort, layer):
-        raise SettingsError(f"tangent vectors need signals or correlations; the edges {layer!r} are neither")
-    return Tangent(cohort, SHRINKAGE, layer)
-
-
-def _views(cohort: Cohort) -> tuple[Feature, ...]:
-    if WIDE not in cohort.edges:
-        raise SettingsError(f"four views need correlations without a low-pass filter as edges {WIDE!r}")
-    layers = ("pearson", WIDE, "pearson", "pearson")
-    most = cohort.n_parcels
-    merges = [regions if regions and regions < most else None for regions, _ in VIEWS]
-    return tuple(Tangent(cohort, share, layer, merge) for (_, share), layer, merge in zip(VIEWS, layers, merges, strict=True))
-
-
-def _views_by_site(cohort: Cohort, sites: np.ndarray | None) -> list[Pipeline]:
-    return [] if sites is None else [Pipeline(_views(cohort), sites=sites, title="four views, site-centred + ridge")]
-
-
-def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exclude: str) -> tuple[str, ...]:
-    """Return the columns for "covariates alone": those given, or the known ones that vary and have a value for every scan."""
-    if given is not None:
-        return tuple(given)
-    out = []
-    for name in KNOWN_COVARIATES:
-        if name in cohort.table and name != exclude and not (name == "site" and site_out):
-            values = np.asarray(cohort.table[name])
-            if not missing(values).any() and len(np.unique(values)) > 1:
-                out.append(name)
-    return tuple(out)
-
-
-def _same_scans(baseline: Cohort, cohort: Cohort) -> Cohort:
-    """Return the rows of the baseline in the order of the cohort.
-
-    Raises:
-      InputError: A scan is not in the baseline; the message names it.
-    """
-    at = {str(scan): row for row, scan in enumerate(baseline.table["scan"])}
-    if absent := [str(scan) for scan in cohort.table["scan"] if str(scan) not in at]:
-        raise InputError(f"baseline: {len(absent)} scans of the cohort are not in the baseline, first {absent[0]}")
-    return baseline.take(np.array([at[str(scan)] for scan in cohort.table["scan"]]))
 
 
 def folds_of(
@@ -247,6 +70,58 @@ def folds_of(
         raise InputError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
     kinds = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else goal.y
     return by_subject(subjects, kinds, folds=folds, repeats=repeats, seed=seed)
+
+
+class Comparison(NamedTuple):
+    """Predictions of all pipelines on the same folds, and what they were made from.
+
+    Attributes:
+      cohort: Scans with a target, in the order of all arrays.
+      sites: Site of each scan, or None.
+      split: Folds.
+      plan: Pipelines.
+      found: Predictions of each pipeline.
+      fewer: Predictions of the first pipeline by fraction of the training participants.
+      permuted: Permuted targets, or None.
+    """
+
+    cohort: Cohort
+    sites: np.ndarray | None
+    split: Split
+    plan: Plan
+    found: list[Predictions]
+    fewer: dict[float, Predictions]
+    permuted: np.ndarray | None
+
+
+def compared(
+    cohort: Cohort,
+    goal: Target,
+    *,
+    models: Sequence[str],
+    baseline: Cohort | None,
+    features: Sequence[str],
+    covariates: Sequence[str] | None,
+    site: str,
+    leave_out: str,
+    folds: int,
+    repeats: int,
+    held_out: Sequence[Sequence[str]] | None,
+    permutations: int,
+    learning: Sequence[float],
+    seed: int,
+    progress: Progress | None,
+) -> Comparison:
+    """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`."""
+    scans = cohort.take(goal.rows)
+    sites = sites_of(scans, site)
+    split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
+    chosen = plan(scans, baseline, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
+    permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
+    shares, classes = sorted(learning), bool(goal.classes)
+    made = predict(chosen.pipelines, split, goal.y, classes=classes, permuted=permuted, shares=shares, progress=progress)
+    count = len(chosen.pipelines)
+    return Comparison(scans, sites, split, chosen, made[:count], dict(zip(shares, made[count:], strict=True)), permuted)
 
 
 class Scored(NamedTuple):
@@ -349,7 +224,7 @@ def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], li
     fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
     if not np.isfinite(fd).all():
         return [], ["Head motion (mean_fd) is unknown for some scans, so its contribution to the result cannot be measured."]
-    layer = _layer(cohort) if cohort.edges else "pearson"
+    layer = main_layer(cohort) if cohort.edges else "pearson"
     edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
     names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
     share = np.zeros((len(names), len(at)), np.float32)
@@ -374,22 +249,31 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
             f"{measure} includes 0 or lies below it."
         )
     best = ahead[0]
+    paired = "" if math.isnan(best.p) else f", paired over folds p = {best.p:.2g}"
     many = f" ({len(apart)} comparisons, not corrected for multiple testing)" if len(apart) > 1 else ""
     return (
         f"{best.name} predicts better than the plain connectome ({reference}): difference in {measure} {best.value:+.3f}, "
-        f"95 % CI [{best.low:+.3f}, {best.high:+.3f}], paired over folds p = {best.p:.2g}{many}."
+        f"95 % CI [{best.low:+.3f}, {best.high:+.3f}]{paired}{many}."
     )
 
 
 def learning_rows(
-    whole: Predictions, fewer: Sequence[Predictions], y: np.ndarray, split: Split, sites: np.ndarray | None, scored: Scored, seed: int
+    whole: Predictions,
+    fewer: Mapping[float, Predictions],
+    y: np.ndarray,
+    split: Split,
+    sites: np.ndarray | None,
+    scored: Scored,
+    seed: int,
 ) -> list[Row]:
     """Return a score of the plain connectome for fractions of the training participants, and for all of them."""
-    weights, size = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), mean_size(split)
+    if not fewer:
+        return []
+    weights = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed)
+    size = round(np.mean([len(np.unique(split.subjects[train])) for train, _ in split]))
     rows = []
-    for one in (*fewer, whole) if fewer else ():
+    for share, one in {**fewer, 1.0: whole}.items():
         each = scores.over_repeats(scored.function, one.decision, y, weights)
-        share = 1.0 if one is whole else float(one.name.split("%")[0]) / 100
         said = "all training participants" if one is whole else one.name
         row = Row("learning curve", said, scored.measure, float(each[0]), *interval_of(each[1:]), n=round(share * size), note=whole.name)
         rows.append(row)
@@ -429,8 +313,3 @@ def settings_of(split: Split, target: Target, seed: int, **others: Any) -> Mappi
     about: dict[str, Any] = {"target": target.name, "classes": list(target.classes), "folds": split.name}
     about |= {"n_folds": len(split), "folds_digest": split.digest}
     return {**about, "bootstrap_draws": DRAWS, "seed": seed, "left_out_without_target": target.left_out, **others}
-
-
-def mean_size(split: Split) -> int:
-    """Return the mean number of training subjects per fold."""
-    return round(np.mean([len(np.unique(split.subjects[train])) for train, _ in split]))

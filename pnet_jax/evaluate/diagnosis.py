@@ -11,24 +11,21 @@ from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
 from pnet_jax.evaluate.columns import Target, class_target
 from pnet_jax.evaluate.compare import (
-    DEFAULT,
     DRAWS,
-    Plan,
     Scored,
+    compared,
     conclusion,
     first_minutes,
-    folds_of,
     learning_rows,
     motion_part,
     permutation_rows,
-    permuted_targets,
-    plan,
     predictions_table,
     score_rows,
     settings_of,
-    sites_of,
 )
+from pnet_jax.evaluate.features import Edges, Tangent
 from pnet_jax.evaluate.pipeline import Pipeline, Predictions, Progress, predict
+from pnet_jax.evaluate.plan import DEFAULT, Plan
 from pnet_jax.evaluate.split import Split
 
 AUC = Scored("AUC", scores.weighted_auc)
@@ -70,7 +67,7 @@ def diagnosis(
       target: Column with two classes.
       positive: Class coded as 1; the last in sorted order by default.
       baseline: The same scans in a fixed atlas; all pipelines are then compared with its plain connectome.
-      features: Names from `compare.FEATURES`, or names of edge layers.
+      features: Names from `plan.FEATURES`, or names of edge layers.
       models: Names from `models.MODELS`, for the plain connectome; the other features use the first.
       covariates: Columns of the row "covariates alone"; by default, known covariates without missing values.
       site: Column with the site of each scan.
@@ -92,24 +89,33 @@ def diagnosis(
       InputError: There is only one class or one site, there are fewer participants than folds, or a subject is in both parts of a fold.
     """
     goal = class_target(cohort, target, positive)
-    scans = cohort.take(goal.rows)
-    sites = sites_of(scans, site)
-    split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
-    site_out = split.blocks is not None
-    chosen = plan(scans, baseline, features, models, covariates, sites, site_out)
-    permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
-    fewer = sorted(learning)
-    made = predict(chosen.pipelines, split, goal.y, classes=True, permuted=permuted, shares=fewer, progress=progress)
-    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
+    run = compared(
+        cohort,
+        goal,
+        models=models,
+        baseline=baseline,
+        features=features,
+        covariates=covariates,
+        site=site,
+        leave_out=leave_out,
+        folds=folds,
+        repeats=repeats,
+        held_out=held_out,
+        permutations=permutations,
+        learning=learning,
+        seed=seed,
+        progress=progress,
+    )
+    scans, sites, split, chosen, found = run[:5]
     if "graph" in features:
         from pnet_jax.evaluate.graph import graph_predictions
 
         found.append(graph_predictions(scans, split, goal.y, seed=seed))
     measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
     rows = score_rows(found, goal.y, split, measures, sites, seed)
-    rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, permuted, AUC)
-    curves = learning_rows(found[0], shorter, goal.y, split, sites, AUC, seed)
-    curves += _length_rows(scans, chosen, split, goal, sites, minutes, seed)
+    rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, run.permuted, AUC)
+    curves = learning_rows(found[0], run.fewer, goal.y, split, sites, AUC, seed)
+    curves += _length_rows(scans, split, goal, sites, minutes, seed)
     moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
         split,
@@ -150,12 +156,8 @@ def _calibration_rows(found: Sequence[Predictions], y: np.ndarray) -> list[Row]:
     return rows
 
 
-def _length_rows(
-    cohort: Cohort, chosen: Plan, split: Split, goal: Target, sites: np.ndarray | None, minutes: Sequence[float], seed: int
-) -> list[Row]:
+def _length_rows(cohort: Cohort, split: Split, goal: Target, sites: np.ndarray | None, minutes: Sequence[float], seed: int) -> list[Row]:
     """Return the AUC of plain connectomes computed from the first minutes of each scan."""
-    from pnet_jax.evaluate.features import Edges, Tangent
-
     weights, rows = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), []
     for length in minutes:
         short = first_minutes(cohort, length)

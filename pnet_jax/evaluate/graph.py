@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate.columns import fisher_z, layer_of, shared_parcels
 from pnet_jax.evaluate.features import with_measure
-from pnet_jax.evaluate.pipeline import Predictions, calibrated
+from pnet_jax.evaluate.pipeline import Predictions, calibrated, repeats_of_folds
 from pnet_jax.evaluate.scores import auc
 from pnet_jax.evaluate.split import Split
 
@@ -68,13 +68,12 @@ def graph_predictions(cohort: Cohort, split: Split, y: Float[np.ndarray, " S"], 
     z = fisher_z(layer_of(cohort, "pearson")[:, places[:, None], places])
     z[:, range(len(places)), range(len(places))] = 0
     graph = np.stack([_strongest(one) for one in z])
-    seen = np.zeros(len(y), int)
-    repeats = max(1, max(np.bincount(np.concatenate([test for _, test in split]), minlength=len(y))))
+    place = repeats_of_folds(split)
+    repeats = max(place) + 1
     decision, probability = np.full((2, repeats, len(y)), np.nan)
     fold, epochs = np.full((repeats, len(y)), -1), np.zeros(len(split))
     for number, (train, test) in enumerate(split):
-        repeat = int(seen[test].max())
-        seen[test] += 1
+        repeat = place[number]
         nodes = _profiles(z, train, min(inputs, len(places)))
         fit, val = split.inner(train, y)[0]
         fit, val = train[fit], train[val]

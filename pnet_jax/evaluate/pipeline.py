@@ -112,7 +112,7 @@ def predict(
     Returns:
       Predictions of each pipeline, in their order, then those of the first one for each share.
     """
-    place = _repeats(split)
+    place = repeats_of_folds(split)
     repeats, size = max(place) + 1, len(y)
     blank = [np.full((repeats, size), np.nan) for _ in pipelines]
     probability = [np.full((repeats, size), np.nan) for _ in pipelines]
@@ -159,7 +159,7 @@ def _with_fewer(one: Pipeline, k: np.ndarray, y: np.ndarray, split: Split, train
     return decisions(one.model, k, y[part], part, one.penalties[[best]])[0]
 
 
-def _repeats(split: Split) -> list[int]:
+def repeats_of_folds(split: Split) -> list[int]:
     """Return the repeat that each fold belongs to: how often its rows were held out before."""
     seen = np.zeros(len(split.subjects), int)
     out = []

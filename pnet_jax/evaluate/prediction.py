@@ -11,21 +11,19 @@ from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row
 from pnet_jax.evaluate.columns import number_target
 from pnet_jax.evaluate.compare import (
-    DEFAULT,
     Scored,
+    compared,
     conclusion,
-    folds_of,
     learning_rows,
     motion_part,
     permutation_rows,
-    permuted_targets,
-    plan,
     predictions_table,
     score_rows,
     settings_of,
-    sites_of,
 )
-from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
+from pnet_jax.evaluate.pipeline import Predictions, Progress
+from pnet_jax.evaluate.plan import DEFAULT
+from pnet_jax.evaluate.split import Split
 
 R = Scored("r", scores.weighted_r)
 R2 = Scored("R²", scores.weighted_r2)
@@ -69,20 +67,28 @@ def prediction(
         `leave_out="site"`.
     """
     goal = number_target(cohort, target)
-    scans = cohort.take(goal.rows)
-    sites = sites_of(scans, site)
-    split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
-    site_out = split.blocks is not None
-    columns = None if covariates is None else tuple(covariates)
-    chosen = plan(scans, baseline, features, ("ridge",), columns, sites, site_out, exclude=target)
-    permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
-    fewer = sorted(learning)
-    made = predict(chosen.pipelines, split, goal.y, classes=False, permuted=permuted, shares=fewer, progress=progress)
-    found, shorter = made[: len(chosen.pipelines)], made[len(chosen.pipelines) :]
+    run = compared(
+        cohort,
+        goal,
+        models=("ridge",),
+        baseline=baseline,
+        features=features,
+        covariates=covariates,
+        site=site,
+        leave_out=leave_out,
+        folds=folds,
+        repeats=repeats,
+        held_out=held_out,
+        permutations=permutations,
+        learning=learning,
+        seed=seed,
+        progress=progress,
+    )
+    scans, sites, split, chosen, found = run[:5]
     measures = [R, R2, ERROR] if sites is None else [Scored("r within sites", scores.within(scores.weighted_r, sites)), R, R2, ERROR]
     rows = score_rows(found, goal.y, split, measures, sites, seed)
-    rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, permuted, R)
-    curves = learning_rows(found[0], shorter, goal.y, split, sites, measures[0], seed)
+    rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, run.permuted, R)
+    curves = learning_rows(found[0], run.fewer, goal.y, split, sites, measures[0], seed)
     moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
         split,
@@ -118,7 +124,7 @@ def prediction(
     )
 
 
-def _mean_rows(one: Predictions, y: np.ndarray, split) -> list[Row]:
+def _mean_rows(one: Predictions, y: np.ndarray, split: Split) -> list[Row]:
     """Return the error of predicting the training mean for every held-out row."""
     total, count = 0.0, 0
     for train, test in split:

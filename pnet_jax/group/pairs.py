@@ -16,7 +16,7 @@ from pnet_jax.network import Network
 
 SESSIONS, HALVES = "sessions", "halves"
 LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
-ENOUGH_SESSIONS = 20  # participants with two sessions from which on nobody's halves are needed
+ENOUGH_SESSIONS = 20  # participants with two sessions that suffice, however many have only one
 VIEWS = ("pearson", "whitened")
 
 

@@ -156,8 +156,8 @@ def _rows_of_folder(folder: Path) -> pd.DataFrame:
     rows = pd.DataFrame({SUBJECT[0]: [one["sub"] for one in entities], FILE[0]: [str(file) for file in files]})
     if any("ses" in one for one in entities):
         rows[SESSION[0]] = [one.get("ses", "") for one in entities]
-    if (people := folder / "participants.tsv").is_file():
-        about = pd.read_csv(people, sep="\t", dtype=str, keep_default_na=False)
+    if (participants := folder / "participants.tsv").is_file():
+        about = pd.read_csv(participants, sep="\t", dtype=str, keep_default_na=False)
         about[SUBJECT[0]] = about[SUBJECT[0]].str.removeprefix("sub-")
         rows = rows.merge(about.drop(columns=[c for c in about if c in rows and c != SUBJECT[0]]), on=SUBJECT[0], how="left").fillna("")
     return rows

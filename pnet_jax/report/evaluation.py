@@ -108,7 +108,7 @@ def p_value(p: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number for people: three digits after the point, whole numbers without, `–` where there is none."""
+    """Return a formatted number: three decimals, whole numbers without decimals, `–` for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     if value == int(value) and abs(value) >= 2:

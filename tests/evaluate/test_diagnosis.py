@@ -7,7 +7,7 @@ import pytest
 
 from pnet_jax.cohort import make_cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate import features, models, scores
+from pnet_jax.evaluate import adjusted, features, models, scores
 from pnet_jax.evaluate.diagnosis import diagnosis
 from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.prediction import prediction
@@ -53,7 +53,7 @@ def test_selection_before_splitting_leaks_and_selection_in_folds_does_not():
     subjects, y = data.table["subject"], (data.table["dx"] == "patient").astype(float)
     split = by_subject(subjects, y)
     whole = features.Edges(data)
-    leaked = features.Selected(whole, y, 10)(np.arange(len(y)))
+    leaked = adjusted.Selected(whole, y, 10)(np.arange(len(y)))
 
     class Leaked:
         name = "leaked"
@@ -61,7 +61,7 @@ def test_selection_before_splitting_leaks_and_selection_in_folds_does_not():
         def __call__(self, train):
             return leaked
 
-    honest = features.Selected(whole, y, 10)
+    honest = adjusted.Selected(whole, y, 10)
     found = predict([Pipeline((Leaked(),)), Pipeline((honest,))], split, y, classes=True)
     values = [float(scores.auc(one.decision[0], y)) for one in found]
     assert values[0] > 0.75
@@ -88,7 +88,7 @@ def test_confounds_are_regressed_out_with_training_coefficients():
     x = features.Edges(data)(train)
     design = np.column_stack([np.ones(30), data.table["age"]])
     expected = x - design @ np.linalg.lstsq(design[train], x[train], rcond=None)[0]
-    np.testing.assert_allclose(features.Net(features.Edges(data), data, ("age",))(train), expected, atol=1e-5)
+    np.testing.assert_allclose(adjusted.Net(features.Edges(data), data, ("age",))(train), expected, atol=1e-5)
     assert abs(np.corrcoef(expected[train].T, data.table["age"][train])[-1, :-1]).max() < 1e-5
     assert abs(np.corrcoef(expected[held].T, data.table["age"][held])[-1, :-1]).max() > 0.05
 
@@ -100,7 +100,7 @@ def test_combat_removes_site_effects_that_training_rows_show():
     z = np.arctanh(np.clip(data.edges["pearson"], -0.99, 0.99)) + np.where(site == "s1", 0.4, 0.0)[:, None, None]
     data = dataclasses.replace(data, edges={"pearson": np.tanh(z).astype(np.float32)})
     train = np.arange(40)
-    before, after = features.Edges(data)(train), features.Harmonised(features.Edges(data), data, columns=("age",))(train)
+    before, after = features.Edges(data)(train), adjusted.Harmonised(features.Edges(data), data, columns=("age",))(train)
     held = np.arange(40, 60)
 
     def apart(x):
@@ -108,7 +108,7 @@ def test_combat_removes_site_effects_that_training_rows_show():
 
     assert apart(after) < apart(before) / 4
     with pytest.raises(InputError, match="ComBat: site s1 has no training scans"):
-        features.Harmonised(features.Edges(data), data)(np.flatnonzero(site != "s1"))
+        adjusted.Harmonised(features.Edges(data), data)(np.flatnonzero(site != "s1"))
 
 
 def test_models_equal_scikit_learn_on_the_features():
@@ -156,6 +156,13 @@ def test_a_number_is_predicted_and_sites_are_left_out():
     assert found.value("pearson + ridge", "r within sites") > 0.3
     assert found.value("pearson + ridge", "mean absolute error") < found.value("training mean", "mean absolute error")
     assert not any(row.name.startswith("covariates") and "age" in row.name for row in found.rows)
+
+
+def test_the_target_is_no_covariate_of_its_own_prediction():
+    data = cohort(n=30)
+    data = dataclasses.replace(data, table=data.table | {"sex": data.table["dx"]})
+    found = diagnosis(data, "sex", features=("covariates",), **FEW)
+    assert list(found.settings["covariates"]) == ["mean_fd", "age"]
 
 
 def test_splits_keep_subjects_apart():

@@ -1,0 +1,184 @@
+"""The pipelines that diagnosis and prediction compare: the plain connectome first, then the requested features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pnet_jax.cohort import Cohort
+from pnet_jax.config import nearest
+from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.evaluate.adjusted import Harmonised, Net
+from pnet_jax.evaluate.columns import missing
+from pnet_jax.evaluate.features import Covariates, Edges, Embeddings, Feature, Permuted, Tangent, is_correlation, with_measure
+from pnet_jax.evaluate.pipeline import Pipeline
+
+KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
+VIEWS = ((None, 0.6), (None, 0.7), (110, 0.3), (60, 0.3))  # merged regions and shrinkage of the four views; the second is unfiltered
+SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: frames of fMRI are not independent, as Ledoit-Wolf assumes
+WIDE = "wide"  # layer of correlations without a low-pass filter
+FEATURES = (
+    *("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
+    *("site-centred", "combat", "net", "covariates", "permuted"),
+)
+DEFAULT = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "encoder", "net", "covariates", "permuted")
+
+
+class Plan(NamedTuple):
+    """Pipelines to compare, and the scans they use.
+
+    Attributes:
+      cohort: Scans with a target, in the order of all arrays.
+      pipelines: The first is the plain connectome that the others are compared with.
+      covariates: Columns of the row "covariates alone".
+      left_out: Features that were not built, with the reason.
+    """
+
+    cohort: Cohort
+    pipelines: list[Pipeline]
+    covariates: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def plan(
+    cohort: Cohort,
+    baseline: Cohort | None,
+    wanted: Sequence[str],
+    models: Sequence[str],
+    covariates: Sequence[str] | None,
+    sites: np.ndarray | None,
+    site_out: bool,
+    exclude: str,
+) -> Plan:
+    """Return the pipelines: the plain connectome first, then the requested features for which the cohort has the data.
+
+    Args:
+      cohort: Scans with a target.
+      baseline: The same scans in a fixed atlas; if given, its plain connectome comes first.
+      wanted: Names from `FEATURES`, or names of edge layers.
+      models: Models of the plain connectome; all other features use the first.
+      covariates: Columns of the row "covariates alone"; by default, those of `KNOWN_COVARIATES` without missing values.
+      sites: Site of each scan, or None.
+      site_out: Whether folds hold out sites; site is then not a covariate, and ComBat cannot be fitted.
+      exclude: Column of the target, which is not used as a covariate.
+
+    Raises:
+      SettingsError: A feature is neither known nor an edge layer.
+    """
+    if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
+        known = [*FEATURES, *cohort.edges]
+        raise SettingsError(f"unknown features {unknown[0]!r}{nearest(unknown[0], known)}: expected some of {', '.join(known)}")
+    columns = _covariates(cohort, covariates, site_out, exclude)
+    left_out: dict[str, str] = {}
+    out: list[Pipeline] = []
+    if baseline is not None:
+        out += _plain(_same_scans(baseline, cohort), models[:1], "fixed atlas: ")
+    out += _plain(cohort, models, "")
+    main = out[-len(models)].features[0]
+    for name in (one for one in wanted if one != "graph"):  # which has no kernel, and is fitted apart
+        try:
+            found = _built(name, cohort, main, columns, sites, site_out)
+        except SettingsError as error:
+            left_out[name] = str(error)
+            continue
+        out += [one if isinstance(one, Pipeline) else Pipeline((one,), models[0]) for one in found]
+    names = [one.name for one in out]
+    return Plan(cohort, [one for at, one in enumerate(out) if one.name not in names[:at]], columns, left_out)
+
+
+def _plain(cohort: Cohort, models: Sequence[str], prefix: str) -> list[Pipeline]:
+    """Return the plain connectome with each model: tangent vectors if the cohort has signals, Pearson correlations otherwise."""
+    feature: Feature = Tangent(cohort) if cohort.signals is not None else Edges(cohort, main_layer(cohort))
+    return [Pipeline((feature,), model, title=f"{prefix}{feature.name} + {model}") for model in models]
+
+
+def main_layer(cohort: Cohort) -> str:
+    if not cohort.edges:
+        raise InputError("the cohort has neither signals nor edges: run pnet collect with edges")
+    return "pearson" if "pearson" in cohort.edges else next(iter(cohort.edges))
+
+
+def _built(
+    name: str, cohort: Cohort, main: Feature, columns: tuple[str, ...], sites: np.ndarray | None, site_out: bool
+) -> Sequence[Feature | Pipeline]:
+    """Return the features of a name in `FEATURES`; raise SettingsError with the reason if the cohort lacks the data."""
+    if name == "tangent":
+        return [Tangent(cohort)] if cohort.signals is not None else []
+    if name == "shrunk-tangent":
+        return [_fixed_tangent(with_measure(cohort, "pearson") if cohort.signals is not None else cohort)]
+    if name in ("pearson", "partial"):
+        return [Edges(with_measure(cohort, name), name)]
+    if name == "tangent+pearson":
+        tangent = main if isinstance(main, Tangent) else _fixed_tangent(cohort)
+        return [Pipeline((tangent, Edges(with_measure(cohort, "pearson"), "pearson")), title="tangent + pearson + ridge")]
+    if name == "views":
+        return [Pipeline(_views(cohort), title="four views + ridge"), *_views_by_site(cohort, sites)]
+    if name == "encoder":
+        return [Embeddings(with_measure(cohort, "pearson"))]
+    if name == "site-centred":
+        if sites is None:
+            raise SettingsError("the cohort has no site column with two or more sites")
+        return [Pipeline((main,), sites=sites)]
+    if name == "combat":
+        if sites is None or site_out:
+            raise SettingsError("ComBat needs scans of every site in the training part: use folds by subject")
+        return [Harmonised(main, cohort)]
+    if name == "net":
+        moved = tuple(one for one in columns if one == "mean_fd")
+        if not moved:
+            raise SettingsError("the cohort has no mean_fd, or it is unknown for some scans")
+        return [Net(main, cohort, moved)]
+    if name == "covariates":
+        if not columns:
+            raise SettingsError("the cohort has no covariates without missing values")
+        return [Covariates(cohort, columns)]
+    if name == "permuted":
+        return [Permuted(cohort, main_layer(cohort))]
+    return [Edges(cohort, name)]
+
+
+def _fixed_tangent(cohort: Cohort) -> Tangent:
+    layer = main_layer(cohort)
+    if not is_correlation(cohort, layer):
+        raise SettingsError(f"tangent vectors need signals or correlations; the edges {layer!r} are neither")
+    return Tangent(cohort, SHRINKAGE, layer)
+
+
+def _views(cohort: Cohort) -> tuple[Feature, ...]:
+    if WIDE not in cohort.edges:
+        raise SettingsError(f"four views need correlations without a low-pass filter as edges {WIDE!r}")
+    layers = ("pearson", WIDE, "pearson", "pearson")
+    most = cohort.n_parcels
+    merges = [regions if regions and regions < most else None for regions, _ in VIEWS]
+    return tuple(Tangent(cohort, share, layer, merge) for (_, share), layer, merge in zip(VIEWS, layers, merges, strict=True))
+
+
+def _views_by_site(cohort: Cohort, sites: np.ndarray | None) -> list[Pipeline]:
+    return [] if sites is None else [Pipeline(_views(cohort), sites=sites, title="four views, site-centred + ridge")]
+
+
+def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exclude: str) -> tuple[str, ...]:
+    """Return the columns for "covariates alone": those given, or the known ones that vary and have a value for every scan."""
+    if given is not None:
+        return tuple(given)
+    out = []
+    for name in KNOWN_COVARIATES:
+        if name in cohort.table and name != exclude and not (name == "site" and site_out):
+            values = np.asarray(cohort.table[name])
+            if not missing(values).any() and len(np.unique(values)) > 1:
+                out.append(name)
+    return tuple(out)
+
+
+def _same_scans(baseline: Cohort, cohort: Cohort) -> Cohort:
+    """Return the rows of the baseline in the order of the cohort.
+
+    Raises:
+      InputError: A scan is not in the baseline; the message names it.
+    """
+    at = {str(scan): row for row, scan in enumerate(baseline.table["scan"])}
+    if absent := [str(scan) for scan in cohort.table["scan"] if str(scan) not in at]:
+        raise InputError(f"baseline: {len(absent)} scans of the cohort are not in the baseline, first {absent[0]}")
+    return baseline.take(np.array([at[str(scan)] for scan in cohort.table["scan"]]))
