@@ -1,4 +1,4 @@
-"""What `circuits` found, as rows, tables, figures and sentences."""
+"""Results of `circuits` as rows, tables, figures and sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMED = 3  # blocks and nodes that a sentence names
 
 
 class Found(NamedTuple):
-    """What was tested and what came of it.
+    """Design and result of a test.
 
     Attributes:
       design: of the participants.
@@ -56,11 +56,11 @@ def describe(found: Found, settings: Mapping[str, Any], warnings: Sequence[str])
     if untested:
         more.append(f"{untested:,} edges do not vary and were not tested")
     more.append(
-        "edges, components, threshold-free scores, networks and nodes have a family-wise error of 5 % each: choose the one that answers "
-        "the question before looking at the others"
+        "the family-wise error of 5 % holds for edges, components, threshold-free scores, networks and nodes separately: choose the test "
+        "that answers the question before inspecting the others"
     )
     if not found.pairs:
-        more.append("networks were not tested: no names of networks in those of the parcels; give the network of each parcel")
+        more.append("networks were not tested: the parcel names contain no network names; provide the network of each parcel")
     tables = {"edges": edge_table(found), "components": component_table(found), "nodes": node_table(found)}
     if found.pairs:
         tables["blocks"] = block_table(found)
@@ -151,7 +151,7 @@ def edge_rows(found: Found, table: Mapping[str, np.ndarray]) -> list[Row]:
     at = int(np.nanargmax(np.abs(table["t"])))
     name = f"{table['parcel_1'][at]} – {table['parcel_2'][at]}"
     limits = float(table["low"][at]), float(table["high"][at])
-    note = "the edge with the largest t; being the largest of many, it is overestimated"
+    note = "the edge with the largest t; its effect is overestimated because it was selected as the largest"
     measure = f"difference in {found.units}" if found.design.classes else f"slope in {found.units} per unit of {found.design.effect}"
     rows.append(Row("edges", name, measure, float(table["difference"][at]), *limits, float(table["p_fwe"][at]), len(found.design.x), note))
     return rows
@@ -234,7 +234,9 @@ def sentences(found: Found, tables: Mapping[str, Mapping[str, np.ndarray]]) -> t
             said.append(_of_sets(name, table))
     size = float(np.quantile(found.result.max_t, 1 - LEVEL) * np.nanmedian(np.where(found.error > 0, found.error, np.nan)))
     unit = found.units if found.design.classes else f"{found.units} per unit of {found.design.effect}"
-    said.append(f"A typical single edge had to differ by {size:.2g} ({unit}) to pass max-T; smaller differences can exist unseen.")
+    said.append(
+        f"A typical single edge had to differ by {size:.2g} ({unit}) to pass max-T; smaller differences may exist but were not detectable."
+    )
     return tuple(said)
 
 

@@ -1,4 +1,4 @@
-"""Design of a test over subjects: which values may change places, given sites and repeated scans."""
+"""Design of a test over subjects: which values are exchangeable, given sites and repeated scans."""
 
 from __future__ import annotations
 
@@ -168,14 +168,16 @@ def _between(
         said = " and ".join(f"{count} of class {name}" for count, name in zip(counts, target.classes or ("all",), strict=True))
         raise InputError(f"{target.name}: expected {expected}, found {said}")
     if sites and all(np.ptp(x[strata == one]) == 0 for one in range(len(sites))):
-        raise InputError(f"{target.name}: does not vary within any {site}, so that effect and {site} cannot be told apart")
+        raise InputError(f"{target.name}: does not vary within any {site}, so effect and {site} are confounded")
     _check(target.name, _centred(x[:, None], strata)[:, 0], _centred(covariates, strata), max(len(sites), 1))
     if alone := [name for at, name in enumerate(sites) if np.ptp(x[strata == at]) == 0]:
-        notes.append(f"the effect does not vary at {len(alone)} of {len(sites)} sites ({_listed(alone)}), which say nothing of it")
+        notes.append(
+            f"the effect does not vary at {len(alone)} of {len(sites)} sites ({_listed(alone)}), which do not contribute to the test"
+        )
     scans = np.array([len(rows) for rows in own.values()])
     if scans.max() > 1:
         many = f"{scans.min()} to {scans.max()}" if np.ptp(scans) else str(scans[0])
-        notes.append(f"participants have {many} scans; the mean of each participant's scans counts once")
+        notes.append(f"participants have {many} scans; the scans of each participant were averaged")
     return Design(
         "between", target.name, target.classes, counts, np.array(list(own)), x, weights, covariates, tuple(names),
         strata, sites, target.rows, (*notes, *_rearrangements(_log_count(x, strata))),
@@ -204,7 +206,7 @@ def _check(name: str, x: np.ndarray, covariates: np.ndarray, means: int) -> None
     scaled = covariates / np.maximum(np.linalg.norm(covariates, axis=0), 1e-12)
     left = x - scaled @ np.linalg.lstsq(scaled, x, rcond=1e-6)[0]
     if np.square(left).sum() < (1 - EXPLAINED) * np.square(x).sum():
-        raise InputError(f"{name}: the covariates explain the effect, so that nothing of it is left to test: leave one of them out")
+        raise InputError(f"{name}: the covariates fully explain the effect: remove one of them")
 
 
 def _centred(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -234,7 +236,7 @@ def _log_count(x: np.ndarray, strata: np.ndarray) -> float:
 def _rearrangements(log_count: float) -> list[str]:
     if log_count > 3:
         return []
-    return [f"only {round(10**log_count)} different rearrangements exist, which limits how small a p value can be"]
+    return [f"only {round(10**log_count)} distinct permutations exist, which limits the smallest possible p value"]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which edges of a cohort an evaluation takes, and what must be said of them."""
+"""Selection of the edge layers that are evaluated, and their warnings."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ def edge_vectors(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"], shared
 
 
 def shrunk_warnings(layers: Sequence[str]) -> list[str]:
-    """Return what must be said of layers that are shrunk towards a group."""
+    """Return warnings for layers that are shrunk towards a group."""
     shrunk = [name for name in layers if name in SHRUNK]
     if not shrunk:
         return []
     return [
-        f"{', '.join(shrunk)}: edges that are shrunk towards a group are alike because they share the group, which raises similarities "
-        "within and between participants; reliability and identification hold only if one group model was applied to all scans."
+        f"{', '.join(shrunk)}: edges that are shrunk towards a group resemble each other because they share the group, which increases "
+        "similarity within and between participants; reliability and identification are valid only if one group model was applied to all "
+        "scans."
     ]

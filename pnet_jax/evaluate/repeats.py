@@ -17,7 +17,7 @@ SAME = ("task",)  # columns that both scans of a pair share
 
 
 class Repeats(NamedTuple):
-    """Scans of the participants who have two or more of a kind, sorted by their labels, so that the order of the table means nothing.
+    """Scans of the participants who have two or more of a kind, sorted by their labels, so that the order of the table has no influence.
 
     Attributes:
       rows: rows of the cohort, `[n]`.
@@ -45,8 +45,10 @@ class Repeats(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of the scans that were left out."""
-        return [f"{self.single} scans were left out: their participants have no second scan of the kind."] if self.single else []
+        """Warnings about scans that were left out."""
+        return (
+            [f"{self.single} scans were left out because their participants have no second scan of the same kind."] if self.single else []
+        )
 
     def between(self, most: int, seed: int) -> Int[np.ndarray, "Q 2"]:
         """Return pairs of different participants, matched to those within: the first scan of each pair with the other participants'
@@ -107,7 +109,7 @@ def repeats_of(cohort: Cohort, question: str, same: Sequence[str] = SAME) -> Rep
     if len(names) < 2:
         of = f" of one {' and '.join(same)}" if same else ""
         raise InputError(
-            f"{question}: expected two participants or more with two scans{of}, found {len(names)} among {len(cohort.subjects)} "
+            f"{question}: expected at least two participants with two scans{of}, found {len(names)} among {len(cohort.subjects)} "
             f"participants with {len(cohort)} scans: add repeated sessions or runs"
         )
     return Repeats(rows, subject, tuple(names.tolist()), kinds[rows], occasion, len(cohort) - len(rows))

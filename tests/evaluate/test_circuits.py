@@ -114,7 +114,7 @@ def test_nothing_is_said_to_survive_where_nothing_is_planted():
     found = circuits(cohort(noise(40, seed=5), group=GROUP), "group", permutations=FEW)
     assert "nothing survives family-wise correction" in found.sentences[0]
     assert found.settings["permutations"] == FEW and found.settings["df"] == 38
-    assert any("choose the one that answers" in text for text in found.warnings)
+    assert any("choose the test that answers" in text for text in found.warnings)
 
 
 def test_p_values_are_uniform_without_an_effect():
@@ -149,7 +149,7 @@ def test_a_covariate_takes_its_part_away_and_one_that_is_the_effect_is_refused()
     assert held.value("max-T", "edges below 0.05") == 0 and held.settings["df"] == 37
     assert any("head motion (mean_fd) is associated with group" in text for text in circuits(one, "group", permutations=9).warnings)
     assert not any("head motion" in text for text in held.warnings)
-    with pytest.raises(InputError, match="group: the covariates explain the effect"):
+    with pytest.raises(InputError, match="group: the covariates fully explain the effect"):
         circuits(one, "group", covariates=["twin"])
 
 
@@ -285,7 +285,7 @@ def test_parcels_that_a_scan_lacks_are_not_tested():
 
 def test_few_rearrangements_are_said():
     found = circuits(cohort(noise(6), group=GROUP[:6]), "group", permutations=9)
-    assert any("only 20 different rearrangements exist" in text for text in found.warnings)
+    assert any("only 20 distinct permutations exist" in text for text in found.warnings)
 
 
 # Modules

@@ -90,7 +90,7 @@ def test_of_shuffled_participants_nothing_is_individual(cohort):
 
 
 def test_one_session_is_refused(cohort):
-    with pytest.raises(InputError, match="consistency: expected two participants or more with two scans of one task, found 0 among 12"):
+    with pytest.raises(InputError, match="consistency: expected at least two participants with two scans of one task, found 0 among 12"):
         consistency(cohort.take(cohort.table["session"] == "1"))
 
 

@@ -129,7 +129,7 @@ def test_directed_edges_count_both_ways(cohort):
 
 
 def test_one_session_is_refused(cohort):
-    with pytest.raises(InputError, match="identifiability: expected two participants or more with two scans"):
+    with pytest.raises(InputError, match="identifiability: expected at least two participants with two scans"):
         identifiability(cohort.take(cohort.table["session"] == "2"))
 
 
