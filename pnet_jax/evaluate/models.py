@@ -50,15 +50,21 @@ def centred(k: Float[np.ndarray, "S S"], train: Rows) -> Float[np.ndarray, "S S"
 
 
 def decisions(
-    model: str, k: Float[np.ndarray, "S S"], y: Float[np.ndarray, "n ..."], train: Rows, penalties: Float[np.ndarray, " P"] = PENALTIES
-) -> Float[np.ndarray, "P S ..."]:
-    """Return the predictions of all rows by a model that is fitted to the training rows, for each penalty.
+    model: str,
+    k: Float[np.ndarray, "S S"],
+    y: Float[np.ndarray, "n B"],
+    train: Rows,
+    rows: Rows,
+    penalties: Float[np.ndarray, " P"] = PENALTIES,
+) -> Float[np.ndarray, "P r B"]:
+    """Return the predictions for some rows by a model that is fitted to the training rows, for each penalty and target.
 
     Args:
       model: one of `MODELS`.
       k: kernel of all rows.
-      y: target of the training rows; ridge takes many targets at once.
+      y: targets of the training rows.
       train: training rows, in the order of y.
+      rows: rows to predict.
 
     Raises:
       SettingsError: there is no such model.
@@ -66,25 +72,29 @@ def decisions(
     if model not in MODELS:
         raise SettingsError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}{nearest(model, MODELS)}")
     k = centred(k, train)
-    within = k[np.ix_(train, train)]
-    value, vector = np.linalg.eigh(within)
-    if model == "ridge":
-        mean = y.mean(0)
-        rotated, left = vector.T @ (y - mean), k[:, train] @ vector
-        value = np.maximum(value, 0).reshape(-1, *(1,) * (y.ndim - 1))
-        return np.stack([left @ (rotated / (value + p)) for p in penalties]) + mean
+    within, across = k[np.ix_(train, train)], k[np.ix_(rows, train)]
     if model == "svm":
-        from sklearn.svm import SVC
+        return np.stack([_svm(within, across, one, penalties) for one in y.T], 2)
+    value, vector = np.linalg.eigh(within)
+    if model == "logistic":
+        return np.stack([_logistic(across, value, vector, one, penalties) for one in y.T], 2)
+    mean = y.mean(0)
+    rotated, left = vector.T @ (y - mean), across @ vector
+    value = np.maximum(value, 0)[:, None]
+    return np.stack([left @ (rotated / (value + p)) for p in penalties]) + mean
 
-        return np.stack([SVC(C=1 / p, kernel="precomputed").fit(within, y).decision_function(k[:, train]) for p in penalties])
-    return _logistic(k[:, train], value, vector, y, penalties)
+
+def _svm(within: np.ndarray, across: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+    from sklearn.svm import SVC
+
+    return np.stack([SVC(C=1 / p, kernel="precomputed").fit(within, y).decision_function(across) for p in penalties])
 
 
 def _logistic(k: np.ndarray, value: np.ndarray, vector: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
 
     kept = value > 1e-10 * value[-1]
-    coordinates = k @ (vector[:, kept] / np.sqrt(value[kept]))  # of all rows in the space that the training rows span
+    coordinates = k @ (vector[:, kept] / np.sqrt(value[kept]))  # in the space that the training rows span
     own = vector[:, kept] * np.sqrt(value[kept])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convergence at the weakest penalties, which are not chosen then

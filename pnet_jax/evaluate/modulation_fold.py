@@ -121,7 +121,8 @@ def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarra
         positions = np.array([axis.position(z[row]) for axis in axes])
         strength = np.abs(np.asarray(subject.jacobian)) @ setting.members.T
         chosen_on = range(1, len(axes), 2)
-        costs = {at: control_cost(subject.jacobian, _wanted(axes[at], z[row], k), setting.members) for at in chosen_on}
+        wanted = np.stack([_wanted(axes[at], z[row], k) for at in chosen_on])
+        costs = dict(zip(chosen_on, control_cost(subject.jacobian, wanted, setting.targets), strict=True))
         spread = {at: spreading(setting.r[row], weights[at], setting.members) for at in chosen_on}
         degree = (strength * setting.members.T).sum(0)
         rules = np.mean([_scored(own, group, positions, degree, costs[at], spread[at], axes, at) for at in chosen_on], 0)

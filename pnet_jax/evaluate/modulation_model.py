@@ -205,27 +205,28 @@ def spreading(r: Float[np.ndarray, "K K"], weights: Float[np.ndarray, "K K"], me
 
 
 @jax.jit
-def _control_cost(own: Array, wanted: Array, members: Array) -> Array:
+def _control_cost(own: Array, wanted: Array, targets: Array) -> Array:
     values, modes = jnp.linalg.eigh(own)
     pairs = 1 / -(values[:, None] + values[None, :])
-    x = modes.T @ wanted
+    x = jnp.matmul(modes.T, wanted.T, precision="highest")  # [K, A]
     ridge = (-0.5 / values).sum() / len(values) ** 2
 
-    def one(member: Array) -> Array:
-        inputs = modes.T * member[None, :]  # [K, K]: one input at each member
+    def one(nodes: Array) -> Array:
+        inputs = jnp.where(nodes[None] >= 0, modes.T[:, nodes], 0.0)  # [K, m]: one input at each node
         gramian = jnp.matmul(inputs, inputs.T, precision="highest") * pairs
-        return x @ jnp.linalg.solve(gramian + ridge * jnp.eye(len(x)), x)
+        factor = jax.scipy.linalg.cho_factor(gramian + ridge * jnp.eye(len(x)))
+        return (x * jax.scipy.linalg.cho_solve(factor, x)).sum(0)
 
-    return jax.lax.map(one, members)
+    return jax.lax.map(one, targets).T
 
 
-def control_cost(own: Float[Array, "K K"], wanted: Float[np.ndarray, " K"], members: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
-    r"""Energy to move the nodes by `wanted` with inputs at the target, :math:`x^T (W_T + \rho I)^{-1} x`, `[N]` (after Gu 2015).
+def control_cost(own: Float[Array, "K K"], wanted: Float[np.ndarray, "A K"], targets: Int[np.ndarray, "N m"]) -> Float[np.ndarray, "A N"]:
+    r"""Energy to move the nodes by `wanted` with inputs at the target, :math:`x^T (W_T + \rho I)^{-1} x`, `[A, N]` (after Gu 2015).
 
     W is the controllability Gramian; ρ, its mean diagonal, stands for a tolerance of the final state, without which few inputs need
     energies beyond any number format.
     """
-    return np.asarray(_control_cost(own, jnp.asarray(wanted, jnp.float32), jnp.asarray(members, jnp.float32)), np.float64)
+    return np.asarray(_control_cost(own, jnp.asarray(wanted, jnp.float32), jnp.asarray(targets)), np.float64)
 
 
 def _fisher(covariance: Float[Array, "K K"]) -> Float[Array, "K K"]:

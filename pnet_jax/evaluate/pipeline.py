@@ -127,36 +127,35 @@ def predict(
             if progress is not None:
                 progress(one.name, number * len(pipelines) + at, len(split) * len(pipelines))
             k = one.kernel(train, cache)
-            held = _inner_decisions(one, k, y[train], train, inner)
-            best = int(_losses(held, y[train], inner, classes).argmin())
-            decision = decisions(one.model, k, y[train], train, one.penalties[[best]])[0]
-            blank[at][repeat, test], chosen[at][number] = decision[test], one.penalties[best]
+            # The target and its permutations share everything that depends on the features alone.
+            also = null[at] is not None and repeat == 0
+            targets = np.column_stack([y[train], permuted[train]]) if also else y[train, None]  # type: ignore[index]
+            found = _fitted(one, k, targets, train, test, inner, classes)
+            blank[at][repeat, test], chosen[at][number] = found.decision[0], found.penalty
+            if also:
+                null[at][:, test] = found.decision[1:]  # type: ignore[index]
             for share, values in zip(shares if at == 0 else (), fewer, strict=False):
-                values[repeat, test] = _with_fewer(one, k, y, split, train, share, classes)[test]
+                part = _fewer(split, train, y, share)
+                values[repeat, test] = _fitted(one, k, y[part, None], part, test, split.inner(part, y), classes).decision[0]
             if classes:
-                probability[at][repeat, test] = calibrated(held[best], y[train], decision[test])
-            if null[at] is not None and repeat == 0:
-                null[at][:, test] = _permuted_decisions(one, k, permuted[train], train, inner, classes)[:, test]  # type: ignore[index]
+                probability[at][repeat, test] = calibrated(found.held, y[train], found.decision[0])
     if progress is not None:
         progress("", len(split) * len(pipelines), len(split) * len(pipelines))
-    found = zip(pipelines, blank, probability, chosen, null, strict=True)
-    out = [Predictions(one.name, d, p if classes else None, fold_of, c, n) for one, d, p, c, n in found]
+    each = zip(pipelines, blank, probability, chosen, null, strict=True)
+    out = [Predictions(one.name, d, p if classes else None, fold_of, c, n) for one, d, p, c, n in each]
     return out + [
         Predictions(f"{share:.0%} of the training participants", d, None, fold_of, chosen[0])
         for share, d in zip(shares, fewer, strict=True)
     ]
 
 
-def _with_fewer(one: Pipeline, k: np.ndarray, y: np.ndarray, split: Split, train: Rows, share: float, classes: bool) -> np.ndarray:
-    """Return the decisions of a model that is fitted to a share of the training subjects, drawn at random within classes."""
+def _fewer(split: Split, train: Rows, y: np.ndarray, share: float) -> Rows:
+    """Return the training rows of a share of the training subjects, drawn at random within classes."""
     rng = np.random.default_rng(split.seed)
     names, first = np.unique(split.subjects[train], return_index=True)
     kind = classes_of(y[train])[first]
     kept = [rng.permutation(names[kind == each]) for each in np.unique(kind)]
-    part = train[np.isin(split.subjects[train], np.concatenate([each[: max(3, round(share * len(each)))] for each in kept]))]
-    held = _inner_decisions(one, k, y[part], part, inner := split.inner(part, y))
-    best = int(_losses(held, y[part], inner, classes).argmin())
-    return decisions(one.model, k, y[part], part, one.penalties[[best]])[0]
+    return train[np.isin(split.subjects[train], np.concatenate([each[: max(3, round(share * len(each)))] for each in kept]))]
 
 
 def repeats_of_folds(split: Split) -> list[int]:
@@ -173,39 +172,49 @@ def _permutes(one: Pipeline, permuted: np.ndarray | None) -> bool:
     return permuted is not None and one.model == "ridge" and not one.supervised
 
 
-def _inner_decisions(one: Pipeline, k: np.ndarray, y: np.ndarray, train: Rows, inner: Sequence[tuple[Rows, Rows]]) -> np.ndarray:
-    """Return the decisions of each training row while it was held out in an inner fold, `[P, n]` or `[P, n, B]`."""
-    out = np.full((len(one.penalties), *y.shape), np.nan)
+class _Fitted(NamedTuple):
+    """Decisions of held-out rows for B targets `[B, t]`, and of the first target: its penalty, and the decisions `[n]` of the training
+    rows while they were held out in an inner fold, under that penalty."""
+
+    decision: Float[np.ndarray, "B t"]
+    penalty: float
+    held: Float[np.ndarray, " n"]
+
+
+def _fitted(
+    one: Pipeline,
+    k: Float[np.ndarray, "S S"],
+    y: Float[np.ndarray, "n B"],
+    train: Rows,
+    test: Rows,
+    inner: Sequence[tuple[Rows, Rows]],
+    classes: bool,
+) -> _Fitted:
+    """Predict held-out rows, each target with the penalty that its own inner folds choose."""
+    held = np.full((len(one.penalties), *y.shape), np.nan)
     for fit, val in inner:
         own = one.kernel(train[fit], Cache()) if one.supervised else k
-        out[:, val] = decisions(one.model, own, y[fit], train[fit], one.penalties)[:, train[val]]
-    return out
+        held[:, val] = decisions(one.model, own, y[fit], train[fit], train[val], one.penalties)
+    best = _losses(held, y, inner, classes).argmin(0)
+    out = np.empty((y.shape[1], len(test)))
+    for penalty in np.unique(best):
+        here = np.flatnonzero(best == penalty)
+        out[here] = decisions(one.model, k, y[:, here], train, test, one.penalties[[penalty]])[0].T
+    return _Fitted(out, float(one.penalties[best[0]]), held[best[0], :, 0])
 
 
-def _losses(held: np.ndarray, y: np.ndarray, inner: Sequence[tuple[Rows, Rows]], classes: bool) -> np.ndarray:
-    """Return what is minimised over penalties, `[P]` or `[P, B]`: 1 − AUC within inner folds (which need not share a scale), or error."""
+def _losses(held: Float[np.ndarray, "P n B"], y: Float[np.ndarray, "n B"], inner: Sequence[tuple[Rows, Rows]], classes: bool) -> np.ndarray:
+    """Return what is minimised over penalties, `[P, B]`: 1 − AUC within inner folds (which need not share a scale), or squared error."""
     if not classes:
         return np.nanmean(np.square(held - y), 1)
-    total, count = np.zeros((len(held), *y.shape[1:])), np.zeros(y.shape[1:])
+    total, count = np.zeros((len(held), y.shape[1])), np.zeros(y.shape[1])
     for _, val in inner:
-        value = auc(np.moveaxis(held[:, val], 1, -1), np.broadcast_to(np.moveaxis(y[val], 0, -1), np.moveaxis(held[:, val], 1, -1).shape))
+        values = np.moveaxis(held[:, val], 1, -1)
+        value = auc(values, np.broadcast_to(y[val].T, values.shape))
         known = np.isfinite(value[0])
         total += np.where(known, 1 - np.where(known, value, 0), 0) * len(val)
         count += known * len(val)
     return total / np.maximum(count, 1)
-
-
-def _permuted_decisions(
-    one: Pipeline, k: np.ndarray, y: np.ndarray, train: Rows, inner: Sequence[tuple[Rows, Rows]], classes: bool
-) -> np.ndarray:
-    """Return the decisions for permuted targets `[n, P]`, each with the penalty that its own inner folds choose, `[P, S]`."""
-    held = _inner_decisions(one, k, y, train, inner)
-    best = _losses(held, y, inner, classes).argmin(0)
-    out = np.empty((y.shape[1], len(k)))
-    for penalty in np.unique(best):
-        here = np.flatnonzero(best == penalty)
-        out[here] = decisions("ridge", k, y[:, here], train, one.penalties[[penalty]])[0].T
-    return out
 
 
 def calibrated(held: np.ndarray, y: np.ndarray, decision: np.ndarray) -> np.ndarray:

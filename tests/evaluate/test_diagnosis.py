@@ -127,8 +127,8 @@ def test_models_equal_scikit_learn_on_the_features():
         ("logistic", LogisticRegression(C=10, tol=1e-8, max_iter=5000).fit(unit[train], y).decision_function(unit)),
         ("svm", SVC(C=10, kernel="linear", tol=1e-6).fit(unit[train], y).decision_function(unit)),
     ):
-        found = models.decisions(name, k, y, train, np.array([0.1]))[0]
-        np.testing.assert_allclose(found, other, atol=1e-2, err_msg=name)
+        found = models.decisions(name, k, y[:, None], train, np.arange(30), np.array([0.1]))
+        np.testing.assert_allclose(found[0, :, 0], other, atol=1e-2, err_msg=name)
 
 
 def test_weighted_scores_equal_scikit_learn():
