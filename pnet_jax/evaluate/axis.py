@@ -60,9 +60,9 @@ def fit_axis(z: Float[np.ndarray, "S E"], patient: Bool[np.ndarray, " S"], rows:
     gram = apart @ apart.T / (len(rows) - 2)
     share = _ledoit_wolf(apart, gram)
     level = share * np.trace(gram) / len(direction)
-    scaled = apart * np.sqrt((1 - share) / (len(rows) - 2))
-    inner = scaled @ scaled.T + level * np.eye(len(rows))
-    weights = (direction - scaled.T @ np.linalg.solve(inner, scaled @ direction)) / level  # Woodbury: S x S, never E x E
+    inner = (1 - share) * gram + level * np.eye(len(rows))  # Woodbury: S x S, never E x E
+    turned = apart.T @ np.linalg.solve(inner, apart @ direction)
+    weights = (direction - (1 - share) / (len(rows) - 2) * turned) / level
     squared = float(weights @ direction)
     return Axis(weights / squared, healthy, patients, squared**0.5)
 
