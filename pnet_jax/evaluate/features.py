@@ -2,7 +2,7 @@
 
 A feature is called with the training rows and returns the values of all rows of its cohort, `[S, F]`: `feature(train)`. Held-out rows are
 transformed with the parameters fitted to the training rows; no fitted parameter depends on a held-out row. (The site mean in
-`pipeline.SiteCentring`, which uses unlabelled scans of the held-out site, is separate and named.)
+`models.site_centred`, which uses unlabelled scans of the held-out site, is separate and named.)
 """
 
 from __future__ import annotations
