@@ -17,8 +17,8 @@ import cohorts
 import numpy as np
 from common import need, parser, table, write
 
+from pnet_jax.evaluate import diagnosis
 from pnet_jax.evaluate.adjusted import Selected
-from pnet_jax.evaluate.diagnosis import diagnosis
 from pnet_jax.evaluate.features import Edges
 from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.scores import bootstrap_weights, over_repeats, weighted_auc

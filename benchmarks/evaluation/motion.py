@@ -23,7 +23,7 @@ from common import need, parser, table, write
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.edges import compute
-from pnet_jax.evaluate.motion import motion
+from pnet_jax.evaluate import motion
 
 
 def main() -> None:

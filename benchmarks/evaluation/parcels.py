@@ -26,7 +26,7 @@ from sklearn.cluster import KMeans
 import pnet_jax
 from pnet_jax.evaluate.answer import Answer
 from pnet_jax.evaluate.null_parcels import ward
-from pnet_jax.evaluate.parcellation import parcellation_scores
+from pnet_jax.evaluate.parcel_scores import parcellation_scores
 from pnet_jax.parcellation.score import standardised
 
 PARCELS = (10, 20)

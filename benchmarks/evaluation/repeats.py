@@ -30,9 +30,7 @@ import pnet_jax
 from pnet_jax.cohort import Cohort, cohort_of
 from pnet_jax.config import SimulateConfig
 from pnet_jax.edges import compute
-from pnet_jax.evaluate import portraits
-from pnet_jax.evaluate.consistency import consistency
-from pnet_jax.evaluate.identifiability import identifiability
+from pnet_jax.evaluate import consistency, identifiability, portraits
 from pnet_jax.ops.portrait import PortraitSettings
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals

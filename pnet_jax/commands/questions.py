@@ -230,32 +230,32 @@ def _number_options(add: Add) -> None:
 
 
 def _consistency(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.consistency import consistency
+    from pnet_jax.evaluate import consistency
 
     reference = _load(args.reference, args) if args.reference else None
     return consistency(cohort, args.layers, reference=reference, seed=args.seed)
 
 
 def _parcellation(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.parcellation import parcellation
+    from pnet_jax.evaluate import parcellation
 
     return parcellation(cohort, seed=args.seed)
 
 
 def _identifiability(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.identifiability import identifiability
+    from pnet_jax.evaluate import identifiability
 
     return identifiability(cohort, args.layers, seed=args.seed)
 
 
 def _motion(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.motion import motion
+    from pnet_jax.evaluate import motion
 
     return motion(cohort, args.layers, fd=args.fd, covariates=args.covariates or (), seed=args.seed)
 
 
 def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.circuits import circuits
+    from pnet_jax.evaluate import circuits
 
     chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
     return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
@@ -263,17 +263,17 @@ def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
 
 def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
     if args.measured:
-        from pnet_jax.evaluate.modulation_measured import measured_modulation, runs_of
+        from pnet_jax.evaluate import measured_modulation, runs_of
 
         return measured_modulation(runs_of(cohort, args.target, args.measured, on=args.positive), seed=args.seed)
-    from pnet_jax.evaluate.modulation import modulation
+    from pnet_jax.evaluate import modulation
 
     chosen = {"kind": args.kind, "cap": args.cap, "max_patients": args.max_patients, "covariates": args.covariates or ()}
     return modulation(cohort, args.target, positive=args.positive, seed=args.seed, **chosen)
 
 
 def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.diagnosis import diagnosis
+    from pnet_jax.evaluate import diagnosis
 
     return diagnosis(
         cohort,
@@ -287,7 +287,7 @@ def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
 
 
 def _prediction(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.prediction import prediction
+    from pnet_jax.evaluate import prediction
 
     return prediction(cohort, args.target, progress=progress, **_fold_arguments(args))
 

@@ -17,9 +17,9 @@ from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Row, interval_of
 from pnet_jax.evaluate.columns import Target, missing
 from pnet_jax.evaluate.features import Edges, with_measure
-from pnet_jax.evaluate.motion import motion_rows
 from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
 from pnet_jax.evaluate.plan import Plan, main_layer, plan
+from pnet_jax.evaluate.qc_fc import motion_rows
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000

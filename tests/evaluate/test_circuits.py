@@ -12,7 +12,7 @@ from scipy import stats
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.circuits import circuits
+from pnet_jax.evaluate import circuits
 from pnet_jax.evaluate.design import make_design
 from pnet_jax.evaluate.modules import block_sets, modules_of, node_sets
 

@@ -10,7 +10,8 @@ from scipy.stats import false_discovery_control, pearsonr, spearmanr
 from sklearn.linear_model import Ridge
 
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.motion import CHANCE, DISTANCE, R2, SHARE, SIZE, R, couple, motion, motion_rows
+from pnet_jax.evaluate import motion
+from pnet_jax.evaluate.qc_fc import CHANCE, DISTANCE, R2, SHARE, SIZE, R, couple, motion_rows
 from pnet_jax.evaluate.ridge import PENALTIES, Predicted, _predict, predict_held_out
 from pnet_jax.evaluate.split import by_subject
 from tests.evaluate.planted import make_cohort, planted, symmetric
