@@ -18,14 +18,17 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control, rankdata, t
 
 from pnet_jax.errors import InputError
+from pnet_jax.evaluate import reliability, scores
 from pnet_jax.evaluate.answer import Row, interval_of
-from pnet_jax.evaluate.reliability import bootstrap_weights, p_value
-from pnet_jax.evaluate.ridge import Predicted, predict_held_out
+from pnet_jax.evaluate.features import Given
+from pnet_jax.evaluate.pipeline import Pipeline, predict
+from pnet_jax.evaluate.reliability import p_value
 from pnet_jax.evaluate.split import by_subject
 
 LEAST = 10  # participants
 LEVEL = 0.05
 BLOCK = 64  # permutations at once
+DRAWS, MOST_REFITS = 1000, 200  # bootstrap draws, and permuted targets that are predicted, at most
 SIZE, CHANCE, SHARE = "mean |r| of edges with FD", "mean |r| by chance", "share of edges with FDR below 0.05"
 DISTANCE, R2, R = "distance dependence of QC-FC", "FD predicted from edges, R2", "FD predicted from edges, r"
 
@@ -150,22 +153,27 @@ def _p_values(r: Float[np.ndarray, " E"], freedom: int) -> Float[np.ndarray, " E
 def _prediction_rows(
     edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"], name: str, folds: int, permutations: int, seed: int
 ) -> list[Row]:
-    split = by_subject([str(number) for number in range(len(fd))], fd, folds=max(2, min(folds, len(fd) // 5)), seed=seed)
-    predicted = predict_held_out(edges, fd, split, permutations=min(permutations, 200), seed=seed)
-    drawn = np.random.default_rng(seed).integers(len(fd), size=(1000, len(fd)))
+    """Return R² and r of FD predicted in held-out participants. r is within folds, so that their different training means do not count."""
+    n, rng = len(fd), np.random.default_rng(seed)
+    subjects = np.arange(n).astype(str)
+    split = by_subject(subjects, fd, folds=max(2, min(folds, n // 5)), seed=seed)
+    permuted = np.stack([rng.permutation(fd) for _ in range(min(permutations, MOST_REFITS))], 1)
+    found = predict([Pipeline((Given(name, edges),))], split, fd, classes=False, permuted=permuted)[0]
+    assert found.null is not None
+    weights, once = scores.bootstrap_weights(subjects, None, DRAWS, seed), np.ones((1, n))
     rows = []
-    for measure, score in ((R2, Predicted.r2), (R, Predicted.r)):
-        value, null = score(predicted), np.array([score(one) for one in predicted.null])
-        boot = [score(predicted.take(rows_)) for rows_ in drawn]
+    for measure, score in ((R2, scores.weighted_r2), (R, scores.within(scores.weighted_r, found.fold[0]))):
+        value, *boot = score(found.decision[0], fd, weights)
+        null = np.array([score(guess, truth, once)[0] for guess, truth in zip(found.null, permuted.T, strict=True)])
         note = f"{np.mean(null):.3f} by chance"
-        rows.append(Row("motion", name, measure, value, *interval_of(boot), p=p_value(null, value), n=len(fd), note=note))
+        rows.append(Row("motion", name, measure, float(value), *interval_of(boot), p=p_value(null, value), n=n, note=note))
     return rows
 
 
 def layer_difference(coupled: Mapping[str, Coupled], first: str, other: str, draws: int, seed: int) -> Row:
     """Return mean |r| of a layer minus that of the first, with a paired bootstrap interval over participants."""
     sizes = []
-    weights = bootstrap_weights(len(coupled[first].y), draws, seed).astype(np.float32)
+    weights = reliability.bootstrap_weights(len(coupled[first].y), draws, seed).astype(np.float32)
     for layer in (other, first):
         x, y, _ = coupled[layer]
         boot = np.concatenate([_weighted_size(x, y, part) for part in np.array_split(weights, max(draws // 25, 1))])
