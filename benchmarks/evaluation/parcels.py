@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arrays import words
 from cerebellum import load
+from cohorts import words
 from common import BOLD, CEREBELLUM, MASK, atlas, need, parser, table, write
 from cross_half import halves
 from sklearn.cluster import KMeans

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arrays import abide_halves, eceo, stages, words
+from cohorts import abide_halves, eyes, stages, words
 from common import parser, table, write
 
 import pnet_jax
@@ -36,7 +36,7 @@ from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
-DATA = {"STAGES": stages, "ECEO": eceo, "ABIDE": abide_halves}
+DATA = {"STAGES": stages, "ECEO": eyes, "ABIDE": abide_halves}
 TIERS = ("medium", "real")
 NOISE, FRAMES, NETWORKS, SIZES = 0.5, 150, 12, (50, 100, 200)
 
