@@ -210,6 +210,15 @@ def _circuit_options(add: Add) -> None:
     add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, e.g. age and mean_fd")
     add("--layer", type=str, default="pearson", help="edge layer; shrunk and guided edges are not accepted")
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site; participants are permuted within sites")
+    add(
+        "--modules",
+        type=str | None,
+        metavar="WHAT",
+        help="networks for the tests between networks: the table of an atlas with the columns name or index and network, or a number of "
+        "clusters of the mean network; by default the networks in the names of Schaefer parcels",
+    )
+    add("--modules-column", type=str, default="network", metavar="COLUMN", help="column of the table of --modules with the networks")
+    add("--primary-p", type=float, default=0.001, metavar="P", help="uncorrected p below which an edge can belong to a component (NBS)")
     add("--tail", type=str, default="both", help="tail of the test: both, greater or less")
     add("--permutations", type=int, default=5000, help="number of permutations")
 
@@ -258,7 +267,17 @@ def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
     from pnet_jax.evaluate import circuits
 
     chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
+    chosen |= {"primary_p": args.primary_p, "modules": _modules(args.modules, args.modules_column, cohort)}
     return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
+
+
+def _modules(given: str | None, column: str, cohort: Any) -> Any:
+    """Return a number of clusters, or the network of each parcel from a table."""
+    if given is None or given.isdecimal():
+        return None if given is None else int(given)
+    from pnet_jax.ingest.lut import read_networks
+
+    return read_networks(Path(given), cohort.names, cohort.ids.tolist(), column)
 
 
 def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
