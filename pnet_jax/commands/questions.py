@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from pnet_jax.commands import question_inputs as inputs
 from pnet_jax.commands.options import Bar, Parser, make_parser, parse
 from pnet_jax.errors import InputError, SettingsError
 
@@ -124,7 +125,13 @@ def _parser(command: str, about: str) -> Parser:
 
 
 def _common(add: Add) -> None:
-    add("--baseline", type=str | None, metavar="COHORT", help="the same scans in a fixed atlas, used as the plain connectome")
+    add(
+        "--beside",
+        action="append",
+        type=str,
+        metavar="NAME=COHORT",
+        help="networks of the same scans made in another way, e.g. in a fixed atlas, compared in the same folds; may be repeated",
+    )
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site of each scan")
     add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, or as the covariates-only baseline")
     add("--permutations", type=int, default=1000, help="number of permutations; 0 for no permutation tests")
@@ -267,17 +274,8 @@ def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
     from pnet_jax.evaluate import circuits
 
     chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
-    chosen |= {"primary_p": args.primary_p, "modules": _modules(args.modules, args.modules_column, cohort)}
+    chosen |= {"primary_p": args.primary_p, "modules": inputs.modules(args.modules, args.modules_column, cohort)}
     return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
-
-
-def _modules(given: str | None, column: str, cohort: Any) -> Any:
-    """Return a number of clusters, or the network of each parcel from a table."""
-    if given is None or given.isdecimal():
-        return None if given is None else int(given)
-    from pnet_jax.ingest.lut import read_networks
-
-    return read_networks(Path(given), cohort.names, cohort.ids.tolist(), column)
 
 
 def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
@@ -313,39 +311,18 @@ def _prediction(cohort: Any, args: Namespace, progress: Any) -> Any:
 
 def _fold_arguments(args: Namespace) -> dict[str, Any]:
     return {
-        "baseline": _load(args.baseline, args) if args.baseline else None,
+        "beside": inputs.beside(args.beside or ()),
         "features": args.features,
         "covariates": args.covariates,
         "site": args.site,
         "leave_out": args.leave_out,
         "folds": args.folds,
         "repeats": args.repeats,
-        "held_out": _fold_list(args.fold_list) if args.fold_list else None,
+        "held_out": inputs.fold_list(args.fold_list) if args.fold_list else None,
         "permutations": args.permutations,
         "learning": args.learning,
         "seed": args.seed,
     }
-
-
-def _fold_list(file: str) -> list[list[str]]:
-    """Return the subjects held out in each fold, in the order of the folds' names.
-
-    Raises:
-      InputError: The table lacks a column, or a subject is in two folds.
-    """
-    from pnet_jax.outputs.tables import read_rows
-
-    rows = read_rows(file)
-    if not rows or not {"participant_id", "fold"} <= set(rows[0]):
-        raise InputError(f"{file}: expected columns participant_id and fold, found {', '.join(rows[0]) if rows else 'no rows'}")
-    folds: dict[str, list[str]] = {}
-    seen: dict[str, str] = {}
-    for row in rows:
-        subject, fold = row["participant_id"].removeprefix("sub-"), row["fold"]
-        if seen.setdefault(subject, fold) != fold:
-            raise InputError(f"{file}: expected every subject in one fold, found sub-{subject} in folds {seen[subject]} and {fold}")
-        folds.setdefault(fold, []).append(subject)
-    return [folds[name] for name in sorted(folds)]
 
 
 def _defaults(name: str, question: Question, args: Namespace) -> Namespace:
