@@ -42,7 +42,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.group.spatial import fit_participant, fit_spatial, start_model
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.held_out import log_density

@@ -25,7 +25,7 @@ from common import BOLD, MASK, atlas, average, need, parser, table, write
 
 import pnet_jax
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.pretraining import reference_points
 from pnet_jax.simulate.space import grey_matter_space

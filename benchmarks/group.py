@@ -23,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score
 import pnet_jax
 from pnet_jax.config import ConstructConfig, SimulateConfig
 from pnet_jax.construction import Builder, build, resolve
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.parcellation.harden import count_components
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.simulate import cleaned_scan, simulate_subject

@@ -34,7 +34,7 @@ from pnet_jax.construction import Builder, build, resolve
 from pnet_jax.construction.informed import tunable
 from pnet_jax.dynamics import correlation, frequency_bins, from_jacobian, negative_log_likelihood, spectra, standardise
 from pnet_jax.edges import compute, layers
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.finetune import fine_tune, stacked
 from pnet_jax.finetune.person import dynamics_of, dynamics_prior
 from pnet_jax.group.fit import fit_group

@@ -23,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score
 import pnet_jax
 from pnet_jax.config import SimulateConfig
 from pnet_jax.edges import compute
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.parcellation.signals import parcel_signals

@@ -27,8 +27,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import average_precision_score
 
 from pnet_jax.cohort import Cohort, make_cohort
+from pnet_jax.evaluate import circuits
 from pnet_jax.evaluate.answer import Answer
-from pnet_jax.evaluate.circuits import circuits
 
 PARCELS, NETWORKS, NODES, LEVEL = 60, 7, 8, 0.05
 UPPER = np.triu_indices(PARCELS, 1)

@@ -17,9 +17,9 @@ import cohorts
 import numpy as np
 from common import need, parser, table, write
 
+from pnet_jax.evaluate import diagnosis
 from pnet_jax.evaluate.adjusted import Selected
-from pnet_jax.evaluate.diagnosis import diagnosis
-from pnet_jax.evaluate.features import Edges
+from pnet_jax.evaluate.features import Edges, Given
 from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.scores import bootstrap_weights, over_repeats, weighted_auc
 from pnet_jax.evaluate.split import by_subject, leave_site_out
@@ -101,16 +101,6 @@ def said(name: str, done: int, total: int) -> None:
     """Print the progress of long runs."""
     if name and done % max(total // 20, 1) == 0:
         print(f"  {done} of {total} fits, {name}", file=sys.stderr, flush=True)
-
-
-class Given:
-    """Values that were fixed before any fold."""
-
-    def __init__(self, name: str, values: np.ndarray):
-        self.name, self.values = name, values
-
-    def __call__(self, train: np.ndarray) -> np.ndarray:
-        return self.values
 
 
 def scored(pipelines, split, y) -> list[tuple[float, float, float]]:

@@ -29,9 +29,10 @@ from common import average, need, parser, table, write
 import pnet_jax
 from pnet_jax.cohort import Cohort, view_of
 from pnet_jax.config import ConstructConfig, SimulateConfig
-from pnet_jax.evaluate.modulation import prepare, score_patients, shuffled
+from pnet_jax.evaluate import Runs, measured_modulation
 from pnet_jax.evaluate.modulation_fold import CONTROL, GROUP, MATCHED, OWN, RANDOM, RULES, SPREADING, Setting
-from pnet_jax.evaluate.modulation_measured import Runs, measured_modulation, with_injected
+from pnet_jax.evaluate.questions.modulation import prepare, score_patients, shuffled
+from pnet_jax.evaluate.questions.modulation_measured import with_injected
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, coupling, disease, dynamics, simulate_subject

@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arrays import words
 from cerebellum import load
+from cohorts import words
 from common import BOLD, CEREBELLUM, MASK, atlas, need, parser, table, write
 from cross_half import halves
 from sklearn.cluster import KMeans
@@ -26,7 +26,7 @@ from sklearn.cluster import KMeans
 import pnet_jax
 from pnet_jax.evaluate.answer import Answer
 from pnet_jax.evaluate.null_parcels import ward
-from pnet_jax.evaluate.parcellation import parcellation_scores
+from pnet_jax.evaluate.parcel_scores import parcellation_scores
 from pnet_jax.parcellation.score import standardised
 
 PARCELS = (10, 20)

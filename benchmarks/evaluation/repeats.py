@@ -23,22 +23,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from arrays import abide_halves, eceo, stages, words
+from cohorts import abide_halves, eyes, stages, words
 from common import parser, table, write
 
 import pnet_jax
 from pnet_jax.cohort import Cohort, cohort_of
 from pnet_jax.config import SimulateConfig
 from pnet_jax.edges import compute
-from pnet_jax.evaluate import portraits
-from pnet_jax.evaluate.consistency import consistency
-from pnet_jax.evaluate.identifiability import identifiability
+from pnet_jax.evaluate import consistency, identifiability, portraits
 from pnet_jax.ops.portrait import PortraitSettings
 from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
-DATA = {"STAGES": stages, "ECEO": eceo, "ABIDE": abide_halves}
+DATA = {"STAGES": stages, "ECEO": eyes, "ABIDE": abide_halves}
 TIERS = ("medium", "real")
 NOISE, FRAMES, NETWORKS, SIZES = 0.5, 150, 12, (50, 100, 200)
 

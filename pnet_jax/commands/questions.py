@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from pnet_jax.commands import question_inputs as inputs
 from pnet_jax.commands.options import Bar, Parser, make_parser, parse
 from pnet_jax.errors import InputError, SettingsError
 
@@ -124,7 +125,13 @@ def _parser(command: str, about: str) -> Parser:
 
 
 def _common(add: Add) -> None:
-    add("--baseline", type=str | None, metavar="COHORT", help="the same scans in a fixed atlas, used as the plain connectome")
+    add(
+        "--beside",
+        action="append",
+        type=str,
+        metavar="NAME=COHORT",
+        help="networks of the same scans made in another way, e.g. in a fixed atlas, compared in the same folds; may be repeated",
+    )
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site of each scan")
     add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, or as the covariates-only baseline")
     add("--permutations", type=int, default=1000, help="number of permutations; 0 for no permutation tests")
@@ -210,6 +217,15 @@ def _circuit_options(add: Add) -> None:
     add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, e.g. age and mean_fd")
     add("--layer", type=str, default="pearson", help="edge layer; shrunk and guided edges are not accepted")
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site; participants are permuted within sites")
+    add(
+        "--modules",
+        type=str | None,
+        metavar="WHAT",
+        help="networks for the tests between networks: the table of an atlas with the columns name or index and network, or a number of "
+        "clusters of the mean network; by default the networks in the names of Schaefer parcels",
+    )
+    add("--modules-column", type=str, default="network", metavar="COLUMN", help="column of the table of --modules with the networks")
+    add("--primary-p", type=float, default=0.001, metavar="P", help="uncorrected p below which an edge can belong to a component (NBS)")
     add("--tail", type=str, default="both", help="tail of the test: both, greater or less")
     add("--permutations", type=int, default=5000, help="number of permutations")
 
@@ -230,50 +246,51 @@ def _number_options(add: Add) -> None:
 
 
 def _consistency(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.consistency import consistency
+    from pnet_jax.evaluate import consistency
 
     reference = _load(args.reference, args) if args.reference else None
     return consistency(cohort, args.layers, reference=reference, seed=args.seed)
 
 
 def _parcellation(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.parcellation import parcellation
+    from pnet_jax.evaluate import parcellation
 
     return parcellation(cohort, seed=args.seed)
 
 
 def _identifiability(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.identifiability import identifiability
+    from pnet_jax.evaluate import identifiability
 
     return identifiability(cohort, args.layers, seed=args.seed)
 
 
 def _motion(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.motion import motion
+    from pnet_jax.evaluate import motion
 
     return motion(cohort, args.layers, fd=args.fd, covariates=args.covariates or (), seed=args.seed)
 
 
 def _circuits(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.circuits import circuits
+    from pnet_jax.evaluate import circuits
 
     chosen = {"layer": args.layer, "site": args.site, "tail": args.tail, "permutations": args.permutations}
+    chosen |= {"primary_p": args.primary_p, "modules": inputs.modules(args.modules, args.modules_column, cohort)}
     return circuits(cohort, args.target, covariates=args.covariates or (), positive=args.positive, seed=args.seed, **chosen)
 
 
 def _modulation(cohort: Any, args: Namespace, progress: Any) -> Any:
     if args.measured:
-        from pnet_jax.evaluate.modulation_measured import measured_modulation, runs_of
+        from pnet_jax.evaluate import measured_modulation, runs_of
 
         return measured_modulation(runs_of(cohort, args.target, args.measured, on=args.positive), seed=args.seed)
-    from pnet_jax.evaluate.modulation import modulation
+    from pnet_jax.evaluate import modulation
 
     chosen = {"kind": args.kind, "cap": args.cap, "max_patients": args.max_patients, "covariates": args.covariates or ()}
     return modulation(cohort, args.target, positive=args.positive, seed=args.seed, **chosen)
 
 
 def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.diagnosis import diagnosis
+    from pnet_jax.evaluate import diagnosis
 
     return diagnosis(
         cohort,
@@ -287,46 +304,25 @@ def _diagnosis(cohort: Any, args: Namespace, progress: Any) -> Any:
 
 
 def _prediction(cohort: Any, args: Namespace, progress: Any) -> Any:
-    from pnet_jax.evaluate.prediction import prediction
+    from pnet_jax.evaluate import prediction
 
     return prediction(cohort, args.target, progress=progress, **_fold_arguments(args))
 
 
 def _fold_arguments(args: Namespace) -> dict[str, Any]:
     return {
-        "baseline": _load(args.baseline, args) if args.baseline else None,
+        "beside": inputs.beside(args.beside or ()),
         "features": args.features,
         "covariates": args.covariates,
         "site": args.site,
         "leave_out": args.leave_out,
         "folds": args.folds,
         "repeats": args.repeats,
-        "held_out": _fold_list(args.fold_list) if args.fold_list else None,
+        "held_out": inputs.fold_list(args.fold_list) if args.fold_list else None,
         "permutations": args.permutations,
         "learning": args.learning,
         "seed": args.seed,
     }
-
-
-def _fold_list(file: str) -> list[list[str]]:
-    """Return the subjects held out in each fold, in the order of the folds' names.
-
-    Raises:
-      InputError: The table lacks a column, or a subject is in two folds.
-    """
-    from pnet_jax.outputs.tables import read_rows
-
-    rows = read_rows(file)
-    if not rows or not {"participant_id", "fold"} <= set(rows[0]):
-        raise InputError(f"{file}: expected columns participant_id and fold, found {', '.join(rows[0]) if rows else 'no rows'}")
-    folds: dict[str, list[str]] = {}
-    seen: dict[str, str] = {}
-    for row in rows:
-        subject, fold = row["participant_id"].removeprefix("sub-"), row["fold"]
-        if seen.setdefault(subject, fold) != fold:
-            raise InputError(f"{file}: expected every subject in one fold, found sub-{subject} in folds {seen[subject]} and {fold}")
-        folds.setdefault(fold, []).append(subject)
-    return [folds[name] for name in sorted(folds)]
 
 
 def _defaults(name: str, question: Question, args: Namespace) -> Namespace:

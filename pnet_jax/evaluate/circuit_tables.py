@@ -61,6 +61,8 @@ def describe(found: Found, settings: Mapping[str, Any], warnings: Sequence[str])
     )
     if not found.pairs:
         more.append("networks were not tested: the parcel names contain no network names; provide the network of each parcel")
+    elif without := sum(not one for one in found.modules):
+        more.append(f"{without} of {len(found.modules)} parcels belong to no network: the tests between networks do not include them")
     tables = {"edges": edge_table(found), "components": component_table(found), "nodes": node_table(found)}
     if found.pairs:
         tables["blocks"] = block_table(found)

@@ -17,9 +17,9 @@ from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Row, interval_of
 from pnet_jax.evaluate.columns import Target, missing
 from pnet_jax.evaluate.features import Edges, with_measure
-from pnet_jax.evaluate.motion import motion_rows
 from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
 from pnet_jax.evaluate.plan import Plan, main_layer, plan
+from pnet_jax.evaluate.qc_fc import motion_rows
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000
@@ -99,7 +99,7 @@ def compared(
     goal: Target,
     *,
     models: Sequence[str],
-    baseline: Cohort | None,
+    beside: Mapping[str, Cohort],
     features: Sequence[str],
     covariates: Sequence[str] | None,
     site: str,
@@ -112,11 +112,11 @@ def compared(
     seed: int,
     progress: Progress | None,
 ) -> Comparison:
-    """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`."""
-    scans = cohort.take(goal.rows)
+    """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`, `beside` with the rows of the cohort."""
+    scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
     sites = sites_of(scans, site)
     split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
-    chosen = plan(scans, baseline, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
+    chosen = plan(scans, others, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
     permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
     shares, classes = sorted(learning), bool(goal.classes)
     made = predict(chosen.pipelines, split, goal.y, classes=classes, permuted=permuted, shares=shares, progress=progress)
@@ -133,9 +133,15 @@ class Scored(NamedTuple):
 
 
 def score_rows(
-    found: Sequence[Predictions], y: np.ndarray, split: Split, measures: Sequence[Scored], sites: np.ndarray | None, seed: int
+    found: Sequence[Predictions],
+    y: np.ndarray,
+    split: Split,
+    measures: Sequence[Scored],
+    sites: np.ndarray | None,
+    partners: Mapping[str, str],
+    seed: int,
 ) -> list[Row]:
-    """Return the scores of every pipeline with intervals, and the difference in the first score from the first pipeline.
+    """Return the scores of every pipeline with intervals, and the difference in the first score from the first pipeline and from a partner.
 
     Intervals come from a bootstrap of participants within sites, with the same draws for all pipelines and fixed predictions; they do not
     include the variation between training samples. The p value of a difference comes from paired fold scores, corrected for overlap.
@@ -153,11 +159,14 @@ def score_rows(
         folds.append(_fold_scores(one, y, measures[0], len(split)))
     sizes = [(len(train), len(test)) for train, test in split]
     n_train, n_test = np.mean(sizes, 0)
-    for at, one in enumerate(found[1:], 1):
-        apart = draws[at] - draws[0]
-        p = scores.corrected_t(folds[at] - folds[0], n_train, n_test)
-        said = f"{measures[0].measure} minus {found[0].name}"
-        rows.append(Row("differences", one.name, said, float(apart[0]), *interval_of(apart[1:]), p=p, n=_subjects(one, split)))
+    names = [one.name for one in found]
+    pairs = [(at, 0) for at in range(1, len(found))]
+    pairs += [(names.index(name), names.index(partner)) for name, partner in partners.items()]
+    for at, reference in pairs:
+        apart = draws[at] - draws[reference]
+        p = scores.corrected_t(folds[at] - folds[reference], n_train, n_test)
+        said = f"{measures[0].measure} minus {names[reference]}"
+        rows.append(Row("differences", names[at], said, float(apart[0]), *interval_of(apart[1:]), p=p, n=_subjects(found[at], split)))
     return rows
 
 
@@ -239,7 +248,8 @@ def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], li
 
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
     """Return one sentence on whether any pipeline predicts better than the plain connectome."""
-    apart = [row for row in rows if row.table == "differences" and not row.name.startswith("covariates")]
+    said = f"{measure} minus {reference}"
+    apart = [row for row in rows if row.table == "differences" and row.measure == said and not row.name.startswith("covariates")]
     ahead = sorted((row for row in apart if row.low > 0), key=lambda row: -row.value)
     if not apart:
         return "No other pipeline was compared with the plain connectome."

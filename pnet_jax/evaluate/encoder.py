@@ -33,7 +33,7 @@ from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model, components, decoder, fingerprints
 from pnet_jax.encoder.tokens import Observed, bucketed, observe
 from pnet_jax.evaluate.cases import Case
-from pnet_jax.evaluate.parcellation import Judge
+from pnet_jax.evaluate.parcel_scores import Judge
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.scan import Scan
 

@@ -45,6 +45,17 @@ class Feature(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """Values that were made without the target, e.g. the edges of each participant, mean of scans. Nothing is fitted."""
+
+    name: str
+    values: Float[np.ndarray, "S F"]
+
+    def __call__(self, train: Rows) -> Float[np.ndarray, "S F"]:
+        return self.values
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Edges:
     """Edges of a layer above the diagonal, in Fisher z if they are correlations. Nothing is fitted.
 

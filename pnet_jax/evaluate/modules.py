@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from pnet_jax.errors import SettingsError
 
@@ -15,25 +17,59 @@ SCHAEFER = re.compile(r"(?:\d+Networks_)?[LR]H_((?:Vis|SomMot|DorsAttn|SalVentAt
 TIAN = re.compile(r"(?:HIP|AMY|[ap]?THA|NAc|GP|PUT|CAU)-[lr]h$")
 
 
-def modules_of(names: Sequence[str], given: Mapping[str, str] | None = None) -> tuple[str, ...]:
+Modules: TypeAlias = Mapping[str, str] | Sequence[str] | int | None
+
+
+def modules_of(names: Sequence[str], given: Mapping[str, str] | Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the module of each parcel, empty for parcels without one.
 
     Args:
       names: names of the K parcels.
-      given: module of each parcel by name; by default the 7 or 17 networks in the names of Schaefer's parcels, and `Subcortex` for those
-        of Tian's scale I.
+      given: module of each parcel, by name or in the order of `names`; by default the 7 or 17 networks in the names of Schaefer's parcels,
+        and `Subcortex` for those of Tian's scale I.
 
     Raises:
-      SettingsError: a parcel of `given` does not exist; names the first.
+      SettingsError: a parcel of `given` does not exist (names the first), or there is not one module for each of the K parcels.
 
     >>> modules_of(["7Networks_LH_Vis_1", "17Networks_RH_DefaultA_IPL_2", "HIP-rh", "region 4"])
     ('Vis', 'DefaultA', 'Subcortex', '')
     """
     if given is None:
         return tuple(_by_name(name) for name in names)
+    if not isinstance(given, Mapping):
+        if len(given) != len(names):
+            raise SettingsError(f"modules: expected one for each of the {len(names)} parcels, found {len(given)}")
+        return tuple(given)
     if unknown := [name for name in given if name not in names]:
         raise SettingsError(f"modules: {len(unknown)} names are not among the {len(names)} parcels, first {unknown[0]!r}")
     return tuple(given.get(name, "") for name in names)
+
+
+def clustered_modules(edges: Float[np.ndarray, " E"], count: int) -> tuple[str, ...]:
+    """Return a module of each parcel by Ward's clustering of the rows of a mean network, the largest module first.
+
+    If the mean is that of all scans, without their classes, the modules are the same for every permutation of the classes, so that tests of
+    them stay valid.
+
+    Args:
+      edges: mean edges above the diagonal, row by row.
+      count: number of modules, 2 or more and fewer than parcels.
+
+    Raises:
+      SettingsError: the number is out of range.
+    """
+    parcels = round((1 + np.sqrt(1 + 8 * len(edges))) / 2)
+    if not 2 <= count < parcels:
+        raise SettingsError(f"modules: expected a number from 2 to {parcels - 1} for {parcels} parcels, got {count}")
+    mean = np.zeros((parcels, parcels))
+    i, j = np.triu_indices(parcels, 1)
+    mean[i, j] = mean[j, i] = edges
+    np.fill_diagonal(mean, mean.max(1))  # a parcel is as close to itself as to its closest neighbour
+    member = fcluster(linkage(mean, "ward"), count, "maxclust") - 1
+    order = np.argsort(-np.bincount(member), kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return tuple(f"module {place[one] + 1}" for one in member)
 
 
 def _by_name(name: str) -> str:

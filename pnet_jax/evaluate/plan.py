@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +34,20 @@ class Plan(NamedTuple):
       pipelines: The first is the plain connectome that the others are compared with.
       covariates: Columns of the row "covariates alone".
       left_out: Features that were not built, with the reason.
+      partners: Pipelines of other cohorts whose features are not those of the plain connectome, each with the pipeline of this cohort that
+        has the same features.
     """
 
     cohort: Cohort
     pipelines: list[Pipeline]
     covariates: tuple[str, ...]
     left_out: dict[str, str]
+    partners: dict[str, str]
 
 
 def plan(
     cohort: Cohort,
-    baseline: Cohort | None,
+    beside: Mapping[str, Cohort],
     wanted: Sequence[str],
     models: Sequence[str],
     covariates: Sequence[str] | None,
@@ -56,7 +59,7 @@ def plan(
 
     Args:
       cohort: Scans with a target.
-      baseline: The same scans in a fixed atlas; if given, its plain connectome comes first.
+      beside: The same scans in other cohorts, by name; the plain connectome of each is compared, with the first model.
       wanted: Names from `FEATURES`, or names of edge layers.
       models: Models of the plain connectome; all other features use the first.
       covariates: Columns of the row "covariates alone"; by default, those of `KNOWN_COVARIATES` without missing values.
@@ -72,11 +75,20 @@ def plan(
         raise SettingsError(f"unknown features {unknown[0]!r}{nearest(unknown[0], known)}: expected some of {', '.join(known)}")
     columns = _covariates(cohort, covariates, site_out, exclude)
     left_out: dict[str, str] = {}
-    out: list[Pipeline] = []
-    if baseline is not None:
-        out += _plain(_same_scans(baseline, cohort), models[:1], "fixed atlas: ")
-    out += _plain(cohort, models, "")
-    main = out[-len(models)].features[0]
+    main = _plain(cohort)
+    out = [Pipeline((main,), model) for model in models]
+    partners: dict[str, str] = {}
+    for name, other in beside.items():
+        feature = _plain(other, main)
+        out.append(Pipeline((feature,), models[0], title=f"{name}: {feature.name} + {models[0]}"))
+        if type(feature) is not type(main) and isinstance(feature, Edges):
+            try:
+                partner = Pipeline((Edges(with_measure(cohort, feature.layer), feature.layer),), models[0])
+            except SettingsError as error:
+                left_out[f"{feature.layer} of the cohort beside {name}"] = str(error)
+                continue
+            partners[out[-1].name] = partner.name
+            out.append(partner)
     for name in (one for one in wanted if one != "graph"):  # which has no kernel, and is fitted apart
         try:
             found = _built(name, cohort, main, columns, sites, site_out)
@@ -85,13 +97,19 @@ def plan(
             continue
         out += [one if isinstance(one, Pipeline) else Pipeline((one,), models[0]) for one in found]
     names = [one.name for one in out]
-    return Plan(cohort, [one for at, one in enumerate(out) if one.name not in names[:at]], columns, left_out)
+    return Plan(cohort, [one for at, one in enumerate(out) if one.name not in names[:at]], columns, left_out, partners)
 
 
-def _plain(cohort: Cohort, models: Sequence[str], prefix: str) -> list[Pipeline]:
-    """Return the plain connectome with each model: tangent vectors if the cohort has signals, Pearson correlations otherwise."""
-    feature: Feature = Tangent(cohort) if cohort.signals is not None else Edges(cohort, main_layer(cohort))
-    return [Pipeline((feature,), model, title=f"{prefix}{feature.name} + {model}") for model in models]
+def _plain(cohort: Cohort, like: Feature | None = None) -> Feature:
+    """Return the plain connectome: tangent vectors if the cohort has signals, Pearson correlations otherwise.
+
+    Args:
+      like: Plain connectome of another cohort; edges are returned if it consists of edges.
+    """
+    if cohort.signals is not None and not isinstance(like, Edges):
+        return Tangent(cohort)
+    layer = like.layer if isinstance(like, Edges) and (like.layer in cohort.edges or not cohort.edges) else main_layer(cohort)
+    return Edges(with_measure(cohort, layer), layer)
 
 
 def main_layer(cohort: Cohort) -> str:
@@ -170,15 +188,3 @@ def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exc
             if not missing(values).any() and len(np.unique(values)) > 1:
                 out.append(name)
     return tuple(out)
-
-
-def _same_scans(baseline: Cohort, cohort: Cohort) -> Cohort:
-    """Return the rows of the baseline in the order of the cohort.
-
-    Raises:
-      InputError: A scan is not in the baseline; the message names it.
-    """
-    at = {str(scan): row for row, scan in enumerate(baseline.table["scan"])}
-    if absent := [str(scan) for scan in cohort.table["scan"] if str(scan) not in at]:
-        raise InputError(f"baseline: {len(absent)} scans of the cohort are not in the baseline, first {absent[0]}")
-    return baseline.take(np.array([at[str(scan)] for scan in cohort.table["scan"]]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import norm, rankdata
 
+from pnet_jax.evaluate.answer import Row, interval_of
+
 Z95 = float(norm.ppf(0.975))
+GOOD_ICC = 0.4  # Cicchetti 1994: below it is poor
 
 
 class Variances(NamedTuple):
@@ -79,6 +83,24 @@ def icc(found: Variances, weights: Float[np.ndarray, "B n"] | None = None) -> Fl
 def bootstrap_weights(n: int, draws: int, seed: int) -> Float[np.ndarray, "B n"]:
     """Return how often each of n participants is drawn in each bootstrap sample."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def icc_rows(
+    edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
+) -> tuple[list[Row], Float[np.ndarray, " E"]]:
+    """Return rows that summarise the edge-wise ICC, with intervals over participants, and the ICC of every edge."""
+    found = variances_of(edges, subject)
+    values, n = icc(found), len(found.scans)
+    drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
+    boot = np.concatenate(drawn) if drawn else np.full((0, len(values)), np.nan)
+    rows = []
+    for name, average in (("median", np.nanmedian), ("mean", np.nanmean)):
+        limits = interval_of(average(boot, axis=1)) if len(boot) else (math.nan, math.nan)
+        note = "" if len(boot) else "fewer than 3 participants: no interval"
+        rows.append(Row("edges", layer, f"ICC(1,1), {name} edge", float(average(values)), *limits, n=n, note=note))
+    # A bootstrap spreads the ICCs of edges, so that it has no interval for the share of those beyond a limit.
+    shares = {f"share of edges with ICC of {GOOD_ICC} or above": values >= GOOD_ICC, "share of edges with ICC below 0": values < 0}
+    return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
 
 
 def hits(similarity: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:

@@ -52,6 +52,43 @@ def read_lut(path: Path) -> dict[int, str]:
     return dict(pairs)
 
 
+def read_networks(path: Path, names: Sequence[str], ids: Sequence[int], column: str = "network") -> tuple[str, ...]:
+    """Network of each parcel, from the table of an atlas: a column of names or ids, and a column of networks.
+
+    Args:
+      path: the table, with the columns `name` or `index` and `column`. Rows of other parcels are ignored.
+      names: names of the K parcels.
+      ids: ids of the K parcels in the atlas, which are matched if the table has no names.
+      column: column with the network of each parcel.
+
+    Returns:
+      Network of each of the K parcels, empty for those without one.
+
+    Raises:
+      InputError: the table lacks a column, describes none of the parcels, or gives a parcel two networks; names the file.
+      FileNotFoundError: it is not there.
+    """
+    where = f"table of networks {path}"
+    check_file(path, where)
+    table = read_table(path, where, dtype=str)
+    lower = {str(c).lower(): c for c in table.columns}
+    found = shortlist(list(map(str, table.columns)))
+    if column.lower() not in lower:
+        raise InputError(f"{where}: expected a column {column!r} with the network of each parcel, found {found}")
+    by = next((lower[c] for c in (*NAMES, *IDS) if c in lower and c != column.lower()), None)
+    if by is None:
+        raise InputError(f"{where}: expected a column 'name' or 'index' with the parcels, found {found}")
+    keys = list(names) if str(by).lower() in NAMES else [str(one) for one in ids]
+    network: dict[str, str] = {}
+    for key, value in zip(table[by].astype(str).str.strip(), table[lower[column.lower()]].fillna("").astype(str).str.strip(), strict=True):
+        if network.setdefault(key, value) != value:
+            raise InputError(f"{where}: parcel {key!r} has two networks, {network[key]!r} and {value!r}: expected one")
+    if not any(network.get(key) for key in keys):
+        found = f"found {next(iter(network), '')!r} first"
+        raise InputError(f"{where}: expected the {len(keys)} parcels of the cohort, such as {keys[0]!r}, in column {str(by)!r}, {found}")
+    return tuple(network.get(key, "") for key in keys)
+
+
 def _columns(path: Path) -> list[tuple[int, str]]:
     table = read_table(path, f"label file {path}")
     lower = {str(c).lower(): c for c in table.columns}

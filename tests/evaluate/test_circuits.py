@@ -12,9 +12,10 @@ from scipy import stats
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.circuits import circuits
+from pnet_jax.evaluate import circuits
 from pnet_jax.evaluate.design import make_design
-from pnet_jax.evaluate.modules import block_sets, modules_of, node_sets
+from pnet_jax.evaluate.modules import block_sets, clustered_modules, modules_of, node_sets
+from pnet_jax.ingest.lut import read_networks
 
 K, FEW = 10, 199
 NAMES = (*(f"7Networks_LH_Vis_{one}" for one in range(1, 5)), *(f"7Networks_RH_Default_PFC_{one}" for one in range(1, 5)), "HIP-rh", "x")
@@ -257,6 +258,9 @@ def test_layers_that_erase_differences_are_refused(layer):
         ({"group": GROUP}, {"permutations": 0}, "permutations: expected 1 or more, got 0"),
         ({"group": GROUP}, {"site": "scanner"}, "the cohort has no column 'scanner'"),
         ({"group": GROUP}, {"modules": {"y": "Vis"}}, "modules: 1 names are not among the 10 parcels, first 'y'"),
+        ({"group": GROUP}, {"modules": ("Vis",)}, "modules: expected one for each of the 10 parcels, found 1"),
+        ({"group": GROUP}, {"modules": 10}, "modules: expected a number from 2 to 9 for 10 parcels, got 10"),
+        ({"group": GROUP}, {"primary_p": 0.0}, "primary_p: expected a number between 0 and 0.5, got 0.0"),
         ({"group": np.repeat("patient", 40)}, {}, "group: expected two classes, found 1: patient"),
         (
             {"group": np.array(["p"] * 2 + ["c"] * 38)},
@@ -303,3 +307,42 @@ def test_modules_are_read_from_names_or_given():
     assert "blocks" not in without.tables and any("networks were not tested" in text for text in without.warnings)
     given = circuits(plain, "group", permutations=9, modules={f"r{one}": "first" if one < 4 else "rest" for one in range(K)})
     assert list(given.tables["blocks"]["module_1"]) == ["first", "first", "rest"]
+
+
+def test_modules_are_clusters_of_the_mean_network():
+    """Three groups of parcels that correlate within, whatever their order; classes have no influence."""
+    group = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [5, 3, 2]))
+    i, j = np.triu_indices(K, 1)
+    z = 0.8 * (group[i] == group[j]) + noise(40)
+    found = circuits(cohort(z, group=GROUP), "group", permutations=9, modules=3)
+    of_parcel = found.tables["nodes"]["module"]
+    assert_array_equal(of_parcel, np.array(["module 1", "module 2", "module 3"])[group])
+    assert found.settings["modules"] == "clusters of the mean network" and len(found.tables["blocks"]["edges"]) == 6
+    other = circuits(cohort(z, group=np.roll(GROUP, 1)), "group", permutations=9, modules=3)
+    assert_array_equal(other.tables["nodes"]["module"], of_parcel)
+    assert clustered_modules(z.mean(0), 2).count("module 1") >= 5
+
+
+def test_a_lower_primary_threshold_gives_larger_components():
+    sizes = []
+    for p in (0.05, 0.001):
+        found = circuits(cohort(planted(0.2), group=GROUP), "group", permutations=9, primary_p=p)
+        assert_allclose(found.settings["threshold"], stats.t.isf(p / 2, 38))
+        sizes.append(found.tables["components"]["edges"].sum())
+    assert sizes[0] > sizes[1]
+
+
+def test_networks_are_read_from_the_table_of_an_atlas(tmp_path):
+    file = tmp_path / "atlas_dseg.tsv"
+    file.write_text("index\tname\tnetwork\tlobe\n7\ta\tVis\tO\n8\tb\tn/a\tP\n9\tother\tVis\tO\n")
+    assert read_networks(file, ("b", "a"), (8, 7)) == ("", "Vis")
+    assert read_networks(file, ("b", "a"), (8, 7), "lobe") == ("P", "O")
+    with pytest.raises(InputError, match="expected a column 'yeo' with the network of each parcel, found index, name, network, lobe"):
+        read_networks(file, ("a",), (7,), "yeo")
+    with pytest.raises(InputError, match="expected the 1 parcels of the cohort, such as 'x', in column 'name', found 'a' first"):
+        read_networks(file, ("x",), (7,))
+    file.write_text("index\tnetwork\n7\tVis\n8\tDefault\n")
+    assert read_networks(file, ("b", "a"), (8, 7)) == ("Default", "Vis")
+    file.write_text("index\tnetwork\n7\tVis\n7\tDefault\n")
+    with pytest.raises(InputError, match="parcel '7' has two networks, 'Vis' and 'Default'"):
+        read_networks(file, ("b", "a"), (8, 7))

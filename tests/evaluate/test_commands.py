@@ -109,6 +109,37 @@ def test_fixed_folds_are_read_and_a_subject_in_two_folds_is_refused(tmp_path, ca
     assert "found sub-00 in folds 0 and 2" in capsys.readouterr().err
 
 
+def test_networks_and_threshold_of_circuits_are_options(tmp_path):
+    table = series(tmp_path)
+    main(["import", str(table), str(tmp_path / "c.zarr"), "--tr", "2"])
+    networks = tmp_path / "networks.tsv"
+    networks.write_text("name\tlobe\n" + "".join(f"r{one}\t{'first' if one < 2 else 'rest'}\n" for one in range(8)))
+    few = ["--target", "dx", "--permutations", "99", "--report", "false", "--primary-p", "0.01"]
+    command = ["evaluate", "circuits", str(tmp_path / "c.zarr"), str(tmp_path / "o"), *few]
+    assert main([*command, "--modules", str(networks), "--modules-column", "lobe"]) == 0
+    settings = json.loads((tmp_path / "o" / "circuits.json").read_text())["settings"]
+    assert (settings["networks"], settings["primary_p"]) == (["first", "rest"], 0.01)
+    assert len(pd.read_csv(tmp_path / "o" / "circuits_blocks.tsv", sep="\t")) == 3
+    assert main([*command, "--modules", "3"]) == 0
+    assert len(json.loads((tmp_path / "o" / "circuits.json").read_text())["settings"]["networks"]) == 3
+
+
+def test_networks_made_in_another_way_are_compared(tmp_path, capsys):
+    for name, k in (("c", 8), ("w", 5)):
+        (tmp_path / name).mkdir()
+        main(["import", str(series(tmp_path / name, k=k, seed=k)), str(tmp_path / f"{name}.zarr"), "--tr", "2"])
+    few = ["--target", "dx", "--permutations", "0", "--features", "pearson", "--report", "false", "--models", "ridge", "--repeats", "1"]
+    command = ["evaluate", "diagnosis", str(tmp_path / "c.zarr"), str(tmp_path / "o"), *few, "--folds", "3"]
+    assert main([*command, "--beside", f"Ward={tmp_path / 'w.zarr'}", "--beside", f"same={tmp_path / 'c.zarr'}"]) == 0
+    content = json.loads((tmp_path / "o" / "diagnosis.json").read_text())
+    assert {name: one["parcels"] for name, one in content["settings"]["beside"].items()} == {"Ward": 5, "same": 8}
+    apart = {row["name"]: row["value"] for row in content["rows"] if row["table"] == "differences"}
+    assert apart["same: tangent + ridge"] == 0 and "Ward: tangent + ridge" in apart
+    capsys.readouterr()
+    assert main([*command, "--beside", "w.zarr"]) == 1
+    assert "--beside: expected NAME=COHORT, got 'w.zarr'" in capsys.readouterr().err
+
+
 def test_all_lists_what_cannot_be_evaluated(tmp_path, capsys):
     table = series(tmp_path)
     main(["import", str(table), str(tmp_path / "c.zarr"), "--tr", "2"])

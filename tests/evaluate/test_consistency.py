@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.consistency import consistency
+from pnet_jax.evaluate import consistency
 from pnet_jax.evaluate.portraits import shuffled, similarity, standard_settings
 from pnet_jax.evaluate.repeats import repeats_of
 from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence

@@ -7,10 +7,8 @@ import pytest
 
 from pnet_jax.cohort import make_cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate import adjusted, features, models, scores
-from pnet_jax.evaluate.diagnosis import diagnosis
+from pnet_jax.evaluate import adjusted, diagnosis, features, models, prediction, scores
 from pnet_jax.evaluate.pipeline import Pipeline, predict
-from pnet_jax.evaluate.prediction import prediction
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 FEW = {"permutations": 0, "learning": (), "repeats": 1, "models": ("ridge",)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pnet_jax.errors import InputError
-from pnet_jax.evaluate.identifiability import identifiability
+from pnet_jax.evaluate import identifiability
 from tests.evaluate.planted import make_cohort, planted, symmetric
 
 FAST = {"permutations": 200, "draws": 20}

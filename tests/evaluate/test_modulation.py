@@ -11,11 +11,12 @@ from sklearn.covariance import ledoit_wolf
 
 from pnet_jax.dynamics.hopf import lyapunov
 from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.evaluate import modulation
 from pnet_jax.evaluate.axis import fit_axis, parts_of
-from pnet_jax.evaluate.modulation import modulation, prepare
 from pnet_jax.evaluate.modulation_fold import GROUP, OWN, RANDOM, adjust, axes_of
 from pnet_jax.evaluate.modulation_model import control_cost
 from pnet_jax.evaluate.modulation_report import SHIFT, SHIFT_SD
+from pnet_jax.evaluate.questions.modulation import prepare
 from pnet_jax.evaluate.resampling import sign_flip
 from tests.evaluate.lesioned import LESION, cohort_of_planted
 

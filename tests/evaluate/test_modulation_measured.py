@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.modulation_measured import Runs, measured_modulation, with_injected
+from pnet_jax.evaluate import Runs, measured_modulation
+from pnet_jax.evaluate.questions.modulation_measured import with_injected
 
 K, N = 12, 14
 SITES = {f"site{k}": [k, k + K // 2] for k in range(K // 2)}
@@ -97,7 +98,7 @@ def test_nan_and_unknown_kinds_are_refused():
 
 def test_runs_of_a_cohort_are_refused_by_name_unless_each_patient_has_two_of_each():
     from pnet_jax.cohort import make_cohort
-    from pnet_jax.evaluate.modulation_measured import runs_of
+    from pnet_jax.evaluate import runs_of
 
     rng = np.random.default_rng(0)
     n, names = 7, ["LH_a", "RH_a", "LH_b", "RH_b"]

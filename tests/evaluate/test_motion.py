@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, pearsonr, spearmanr
-from sklearn.linear_model import Ridge
 
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.motion import CHANCE, DISTANCE, R2, SHARE, SIZE, R, couple, motion, motion_rows
-from pnet_jax.evaluate.ridge import PENALTIES, Predicted, _predict, predict_held_out
+from pnet_jax.evaluate import motion, scores
+from pnet_jax.evaluate.features import Given
+from pnet_jax.evaluate.pipeline import Pipeline, predict
+from pnet_jax.evaluate.qc_fc import CHANCE, DISTANCE, R2, SHARE, SIZE, R, couple, motion_rows
 from pnet_jax.evaluate.split import by_subject
 from tests.evaluate.planted import make_cohort, planted, symmetric
 
@@ -133,41 +134,22 @@ def test_scans_without_a_value_are_left_out_and_named():
     assert found.settings["participants"] == 26 and any("4 scans have no mean_fd" in said for said in found.warnings)
 
 
-def test_ridge_is_scikit_learns_at_its_penalty():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 15)), rng.normal(size=40)
-    train, test = np.arange(30), np.arange(30, 40)
-    centred = x[train] - x[train].mean(0)
-    k = centred @ centred.T
-    errors, guesses = [], []
-    for penalty in PENALTIES * np.linalg.eigvalsh(k).clip(0).mean():
-        left_out = []
-        for i in train:
-            rest = np.delete(train, i)
-            # The penalty is that of all training participants, as the closed form has it.
-            left_out.append(y[i] - Ridge(alpha=penalty).fit(x[rest], y[rest]).predict(x[[i]])[0])
-        errors.append(np.square(left_out).mean())
-        guesses.append(Ridge(alpha=penalty).fit(x[train], y[train]).predict(x[test]))
-    found = _predict((x - x.mean(0)) @ (x - x.mean(0)).T, (y[train] - y[train].mean())[:, None], train, test)[:, 0]
-    np.testing.assert_allclose(found, guesses[int(np.argmin(errors))] - y[train].mean(), atol=1e-8)
-
-
 def test_held_out_values_are_not_seen():
+    """FD of a held-out fold does not change how that fold is predicted."""
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(50, 200)), rng.normal(size=50)
     split = by_subject([str(i) for i in range(50)], y, folds=5)
-    first = predict_held_out(x, y, split)
-    changed = y.copy()
-    changed[split.folds[0][1]] += 100
-    second = predict_held_out(x, changed, split)
-    held = split.folds[0][1]
-    np.testing.assert_allclose(first.guess[held], second.guess[held], atol=1e-9)
+    held, changed = split.folds[0][1], y.copy()
+    changed[held] += 100
+    first, second = (predict([Pipeline((Given("edges", x),))], split, fd, classes=False)[0].decision[0] for fd in (y, changed))
+    np.testing.assert_allclose(first[held], second[held], atol=1e-9)
+    assert np.abs(first - second).max() > 1
 
 
-def test_scores_of_predictions():
-    y, fold = np.array([1.0, -1, 2, 0]), np.array([0, 0, 1, 1])
-    perfect = Predicted(y, y, fold)
-    assert perfect.r2() == 1 and perfect.r() == pytest.approx(1)
-    assert Predicted(y, np.zeros(4), fold).r2() == 0 and Predicted(y, np.zeros(4), fold).r() == 0
-    guess = np.array([0.5, -0.1, 1.0, 0.9])
-    assert Predicted(y + 7 * fold, guess - 3 * fold, fold).r() == pytest.approx(Predicted(y, guess, fold).r())
+def test_r_is_within_folds():
+    """That one fold moved more than another does not count as a prediction."""
+    rng = np.random.default_rng(0)
+    y, guess, fold = rng.normal(size=20), rng.normal(size=20), np.arange(20) % 2
+    score, once = scores.within(scores.weighted_r, fold), np.ones((1, 20))
+    expected = np.mean([np.corrcoef(y[fold == one], guess[fold == one])[0, 1] for one in (0, 1)])
+    np.testing.assert_allclose(score(guess - 3 * fold, y + 7 * fold, once), expected)

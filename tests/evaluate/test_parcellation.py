@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate import label_maps
+from pnet_jax.evaluate import label_maps, parcellation
 from pnet_jax.evaluate.null_parcels import pieces, random_parcels, ward
-from pnet_jax.evaluate.parcellation import RANDOM, parcellation, parcellation_scores
+from pnet_jax.evaluate.parcel_scores import RANDOM, parcellation_scores
 from tests.evaluate.planted import make_cohort, planted
 
 N = 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from pnet_jax.evaluate.answer import Answer
 from pnet_jax.evaluate.circuit_tables import LEVEL, Found, describe
 from pnet_jax.evaluate.columns import fisher_z, layer_of, numbers, shared_parcels, upper
 from pnet_jax.evaluate.design import Design, make_design
-from pnet_jax.evaluate.modules import block_sets, modules_of, node_sets
+from pnet_jax.evaluate.modules import Modules, block_sets, clustered_modules, modules_of, node_sets
 from pnet_jax.ops.permutation import Enhancement, PermutationResult, permutation_test, sign_flip_test
 
 SITE = "site"  # the column that blocks are made of where none is named
@@ -32,7 +32,7 @@ def circuits(
     layer: str = "pearson",
     site: str | None = SITE,
     positive: str | None = None,
-    modules: Mapping[str, str] | None = None,
+    modules: Modules = None,
     tail: str = "both",
     permutations: int = 5000,
     primary_p: float = 0.001,
@@ -57,7 +57,9 @@ def circuits(
       layer: Edge layer; correlations are tested as Fisher z, others untransformed. Shrunk, guided and dynamic edges are not accepted.
       site: Column whose levels are exchangeability blocks, each with its own mean; by default `site`, if it exists. None: no blocks.
       positive: Class coded as 1; the last in sorted order by default.
-      modules: Network of each parcel by name, for tests between networks; by default taken from Schaefer parcel names.
+      modules: Networks for the tests between networks: the network of each parcel, by name or in the order of the parcels, or a number of
+        clusters of the mean network of all scans (Ward's linkage; classes are not used). By default, the networks in the names of Schaefer
+        parcels.
       tail: `"both"`, `"greater"` or `"less"` (of the second class).
       permutations: Number of permutations or sign flips.
       primary_p: Uncorrected p value below which an edge can belong to a component.
@@ -80,11 +82,15 @@ def circuits(
     design = make_design(cohort, effect, covariates=covariates, site=site, positive=positive)
     shared = shared_parcels(cohort, layer, design.rows)
     units = str(cohort.views[layer]["units"])
-    z = upper(layer_of(cohort, layer)[design.rows], shared)
     is_correlation = units.startswith("correlation")
-    values = (design.weights @ (fisher_z(z) if is_correlation else z)).astype(np.float32)
+    z = upper(layer_of(cohort, layer)[design.rows], shared)
+    z = fisher_z(z) if is_correlation else z
+    values = (design.weights @ z).astype(np.float32)
     names = tuple(name for name, one in zip(cohort.names, shared, strict=True) if one)
-    of_parcel = tuple(name for name, one in zip(modules_of(cohort.names, modules), shared, strict=True) if one)
+    if isinstance(modules, int):
+        of_parcel = clustered_modules(z.mean(0), modules)
+    else:
+        of_parcel = tuple(name for name, one in zip(modules_of(cohort.names, modules), shared, strict=True) if one)
     pairs, blocks = block_sets(of_parcel)
     sets = {"nodes": node_sets(len(names))} | ({"blocks": blocks} if pairs else {})
     threshold = float(stats.t.isf(primary_p / 2 if tail == "both" else primary_p, design.df))
@@ -102,9 +108,16 @@ def circuits(
         "participants": len(design.x), "scans": len(design.rows), "df": design.df, "parcels": len(names), "tail": tail,
         "permutations": permutations, "primary_p": primary_p, "threshold": threshold, "extent_power": enhancement.extent,
         "height_power": enhancement.height, "height_step": enhancement.step, "height_top": enhancement.top,
-        "modules": "given" if modules is not None else "names of the parcels" if pairs else None, "level": LEVEL, "seed": seed,
+        "modules": _origin(modules, bool(pairs)), "networks": list(dict.fromkeys(filter(None, of_parcel))), "level": LEVEL, "seed": seed,
     }  # fmt: skip
     return describe(found, settings, (*design.notes, *_motion(cohort, design, covariates)))
+
+
+def _origin(modules: Modules, any_pairs: bool) -> str | None:
+    """Return where the networks come from."""
+    if isinstance(modules, int):
+        return "clusters of the mean network"
+    return "given" if modules is not None else "names of the parcels" if any_pairs else None
 
 
 def _check_settings(cohort: Cohort, layer: str, primary_p: float, tail: str, permutations: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row
+from pnet_jax.evaluate.beside import beside_sentences, same_scans
 from pnet_jax.evaluate.columns import number_target
 from pnet_jax.evaluate.compare import (
     Scored,
@@ -34,7 +35,7 @@ def prediction(
     cohort: Cohort,
     target: str,
     *,
-    baseline: Cohort | None = None,
+    beside: Mapping[str, Cohort] | None = None,
     features: Sequence[str] = DEFAULT,
     covariates: Sequence[str] | None = None,
     site: str = "site",
@@ -55,7 +56,7 @@ def prediction(
     Args:
       cohort: Scans; a participant may have several.
       target: Column with numbers.
-      baseline, features, covariates, site, leave_out, folds, repeats, held_out, permutations, learning, seed, progress: As in `diagnosis`.
+      beside, features, covariates, site, leave_out, folds, repeats, held_out, permutations, learning, seed, progress: As in `diagnosis`.
 
     Returns:
       Rows "features" (r within sites, r, R², mean absolute error, and the error of the training mean), "differences" to the plain
@@ -66,12 +67,13 @@ def prediction(
       InputError: The target does not vary or is not numeric, there are fewer participants than folds, or there is only one site with
         `leave_out="site"`.
     """
-    goal = number_target(cohort, target)
+    same = same_scans(cohort, beside, target)
+    goal = number_target(same.cohort, target)
     run = compared(
-        cohort,
+        same.cohort,
         goal,
         models=("ridge",),
-        baseline=baseline,
+        beside=same.others,
         features=features,
         covariates=covariates,
         site=site,
@@ -86,7 +88,7 @@ def prediction(
     )
     scans, sites, split, chosen, found = run[:5]
     measures = [R, R2, ERROR] if sites is None else [Scored("r within sites", scores.within(scores.weighted_r, sites)), R, R2, ERROR]
-    rows = score_rows(found, goal.y, split, measures, sites, seed)
+    rows = score_rows(found, goal.y, split, measures, sites, chosen.partners, seed)
     rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, run.permuted, R)
     curves = learning_rows(found[0], run.fewer, goal.y, split, sites, measures[0], seed)
     moved, unknown = motion_part(scans, goal.y, seed)
@@ -99,6 +101,7 @@ def prediction(
         covariates=list(chosen.covariates),
         permutations=permutations,
         site=site if sites is not None else "",
+        beside=same.about,
     )
     first = next(row for row in rows if row.measure == measures[0].measure)
     error = next(row for row in rows if row.measure == ERROR.measure)
@@ -108,8 +111,9 @@ def prediction(
         f"[{first.low:.3f}, {first.high:.3f}], n = {first.n} ({split.name}).",
         conclusion(rows, found[0].name, measures[0].measure),
         f"Its mean absolute error is {error.value:.3g}; that of the training mean is {plain.value:.3g}.",
+        *beside_sentences(rows, same.about, measures[0].measure),
     )
-    warnings = [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()]
+    warnings = [*same.warnings, *(f"{name} was not compared: {why}." for name, why in chosen.left_out.items())]
     warnings += unknown
     if goal.left_out:
         warnings.append(f"{goal.left_out} scans have no {target} and were left out.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
+from pnet_jax.evaluate.beside import beside_sentences, same_scans
 from pnet_jax.evaluate.columns import Target, class_target
 from pnet_jax.evaluate.compare import (
     DRAWS,
@@ -42,7 +43,7 @@ def diagnosis(
     target: str,
     *,
     positive: str | None = None,
-    baseline: Cohort | None = None,
+    beside: Mapping[str, Cohort] | None = None,
     features: Sequence[str] = DEFAULT,
     models: Sequence[str] = ("ridge", "logistic", "svm"),
     covariates: Sequence[str] | None = None,
@@ -66,7 +67,9 @@ def diagnosis(
       cohort: Scans; a participant may have several.
       target: Column with two classes.
       positive: Class coded as 1; the last in sorted order by default.
-      baseline: The same scans in a fixed atlas; all pipelines are then compared with its plain connectome.
+      beside: Networks of the same scans made in another way, by name, e.g. `{"atlas": other}`: in a fixed atlas, in clusters, by another
+        pipeline; of any number of parcels. Their plain connectomes are compared in the same folds, with the table of `cohort`; scans that
+        one of them lacks are left out of all.
       features: Names from `plan.FEATURES`, or names of edge layers.
       models: Names from `models.MODELS`, for the plain connectome; the other features use the first.
       covariates: Columns of the row "covariates alone"; by default, known covariates without missing values.
@@ -86,14 +89,16 @@ def diagnosis(
 
     Raises:
       SettingsError: A column, class, feature or model is unknown.
-      InputError: There is only one class or one site, there are fewer participants than folds, or a subject is in both parts of a fold.
+      InputError: There is only one class or one site, there are fewer participants than folds, a subject is in both parts of a fold, or a
+        cohort of `beside` has no scan in common.
     """
-    goal = class_target(cohort, target, positive)
+    same = same_scans(cohort, beside, target)
+    goal = class_target(same.cohort, target, positive)
     run = compared(
-        cohort,
+        same.cohort,
         goal,
         models=models,
-        baseline=baseline,
+        beside=same.others,
         features=features,
         covariates=covariates,
         site=site,
@@ -112,7 +117,7 @@ def diagnosis(
 
         found.append(graph_predictions(scans, split, goal.y, seed=seed))
     measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
-    rows = score_rows(found, goal.y, split, measures, sites, seed)
+    rows = score_rows(found, goal.y, split, measures, sites, chosen.partners, seed)
     rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, run.permuted, AUC)
     curves = learning_rows(found[0], run.fewer, goal.y, split, sites, AUC, seed)
     curves += _length_rows(scans, split, goal, sites, minutes, seed)
@@ -127,15 +132,16 @@ def diagnosis(
         covariates=list(chosen.covariates),
         permutations=permutations,
         site=site if sites is not None else "",
+        beside=same.about,
     )
     return Answer(
         "diagnosis",
-        _sentences(rows, found, goal, split),
+        (*_sentences(rows, found, goal, split), *beside_sentences(rows, same.about, AUC.measure)),
         tuple(rows + moved + curves),
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, curves),
-        warnings=(*_warnings(rows, found, goal, chosen), *unknown),
+        warnings=(*same.warnings, *_warnings(rows, found, goal, chosen), *unknown),
     )
 
 

@@ -25,10 +25,18 @@ from jaxtyping import Float
 from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
 from pnet_jax.evaluate.columns import shared_parcels
-from pnet_jax.evaluate.consistency import icc_rows
 from pnet_jax.evaluate.label_maps import agreement
 from pnet_jax.evaluate.layers import chosen_layers, edge_vectors, shrunk_warnings
-from pnet_jax.evaluate.reliability import correlations, discriminability, discriminability_null, hits, others_mean, p_value, wilson
+from pnet_jax.evaluate.reliability import (
+    correlations,
+    discriminability,
+    discriminability_null,
+    hits,
+    icc_rows,
+    others_mean,
+    p_value,
+    wilson,
+)
 from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
 
 QUALITY = ("mean_fd", "tsnr", "n_frames")

@@ -1,9 +1,4 @@
-"""Parcellation: fit, replication and individual specificity of parcels, compared with the atlas.
-
-The module has two functions. `parcellation` reads a cohort and reports the quality of parcels across the halves of each scan (gain, DCBC
-gain, agreement), and the overlap of parcels in repeated scans and between participants: Dice (1945) of each parcel and adjusted Rand index
-(Hubert and Arabie 1985). `parcellation_scores` takes label maps and the signals of the locations in *another* scan, which a cohort does
-not contain, and compares them with control maps.
+"""Scores of label maps on signals from which they were not made, compared with the scores of control maps.
 
 The distance-controlled boundary coefficient (DCBC, Zhi et al. 2022) is the primary measure: it compares pairs of locations within and
 across parcels at equal distance. Homogeneity is high for small and compact parcels regardless of the signals: it is given only together
@@ -18,19 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Answer, Figure, Row, mean_row, with_interval
-from pnet_jax.evaluate.label_maps import dice, pair_agreement, rand_index
+from pnet_jax.evaluate.answer import Answer, Row, mean_row, with_interval
 from pnet_jax.evaluate.null_parcels import pieces, random_parcels, ward
-from pnet_jax.evaluate.reliability import p_value, wilson
-from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
+from pnet_jax.evaluate.reliability import p_value
 from pnet_jax.parcellation import score
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.space import LEFT, RIGHT, Space
 
-QUALITY = ("dcbc_gain", "gain", "agreement", "expected_agreement", "moved")
-UNITS = {"gain": "gain (nats per location)", "dcbc_gain": "DCBC gain"}
 RANDOM = "random parcels of equal sizes"
 
 
@@ -73,125 +63,6 @@ def near_pairs(space: Space, locations: Int[np.ndarray, " n"], per_hemisphere: i
     rng = np.random.default_rng(seed)
     sides = [locations[space.hemisphere[locations] == side] for side in (LEFT, RIGHT)]
     return score.near_pairs(space, [np.sort(rng.permutation(here)[:per_hemisphere]) for here in sides])
-
-
-# a cohort
-
-
-def parcellation(cohort: Cohort, *, same: Sequence[str] = SAME, others: int = 5, seed: int = 0) -> Answer:
-    """Evaluate the parcels of a cohort.
-
-    Args:
-      cohort: Scans; repeated scans, if any, are compared.
-      same: Columns of the table that must be equal for two scans to count as repeats.
-      others: Number of other participants with which each pair is compared.
-      seed: Random seed.
-
-    Returns:
-      The Answer. Tables of rows: `quality` (means over scans; intervals over participants), `decisions`, `overlap` (participants with two
-      scans). The table `parcels` gives the Dice coefficient of each parcel.
-
-    Raises:
-      InputError: The cohort has neither values of quality nor labels of repeated scans.
-    """
-    rows, figures = _quality_rows(cohort, seed)
-    rows += _decision_rows(cohort)
-    alarms: list[str] = []
-    tables: dict[str, Mapping[str, np.ndarray]] = {}
-    repeats = _repeats_or_none(cohort, same)
-    if cohort.labels is None:
-        alarms.append("The cohort has no labels, because its scans do not share a Space: overlap is not available.")
-    elif repeats is None:
-        alarms.append("Fewer than two participants have two scans: overlap within and between participants is not available.")
-    else:
-        own, tables["parcels"] = _overlap_rows(cohort, repeats, others, seed)
-        rows, alarms = rows + own, alarms + repeats.warnings
-        figures.append(Figure("Dice of each parcel", "Dice", "parcels", values={k: tables["parcels"][k] for k in ("within", "between")}))
-    if not any(np.isfinite(row.value) for row in rows):
-        raise InputError("parcellation: expected values of quality or labels of repeated scans, found neither in the cohort")
-    settings = {"same": list(same), "others": others, "seed": seed, "dice": "mean over parcels", "quality": list(QUALITY)}
-    return Answer("parcellation", _sentences(rows), tuple(rows), settings, tables, tuple(figures), tuple(alarms))
-
-
-def _repeats_or_none(cohort: Cohort, same: Sequence[str]) -> Repeats | None:
-    try:
-        return repeats_of(cohort, "parcellation", same)
-    except InputError:
-        return None
-
-
-def _quality_rows(cohort: Cohort, seed: int) -> tuple[list[Row], list[Figure]]:
-    names, subject = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
-    rows, figures = [], []
-    for name in QUALITY:
-        values = np.asarray(cohort.table[name], float)
-        known = values[np.isfinite(values)]
-        rows.append(mean_row("quality", UNITS.get(name, name), "mean", per_subject(values, subject, len(names)), seed))
-        if len(known):
-            quantiles = zip(("5 %", "median", "95 %"), np.percentile(known, (5, 50, 95)), strict=True)
-            rows += [
-                Row("quality", UNITS.get(name, name), measure, float(value), n=len(known), note="n is the number of scans")
-                for measure, value in quantiles
-            ]
-            figures.append(Figure(f"Parcels: {name}", UNITS.get(name, name), "scans", values={name: known}))
-    return rows, figures
-
-
-def _decision_rows(cohort: Cohort) -> list[Row]:
-    """Return the share of scans with each decision; intervals treat scans as independent."""
-    decisions = cohort.table["decision"].astype(str)
-    n, rows = len(decisions), []
-    for name in sorted(set(decisions.tolist()) - {""}):
-        share = float((decisions == name).mean())
-        rows.append(Row("decisions", name, "share of scans", share, *wilson(share, n), n=n))
-    return rows
-
-
-def _overlap_rows(cohort: Cohort, repeats: Repeats, others: int, seed: int) -> tuple[list[Row], dict[str, np.ndarray]]:
-    assert cohort.labels is not None
-    labels, k, n = cohort.labels[repeats.rows], cohort.n_parcels, len(repeats.names)
-    measures: dict[str, dict[str, np.ndarray]] = {"Dice": {}, "adjusted Rand index": {}, "agreement": {}}
-    table = {"id": np.asarray(cohort.ids), "name": np.array(cohort.names)}
-    for which, pairs in (("within", repeats.within), ("between", repeats.between(others, seed))):
-        owner = repeats.subject[pairs[:, 0]]
-        overlap = np.stack([dice(labels[i], labels[j], k) for i, j in pairs])
-        known = np.isfinite(overlap)
-        table[which] = np.where(known, overlap, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-        each = {"Dice": np.where(known, overlap, 0).sum(1) / np.maximum(known.sum(1), 1), "agreement": pair_agreement(labels, pairs)}
-        each["adjusted Rand index"] = np.array([rand_index(labels[i], labels[j]) for i, j in pairs])
-        for measure, values in each.items():
-            measures[measure][which] = per_subject(values, owner, n)
-    table["difference"] = table["within"] - table["between"]
-    rows = []
-    for measure, each in measures.items():
-        each["within - between"] = each["within"] - each["between"]
-        rows += [mean_row("overlap", measure, which, values, seed) for which, values in each.items()]
-    return rows, table
-
-
-def _sentences(rows: Sequence[Row]) -> tuple[str, ...]:
-    row = {(one.table, one.name, one.measure): one for one in rows}
-    said = []
-    if overlap := row.get(("overlap", "Dice", "within - between")):
-        within, between = (row["overlap", "Dice", which] for which in ("within", "between"))
-        said.append(
-            f"Parcels of repeated scans overlap more than those of different participants; the difference in Dice is "
-            f"{with_interval(overlap)} ({within.value:.3f} within, {between.value:.3f} between, n = {overlap.n})."
-        )
-    if (gain := row["quality", UNITS["dcbc_gain"], "mean"]).n:
-        said.append(
-            f"Across the halves of a scan, personalised parcels exceed parcels that do not use the data in DCBC by "
-            f"{with_interval(gain)} (n = {gain.n})."
-        )
-    for one in rows:
-        if (one.table, one.name) == ("decisions", "personalised"):
-            said.append(
-                f"{one.value:.0%} of {one.n} scans have personalised parcels; in the others, the gain over the atlas was not sufficient."
-            )
-    return tuple(said)
-
-
-# label maps and signals of another scan
 
 
 def parcellation_scores(

@@ -26,15 +26,13 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError
 from pnet_jax.evaluate import portraits
-from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval
+from pnet_jax.evaluate.answer import Answer, Figure, Row, mean_row, with_interval
 from pnet_jax.evaluate.columns import shared_parcels, upper
 from pnet_jax.evaluate.label_maps import agreement, pair_agreement
 from pnet_jax.evaluate.layers import shrunk_warnings, undirected
-from pnet_jax.evaluate.reliability import bootstrap_weights, correlations, icc, variances_of
+from pnet_jax.evaluate.reliability import correlations, icc_rows
 from pnet_jax.evaluate.repeats import SAME, Repeats, per_subject, repeats_of
 from pnet_jax.ops.portrait import PortraitSettings
-
-GOOD_ICC = 0.4  # Cicchetti 1994: below it is poor
 
 
 def consistency(
@@ -164,24 +162,6 @@ def edge_rows(
         alike = correlations(edges, upper(beside.cohort.edges[layer][beside.rows[beside.there]], shared))
         rows += to_reference_rows(alike, beside.there, repeats, "edges", layer, "r", seed)
     return rows, values
-
-
-def icc_rows(
-    edges: Float[np.ndarray, "n E"], subject: Int[np.ndarray, " n"], layer: str, *, draws: int = 500, seed: int = 0
-) -> tuple[list[Row], Float[np.ndarray, " E"]]:
-    """Return rows that summarise the edge-wise ICC, with intervals over participants, and the ICC of every edge."""
-    found = variances_of(edges, subject)
-    values, n = icc(found), len(found.scans)
-    drawn = [icc(found, weights) for weights in np.array_split(bootstrap_weights(n, draws, seed), max(draws // 50, 1))] if n > 2 else []
-    boot = np.concatenate(drawn) if drawn else np.full((0, len(values)), np.nan)
-    rows = []
-    for name, average in (("median", np.nanmedian), ("mean", np.nanmean)):
-        limits = interval_of(average(boot, axis=1)) if len(boot) else (math.nan, math.nan)
-        note = "" if len(boot) else "fewer than 3 participants: no interval"
-        rows.append(Row("edges", layer, f"ICC(1,1), {name} edge", float(average(values)), *limits, n=n, note=note))
-    # A bootstrap spreads the ICCs of edges, so that it has no interval for the share of those beyond a limit.
-    shares = {f"share of edges with ICC of {GOOD_ICC} or above": values >= GOOD_ICC, "share of edges with ICC below 0": values < 0}
-    return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
 
 
 def to_reference_rows(
