@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz lint install checkpoint pnet-small clean
+.PHONY: demo test fuzz lint docs install checkpoint pnet-small clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pnet demo --out demo
@@ -20,6 +20,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site in build/site; it refuses warnings and dead links.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed-test
 
