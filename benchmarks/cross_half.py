@@ -116,7 +116,7 @@ def calibration_error(p, right, bins: int = 10) -> float:
 
 def config(kappa: float, beta: float):
     """Fixed settings, always personalised."""
-    return pnet_jax.ConstructConfig(kappa=kappa, beta=beta, force_personalised=True)
+    return pnet_jax.ConstructConfig(kappa=kappa, beta=beta, labels="personalised")
 
 
 def frontier(scans, atlases) -> dict[str, object]:

@@ -37,7 +37,7 @@ MAPS = ("personalised", "group", "centroids", "true")
 def main() -> None:
     args = _arguments()
     model = pnet_jax.load_model(args.checkpoint)
-    config = pnet_jax.ConstructConfig(kappa=args.kappa, beta=args.beta, force_personalised=args.force_personalised)
+    config = pnet_jax.ConstructConfig(kappa=args.kappa, beta=args.beta, labels=args.labels)
     seeds = []
     for seed in range(args.seeds):
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def best_of_grid(scan, prior, model, subject) -> float:
     found = []
     for kappa in KAPPAS:
         for beta in BETAS:
-            config = pnet_jax.ConstructConfig(kappa=kappa, beta=beta, force_personalised=True)
+            config = pnet_jax.ConstructConfig(kappa=kappa, beta=beta, labels="personalised")
             network = pnet_jax.construct(scan, prior=prior, model=model, config=config, edges=())
             found.append(adjusted_rand_score(subject.labels, network.labels))
     return float(max(found))
@@ -146,9 +146,7 @@ def _arguments():
     arguments.add_argument("--parcels", type=int, default=100)
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
-    arguments.add_argument(
-        "--force-personalised", action="store_true", help="score the personalised parcels even where the prior would be kept"
-    )
+    arguments.add_argument("--labels", default="auto", help="parcels that are scored: auto, personalised or atlas")
     arguments.add_argument("--grid", action="store_true", help="the best adjusted Rand index over a grid of κ and β as well (slow)")
     arguments.add_argument("--kappa", type=float, help="fix κ instead of measuring it")
     arguments.add_argument("--beta", type=float, help="fix β instead of measuring it")

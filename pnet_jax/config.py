@@ -88,6 +88,9 @@ class SimulateConfig:
     seed: int = 0
 
 
+LABELS = ("auto", "personalised", "atlas")
+
+
 @dataclasses.dataclass(frozen=True)
 class ConstructConfig:
     """Networks from scans.
@@ -99,7 +102,8 @@ class ConstructConfig:
       edges: measures, see `pnet_jax.edges.names()`.
       kappa: concentration; None measures it on each scan.
       beta: weight of the neighbours; None measures it on each scan.
-      force_personalised: keep the personalised parcels where the scan cannot show that they beat the prior.
+      labels: Parcels to return: `"auto"` personalised ones where the scan supports them and those of the atlas otherwise,
+        `"personalised"` always, `"atlas"` never, for comparisons with a fixed atlas.
       min_coverage: parcels the scan covers less of are named in the report.
       dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs a `group` with dynamics.
       group: folder of `pnet fit-group`, of the same prior's parcels: where a cohort has them takes the place of distances to the atlas, and
@@ -125,7 +129,7 @@ class ConstructConfig:
     edges: tuple[str, ...] = ("pearson",)
     kappa: float | None = None
     beta: float | None = None
-    force_personalised: bool = False
+    labels: str = "auto"
     min_coverage: float = 0.5
     dynamics: bool = False
     group: str | None = None
@@ -143,6 +147,9 @@ class ConstructConfig:
     def __post_init__(self):
         _at_least(self, 1, "parcels", "wave")
         _at_least(self, 0, "beta", "min_coverage", "workers")
+        if self.labels not in LABELS:
+            expected = ", ".join(map(repr, LABELS))
+            raise SettingsError(f"ConstructConfig.labels: expected one of {expected}, got {self.labels!r}{nearest(self.labels, LABELS)}")
         if self.fingerprint not in ("quick", "full"):
             raise SettingsError(f"ConstructConfig.fingerprint: expected 'quick' or 'full', got {self.fingerprint!r}")
         if self.kappa is not None and not self.kappa > 0:

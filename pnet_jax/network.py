@@ -39,6 +39,7 @@ class Selection:
     Attributes:
       decision: `"personalised"`, `"atlas"`, or `"fixed"` where no choice was made.
       reason: one sentence.
+      requested: the configuration fixed the parcels to those of the atlas.
       kappa: concentration.
       beta: weight of the neighbours.
       temperature: T of the best held-out score; above 1 the mixture's own probabilities are over-confident.
@@ -55,6 +56,7 @@ class Selection:
 
     decision: str = "fixed"
     reason: str = ""
+    requested: bool = False
     kappa: float = float("nan")
     beta: float = float("nan")
     temperature: float = float("nan")

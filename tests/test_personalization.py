@@ -47,7 +47,7 @@ from pnet_jax.records import open_store, prepare, read_scan
 
 CONFIG = PersonalizeConfig(rounds=2, steps=2, wave=2)
 # The group's map is the toy's own parcels, over which no scan of it gains anything.
-FORCED = ConstructConfig(dynamics=True, personalize=CONFIG, force_personalised=True)
+FORCED = ConstructConfig(dynamics=True, personalize=CONFIG, labels="personalised")
 K = 12
 
 
@@ -386,7 +386,7 @@ def test_a_scan_too_short_for_dynamics_has_a_network_without(group, scans, toy_m
 
 def test_without_dynamics_a_group_gives_the_spatial_prior_and_layers_alone(group, scans, toy_model, network, tmp_path):
     save_group(group, tmp_path / "group")
-    found = construct(scans[0], model=toy_model, group=tmp_path / "group", config=ConstructConfig(force_personalised=True))
+    found = construct(scans[0], model=toy_model, group=tmp_path / "group", config=ConstructConfig(labels="personalised"))
     assert_array_equal(found.prior_labels, network.prior_labels)
     assert set(found.edges) == {"pearson", "shrunk", "guided"} and found.qc.dynamics is None
     if not network.qc.dynamics["parcels"]["kept"]:
@@ -467,7 +467,7 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K], group=group)
     own = dataclasses.replace(CONFIG, wave=5)
     config = dataclasses.replace(config, cleaning=CleaningConfig(), dynamics=True, personalize=own)
-    config = dataclasses.replace(config, group=str(tmp_path / "group"), personal=str(out), force_personalised=True)
+    config = dataclasses.replace(config, group=str(tmp_path / "group"), personal=str(out), labels="personalised")
     made = []
     monkeypatch.setattr("pnet_jax.construction.informed.tunable", lambda *given: made.append(given) or tunable(*given))
     rows = construct_cohort(sources[:1], tmp_path / "networks", config)

@@ -26,7 +26,7 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
     inside = (labels >= 0) & (before >= 0)
     moved = inside & (labels != before)
     components = count_components(labels, placed.space.neighbours, atlas.n_parcels)
-    selection = _selection(scan, subject, found, start_of(plan))
+    selection = _selection(scan, subject, found, start_of(plan), plan.settings.labels)
     displacement = None if scan.displacement is None else float(np.nanmean(scan.displacement))
     qc = QC(
         selection=selection,
@@ -50,13 +50,14 @@ def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, foun
     return qc.warn(*_warnings(scan, placed, plan, found, selection, size, labels, subject.valid[:n]))
 
 
-def _selection(scan: Scan, subject: Subject, found: Outputs, start: str) -> Selection:
+def _selection(scan: Scan, subject: Subject, found: Outputs, start: str, labels: str) -> Selection:
     choice, q = found.choice, found.quality
     maps = [MapScores(*(float(x) for x in pair)) for pair in zip(q.dcbc, q.homogeneity, strict=True)]
     rows = zip(choice.kappas, choice.betas, choice.scores, choice.temperatures, strict=True)
     return Selection(
         decision="personalised" if found.personalised else "atlas",
-        reason=_reason(scan, subject, found, start),
+        reason=_reason(scan, subject, found, start, labels),
+        requested=labels == "atlas",
         kappa=float(choice.kappa),
         beta=float(choice.beta),
         temperature=float(choice.temperature),
@@ -83,7 +84,7 @@ def start_of(plan: Plan) -> str:
     return start_name(plan.group is not None and plan.group.spatial is not None)
 
 
-def _reason(scan: Scan, subject: Subject, found: Outputs, start: str) -> str:
+def _reason(scan: Scan, subject: Subject, found: Outputs, start: str, labels: str) -> str:
     """Why personalised parcels or those of the start are returned, and what would change it."""
     gain, dcbc = _interval(found.quality.gain), _interval(found.quality.dcbc_gain)
     degrees = float(np.min(subject.degrees))
@@ -94,6 +95,8 @@ def _reason(scan: Scan, subject: Subject, found: Outputs, start: str) -> str:
     enough = gain[0] > 0 and dcbc[0] > 0 and dcbc[1] >= LEAST_DCBC_GAIN and degrees >= LEAST_DEGREES and subject.n_blocks >= MIN_BLOCKS
     if found.personalised:
         return said if enough else f"forced by the configuration, although not supported: {said}"
+    if labels == "atlas":
+        return f"{start} was requested: {said}"
     if degrees < LEAST_DEGREES:
         return _too_few_degrees(scan, subject, start)
     if subject.n_blocks < MIN_BLOCKS:
@@ -167,9 +170,9 @@ def _warnings(
             f"partial correlation and precision are ill-posed here: about {independent:.0f} effective frames for "
             f"{atlas.n_parcels} parcels, expected more than {5 * atlas.n_parcels}"
         )
-    if selection.decision == "atlas":
+    if selection.decision == "atlas" and not selection.requested:
         said.append(f"the parcels of {start_of(plan)} are returned: {selection.reason}")
-    elif selection.at_edge:
+    elif selection.at_edge and not selection.requested:
         said.append(f"the best κ ({selection.kappa:.3g}) lies at the edge of the values that are tried")
     moved = None if scan.displacement is None else np.nanmean(scan.displacement[scan.frames])
     if moved is not None and moved > MUCH_MOTION_MM:

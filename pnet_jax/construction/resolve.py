@@ -84,7 +84,7 @@ def resolve(
         refuse_directed(atlas)
     settings = Settings(
         n_parcels=atlas.n_parcels,
-        force=config.force_personalised,
+        labels=config.labels,
         edges=tuple(name for name in names if measures.measure(name).masked is not None),
     )
     used = dataclasses.replace(config, parcels=atlas.n_parcels, prior=atlas.source, checkpoint=chosen.name, edges=names)

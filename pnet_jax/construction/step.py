@@ -44,12 +44,12 @@ class Settings(NamedTuple):
 
     Attributes:
       n_parcels: K.
-      force: personalised parcels whatever the decision.
+      labels: `"auto"`, or `"personalised"` or `"atlas"` whatever the decision.
       edges: names of measures that the step makes.
     """
 
     n_parcels: int
-    force: bool = False
+    labels: str = "auto"
     edges: tuple[str, ...] = ("pearson",)
 
 
@@ -169,7 +169,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     Args:
       shared: model and atlas on the Space.
       subject: the scan.
-      settings: edge measures, and whether personalised parcels are returned whatever the decision.
+      settings: edge measures, and which parcels are returned.
     """
     prior, k = shared.prior, settings.n_parcels
     candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)
@@ -186,7 +186,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     enough = (quality.gain[0] > 0) & (quality.dcbc_gain[0] > 0)
     enough &= quality.dcbc_gain[1] >= LEAST_DCBC_GAIN
     enough &= (subject.n_blocks >= MIN_BLOCKS) & (subject.degrees.min() >= LEAST_DEGREES)
-    personalised = jnp.array(True) if settings.force else enough
+    personalised = {"auto": enough, "personalised": jnp.array(True), "atlas": jnp.array(False)}[settings.labels]
     whole = problems[2]
     begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
     q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q

@@ -149,7 +149,7 @@ def _scores(models: Sequence[Model], case: Case) -> dict[str, dict[str, float]]:
 
 def _maps(models: Sequence[Model], case: Case) -> tuple[Any, dict[str, list[Int[np.ndarray, " V"]]]]:
     """Where all maps are judged, and every map's labels from either recording."""
-    config = ConstructConfig(force_personalised=True, edges=())
+    config = ConstructConfig(labels="personalised", edges=())
     networks = {model.name: [construct(scan, prior=case.prior, model=model, config=config) for scan in case.scans] for model in models}
     prior = [network.prior_labels for network in next(iter(networks.values()))]
     inside = (prior[0] >= 0) & (prior[1] >= 0)

@@ -10,6 +10,7 @@ LONGEST = 240  # characters of the title of a kind
 FILE = "…: "  # replaces a file name in front of a message
 # Short forms of the reasons of `construction.qc` for returning the atlas, by a phrase that identifies each.
 DECISIONS = (
+    ("was requested: ", "The parcels of the atlas were requested"),
     ("degrees of freedom in the halves of the scan", "Too few degrees of freedom are left in the halves after cleaning"),
     ("to measure a gain", "The scan is too short to measure a gain"),
     ("the DCBC could not be measured", "The DCBC could not be measured across halves (too few neighbouring locations)"),

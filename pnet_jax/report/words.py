@@ -79,7 +79,8 @@ def verdict(network: Network) -> tuple[str, str]:
     """A few words and their tone (`good`, `plain` or `warn`) on whether the scan supports personalised parcels."""
     selection = network.qc.selection
     if selection.decision == "atlas":
-        return f"{network.start.removeprefix('the ')} returned", "warn"
+        start = network.start.removeprefix("the ")
+        return (f"{start} requested", "plain") if selection.requested else (f"{start} returned", "warn")
     if selection.decision == "fixed" or not (known(selection.gain) and known(selection.dcbc_gain)):
         return "not tested", "plain"
     return ("supported by the scan", "good") if supported(selection) else ("not supported by the scan", "warn")
@@ -175,6 +176,8 @@ def _what(network: Network) -> str:
 def _change(network: Network) -> str:
     selection = network.qc.selection
     reason = selection.reason.rstrip(".").removesuffix(f", so {network.start} is kept")
+    if selection.requested:
+        return f"The parcels shown are those of {network.start}, as requested{reason.removeprefix(f'{network.start} was requested')}."
     if selection.decision == "atlas":
         because = f": {reason}" if reason else ""
         return f"The parcels shown are those of {network.start}, because the scan does not support personalised parcels{because}."
@@ -256,7 +259,7 @@ def _open(network: Network) -> str:
     fit, effective = ((qc.dynamics or {}).get(key) or {} for key in ("fit", "effective"))
     said = [f"{_count(absent, 'parcel')} without any location"] * bool(absent)
     said += [f"{_count(len(qc.restored), 'parcel')} that nearly vanished and got locations of {network.start} back"] * bool(qc.restored)
-    if qc.selection.decision == "atlas":
+    if qc.selection.decision == "atlas" and not qc.selection.requested:
         said.append(f"whether any border of {network.start} should move")
     if fit.get("regularised"):
         said.append("how much of the coupling is individual")

@@ -11,8 +11,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pnet_jax import edges as measures
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct
+from pnet_jax.errors import SettingsError
 from pnet_jax.network import Network
 from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.report.words import explain
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, grid_space, point_space
 
@@ -225,10 +227,27 @@ def test_a_scan_too_short_to_tell_keeps_the_atlas_and_says_so(unsure, toy):
 
 
 def test_personalised_parcels_can_be_forced(short, toy, toy_model):
-    found = construct(short, model=toy_model, config=ConstructConfig(force_personalised=True))
+    found = construct(short, model=toy_model, config=ConstructConfig(labels="personalised"))
     assert found.qc.selection.decision == "personalised"
     assert found.qc.selection.reason.startswith("forced by the configuration, although")
     assert (found.labels != toy.expected).any()
+
+
+def test_the_parcels_of_the_atlas_can_be_requested(scan, network, toy, toy_model):
+    found = construct(scan, model=toy_model, config=ConstructConfig(labels="atlas"))
+    selection = found.qc.selection
+    assert network.qc.selection.decision == "personalised" and not network.qc.selection.requested
+    assert (selection.decision, selection.requested) == ("atlas", True)
+    assert_array_equal(found.labels, np.where(scan.valid, toy.expected, -1))
+    assert selection.reason.startswith("the atlas was requested: across halves the personalised parcels gain +")
+    assert not any("are returned" in warning for warning in found.qc.warnings)
+    said = explain(found)
+    assert "The parcels shown are those of the atlas, as requested: across halves" in said and "should move" not in said
+
+
+def test_an_unknown_choice_of_labels_names_the_nearest():
+    with pytest.raises(SettingsError, match=r"labels: expected one of 'auto', 'personalised', 'atlas', got 'atlass'; did you mean 'atlas'"):
+        ConstructConfig(labels="atlass")
 
 
 def test_given_kappa_and_beta_are_used(scan, toy_model):

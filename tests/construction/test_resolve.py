@@ -19,14 +19,14 @@ from pnet_jax.parcellation.spatial import LearnedPrior, place
 def test_the_plan_holds_what_was_asked_for(toy, toy_model):
     plan = resolve(ConstructConfig(), model=toy_model)
     assert plan.model is toy_model and plan.atlas is toy.prior and plan.group is None
-    assert plan.settings == (12, False, ("pearson",)) and (plan.kappas, plan.betas) == (KAPPAS, BETAS)
+    assert plan.settings == (12, "auto", ("pearson",)) and (plan.kappas, plan.betas) == (KAPPAS, BETAS)
     assert plan.config.parcels == 12 and plan.config.checkpoint == "toy" and plan.config.prior == "toy"
     assert hash(plan.settings) == hash(resolve(ConstructConfig(), model=toy_model).settings)
 
 
 def test_given_settings_are_the_whole_grid(toy_model):
-    plan = resolve(ConstructConfig(kappa=7, beta=0.3, force_personalised=True), model=toy_model)
-    assert (plan.kappas, plan.betas, plan.settings.force) == ((7.0,), (0.3,), True)
+    plan = resolve(ConstructConfig(kappa=7, beta=0.3, labels="personalised"), model=toy_model)
+    assert (plan.kappas, plan.betas, plan.settings.labels) == ((7.0,), (0.3,), "personalised")
     assert resolve(ConstructConfig(beta=0.3), model=toy_model).kappas == KAPPAS
 
 

@@ -52,7 +52,7 @@ def test_fixed_settings_of_any_value_share_a_trace(toy, toy_model, one_device):
     step = before = None
     labels = []
     for kappa, beta in ((5.0, 0.1), (40.0, 0.1), (5.0, 0.4)):
-        builder = Builder(resolve(ConstructConfig(kappa=kappa, beta=beta, force_personalised=True), model=toy_model), one_device)
+        builder = Builder(resolve(ConstructConfig(kappa=kappa, beta=beta, labels="personalised"), model=toy_model), one_device)
         (found,) = builder.run([builder.ready(varied(toy, 3))])
         assert (found.choice.kappa, found.choice.beta) == (np.float32(kappa), np.float32(beta))
         labels.append(found.labels)

@@ -552,7 +552,7 @@ def folder(toy, toy_model, tmp_path_factory):
         nib.save(image, f"{stem}_desc-preproc_bold.nii.gz")
         nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), f"{stem}_desc-brain_mask.nii.gz")
     given = ["--checkpoint", str(root / "model"), "--prior", str(root / "toy_space-MNI152NLin6Asym_dseg.nii.gz")]
-    fixed = ["--report", "false", "--cleaning.strategy", "[]", "--force_personalised", "true"]
+    fixed = ["--report", "false", "--cleaning.strategy", "[]", "--labels", "personalised"]
     assert main(["construct", str(root / "bids"), str(root / "networks"), *given, *fixed]) == 0
     return root, given, fixed
 
