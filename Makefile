@@ -23,8 +23,8 @@ lint: $(VENV)/.installed-test
 
 # The documentation as a site in build/site; it refuses warnings and dead links.
 docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
-	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed-test
 
