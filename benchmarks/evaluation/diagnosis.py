@@ -37,13 +37,14 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("sets", nargs="*", default=["eyes", "depression", "leak", "abide"], help=", ".join(RUNS))
     arguments.add_argument("--permutations", type=int, default=1000)
+    arguments.add_argument("--add", nargs="+", default=[], help="further features for age and IQ, such as views, which is slow")
     args = arguments.parse_args()
     figures = {}
     for name in args.sets:
         begun = time.perf_counter()
         figures[name] = RUNS[name](args)
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-    write(args, figures)
+        write(args, figures)
 
 
 def abide(args) -> dict[str, object]:
@@ -73,8 +74,8 @@ def abide_fiq(args) -> dict[str, object]:
 
 def predicted(args, target: str, covariates: tuple[str, ...]) -> dict[str, object]:
     """A number with each site held out, and in random folds of participants, where site is one of the covariates."""
-    cohort = cohorts.abide(args.data)
-    features = ("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "site-centred", "covariates", "permuted")
+    cohort = cohorts.abide(args.data, wide="views" in args.add)
+    features = ("tangent", "pearson", "partial", "tangent+pearson", "site-centred", *args.add, "covariates", "permuted")
     options = {"covariates": covariates, "permutations": args.permutations, "progress": said}
     figures = {"sites": shown(prediction(cohort, target, features=features, **options))}
     options |= {"covariates": (*covariates, "site"), "permutations": 0, "leave_out": "subject", "repeats": 1, "learning": ()}
