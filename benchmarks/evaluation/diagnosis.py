@@ -9,7 +9,7 @@ inside the folds.
 are scan length, sex, diagnosis and age. Beside it, random folds of participants, in which site can be learned: networks and covariates.
 
     python benchmarks/evaluation/diagnosis.py --out benchmarks/results/evaluation_diagnosis.json
-    python benchmarks/evaluation/diagnosis.py abide-age abide-fiq --permutations 500 --out benchmarks/results/evaluation_prediction.json
+    python benchmarks/evaluation/diagnosis.py abide-age --permutations 500 --out benchmarks/results/evaluation_prediction.json
 """
 
 from __future__ import annotations
