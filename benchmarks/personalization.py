@@ -140,7 +140,7 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         "parcels": {name: average(rows) for name, rows in maps.items()},
         "labels": {name: _told_apart(np.stack(both), prior.n_parcels) for name, both in labels.items()},
         "dynamics": average(dynamics),
-        "edges": {name: _against(np.stack(both)[:, 0], truths) for name, both in edges.items()},
+        "edges": {name: against(np.stack(both)[:, 0], truths) for name, both in edges.items()},
         "sessions": _between_sessions({name: np.stack(edges[name]) for name in LAYERS}, np.asarray(group.shrinkage.mean)),
     }
 
@@ -234,7 +234,7 @@ def _edges(scan, networks, prior, group) -> dict[str, np.ndarray]:
     return {"fixed parcels": fixed, **raw, **made, "dynamics": model}
 
 
-def _against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Figures of participants's edges against their truth, `[S, K, K]` each."""
     upper = np.triu_indices(found.shape[-1], 1)
     z, t = (np.arctanh(np.clip(x[:, *upper], -0.99, 0.99)) for x in (found, truth))

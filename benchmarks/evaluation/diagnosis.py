@@ -1,11 +1,15 @@
-"""Diagnosis of held-out participants on public data: a benchmark across sites, a positive control, a null-like control, a leak control.
+"""Diagnosis and prediction in held-out participants on public data: benchmarks across sites, and positive, null-like and leak controls.
 
 `abide`: autism, 19 sites, each left out in turn; several views and site centring beside the plain connectome. `eyes`: eyes open
 against closed, with learning curves over participants and minutes. `depression`: a data set on which a plain connectome tells next
 to nothing. `leak`: edges that were selected on all participants before the folds were made, beside as many edges that were selected
 inside the folds.
 
+`abide-age`, `abide-fiq`: age and full-scale IQ of the same participants, each site held out; the file has no head motion, so the covariates
+are scan length, sex, diagnosis and age. Beside it, random folds of participants, in which site can be learned: networks and covariates.
+
     python benchmarks/evaluation/diagnosis.py --out benchmarks/results/evaluation_diagnosis.json
+    python benchmarks/evaluation/diagnosis.py abide-age --permutations 500 --out benchmarks/results/evaluation_prediction.json
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import cohorts
 import numpy as np
 from common import need, parser, table, write
 
-from pnet_jax.evaluate import diagnosis
+from pnet_jax.evaluate import diagnosis, prediction
 from pnet_jax.evaluate.adjusted import Selected
 from pnet_jax.evaluate.features import Edges, Given
 from pnet_jax.evaluate.pipeline import Pipeline, predict
@@ -30,15 +34,16 @@ SELECTED = 1000
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("sets", nargs="*", default=["eyes", "depression", "leak", "abide"])
+    arguments.add_argument("sets", nargs="*", default=["eyes", "depression", "leak", "abide"], help=", ".join(RUNS))
     arguments.add_argument("--permutations", type=int, default=1000)
+    arguments.add_argument("--add", nargs="+", default=[], help="further features for age and IQ, such as views, which is slow")
     args = arguments.parse_args()
     figures = {}
     for name in args.sets:
         begun = time.perf_counter()
         figures[name] = RUNS[name](args)
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-    write(args, figures)
+        write(args, figures)
 
 
 def abide(args) -> dict[str, object]:
@@ -56,6 +61,25 @@ def abide(args) -> dict[str, object]:
         "permuted",
     )
     return shown(diagnosis(cohort, "dx", positive="ASD", features=features, permutations=args.permutations, progress=said))
+
+
+def abide_age(args) -> dict[str, object]:
+    return predicted(args, "age", ("n_frames", "sex", "dx"))
+
+
+def abide_fiq(args) -> dict[str, object]:
+    return predicted(args, "fiq", ("n_frames", "sex", "dx", "age"))
+
+
+def predicted(args, target: str, covariates: tuple[str, ...]) -> dict[str, object]:
+    """A number with each site held out, and in random folds of participants, where site is one of the covariates."""
+    cohort = cohorts.abide(args.data, wide="views" in args.add)
+    features = ("tangent", "pearson", "partial", "tangent+pearson", "site-centred", *args.add, "covariates", "permuted")
+    options = {"covariates": covariates, "permutations": args.permutations, "progress": said}
+    figures = {"sites": shown(prediction(cohort, target, features=features, **options))}
+    options |= {"covariates": (*covariates, "site"), "permutations": 0, "leave_out": "subject", "repeats": 1, "learning": ()}
+    figures["participants"] = shown(prediction(cohort, target, features=("tangent", "pearson", "covariates"), **options))
+    return figures
 
 
 def eyes(args) -> dict[str, object]:
@@ -113,15 +137,15 @@ def scored(pipelines, split, y) -> list[tuple[float, float, float]]:
 
 
 def shown(answer) -> dict[str, object]:
-    """Print the AUCs and differences, and return all rows."""
+    """Print the scores and differences, and return all rows."""
     for sentence in (*answer.sentences, *answer.warnings):
         print(sentence)
-    rows = [row for row in answer.rows if row.measure.startswith(("AUC", "balanced", "Brier", "expected"))]
+    rows = [row for row in answer.rows if row.measure.startswith(("AUC", "balanced", "Brier", "expected", "r", "R²", "mean absolute"))]
     table(("table", "name", "measure", "value", "low", "high", "p", "n"), [tuple(row)[:8] for row in rows])
     return {"sentences": list(answer.sentences), "settings": dict(answer.settings), "rows": [row._asdict() for row in answer.rows]}
 
 
-RUNS = {"abide": abide, "eyes": eyes, "depression": depression, "leak": leak}
+RUNS = {"abide": abide, "abide-age": abide_age, "abide-fiq": abide_fiq, "eyes": eyes, "depression": depression, "leak": leak}
 
 if __name__ == "__main__":
     main()
