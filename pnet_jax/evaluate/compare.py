@@ -220,9 +220,9 @@ def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.n
         if one.null is None or permuted is None:
             continue
         known = np.isfinite(one.null).all(0)
-        own = float(scored.function(one.decision[0, known], y[known], np.ones((1, known.sum())))[0])
-        weights = np.ones((1, known.sum()))
-        each = np.array([scored.function(d[known], t[known], weights)[0] for d, t in zip(one.null, permuted.T, strict=True)])
+        weights = known[None].astype(float)
+        own = float(scored.function(np.where(known, one.decision[0], 0), y, weights)[0])
+        each = np.array([scored.function(np.where(known, d, 0), t, weights)[0] for d, t in zip(one.null, permuted.T, strict=True)])
         p = (1 + (each >= own).sum()) / (1 + len(each))
         rows.append(Row("permutation", one.name, scored.measure, own, p=float(p), n=int(known.sum()), note=f"{len(each)} permutations"))
     return rows

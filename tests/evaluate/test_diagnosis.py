@@ -149,8 +149,11 @@ def test_a_number_is_predicted_and_sites_are_left_out():
     rng = np.random.default_rng(0)
     age = 40 + 15 * (data.edges["pearson"][:, 0, 1] - data.edges["pearson"][:, 0, 1].mean()) / data.edges["pearson"][:, 0, 1].std()
     table = data.table | {"age": age + rng.normal(size=60)}
-    found = prediction(dataclasses.replace(data, table=table), "age", permutations=0, learning=())
+    found = prediction(dataclasses.replace(data, table=table), "age", permutations=20, learning=())
     assert found.settings["folds"] == "leave one site out"
+    tested = next(row for row in found.rows if (row.table, row.name) == ("permutation", "pearson + ridge"))
+    assert (tested.measure, tested.value) == ("r within sites", pytest.approx(found.value("pearson + ridge", "r within sites")))
+    assert tested.p == pytest.approx(1 / 21)
     assert found.value("pearson + ridge", "r within sites") > 0.3
     assert found.value("pearson + ridge", "mean absolute error") < found.value("training mean", "mean absolute error")
     assert not any(row.name.startswith("covariates") and "age" in row.name for row in found.rows)

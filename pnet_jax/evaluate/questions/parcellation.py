@@ -129,7 +129,6 @@ def _sentences(rows: Sequence[Row]) -> tuple[str, ...]:
         )
     for one in rows:
         if (one.table, one.name) == ("decisions", "personalised"):
-            said.append(
-                f"{one.value:.0%} of {one.n} scans have personalised parcels; in the others, the gain over the atlas was not sufficient."
-            )
+            rest = "" if one.value == 1 else "; in the others, the gain over the atlas was not sufficient"
+            said.append(f"{100 * one.value:.0f} % of {one.n} scans have personalised parcels{rest}.")
     return tuple(said)

@@ -89,7 +89,7 @@ def prediction(
     scans, sites, split, chosen, found = run[:5]
     measures = [R, R2, ERROR] if sites is None else [Scored("r within sites", scores.within(scores.weighted_r, sites)), R, R2, ERROR]
     rows = score_rows(found, goal.y, split, measures, sites, chosen.partners, seed)
-    rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, run.permuted, R)
+    rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, run.permuted, measures[0])
     curves = learning_rows(found[0], run.fewer, goal.y, split, sites, measures[0], seed)
     moved, unknown = motion_part(scans, goal.y, seed)
     settings = settings_of(
