@@ -95,7 +95,7 @@ def over_cohorts(found: list[dict]) -> dict[str, object]:
         values = {key: np.array([one.get(key, np.nan) for one in each]) for key in each[0]}
         known = {key: own[np.isfinite(own)] for key, own in values.items()}
         median[question] = {key: [float(f(own)) for f in (np.median, np.min, np.max)] for key, own in known.items() if len(own)}
-    return {"median, smallest, largest": median, "cohorts": found}
+    return {"median, smallest, largest": median}
 
 
 def simulated(tier: str, subjects: int, seed: int) -> tuple[Cohort, Cohort]:
