@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax import edges as measures
 from pnet_jax.errors import InputError
 from pnet_jax.network import Network
-from pnet_jax.scan import scan_label
+from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, grid_neighbours, join_spaces, places_in
 
 Values = Sequence[Any] | np.ndarray
@@ -25,6 +25,7 @@ NUMBERS = (
 )
 TEXTS = ("decision", "warnings")
 COLUMNS: tuple[str, ...] = IDENTITY + NUMBERS + TEXTS
+BEYOND_ONE = 1e-3  # by which rounding may carry a correlation beyond 1
 OF_ONE_SCAN = ("source", "seed", "device")  # entries of the provenance that differ between scans
 
 
@@ -257,14 +258,15 @@ def check_shapes(cohort: Cohort) -> None:
 
 
 def check_cohort(cohort: Cohort) -> None:
-    """Refuse invalid values: infinite edges, NaN between present parcels, asymmetric undirected edges, or labels out of range.
+    """Refuse invalid values: infinite edges, NaN between present parcels, asymmetric undirected edges, correlations beyond 1, or labels out
+    of range.
 
     Raises:
       InputError: names the scan and the array.
     """
     for s, scan in enumerate(cohort.table["scan"]):
         for name, matrices in cohort.edges.items():
-            if said := _fault(matrices[s], bool(cohort.views[name]["directed"])):
+            if said := _fault(matrices[s], cohort.views[name]):
                 raise InputError(f"{scan}: edges {name!r} {said}")
         if cohort.labels is not None and not -1 <= cohort.labels[s].min() <= cohort.labels[s].max() < cohort.n_parcels:
             raise InputError(f"{scan}: expected labels −1…{cohort.n_parcels - 1}, found {cohort.labels[s].min()}…{cohort.labels[s].max()}")
@@ -277,11 +279,11 @@ def check_network(network: Network) -> None:
       InputError: names the scan and the array.
     """
     for name, matrix in network.edges.items():
-        if said := _fault(matrix, bool(view_of(name)["directed"])):
+        if said := _fault(matrix, view_of(name)):
             raise InputError(f"{scan_label(network.subject, network.entities)}: edges {name!r} {said}")
 
 
-def _fault(matrix: Float[np.ndarray, "K K"], directed: bool) -> str:
+def _fault(matrix: Float[np.ndarray, "K K"], view: Mapping[str, Any]) -> str:
     """Describe what is wrong with a matrix; empty if nothing is."""
     if np.isinf(matrix).any():
         return "contain an infinite value"
@@ -292,11 +294,56 @@ def _fault(matrix: Float[np.ndarray, "K K"], directed: bool) -> str:
     if inside.any():
         k, to = np.argwhere(inside)[0]
         return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN only for absent parcels"
-    return "" if directed or _symmetric(matrix) else "are not symmetric, as undirected edges must be"
+    if str(view["units"]).startswith("correlation") and (largest := np.abs(matrix[~missing]).max(initial=0)) > 1 + BEYOND_ONE:
+        return (
+            f"are correlations, expected −1…1, found a size of {largest:.3g}: give Fisher z or covariances as a measure with another name"
+        )
+    return "" if view["directed"] or _symmetric(matrix) else "are not symmetric, as undirected edges must be"
 
 
 def _symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:
     return np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _real(name: str, values: Any) -> np.ndarray:
+    """Return an array of real numbers as float32.
+
+    Raises:
+      InputError: it holds complex numbers or text.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name}: expected real numbers, found values of type {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _numbers(name: str, values: Values) -> Float[np.ndarray, " S"]:
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected numbers ({error})") from error
+
+
+def _check_labels(subjects: Values, sessions: Sequence[str]) -> None:
+    """Refuse labels from which the subject and session of a scan could not be read again."""
+    for subject, session in zip(map(str, subjects), sessions, strict=True):
+        entities = {"ses": session} if session else {}
+        if not subject.strip():
+            raise InputError("expected a label for every subject, found an empty one")
+        if label_entities(scan_label(subject, entities)) != {"sub": subject, **entities}:
+            raise InputError(f"expected labels without keys such as _ses- or _run-, found subject {subject!r}, session {session!r}")
+
+
+def _repetition_times(tr: float | Values | None, subjects: Values) -> Float[np.ndarray, " S"]:
+    times = np.asarray(math.nan if tr is None else tr, float)
+    if times.shape not in ((), (len(subjects),)):
+        raise InputError(f"tr: expected one number, or one for each of the {len(subjects)} scans, found {times.size}")
+    times = np.broadcast_to(times, (len(subjects),))
+    if (wrong := (times <= 0) | np.isinf(times)).any():
+        at = int(wrong.argmax())
+        raise InputError(f"tr: expected seconds above 0, found {times[at]:g} for subject {subjects[at]}")
+    return times
 
 
 def make_cohort(
@@ -326,8 +373,8 @@ def make_cohort(
       The Cohort.
 
     Raises:
-      InputError: there is neither a signal nor a matrix, K differs between scans, a scan occurs twice, or a matrix is asymmetric or has
-        infinite values; names the scan.
+      InputError: there is neither a signal nor a matrix, K or the number of scans differs, a label is empty or not unique, `tr` is not
+        above 0, or `check_cohort` refuses a matrix; names the scan or the argument.
 
     Example:
       >>> import numpy as np
@@ -336,17 +383,25 @@ def make_cohort(
       (2, 3, [30.0, 40.0])
     """
     count = len(subjects)
-    own = {name: np.asarray(matrices, np.float32) for name, matrices in (edges or {}).items()}
-    sizes = {name: matrices.shape[1:] for name, matrices in own.items()}
-    sizes |= {f"signals of scan {at + 1}": (len(y), len(y)) for at, y in enumerate(signals if signals is not None else ())}
+    own = {name: _real(name, matrices) for name, matrices in (edges or {}).items()}
+    signals = None if signals is None else [_real(f"signals of scan {at}", y) for at, y in enumerate(signals, 1)]
+    sizes: dict[str, tuple[int, ...]] = {name: matrices.shape[1:] for name, matrices in own.items()}
+    sizes |= {f"signals of scan {at}": (len(y), len(y)) for at, y in enumerate(signals or (), 1) if y.ndim == 2}
+    counts = {name: len(matrices) for name, matrices in own.items()} | ({} if signals is None else {"signals": len(signals)})
+    counts |= {name: len(column) for name, column in (covariates or {}).items()} | ({} if sessions is None else {"sessions": len(sessions)})
+    if wrong := [name for name, found in counts.items() if found != count]:
+        raise InputError(f"{wrong[0]}: expected one value for each of the {count} scans, found {counts[wrong[0]]}")
+    if wrong := [at for at, y in enumerate(signals or (), 1) if y.ndim != 2]:
+        raise InputError(f"signals of scan {wrong[0]}: expected an array of parcels by frames, found shape {signals[wrong[0] - 1].shape}")
     if not count or not sizes:
         raise InputError("expected signals or matrices of at least one scan, found none")
     k = next(iter(sizes.values()))[0]
     if wrong := [name for name, size in sizes.items() if size != (k, k)]:
         raise InputError(f"{wrong[0]}: expected {k} parcels as in {next(iter(sizes))}, found {sizes[wrong[0]]}")
     sessions = [""] * count if sessions is None else [str(one) for one in sessions]
+    _check_labels(subjects, sessions)
     blank = dict.fromkeys((*NUMBERS, *TEXTS), math.nan) | dict.fromkeys(TEXTS, "")
-    times = np.broadcast_to(np.asarray(math.nan if tr is None else tr, float), (count,))
+    times = _repetition_times(tr, subjects)
     rows = []
     for at, (subject, session) in enumerate(zip(subjects, sessions, strict=True)):
         label = scan_label(str(subject), {"ses": session} if session else {})
@@ -355,7 +410,7 @@ def make_cohort(
             frames = signals[at].shape[1]
             row |= {"n_frames": frames, "recorded_frames": frames, "minutes": frames * times[at] / 60}
         rows.append(row)
-    given = dict(covariates or {})
+    given = {name: _numbers(name, column) if name in NUMBERS else column for name, column in (covariates or {}).items()}
     table = table_of([row | {name: given[name][at] for name in NUMBERS if name in given} for at, row in enumerate(rows)], given)
     padded = frames_of = None
     if signals is not None:

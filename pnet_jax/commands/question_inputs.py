@@ -31,7 +31,7 @@ def fold_list(file: str) -> list[list[str]]:
     """Return the subjects held out in each fold, in the order of the folds' names.
 
     Raises:
-      InputError: The table lacks a column, or a subject is in two folds.
+      InputError: The table lacks a column or a value, or a subject is in two folds.
     """
     from pnet_jax.outputs.tables import read_rows
 
@@ -42,6 +42,8 @@ def fold_list(file: str) -> list[list[str]]:
     seen: dict[str, str] = {}
     for row in rows:
         subject, fold = row["participant_id"].removeprefix("sub-"), row["fold"]
+        if not subject or not fold:
+            raise InputError(f"{file}: expected a participant and a fold in every row, found {subject or 'none'} and {fold or 'none'}")
         if seen.setdefault(subject, fold) != fold:
             raise InputError(f"{file}: expected every subject in one fold, found sub-{subject} in folds {seen[subject]} and {fold}")
         folds.setdefault(fold, []).append(subject)

@@ -70,7 +70,7 @@ def evaluate_cohort(name: str, arguments: Sequence[str]) -> int:
     question = questions()[name]
     parser = _parser(f"evaluate {name}", question.about)
     question.options(parser.add_argument)
-    _, args = parse(parser, None, arguments)
+    args = _parsed(parser, arguments)
     cohort = _load(args.cohort, args)
     with Bar(0, f"evaluate {name}", "fit") as bar:
         answer = question.run(cohort, args, bar)
@@ -85,7 +85,7 @@ def evaluate_all(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("--diagnosis", type=str | None, metavar="COLUMN", help="column with two classes, for diagnosis, circuits and modulation")
     add("--prediction", type=str | None, metavar="COLUMN", help="column with numbers, for prediction")
-    _, args = parse(parser, None, arguments)
+    args = _parsed(parser, arguments)
     cohort = _load(args.cohort, args)
     answers, left_out = [], {}
     for name, question in questions().items():
@@ -93,7 +93,7 @@ def evaluate_all(arguments: Sequence[str]) -> int:
             given = _defaults(name, question, args)
             with Bar(0, f"evaluate {name}", "fit") as bar:
                 answers.append(question.run(cohort, given, bar))
-        except (InputError, SettingsError) as error:
+        except ValueError as error:  # the others are evaluated
             left_out[name] = str(error).removeprefix(f"{name}: ")
             print(f"{name} was not evaluated: {left_out[name]}", file=sys.stderr)
     if not answers:
@@ -122,6 +122,17 @@ def _parser(command: str, about: str) -> Parser:
     add("--seed", type=int, default=0, help="seed of folds, bootstrap draws and permutations")
     add("--report", type=bool, default=True, help="write the HTML page")
     return parser
+
+
+def _parsed(parser: Parser, arguments: Sequence[str]) -> Namespace:
+    """Parse the arguments, and check what would otherwise fail only after the evaluation."""
+    from pnet_jax.outputs import check_writable
+
+    _, args = parse(parser, None, arguments)
+    if not 0 <= args.seed < 1 << 32:
+        parser.error(f"--seed: expected a whole number from 0 to {(1 << 32) - 1}, got {args.seed}")
+    check_writable(args.out)
+    return args
 
 
 def _common(add: Add) -> None:

@@ -13,6 +13,7 @@ from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 
 LEAST_SHARED = 3  # parcels that all scans must have
+LABELS = ("scan", "subject")  # columns that identify, and are neither targets nor covariates
 
 
 class Target(NamedTuple):
@@ -45,11 +46,22 @@ def column(cohort: Cohort, name: str) -> np.ndarray:
     return np.asarray(cohort.table[name])
 
 
+def property_column(cohort: Cohort, name: str) -> np.ndarray:
+    """Return a column that can be a target or covariate.
+
+    Raises:
+      SettingsError: There is no such column, or it identifies scans or participants.
+    """
+    if name in LABELS:
+        raise SettingsError(f"{name}: expected a property of the participants, such as age, found the column with their labels")
+    return column(cohort, name)
+
+
 def missing(values: np.ndarray) -> Bool[np.ndarray, " S"]:
-    """Return a mask of missing values: NaN, an empty string or `n/a`."""
+    """Return a mask of missing values: NaN, an infinite number, an empty string, `n/a` or `NA`."""
     if values.dtype.kind in "biufc":
         return ~np.isfinite(values.astype(float))
-    return np.isin(np.char.lower(values.astype(str)), ("", "n/a", "nan", "none"))
+    return np.isin(np.char.lower(np.char.strip(values.astype(str))), ("", "n/a", "na", "nan", "none"))
 
 
 def class_target(cohort: Cohort, name: str, positive: str | None = None) -> Target:
@@ -63,7 +75,7 @@ def class_target(cohort: Cohort, name: str, positive: str | None = None) -> Targ
       SettingsError: There is no such column or class.
       InputError: The column has only one class, or more than two; the message names them.
     """
-    values = column(cohort, name)
+    values = property_column(cohort, name)
     known = ~missing(values)
     texts = _texts(values)
     classes = sorted(set(texts[known].tolist()))
@@ -85,6 +97,7 @@ def number_target(cohort: Cohort, name: str) -> Target:
       SettingsError: There is no such column.
       InputError: Its values are not numbers, or do not vary.
     """
+    property_column(cohort, name)
     values = numbers(cohort, name)
     rows = np.flatnonzero(np.isfinite(values))
     if len(rows) < 3 or np.ptp(values[rows]) == 0:
@@ -106,7 +119,7 @@ def numbers(cohort: Cohort, name: str) -> Float[np.ndarray, " S"]:
         try:
             out[at] = float(values[at])
         except ValueError:
-            raise InputError(f"{name}: expected numbers, found {values[at]!r} for {cohort.table['scan'][at]}") from None
+            raise InputError(f"{name}: expected numbers, found {str(values[at])!r} for {cohort.table['scan'][at]}") from None
     return out
 
 
@@ -114,13 +127,13 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
     """Return covariates as numbers (strings as indicators of their levels, without the first), and the names of the columns.
 
     Raises:
-      SettingsError: There is no such column.
-      InputError: A value is missing (the message names the scan), or a column is constant.
+      SettingsError: There is no such column, or it identifies participants.
+      InputError: A value is missing or infinite (the message names the scan), or a column is constant.
     """
     columns: list[np.ndarray] = []
     said: list[str] = []
     for name in names:
-        values = column(cohort, name)[rows]
+        values = property_column(cohort, name)[rows]
         if (gap := missing(values)).any():
             first = cohort.table["scan"][rows][gap][0]
             found = f"{int(gap.sum())} of {len(rows)} scans have no value, first {first}"
@@ -130,6 +143,8 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
         except ValueError:
             texts = values.astype(str)
             each = {f"{name}={level}": (texts == level).astype(float) for level in sorted(set(texts.tolist()))[1:]}
+        if (wrong := ~np.all([np.isfinite(one) for one in each.values()], axis=0)).any():
+            raise InputError(f"covariate {name}: expected finite numbers, found an infinite one for {cohort.table['scan'][rows][wrong][0]}")
         if not each or any(np.ptp(one) == 0 for one in each.values()):
             raise InputError(f"covariate {name}: expected values that differ between scans, found only {str(values[0])!r}")
         columns += each.values()

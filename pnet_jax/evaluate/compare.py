@@ -12,23 +12,33 @@ from jaxtyping import Float
 from scipy.stats import pearsonr
 
 from pnet_jax.cohort import Cohort
-from pnet_jax.errors import InputError
+from pnet_jax.config import nearest
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Row, interval_of
-from pnet_jax.evaluate.columns import Target, missing
+from pnet_jax.evaluate.columns import Target, column, missing
 from pnet_jax.evaluate.features import Edges, with_measure
-from pnet_jax.evaluate.pipeline import Predictions, Progress, predict
+from pnet_jax.evaluate.models import MODELS
+from pnet_jax.evaluate.pipeline import Predictions, Progress, predict, repeats_of_folds
 from pnet_jax.evaluate.plan import Plan, main_layer, plan
 from pnet_jax.evaluate.qc_fc import motion_rows
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000
+SITE = "site"  # the column that may be lacking
+LEAST_HELD = 3  # values of a number among held-out scans, for a correlation
 
 
 def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
-    """Return the site of each scan, or None if the cohort has no such column or only one site."""
-    if name not in cohort.table:
+    """Return the site of each scan, or None if the cohort has only one site, or no column `site`.
+
+    Raises:
+      SettingsError: Another column was named and does not exist.
+      InputError: A scan has no site; the message names it.
+    """
+    if name == SITE and name not in cohort.table:
         return None
+    column(cohort, name)
     values = np.asarray(cohort.table[name])
     if missing(values).any():
         scan = cohort.table["scan"][missing(values)][0]
@@ -50,8 +60,33 @@ def folds_of(
     """Return the folds: folds from a list, one fold per site, or random folds by subject.
 
     Raises:
-      InputError: There is only one site, a training part has only one class, or there are fewer participants than folds.
+      InputError: There is only one site, a training part or all held-out scans have only one class, or there are fewer participants than
+        folds.
     """
+    split = _folds(cohort, goal, sites, leave_out, folds, repeats, held_out, seed)
+    for number, (train, _) in enumerate(split, 1):
+        if goal.classes and len(np.unique(goal.y[train])) < 2:
+            only = goal.classes[int(goal.y[train][0])]
+            raise InputError(f"{split.name}: the training scans of fold {number} are all of class {only}: expected both classes")
+    place = np.array(repeats_of_folds(split))
+    for repeat in range(place.max() + 1):
+        held = np.concatenate([test for (_, test), own in zip(split, place, strict=True) if own == repeat])
+        if len(np.unique(goal.y[held])) < (2 if goal.classes else LEAST_HELD):
+            expected = "both classes" if goal.classes else f"{LEAST_HELD} different values of {goal.name} or more"
+            raise InputError(f"{split.name}: expected {expected} among the held-out scans, found {len(held)} scans with too few")
+    return split
+
+
+def _folds(
+    cohort: Cohort,
+    goal: Target,
+    sites: np.ndarray | None,
+    leave_out: str,
+    folds: int,
+    repeats: int,
+    held_out: Sequence[Sequence[str]] | None,
+    seed: int,
+) -> Split:
     subjects = cohort.table["subject"].astype(str)
     if held_out is not None:
         return fixed(subjects, held_out, blocks=sites, seed=seed)
@@ -59,15 +94,9 @@ def folds_of(
     if leave_out == "site" or (leave_out == "auto" and many):
         if sites is None:
             raise InputError("leave-site-out: expected a site column with two or more sites, found none")
-        split = leave_site_out(subjects, sites, seed=seed)
-        for train, _ in split:
-            if goal.classes and len(np.unique(goal.y[train])) < 2:
-                raise InputError(
-                    f"leave-site-out: with one of the sites held out, training scans are all of class {goal.classes[int(goal.y[train][0])]}"
-                )
-        return split
+        return leave_site_out(subjects, sites, seed=seed)
     if leave_out not in ("auto", "subject"):
-        raise InputError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
+        raise SettingsError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
     kinds = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else goal.y
     return by_subject(subjects, kinds, folds=folds, repeats=repeats, seed=seed)
 
@@ -113,6 +142,10 @@ def compared(
     progress: Progress | None,
 ) -> Comparison:
     """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`, `beside` with the rows of the cohort."""
+    _check_settings(models, permutations, learning)
+    if held_out is not None:
+        lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
+        held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
     sites = sites_of(scans, site)
     split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
@@ -122,6 +155,21 @@ def compared(
     made = predict(chosen.pipelines, split, goal.y, classes=classes, permuted=permuted, shares=shares, progress=progress)
     count = len(chosen.pipelines)
     return Comparison(scans, sites, split, chosen, made[:count], dict(zip(shares, made[count:], strict=True)), permuted)
+
+
+def _check_settings(models: Sequence[str], permutations: int, learning: Sequence[float]) -> None:
+    """Check settings before anything is fitted.
+
+    Raises:
+      SettingsError: A model is unknown, or a number is out of range; the message names the setting.
+    """
+    if not models or (unknown := [name for name in models if name not in MODELS]):
+        got = repr(unknown[0]) + nearest(unknown[0], MODELS) if models else "none"
+        raise SettingsError(f"models: expected some of {', '.join(MODELS)}, got {got}")
+    if permutations < 0:
+        raise SettingsError(f"permutations: expected 0 or more, got {permutations}")
+    if wrong := [share for share in learning if not 0 < share <= 1]:
+        raise SettingsError(f"learning: expected fractions above 0, up to 1, got {wrong[0]:g}")
 
 
 class Scored(NamedTuple):
@@ -246,6 +294,19 @@ def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], li
         return rows, [f"{error}."]
 
 
+def absent_parcels(cohort: Cohort) -> list[str]:
+    """Return a warning if parcels are left out because some scans lack them."""
+    if not cohort.edges:
+        return []
+    present = np.isfinite(cohort.edges[main_layer(cohort)]).any(2)
+    shared = int(present.all(0).sum())
+    if shared == cohort.n_parcels:
+        return []
+    worst = int(present.sum(1).argmin())
+    lacks = f"{cohort.table['scan'][worst]} lacks {int((~present[worst]).sum())}"
+    return [f"Only the {shared} of {cohort.n_parcels} parcels that are in every scan are used; {lacks}."]
+
+
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
     """Return one sentence on whether any pipeline predicts better than the plain connectome."""
     said = f"{measure} minus {reference}"
@@ -306,10 +367,17 @@ def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
     """Return the cohort with signals and Pearson edges of the first minutes of each recording; other layers are left out.
 
     Raises:
-      InputError: The cohort has no signals.
+      SettingsError: The length is not above 0.
+      InputError: The cohort has no signals, or the repetition time of a scan is unknown; the message names the scan.
     """
+    if not 0 < minutes < math.inf:
+        raise SettingsError(f"minutes: expected lengths above 0, got {minutes:g}")
     if cohort.signals is None or cohort.frames is None:
         raise InputError("a learning curve over scan length needs parcel signals, but the cohort has none")
+    if (unknown := missing(cohort.table["tr"])).any():
+        raise InputError(
+            f"a learning curve over scan length needs repetition times, but that of {cohort.table['scan'][unknown][0]} is unknown"
+        )
     until = np.round(60 * minutes / cohort.table["tr"]).astype(int)
     kept = (cohort.frames >= 0) & (cohort.frames < until[:, None])
     short = dataclasses.replace(

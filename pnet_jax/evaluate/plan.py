@@ -11,7 +11,7 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate.adjusted import Harmonised, Net
-from pnet_jax.evaluate.columns import missing
+from pnet_jax.evaluate.columns import covariate_matrix, missing
 from pnet_jax.evaluate.features import Covariates, Edges, Embeddings, Feature, Permuted, Tangent, is_correlation, with_measure
 from pnet_jax.evaluate.pipeline import Pipeline
 
@@ -68,7 +68,8 @@ def plan(
       exclude: Column of the target, which is not used as a covariate.
 
     Raises:
-      SettingsError: A feature is neither known nor an edge layer.
+      SettingsError: A feature is neither known nor an edge layer, or a covariate is unknown or the target.
+      InputError: A covariate has missing values or does not vary.
     """
     if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
         known = [*FEATURES, *cohort.edges]
@@ -180,6 +181,9 @@ def _views_by_site(cohort: Cohort, sites: np.ndarray | None) -> list[Pipeline]:
 def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exclude: str) -> tuple[str, ...]:
     """Return the columns for "covariates alone": those given, or the known ones that vary and have a value for every scan."""
     if given is not None:
+        if exclude in given:
+            raise SettingsError(f"covariates: expected columns other than the target, got {exclude!r}")
+        covariate_matrix(cohort, given, np.arange(len(cohort)))  # which refuses what is unknown or missing
         return tuple(given)
     out = []
     for name in KNOWN_COVARIATES:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pnet_jax.errors import InputError
+from pnet_jax.errors import InputError, SettingsError
 
 Fold = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]
 Labels = Sequence[Any] | np.ndarray
@@ -93,12 +93,16 @@ def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int 
       y: Classes, which the folds keep balanced, or any numbers (then balanced by quintile), `[S]`.
 
     Raises:
+      SettingsError: There are fewer than two folds, or no repeat.
       InputError: A class has fewer subjects than there are folds; the message names the class.
     """
+    if folds < 2 or repeats < 1:
+        raise SettingsError(f"expected 2 folds or more and 1 repeat or more, got {folds} folds and {repeats} repeats")
     labels = np.asarray(subjects, str)
-    said = f"{folds}-fold by subject" + (f", {repeats} repeats" if repeats > 1 else "")
-    _check_classes(labels, y, folds, said)
-    found = [fold for repeat in range(repeats) for fold in _grouped(labels, y, folds, seed + repeat, said)]
+    _check_classes(labels, y, folds, f"{folds}-fold by subject")
+    found = [fold for repeat in range(repeats) for fold in _grouped(labels, y, folds, seed + repeat, f"{folds}-fold by subject")]
+    # Numbers are balanced by quintile, so that there are at most as many folds as subjects in a quintile.
+    said = f"{len(found) // repeats}-fold by subject" + (f", {repeats} repeats" if repeats > 1 else "")
     return Split(labels, tuple(found), said, seed=seed)
 
 

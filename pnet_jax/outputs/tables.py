@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from pnet_jax.errors import InputError
 from pnet_jax.outputs.atomic import write_text
 
 MISSING = "n/a"
@@ -58,9 +59,22 @@ def write_matrix(
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Rows of a TSV as text; `n/a` becomes an empty string."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    """Rows of a TSV as text, with or without a byte-order mark; `n/a` becomes an empty string.
+
+    Raises:
+      InputError: it is not text in UTF-8, a column occurs twice, or a row has more fields than the header; names the file.
+      FileNotFoundError: it does not exist; names the file.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            rows, names = list(reader), list(reader.fieldnames or ())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a table of text in UTF-8 ({error}): save it again as text in UTF-8") from error
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path}: expected columns with different names, found {twice[0]!r} {names.count(twice[0])} times")
+    if long := [at for at, row in enumerate(rows, 1) if None in row]:
+        raise InputError(f"{path}: expected {len(names)} fields separated by tabs in every row, found more in row {long[0]}")
     return [{key: "" if value in (MISSING, None) else value for key, value in row.items()} for row in rows]
 
 

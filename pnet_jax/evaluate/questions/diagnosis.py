@@ -14,6 +14,7 @@ from pnet_jax.evaluate.columns import Target, class_target
 from pnet_jax.evaluate.compare import (
     DRAWS,
     Scored,
+    absent_parcels,
     compared,
     conclusion,
     first_minutes,
@@ -141,7 +142,7 @@ def diagnosis(
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, curves),
-        warnings=(*same.warnings, *_warnings(rows, found, goal, chosen), *unknown),
+        warnings=(*same.warnings, *_warnings(rows, found, goal, chosen), *_both_classes(split, goal), *absent_parcels(scans), *unknown),
     )
 
 
@@ -167,10 +168,13 @@ def _length_rows(cohort: Cohort, split: Split, goal: Target, sites: np.ndarray |
     weights, rows = scores.bootstrap_weights(split.subjects, sites, DRAWS, seed), []
     for length in minutes:
         short = first_minutes(cohort, length)
+        count = int((cohort.table["recorded_frames"] * cohort.table["tr"] < 60 * length - 1e-6).sum())
+        note = f"{count} scans are shorter, and were used whole" if count else ""
         pipelines = [Pipeline((Tangent(short),)), Pipeline((Edges(short),))]
         for one in predict(pipelines, split, goal.y, classes=True):
             each = scores.over_repeats(scores.weighted_auc, one.decision, goal.y, weights)
-            rows.append(Row("scan length", one.name, f"AUC, first {length:g} min", float(each[0]), *interval_of(each[1:]), n=len(goal.y)))
+            measure = f"AUC, first {length:g} min"
+            rows.append(Row("scan length", one.name, measure, float(each[0]), *interval_of(each[1:]), n=len(goal.y), note=note))
     return rows
 
 
@@ -209,6 +213,18 @@ def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, c
     if goal.left_out:
         said.append(f"{goal.left_out} scans have no {goal.name} and were left out.")
     return tuple(said + [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()])
+
+
+def _both_classes(split: Split, goal: Target) -> list[str]:
+    """Return a warning if some participants have scans of both classes and others of one."""
+    names = np.unique(split.subjects)
+    both = [name for name in names if np.ptp(goal.y[split.subjects == name]) > 0]
+    if not both or len(both) == len(names):
+        return []
+    return [
+        f"{len(both)} of {len(names)} participants have scans of both classes, first {both[0]}: if {goal.name} does not change within "
+        "participants, correct the table; permutation tests exchange scans within participants only."
+    ]
 
 
 def _figures(found: Sequence[Predictions], y: np.ndarray, curves: Sequence[Row]) -> tuple[Figure, ...]:

@@ -13,6 +13,7 @@ from pnet_jax.evaluate.beside import beside_sentences, same_scans
 from pnet_jax.evaluate.columns import number_target
 from pnet_jax.evaluate.compare import (
     Scored,
+    absent_parcels,
     compared,
     conclusion,
     learning_rows,
@@ -114,7 +115,7 @@ def prediction(
         *beside_sentences(rows, same.about, measures[0].measure),
     )
     warnings = [*same.warnings, *(f"{name} was not compared: {why}." for name, why in chosen.left_out.items())]
-    warnings += unknown
+    warnings += [*absent_parcels(scans), *unknown]
     if goal.left_out:
         warnings.append(f"{goal.left_out} scans have no {target} and were left out.")
     return Answer(
