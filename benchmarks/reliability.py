@@ -220,7 +220,7 @@ MEANING = {
     "together": "Two runs in one folder at once; one process for each participant",
     "full disk": "Files that cannot be written to their end, a full file system, then `--resume` as above",
     "read-only": "OUT, or a participant's folder in it, that may not be written",
-    "flipped": "One other byte in a record, a list of scans, a result, a cohort store, a checkpoint or a group model: named, and not used",
+    "flipped": "A flipped bit in a record, list of scans, result, cohort store, model or group model: refused by name, or the same numbers",
     "memory": "A recording that takes ten times the memory: refused with its estimate, the others are done; then `--resume` as above",
     "clock": "A clock put back from 2040, before or in the middle of a run: no result and no state depends on when it was written",
     "moving": "A recording that is deleted or replaced while a run goes on: the others are done; then `--resume` as above",
@@ -249,7 +249,9 @@ def page_of(figures: dict) -> str:
     defects = [f"- {name}: {text}" for name, found in figures.items() for text in found["defects"]]
     skipped = [f"- {name}: {text}" for name, found in figures.items() for text in found.get("skipped", ())]
     left_out = ["Left out, because the machine did not allow it:", "", *skipped, ""] if skipped else []
-    return "\n".join([*lines, "", *left_out, *(["Open:", "", *defects] if defects else ["No defect is open."]), ""])
+    missing = [f"- {text}" for name, text in MEANING.items() if name not in figures]
+    not_tried = ["Not tried on this version yet:", "", *missing, ""] if missing else []
+    return "\n".join([*lines, "", *left_out, *not_tried, *(["Open:", "", *defects] if defects else ["No defect is open."]), ""])
 
 
 if __name__ == "__main__":
