@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 from attack import EDGES, OPTIONS, Attack, Place, Started, as_anyone, differences, finish, one_line, results, rows_of, run, start, wait_for
-from spoilt import BAD, flip, write_participant
+from spoilt import BAD, write_large, write_participant
 
 from pnet_jax.batch.run import Shard
-from pnet_jax.checkpoint import load_group, load_model
-from pnet_jax.errors import SettingsError
+from pnet_jax.execution import all_memory
 from pnet_jax.ingest import find_scans
 from pnet_jax.outputs.overview import overview
-from pnet_jax.outputs.status import read_record_files
 
 
 def begun(place: Place, out: Path, *more: object) -> Started:
@@ -224,84 +222,6 @@ def input_changed(attack: Attack, place: Place) -> None:
             attack("  and --resume with the first one", code == 0 and not differ, said=differ[:3])
 
 
-def flipped(attack: Attack, place: Place) -> None:
-    """One other byte, in every record and list, in every file of a result, and in every file of a checkpoint and a group model."""
-    out = shutil.copytree(place.clean, place.work / "flipped")
-    for file in sorted((out / ".pnet").rglob("*.json")):
-        whole = file.read_bytes()
-        unnoticed = []
-        for _ in range(20):
-            other = bytearray(whole)
-            other[at := random.randrange(len(whole))] ^= 1 << random.randrange(8)
-            file.write_bytes(other)
-            listed = file.parent.name == "submissions"
-            shown = _warned(out) if listed else [one.reason for one in overview(out) if one.state != "done"]
-            if not any(str(file) in text for text in shown) or (not listed and read_record_files(out)[file.name]):
-                unnoticed.append(at)
-        file.write_bytes(whole)
-        attack(f"20 bytes of {file.name[-40:]}", not unnoticed, refused=True, said=unnoticed)
-    subject = sorted(path for path in (out / "sub-02").rglob("*") if path.is_file())
-    for file in subject:
-        whole, other = file.read_bytes(), bytearray(file.read_bytes())
-        other[random.randrange(len(whole))] ^= 1 << random.randrange(8)
-        file.write_bytes(other)
-        shown = [one.reason for one in overview(out, verify=True) if one.state == "stale"]
-        attack(
-            f"a byte of …{file.name[-40:]}",
-            len(shown) == 1 and file.name in shown[0],
-            refused=True,
-            said=shown[:1] if len(shown) != 1 else "",
-        )
-        file.write_bytes(whole)
-    for file in (next((out / ".pnet").glob("sub-01*.json")), next(path for path in subject if "mean_timeseries.tsv" in path.name)):
-        flip(file)
-    code, said = run("fit-group", out, place.work / "group-of-flipped", "--parcels", "100")
-    attack(
-        "fit-group of a flipped table",
-        code == 1 and any("left out" in line and "mean_timeseries.tsv" in line for line in said),
-        refused=True,
-        said=said[-2:],
-    )
-    attack.same("  and --resume", place, out)
-    _flipped_models(attack, place, out)
-
-
-def _warned(out: Path) -> list[str]:
-    import warnings
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        overview(out)
-    return [str(one.message) for one in caught]
-
-
-def _flipped_models(attack: Attack, place: Place, out: Path) -> None:
-    import pnet_jax
-
-    group, model = place.work / "group", place.work / "model"
-    code, said = run("fit-group", out, group, "--parcels", "100")
-    assert code == 0, said
-    shutil.copytree(Path(pnet_jax.__file__).parent / "checkpoints" / "pnet-linear", model)
-    for folder, load, option in ((model, load_model, "--checkpoint"), (group, load_group, "--group")):
-        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
-            whole, other = file.read_bytes(), bytearray(file.read_bytes())
-            other[random.randrange(len(whole))] ^= 1 << random.randrange(8)
-            file.write_bytes(other)
-            try:
-                load(folder)
-                said = "it was used"
-            except SettingsError as error:
-                said = str(error)
-            attack(
-                f"a byte of {folder.name}: {file.name[-30:]}", str(folder) in said, refused=True, said="" if str(folder) in said else said
-            )
-            last = bytes(other)
-            file.write_bytes(whole)
-        file.write_bytes(last)
-        code, said = run("construct", place.cohort, place.work / "of-flipped", *OPTIONS, option, folder)
-        attack(f"{option} of that folder", code == 1 and one_line(said) and str(folder) in said[-1], refused=True, said=said[-1:])
-
-
 def read_only(attack: Attack, place: Place) -> None:
     """OUT, or a participant's folder in it, that may not be written."""
     probe = place.work / "probe"
@@ -343,6 +263,46 @@ def clock(attack: Attack, place: Place) -> None:
     states = [one.state for one in overview(out)]
     attack("other settings come after those of the future", code == 0 and states == ["done"] * 6, said=states)
     attack.same("  and the first ones again", place, out)
+    out = place.work / "put-back"
+    started = begun(place, out)
+    wait_for(started, functools.partial(_claimed, out, 2))
+    for file in [path for path in out.rglob("*") if path.is_file()]:
+        with contextlib.suppress(FileNotFoundError):  # written or released meanwhile
+            os.utime(file, (late, late))
+    code, _ = finish(started)
+    differ = differences(place.clean, out)
+    attack("put back in the middle of a run", code == 0 and not differ, said=(code, differ[:3]))
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*_dseg.tsv")}
+    attack.same("  and --resume", place, out)
+    again = [file.name for file, when in before.items() if file.stat().st_mtime_ns != when]
+    attack("  which makes nothing again", not again, said=again)
+
+
+def too_large(attack: Attack, place: Place) -> None:
+    """A recording that takes ten times the memory of this machine; then the one that was in its place."""
+    folder, aside, out = place.cohort / "sub-02", place.work / "aside", place.work / "large"
+    folder.rename(aside)
+    try:
+        try:
+            estimate = write_large(place.cohort, "02", 10 * all_memory())
+        except OSError as error:
+            attack.skip("a recording of ten times the memory", f"no such file can be made here ({error.strerror})")
+            return
+        for how, more in (("two workers", []), ("no worker", ["--workers", "0"])):
+            code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, *more)
+            rows = rows_of(out)
+            status, error = rows.get("02", ("", ""))
+            others = all(rows.get(f"0{n}", ("",))[0] == "ok" for n in (1, 3, 4, 5, 6))
+            named = "sub-02" in error and f"reading it takes about {estimate / 2**30:.1f} GiB" in error
+            right = code == 1 and status == "failed" and others and named and one_line(said)
+            attack(f"ten times the memory, {how}", right, refused=True, said=f"{status} {error}")
+            told = [line for line in said if "read and write" in line]
+            held_up = not more and not any("; 2 worker processes" in line for line in told)
+            attack("  which holds up no other", not held_up, said=told if held_up else "")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    attack.same("  and --resume with the first one", place, out)
 
 
 def many(attack: Attack, place: Place) -> None:

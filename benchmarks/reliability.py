@@ -1,8 +1,8 @@
 """What happens to a run that is killed, a disk that is full, a file that is damaged, and inputs that are not what they should be.
 
 A small synthetic cohort (6 participants, 8 mm, 4 min, fMRIPrep's names) goes through `pnet construct --workers 2` in processes of its
-own; its undisturbed result is made without worker processes. Attacks on processes, disk and files are in `faults.py`, spoilt inputs in
-`spoilt.py`; here are those on what a run is given:
+own; its undisturbed result is made without worker processes. Attacks on processes, disk and inputs are in `faults.py`, those on what is
+written in `damage.py`, spoilt inputs in `spoilt.py`; here are those on what a run is given:
 
 - together: two runs of the same cohort, and one process for each participant, in one folder at once;
 - changed: inputs, sidecars and results that changed after a run: does `--resume` make exactly these scans again?
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import damage
 import faults
 import pandas as pd
 from attack import EDGES, OPTIONS, Attack, Place, differences, finish, one_line, rows_of, run, start, wait_for
@@ -187,7 +188,8 @@ def carry_out(work: Path, only: list[str] | None, kills: int) -> list[Attack]:
         "together": lambda attack: together(attack, place),
         "full disk": lambda attack: faults.full_disk(attack, place),
         "read-only": lambda attack: faults.read_only(attack, place),
-        "flipped": lambda attack: faults.flipped(attack, place),
+        "flipped": lambda attack: damage.flipped(attack, place),
+        "memory": lambda attack: faults.too_large(attack, place),
         "clock": lambda attack: faults.clock(attack, place),
         "moving": lambda attack: faults.input_changed(attack, place),
         "changed": lambda attack: changed(attack, place),
@@ -218,8 +220,9 @@ MEANING = {
     "together": "Two runs in one folder at once; one process for each participant",
     "full disk": "Files that cannot be written to their end, a full file system, then `--resume` as above",
     "read-only": "OUT, or a participant's folder in it, that may not be written",
-    "flipped": "One other byte in a record, a list of scans, a result, a checkpoint or a group model: named, and not used",
-    "clock": "Files of the year 2040: no result and no state depends on when it was written",
+    "flipped": "A flipped bit in a record, list of scans, result, cohort store, model or group model: refused by name, or the same numbers",
+    "memory": "A recording that takes ten times the memory: refused with its estimate, the others are done; then `--resume` as above",
+    "clock": "A clock put back from 2040, before or in the middle of a run: no result and no state depends on when it was written",
     "moving": "A recording that is deleted or replaced while a run goes on: the others are done; then `--resume` as above",
     "changed": "Inputs, sidecars, settings or results that changed: `--resume` makes these scans again and no others",
     "bad input": "One spoilt participant among three: the others are done, the row names the file",
@@ -246,7 +249,9 @@ def page_of(figures: dict) -> str:
     defects = [f"- {name}: {text}" for name, found in figures.items() for text in found["defects"]]
     skipped = [f"- {name}: {text}" for name, found in figures.items() for text in found.get("skipped", ())]
     left_out = ["Left out, because the machine did not allow it:", "", *skipped, ""] if skipped else []
-    return "\n".join([*lines, "", *left_out, *(["Open:", "", *defects] if defects else ["No defect is open."]), ""])
+    missing = [f"- {text}" for name, text in MEANING.items() if name not in figures]
+    not_tried = ["Not tried on this version yet:", "", *missing, ""] if missing else []
+    return "\n".join([*lines, "", *left_out, *not_tried, *(["Open:", "", *defects] if defects else ["No defect is open."]), ""])
 
 
 if __name__ == "__main__":

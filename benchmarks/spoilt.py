@@ -14,9 +14,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from pnet_jax.ingest import ScanSource
+from pnet_jax.ingest.memory import peak_bytes
+
 SHAPE, FRAMES, TR = (22, 27, 21), 120, 2.0
 AFFINE = np.array([[8.0, 0, 0, -84], [0, 8, 0, -120], [0, 0, 8, -68], [0, 0, 0, 1]])
 SPACE = "space-MNI152NLin6Asym"
+FINER = 10  # voxels of a large recording along one of a small one
 
 
 def write_participant(folder: Path, subject: str, seed: int) -> Path:
@@ -50,6 +54,44 @@ def write_participant(folder: Path, subject: str, seed: int) -> Path:
     table.to_csv(func / f"sub-{subject}_task-rest_desc-confounds_timeseries.tsv", sep="\t", index=False)
     bold.with_name(bold.name.replace(".nii.gz", ".json")).write_text(json.dumps({"RepetitionTime": TR}))
     return bold
+
+
+def write_large(folder: Path, subject: str, needed: int) -> int:
+    """One participant whose recording takes so many bytes of memory, or little more; its file has a header and holes.
+
+    Returns:
+      The estimate of what it takes, in bytes.
+
+    Raises:
+      OSError: The file system has no files of that size.
+    """
+    bold = write_participant(folder, subject, 0)
+    mask = nib.load(next(bold.parent.glob("*mask.nii.gz")))
+    fine = np.kron(np.asanyarray(mask.dataobj), np.ones((FINER,) * 3, np.uint8))
+    affine = AFFINE @ np.diag([1 / FINER] * 3 + [1])
+    nib.save(nib.Nifti1Image(fine, affine), mask.get_filename())
+    large, frames = bold.with_name(bold.name.removesuffix(".gz")), FRAMES
+    bold.unlink()
+    for _ in range(8):  # what is taken grows faster than the frames
+        header = nib.Nifti1Header(endianness="<")
+        header.set_data_dtype(np.int16)
+        header.set_data_shape((*fine.shape, frames))
+        header.set_zooms((8 / FINER,) * 3 + (TR,))
+        header.set_xyzt_units("mm", "sec")
+        header.set_sform(affine, 4)
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        with open(large, "wb") as file:
+            file.write(header.binaryblock + bytes(4))
+            file.truncate(352 + 2 * fine.size * frames)
+        estimate = peak_bytes(ScanSource(large, Path(mask.get_filename())))
+        assert estimate is not None
+        if estimate >= needed:
+            break
+        frames = min(int(1.02 * frames * needed / estimate) + 1, 32767)
+    table = next(bold.parent.glob("*confounds*.tsv"))
+    rows = pd.read_csv(table, sep="\t")
+    rows.iloc[np.arange(frames) % FRAMES].to_csv(table, sep="\t", index=False)
+    return estimate
 
 
 def other_confounds(func: Path) -> None:

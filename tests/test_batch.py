@@ -839,6 +839,14 @@ def test_a_scan_that_takes_more_memory_than_there_is_fails_with_its_estimate(mix
     assert "reading it takes about" in rows[1]["error"]
 
 
+def test_a_scan_that_is_refused_for_its_memory_does_not_hold_up_the_others(mixed, config, tmp_path, monkeypatch):
+    small = peak_bytes(mixed[0], config.cleaning)
+    monkeypatch.setattr(running, "peak_bytes", lambda source, _: 1 << 50 if source is mixed[1] else small)
+    said = []
+    construct_cohort(mixed, tmp_path, dataclasses.replace(config, edges=("pearson",), workers=2), say=said.append)
+    assert "; 2 worker processes read and write" in said[0]
+
+
 @pytest.mark.parametrize(("gib", "processes", "scans"), [(0, 8, 11), (1, 1, 1), (20, 8, 10), (100, 8, 11)])
 def test_the_memory_bounds_what_is_read_at_a_time(config, gib, processes, scans):
     builder = Builder(resolve(config, cohort=True))

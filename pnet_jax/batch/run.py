@@ -24,7 +24,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.errors import SettingsError
-from pnet_jax.execution import Workers, available_memory, cores, in_blocks, rank_in_job
+from pnet_jax.execution import Workers, all_memory, available_memory, cores, in_blocks, rank_in_job
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.memory import peak_bytes
 from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
@@ -214,7 +214,8 @@ def _here(
     processes = job.config.workers
     if processes is None:
         processes = 0 if len(sources) < FEW else min(cores(), len(sources))
-    each = max((peak_bytes(one, job.config.cleaning) or 0 for one in sources[:LOOKED_AT] if not one.problem), default=0)
+    needed, most = [peak_bytes(one, job.config.cleaning) or 0 for one in sources[:LOOKED_AT] if not one.problem], all_memory()
+    each = max((one for one in needed if one <= most), default=0)  # a larger scan is refused before it is read
     bounds = bounds_of(builder, job.config.wave, processes, each, available_memory())
     if say is not None and len(sources) >= FEW:
         say(_about(bounds, len(sources)))
