@@ -294,11 +294,14 @@ def _fault(matrix: Float[np.ndarray, "K K"], view: Mapping[str, Any]) -> str:
     if inside.any():
         k, to = np.argwhere(inside)[0]
         return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN only for absent parcels"
-    if str(view["units"]).startswith("correlation") and (largest := np.abs(matrix[~missing]).max(initial=0)) > 1 + BEYOND_ONE:
+    if not view["directed"] and not _symmetric(matrix):
+        return "are not symmetric, as undirected edges must be"
+    largest = np.abs(matrix[~missing]).max(initial=0)
+    if str(view["units"]).startswith("correlation") and largest > 1 + BEYOND_ONE:
         return (
             f"are correlations, expected −1…1, found a size of {largest:.3g}: give Fisher z or covariances as a measure with another name"
         )
-    return "" if view["directed"] or _symmetric(matrix) else "are not symmetric, as undirected edges must be"
+    return ""
 
 
 def _symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:
@@ -391,8 +394,9 @@ def make_cohort(
     counts |= {name: len(column) for name, column in (covariates or {}).items()} | ({} if sessions is None else {"sessions": len(sessions)})
     if wrong := [name for name, found in counts.items() if found != count]:
         raise InputError(f"{wrong[0]}: expected one value for each of the {count} scans, found {counts[wrong[0]]}")
-    if wrong := [at for at, y in enumerate(signals or (), 1) if y.ndim != 2]:
-        raise InputError(f"signals of scan {wrong[0]}: expected an array of parcels by frames, found shape {signals[wrong[0] - 1].shape}")
+    for at, y in enumerate(signals or (), 1):
+        if y.ndim != 2:
+            raise InputError(f"signals of scan {at}: expected an array of parcels by frames, found shape {y.shape}")
     if not count or not sizes:
         raise InputError("expected signals or matrices of at least one scan, found none")
     k = next(iter(sizes.values()))[0]

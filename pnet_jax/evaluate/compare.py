@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -147,6 +148,7 @@ def compared(
         lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
         held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
+    equal_networks(scans)
     sites = sites_of(scans, site)
     split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
     chosen = plan(scans, others, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
@@ -305,6 +307,29 @@ def absent_parcels(cohort: Cohort) -> list[str]:
     worst = int(present.sum(1).argmin())
     lacks = f"{cohort.table['scan'][worst]} lacks {int((~present[worst]).sum())}"
     return [f"Only the {shared} of {cohort.n_parcels} parcels that are in every scan are used; {lacks}."]
+
+
+def equal_networks(cohort: Cohort) -> list[str]:
+    """Return a warning if different participants have the same network, value by value: then one file was read for several.
+
+    Raises:
+      InputError: All scans have the same network.
+    """
+    arrays = cohort.edges[main_layer(cohort)] if cohort.edges else cohort.signals
+    if arrays is None:
+        return []
+    first: dict[bytes, int] = {}
+    pairs = []
+    for row, values in enumerate(arrays):
+        other = first.setdefault(hashlib.sha256(values.tobytes()).digest(), row)
+        if cohort.table["subject"][other] != cohort.table["subject"][row]:
+            pairs.append((other, row))
+    if len(first) == 1 and len(cohort) > 1:
+        raise InputError(f"expected networks that differ between scans, found {len(cohort)} scans with the same values")
+    if not pairs:
+        return []
+    names = " and ".join(str(cohort.table["scan"][row]) for row in pairs[0])
+    return [f"{len(pairs)} scans have the same network as a scan of another participant, first {names}: check the files."]
 
 
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:

@@ -101,10 +101,11 @@ def read_array(file: Path, where: str, variable: str | None = None) -> tuple[np.
     """
     check_file(file, where)
     ending = naming.split_name(file)[1]
+    names: list[str] | None = None
     if ending == ".npy":
-        values, names = read_npy(file, where), None
+        values = read_npy(file, where)
     elif ending in (".npz", ".mat"):
-        values, names = _one_of(_stored(file, where, ending), where, variable), None
+        values = _one_of(_stored(file, where, ending), where, variable)
     else:
         frame = drop_row_numbers(read_table(file, where))
         if len(frame.columns) == len(frame) + 1 and not pd.api.types.is_numeric_dtype(
@@ -113,7 +114,9 @@ def read_array(file: Path, where: str, variable: str | None = None) -> tuple[np.
             _check_row_names(frame, where)
             frame = frame.iloc[:, 1:]
         values = numbers_of(frame, where)
-        names = [str(one) for one in frame.columns] if any(not _is_number(one) for one in frame.columns) else None
+        names = [str(one) for one in frame.columns]
+        if all(_is_number(one) or re.fullmatch(r"column-\d+", one) for one in names):  # numbers, or no header
+            names = None
     if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
         raise InputError(f"{where}: expected a matrix of real numbers, found shape {values.shape} of type {values.dtype}")
     return np.asarray(values, np.float64), names

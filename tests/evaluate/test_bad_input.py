@@ -13,7 +13,7 @@ from pnet_jax.cohort import make_cohort
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import circuits, diagnosis, prediction
 from pnet_jax.evaluate.columns import missing
-from pnet_jax.evaluate.compare import absent_parcels, first_minutes
+from pnet_jax.evaluate.compare import absent_parcels, equal_networks, first_minutes
 from pnet_jax.ingest.imported import import_cohort
 from pnet_jax.outputs import write_cohort
 from pnet_jax.outputs.tables import read_rows
@@ -277,6 +277,17 @@ def test_a_participant_in_both_classes_is_reported():
     subjects, sessions = [f"{at // 2:02d}" for at in range(N)], ["1", "2"] * (N // 2)
     answer = diagnosis(cohort(subjects=subjects, sessions=sessions, dx=dx), "dx", **FEW)
     assert any("1 of 12 participants have scans of both classes, first 00" in one for one in answer.warnings)
+
+
+def test_one_file_for_several_participants_is_noticed():
+    edges = matrices()
+    edges[7] = edges[2]
+    assert equal_networks(cohort()) == []
+    assert equal_networks(cohort(edges)) == [
+        "1 scans have the same network as a scan of another participant, first sub-02 and sub-07: check the files."
+    ]
+    with pytest.raises(InputError, match="expected networks that differ between scans, found 24 scans with the same values"):
+        diagnosis(cohort(np.stack([edges[0]] * N)), "dx", **FEW)
 
 
 def test_folds_are_named_by_their_number():

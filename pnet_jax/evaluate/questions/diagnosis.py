@@ -17,6 +17,7 @@ from pnet_jax.evaluate.compare import (
     absent_parcels,
     compared,
     conclusion,
+    equal_networks,
     first_minutes,
     learning_rows,
     motion_part,
@@ -142,7 +143,14 @@ def diagnosis(
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, curves),
-        warnings=(*same.warnings, *_warnings(rows, found, goal, chosen), *_both_classes(split, goal), *absent_parcels(scans), *unknown),
+        warnings=(
+            *same.warnings,
+            *_warnings(rows, found, goal, chosen),
+            *_both_classes(split, goal),
+            *absent_parcels(scans),
+            *equal_networks(scans),
+            *unknown,
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from pnet_jax.evaluate.compare import (
     absent_parcels,
     compared,
     conclusion,
+    equal_networks,
     learning_rows,
     motion_part,
     permutation_rows,
@@ -115,7 +116,7 @@ def prediction(
         *beside_sentences(rows, same.about, measures[0].measure),
     )
     warnings = [*same.warnings, *(f"{name} was not compared: {why}." for name, why in chosen.left_out.items())]
-    warnings += [*absent_parcels(scans), *unknown]
+    warnings += [*absent_parcels(scans), *equal_networks(scans), *unknown]
     if goal.left_out:
         warnings.append(f"{goal.left_out} scans have no {target} and were left out.")
     return Answer(
