@@ -87,16 +87,7 @@ def worker_killed(attack: Attack, place: Place) -> None:
         victims = started.workers()
         for one in victims[: 1 + number % 2]:
             one.kill()
-        code, said = finish(started)
-        named = all(status == "ok" or f"sub-{who}" in error for who, (status, error) in rows_of(out).items())
-        failed = sum(status != "ok" for status, _ in rows_of(out).values())
-        right = one_line(said) and named and len(rows_of(out)) == 6 and code == int(failed > 0)
-        attack(
-            f"after {after} results, {1 + number % 2} of {len(victims)}",
-            right,
-            refused=failed > 0,
-            said=f"{failed} failed" if right else said,
-        )
+        _lost(attack, f"after {after} results, {1 + number % 2} of {len(victims)}", started, out)
         attack.same("  and --resume", place, out)
     out = place.work / "worker-often"
     started = begun(place, out)
@@ -106,9 +97,18 @@ def worker_killed(attack: Attack, place: Place) -> None:
             one.kill()
         if results(out) > 2 or len(rows_of(out)) == 6:
             break
-    code, said = finish(started)
-    attack("one every 1.5 s", code in (0, 1) and one_line(said), said=said[-1:])
+    _lost(attack, "one every 1.5 s", started, out)
     attack.same("  and --resume", place, out)
+
+
+def _lost(attack: Attack, case: str, started: Started, out: Path) -> None:
+    """A run whose workers were killed ends with a row for each participant, and the scans that failed are named."""
+    code, said = finish(started)
+    rows = rows_of(out)
+    named = all(status == "ok" or f"sub-{who}" in error for who, (status, error) in rows.items())
+    failed = sum(status != "ok" for status, _ in rows.values())
+    right = one_line(said) and named and len(rows) == 6 and code == int(failed > 0)
+    attack(case, right, refused=failed > 0, said=f"{failed} failed" if right else said)
 
 
 def stopped(attack: Attack, place: Place) -> None:

@@ -213,7 +213,7 @@ def earlier(file: Path | None) -> dict:
 MEANING = {
     "workers": "`--workers 2` and `--workers 0`: every file compared, times apart",
     "kill": "`kill -9` at a random moment, of the process or its whole tree; then `--resume`: files as of an undisturbed run, times apart",
-    "worker": "`kill -9` of one worker process, of two, of one again and again: the run goes on; then `--resume` as above",
+    "worker": "`kill -9` of one worker process, of two, of one again and again: scans done, or failed by name; then `--resume` as above",
     "stop": "SIGTERM, SIGINT, SIGHUP to the process or its group: message, exit code, no process left after 5 s; then `--resume` as above",
     "part": "`kill -9` of one of four parts (`--shard`), then that part again: as above",
     "dask": "`kill -9` of a Dask worker: the run completes as above",
@@ -228,7 +228,7 @@ MEANING = {
     "bad input": "One spoilt participant among three: the others are done, the row names the file",
     "many": "Fifty participants of whom five are broken: 45 networks; mended and tried again as the closing line says, as above",
     "labels": "Participants called `../../evil` and the like: nothing outside OUT, no tag in a page",
-    "fuzz": "Spoilt files of every format (`make fuzz`): read, or refused by name, in one line, within 5 s and 2 GiB",
+    "fuzz": "Spoilt files of every format (`make fuzz`): read, or refused by name, in one line, within 5 s of processor time and 2 GiB",
 }
 
 
