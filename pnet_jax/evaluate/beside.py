@@ -44,10 +44,12 @@ def same_scans(cohort: Cohort, beside: Mapping[str, Cohort] | None, target: str)
       target: Column that has to agree if another cohort has it too.
 
     Raises:
-      InputError: Another cohort has no scan in common, several scans that match one scan, or another value of the target for a scan; the
-        message names it.
+      InputError: The cohort is empty, or another one has no scan in common, several scans that match one scan, or another value of the
+        target for a scan; the message names it.
       SettingsError: A name is empty.
     """
+    if not len(cohort):
+        raise InputError("expected at least one scan, found an empty cohort")
     places: dict[str, dict[int, int]] = {}
     about: dict[str, dict[str, Any]] = {}
     said: list[str] = []

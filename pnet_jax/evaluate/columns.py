@@ -13,6 +13,7 @@ from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 
 LEAST_SHARED = 3  # parcels that all scans must have
+LEAST_VALUES, LARGEST = 3, 1e100  # of a number to predict: its square must be finite
 LABELS = ("scan", "subject")  # columns that identify, and are neither targets nor covariates
 
 
@@ -100,8 +101,13 @@ def number_target(cohort: Cohort, name: str) -> Target:
     property_column(cohort, name)
     values = numbers(cohort, name)
     rows = np.flatnonzero(np.isfinite(values))
-    if len(rows) < 3 or np.ptp(values[rows]) == 0:
+    if len(rows) < LEAST_VALUES:
+        raise InputError(f"{name}: expected {LEAST_VALUES} numbers or more, found {len(rows)}")
+    if np.ptp(values[rows]) == 0:
         raise InputError(f"{name}: expected numbers that differ between participants, found {len(rows)} values, which do not vary")
+    if np.abs(values[rows]).max() > LARGEST:
+        at = int(np.abs(values[rows]).argmax())
+        raise InputError(f"{name}: expected numbers up to {LARGEST:g}, found {values[rows][at]:g} for {cohort.table['scan'][rows[at]]}")
     return Target(name, values[rows], rows, (), len(values) - len(rows))
 
 
@@ -160,6 +166,8 @@ def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | Non
       InputError: Fewer than three parcels are shared; the message names the scan with the most missing parcels.
     """
     edges = layer_of(cohort, layer)
+    if edges.shape[-1] < LEAST_SHARED:
+        raise InputError(f"edges {layer!r}: expected {LEAST_SHARED} parcels or more, found {edges.shape[-1]}")
     edges = edges if rows is None else edges[rows]
     off = ~np.eye(edges.shape[-1], dtype=bool)
     present = np.stack([(np.isfinite(matrix) & off).any(1) for matrix in edges])

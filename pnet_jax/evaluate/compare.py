@@ -72,8 +72,8 @@ def folds_of(
     place = np.array(repeats_of_folds(split))
     for repeat in range(place.max() + 1):
         held = np.concatenate([test for (_, test), own in zip(split, place, strict=True) if own == repeat])
-        if len(np.unique(goal.y[held])) < (2 if goal.classes else LEAST_HELD):
-            expected = "both classes" if goal.classes else f"{LEAST_HELD} different values of {goal.name} or more"
+        if len(np.unique(goal.y[held])) < 2 or len(held) < (2 if goal.classes else LEAST_HELD):
+            expected = "both classes" if goal.classes else f"{LEAST_HELD} values of {goal.name} or more that differ"
             raise InputError(f"{split.name}: expected {expected} among the held-out scans, found {len(held)} scans with too few")
     return split
 

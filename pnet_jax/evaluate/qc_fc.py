@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import false_discovery_control, rankdata, t
 
-from pnet_jax.errors import InputError
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import reliability, scores
 from pnet_jax.evaluate.answer import Row, interval_of
 from pnet_jax.evaluate.features import Given
@@ -71,12 +71,18 @@ def motion_rows(
       seed: Random seed.
 
     Raises:
-      InputError: There are fewer than ten participants, values are not finite, or FD does not vary or is fully explained by covariates.
+      SettingsError: There is no permutation, or there are fewer than two folds.
+      InputError: There are fewer than ten participants, values are not finite, no edge varies, or FD is negative, does not vary or is fully
+        explained by covariates.
     """
     check_motion(edges, fd)
+    if permutations < 1 or folds < 2:
+        raise SettingsError(f"motion: expected 1 permutation or more and 2 folds or more, got {permutations} and {folds}")
     found, n = couple(edges, fd, covariates), len(fd)
     if found.freedom < 1 or not found.y.any():
         raise InputError(f"motion: expected covariates that leave some of the differences in framewise displacement of {n} participants")
+    if not found.x.any():
+        raise InputError(f"motion: expected edges that differ between participants, found none in {name!r}")
     r = found.y @ found.x
     null, apart = _null(found, distance, permutations, seed)
     size = float(np.abs(r).mean())
@@ -113,12 +119,14 @@ def check_motion(edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"]) -
     """Refuse values that cannot be evaluated.
 
     Raises:
-      InputError: There are fewer than ten participants, values are not finite, or FD does not vary.
+      InputError: There are fewer than ten participants, values are not finite, or FD is negative or does not vary.
     """
     if len(fd) < LEAST:
         raise InputError(f"motion: expected {LEAST} participants or more with a value of framewise displacement, found {len(fd)}")
     if not np.isfinite(fd).all() or not np.isfinite(edges).all():
         raise InputError("motion: expected finite edges and displacements, found NaN or infinite values: exclude such scans or parcels")
+    if fd.min() < 0:
+        raise InputError(f"motion: expected framewise displacement of 0 mm or more, found {fd.min():g} mm")
     if np.ptp(fd) == 0:
         raise InputError(f"motion: expected framewise displacement that differs between participants, found only {fd[0]:g} mm")
 

@@ -160,6 +160,8 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
     from sklearn.model_selection import StratifiedGroupKFold
 
     kinds = classes_of(y)
+    if np.bincount(kinds).max() < 2:  # a few different numbers: nothing to balance
+        kinds = np.zeros_like(kinds)
     each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
     if len(np.unique(groups)) < 2:
         raise InputError(f"{said}: expected two or more groups, found only {groups[0] if len(groups) else 'none'}")
@@ -170,11 +172,13 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
 
 
 def classes_of(y: np.ndarray) -> Int[np.ndarray, " S"]:
-    """Return the classes used to balance folds: those of y if it has at most five values, its quintiles otherwise."""
+    """Return the classes used to balance folds: those of y if it has at most five values, otherwise its quintiles, or fewer quantiles of
+    at least five rows each."""
     values, at = np.unique(y, return_inverse=True)
     if len(values) <= 5:
         return at
-    return np.searchsorted(np.quantile(np.asarray(y, float), (0.2, 0.4, 0.6, 0.8)), np.asarray(y, float))
+    count = int(np.clip(len(y) // 5, 1, 5))
+    return np.searchsorted(np.quantile(np.asarray(y, float), np.arange(1, count) / count), np.asarray(y, float))
 
 
 def _check_classes(subjects: np.ndarray, y: np.ndarray, folds: int, said: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pnet_jax.cli import main
 from pnet_jax.cohort import make_cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate import circuits, diagnosis, prediction
+from pnet_jax.evaluate import circuits, diagnosis, identifiability, motion, prediction
 from pnet_jax.evaluate.columns import missing
 from pnet_jax.evaluate.compare import absent_parcels, equal_networks, first_minutes
 from pnet_jax.ingest.imported import import_cohort
@@ -257,10 +257,37 @@ def test_labels_are_neither_targets_nor_covariates():
         prediction(given, "subject", **few)
     with pytest.raises(SettingsError, match="subject: expected a property of the participants"):
         circuits(given, "dx", covariates=["subject"], permutations=1)
-    with pytest.raises(InputError, match="expected 3 different values of age or more among the held-out scans, found 2"):
+    with pytest.raises(InputError, match="expected 3 values of age or more that differ among the held-out scans, found 2"):
         prediction(given, "age", held_out=[["00", "01"]], **few)
     with pytest.raises(InputError, match=r"covariate q: expected finite numbers, found an infinite one for sub-02"):
         circuits(cohort(q=np.array(["1", "2", "inf"] * (N // 3))), "dx", covariates=["q"], permutations=1)
+
+
+def test_numbers_and_parcels_that_give_no_valid_score_are_refused():
+    few = {name: value for name, value in FEW.items() if name != "models"}
+    with pytest.raises(InputError, match=r"age: expected numbers up to 1e\+100, found 1e\+300 for sub-02"):
+        prediction(cohort(age=np.where(np.arange(N) == 2, 1e300, np.arange(N))), "age", **few)
+    with pytest.raises(InputError, match="age: expected 3 numbers or more, found 2"):
+        prediction(cohort(age=np.array([1.0, 2.0] + [np.nan] * (N - 2))), "age", **few)
+    with pytest.raises(InputError, match="edges 'pearson': expected 3 parcels or more, found 2"):
+        diagnosis(cohort(matrices(k=2)), "dx", **FEW)
+    with pytest.raises(InputError, match="expected at least one scan, found an empty cohort"):
+        diagnosis(cohort().take(np.zeros(N, bool)), "dx", **FEW)
+
+
+def test_motion_and_identifiability_refuse_what_gives_no_number():
+    fd, same = np.linspace(0.1, 0.4, N), np.stack([matrices(1)[0]] * N)
+    with pytest.raises(InputError, match="expected framewise displacement of 0 mm or more, found -0.4 mm"):
+        motion(cohort(mean_fd=-fd))
+    with pytest.raises(InputError, match="motion: expected edges that differ between participants, found none in 'pearson'"):
+        motion(cohort(same, mean_fd=fd))
+    with pytest.raises(SettingsError, match="motion: expected 1 permutation or more and 2 folds or more, got 0 and 5"):
+        motion(cohort(mean_fd=fd), permutations=0)
+    repeated = {"subjects": [f"{at // 2:02d}" for at in range(N)], "sessions": ["1", "2"] * (N // 2)}
+    with pytest.raises(SettingsError, match="identifiability: expected 1 permutation or more, got 0"):
+        identifiability(cohort(**repeated), permutations=0)
+    with pytest.raises(InputError, match="identifiability: expected edges that differ between scans"):
+        identifiability(cohort(same, **repeated))
 
 
 def test_participants_without_a_target_may_be_in_a_list_of_folds():
@@ -292,7 +319,7 @@ def test_one_file_for_several_participants_is_noticed():
 
 def test_folds_are_named_by_their_number():
     few = {name: value for name, value in FEW.items() if name != "models"} | {"folds": 13}
-    assert prediction(cohort(), "age", **few).settings["folds"] == "4-fold by subject"
+    assert prediction(cohort(), "age", **few).settings["folds"] == "6-fold by subject"
 
 
 def test_lengths_of_a_learning_curve_need_times():

@@ -153,3 +153,10 @@ def test_r_is_within_folds():
     score, once = scores.within(scores.weighted_r, fold), np.ones((1, 20))
     expected = np.mean([np.corrcoef(y[fold == one], guess[fold == one])[0, 1] for one in (0, 1)])
     np.testing.assert_allclose(score(guess - 3 * fold, y + 7 * fold, once), expected)
+
+
+@pytest.mark.parametrize("n", [10, 11])
+def test_the_fewest_participants_are_enough(n):
+    rng = np.random.default_rng(n)
+    rows = motion_rows(rng.normal(size=(n, 30)), rng.uniform(0.1, 0.5, n), permutations=20)
+    assert {row.measure for row in rows} >= {R2, R}

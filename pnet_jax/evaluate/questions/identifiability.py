@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
 from pnet_jax.evaluate.columns import shared_parcels
 from pnet_jax.evaluate.label_maps import agreement
@@ -84,9 +85,11 @@ def identifiability(
       over participants. The table `participants` gives the share of comparisons in which each participant was identified.
 
     Raises:
-      InputError: Fewer than two participants have two scans.
-      SettingsError: A layer or column is unknown.
+      InputError: Fewer than two participants have two scans, or no edge differs between scans.
+      SettingsError: A layer or column is unknown, or there is no permutation.
     """
+    if permutations < 1:
+        raise SettingsError(f"identifiability: expected 1 permutation or more, got {permutations}")
     repeats, layers = repeats_of(cohort, "identifiability", same), chosen_layers(cohort, layers)
     rows: list[Row] = []
     figures: list[Figure] = []
@@ -118,6 +121,8 @@ def identifiability(
 def _features(cohort: Cohort, repeats: Repeats, layers: Sequence[str], quality: Sequence[str]) -> Iterator[Features]:
     for layer in layers:
         edges = edge_vectors(cohort, layer, repeats.rows, shared_parcels(cohort, layer, repeats.rows))
+        if not np.ptp(edges, axis=0).any():
+            raise InputError(f"identifiability: expected edges that differ between scans, found none in {layer!r}")
         yield Features("edges", layer, correlations(edges, edges), edges)
     if cohort.labels is not None:
         labels = cohort.labels[repeats.rows]
