@@ -66,7 +66,9 @@ def _with_dynamics(network: Network, ready: Ready, found: Outputs, builder: Buil
             again = builder.ready(scan, personal.own.adapter)
             network = assemble(scan, again.placed, plan, again.subject, builder.run([again])[0])
     else:
-        why = "those of the start were requested" if plan.settings.labels == "atlas" else "the scan does not support parcels of its own"
+        why = (
+            "the parcels of the atlas were requested" if plan.settings.labels == "atlas" else "the scan does not support parcels of its own"
+        )
         report["parcels"] = {"kept": False, "reason": f"{why}, and none are fine-tuned"}
     dynamics = dynamics_of(scan, network.signals, own, tuning, np.asarray(hierarchy.error))
     fitted = {name: getattr(dynamics.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import pearsonr
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Row, interval_of
+from pnet_jax.evaluate.checks import absent_parcels, equal_networks
 from pnet_jax.evaluate.columns import Target, column, missing
-from pnet_jax.evaluate.features import Edges, with_measure
+from pnet_jax.evaluate.features import with_measure
 from pnet_jax.evaluate.models import MODELS
 from pnet_jax.evaluate.pipeline import Predictions, Progress, predict, repeats_of_folds
-from pnet_jax.evaluate.plan import Plan, main_layer, plan
-from pnet_jax.evaluate.qc_fc import motion_rows
+from pnet_jax.evaluate.plan import Plan, plan
 from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
 
 DRAWS = 2000
@@ -61,33 +59,9 @@ def folds_of(
     """Return the folds: folds from a list, one fold per site, or random folds by subject.
 
     Raises:
-      InputError: There is only one site, a training part or all held-out scans have only one class, or there are fewer participants than
-        folds.
+      SettingsError: `leave_out` is unknown.
+      InputError: There is only one site, or there are fewer participants than folds.
     """
-    split = _folds(cohort, goal, sites, leave_out, folds, repeats, held_out, seed)
-    for number, (train, _) in enumerate(split, 1):
-        if goal.classes and len(np.unique(goal.y[train])) < 2:
-            only = goal.classes[int(goal.y[train][0])]
-            raise InputError(f"{split.name}: the training scans of fold {number} are all of class {only}: expected both classes")
-    place = np.array(repeats_of_folds(split))
-    for repeat in range(place.max() + 1):
-        held = np.concatenate([test for (_, test), own in zip(split, place, strict=True) if own == repeat])
-        if len(np.unique(goal.y[held])) < 2 or len(held) < (2 if goal.classes else LEAST_HELD):
-            expected = "both classes" if goal.classes else f"{LEAST_HELD} values of {goal.name} or more that differ"
-            raise InputError(f"{split.name}: expected {expected} among the held-out scans, found {len(held)} scans with too few")
-    return split
-
-
-def _folds(
-    cohort: Cohort,
-    goal: Target,
-    sites: np.ndarray | None,
-    leave_out: str,
-    folds: int,
-    repeats: int,
-    held_out: Sequence[Sequence[str]] | None,
-    seed: int,
-) -> Split:
     subjects = cohort.table["subject"].astype(str)
     if held_out is not None:
         return fixed(subjects, held_out, blocks=sites, seed=seed)
@@ -102,6 +76,24 @@ def _folds(
     return by_subject(subjects, kinds, folds=folds, repeats=repeats, seed=seed)
 
 
+def check_folds(split: Split, goal: Target) -> None:
+    """Check that a model can be fitted in every fold, and that held-out scans can be scored.
+
+    Raises:
+      InputError: A training part or all held-out scans have only one class, or too few values.
+    """
+    for number, (train, _) in enumerate(split, 1):
+        if goal.classes and len(np.unique(goal.y[train])) < 2:
+            only = goal.classes[int(goal.y[train][0])]
+            raise InputError(f"{split.name}: the training scans of fold {number} are all of class {only}: expected both classes")
+    place = np.array(repeats_of_folds(split))
+    for repeat in range(place.max() + 1):
+        held = np.concatenate([test for (_, test), own in zip(split, place, strict=True) if own == repeat])
+        if len(np.unique(goal.y[held])) < 2 or len(held) < (2 if goal.classes else LEAST_HELD):
+            expected = "both classes" if goal.classes else f"{LEAST_HELD} values of {goal.name} or more that differ"
+            raise InputError(f"{split.name}: expected {expected} among the held-out scans, found {len(held)} scans with too few")
+
+
 class Comparison(NamedTuple):
     """Predictions of all pipelines on the same folds, and what they were made from.
 
@@ -113,6 +105,8 @@ class Comparison(NamedTuple):
       found: Predictions of each pipeline.
       fewer: Predictions of the first pipeline by fraction of the training participants.
       permuted: Permuted targets, or None.
+      settings: Settings that every answer with a target records.
+      warnings: Data that are not used, and features that were not built.
     """
 
     cohort: Cohort
@@ -122,6 +116,8 @@ class Comparison(NamedTuple):
     found: list[Predictions]
     fewer: dict[float, Predictions]
     permuted: np.ndarray | None
+    settings: Mapping[str, Any]
+    warnings: list[str]
 
 
 def compared(
@@ -148,15 +144,28 @@ def compared(
         lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
         held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
-    equal_networks(scans)
+    warnings = absent_parcels(scans) + equal_networks(scans)
     sites = sites_of(scans, site)
     split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
+    check_folds(split, goal)
     chosen = plan(scans, others, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
     permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
     shares, classes = sorted(learning), bool(goal.classes)
     made = predict(chosen.pipelines, split, goal.y, classes=classes, permuted=permuted, shares=shares, progress=progress)
     count = len(chosen.pipelines)
-    return Comparison(scans, sites, split, chosen, made[:count], dict(zip(shares, made[count:], strict=True)), permuted)
+    fewer = dict(zip(shares, made[count:], strict=True))
+    settings = {"not_built": chosen.left_out, "covariates": list(chosen.covariates), "permutations": permutations}
+    settings = _settings(split, goal, seed) | settings | {"site": site if sites is not None else ""}
+    if goal.left_out:
+        warnings.append(f"{goal.left_out} scans have no {goal.name} and were left out.")
+    warnings += [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()]
+    return Comparison(scans, sites, split, chosen, made[:count], fewer, permuted, settings, warnings)
+
+
+def _settings(split: Split, target: Target, seed: int) -> dict[str, Any]:
+    about: dict[str, Any] = {"target": target.name, "classes": list(target.classes), "folds": split.name}
+    about |= {"n_folds": len(split), "folds_digest": split.digest}
+    return about | {"bootstrap_draws": DRAWS, "seed": seed, "left_out_without_target": target.left_out}
 
 
 def _check_settings(models: Sequence[str], permutations: int, learning: Sequence[float]) -> None:
@@ -278,60 +287,6 @@ def permutation_rows(found: Sequence[Predictions], y: np.ndarray, permuted: np.n
     return rows
 
 
-def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], list[str]]:
-    """Return the association of plain edges and of the target with head motion, and a warning if motion is unknown."""
-    fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
-    if not np.isfinite(fd).all():
-        return [], ["Head motion (mean_fd) is unknown for some scans, so its contribution to the result cannot be measured."]
-    layer = main_layer(cohort) if cohort.edges else "pearson"
-    edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
-    names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)
-    share = np.zeros((len(names), len(at)), np.float32)
-    share[at, np.arange(len(at))] = 1 / np.bincount(at)[at]
-    r, p = pearsonr(share @ y, share @ fd)
-    rows = [Row("motion", "target and mean FD", "r", float(r), p=float(p), n=len(names))]
-    try:
-        return rows + motion_rows(share @ edges, share @ fd, name=layer, permutations=200, seed=seed), []
-    except InputError as error:
-        return rows, [f"{error}."]
-
-
-def absent_parcels(cohort: Cohort) -> list[str]:
-    """Return a warning if parcels are left out because some scans lack them."""
-    if not cohort.edges:
-        return []
-    present = np.isfinite(cohort.edges[main_layer(cohort)]).any(2)
-    shared = int(present.all(0).sum())
-    if shared == cohort.n_parcels:
-        return []
-    worst = int(present.sum(1).argmin())
-    lacks = f"{cohort.table['scan'][worst]} lacks {int((~present[worst]).sum())}"
-    return [f"Only the {shared} of {cohort.n_parcels} parcels that are in every scan are used; {lacks}."]
-
-
-def equal_networks(cohort: Cohort) -> list[str]:
-    """Return a warning if different participants have the same network, value by value: then one file was read for several.
-
-    Raises:
-      InputError: All scans have the same network.
-    """
-    arrays = cohort.edges[main_layer(cohort)] if cohort.edges else cohort.signals
-    if arrays is None:
-        return []
-    first: dict[bytes, int] = {}
-    pairs = []
-    for row, values in enumerate(arrays):
-        other = first.setdefault(hashlib.sha256(values.tobytes()).digest(), row)
-        if cohort.table["subject"][other] != cohort.table["subject"][row]:
-            pairs.append((other, row))
-    if len(first) == 1 and len(cohort) > 1:
-        raise InputError(f"expected networks that differ between scans, found {len(cohort)} scans with the same values")
-    if not pairs:
-        return []
-    names = " and ".join(str(cohort.table["scan"][row]) for row in pairs[0])
-    return [f"{len(pairs)} scans have the same network as a scan of another participant, first {names}: check the files."]
-
-
 def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
     """Return one sentence on whether any pipeline predicts better than the plain connectome."""
     said = f"{measure} minus {reference}"
@@ -409,10 +364,3 @@ def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
         cohort, signals=np.where(kept[:, None, :], cohort.signals, np.nan), frames=np.where(kept, cohort.frames, -1), edges={}, views={}
     )
     return with_measure(short, "pearson")
-
-
-def settings_of(split: Split, target: Target, seed: int, **others: Any) -> Mapping[str, Any]:
-    """Return the settings recorded in every answer that has a target."""
-    about: dict[str, Any] = {"target": target.name, "classes": list(target.classes), "folds": split.name}
-    about |= {"n_folds": len(split), "folds_digest": split.digest}
-    return {**about, "bootstrap_draws": DRAWS, "seed": seed, "left_out_without_target": target.left_out, **others}

@@ -46,7 +46,7 @@ class Feature(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given:
-    """Values that were made without the target, e.g. the edges of each participant, mean of scans. Nothing is fitted."""
+    """Values computed without the target, e.g. edges averaged over the scans of each participant. Nothing is fitted."""
 
     name: str
     values: Float[np.ndarray, "S F"]

@@ -12,8 +12,9 @@ from pnet_jax.cli import main
 from pnet_jax.cohort import make_cohort
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import circuits, diagnosis, identifiability, motion, prediction
+from pnet_jax.evaluate.checks import absent_parcels, equal_networks
 from pnet_jax.evaluate.columns import missing
-from pnet_jax.evaluate.compare import absent_parcels, equal_networks, first_minutes
+from pnet_jax.evaluate.compare import first_minutes
 from pnet_jax.ingest.imported import import_cohort
 from pnet_jax.outputs import write_cohort
 from pnet_jax.outputs.tables import read_rows

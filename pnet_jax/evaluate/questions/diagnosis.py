@@ -10,25 +10,22 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
 from pnet_jax.evaluate.beside import beside_sentences, same_scans
+from pnet_jax.evaluate.checks import motion_part
 from pnet_jax.evaluate.columns import Target, class_target
 from pnet_jax.evaluate.compare import (
     DRAWS,
     Scored,
-    absent_parcels,
     compared,
     conclusion,
-    equal_networks,
     first_minutes,
     learning_rows,
-    motion_part,
     permutation_rows,
     predictions_table,
     score_rows,
-    settings_of,
 )
 from pnet_jax.evaluate.features import Edges, Tangent
 from pnet_jax.evaluate.pipeline import Pipeline, Predictions, Progress, predict
-from pnet_jax.evaluate.plan import DEFAULT, Plan
+from pnet_jax.evaluate.plan import DEFAULT
 from pnet_jax.evaluate.split import Split
 
 AUC = Scored("AUC", scores.weighted_auc)
@@ -124,18 +121,7 @@ def diagnosis(
     curves = learning_rows(found[0], run.fewer, goal.y, split, sites, AUC, seed)
     curves += _length_rows(scans, split, goal, sites, minutes, seed)
     moved, unknown = motion_part(scans, goal.y, seed)
-    settings = settings_of(
-        split,
-        goal,
-        seed,
-        models=list(models),
-        features=[one.name for one in found],
-        not_built=chosen.left_out,
-        covariates=list(chosen.covariates),
-        permutations=permutations,
-        site=site if sites is not None else "",
-        beside=same.about,
-    )
+    settings = {**run.settings, "models": list(models), "features": [one.name for one in found], "beside": same.about}
     return Answer(
         "diagnosis",
         (*_sentences(rows, found, goal, split), *beside_sentences(rows, same.about, AUC.measure)),
@@ -145,10 +131,9 @@ def diagnosis(
         figures=_figures(found, goal.y, curves),
         warnings=(
             *same.warnings,
-            *_warnings(rows, found, goal, chosen),
+            *_warnings(rows, found, goal),
+            *run.warnings,
             *_both_classes(split, goal),
-            *absent_parcels(scans),
-            *equal_networks(scans),
             *unknown,
         ),
     )
@@ -202,7 +187,7 @@ def _sentences(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, 
     return tuple(said)
 
 
-def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, chosen: Plan) -> tuple[str, ...]:
+def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target) -> list[str]:
     said = []
     best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
     if best > HIGH:
@@ -218,9 +203,7 @@ def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, c
     if shrunk:
         why = "these edges are shrunk towards a group model; its participants must not be in this cohort"
         said.append(f"{shrunk[0]}: {why}.")
-    if goal.left_out:
-        said.append(f"{goal.left_out} scans have no {goal.name} and were left out.")
-    return tuple(said + [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()])
+    return said
 
 
 def _both_classes(split: Split, goal: Target) -> list[str]:

@@ -10,19 +10,16 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row
 from pnet_jax.evaluate.beside import beside_sentences, same_scans
+from pnet_jax.evaluate.checks import motion_part
 from pnet_jax.evaluate.columns import number_target
 from pnet_jax.evaluate.compare import (
     Scored,
-    absent_parcels,
     compared,
     conclusion,
-    equal_networks,
     learning_rows,
-    motion_part,
     permutation_rows,
     predictions_table,
     score_rows,
-    settings_of,
 )
 from pnet_jax.evaluate.pipeline import Predictions, Progress
 from pnet_jax.evaluate.plan import DEFAULT
@@ -94,17 +91,7 @@ def prediction(
     rows += _mean_rows(found[0], goal.y, split) + permutation_rows(found, goal.y, run.permuted, measures[0])
     curves = learning_rows(found[0], run.fewer, goal.y, split, sites, measures[0], seed)
     moved, unknown = motion_part(scans, goal.y, seed)
-    settings = settings_of(
-        split,
-        goal,
-        seed,
-        features=[one.name for one in found],
-        not_built=chosen.left_out,
-        covariates=list(chosen.covariates),
-        permutations=permutations,
-        site=site if sites is not None else "",
-        beside=same.about,
-    )
+    settings = {**run.settings, "features": [one.name for one in found], "beside": same.about}
     first = next(row for row in rows if row.measure == measures[0].measure)
     error = next(row for row in rows if row.measure == ERROR.measure)
     plain = next(row for row in rows if row.name == "training mean")
@@ -115,10 +102,6 @@ def prediction(
         f"Its mean absolute error is {error.value:.3g}; that of the training mean is {plain.value:.3g}.",
         *beside_sentences(rows, same.about, measures[0].measure),
     )
-    warnings = [*same.warnings, *(f"{name} was not compared: {why}." for name, why in chosen.left_out.items())]
-    warnings += [*absent_parcels(scans), *equal_networks(scans), *unknown]
-    if goal.left_out:
-        warnings.append(f"{goal.left_out} scans have no {target} and were left out.")
     return Answer(
         "prediction",
         sentences,
@@ -126,7 +109,7 @@ def prediction(
         settings,
         tables={"predictions": predictions_table(scans, goal, found)},
         figures=_figures(found, goal.y, target),
-        warnings=tuple(warnings),
+        warnings=(*same.warnings, *run.warnings, *unknown),
     )
 
 
