@@ -7,6 +7,7 @@ import functools
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -329,13 +330,13 @@ def many(attack: Attack, place: Place) -> None:
     right = code == 1 and bad == set(ways) and sum(status == "ok" for status, _ in rows.values()) == 45 and results(out) == 45
     attack("50 scans, 5 broken", right and one_line(said), refused=True, said=sorted(bad))
     line = next((line for line in said if "--retry-failed" in line), "")
-    command = re.search(r"pnet construct (\S+) (\S+) --retry-failed", line)
-    attack("  the closing line says what to do", bool(command) and command.groups() == (str(source), str(out)), said=line)
+    command = shlex.split(line.partition("pnet construct ")[2])
+    attack("  the closing line says what to do", command == [str(source), str(out), *OPTIONS, *EDGES, "--retry-failed"], said=line)
     for who in ways:
         shutil.rmtree(source / f"sub-{who}")
         shutil.move(kept / f"sub-{who}", source / f"sub-{who}")
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*_dseg.tsv")}
-    code, said = run("construct", source, out, *OPTIONS, *EDGES, "--retry-failed")
+    code, said = run("construct", *command)
     made = sum(before.get(file) != file.stat().st_mtime_ns for file in out.rglob("*_dseg.tsv"))
     differ = differences(clean, out)
     attack("  and it does that", code == 0 and made == 5 and not differ, said=(code, made, differ[:3]))

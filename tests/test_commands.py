@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import tomllib
 import warnings
@@ -127,6 +128,16 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
     assert "failed: sub-01_task-rest: subject 01 has no recording in a supported space: expected an MNI space" in told
     assert told.rstrip().endswith("found space-T1w")
     assert "unavailable" in (tmp_path / "out" / "status.tsv").read_text("utf-8")
+
+
+def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
+    folder = tmp_path / "in put"
+    folder.mkdir()
+    (folder / "sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz").touch()
+    words = [str(folder), str(tmp_path / "out"), "--parcels", "100", "--report", "false"]
+    assert main(["construct", *words, "--resume"]) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
+    assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,10 +58,10 @@ def construct(arguments: Sequence[str]) -> int:
             progress=bar.of_scans,
             say=bar.say,
         )
-    return _close(rows, args, pages=config.report)
+    return _close(rows, args, arguments, pages=config.report)
 
 
-def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> int:
+def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[str], *, pages: bool) -> int:
     """Print a summary at the end of a run, and return its exit code."""
     from pnet_jax.outputs.overview import overview, summary
 
@@ -86,7 +87,8 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, *, pages: bool) -> i
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
         print(f"In {args.out}: {summary(states)[0]}.")
     if any(one.state in ("failed", "unavailable") for one in states):
-        print(f"Correct the causes, then run with the same options: pnet construct {args.input} {args.out} --retry-failed")
+        again = [word for word in arguments if word not in ("--resume", "--retry-failed")]
+        print(f"Correct the causes, then run: pnet construct {shlex.join(again)} --retry-failed")
     if pages and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
