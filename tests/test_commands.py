@@ -133,8 +133,9 @@ def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
 def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
     folder = tmp_path / "in put"
     folder.mkdir()
-    (folder / "sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz").touch()
-    words = [str(folder), str(tmp_path / "out"), "--parcels", "100", "--report", "false"]
+    for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
+        (folder / f"{name}_desc-preproc_bold.nii.gz").touch()
+    words = [str(folder), str(tmp_path / "out"), "--participant-label", "01", "--parcels", "100", "--report", "false"]
     assert main(["construct", *words, "--resume"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
     assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
