@@ -1,9 +1,10 @@
 """Networks a second of the construction step alone, in waves of several sizes: what a device does once scans are in memory.
 
 Synthetic scans of V locations (grey matter at 3 mm), T frames and K parcels, each parcel with a signal of its own in noise. The step is
-compiled for each wave size. `step`: seconds of a wave whose scans are on the device. `streamed`: seconds a wave while the next one's scans
-are put on the device, outputs fetched. `idle`: share of that in which the device waits. FLOPs are counted in the compiled program, loops
-as often as they run. `of roofline`: the least time that its matrix products can take on this device, over the step's.
+compiled for each wave size. `step`: seconds of a wave whose scans are on the device. `streamed`: seconds of a wave while the scans of the
+next one travel from the host's memory to the device, outputs fetched. `idle`: share of that in which the device waits. FLOPs are counted
+in the compiled program, loops as often as they run. `of roofline`: the least time that its matrix products can take on this device, over
+the step's.
 
     python benchmarks/construct_step.py --waves 8 16 32 64 --out benchmarks/results/construct_step_gpu.json
 """
@@ -26,7 +27,7 @@ from pnet_jax.parcellation.prior import on_space
 from pnet_jax.scan import make_scan
 from pnet_jax.simulate.space import grey_matter_space
 
-STREAMED = 3  # waves
+STREAMED = 8  # waves
 
 
 def main() -> None:
@@ -58,21 +59,21 @@ def main() -> None:
 
 def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats: int) -> dict[str, float]:
     """Figures of waves of one size."""
-    waves = [stacked([scan.subject] * size) for scan in scans]
-    shared, start = scans[0].shared, time.perf_counter()
-    step = compiled(builder.plan.settings, builder.mesh).lower(shared, waves[0]).compile()
+    shared, mesh, start = scans[0].shared, builder.mesh, time.perf_counter()
+    waves = [[scan.subject] * size for scan in scans]
+    here = jax.block_until_ready(stacked(waves[0], mesh))
+    step = compiled(builder.plan.settings, mesh).lower(shared, here).compile()
     compiling = time.perf_counter() - start
     counts, memory = read(step), step.memory_analysis()
-    device = builder.mesh.local_devices[0]
-    here = jax.device_put(waves[0], device)
+    device = mesh.local_devices[0]
     tables = jax.device_put(shared, device)
     jax.block_until_ready(step(tables, here))
     alone = min(_seconds(lambda: jax.block_until_ready(step(tables, here))) for _ in range(repeats))
-    put = min(_seconds(lambda: jax.block_until_ready(jax.device_put(waves[1], device))) for _ in range(2))
+    put = min(_seconds(lambda: jax.block_until_ready(stacked(waves[1], mesh))) for _ in range(2))
     start = time.perf_counter()
     for number in range(STREAMED):
         found = step(tables, here)
-        here = jax.device_put(waves[(number + 1) % 2], device)  # while the step runs
+        here = stacked(waves[(number + 1) % 2], mesh)  # while the step runs
         jax.device_get(found)
     streamed = (time.perf_counter() - start) / STREAMED
     least, _ = roofline.seconds(counts.matmul, 0.0)

@@ -12,7 +12,7 @@ from typing import Any
 from pnet_jax.bench import results, scaling
 from pnet_jax.bench.cases import CASES, Case
 from pnet_jax.bench.measure import against, measure
-from pnet_jax.bench.roofline import COPIES, PRODUCTS, measure_roofline
+from pnet_jax.bench.roofline import COPIES, PRODUCTS, Roofline, measure_roofline
 from pnet_jax.config import nearest
 from pnet_jax.ops.shapes import SHAPES, TINY, Shape
 
@@ -25,41 +25,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 1 if a case failed."""
     args = _arguments(sys.argv[1:] if argv is None else argv)
     result = run(args)
-    name = results.device_name(result["device"])
-    baseline = args.out / f"kernels_{name}_baseline.json"
-    results.compare(result["cases"], results.read(baseline))
     print(results.markdown(result))
-    for file in _write(args, result, name, baseline):
+    for file in _write(args, result):
         print(f"written: {file}")
     rows = (*result["cases"], *result["scaling"]["sizes"], *result["scaling"]["devices"])
     return 1 if any(row["status"] == "failed" for row in rows) else 0
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Roofline, cases and scaling of one device."""
+    """Roofline, cases and scaling of one device; what is measured is written after each case, for a run that does not reach its end."""
     wanted = list(_wanted(args))
     sizes = {"products": QUICK_PRODUCTS, "copies": QUICK_COPIES} if args.quick else {"products": PRODUCTS, "copies": COPIES}
-    before = measure_roofline(**sizes)
-    cases = []
-    for number, (case, implementation, shape, dtype) in enumerate(wanted):
-        _say(f"{number + 1}/{len(wanted)} {case.op} {implementation} {shape.name} {dtype}")
-        cases.append(measure(case, implementation, shape, dtype, repeats=args.repeats, budget=args.budget))
-    after = measure_roofline(**sizes)
-    roofline = before.larger(after)
-    pairs = list(dict.fromkeys((case.op, implementation) for case, implementation, _, _ in wanted))
-    return {
+    header: dict[str, Any] = {
         "program": "pnet bench",
         "date": results.today(),
         "arguments": {key: value for key, value in vars(args).items() if key != "out"},
         "versions": results.describe_versions(),
         "device": results.describe_device(),
-        "roofline": dataclasses.asdict(roofline) | {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)},
-        "cases": [against(row, roofline) for row in cases],
-        "scaling": {
-            "sizes": _scale_sizes(pairs) if args.scaling in ("sizes", "both") else [],
-            "devices": _scale_devices(pairs) if args.scaling in ("devices", "both") else [],
-        },
     }
+    file, kept = _files(args, header)
+    baseline = results.read(kept)
+    before, cases = measure_roofline(**sizes), []
+    for number, (case, implementation, shape, dtype) in enumerate(wanted):
+        _say(f"{number + 1}/{len(wanted)} {case.op} {implementation} {shape.name} {dtype}")
+        cases.append(measure(case, implementation, shape, dtype, repeats=args.repeats, budget=args.budget))
+        results.write(header | _figures(cases, before, before, baseline), file)
+    after = measure_roofline(**sizes)
+    pairs = list(dict.fromkeys((case.op, implementation) for case, implementation, _, _ in wanted))
+    scaled = {
+        "sizes": _scale_sizes(pairs) if args.scaling in ("sizes", "both") else [],
+        "devices": _scale_devices(pairs) if args.scaling in ("devices", "both") else [],
+    }
+    return header | _figures(cases, before, after, baseline) | {"scaling": scaled}
+
+
+def _figures(cases: Sequence[dict[str, Any]], before: Roofline, after: Roofline, baseline: dict[str, Any] | None) -> dict[str, Any]:
+    roofline = before.larger(after)
+    rows = [against(row, roofline) for row in cases]
+    results.compare(rows, baseline)
+    return {
+        "roofline": dataclasses.asdict(roofline) | {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)},
+        "cases": rows,
+        "scaling": {"sizes": [], "devices": []},
+    }
+
+
+def _files(args: argparse.Namespace, result: dict[str, Any]) -> tuple[Path, Path]:
+    """The results of this device, and the run that it is compared with."""
+    name = results.device_name(result["device"])
+    return args.out / f"kernels_{name}.json", args.out / f"kernels_{name}_baseline.json"
 
 
 def _scale_sizes(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -85,8 +99,8 @@ def _wanted(args: argparse.Namespace) -> Iterator[tuple[Case, str, Shape, str]]:
                         yield from ((case, implementation, SHAPES[name], dtype) for dtype in args.dtypes if dtype in case.dtypes)
 
 
-def _write(args: argparse.Namespace, result: dict[str, Any], name: str, baseline: Path) -> Iterator[Path]:
-    file = args.out / f"kernels_{name}.json"
+def _write(args: argparse.Namespace, result: dict[str, Any]) -> Iterator[Path]:
+    file, baseline = _files(args, result)
     results.write(result, file)
     yield file
     file.with_suffix(".md").write_text(results.markdown(result), "utf-8")

@@ -123,9 +123,15 @@ def seed_of(scan: Scan, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{scan.label}".encode()).digest()[:4], "big")
 
 
-def stacked(subjects: Sequence[Subject]) -> Subject:
-    """A wave: all arrays with one axis more in front."""
-    return jax.tree.map(lambda *parts: np.stack(parts), *subjects)
+def stacked(subjects: Sequence[Subject], mesh: Mesh) -> Subject:
+    """Put a wave on its devices: all arrays with one axis more in front, and each device's locations on it (`LAYOUT`).
+
+    Every scan travels on its own and is stacked where it arrives: stacking on the host copies all signals once more, which takes
+    longer than a GPU needs to compute the wave, and one large array travels slower than its parts.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(subjects), *np.shape(leaf)), leaf.dtype), subjects[0])
+    _, layout = parallel.layout((None, shapes), LAYOUT, mesh)
+    return jax.tree.map(lambda to, *parts: parallel.stack(parts, to), layout, *subjects)
 
 
 def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> Outputs:
@@ -141,7 +147,7 @@ def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh
     mesh = parallel.make_mesh() if mesh is None else mesh
     size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
     full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
-    return compiled(settings, mesh)(*on_mesh(shared, stacked(full), mesh))
+    return compiled(settings, mesh)(on_mesh(shared, mesh), stacked(full, mesh))
 
 
 def land(outputs: Outputs, count: int) -> list[Outputs]:
@@ -150,14 +156,15 @@ def land(outputs: Outputs, count: int) -> list[Outputs]:
     return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(count)]
 
 
-def on_mesh(shared: Shared, wave: Subject, mesh: Mesh) -> tuple[Shared, Subject]:
-    """Tables and scans with each device's locations on it; as they are where a mesh does not split locations.
+def on_mesh(shared: Shared, mesh: Mesh) -> Shared:
+    """Tables with each device's locations on it; as they are where a mesh does not split locations.
 
     Parts that do not divide W, which is a multiple of 4096, leave all locations on every device.
     """
     if mesh.shape["location"] == 1:
-        return shared, wave
-    return jax.device_put((shared, wave), parallel.layout((shared, wave), LAYOUT, mesh))
+        return shared
+    layout, _ = parallel.layout((shared, None), LAYOUT, mesh)
+    return jax.device_put(shared, layout)
 
 
 @functools.lru_cache(maxsize=32)

@@ -50,7 +50,8 @@ def programs(waiting, short_grid):
 
     @functools.cache
     def program(parts: int):
-        subject, mesh = stacked([waiting[0].subject]), mesh_of(1, parts)
+        mesh = mesh_of(1, parts)
+        subject = stacked([waiting[0].subject], mesh)
         axes = {"y": 2, "kept": 1, "frames": 1, "halves": 3, "halves_kept": 2, "halves_frames": 2, "blocks": 2}
         given = waiting[0].shared, subject._replace(**{name: long(getattr(subject, name), axis) for name, axis in axes.items()})
         if parts > 1:
@@ -83,14 +84,14 @@ def test_locations_over_devices_change_rounding_alone(waiting, alone, short_grid
 
 
 def test_arrays_of_locations_are_split_and_parts_that_do_not_divide_leave_them_whole(waiting):
-    given = waiting[0].shared, stacked([waiting[0].subject])
     for parts, share in ((4, 4), (3, 1)):
-        placed = on_mesh(*given, mesh_of(1, parts))
+        mesh = mesh_of(1, parts)
+        placed = on_mesh(waiting[0].shared, mesh), stacked([waiting[0].subject], mesh)
         for path, x in jax.tree_util.tree_leaves_with_path(placed):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             split = 4096 in x.shape or name.endswith("lists")
             assert math.prod(x.addressable_shards[0].data.shape) * (share if split else 1) == x.size, name
-    assert on_mesh(*given, mesh_of(4, 1)) == given
+    assert on_mesh(waiting[0].shared, mesh_of(4, 1)) is waiting[0].shared
 
 
 def test_each_device_holds_and_does_its_share(programs):
@@ -114,7 +115,7 @@ def test_no_device_gathers_signals(programs, waiting):
 
 def test_nothing_crosses_the_subject_axis(waiting, short_grid):
     mesh = mesh_of(2, 2)
-    given = on_mesh(waiting[0].shared, stacked([one.subject for one in waiting]), mesh)
+    given = on_mesh(waiting[0].shared, mesh), stacked([one.subject for one in waiting], mesh)
     text = compiled(short_grid.plan.settings, mesh).lower(*given).compile().as_text()
     assert replica_groups(text) == {((0, 1), (2, 3))}
     pairs = re.findall(r"\{(\d),(\d)\}", " ".join(re.findall(r"source_target_pairs=(\{.*?\}\})", text)))
@@ -135,8 +136,11 @@ def test_the_neural_encoder_too(toy_model, waiting, block):
         )
         return components(shared.encoder, seen)
 
-    given = shared._replace(encoder=encoder), stacked([subject])
-    expected, found = (parallel.over_subjects(one, mesh, shared=1)(*on_mesh(*given, mesh)) for mesh in (mesh_of(1, 1), mesh_of(1, 4)))
+    shared = shared._replace(encoder=encoder)
+    expected, found = (
+        parallel.over_subjects(one, mesh, shared=1)(on_mesh(shared, mesh), stacked([subject], mesh))
+        for mesh in (mesh_of(1, 1), mesh_of(1, 4))
+    )
     assert np.abs(expected).max() > 0.1
     assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

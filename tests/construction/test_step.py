@@ -144,7 +144,8 @@ def wave(toy, short_grid):
 
 def test_nothing_goes_to_the_host_or_comes_from_it_inside_the_step(wave, short_grid):
     step = compiled(short_grid.plan.settings, short_grid.mesh)
-    given = jax.device_put((wave[0].shared, stacked([one.subject for one in wave])), jax.devices()[0])
+    wave_here = stacked([one.subject for one in wave], short_grid.mesh)
+    given = jax.device_put(wave[0].shared, jax.devices()[0]), wave_here
     step(*given)  # constants of the program go to the device when it is compiled
     with jax.transfer_guard("disallow"):
         found = jax.block_until_ready(step(*given))
@@ -157,8 +158,9 @@ COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|re
 
 
 def test_devices_exchange_nothing(wave, short_grid):
-    subjects = stacked([wave[0].subject] * 8)
-    text = compiled(short_grid.plan.settings, parallel.make_mesh()).lower(wave[0].shared, subjects).compile().as_text()
+    mesh = parallel.make_mesh()
+    subjects = stacked([wave[0].subject] * 8, mesh)
+    text = compiled(short_grid.plan.settings, mesh).lower(wave[0].shared, subjects).compile().as_text()
     assert "num_partitions=8" in text
     assert not COLLECTIVE.search(text)
 
@@ -183,7 +185,7 @@ def programs(toy_model):
         ready = builder.ready(make_scan(rng.normal(size=(len(space), 64)), space, tr=2.0))
         assert ready.subject.y.shape == (size, 64)
         step = compiled(builder.plan.settings, builder.mesh)
-        out[size] = step.lower(ready.shared, stacked([ready.subject])).compile()
+        out[size] = step.lower(ready.shared, stacked([ready.subject], builder.mesh)).compile()
     return out
 
 
