@@ -12,6 +12,7 @@ the step's.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -52,9 +53,9 @@ def main() -> None:
             continue
         rows.append((f"wave of {size}", *row.values()))
         print({"wave": size} | row, flush=True)
+        write(args, figures)  # after each size, for a run that does not reach its end
     if rows:
         table(("step", *row), rows)
-    write(args, figures)
 
 
 def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats: int) -> dict[str, float]:
@@ -71,10 +72,11 @@ def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats:
     alone = min(_seconds(lambda: jax.block_until_ready(step(tables, here))) for _ in range(repeats))
     put = min(_seconds(lambda: jax.block_until_ready(stacked(waves[1], mesh))) for _ in range(2))
     start = time.perf_counter()
-    for number in range(STREAMED):
-        found = step(tables, here)
-        here = stacked(waves[(number + 1) % 2], mesh)  # while the step runs
-        jax.device_get(found)
+    with ThreadPoolExecutor(1) as thread:  # as in the loop over scans: on a GPU the call returns when the step is done
+        for number in range(STREAMED):
+            found = thread.submit(step, tables, here)
+            here = stacked(waves[(number + 1) % 2], mesh)  # while the step runs
+            jax.device_get(found.result())
     streamed = (time.perf_counter() - start) / STREAMED
     least, _ = roofline.seconds(counts.matmul, 0.0)
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use", memory.temp_size_in_bytes + memory.argument_size_in_bytes)

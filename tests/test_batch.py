@@ -521,13 +521,13 @@ def waves(monkeypatch):
     """Subjects of every wave that was run, and the least size it was asked to have."""
     from pnet_jax.construction import Builder
 
-    seen, launch = [], Builder.launch
+    seen, put = [], Builder.put
 
     def watched(builder, wave, size=1):
         seen.append(([one.scan.subject for one in wave], size))
-        return launch(builder, wave, size)
+        return put(builder, wave, size)
 
-    monkeypatch.setattr(Builder, "launch", watched)
+    monkeypatch.setattr(Builder, "put", watched)
     return seen
 
 
@@ -561,17 +561,21 @@ def test_a_scan_that_fails_in_a_wave_takes_no_other_with_it(mixed, config, tmp_p
     assert waves == [(["02", "03"], 2), (["01"], 2)]  # nobody goes through the step again for it
 
 
-def test_a_wave_that_does_not_fit_the_device_is_tried_scan_by_scan(mixed, config, tmp_path, monkeypatch, waves):
+@pytest.mark.parametrize("when", ["on its way", "in the step"])
+def test_a_wave_that_does_not_fit_the_device_is_tried_scan_by_scan(mixed, config, tmp_path, monkeypatch, waves, when):
     from pnet_jax.construction import Builder
 
-    watched = Builder.launch
+    watched = Builder.put
+
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     def small(builder, wave, size=1):
-        if len(wave) > 1:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return watched(builder, wave, size)
+        if len(wave) == 1:
+            return watched(builder, wave, size)
+        return full if when == "in the step" else full()
 
-    monkeypatch.setattr(Builder, "launch", small)
+    monkeypatch.setattr(Builder, "put", small)
     rows = construct_cohort(mixed[1:3], tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2))
     assert status_of(rows) == ["ok", "ok"] and waves == [(["02"], 1), (["03"], 1)]
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -105,7 +106,9 @@ class Pipeline:
         self.rows: dict[int, Row] = {}
         self._reading = self._writing = self._failed = self._total = 0
         self._waiting: dict[Hashable, list[_Scan]] = {}
-        self._flying: deque[tuple[list[_Scan], Outputs, float]] = deque()
+        self._flying: deque[tuple[list[_Scan], Future[Outputs], float]] = deque()
+        # The call of a step with loops returns only when a GPU is done with it: in a thread, the next wave travels meanwhile.
+        self._device = ThreadPoolExecutor(1, "device")
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
         """Return the record of each scan, in order; scans that another process is working on are left to it and checked last.
@@ -116,6 +119,7 @@ class Pipeline:
             with self.workers:
                 return self._run(sources, resume)
         finally:
+            self._device.shutdown(wait=False, cancel_futures=True)
             for release in self.claims.values():
                 release()
             self.claims.clear()
@@ -249,17 +253,17 @@ class Pipeline:
             self._waiting.pop(shape)
         begun = time.perf_counter()
         try:
-            outputs = self.builder.launch([one.ready for one in wave if one.ready], self.bounds.wave)
+            outputs = self._device.submit(self.builder.put([one.ready for one in wave if one.ready], self.bounds.wave))
         except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._alone(wave, error)
             return
         self._flying.append((wave, outputs, begun))
 
-    def _land(self, wave: list[_Scan], outputs: Outputs, begun: float) -> None:
+    def _land(self, wave: list[_Scan], outputs: Future[Outputs], begun: float) -> None:
         """Pass the results of a wave to the writers."""
         waiting = time.perf_counter()
         try:
-            found = land(outputs, len(wave))
+            found = land(outputs.result(), len(wave))
         except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
             self._alone(wave, error)
             return
@@ -310,8 +314,10 @@ class Pipeline:
             self.told(record["scan"], len(self.rows), self._failed, self._total)
 
 
-def _is_ready(outputs: Outputs) -> bool:
-    return all(leaf.is_ready() for leaf in jax.tree.leaves(outputs))
+def _is_ready(outputs: Future[Outputs]) -> bool:
+    if not outputs.done() or outputs.exception() is not None:
+        return outputs.done()
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(outputs.result()))
 
 
 def _warn(said: Sequence[str]) -> None:

@@ -134,20 +134,17 @@ def stacked(subjects: Sequence[Subject], mesh: Mesh) -> Subject:
     return jax.tree.map(lambda to, *parts: parallel.stack(parts, to), layout, *subjects)
 
 
-def launch(shared: Shared, subjects: Sequence[Subject], settings: Settings, mesh: Mesh | None = None, size: int = 1) -> Outputs:
-    """Start the step on scans of one shape; the returned arrays may still be being computed.
+def put(shared: Shared, subjects: Sequence[Subject], mesh: Mesh, size: int = 1) -> tuple[Shared, Subject]:
+    """Send scans of one shape to the devices; the returned arrays may still be on their way.
 
     Args:
       shared: model and atlas on their Space.
       subjects: the scans.
-      settings: what is compiled into the step.
-      mesh: devices; all of them along "subject" if not given.
+      mesh: devices.
       size: rows of the wave at least; those beside the scans are the last scan's again.
     """
-    mesh = parallel.make_mesh() if mesh is None else mesh
     size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
-    full = [*subjects, *[subjects[-1]] * (size - len(subjects))]
-    return compiled(settings, mesh)(on_mesh(shared, mesh), stacked(full, mesh))
+    return on_mesh(shared, mesh), stacked([*subjects, *[subjects[-1]] * (size - len(subjects))], mesh)
 
 
 def land(outputs: Outputs, count: int) -> list[Outputs]:
@@ -210,17 +207,19 @@ class Builder:
         placed, shared = self.placed(scan)
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
-    def launch(self, wave: Sequence[Ready], size: int = 1) -> Outputs:
-        """Start scans that can share a wave (`Ready.shape`), padded to at least `size` rows: waves of one size share a compiled step.
+    def put(self, wave: Sequence[Ready], size: int = 1) -> Callable[[], Outputs]:
+        """Send scans that can share a wave (`Ready.shape`) to the devices; the function returned starts the step on them.
 
-        A scan alone takes one device, or those that its locations are split over: more would do the same work.
+        Waves are padded to at least `size` rows, because waves of one size share a compiled step. A scan alone takes one device, or
+        those that its locations are split over: more would do the same work.
         """
         mesh = self.mesh if max(len(wave), size) > 1 else self.alone
-        return launch(wave[0].shared, [one.subject for one in wave], self.plan.settings, mesh, size)
+        given = put(wave[0].shared, [one.subject for one in wave], mesh, size)
+        return lambda: compiled(self.plan.settings, mesh)(*given)
 
     def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
-        """Run a wave as `launch` does, and return the results of its scans."""
-        return land(self.launch(wave, size), len(wave))
+        """Run the step on scans as `put` arranges them, and return the results of each."""
+        return land(self.put(wave, size)(), len(wave))
 
 
 class Ready(NamedTuple):

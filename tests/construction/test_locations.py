@@ -16,7 +16,7 @@ from pnet_jax import parallel
 from pnet_jax.bench import hlo
 from pnet_jax.config import ConstructConfig, ParallelConfig, PerceiverConfig
 from pnet_jax.construction import Builder, resolve
-from pnet_jax.construction.wave import LAYOUT, compiled, land, launch, on_mesh, stacked
+from pnet_jax.construction.wave import LAYOUT, compiled, land, on_mesh, put, stacked
 from pnet_jax.encoder.model import components
 from pnet_jax.encoder.perceiver import init
 from pnet_jax.encoder.tokens import Observed
@@ -72,7 +72,8 @@ def moved(text: str) -> dict[str, set[tuple[int, ...]]]:
 
 @pytest.mark.parametrize("mesh", [(2, 2), (1, 8)])
 def test_locations_over_devices_change_rounding_alone(waiting, alone, short_grid, mesh):
-    found = land(launch(waiting[0].shared, [one.subject for one in waiting], short_grid.plan.settings, mesh_of(*mesh)), len(waiting))
+    given = put(waiting[0].shared, [one.subject for one in waiting], mesh_of(*mesh))
+    found = land(compiled(short_grid.plan.settings, mesh_of(*mesh))(*given), len(waiting))
     for one, expected in zip(found, alone, strict=True):
         fitted = max(1e-5, error_of_log_kappa(expected))
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(expected), strict=True):
@@ -115,7 +116,7 @@ def test_no_device_gathers_signals(programs, waiting):
 
 def test_nothing_crosses_the_subject_axis(waiting, short_grid):
     mesh = mesh_of(2, 2)
-    given = on_mesh(waiting[0].shared, mesh), stacked([one.subject for one in waiting], mesh)
+    given = put(waiting[0].shared, [one.subject for one in waiting], mesh)
     text = compiled(short_grid.plan.settings, mesh).lower(*given).compile().as_text()
     assert replica_groups(text) == {((0, 1), (2, 3))}
     pairs = re.findall(r"\{(\d),(\d)\}", " ".join(re.findall(r"source_target_pairs=(\{.*?\}\})", text)))

@@ -14,7 +14,7 @@ from tolerance import rounding
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, build, construct, resolve
-from pnet_jax.construction.wave import bucket, compiled, land, launch, seed_of, subject_of
+from pnet_jax.construction.wave import bucket, compiled, land, put, seed_of, subject_of
 from pnet_jax.scan import make_scan
 from pnet_jax.space import grid_space
 
@@ -99,7 +99,8 @@ def test_place_and_neighbours_change_no_bit(waiting, four, short_grid):
         y=0 * subject.y, halves=0 * subject.halves, valid=np.zeros_like(subject.valid), present=np.zeros_like(subject.present)
     )
     degenerate = [nothing, waiting[2].subject, nothing._replace(kept=np.zeros_like(subject.kept), tr=np.float32(0.5)), waiting[0].subject]
-    found = land(launch(waiting[0].shared, degenerate, short_grid.plan.settings, short_grid.mesh), len(degenerate))
+    given = put(waiting[0].shared, degenerate, short_grid.mesh)
+    found = land(compiled(short_grid.plan.settings, short_grid.mesh)(*given), len(degenerate))
     for one, expected in ((found[1], four[2]), (found[3], four[0])):
         assert_array_equal(one.labels, expected.labels)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(expected), strict=True):
@@ -110,7 +111,8 @@ def test_place_and_neighbours_change_no_bit(waiting, four, short_grid):
 @pytest.mark.parametrize(("size", "devices"), [(1, 1), (2, 1), (8, 8)])
 def test_size_of_the_wave_and_devices_change_rounding_alone(waiting, four, short_grid, size, devices):
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
-    found = land(launch(waiting[0].shared, [one.subject for one in waiting[:size]], short_grid.plan.settings, mesh), size)
+    given = put(waiting[0].shared, [one.subject for one in waiting[:size]], mesh)
+    found = land(compiled(short_grid.plan.settings, mesh)(*given), size)
     for one, expected in zip(found, four, strict=False):
         fitted = max(1e-5, error_of_log_kappa(expected))
         paths = jax.tree_util.tree_leaves_with_path(one)
