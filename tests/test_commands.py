@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import tomllib
 import warnings
 
@@ -154,6 +156,12 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(commands, "report", command)
+    monkeypatch.setattr(commands, "construct", command)
+    assert said(capsys, "construct", "x") == (
+        code,
+        f"pnet construct: stopped by {sent.name}; finished results are kept; go on with --resume\n",
+    )
+    seen.clear()
     assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; finished results are kept\n")
     assert seen == ["tidied up"]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -193,6 +201,32 @@ def test_what_cannot_run_is_refused_before_the_first_scan(options, said_of, tmp_
 def test_status_of_a_folder_that_is_not_there(tmp_path, capsys):
     code, told = said(capsys, "status", str(tmp_path / "nowhere"))
     assert code == 1 and "expected a folder that `pnet construct` wrote" in told
+
+
+def test_progress_of_what_has_no_label_has_no_gap(monkeypatch, capsys):
+    monkeypatch.setattr("pnet_jax.commands.options.LINE_SECONDS", -1.0)
+    with Bar(6, "simulate", unit="subject") as bar:
+        bar("", 1, 6)
+    assert re.match(r"simulate: 1 of 6 subjects; \d+ per hour", capsys.readouterr().err)
+
+
+def test_a_reader_that_closes_the_output_ends_a_command_without_a_message(tmp_path):
+    """As `head` does; both where a line is printed and where only the last flush meets the closed pipe."""
+    for lines in (100_000, 1):
+        code = f"from pnet_jax import cli, commands; commands.status = lambda _: print('x\\n' * {lines}) or 0; "
+        code += "raise SystemExit(cli.main(['status']))"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+            command.stdout.close()
+            assert command.stderr.read() == b""
+            assert command.wait() == 128 + signal.SIGPIPE
+
+
+def test_a_broken_pipe_elsewhere_is_told(monkeypatch, capsys):
+    def broken(_):
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(commands, "report", broken)
+    assert said(capsys, "report", "x") == (1, "pnet report: a worker is gone\n")
 
 
 def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
