@@ -36,7 +36,9 @@ def construct(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     selection_options(parser)
     parser.add_argument("--resume", action="store_true", help="skip scans that are up to date")
-    parser.add_argument("--retry-failed", action="store_true", help="construct only the scans that failed before")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="construct only the scans of OUT that failed before, with the same options"
+    )
     execution_options(parser)
     config, args = parse(parser, ConstructConfig, arguments)
     from pnet_jax.batch.run import construct_cohort, own_shard
@@ -66,6 +68,9 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
     from pnet_jax.outputs.overview import overview, summary
 
     states = overview(args.out)
+    if not rows:
+        print(f"No {'failed scan to construct again' if args.retry_failed else 'scan to construct'}. In {args.out}: {summary(states)[0]}.")
+        return 0
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed[:MOST_LISTED]:
         print(f"failed: {row['error']}", file=sys.stderr)
@@ -79,9 +84,11 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
             f"{len(warned) - MOST_LISTED} more scans have warnings; see column qc_warnings of {Path(args.out) / 'status.tsv'}",
             file=sys.stderr,
         )
-    kept = sum(row.get("parcels") == "atlas" for row in rows)
+    kept, done = sum(row.get("parcels") == "atlas" for row in rows), len(rows) - len(failed)
+    skipped = sum(bool(row.get("skipped")) for row in rows)
+    of = f" ({skipped} up to date and skipped, {done - skipped} constructed)" if skipped else ""
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} returned the atlas's parcels. "
+        f"{done} of {len(rows)} scans done{of}, {len(failed)} failed, {kept} returned the atlas's parcels. "
         f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
