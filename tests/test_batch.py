@@ -283,6 +283,9 @@ def test_warnings_are_in_the_status_and_those_of_the_prior_in_every_result(input
         construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, prior=prior, edges=("pearson",)))
     (row,) = read_records(tmp_path / "out")
     assert "short scan: 100 of 100 frames" in row["qc_warnings"]
+    assert (
+        "; ".join(row["said"]) == row["qc_warnings"] and "said" not in (tmp_path / "out" / "status.tsv").read_text("utf-8").split("\n")[0]
+    )
     (qc,) = (tmp_path / "out").rglob("*_qc.json")
     assert "999 ghost" in qc.read_text("utf-8")
 

@@ -15,6 +15,7 @@ import pytest
 
 from pnet_jax import commands
 from pnet_jax.cli import main
+from pnet_jax.commands.networks import _warned
 from pnet_jax.commands.options import Bar
 
 
@@ -227,6 +228,17 @@ def test_a_broken_pipe_elsewhere_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr(commands, "report", broken)
     assert said(capsys, "report", "x") == (1, "pnet report: a worker is gone\n")
+
+
+def test_a_warning_of_many_scans_is_told_once_with_their_number():
+    few = "26 regressors leave {:.1f} degrees of freedom; correlations will be poor"
+    rows = [{"scan": f"sub-{n}", "status": "ok", "said": [few.format(3 + n / 10)]} for n in range(5)]
+    rows[2]["said"] = [*rows[2]["said"], "the head moved a lot"]
+    rows.append({"scan": "sub-9", "status": "failed", "error": "damaged"})
+    assert _warned(rows, "out") == [
+        f"warning: 5 of 6 scans, e.g. sub-0: {few.format(3.0)}",
+        "warning: sub-2: the head moved a lot",
+    ]
 
 
 def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):

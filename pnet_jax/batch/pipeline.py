@@ -323,4 +323,5 @@ def _figures(network: Network, written: Written, notes: Sequence[str]) -> Row:
     """Return the record columns of a finished scan."""
     stages = network.qc.seconds | written.seconds
     done = {"status": "ok", "error": "", "seconds": round(sum(stages.values()), 2), "dseg": written.dseg}
-    return done | result_columns(network, notes) | {"stages": json.dumps(stages)}
+    said = [text for text in network.qc.warnings if text not in notes]
+    return done | result_columns(network, notes) | {"stages": json.dumps(stages), "said": said}

@@ -24,7 +24,7 @@ from pnet_jax.commands.options import (
 from pnet_jax.config import ConstructConfig
 from pnet_jax.errors import SettingsError
 
-MOST_LISTED = 20  # scans whose errors or warnings are printed; status.tsv lists all
+MOST_LISTED = 20  # errors and kinds of warnings that are printed; status.tsv lists all
 
 
 def construct(arguments: Sequence[str]) -> int:
@@ -76,14 +76,8 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
         print(f"failed: {row['error']}", file=sys.stderr)
     if len(failed) > MOST_LISTED:
         print(f"{len(failed) - MOST_LISTED} more scans failed; see pnet status {args.out}", file=sys.stderr)
-    warned = [row for row in rows if row["status"] == "ok" and row.get("qc_warnings")]
-    for row in warned[:MOST_LISTED]:
-        print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
-    if len(warned) > MOST_LISTED:
-        print(
-            f"{len(warned) - MOST_LISTED} more scans have warnings; see column qc_warnings of {Path(args.out) / 'status.tsv'}",
-            file=sys.stderr,
-        )
+    for line in _warned(rows, args.out):
+        print(line, file=sys.stderr)
     kept, done = sum(row.get("parcels") == "atlas" for row in rows), len(rows) - len(failed)
     skipped = sum(bool(row.get("skipped")) for row in rows)
     of = f" ({skipped} up to date and skipped, {done - skipped} constructed)" if skipped else ""
@@ -99,6 +93,20 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
     if pages and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
+
+
+def _warned(rows: Sequence[dict[str, Any]], out: str) -> list[str]:
+    """Return a line for each warning; of those that differ in names and numbers only, the first, with the number of scans."""
+    from pnet_jax.report.reasons import kinds
+
+    given = [(row["scan"], text) for row in rows if row["status"] == "ok" for text in row.get("said", ())]
+    lines = []
+    for kind in kinds(text for _, text in given):
+        (scan, text), scans = given[kind.members[0]], len({given[at][0] for at in kind.members})
+        lines.append(f"warning: {scan if scans == 1 else f'{scans} of {len(rows)} scans, e.g. {scan}'}: {text}")
+    if len(lines) > MOST_LISTED:
+        lines[MOST_LISTED:] = [f"{len(lines) - MOST_LISTED} more kinds of warnings; see column qc_warnings of {Path(out) / 'status.tsv'}"]
+    return lines
 
 
 def status(arguments: Sequence[str]) -> int:

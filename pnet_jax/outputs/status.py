@@ -28,7 +28,7 @@ SUBMISSIONS = "submissions"  # below RECORDS: the lists of requested scans
 TABLE = "status.tsv"
 DIGEST = "digest"  # of a record, in its file
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
-NOT_IN_TABLE = ("files", "command")
+NOT_IN_TABLE = ("files", "command", "said")  # `said`: the warnings of `qc_warnings`, one by one
 
 
 def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: Mapping[str, str], command: str) -> dict[str, Any]:
