@@ -142,6 +142,9 @@ def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
     assert main(["construct", *words, "--resume"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
     assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
+    words[words.index("100")] = "200"
+    code, told = said(capsys, "construct", *words, "--retry-failed")
+    assert code == 1 and ": parcels 100 then, 200 now; atlas geometric100 then, geometric200 now; give the options of that run" in told
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

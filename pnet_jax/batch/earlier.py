@@ -94,6 +94,8 @@ def _other_settings(job: Job, failures: Sequence[Mapping[str, Any]]) -> str:
     given = [one.get("settings") or {} for one in read_submissions(job.folder) if one["job"] in jobs]
     then, now = given[-1] if given else {}, job.settings
     names = [name for name in dict.fromkeys((*now, *then)) if then.get(name) != now.get(name)] if then else []
+    if "atlas" in names:
+        names = [name for name in names if not name.endswith(" of the atlas")]  # which follow from it
     differ = [f"{name} {_word(then.get(name))} then, {_word(now.get(name))} now" for name in names[:MOST_NAMED]]
     differ += [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
     what = f"which differ from these: {'; '.join(differ)}" if differ else "which differ from these and are not known any more"

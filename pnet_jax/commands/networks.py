@@ -87,7 +87,7 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
     )
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
         print(f"In {args.out}: {summary(states)[0]}.")
-    if any(one.state in ("failed", "unavailable") for one in states):
+    if failed:  # those of other runs may have other options
         again = [word for word in arguments if word not in ("--resume", "--retry-failed")]
         print(f"Correct the causes, then run: pnet construct {shlex.join(again)} --retry-failed")
     if pages and len(failed) < len(rows):
