@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 HELP = """usage: pnet <command> [options]
 
@@ -35,10 +38,28 @@ COMMANDS = (
     *("demo", "construct", "status", "report", "collect", "export", "import"),
     *("simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench"),
 )
+RESUMED = ("construct",)  # commands that go on from their finished results with --resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage."""
+    """Runs one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage, 128 + n ended by signal n.
+
+    A reader of the output that closes it (`pnet status OUT | head`) ends the command without a message, as with other Unix tools.
+    """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()  # here and not at the interpreter's exit, where the error could not be caught
+    except BrokenPipeError:
+        if not _unread(sys.stdout) and not _unread(sys.stderr):
+            raise
+        for stream in filter(_unread, (sys.stdout, sys.stderr)):  # what is still in their buffers goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -68,12 +89,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = show
             return int(getattr(commands, {"import": "import_"}.get(arguments[0], arguments[0].replace("-", "_")))(arguments[1:]))
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+            raise
         print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         name = stop.args[0].name if stop.args else "SIGINT"
-        print(f"pnet {arguments[0]}: stopped by {name}; finished results are kept", file=sys.stderr)
+        on = "; go on with --resume" if arguments[0] in RESUMED else ""
+        print(f"pnet {arguments[0]}: stopped by {name}; finished results are kept{on}", file=sys.stderr)
         return 128 + signal.Signals[name]
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has closed it."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (ValueError, OSError):  # a stream without a file, such as one that captures output
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager

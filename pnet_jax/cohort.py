@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax import edges as measures
 from pnet_jax.errors import InputError
 from pnet_jax.network import Network
+from pnet_jax.provenance import shared_provenance
 from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, grid_neighbours, join_spaces, places_in
 
@@ -26,7 +27,6 @@ NUMBERS = (
 TEXTS = ("decision", "warnings")
 COLUMNS: tuple[str, ...] = IDENTITY + NUMBERS + TEXTS
 BEYOND_ONE = 1e-3  # by which rounding may carry a correlation beyond 1
-OF_ONE_SCAN = ("source", "seed", "device")  # entries of the provenance that differ between scans
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,8 +50,8 @@ class Cohort:
       labels: parcel of each location, −1 outside, `[S, V]`, int16. None if the scans do not share a Space.
       confidence: probability of each location's parcel, 0 outside, `[S, V]`, float32; None if `labels` is None.
       space: the V locations; for scans on one image grid, every voxel in the mask of any scan. None if `labels` is None.
-      provenance: entries that are equal in all results, the names of the entries that `differ`, and the scans that were `left_out`, with
-        the reason.
+      provenance: entries that are equal in all results; under `differ` each field that is not, with its values and the number of scans
+        that have each (`shared_provenance`); and the scans that were `left_out`, with the reason.
     """
 
     table: dict[str, np.ndarray]
@@ -71,6 +71,20 @@ class Cohort:
 
     def __post_init__(self) -> None:
         check_shapes(self)
+
+    def __repr__(self) -> str:
+        """Return a line without any array: what there is, and how much of it."""
+
+        def counted(name: str, noun: str) -> str:
+            count = len({str(one) for one in self.table.get(name, ())} - {""})
+            return f", {count} {noun}{'s' * (count != 1)}" if count else ""
+
+        of = counted("subject", "subject") + counted("session", "session") + counted("site", "site")
+        atlas = f" of {self.atlas['source']}" if self.atlas.get("source") else ""
+        frames = "" if self.signals is None else f"; signals of up to {self.signals.shape[-1]} frames"
+        locations = "" if self.labels is None else f"; labels of {self.labels.shape[-1]} locations"
+        n = len(self)
+        return f"Cohort({n} scan{'s' * (n != 1)}{of}; {self.n_parcels} parcels{atlas}; edges {', '.join(self.edges)}{frames}{locations})"
 
     def __len__(self) -> int:
         return len(self.table["scan"])
@@ -227,13 +241,6 @@ def common_space(spaces: Iterable[Space]) -> Space | None:
     return dataclasses.replace(space, neighbours=grid_neighbours(space.grid.ijk))
 
 
-def shared_provenance(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries that are equal in all results, and under `differ` the names of the other entries."""
-    keys = [key for key in dict.fromkeys(key for one in each for key in one) if key not in OF_ONE_SCAN]
-    alike = {key: each[0].get(key) for key in keys if all(one.get(key) == each[0].get(key) for one in each)}
-    return {**alike, "differ": [key for key in keys if key not in alike]}
-
-
 def check_shapes(cohort: Cohort) -> None:
     """Refuse a Cohort whose arrays have inconsistent shapes, or in which a scan occurs twice.
 
@@ -384,6 +391,8 @@ def make_cohort(
       >>> one = make_cohort(["01", "02"], edges={"pearson": np.stack([np.eye(3)] * 2)}, covariates={"age": [30.0, 40.0]})
       >>> len(one), one.n_parcels, one.table["age"].tolist()
       (2, 3, [30.0, 40.0])
+      >>> one
+      Cohort(2 scans, 2 subjects; 3 parcels; edges pearson)
     """
     count = len(subjects)
     own = {name: _real(name, matrices) for name, matrices in (edges or {}).items()}

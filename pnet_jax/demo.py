@@ -60,7 +60,7 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
     from pnet_jax.outputs import page_name
 
     lap("load the libraries")
-    load = {} if matrix is None else {"native_to_mni": matrix, "space": "MNI152NLin6Asym"}
+    load = {} if matrix is None else {"native_to_mni": matrix}
     config = ConstructConfig(parcels=200, edges=("pearson", "partial"))
     row = construct_cohort(find_scans(bold, mask=mask), folder / "derivatives", config, load=load)[0]
     if row["status"] != "ok":

@@ -213,6 +213,17 @@ class Network:
     halves: dict[str, Float[np.ndarray, "2 K K"]] = dataclasses.field(default_factory=dict)
     uncertainty: dict[str, Float[np.ndarray, "K K"]] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return a line without any array: what there is, and how much of it."""
+        parcels = {"personalised": "personalised parcels", "atlas": f"parcels of {self.start}"}.get(self.qc.selection.decision, "parcels")
+        label = "_".join(
+            [f"sub-{self.subject}", *(f"{key}-{self.entities[key]}" for key in ("ses", "task", "run") if key in self.entities)]
+        )
+        return (
+            f"Network({label}: {self.n_parcels} {parcels}, {len(self.space)} locations in "
+            f"{self.space.name}, {len(self.frames)} frames; edges {', '.join(self.edges)})"
+        )
+
     @property
     def n_parcels(self) -> int:
         return len(self.ids)

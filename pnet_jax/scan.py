@@ -74,6 +74,13 @@ class Scan:
     cleaning: dict[str, object] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return a line without any array: what there is, and how much of it."""
+        return (
+            f"Scan({scan_label(self.subject, self.entities)}: {len(self.space)} locations in {self.space.name}, {len(self.frames)} of "
+            f"{self.recorded} frames, TR {self.tr:g} s)"
+        )
+
     @property
     def duration(self) -> float:
         """Seconds of signal that were kept."""

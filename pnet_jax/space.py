@@ -44,6 +44,9 @@ class Space:
     grid: Grid | None = None
     names: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        return f"Space({len(self)} locations in {self.name}, {self.kind}, {self.resolution:.1f} mm)"
+
     def __len__(self) -> int:
         return len(self.xyz)
 

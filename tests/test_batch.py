@@ -27,6 +27,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, PrepareConfig
 from pnet_jax.construction import Builder, Ready, resolve
 from pnet_jax.edges import tangent
 from pnet_jax.edges.inverse import ledoit_wolf
+from pnet_jax.errors import SettingsError
 from pnet_jax.execution import Workers
 from pnet_jax.group.fit import Group
 from pnet_jax.ingest import ScanSource, find_scans
@@ -282,6 +283,9 @@ def test_warnings_are_in_the_status_and_those_of_the_prior_in_every_result(input
         construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, prior=prior, edges=("pearson",)))
     (row,) = read_records(tmp_path / "out")
     assert "short scan: 100 of 100 frames" in row["qc_warnings"]
+    assert (
+        "; ".join(row["said"]) == row["qc_warnings"] and "said" not in (tmp_path / "out" / "status.tsv").read_text("utf-8").split("\n")[0]
+    )
     (qc,) = (tmp_path / "out").rglob("*_qc.json")
     assert "999 ghost" in qc.read_text("utf-8")
 
@@ -691,6 +695,71 @@ def test_failed_scans_alone_are_tried_again(inputs, config, tmp_path, tried):
     tried.clear()
     rows = construct_cohort(inputs[1], tmp_path, plain, retry_failed=True)
     assert tried == ["sub-02_task-rest"] and status_of(rows) == ["failed"] and rows[0]["fault"] == "input"
+
+
+def test_failed_scans_are_tried_again_with_their_own_settings_only(inputs, config, tmp_path, tried):
+    """No other scan and no other atlas is registered: `pnet status` would count them as waiting from then on."""
+    plain, said = dataclasses.replace(config, edges=("pearson",)), []
+    with pytest.raises(SettingsError, match="--retry-failed needs the records of an earlier run, found none"):
+        construct_cohort(inputs[1], tmp_path / "out", plain, retry_failed=True)
+    assert not (tmp_path / "out").exists()
+    construct_cohort(inputs[1][:2], tmp_path / "out", plain)
+    before = overview(tmp_path / "out")
+    tried.clear()
+    with pytest.raises(SettingsError, match=r"settings of the run in which they failed, .*: kappa 10.0 then, 5.0 now; give .* --resume"):
+        construct_cohort(inputs[1], tmp_path / "out", dataclasses.replace(plain, kappa=5.0), retry_failed=True)
+    with pytest.raises(SettingsError, match="none of its 1 failed scans is in INPUT, e.g. sub-02_task-rest"):
+        construct_cohort(inputs[1][2:], tmp_path / "out", plain, retry_failed=True)
+    assert tried == [] and overview(tmp_path / "out") == before
+    rows = construct_cohort(inputs[1], tmp_path / "out", plain, retry_failed=True, say=said.append)
+    assert [row["scan"] for row in rows] == tried == ["sub-02_task-rest"] and "constructing 1 of 1 failed scans again" in said
+    assert [one.scan for one in overview(tmp_path / "out")] == ["sub-01_task-rest", "sub-02_task-rest"]
+
+
+def test_where_nothing_failed_nothing_is_tried_again(inputs, config, tmp_path, tried):
+    plain, said = dataclasses.replace(config, edges=("pearson",)), []
+    construct_cohort(inputs[1][:1], tmp_path, plain)
+    tried.clear()
+    assert construct_cohort(inputs[1], tmp_path, dataclasses.replace(plain, seed=1), retry_failed=True, say=said.append) == []
+    assert tried == [] and "nothing failed" in said[0] and len(overview(tmp_path)) == 1
+
+
+def test_a_resumed_run_says_what_is_up_to_date_and_why_the_rest_is_not(inputs, config, tmp_path):
+    plain = dataclasses.replace(config, edges=("pearson",))
+    copy = dataclasses.replace(inputs[1][0], bold=Path(shutil.copy(inputs[1][0].bold, tmp_path)))
+    other = dataclasses.replace(inputs[1][2], entities=ENTITIES | {"run": "2"})
+    sources, said = [copy, inputs[1][1], inputs[1][2], other], []
+    construct_cohort(sources[:3], tmp_path / "out", plain)
+    shutil.copy(inputs[1][2].bold, copy.bold)
+    rows = construct_cohort(sources, tmp_path / "out", plain, resume=True, say=said.append)
+    expected = "1 stale (1 whose inputs have changed), 1 failed before, 1 new"
+    assert said[0] == f"1 of 4 scans are up to date and skipped, 3 to be constructed: {expected}"
+    assert [bool(row.get("skipped")) for row in rows] == [False, False, True, False]
+    assert not any("skipped" in record for record in read_records(tmp_path / "out"))
+    construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(plain, seed=1), resume=True, say=said.append)
+    assert "1 stale (1 made with other settings or another version)" in said[-1]
+
+
+def test_scans_that_were_skipped_are_so_called_where_cohort_measures_follow(inputs, config, tmp_path):
+    good = [inputs[1][0], inputs[1][2]]
+    construct_cohort(good[:1], tmp_path, config)
+    rows = construct_cohort(good, tmp_path, config, resume=True)
+    assert [bool(row.get("skipped")) for row in rows] == [True, False]
+    assert not any("skipped" in record for record in read_records(tmp_path))
+
+
+def test_a_part_says_how_many_subjects_and_scans_it_has(inputs, config, tmp_path):
+    sources = [dataclasses.replace(inputs[1][0], subject=f"{n:02d}", entities=ENTITIES | {"ses": ses}) for n in range(6) for ses in "ab"]
+    own = [one for one in sources if running.Shard(1, 6).has(one)]
+    said = []
+    construct_cohort(sources, tmp_path, dataclasses.replace(config, edges=("pearson",)), shard=(1, 6), say=said.append)
+    assert said[0] == f"shard 1/6: {len(own) // 2} of 6 subjects, {len(own)} of 12 scans"
+
+
+def test_results_for_two_atlases_are_not_called_scans(mixed, tmp_path):
+    for atlas in ("a", "b"):
+        write_submission(tmp_path, mixed[:3], "job", atlas)
+    assert summary(overview(tmp_path))[0] == "6 results of 3 scans: 0 done, 6 waiting"
 
 
 def test_scans_that_are_tried_again_get_and_change_the_tangent_edges_of_all(inputs, config, tmp_path):

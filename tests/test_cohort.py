@@ -9,7 +9,9 @@ import pytest
 
 from pnet_jax.cohort import COLUMNS, check_cohort, cohort_of
 from pnet_jax.errors import InputError
-from pnet_jax.space import places_in
+from pnet_jax.provenance import shared_provenance
+from pnet_jax.scan import make_scan
+from pnet_jax.space import places_in, point_space
 from tests.outputs.cohorts import make_networks
 from tests.outputs.helpers import ABSENT, IDS, K, cifti_network, native_network, points_network
 
@@ -82,10 +84,40 @@ def test_views_say_what_edges_are(networks):
     assert views["effective"]["directed"] and views["effective"]["units"] == "1/s"
 
 
+def test_provenance_says_which_fields_of_the_cleaning_differ_and_for_how_many_scans():
+    """Figures of one recording, such as its degrees of freedom, do not count, and do not hide the filter that all scans share."""
+    done = [{"low_pass": 0.1, "degrees_of_freedom": 30.0 + n, "confounds": ["csf"] if n else ["csf", "rot_x"]} for n in range(4)]
+    found = shared_provenance([{"cleaning": one} for one in done])
+    assert found == {"cleaning": {"low_pass": 0.1}, "differ": {"cleaning.confounds": {'["csf"]': 3, '["csf", "rot_x"]': 1}}}
+    many = shared_provenance([{"cleaning": {"strategy": str(n // 2)}} for n in range(20)])["differ"]["cleaning.strategy"]
+    assert list(many.values()) == [2, 2, 2, 2, 2, 10] and list(many)[-1] == "5 other values"
+    assert shared_provenance([{"cleaning": {"low_pass": 0.1}}, {"cleaning": {}}])["differ"] == {
+        "cleaning.low_pass": {"0.1": 1, "not recorded": 1}
+    }
+
+
+def test_a_cohort_a_network_and_a_scan_are_printed_in_one_line_without_arrays(networks):
+    cohort = cohort_of(networks, {"site": ["A", "B"] + ["B"] * (len(networks) - 2)})
+    said = repr(cohort)
+    assert said.startswith(f"Cohort({len(networks)} scans, {len(cohort.subjects)} subjects, ") and "2 sites; 12 parcels" in said
+    assert "edges pearson, partial" in said and "2462 locations" in said
+    one = make_scan(np.random.default_rng(0).normal(size=(3, 40)), point_space(np.eye(3) * 50), tr=2.0, subject="07", entities={"ses": "b"})
+    assert repr(networks[0]).startswith(
+        "Network(sub-00_ses-a_task-rest: 12 personalised parcels, 2462 locations in MNI152NLin6Asym, 40 frames"
+    )
+    assert repr(one) == "Scan(sub-07_ses-b: 3 locations in unknown, 40 of 40 frames, TR 2 s)"
+    for text in (said, repr(networks[0]), repr(one), repr(cohort.space)):
+        assert len(text) < 250 and "array" not in text and "\n" not in text
+
+
 def test_provenance_is_what_all_have_in_common(networks):
     other = dataclasses.replace(networks[1], provenance=networks[1].provenance | {"pnet_jax": "0.2", "seed": 4})
     found = cohort_of([networks[0], other]).provenance
-    assert found["differ"] == ["pnet_jax"] and found["config"] == networks[0].provenance["config"] and "seed" not in found
+    assert (
+        found["differ"] == {"pnet_jax": {networks[0].provenance["pnet_jax"]: 1, "0.2": 1}}
+        and found["config"] == networks[0].provenance["config"]
+        and "seed" not in found
+    )
 
 
 def _matrix(change):

@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import tomllib
 import warnings
 
@@ -13,6 +15,7 @@ import pytest
 
 from pnet_jax import commands
 from pnet_jax.cli import main
+from pnet_jax.commands.networks import _warned
 from pnet_jax.commands.options import Bar
 
 
@@ -139,6 +142,9 @@ def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
     assert main(["construct", *words, "--resume"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
     assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
+    words[words.index("100")] = "200"
+    code, told = said(capsys, "construct", *words, "--retry-failed")
+    assert code == 1 and ": parcels 100 then, 200 now; atlas geometric100 then, geometric200 now; give the options of that run" in told
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -154,6 +160,12 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(commands, "report", command)
+    monkeypatch.setattr(commands, "construct", command)
+    assert said(capsys, "construct", "x") == (
+        code,
+        f"pnet construct: stopped by {sent.name}; finished results are kept; go on with --resume\n",
+    )
+    seen.clear()
     assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; finished results are kept\n")
     assert seen == ["tidied up"]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -193,6 +205,43 @@ def test_what_cannot_run_is_refused_before_the_first_scan(options, said_of, tmp_
 def test_status_of_a_folder_that_is_not_there(tmp_path, capsys):
     code, told = said(capsys, "status", str(tmp_path / "nowhere"))
     assert code == 1 and "expected a folder that `pnet construct` wrote" in told
+
+
+def test_progress_of_what_has_no_label_has_no_gap(monkeypatch, capsys):
+    monkeypatch.setattr("pnet_jax.commands.options.LINE_SECONDS", -1.0)
+    with Bar(6, "simulate", unit="subject") as bar:
+        bar("", 1, 6)
+    assert re.match(r"simulate: 1 of 6 subjects; \d+ per hour", capsys.readouterr().err)
+
+
+def test_a_reader_that_closes_the_output_ends_a_command_without_a_message(tmp_path):
+    """As `head` does; both where a line is printed and where only the last flush meets the closed pipe."""
+    for lines in (100_000, 1):
+        code = f"from pnet_jax import cli, commands; commands.status = lambda _: print('x\\n' * {lines}) or 0; "
+        code += "raise SystemExit(cli.main(['status']))"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+            command.stdout.close()
+            assert command.stderr.read() == b""
+            assert command.wait() == 128 + signal.SIGPIPE
+
+
+def test_a_broken_pipe_elsewhere_is_told(monkeypatch, capsys):
+    def broken(_):
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(commands, "report", broken)
+    assert said(capsys, "report", "x") == (1, "pnet report: a worker is gone\n")
+
+
+def test_a_warning_of_many_scans_is_told_once_with_their_number():
+    few = "26 regressors leave {:.1f} degrees of freedom; correlations will be poor"
+    rows = [{"scan": f"sub-{n}", "status": "ok", "said": [few.format(3 + n / 10)]} for n in range(5)]
+    rows[2]["said"] = [*rows[2]["said"], "the head moved a lot"]
+    rows.append({"scan": "sub-9", "status": "failed", "error": "damaged"})
+    assert _warned(rows, "out") == [
+        f"warning: 5 of 6 scans, e.g. sub-0: {few.format(3.0)}",
+        "warning: sub-2: the head moved a lot",
+    ]
 
 
 def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):

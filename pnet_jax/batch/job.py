@@ -40,9 +40,10 @@ class Job:
       config: see `ConstructConfig`.
       options: further arguments of `load_scan`, the same for every scan.
       atlas: label of the atlas in file names.
-      digest: fingerprint of everything that determines a result except the scan.
+      digest: fingerprint of `settings`.
       notes: warnings that apply to every result.
       parcels: K.
+      settings: everything that determines a result except the scan, by name: text, numbers and lists of these.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Job:
     digest: str
     notes: tuple[str, ...] = ()
     parcels: int = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def inputs(self, source: ScanSource) -> str:
         """Return the fingerprint of the files of a scan."""
@@ -71,12 +73,13 @@ def job_of(folder: Path, config: ConstructConfig, plan: Plan, options: Mapping[s
     """Make the job of a plan."""
     deciding = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_DECIDING}
     given = {key: value if isinstance(value, list | tuple) else [value] for key, value in options.items()}
-    content = {key: [_content(one) for one in values] for key, values in given.items()}
-    group = "" if plan.group is None else plan.group.digest
-    everything = [pnet_jax.__version__, deciding, content, plan.model.digest, plan.atlas.digest, plan.atlas.names, group]
-    digest = hashlib.sha256(json.dumps(everything, default=str, sort_keys=True).encode()).hexdigest()[:12]
     label = atlas_label(plan.atlas.source, plan.atlas.n_parcels)
-    return Job(folder, config, options, label, digest, tuple(notes), plan.atlas.n_parcels)
+    settings = _flat(deciding) | {f"scan {key}": [_content(one) for one in values] for key, values in given.items()}
+    settings |= {"version": pnet_jax.__version__, "atlas": label, "content of the atlas": plan.atlas.digest}
+    settings |= {"names of the atlas": _digest(plan.atlas.names), "content of the checkpoint": plan.model.digest}
+    settings |= {"content of the group": "" if plan.group is None else plan.group.digest}
+    settings = json.loads(json.dumps(settings, default=str))  # as they are read from disk again
+    return Job(folder, config, options, label, _digest(settings), tuple(notes), plan.atlas.n_parcels, settings)
 
 
 def up_to_date(job: Job, source: ScanSource) -> dict[str, Any]:
@@ -122,8 +125,8 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
 
 
 def columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without the fields that `write_record` adds."""
-    return {key: value for key, value in record.items() if key not in ("files", "command")}
+    """Return a record without the fields that `write_record` adds, and without what is said of one run alone (`skipped`)."""
+    return {key: value for key, value in record.items() if key not in ("files", "command", "skipped")}
 
 
 def _unrecorded(job: Job, source: ScanSource) -> list[str]:
@@ -131,6 +134,18 @@ def _unrecorded(job: Job, source: ScanSource) -> list[str]:
     stem = output_stem(job.folder, source.subject, source.entities, job.parcels, job.atlas)
     found = [file for file in stem.parent.glob(f"{stem.name}_*") if not re.match("_(res|den)-", file.name.removeprefix(stem.name))]
     return [file.relative_to(job.folder).as_posix() for file in [*found, job.folder / page_name(source.label, job.atlas)]]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted names, as options are named."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _content(value: object) -> object:

@@ -179,7 +179,7 @@ class Pipeline:
         """Claim and yield the scans to construct here; note finished ones, and append those of other processes to `others`."""
         for number, source in enumerate(sources):
             if resume and (earlier := up_to_date(self.job, source)):
-                self._note(number, earlier)
+                self._note(number, earlier | {"skipped": True})
                 continue
             one = _Scan(number, source, time.perf_counter())
             if self._claim(source):
@@ -193,8 +193,8 @@ class Pipeline:
             time.sleep(POLL_SECONDS)
         if earlier := up_to_date(self.job, one.source):
             self.claims.pop(one.source.label)()
-            self._note(one.number, earlier)
-            return earlier
+            self._note(one.number, earlier | {"skipped": True})
+            return self.rows[one.number]
         self._reading += 1
         self.workers.submit(("read", one), read, self.job, one.source)
         while self._busy:
@@ -329,4 +329,5 @@ def _figures(network: Network, written: Written, notes: Sequence[str]) -> Row:
     """Return the record columns of a finished scan."""
     stages = network.qc.seconds | written.seconds
     done = {"status": "ok", "error": "", "seconds": round(sum(stages.values()), 2), "dseg": written.dseg}
-    return done | result_columns(network, notes) | {"stages": json.dumps(stages)}
+    said = [text for text in network.qc.warnings if text not in notes]
+    return done | result_columns(network, notes) | {"stages": json.dumps(stages), "said": said}

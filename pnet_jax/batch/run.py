@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pnet_jax import parallel
+from pnet_jax.batch.earlier import failed_before, standing
 from pnet_jax.batch.job import COMMAND, FULL, Job, failed, job_of, up_to_date
 from pnet_jax.batch.pipeline import Bounds, Pipeline, Told, bounds_of
 from pnet_jax.batch.tangent import add_tangent
@@ -81,19 +82,21 @@ def construct_cohort(
       load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
       resume: skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
         version, configuration, checkpoint, atlas and group.
-      retry_failed: construct only the scans that failed in earlier calls.
+      retry_failed: construct only the scans of the folder that failed in earlier calls with the same settings; no other scan of `sources`
+        is added to the folder.
       shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
       executor: where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
         package and the same paths, and always resume. None uses this process and its workers.
       progress: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
-      say: called with messages about the run: its limits at the start, and what it waited for at the end.
+      say: called with messages about the run: the scans of its part, how many are up to date, its limits, and what it waited for.
 
     Returns:
-      The record of each scan of this call, in order (`outputs.status`).
+      The record of each scan of this call, in order (`outputs.status`); with `skipped`, if the result was up to date. Empty if
+      `retry_failed` is set and nothing failed.
 
     Raises:
-      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, or the folder holds results of another
-        command.
+      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, the folder holds results of another
+        command, or all scans that failed had other settings than those to be tried again.
       OSError: the folder cannot be written.
     """
     config = config or ConstructConfig()
@@ -105,16 +108,24 @@ def construct_cohort(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     config = _with_both_views(config, plan)
+    tell, shard = say or (lambda _: None), _checked(shard)
+    job = job_of(Path(folder), config, plan, load or {}, notes)
+    todo = sources
+    if retry_failed:
+        todo, sources, said = failed_before(job, sources)
+        tell(said)
+        if not todo:
+            return []
     folder = check_writable(folder)
     check_command(folder, COMMAND)
-    job = job_of(folder, config, plan, load or {}, notes)
     check_atlas(folder, Atlas(job.atlas, plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels))
-    shard = _checked(shard)
-    mine = [one for one in sources if shard is None or shard.has(one)]
-    if retry_failed:
-        mine = [one for one in mine if job.record(one).get("status") not in (None, "ok")]
-    write_submission(folder, sources, job.digest, job.atlas)
-    remove_superseded(folder, sources)
+    mine = todo if shard is None else [one for one in todo if shard.has(one)]
+    if shard is not None:
+        tell(_share(shard, mine, todo))
+    if resume:
+        tell(standing(job, mine))
+    write_submission(folder, todo, job.digest, job.atlas, job.settings)
+    remove_superseded(folder, todo)
     told, places = _telling(folder, progress), _places(job, plan, mine)
     with alongside(folder / RECORDS / RUNS, lambda: sweep([folder, folder / RECORDS, *places])), _table_at_the_end(folder):
         rows = _here(mine, job, Builder(plan), resume, told, say) if executor is None else _on(executor, mine, job, told)
@@ -160,7 +171,7 @@ def _with_tangent(job: Job, sources: Sequence[ScanSource], rows: Sequence[dict[s
         warnings.warn("tangent edges were not written: some scans are neither done nor failed; run again with --resume", stacklevel=3)
         return list(rows)
     found = {row["scan"]: row for row in add_tangent(job, whole)}
-    return [found[row["scan"]] for row in rows]
+    return [found[row["scan"]] | ({"skipped": True} if row.get("skipped") else {}) for row in rows]
 
 
 def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
@@ -183,6 +194,11 @@ def own_shard(config: ConstructConfig) -> Shard:
         return Shard(own.process + 1, own.processes)
     rank = rank_in_job() or parallel.start(own)
     return Shard(rank[0] + 1, rank[1])
+
+
+def _share(shard: Shard, mine: Sequence[ScanSource], every: Sequence[ScanSource]) -> str:
+    subjects, total = len({one.subject for one in mine}), len({one.subject for one in every})
+    return f"shard {shard.number}/{shard.total}: {subjects} of {total} subjects, {len(mine)} of {len(every)} scans"
 
 
 def _places(job: Job, plan: Plan, sources: Sequence[ScanSource]) -> set[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pnet_jax.commands.options import Bar, make_parser, parse
 from pnet_jax.config import nearest
@@ -37,11 +38,16 @@ def collect(arguments: Sequence[str]) -> int:
     chosen = {"atlas": args.atlas, "participants": args.participants, "workers": args.workers, "block": args.block}
     with Bar(0, "collect", unit="block") as bar:
         done = run(args.out, args.cohort, **chosen, progress=bar)
-    print(
-        f"{done['done']} scans collected, {done['failed']} failed; {done['written']} of {done['blocks']} blocks written. "
-        f"Cohort: {done['path']}"
-    )
+    print(f"{done['done']} scans collected, {done['failed']} failed; {_written(done)}. Cohort: {done['path']}")
     return 0
+
+
+def _written(done: Mapping[str, Any]) -> str:
+    """Say what `collect` wrote."""
+    blocks = f"{done['written']} of {done['blocks']} blocks written"
+    if not done["written"]:
+        blocks = f"all {done['blocks']} blocks are up to date" if done["blocks"] != 1 else "its block is up to date"
+    return f"covariates updated; {blocks}" if done["covariates"] else blocks
 
 
 def export(arguments: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from pnet_jax.commands.options import (
 from pnet_jax.config import ConstructConfig
 from pnet_jax.errors import SettingsError
 
-MOST_LISTED = 20  # scans whose errors or warnings are printed; status.tsv lists all
+MOST_LISTED = 20  # errors and kinds of warnings that are printed; status.tsv lists all
 
 
 def construct(arguments: Sequence[str]) -> int:
@@ -36,7 +36,9 @@ def construct(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
     selection_options(parser)
     parser.add_argument("--resume", action="store_true", help="skip scans that are up to date")
-    parser.add_argument("--retry-failed", action="store_true", help="construct only the scans that failed before")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="construct only the scans of OUT that failed before, with the same options"
+    )
     execution_options(parser)
     config, args = parse(parser, ConstructConfig, arguments)
     from pnet_jax.batch.run import construct_cohort, own_shard
@@ -66,32 +68,45 @@ def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[
     from pnet_jax.outputs.overview import overview, summary
 
     states = overview(args.out)
+    if not rows:
+        print(f"No {'failed scan to construct again' if args.retry_failed else 'scan to construct'}. In {args.out}: {summary(states)[0]}.")
+        return 0
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed[:MOST_LISTED]:
         print(f"failed: {row['error']}", file=sys.stderr)
     if len(failed) > MOST_LISTED:
         print(f"{len(failed) - MOST_LISTED} more scans failed; see pnet status {args.out}", file=sys.stderr)
-    warned = [row for row in rows if row["status"] == "ok" and row.get("qc_warnings")]
-    for row in warned[:MOST_LISTED]:
-        print(f"warning: {row['scan']}: {row['qc_warnings']}", file=sys.stderr)
-    if len(warned) > MOST_LISTED:
-        print(
-            f"{len(warned) - MOST_LISTED} more scans have warnings; see column qc_warnings of {Path(args.out) / 'status.tsv'}",
-            file=sys.stderr,
-        )
-    kept = sum(row.get("parcels") == "atlas" for row in rows)
+    for line in _warned(rows, args.out):
+        print(line, file=sys.stderr)
+    kept, done = sum(row.get("parcels") == "atlas" for row in rows), len(rows) - len(failed)
+    skipped = sum(bool(row.get("skipped")) for row in rows)
+    of = f" ({skipped} up to date and skipped, {done - skipped} constructed)" if skipped else ""
     print(
-        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed, {kept} returned the atlas's parcels. "
+        f"{done} of {len(rows)} scans done{of}, {len(failed)} failed, {kept} returned the atlas's parcels. "
         f"{Path(args.out) / 'status.tsv'} has a row for each."
     )
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
         print(f"In {args.out}: {summary(states)[0]}.")
-    if any(one.state in ("failed", "unavailable") for one in states):
+    if failed:  # those of other runs may have other options
         again = [word for word in arguments if word not in ("--resume", "--retry-failed")]
         print(f"Correct the causes, then run: pnet construct {shlex.join(again)} --retry-failed")
     if pages and len(failed) < len(rows):
         print(f"Report: {Path(args.out) / 'index.html'}")
     return 1 if failed else 0
+
+
+def _warned(rows: Sequence[dict[str, Any]], out: str) -> list[str]:
+    """Return a line for each warning; of those that differ in names and numbers only, the first, with the number of scans."""
+    from pnet_jax.report.reasons import kinds
+
+    given = [(row["scan"], text) for row in rows if row["status"] == "ok" for text in row.get("said", ())]
+    lines = []
+    for kind in kinds(text for _, text in given):
+        (scan, text), scans = given[kind.members[0]], len({given[at][0] for at in kind.members})
+        lines.append(f"warning: {scan if scans == 1 else f'{scans} of {len(rows)} scans, e.g. {scan}'}: {text}")
+    if len(lines) > MOST_LISTED:
+        lines[MOST_LISTED:] = [f"{len(lines) - MOST_LISTED} more kinds of warnings; see column qc_warnings of {Path(out) / 'status.tsv'}"]
+    return lines
 
 
 def status(arguments: Sequence[str]) -> int:

@@ -96,7 +96,9 @@ def execution_options(parser: ArgumentParser) -> None:
         "--shard",
         type=str | None,
         metavar="I/N",
-        help="construct only part I of N of the subjects, e.g. 3/20 in an array job; auto: one part per process of this job",
+        help="construct only part I of N of the subjects, e.g. 3/20 in an array job; auto: one part per process of this job. A subject's "
+        "part depends on its label alone, so subjects added later change no other's part; with few subjects, parts can be very unequal "
+        "(2 parts of 6 subjects may have 1 and 5)",
     )
     add(
         "--cluster",
@@ -254,7 +256,7 @@ class Bar:
 
     def of_scans(self, label: str, done: int, failed: int, total: int) -> None:
         """Report progress of a loop in which scans may fail: the numbers done, failed among these, and in total."""
-        said = f"{failed} failed, {label}" if failed else label
+        said = ", ".join(filter(None, (f"{failed} failed" if failed else "", label)))
         if self.terminal:
             self.bar.total = total
             self.bar.set_postfix_str(said)
@@ -264,7 +266,8 @@ class Bar:
             rate = done / (self.told - self.begun)
             left = f", about {_duration((total - done) / rate)} left" if done and total else ""
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-            self.say(f"{done} of {total or '?'} {self.unit}s, {said}; {3600 * rate:.0f} per hour{left}; peak memory {memory:.1f} GiB")
+            counted = f"{done} of {total or '?'} {self.unit}s" + (f", {said}" if said else "")
+            self.say(f"{counted}; {3600 * rate:.0f} per hour{left}; peak memory {memory:.1f} GiB")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -23,7 +23,7 @@ def simulate(arguments: Sequence[str]) -> int:
 
     with refusing(parser, SimulateConfig):
         check(config)
-    with Bar(config.subjects * config.sessions, "simulate") as bar:
+    with Bar(config.subjects, "simulate", unit="subject") as bar:
         written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
     print(
         f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); "

@@ -119,7 +119,11 @@ def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
     limits = [band_limit(scan, len(half.frames)) for half in halves_of(scan)]
     before = max(min(min(limit, d + removed) for limit, d in zip(limits, subject.degrees.tolist(), strict=True)), 1.0)
     allowed, minutes = int(before - LEAST_DEGREES), scan.duration / 60
-    ways = [f"at most {allowed} regressors instead of {removed} (cleaning.strategy, cleaning.motion)"] if 0 < allowed < removed else []
+    ways = (
+        [f"at most {allowed} regressors instead of {removed} (--cleaning.strategy; --cleaning.motion basic has 6 of motion)"]
+        if 0 < allowed < removed
+        else []
+    )
     ways.append(f"about {minutes * (LEAST_DEGREES + removed) / before:.1f} minutes of scan instead of {minutes:.1f} at this TR and band")
     if start == start_name(False):
         ways.append("a group model (pnet fit-group)")

@@ -219,9 +219,11 @@ def check_degrees(
         f"freedom of {n_kept} frames"
     )
     if degrees < 3:
-        raise InputError(f"{where}: {said}; use fewer confounds, a wider band or a longer scan")
+        raise InputError(f"{where}: {said}; use fewer confounds (--cleaning.motion basic has 6 of motion), a wider band or a longer scan")
     if degrees < FEW_DEGREES:
-        warnings.append(f"{said}; correlations will be poor")
+        warnings.append(
+            f"{said}; correlations will be poor; fewer confounds (--cleaning.motion basic has 6 of motion) would help a short scan"
+        )
 
 
 def check_locations(counts: dict[str, int], total: int, where: str, warnings: list[str]) -> None:

@@ -31,6 +31,7 @@ from pnet_jax.ingest.tables import (
 FMRIPREP = re.compile(r"_desc-confounds_(timeseries|regressors)\.tsv$")
 FMRIPREP_COLUMNS = {"trans_x", "trans_x_derivative1", "trans_x_power2", "csf", "framewise_displacement"}
 OUTLIER = re.compile("motion_outlier|non_steady_state")
+REMEDY = "choose another strategy (--cleaning.strategy), or give a table of your own regressors (--confounds)"
 QUALITY = ("framewise_displacement", "fd", "dvars", "std_dvars", "rmsd")  # they measure frames, they are no regressors
 
 ConfoundsInput: TypeAlias = str | Path | pd.DataFrame | np.ndarray | None
@@ -190,22 +191,44 @@ def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning:
         graded = [c for c in ("framewise_displacement", "std_dvars") if c in table.columns and table[c].isna().all()]
         if graded:
             raise InputError(f"{where}: confounds file {path}: the strategy 'scrub' needs {shortlist(graded)}, found n/a in every row")
-    asked = f"confounds file {path}: strategy {cleaning.strategy} (motion={cleaning.motion!r}, wm_csf={cleaning.wm_csf!r}, "
+    asked = f"strategy {cleaning.strategy} (motion={cleaning.motion!r}, wm_csf={cleaning.wm_csf!r}, "
     asked += f"global_signal={cleaning.global_signal!r})"
     columns = shortlist([str(c) for c in table.columns])
-    failed = f"{where}: {asked}: load_confounds could not use the columns {columns}; use another strategy or a table of your own regressors"
+    failed = f"{where}: confounds file {path}: {asked}: load_confounds could not use the columns {columns}; {REMEDY}"
     with tempfile.TemporaryDirectory() as folder:
         image = _copied(path, table, bold, cleaning, Path(folder), where)
         with python_warnings.catch_warnings(record=True) as caught, reading(failed):
             python_warnings.simplefilter("always")
             try:
                 chosen, kept = _load(image, cleaning)
-            except KeyError as error:
-                raise InputError(f"{where}: {asked}: the file lacks a column: {error.args[0]}; it has {columns}") from error
+            except (KeyError, ValueError) as error:
+                if not (lacking := _lacking(error)):
+                    raise
+                few = "use --cleaning.motion basic, which needs the six motion parameters alone, or " if _derived(lacking) else ""
+                said = f"lacks {shortlist(lacking)}, which {asked} needs; its columns are {columns}; {few}{REMEDY}"
+                raise InputError(f"{where}: confounds file {path}: {said}") from error
     notes = [f"load_confounds: {one.message}" for one in caught if "strategy is empty" not in str(one.message)]
     chosen = pd.DataFrame(index=table.index) if chosen is None else _without_missing(chosen, str(path), where, notes)
     values = chosen.to_numpy(np.float64) if chosen.shape[1] else None
     return Confounds(values, tuple(map(str, chosen.columns)), kept, _displacement(table), str(path), tuple(notes))
+
+
+def _lacking(error: KeyError | ValueError) -> list[str]:
+    """Columns, or parts of a strategy without any column, that `load_confounds` missed; empty if it complains of something else."""
+    text = str(error.args[0]) if error.args else ""
+    if isinstance(error, ValueError) and "parameters are missing" not in text:
+        return []
+    if isinstance(error, KeyError):
+        return re.findall(r"'([^']+)'", text) or [text]
+    columns, _, parts = text.partition("] [")  # columns, then parts of the strategy of which no column was found
+    described = {"compcor": "columns for compcor that its JSON file describes"}
+    found = [described.get(name, f"columns for {name}") for name in re.findall(r"'([^']+)'", parts)]
+    return re.findall(r"'([^']+)'", columns) + found
+
+
+def _derived(columns: list[str]) -> bool:
+    """Whether derivatives or squares of motion parameters are among some columns."""
+    return any(re.match(r"(trans|rot)_[xyz]_(derivative1|power2)", column) for column in columns)
 
 
 def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, folder: Path, where: str) -> Path:

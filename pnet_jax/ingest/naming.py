@@ -175,10 +175,10 @@ def confounds_beside(path: Path) -> Path | None:
 
 
 def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where: str) -> tuple[str, list[str]]:
-    """Name of the space a volume's affine leads to, and warnings.
+    """Name of the space that a volume's own affine leads to, and warnings.
 
     Args:
-      space: what the user said, wins over the `space-` entity.
+      space: what the user said; wins over the `space-` entity of a volume in MNI space.
       entities: of the file name.
       moved: whether a transform to MNI is given, so that any space will do.
       where: how messages name the scan.
@@ -186,17 +186,18 @@ def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where:
     Raises:
       InputError: the space is not MNI and there is no transform; fMRIPrep's names without a space entity mean the native space of the run.
     """
+    if moved:  # the image stays where it is, whatever template the transform leads to
+        return entities.get("space") or space or "native", []
     name = space or entities.get("space")
-    if name is None and not moved and entities.get("desc") in NATIVE:
+    if name is None and entities.get("desc") in NATIVE:
         raise InputError(
             f"{where}: wrong space: desc-{entities['desc']} without a space- entity is fMRIPrep's output in the native space of the run, "
             "expected an MNI space (space-MNI152NLin2009cAsym, …); use the run's file in MNI space, name its MNI space with space= "
             "(--space), or pass native_to_mni= (--native-to-mni)"
         )
     if name is None:
-        note = "the file name has no space- entity and no space was given; its affine is taken to lead to MNI"
-        return ("native", []) if moved else ("unknown", [note])
-    if moved or name.startswith("MNI"):
+        return "unknown", ["the file name has no space- entity and no space was given; its affine is taken to lead to MNI"]
+    if name.startswith("MNI"):
         return name, []
     raise InputError(
         f"{where}: wrong space entity: expected an MNI space (space-MNI152NLin2009cAsym, space-MNI152NLin6Asym, …), found "

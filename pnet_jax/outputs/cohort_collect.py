@@ -161,7 +161,8 @@ def collect(
       progress: called with a text, the number of blocks that are done, and the total.
 
     Returns:
-      `path`, and the numbers of scans `done` and `failed`, of `blocks`, and of blocks `written` by this call.
+      `path`, the numbers of scans `done` and `failed`, of `blocks`, and of blocks `written` by this call, and whether this call updated the
+      `covariates` of scans that the store had.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -174,7 +175,7 @@ def collect(
     path = Path(folder) / (f"cohort_seg-{atlas}.zarr" if atlas else "cohort.zarr") if path is None else path
     with waiting_for(Path(folder) / RECORDS / LOCK):
         found = find_scans_in(folder, atlas)
-        _prepare(folder, path, found, participants, block, workers)
+        covariates = _prepare(folder, path, found, participants, block, workers)
         clean(path)
         tasks = _tasks(str(folder), path, found)
         written = 0
@@ -184,7 +185,8 @@ def collect(
                 progress(f"block {task.number}", at + 1, len(tasks))
     status = [state for state, _ in stored_results(path).values()]
     done = status.count(DONE)
-    return {"path": str(path), "done": done, "failed": len(found) - done, "blocks": len(tasks), "written": written}
+    counts = {"done": done, "failed": len(found) - done, "blocks": len(tasks), "written": written}
+    return {"path": str(path), **counts, "covariates": covariates}
 
 
 def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
@@ -196,7 +198,8 @@ def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
     records = [record for record in read_records(folder) if record.get("atlas")]
     labels = sorted({record["atlas"] for record in records})
     if atlas is None and len(labels) > 1:
-        raise SettingsError(f"{folder}: holds results for {len(labels)} atlases ({', '.join(labels)}): choose one by its label")
+        said = f"holds results for {len(labels)} atlases ({', '.join(labels)}): choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
+        raise SettingsError(f"{folder}: {said}")
     found = [_of_record(folder, record) for record in records if atlas in (None, record["atlas"])]
     if not found:
         try:
@@ -285,8 +288,8 @@ def _of_file(file: Path) -> Found:
 
 def _prepare(
     folder: str | Path, path: str | Path, found: Sequence[Found], participants: str | Path | None, block: int, workers: int
-) -> None:
-    """Create the store, or make room in it for new results."""
+) -> bool:
+    """Create the store, or make room in it for new results; return whether covariates of its scans were updated."""
     there = stored_results(path) if exists(path) else {}
     if lost := [scan for scan, (state, _) in there.items() if state == DONE and scan not in {one.scan for one in found}]:
         raise SettingsError(f"{path}: contains {lost[0]}, but {folder} has no result for it: choose another path or remove the store")
@@ -301,11 +304,13 @@ def _prepare(
     covariates = covariates_of(
         participants_file(folder, found, participants), [by_scan.get(x, Found(x, None, "", "", "", {})) for x in scans]
     )
-    if there:
-        if new or len(scans) > len(there) or not _same(open_store(path), covariates):
-            extend(path, scans, reduce(join_layouts, layouts, read_layout(open_store(path), brief=True)), covariates)
-    else:
+    if not there:
         create(path, scans, reduce(join_layouts, layouts), covariates, block)
+        return False
+    updated = not _same(open_store(path), {name: column[: len(there)] for name, column in covariates.items()})
+    if new or len(scans) > len(there) or updated:
+        extend(path, scans, reduce(join_layouts, layouts, read_layout(open_store(path), brief=True)), covariates)
+    return updated
 
 
 def _same(group: Any, covariates: Mapping[str, np.ndarray]) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from pnet_jax.cohort import IDENTITY, NUMBERS, TEXTS, Cohort, shared_provenance, view_of
+from pnet_jax.cohort import IDENTITY, NUMBERS, TEXTS, Cohort, view_of
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.outputs.cohort import DONE, PENDING, WORDS, block_rows, n_blocks, read_layout, scans_of
 from pnet_jax.outputs.cohort_arrays import EDGES, block_arrays, is_empty, open_store, plain_name, read_array, read_rows
+from pnet_jax.provenance import shared_provenance
 
 TRIES = 3  # attempts to read a store whose scans are being replaced
 

@@ -48,7 +48,8 @@ def find_results(folder: str | os.PathLike[str], atlas: str | None = None) -> li
     files = [file for file in sorted(Path(folder).glob("sub-*/**/*_atlas-pnet_seg-*_dseg.tsv")) if "_desc-" not in file.name]
     labels = sorted({_seg(file) for file in files})
     if atlas is None and len(labels) > 1:
-        raise ValueError(f"{folder}: holds networks for {len(labels)} atlases ({', '.join(labels)}): choose one by its label")
+        said = f"holds networks for {len(labels)} atlases ({', '.join(labels)}): choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
+        raise ValueError(f"{folder}: {said}")
     found = [file for file in files if atlas in (None, _seg(file))]
     if not found:
         expected = "networks" if atlas is None else f"networks of atlas {atlas}"

@@ -59,10 +59,13 @@ def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Sc
 
 
 def summary(states: Iterable[ScanState]) -> list[str]:
-    """Return lines that give the number of scans in each state, and the reasons."""
+    """Return lines that give the number of scans in each state, and the reasons; with several atlases, results of scans are counted."""
     states = list(states)
     counts = Counter(one.state for one in states)
-    lines = [f"{len(states)} scans: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state == "done")]
+    lines = [
+        f"{counted(len(states), (one.scan for one in states))}: "
+        + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state == "done")
+    ]
     for state in ("failed", "unavailable", "stale", "running"):
         listed = [one for one in states if one.state == state]
         for one in listed[:MOST_LISTED]:
@@ -72,6 +75,18 @@ def summary(states: Iterable[ScanState]) -> list[str]:
         if len(listed) > MOST_LISTED:
             lines.append(f"{state}: {len(listed) - MOST_LISTED} more")
     return lines
+
+
+def counted(results: int, scans: Iterable[str]) -> str:
+    """Return a number of results with the right noun: several atlases give several results of one scan.
+
+    Example:
+      >>> counted(2, ["sub-01", "sub-02"]), counted(2, ["sub-01", "sub-01"])
+      ('2 scans', '2 results of 1 scan')
+    """
+    n = len(set(scans))
+    of = f"{n:,} scan{'s' * (n != 1)}"
+    return of if n == results else f"{results:,} results of {of}"
 
 
 def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], verify: bool) -> ScanState:

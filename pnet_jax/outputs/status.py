@@ -28,7 +28,7 @@ SUBMISSIONS = "submissions"  # below RECORDS: the lists of requested scans
 TABLE = "status.tsv"
 DIGEST = "digest"  # of a record, in its file
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
-NOT_IN_TABLE = ("files", "command")
+NOT_IN_TABLE = ("files", "command", "said")  # `said`: the warnings of `qc_warnings`, one by one
 
 
 def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: Mapping[str, str], command: str) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
     return record
 
 
-def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSource], job: str, atlas: str) -> Path:
+def write_submission(
+    folder: str | os.PathLike[str], sources: Sequence[ScanSource], job: str, atlas: str, settings: Mapping[str, Any] | None = None
+) -> Path:
     """Write the list of scans requested at the start of a run; a later run adds its own list and leaves the others unchanged.
 
     Lists are numbered, whatever the clock says; one that is the last already, as in the tasks of an array, is not written again.
@@ -64,9 +66,10 @@ def write_submission(folder: str | os.PathLike[str], sources: Sequence[ScanSourc
       sources: All scans of the run, including those that other processes construct.
       job: Digest of the settings.
       atlas: Label of the atlas in file names.
+      settings: The settings by name, from which a later run can say what differs.
     """
     scans = [{"scan": one.label, "subject": one.subject, "files": [file and str(file) for file in one.files]} for one in sources]
-    content = {"job": job, "atlas": atlas, "scans": scans}
+    content = {"job": job, "atlas": atlas, "settings": dict(settings or {}), "scans": scans}
     place, digest = Path(folder) / RECORDS / SUBMISSIONS, _digest(content)
     with waiting_for(Path(folder) / RECORDS / ".submissions.lock"):
         earlier = _submissions(folder)

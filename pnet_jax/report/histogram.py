@@ -13,7 +13,9 @@ LEAST_VALUES, MOST_BINS = 5, 40
 
 
 def histogram(one: Distribution) -> str | None:
-    """Draw a distribution with its limits (dashed), its median (solid) and outlying bars marked; None for fewer than 5 values.
+    """Draw a distribution with its median (solid); None for fewer than 5 values.
+
+    Where one pair of limits holds for all values, they are drawn (dashed), and the bars beyond them are marked.
 
     Returns:
       An `<svg>` element; every text in it is escaped.
@@ -34,13 +36,13 @@ def histogram(one: Distribution) -> str | None:
         x = place(value)
         anchor = "start" if x < 2 * SIDE else "end" if x > WIDTH - 2 * SIDE else "middle"
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value:g}</text>')
-    for limit in (one.limits.low, one.limits.high) if one.limits else ():
+    for limit in (one.only.low, one.only.high) if one.only else ():
         if low < limit * one.figure.scale < high:
             x = place(limit * one.figure.scale)
             parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{floor}"/>')
     x = place(float(np.median(one.values)) * one.figure.scale)
     parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 10}" y2="{floor}"/>')
-    label = escape(f"Histogram of {one.figure.title.lower()}, {len(one.values)} scans", quote=True)
+    label = escape(f"Histogram of {one.figure.title.lower()}, n = {len(one.values)}", quote=True)
     return f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
@@ -58,7 +60,7 @@ def _bar(one: Distribution, k: int, left: float, right: float, edges: np.ndarray
     # A bar for one scan among thousands must remain visible.
     height = max(float(counts[k] / counts.max()) * (HEIGHT - BOTTOM - TOP), 1.5)
     middle = (edges[k] + edges[k + 1]) / 2
-    beyond = one.limits is not None and not one.limits.low <= middle <= one.limits.high
-    text = f"{one.figure.text(edges[k])} to {one.figure.text(edges[k + 1])}: {counts[k]} scan{'' if counts[k] == 1 else 's'}"
+    beyond = one.only is not None and not one.only.low <= middle <= one.only.high
+    text = f"{one.figure.text(edges[k])} to {one.figure.text(edges[k + 1])}: {counts[k]}"
     box = f'x="{left + 0.5:.1f}" y="{HEIGHT - BOTTOM - height:.1f}" width="{max(right - left - 1, 0.8):.1f}" height="{height:.1f}"'
     return f'<rect class="{"beyond" if beyond else "bar"}" {box}><title>{escape(text)}</title></rect>'

@@ -12,13 +12,14 @@ import numpy as np
 
 import pnet_jax
 from pnet_jax.outputs.atomic import write_text
+from pnet_jax.outputs.overview import counted
 from pnet_jax.outputs.status import read_records
 from pnet_jax.report.extra import check_installed
 from pnet_jax.report.group_drawing import group_figures
 from pnet_jax.report.histogram import histogram
 from pnet_jax.report.listing import UNRECORDED, row_of, table_json
 from pnet_jax.report.page import template
-from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, distribution, outliers, spread
+from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, compared, distribution, outliers, spread
 from pnet_jax.report.reasons import Kind, bare, decision, kinds
 from pnet_jax.report.sites import site_rows, sites_of
 
@@ -54,18 +55,21 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
     failed = [at for at, row in enumerate(rows) if row["status"] not in ("ok", UNRECORDED)]
     reasons = [Kind(kind.title, [failed[at] for at in kind.members]) for kind in kinds(rows[at]["error"] for at in failed)]
     of_row = {at: kind.title for kind in reasons for at in kind.members}
+    noun = "result" if len({row["scan"] for row in rows}) < len(rows) else "scan"
     page = template("index.html").render(
         name=folder.resolve().name,
         version=pnet_jax.__version__,
         atlases=sorted({row["atlas"] for row in rows if row["atlas"]}),
         lead=_lead(rows, reasons, len(beyond)),
-        cards=_cards(rows, spreads, len(beyond)),
+        noun=noun,
+        cards=_cards(rows, spreads, f"{noun}s, by the rule below", len(beyond)),
         any=bool(rows),
         failures=[_failure(kind, rows) for kind in reasons[:MOST_KINDS]],
         more_failures=sum(len(kind.members) for kind in reasons[MOST_KINDS:]),
         quality=[_panel(one) for one in spreads if len(one.values)],
-        rule=RULE,
+        rule=f"{RULE}, {among}" if (among := compared(spreads)) else RULE,
         limited=any(one.limits for one in spreads),
+        drawn=any(one.only for one in spreads),
         least=LEAST_SCANS,
         outliers=[_outlier(rows[at], found) for at, found in list(beyond.items())[:MOST_OUTLIERS]],
         n_outliers=len(beyond),
@@ -73,7 +77,7 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
         sites=_sites(rows),
         most_sites=MOST_SITES,
         group=group_figures(folder, records, exact=exact),
-        data=table_json(rows, {at: [figure.key for figure, _, _ in found] for at, found in beyond.items()}, of_row),
+        data=table_json(rows, {at: [figure.key for figure, *_ in found] for at, found in beyond.items()}, of_row),
     )
     return write_text(folder / "index.html", page)
 
@@ -92,11 +96,10 @@ def _lead(rows: Sequence[Mapping[str, Any]], reasons: Sequence[Kind], n_outliers
     """Return the contents of the first lines: how many scans there are, how many failed and why, and what to do."""
     counts = Counter(row["status"] for row in rows)
     participants = len({row["subject"] for row in rows if row["subject"]})
-    noun = "results" if len({row["atlas"] for row in rows if row["atlas"]}) > 1 else "scans"
     parts = [f"{counts.pop('ok', 0):,} finished", f"{counts.pop('failed', 0):,} failed"]
     parts += [f"{count:,} {'without a record' if status == UNRECORDED else status}" for status, count in sorted(counts.items())]
     return {
-        "scans": f"{len(rows):,} {noun if len(rows) != 1 else noun[:-1]}",
+        "scans": counted(len(rows), (row["scan"] for row in rows)),
         "participants": f" of {participants:,} participant{'' if participants == 1 else 's'}" if participants else "",
         "counts": ", ".join(parts),
         "reasons": [(kind.title, len(kind.members)) for kind in reasons[:NAMED_FIRST]],
@@ -106,14 +109,14 @@ def _lead(rows: Sequence[Mapping[str, Any]], reasons: Sequence[Kind], n_outliers
     }
 
 
-def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n_outliers: int) -> list[dict[str, str]]:
+def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], note: str, n_outliers: int) -> list[dict[str, str]]:
     done = [row for row in rows if row["status"] == "ok"]
     cards = [("Finished", f"{len(done):,}", f"of {len(rows):,}")]
     if decided := [row["parcels"] for row in done if row["parcels"]]:
         cards.append(("Personalised", f"{100 * decided.count('personalised') / len(decided):.0f} %", f"of {len(decided):,} finished"))
     cards += [(one.figure.title, spread(one.values, one.figure).partition(" (")[0], "median") for one in spreads if len(one.values)]
     if any(one.limits for one in spreads):
-        cards.append(("Outliers", f"{n_outliers:,}", "scans, by the rule below"))
+        cards.append(("Outliers", f"{n_outliers:,}", note))
     return [dict(zip(("title", "value", "note"), card, strict=True)) for card in cards]
 
 
@@ -130,27 +133,29 @@ def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _panel(one: Distribution) -> dict[str, Any]:
     """Return a figure's histogram and its caption."""
     bounds = []
-    if one.limits is not None:
+    if one.only is not None:
         # A limit that no value can exceed is not shown.
-        bounds += [f"below {one.figure.text(one.limits.low)}"] if one.limits.low > 0 else []
-        bounds += [f"above {one.figure.text(one.limits.high)}"] if one.limits.high < one.figure.most else []
+        bounds += [f"below {one.figure.text(one.only.low)}"] if one.only.low > 0 else []
+        bounds += [f"above {one.figure.text(one.only.high)}"] if one.only.high < one.figure.most else []
+    elif one.limits:
+        bounds = [f"by the limits of {len(one.limits)} groups"]
     return {
         "title": one.figure.title,
         "spread": spread(one.values, one.figure),
         "n": f"{len(one.values):,}",
         "svg": histogram(one),
         "bounds": f"{len(one.outliers):,} {'outlier' if len(one.outliers) == 1 else 'outliers'}, {' or '.join(bounds)}" if bounds else "",
-        "by_mean": one.limits is not None and one.limits.by_mean,
+        "by_mean": any(own.by_mean for own in one.limits.values()),
     }
 
 
 def _outlier(row: Mapping[str, Any], found: Sequence[Any]) -> dict[str, Any]:
     said = []
-    for figure, value, limits in found:
+    for figure, value, peers, limits in found:
         high = value > limits.high
-        limit = figure.text(limits.high if high else limits.low)
+        limit = figure.text(limits.high if high else limits.low) + (f", the limit of site {peers.site}" if peers.site else "")
         said.append(f"{figure.title} {figure.text(value)} ({'above' if high else 'below'} {limit})")
-    return {"scan": row["scan"], "link": row["link"], "said": "; ".join(said)}
+    return {"scan": row["scan"], "atlas": row["atlas"], "link": row["link"], "said": "; ".join(said)}
 
 
 def _decisions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

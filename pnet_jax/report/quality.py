@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from jaxtyping import Float
 MADS = 3.0  # scaled median absolute deviations between the median and a limit
 TO_SD = 1.4826  # converts the MAD of a normal distribution to its standard deviation
 MEAN_TO_SD = 1.2533  # likewise for the mean absolute deviation
-LEAST_SCANS = 10  # with fewer scans no limits are set
+LEAST_SCANS = 10  # with fewer results no limits are set
+MOST_SITES = 10  # named in a sentence
 RULE = f"median ± {MADS:g} MAD, where MAD is the median absolute deviation times {TO_SD}"
 
 
@@ -88,37 +90,89 @@ def limits(values: Float[np.ndarray, " S"], step: float = 0.0) -> Limits | None:
     return Limits(middle - reach, middle + reach, by_mean)
 
 
+class Peers(NamedTuple):
+    """Results that share limits: those for one atlas, or with `site` those for one atlas from one site."""
+
+    atlas: str
+    site: str = ""
+
+
 class Distribution(NamedTuple):
-    """Distribution of a figure over the scans that have it: finite values, limits, and outliers by index of the row."""
+    """Distribution of a figure over the results that have it.
+
+    Attributes:
+      figure: The figure.
+      values: Finite values, `[S]`.
+      limits: Limits of each group of results that has any.
+      outliers: Value, group and limits of each outlier, by index of the row.
+    """
 
     figure: Figure
     values: Float[np.ndarray, " S"]
-    limits: Limits | None
-    outliers: dict[int, float]
+    limits: dict[Peers, Limits]
+    outliers: dict[int, tuple[float, Peers, Limits]]
+
+    @property
+    def only(self) -> Limits | None:
+        """The limits, if the same hold for all values."""
+        return next(iter(self.limits.values())) if len(self.limits) == 1 else None
 
 
 def distribution(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Distribution:
-    """Collect a figure from rows; rows without it are left out."""
+    """Collect a figure from rows, and find its outliers; rows without the figure are left out.
+
+    Atlases and scanners shift most figures, so a value is compared with results for the same atlas: those from the same site if there are
+    at least 10, otherwise those from all sites.
+
+    Args:
+      figure: The figure.
+      rows: Rows with the figure, `atlas` and `site`.
+    """
     given = {number: float(row[figure.key]) for number, row in enumerate(rows) if row[figure.key] is not None}
-    values = np.array(list(given.values()))
-    found = limits(values, figure.step)
-    # Beyond a limit by more than rounding error: a value on the limit is not an outlier.
-    beyond = {} if found is None else {n: v for n, v in given.items() if v < found.low - 1e-9 or v > found.high + 1e-9}
-    return Distribution(figure, values, found, beyond)
+    groups: defaultdict[Peers, list[float]] = defaultdict(list)
+    for number, value in given.items():
+        for peers in {Peers(rows[number]["atlas"]), Peers(rows[number]["atlas"], rows[number]["site"])}:
+            groups[peers].append(value)
+    large = {peers: found for peers, own in groups.items() if (found := limits(np.array(own), figure.step)) is not None}
+    used, beyond = {}, {}
+    for number, value in given.items():
+        peers = Peers(rows[number]["atlas"], rows[number]["site"])
+        peers = peers if peers in large else Peers(peers.atlas)
+        if (found := large.get(peers)) is not None:
+            used[peers] = found
+            # Beyond a limit by more than rounding error: a value on the limit is not an outlier.
+            if value < found.low - 1e-9 or value > found.high + 1e-9:
+                beyond[number] = value, peers, found
+    return Distribution(figure, np.array(list(given.values())), used, beyond)
 
 
-def outliers(distributions: Sequence[Distribution]) -> dict[int, list[tuple[Figure, float, Limits]]]:
+def outliers(distributions: Sequence[Distribution]) -> dict[int, list[tuple[Figure, float, Peers, Limits]]]:
     """Find the figures in which a row is an outlier; rows that are furthest from the median, in units of the limit, come first."""
-    found: dict[int, list[tuple[Figure, float, Limits]]] = {}
+    found: dict[int, list[tuple[Figure, float, Peers, Limits]]] = {}
     distance: dict[int, float] = {}
     for one in distributions:
-        if one.limits is None:
-            continue
-        middle, reach = (one.limits.low + one.limits.high) / 2, (one.limits.high - one.limits.low) / 2
-        for number, value in one.outliers.items():
-            found.setdefault(number, []).append((one.figure, value, one.limits))
+        for number, (value, peers, own) in one.outliers.items():
+            middle, reach = (own.low + own.high) / 2, (own.high - own.low) / 2
+            found.setdefault(number, []).append((one.figure, value, peers, own))
             distance[number] = max(distance.get(number, 0.0), abs(value - middle) / reach)
     return {number: found[number] for number in sorted(found, key=lambda number: (-distance[number], number))}
+
+
+def compared(distributions: Sequence[Distribution]) -> str:
+    """Say with which results values are compared; empty if all results share their limits.
+
+    Example:
+      >>> compared([Distribution(FIGURES[0], np.zeros(0), {Peers("A"): Limits(0, 1, False), Peers("B"): Limits(0, 1, False)}, {})])
+      'for each atlas'
+    """
+    groups = {peers for one in distributions for peers in one.limits}
+    atlases, sites = {peers.atlas for peers in groups}, sorted({peers.site for peers in groups} - {""})
+    each = ["for each atlas"] if len(atlases) > 1 else []
+    if sites:
+        listed = ", ".join(sites[:MOST_SITES]) + (f" and {len(sites) - MOST_SITES} more" if len(sites) > MOST_SITES else "")
+        rest = "; results from other sites are compared with those from all sites" if any(not peers.site for peers in groups) else ""
+        each.append(f"within each site that has at least {LEAST_SCANS} results ({listed}){rest}")
+    return " and ".join(each)
 
 
 def spread(values: Float[np.ndarray, " S"], figure: Figure) -> str:

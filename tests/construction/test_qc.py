@@ -144,8 +144,8 @@ def test_too_few_degrees_say_in_numbers_what_would_help(qc, found):
     # 72 frames of 2 s in a half: a band of 0.091 Hz leaves 26.2 degrees before regression, and 36 are needed.
     assert kept.selection.reason == (
         "filter and 26 regressors leave 3.0 and 1.4 degrees of freedom in the halves of the scan, expected at least 10 in each: at most 16 "
-        "regressors instead of 26 (cleaning.strategy, cleaning.motion), about 7.3 minutes of scan instead of 5.3 at this TR and band or "
-        "a group model (pnet fit-group) would help, so the atlas is kept"
+        "regressors instead of 26 (--cleaning.strategy; --cleaning.motion basic has 6 of motion), about 7.3 minutes of scan instead of 5.3 "
+        "at this TR and band or a group model (pnet fit-group) would help, so the atlas is kept"
     )
 
 

@@ -219,6 +219,8 @@ def test_wrong_space_entity(tmp_path):
     here = load_scan(path, space="MNI152NLin6Asym", cleaning=PLAIN)
     np.testing.assert_allclose(moved.space.xyz - here.space.xyz, np.tile([5, 0, 0], (len(here.space), 1)), atol=1e-3)
     np.testing.assert_array_equal(moved.y, here.y)
+    # The image and so its derivatives stay in T1w, whichever template the transform leads to.
+    assert load_scan(path, native_to_mni=np.eye(4), space="MNI152NLin6Asym", cleaning=PLAIN).space.name == moved.space.name == "T1w"
     with pytest.raises(ValueError, match="4 x 4"):
         load_scan(path, native_to_mni=np.eye(3))
 

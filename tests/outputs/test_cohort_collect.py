@@ -12,6 +12,7 @@ from pnet_jax.cli import main
 from pnet_jax.cohort import cohort_of
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.outputs import collect, load_cohort, load_network, save, scan_label, write_record
+from pnet_jax.outputs.cohort_reading import stored_results
 from pnet_jax.outputs.status import digests
 from tests.outputs.cohorts import assert_same, make_networks
 from tests.outputs.helpers import cifti_network, points_network
@@ -55,7 +56,7 @@ def test_the_store_holds_what_the_folder_does(networks, folder):
     table = "participant_id\tage\tsite_id\tdecision\tFIQ [z]\nsub-00\t3\tA\tx\t1\nsub-01\tn/a\tB\ty\t2\n"
     (folder.parent / "participants.tsv").write_text(table)
     done = collect(folder, block=2)
-    assert done == {"path": str(folder / "cohort.zarr"), "done": 5, "failed": 0, "blocks": 3, "written": 3}
+    assert done == {"path": str(folder / "cohort.zarr"), "done": 5, "failed": 0, "blocks": 3, "written": 3, "covariates": False}
     stored, loose = pnet_jax.load_cohort(folder / "cohort.zarr"), pnet_jax.load_cohort(folder)
     assert_same(stored, loose)
     assert stored.provenance == loose.provenance
@@ -97,7 +98,8 @@ def test_scans_that_failed_appear_once_they_succeed_and_new_ones_are_appended(ne
     for network in networks[1:4]:
         keep(folder, network)
     fail(folder, networks[2], "mask.nii.gz: the mask is empty")
-    assert collect(folder, block=2) == {"path": str(folder / "cohort.zarr"), "done": 2, "failed": 1, "blocks": 2, "written": 2}
+    counts = {"done": 2, "failed": 1, "blocks": 2, "written": 2, "covariates": False}
+    assert collect(folder, block=2) == {"path": str(folder / "cohort.zarr"), **counts}
     found = load_cohort(folder / "cohort.zarr")
     assert found.provenance["left_out"] == {scan_label(networks[2]): "mask.nii.gz: the mask is empty"} and len(found) == 2
     assert load_cohort(folder).provenance == found.provenance
@@ -166,7 +168,7 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
     with pytest.raises(SettingsError, match="contains sub-00_ses-a_task-rest, but .*other has no result for it"):
         collect(other, tmp_path / "cohort.zarr")
     fail(folder, networks[0], "too short", atlas="Other12")
-    with pytest.raises(SettingsError, match=r"holds results for 2 atlases \(Other12, Schaefer12\): choose one"):
+    with pytest.raises(SettingsError, match=r"holds results for 2 atlases \(Other12, Schaefer12\): choose one with --atlas LABEL"):
         collect(folder)
     assert collect(folder, atlas=ATLAS)["path"] == str(folder / "cohort_seg-Schaefer12.zarr")
     with pytest.raises(SettingsError, match="expected at least one scan that succeeded, found 1 that failed"):
@@ -183,6 +185,13 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
 def test_the_commands(folder, tmp_path, capsys):
     assert main(["collect", str(folder), "--block", "2"]) == 0
     assert "5 scans collected, 0 failed; 3 of 3 blocks written" in capsys.readouterr().out
+    assert main(["collect", str(folder)]) == 0
+    assert "5 scans collected, 0 failed; all 3 blocks are up to date." in capsys.readouterr().out
+    subjects = {one.split("_")[0] for one in stored_results(folder / "cohort.zarr")}
+    (folder / "participants.tsv").write_text("participant_id\tage\n" + "".join(f"{one}\t30\n" for one in sorted(subjects)))
+    assert main(["collect", str(folder)]) == 0
+    assert "covariates updated; all 3 blocks are up to date." in capsys.readouterr().out
+    (folder / "participants.tsv").unlink()
     assert main(["export", str(folder / "cohort.zarr"), str(tmp_path / "csv"), "--to", "csv"]) == 0
     assert "5 scans exported, 0 left out; 21 files" in capsys.readouterr().out
     assert main(["export", str(folder), str(folder), "--to", "bids"]) == 1

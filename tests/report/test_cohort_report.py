@@ -203,9 +203,32 @@ def test_limits_are_three_scaled_median_deviations():
     assert limits(values[:9]) is None
     same = limits(np.r_[np.ones(19), 0.5])
     assert same.by_mean and same.low == pytest.approx(1 - 3 * 1.2533 * 0.5 / 20)
-    rows = [{"coverage": value} for value in np.r_[np.ones(30), 0.995, 0.4]]
+    rows = [{"coverage": value, "atlas": ATLAS, "site": ""} for value in np.r_[np.ones(30), 0.995, 0.4]]
     spread = distribution(next(figure for figure in FIGURES if figure.key == "coverage"), rows)
     assert list(outliers([spread])) == [31]  # half a per cent does not matter
+
+
+def test_a_value_is_compared_with_results_for_its_atlas_and_from_its_site(tmp_path):
+    """Atlas B agrees less than A, site X moves more than Y: neither makes an outlier. A site of few is compared with the whole atlas."""
+    rng, rows = np.random.default_rng(0), []
+    for atlas, agreement in (("A", 0.9), ("B", 0.5)):
+        for number in range(44):
+            site = "X" if number < 20 else "Y" if number < 40 else "Z"
+            motion = 0.5 if site == "X" else 0.1
+            figures = {"agreement": agreement + rng.normal(0, 0.01), "mean_fd": motion + rng.normal(0, 0.01)}
+            rows.append(row_of(tmp_path, number, atlas=atlas, **figures))
+    rows[3] |= {"agreement": 0.5}  # as is usual for the other atlas
+    rows[25] |= {"mean_fd": 0.5}  # as is usual for the other site
+    table = "".join(f"{number:04d}\t{'X' if number < 20 else 'Y' if number < 40 else 'Z'}\n" for number in range(44))
+    (tmp_path / "participants.tsv").write_text(f"participant_id\tsite\n{table}")
+    for stray in tmp_path.glob("*.html"):
+        stray.unlink()
+    page = CohortPage(write_index(tmp_path, rows))
+    assert page.data["outliers"].get("3") == ["agreement"] and page.data["outliers"].get("25") == ["mean_fd"]
+    assert len(page.data["outliers"]) < 6
+    assert "for each atlas and within each site that has at least 10 results (X, Y); results from other sites" in page.text
+    assert "not the same for all results" in page.text and ", the limit of site Y" in page.text
+    assert "88 results of 44 scans of 44 participants: 88 finished" in page.text and "results, by the rule below" in page.text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.03, 0.52), (2.4, 8.0), (0, 100), (99, 100), (1e-4, 3e-3), (5, 5)])

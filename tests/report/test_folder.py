@@ -100,7 +100,7 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
     second = f"{LABEL}_space-MNI152NLin6Asym_atlas-pnet_seg-Schaefer12_scale-12_res-8.html"
     assert sorted(page.links) == sorted(["sub-01_seg-atlas12.html", PAGE, second])
     assert "11 areas" in Page(tmp_path / PAGE).text and "12 areas" in Page(tmp_path / second).text
-    assert "3 results of 1 participant: 3 finished, 0 failed." in page.text and "personalised" in page.column("parcels")
+    assert "3 scans of 1 participant: 3 finished, 0 failed." in page.text and "personalised" in page.column("parcels")
     assert not (tmp_path / "status.tsv").exists()
     # Once more, nothing is added.
     assert sorted(CohortPage(report_folder(tmp_path)).links) == sorted(page.links)
