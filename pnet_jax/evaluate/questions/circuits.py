@@ -71,7 +71,7 @@ def circuits(
 
     Raises:
       SettingsError: The layer is directed or not suitable for tests between groups, or a column, class or setting does not exist.
-      InputError: As in `make_design`, or too few parcels are present in every scan.
+      InputError: As in `make_design`, too few parcels are present in every scan, or `modules` has fewer than two networks.
 
     Memory: two arrays `[n, E]` and about 200 MB; 660 participants, 200 parcels and 5,000 permutations take about a minute on one core.
 
@@ -91,6 +91,9 @@ def circuits(
         of_parcel = clustered_modules(z.mean(0), modules)
     else:
         of_parcel = tuple(name for name, one in zip(modules_of(cohort.names, modules), shared, strict=True) if one)
+    if modules is not None and len(networks := set(filter(None, of_parcel))) < 2:
+        said = f"only {networks.pop()!r}" if networks else "none"
+        raise InputError(f"modules: expected two networks or more among the {len(names)} parcels of all scans, found {said}")
     pairs, blocks = block_sets(of_parcel)
     sets = {"nodes": node_sets(len(names))} | ({"blocks": blocks} if pairs else {})
     threshold = float(stats.t.isf(primary_p / 2 if tail == "both" else primary_p, design.df))

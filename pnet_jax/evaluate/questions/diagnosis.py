@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
 from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
 from pnet_jax.evaluate.beside import beside_sentences, same_scans
@@ -88,8 +89,8 @@ def diagnosis(
 
     Raises:
       SettingsError: A column, class, feature or model is unknown.
-      InputError: There is only one class or one site, there are fewer participants than folds, a subject is in both parts of a fold, or a
-        cohort of `beside` has no scan in common.
+      InputError: There is only one class or one site, there are fewer than 10 participants, 5 of a class or one per fold, a subject is in
+        both parts of a fold, or a cohort of `beside` has no scan in common. Fewer than 40 participants, 20 of a class, give a warning.
     """
     same = same_scans(cohort, beside, target)
     goal = class_target(same.cohort, target, positive)
@@ -111,10 +112,14 @@ def diagnosis(
         progress=progress,
     )
     scans, sites, split, chosen, found = run[:5]
+    not_built = []
     if "graph" in features:
         from pnet_jax.evaluate.graph import graph_predictions
 
-        found.append(graph_predictions(scans, split, goal.y, seed=seed))
+        try:
+            found.append(graph_predictions(scans, split, goal.y, seed=seed))
+        except (InputError, SettingsError) as error:  # the other pipelines are compared
+            not_built = [f"The feature 'graph' was not compared: {error}."]
     measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
     rows = score_rows(found, goal.y, split, measures, sites, chosen.partners, seed)
     rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, run.permuted, AUC)
@@ -131,8 +136,9 @@ def diagnosis(
         figures=_figures(found, goal.y, curves),
         warnings=(
             *same.warnings,
-            *_warnings(rows, found, goal),
+            *_warnings(rows, found),
             *run.warnings,
+            *not_built,
             *_both_classes(split, goal),
             *unknown,
         ),
@@ -187,18 +193,15 @@ def _sentences(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, 
     return tuple(said)
 
 
-def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target) -> list[str]:
+def _warnings(rows: Sequence[Row], found: Sequence[Predictions]) -> list[str]:
     said = []
-    best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
-    if best > HIGH:
+    best = max((row for row in rows if row.table == "features" and row.measure == "AUC"), key=lambda row: row.value)
+    if best.value > HIGH:
         said.append(
-            f"AUC = {best:.2f} would be high for a psychiatric diagnosis. Check for leakage and confounds: edges selected on all "
-            "participants, a group model fitted to the same participants, or scan length, site or motion that differ between the classes."
+            f"AUC = {best.value:.3f} ({best.name}) would be high for a psychiatric diagnosis. Check for leakage and confounds: edges "
+            "selected on all participants, a group model fitted to the same participants, or scan length, site or motion that differ "
+            "between the classes."
         )
-    counts = np.bincount(goal.y.astype(int), minlength=2)
-    if counts.min() < 20:
-        fewest = goal.classes[int(counts.argmin())]
-        said.append(f"Only {counts.min()} scans belong to class {fewest}: intervals are wide, and features cannot be ranked.")
     shrunk = [one.name for one in found if any(word in one.name for word in ("shrunk", "guided"))]
     if shrunk:
         why = "these edges are shrunk towards a group model; its participants must not be in this cohort"

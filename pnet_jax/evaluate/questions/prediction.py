@@ -63,8 +63,8 @@ def prediction(
 
     Raises:
       SettingsError: A column or feature is unknown.
-      InputError: The target does not vary or is not numeric, there are fewer participants than folds, or there is only one site with
-        `leave_out="site"`.
+      InputError: The target does not vary or is not numeric, there are fewer than 10 participants or one per fold, or there is only one
+        site with `leave_out="site"`. Fewer than 40 participants give a warning, as in `diagnosis`.
     """
     same = same_scans(cohort, beside, target)
     goal = number_target(same.cohort, target)
