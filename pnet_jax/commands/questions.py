@@ -43,16 +43,16 @@ def questions() -> dict[str, Question]:
         ),
         "parcellation": Question("Quality of the parcels and their agreement within and between participants.", _no_options, _parcellation),
         "identifiability": Question(
-            "Identification of participants across scans from labels and from edges.", _layer_options, _identifiability
+            "Identification of participants across scans from edges and from labels.", _layer_options, _identifiability
         ),
         "motion": Question("Residual association of edges with head motion.", _motion_options, _motion),
         "diagnosis": Question(
-            "Classification of two groups from networks, in held-out participants and sites.",
+            "Classification of two groups from networks of held-out participants and sites.",
             _class_options,
             _diagnosis,
         ),
         "prediction": Question(
-            "Prediction of a number such as age from networks, in held-out participants and sites.", _number_options, _prediction
+            "Prediction of a number such as age from networks of held-out participants and sites.", _number_options, _prediction
         ),
         "circuits": Question(
             "Edges, networks and nodes that differ between groups or are associated with a number, with family-wise error control.",
@@ -159,10 +159,16 @@ def _common(add: Add) -> None:
         action="append",
         type=str,
         metavar="NAME=COHORT",
-        help="networks of the same scans made in another way, e.g. in a fixed atlas, compared in the same folds; may be repeated",
+        help="other networks of the same scans, e.g. in a fixed atlas, which are compared in the same folds; may be repeated",
     )
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site of each scan")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, or as the covariates-only baseline")
+    add(
+        "--covariates",
+        nargs="+",
+        type=str,
+        metavar="COLUMN",
+        help="columns of the covariates-only baseline; in other evaluations than diagnosis and prediction, covariates",
+    )
     add("--permutations", type=int, default=1000, help="number of permutations; 0 for no permutation tests")
 
 

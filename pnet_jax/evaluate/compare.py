@@ -14,7 +14,7 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
-from pnet_jax.evaluate.answer import Row, interval_of
+from pnet_jax.evaluate.answer import Row, interval_of, with_p
 from pnet_jax.evaluate.checks import absent_parcels, equal_networks, few_participants
 from pnet_jax.evaluate.columns import Target, column, missing
 from pnet_jax.evaluate.features import with_measure
@@ -305,11 +305,11 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
         return "No other pipeline was compared with the plain connectome."
     if not ahead:
         return (
-            f"No pipeline predicts better than the plain connectome ({reference}): the 95 % confidence interval of every difference in "
-            f"{measure} includes 0 or lies below it."
+            f"No pipeline predicts better than the plain connectome ({reference}): the 95 % CI of every difference in {measure} includes 0 "
+            "or lies below it."
         )
     best = ahead[0]
-    paired = "" if math.isnan(best.p) else f", paired over folds p = {best.p:.2g}"
+    paired = "" if math.isnan(best.p) else f", {with_p(best.p)} paired over folds"
     many = f" ({len(apart)} comparisons, not corrected for multiple testing)" if len(apart) > 1 else ""
     return (
         f"{best.name} predicts better than the plain connectome ({reference}): difference in {measure} {best.value:+.3f}, "

@@ -188,7 +188,7 @@ def test_all_names_what_a_cohort_lacks_and_makes_the_others(stored, quick, capsy
     assert evaluated("all", stored, *ALL) == 1
     said = capsys.readouterr()
     assert "consistency was not evaluated: expected at least two participants with two scans" in said.err
-    assert "Edges of pearson" in said.out and "dx control (n = 12) against case" in said.out
+    assert "correlation of pearson edges with head motion" in said.out and "dx control (n = 12) against case" in said.out
     assert {file.name for file in (stored / "o").glob("*.json")} == {"motion.json", "circuits.json"}
 
 

@@ -147,8 +147,10 @@ def test_all_lists_what_cannot_be_evaluated(tmp_path, capsys):
     said = capsys.readouterr()
     assert "diagnosis was not evaluated: no column was given (--diagnosis COLUMN)" in said.err
     assert "motion was not evaluated: expected values of mean_fd, found none in 24 scans" in said.err
-    assert "predicts age" in said.out
-    assert "<strong>Diagnosis</strong> was not evaluated" in (tmp_path / "o" / "evaluation.html").read_text()
+    assert "does not detectably predict age in held-out participants with r = " in said.out
+    page = (tmp_path / "o" / "evaluation.html").read_text()
+    assert "<strong>Diagnosis</strong> was not evaluated" in page
+    assert "<dt>R²</dt><dd>Explained variance of held-out participants" in page
 
 
 @pytest.mark.parametrize("words", (["evaluate", "diagnoses"], ["evaluate"]))

@@ -14,7 +14,7 @@ from scipy import stats
 from pnet_jax.cohort import Cohort
 from pnet_jax.edges.layers import MEANT_FOR, case_control_layer
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Answer
+from pnet_jax.evaluate.answer import Answer, with_p
 from pnet_jax.evaluate.circuit_tables import LEVEL, Found, describe
 from pnet_jax.evaluate.columns import fisher_z, layer_of, numbers, shared_parcels, upper
 from pnet_jax.evaluate.design import Design, make_design
@@ -187,4 +187,4 @@ def _motion(cohort: Cohort, design: Design, covariates: Sequence[str]) -> list[s
     p = stats.ttest_1samp(fd, 0).pvalue if design.kind == "within" else stats.pearsonr(fd, design.x).pvalue
     if p >= LEVEL:
         return []
-    return [f"head motion (mean_fd) is associated with {design.effect} (p = {p:.2g}) and is not a covariate: add it to the covariates"]
+    return [f"Head motion (mean_fd) is associated with {design.effect} ({with_p(p)}) and is not a covariate: add it to the covariates."]
