@@ -16,7 +16,7 @@ EXPLANATIONS = {
     "to reference, individual part": "Similarity to the reference of the same participant minus that to the references of others",
     "ICC(1,1)": "Intraclass correlation of an edge: share of its variance that is due to differences between participants",
     "agreement": "Share of locations that are assigned to the same parcel",
-    "accuracy": "Share of participants whose most similar scan on the other occasion is their own",
+    "accuracy": "Share of participants whose most similar scan on the other occasion is from the same participant",
     "accuracy by chance": "Accuracy after a random permutation of the participants, with the range of 95 % of the permutations",
     "discriminability": "Share of comparisons in which two scans of one participant are more similar than scans of two; 0.5 by chance",
     "I_self": "Mean similarity of two scans of one participant",
@@ -48,6 +48,8 @@ def explained(measures: Iterable[str]) -> list[tuple[str, str]]:
     """Return the measures that have an explanation, each once, with their explanations."""
     out = {}
     for measure in measures:
+        if " minus " in measure:
+            continue
         keys = [key for key in EXPLANATIONS if measure == key or measure.startswith((f"{key},", f"{key} "))]
         if keys:
             out[measure] = EXPLANATIONS[max(keys, key=len)]
