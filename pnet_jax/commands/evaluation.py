@@ -28,12 +28,12 @@ def evaluate(arguments: Sequence[str]) -> int:
         return evaluate_cohort(given, arguments[1:])
     if given in ("-h", "--help"):
         width = max(map(len, asked)) + 2
-        print("usage: pnet evaluate <question> COHORT OUT [options]\n\nquestions:")
+        print("usage: pnet evaluate EVALUATION COHORT OUT [options]\n\nevaluations:")
         for name, question in asked.items():
             print(f"  {name:{width}}{question.about}")
-        print(f"  {'all':{width}}Every question that the cohort has data for.")
-        print(f"  {'encoder':{width}}Pre-trained models beside each other, on held-out participants.")
-        print("\npnet evaluate <question> --help says more.")
+        print(f"  {'all':{width}}Every evaluation for which the cohort has data.")
+        print(f"  {'encoder':{width}}Comparison of pre-trained models on held-out participants.")
+        print("\nFor the options of an evaluation, see pnet evaluate EVALUATION --help.")
         return 0
     known = [*asked, "all", "encoder"]
     said = f"found {given!r}{nearest(given, known)}" if given else "found nothing"
@@ -55,7 +55,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
         nargs="?",
         type=str | None,
         metavar="INPUT",
-        help="a file, a list of files, or a BIDS-derivatives folder; simulated participants if not given",
+        help="a file, a list of files, or a BIDS-derivatives folder; by default, simulated participants",
     )
     add(
         "--models",
@@ -70,21 +70,28 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
         nargs="+",
         type=str | None,
         metavar="NAME",
-        help=f"of {' '.join(CONDITIONS)} (default: all; with INPUT all but tr and resolution)",
+        help=f"conditions to compare, from {' '.join(CONDITIONS)} (default: all; with INPUT, all but tr and resolution)",
     )
-    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file that all models start from")
+    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file of the atlas from which all models start")
     add(
         "--parcels",
         type=int | None,
         metavar="K",
-        help="parcels of the first model's own prior (default: 200); without INPUT the true ones (100)",
+        help="number of parcels of the prior that the first model contains (default: 200; without INPUT, the true 100 parcels)",
     )
     add("--subjects", type=int, default=3, help="number of simulated participants")
     add("--minutes", type=float, default=10.0, help="length of a simulated session")
     add("--tier", type=str, default="medium", help="easy, medium, hard or real")
-    add("--full", action="store_true", help="unseen resolution of 2 mm and not 3 mm")
-    add("--seed", type=int, default=HELD_OUT_SEED, help="seed of the first simulated participant; the others have the following ones")
-    add("--dataset", type=str, default="", metavar="NAME", help="name of INPUT's data set, if pnet prepare was given one (--dataset)")
+    add("--full", action="store_true", help="use a resolution of 2 mm instead of 3 mm for the condition resolution")
+    add(
+        "--seed",
+        type=int,
+        default=HELD_OUT_SEED,
+        help="seed of the first simulated participant; further participants have consecutive seeds",
+    )
+    add(
+        "--dataset", type=str, default="", metavar="NAME", help="name of the data set of INPUT, if it was given to pnet prepare (--dataset)"
+    )
     add("--out", type=str | None, metavar="FILE", help="write all rows to this JSON file")
     selection_options(parser)
     _, args = parse(parser, None, arguments)
@@ -120,9 +127,9 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
                 print(f"left out: {error}", file=sys.stderr)
     summed = encoder.summary(rows)
     print("\n".join(encoder.table(summed)))
-    print("Personalised parcels of one recording are scored on another of the same participant, also where construct returns the atlas.")
+    print("Personalised parcels of one recording are scored on another of the same participant, even where construct returns the atlas.")
     if any(not encoder.same_references(model, models[0]) for model in models):
-        print("R² of models with other references is of other fingerprints, and no comparison.")
+        print("R² cannot be compared between models with different references, because their fingerprints differ.")
     for line in encoder.verdicts(summed) if len(models) > 1 else ():
         print(line)
     if args.out:
@@ -186,14 +193,14 @@ def _said_of_training(
     subjects = len({source.subject for source in found})
     for model in dict.fromkeys(name for names in excluded.values() for name in names):
         count = sum(model in names for names in excluded.values())
-        yield f"excluded: {count} of {subjects} participants, whom {model} was trained on"
+        yield f"excluded: {count} of {subjects} participants, because {model} was trained on them"
     for model in unlisted:
-        yield f"warning: {model} does not list the participants it was trained on, so none could be excluded for it"
+        yield f"warning: {model} does not list its training participants, so none could be excluded"
     if alike:
         names = ", ".join(dict.fromkeys(name for one in alike.values() for name in one))
         yield (
-            f"note: {len(alike)} participants have the labels of participants that a model was trained on, of other data sets ({names}); "
-            "if INPUT is one of these, give --dataset as it was given to pnet prepare"
+            f"note: {len(alike)} participants have the same labels as training participants of other data sets ({names}); if INPUT is one "
+            "of these data sets, give --dataset as in pnet prepare"
         )
 
 

@@ -1,22 +1,68 @@
-"""Files named by the options of `pnet evaluate`: other cohorts, folds, and networks of parcels."""
+"""Files named by the options of `pnet evaluate`: cohorts, the output folder, folds, and networks of parcels."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pnet_jax.errors import InputError, SettingsError
 
+NETWORKS = "network"  # column of an atlas table
+
+
+def load(path: str, *, atlas: str | None = None, participants: str | None = None) -> Any:
+    """Return the cohort at a path, and print the scans that it leaves out with their reasons.
+
+    Raises:
+      SettingsError: `atlas` or `participants` is given for a store, or the folder holds no results, or those for several atlases.
+    """
+    from pnet_jax.outputs import load_cohort
+
+    if is_store(path) and (given := [name for name, value in (("atlas", atlas), ("participants", participants)) if value is not None]):
+        raise SettingsError(f"--{given[0]}: {path} is a store, which has one atlas and its own table: use --{given[0]} with pnet collect")
+    try:
+        cohort = load_cohort(path, atlas=atlas, participants=participants)
+    except SettingsError as error:
+        stores = sorted(file.parent.name for file in Path(path).glob("*/zarr.json")) if Path(path).is_dir() else []
+        raise SettingsError(f"{error}; the folder contains the stores {', '.join(stores[:3])}" if stores else str(error)) from error
+    left_out = cohort.provenance.get("left_out", {})
+    for scan, reason in list(left_out.items())[:20]:
+        print(f"left out: {scan}: {reason}", file=sys.stderr)
+    if len(left_out) > 20:
+        print(f"left out: {len(left_out) - 20} further scans", file=sys.stderr)
+    return cohort
+
+
+def is_store(path: str) -> bool:
+    """Return whether a cohort is a store, and not a folder of results."""
+    return "://" in path or (Path(path) / "zarr.json").is_file()
+
+
+def check_output(folder: str) -> None:
+    """Check that results can be written to a folder, before anything is computed.
+
+    Raises:
+      SettingsError: The folder is, or lies in, a cohort store.
+      ValueError: It is a file.
+      OSError: It cannot be made or written to.
+    """
+    from pnet_jax.outputs import check_writable
+
+    path = Path(folder).absolute()
+    for place in (path, *path.parents):
+        if (place / "zarr.json").is_file():
+            raise SettingsError(f"OUT: {folder} is in the cohort store {place}, which must not hold other files: choose another folder")
+    check_writable(folder)
+
 
 def beside(given: Sequence[str]) -> dict[str, Any]:
     """Return the cohorts of `--beside NAME=COHORT` by name.
 
     Raises:
-      SettingsError: A name or a cohort is missing, or two have one name.
+      SettingsError: A name or a cohort is missing, two cohorts have the same name, or a folder holds results for several atlases.
     """
-    from pnet_jax.outputs import load_cohort
-
     paths: dict[str, str] = {}
     for one in given:
         name, _, path = one.partition("=")
@@ -24,7 +70,7 @@ def beside(given: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"--beside: expected NAME=COHORT, got {one!r}")
         if paths.setdefault(name, path) != path:
             raise SettingsError(f"--beside: expected different names, got {name!r} for {paths[name]} and {path}")
-    return {name: load_cohort(path) for name, path in paths.items()}
+    return {name: load(path) for name, path in paths.items()}
 
 
 def fold_list(file: str) -> list[list[str]]:
@@ -51,9 +97,27 @@ def fold_list(file: str) -> list[list[str]]:
 
 
 def modules(given: str | None, column: str, cohort: Any) -> Any:
-    """Return a number of clusters, or the network of each parcel from a table."""
+    """Return a number of clusters, or the network of each parcel from a table.
+
+    Raises:
+      SettingsError: A number is not a whole number, or a column is named without a table.
+      InputError: The table cannot be used; see `read_networks`.
+    """
+    is_number = given is not None and _is_number(given)
+    if (given is None or is_number) and column != NETWORKS:
+        raise SettingsError(f"--modules-column: expected the table of an atlas with it (--modules FILE), got {column!r} without a table")
     if given is None or given.isdecimal():
         return None if given is None else int(given)
+    if is_number:
+        raise SettingsError(f"--modules: expected a table or a whole number of clusters, got {given}")
     from pnet_jax.ingest.lut import read_networks
 
     return read_networks(Path(given), cohort.names, cohort.ids.tolist(), column)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

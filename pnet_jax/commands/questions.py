@@ -11,10 +11,12 @@ from jsonargparse import Namespace
 
 from pnet_jax.commands import question_inputs as inputs
 from pnet_jax.commands.options import Bar, Parser, make_parser, parse
-from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.errors import InputError
 
 Add = Callable[..., Any]
 Run = Callable[[Any, Namespace, Any], Any]
+# Option of `evaluate all` that names the column of an evaluation.
+COLUMNS = {"diagnosis": "diagnosis", "circuits": "diagnosis", "modulation": "diagnosis", "prediction": "prediction"}
 
 
 class Question(NamedTuple):
@@ -41,16 +43,16 @@ def questions() -> dict[str, Question]:
         ),
         "parcellation": Question("Quality of the parcels and their agreement within and between participants.", _no_options, _parcellation),
         "identifiability": Question(
-            "Identification of participants across scans from labels and from edges.", _layer_options, _identifiability
+            "Identification of participants across scans from edges and from labels.", _layer_options, _identifiability
         ),
         "motion": Question("Residual association of edges with head motion.", _motion_options, _motion),
         "diagnosis": Question(
-            "Classification of two groups from networks, in held-out participants and sites.",
+            "Classification of two groups from networks of held-out participants and sites.",
             _class_options,
             _diagnosis,
         ),
         "prediction": Question(
-            "Prediction of a number such as age from networks, in held-out participants and sites.", _number_options, _prediction
+            "Prediction of a number such as age from networks of held-out participants and sites.", _number_options, _prediction
         ),
         "circuits": Question(
             "Edges, networks and nodes that differ between groups or are associated with a number, with family-wise error control.",
@@ -71,35 +73,53 @@ def evaluate_cohort(name: str, arguments: Sequence[str]) -> int:
     parser = _parser(f"evaluate {name}", question.about)
     question.options(parser.add_argument)
     args = _parsed(parser, arguments)
-    cohort = _load(args.cohort, args)
+    cohort = inputs.load(args.cohort, atlas=args.atlas, participants=args.participants)
     with Bar(0, f"evaluate {name}", "fit") as bar:
         answer = question.run(cohort, args, bar)
-    _written([answer], {}, cohort, args, name)
+    _said(answer)
+    files = _written(answer, cohort, args)
+    _reported([answer], {}, files, cohort, args, name)
     return 0
 
 
 def evaluate_all(arguments: Sequence[str]) -> int:
-    """Run every evaluation for which the cohort has data."""
-    parser = _parser("evaluate all", "Run every evaluation for which COHORT has data; the others are listed with the reason.")
+    """Run every evaluation for which the cohort has data.
+
+    Returns:
+      0, or 1 if an evaluation could not be made. An evaluation of a column that was not named is not requested and does not count.
+    """
+    parser = _parser(
+        "evaluate all",
+        "Run every evaluation for which COHORT has data, and list the others with the reason. The exit code is 1 if one could not be made; "
+        "evaluations of a column that is not named (--diagnosis, --prediction) do not count.",
+    )
     _common(parser.add_argument)
     add = parser.add_argument
     add("--diagnosis", type=str | None, metavar="COLUMN", help="column with two classes, for diagnosis, circuits and modulation")
     add("--prediction", type=str | None, metavar="COLUMN", help="column with numbers, for prediction")
     args = _parsed(parser, arguments)
-    cohort = _load(args.cohort, args)
-    answers, left_out = [], {}
+    cohort = inputs.load(args.cohort, atlas=args.atlas, participants=args.participants)
+    answers, left_out, files, failed = [], {}, [], False
     for name, question in questions().items():
+        option = COLUMNS.get(name)
+        if option is not None and getattr(args, option) is None:
+            left_out[name] = f"no column was given (--{option} COLUMN)"
+            continue
         try:
-            given = _defaults(name, question, args)
             with Bar(0, f"evaluate {name}", "fit") as bar:
-                answers.append(question.run(cohort, given, bar))
+                answer = question.run(cohort, _defaults(name, question, args), bar)
         except ValueError as error:  # the others are evaluated
-            left_out[name] = str(error).removeprefix(f"{name}: ")
-            print(f"{name} was not evaluated: {left_out[name]}", file=sys.stderr)
+            left_out[name], failed = str(error).removeprefix(f"{name}: "), True
+            continue
+        answers.append(answer)
+        _said(answer)
+        files += _written(answer, cohort, args)  # at once, so that nothing is lost if a later one is interrupted
+    for name, why in left_out.items():
+        print(f"{name} was not evaluated: {why}", file=sys.stderr)
     if not answers:
-        raise InputError("no evaluation was possible: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
-    _written(answers, left_out, cohort, args, "evaluation")
-    return 0
+        raise InputError(f"no evaluation was possible for {args.cohort}; the reasons are listed above")
+    _reported(answers, left_out, files, cohort, args, "evaluation")
+    return int(failed)
 
 
 def _parser(command: str, about: str) -> Parser:
@@ -126,12 +146,10 @@ def _parser(command: str, about: str) -> Parser:
 
 def _parsed(parser: Parser, arguments: Sequence[str]) -> Namespace:
     """Parse the arguments, and check what would otherwise fail only after the evaluation."""
-    from pnet_jax.outputs import check_writable
-
     _, args = parse(parser, None, arguments)
     if not 0 <= args.seed < 1 << 32:
         parser.error(f"--seed: expected a whole number from 0 to {(1 << 32) - 1}, got {args.seed}")
-    check_writable(args.out)
+    inputs.check_output(args.out)
     return args
 
 
@@ -141,10 +159,16 @@ def _common(add: Add) -> None:
         action="append",
         type=str,
         metavar="NAME=COHORT",
-        help="networks of the same scans made in another way, e.g. in a fixed atlas, compared in the same folds; may be repeated",
+        help="other networks of the same scans, e.g. in a fixed atlas, which are compared in the same folds; may be repeated",
     )
     add("--site", type=str, default="site", metavar="COLUMN", help="column with the site of each scan")
-    add("--covariates", nargs="+", type=str, metavar="COLUMN", help="columns used as covariates, or as the covariates-only baseline")
+    add(
+        "--covariates",
+        nargs="+",
+        type=str,
+        metavar="COLUMN",
+        help="columns of the covariates-only baseline; in other evaluations than diagnosis and prediction, covariates",
+    )
     add("--permutations", type=int, default=1000, help="number of permutations; 0 for no permutation tests")
 
 
@@ -235,7 +259,7 @@ def _circuit_options(add: Add) -> None:
         help="networks for the tests between networks: the table of an atlas with the columns name or index and network, or a number of "
         "clusters of the mean network; by default the networks in the names of Schaefer parcels",
     )
-    add("--modules-column", type=str, default="network", metavar="COLUMN", help="column of the table of --modules with the networks")
+    add("--modules-column", type=str, default=inputs.NETWORKS, metavar="COLUMN", help="column of the table of --modules with the networks")
     add("--primary-p", type=float, default=0.001, metavar="P", help="uncorrected p below which an edge can belong to a component (NBS)")
     add("--tail", type=str, default="both", help="tail of the test: both, greater or less")
     add("--permutations", type=int, default=5000, help="number of permutations")
@@ -259,7 +283,7 @@ def _number_options(add: Add) -> None:
 def _consistency(cohort: Any, args: Namespace, progress: Any) -> Any:
     from pnet_jax.evaluate import consistency
 
-    reference = _load(args.reference, args) if args.reference else None
+    reference = inputs.load(args.reference, atlas=None if inputs.is_store(args.reference) else args.atlas) if args.reference else None
     return consistency(cohort, args.layers, reference=reference, seed=args.seed)
 
 
@@ -337,17 +361,8 @@ def _fold_arguments(args: Namespace) -> dict[str, Any]:
 
 
 def _defaults(name: str, question: Question, args: Namespace) -> Namespace:
-    """Return the arguments of an evaluation in `evaluate all`: its defaults, updated with the arguments given.
-
-    Raises:
-      SettingsError: The evaluation needs a column that was not given.
-    """
-    target = {"diagnosis": "diagnosis", "circuits": "diagnosis", "modulation": "diagnosis", "prediction": "prediction"}.get(name)
-    words = [args.cohort, args.out]
-    if target is not None:
-        if getattr(args, target) is None:
-            raise SettingsError(f"it needs a column: --{target} COLUMN")
-        words += ["--target", getattr(args, target)]
+    """Return the arguments of an evaluation in `evaluate all`: its defaults, updated with the arguments given."""
+    words = [args.cohort, args.out] + (["--target", getattr(args, COLUMNS[name])] if name in COLUMNS else [])
     parser = _parser(f"evaluate {name}", question.about)
     question.options(parser.add_argument)
     given = parser.parse_args(words)
@@ -358,30 +373,31 @@ def _defaults(name: str, question: Question, args: Namespace) -> Namespace:
     return given
 
 
-def _load(path: str, args: Namespace) -> Any:
-    from pnet_jax.outputs import load_cohort
+def _said(answer: Any) -> None:
+    """Print the conclusions, and the warnings on standard error."""
+    for sentence in answer.sentences:
+        print(sentence, flush=True)
+    for warning in answer.warnings:
+        print(f"Note: {warning}", file=sys.stderr)
 
-    cohort = load_cohort(path, atlas=args.atlas, participants=args.participants)
-    for scan, reason in list(cohort.provenance.get("left_out", {}).items())[:20]:
-        print(f"left out: {scan}: {reason}", file=sys.stderr)
-    return cohort
 
-
-def _written(answers: Sequence[Any], left_out: dict[str, str], cohort: Any, args: Namespace, name: str) -> None:
+def _written(answer: Any, cohort: Any, args: Namespace) -> list[Path]:
+    """Write the tables and the JSON file of an answer, and return their paths."""
     import pnet_jax
     from pnet_jax.outputs.evaluation import write_answer
 
     about = {"cohort": str(args.cohort), "scans": len(cohort), "participants": len(cohort.subjects), "version": pnet_jax.__version__}
-    files = [file for answer in answers for file in write_answer(answer, args.out, about)]
+    return write_answer(answer, args.out, about)
+
+
+def _reported(answers: Sequence[Any], left_out: dict[str, str], files: list[Path], cohort: Any, args: Namespace, name: str) -> None:
+    """Write the page, and print where the files are."""
+    first = files[0].name
     if args.report:
         from pnet_jax.report.evaluation import write_evaluation
 
         head = {"Scans": f"{len(cohort):,}", "Participants": f"{len(cohort.subjects):,}", "Parcels": f"{cohort.n_parcels:,}"}
         page = Path(args.out) / f"{name}.html"
-        files.append(write_evaluation(answers, page, title=Path(args.cohort).name, about=head, left_out=left_out))
-    for answer in answers:
-        for sentence in answer.sentences:
-            print(sentence)
-        for warning in answer.warnings:
-            print(f"Note: {warning}", file=sys.stderr)
-    print(f"{len(files)} files in {args.out}, first {files[-1].name if args.report else files[0].name}")
+        files = [*files, write_evaluation(answers, page, title=Path(args.cohort).name, about=head, left_out=left_out)]
+        first = page.name
+    print(f"{len(files)} files in {args.out}, first {first}")

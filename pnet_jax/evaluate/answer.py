@@ -14,14 +14,14 @@ class Row(NamedTuple):
     """One number of an evaluation; a line of its tidy table.
 
     Attributes:
-      table: table that the row belongs to, e.g. `"features"`.
-      name: what was measured, e.g. `"tangent + ridge"`.
-      measure: which number it is, with its unit where it has one, e.g. `"AUC"`.
-      value: the estimate; NaN where it could not be made.
-      low, high: limits of its 95 % confidence interval; NaN if there is none.
+      table: Table that the row belongs to, e.g. `"features"`.
+      name: Object that was measured, e.g. the pipeline `"tangent + ridge"`.
+      measure: Measure, with its unit if it has one, e.g. `"AUC"`.
+      value: Estimate; NaN if there is none.
+      low, high: Limits of its 95 % confidence interval; NaN if there is none.
       p: p value; NaN if nothing was tested.
-      n: number of participants, scans or edges behind it, as the page of the evaluation says.
-      note: why a value is missing, or what limits it.
+      n: Number of participants, scans or edges on which the estimate is based; see the page of the evaluation.
+      note: Reason for a missing value, or a limitation.
     """
 
     table: str
@@ -50,12 +50,12 @@ class Figure:
     """Figure of an evaluation.
 
     Attributes:
-      title: what it shows.
-      x, y: labels of the axes, with units.
-      lines: curves, if it shows curves.
-      matrix: values by row and column, if it shows a matrix.
-      values: samples by name, if it shows distributions.
-      names: names of the matrix's rows and columns.
+      title: Title.
+      x, y: Labels of the axes, with units.
+      lines: Curves, if it shows curves.
+      matrix: Values by row and column, if it shows a matrix.
+      values: Samples by name, if it shows distributions.
+      names: Names of the rows and columns of the matrix.
     """
 
     title: str
@@ -72,13 +72,13 @@ class Answer:
     """Result of one evaluation.
 
     Attributes:
-      question: name of the evaluation, e.g. `"diagnosis"`.
-      sentences: what the numbers say, in sentences that need no further context; the conclusion first.
-      rows: all numbers.
-      settings: every setting that the numbers depend on, with the seed.
-      tables: further tables by name, each with columns of one length, e.g. the predictions of all participants.
-      figures: what is drawn.
-      warnings: what a reader must know before using the numbers.
+      question: Name of the evaluation, e.g. `"diagnosis"`.
+      sentences: Conclusions, in sentences that need no further context; the answer to the question first.
+      rows: All numbers.
+      settings: All settings that the numbers depend on, including the seed.
+      tables: Further tables by name, each with columns of equal length, e.g. the predictions of all participants.
+      figures: Figures.
+      warnings: Limitations that a reader must know before using the numbers.
     """
 
     question: str
@@ -125,6 +125,15 @@ def mean_row(table: str, name: str, measure: str, values: np.ndarray, seed: int 
         return Row(table, name, measure, float(known.mean()), n=len(known), note="fewer than 3 participants: no interval")
     drawn = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
     return Row(table, name, measure, float(known.mean()), *interval_of(known[drawn].mean(1)), n=len(known))
+
+
+def with_p(p: float) -> str:
+    """Return a p value as text.
+
+    >>> with_p(0.0004), with_p(0.0312), with_p(0.31)
+    ('p < 0.001', 'p = 0.031', 'p = 0.31')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def with_interval(row: Row, digits: int = 3) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Row, with_interval
+from pnet_jax.evaluate.answer import Row, with_interval, with_p
 from pnet_jax.evaluate.columns import missing
 
 KEYS = (("scan",), ("subject", "session"), ("subject",))  # columns by which scans are matched; the first with scans in common is used
@@ -139,9 +139,9 @@ def beside_sentences(rows: Sequence[Row], about: Mapping[str, Mapping[str, Any]]
         for row in rows:
             if row.table == "differences" and row.name == own.name:
                 reference = row.measure.removeprefix(f"{measure} minus ")
-                p = "" if np.isnan(row.p) else f", paired over folds p = {row.p:.2g}"
+                p = "" if np.isnan(row.p) else f", {with_p(row.p)} paired over folds"
                 said.append(
-                    f"{own.name} ({facts['parcels']} parcels): {measure} = {with_interval(own)}; minus {reference} on the same scans "
-                    f"{row.value:+.3f}, 95 % CI [{row.low:+.3f}, {row.high:+.3f}]{p}, n = {row.n}."
+                    f"{own.name} ({facts['parcels']} parcels): {measure} = {with_interval(own)}; difference to {reference} on the same "
+                    f"scans {row.value:+.3f}, 95 % CI [{row.low:+.3f}, {row.high:+.3f}]{p}, n = {row.n}."
                 )
     return said

@@ -1,4 +1,4 @@
-"""What limits a comparison of pipelines: head motion, parcels that scans lack, and files that were read for several participants."""
+"""What limits a comparison of pipelines: few participants, head motion, absent parcels, files that were read for several participants."""
 
 from __future__ import annotations
 
@@ -10,16 +10,45 @@ from scipy.stats import pearsonr
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError
 from pnet_jax.evaluate.answer import Row
+from pnet_jax.evaluate.columns import Target
 from pnet_jax.evaluate.features import Edges, with_measure
 from pnet_jax.evaluate.plan import main_layer
 from pnet_jax.evaluate.qc_fc import motion_rows
+
+LEAST, FEW = 10, 40  # participants: fewer are refused, or reported in a warning; half of each number for each of two classes
+
+
+def few_participants(goal: Target, subjects: np.ndarray) -> list[str]:
+    """Return a warning if there are few participants for an interval. The rule is the same for classes and numbers.
+
+    At least 10 participants are needed, 5 of each class: with fewer, a bootstrap interval of AUC or r does not have its nominal coverage.
+    Below 40, 20 of each class, intervals are so wide (for r, about ±0.3) that pipelines cannot be ranked.
+
+    Args:
+      goal: Target of the comparison.
+      subjects: Subject of each value of the target, `[n]`.
+
+    Raises:
+      InputError: There are too few participants; the message gives their number.
+    """
+    groups = [(f"of class {name}", subjects[goal.y == one], 2) for one, name in enumerate(goal.classes)]
+    warnings = []
+    for name, own, share in [*groups, (f"with a value of {goal.name}", subjects, 1)]:
+        if (count := len(np.unique(own))) < LEAST // share:
+            expected = f"{LEAST // share} participants or more {name}, found {count}"
+            raise InputError(f"{goal.name}: expected {expected}: no meaningful interval exists for fewer")
+        if count < FEW // share:
+            limit = f"{count} participants {name} (fewer than {FEW // share})"
+            warnings.append(f"There are only {limit}: intervals are wide, and pipelines cannot be ranked.")
+    return warnings[:1]
 
 
 def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], list[str]]:
     """Return the association of plain edges and of the target with head motion, and a warning if motion is unknown."""
     fd = cohort.table["mean_fd"].astype(float) if "mean_fd" in cohort.table else np.full(len(cohort), np.nan)
     if not np.isfinite(fd).all():
-        return [], ["Head motion (mean_fd) is unknown for some scans, so its contribution to the result cannot be measured."]
+        lacking = f"{int((~np.isfinite(fd)).sum())} of {len(fd)} scans"
+        return [], [f"Head motion (mean_fd) is unknown for {lacking}, so its contribution to the result was not measured."]
     layer = main_layer(cohort) if cohort.edges else "pearson"
     edges = Edges(cohort if cohort.edges else with_measure(cohort, layer), layer)(np.arange(len(cohort)))
     names, at = np.unique(cohort.table["subject"].astype(str), return_inverse=True)

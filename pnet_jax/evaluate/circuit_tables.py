@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from pnet_jax.evaluate.answer import Answer, Figure, Row
+from pnet_jax.evaluate.answer import Answer, Figure, Row, with_p
 from pnet_jax.evaluate.design import Design
 from pnet_jax.ops.permutation import PermutationResult
 
@@ -22,15 +22,15 @@ class Found(NamedTuple):
     """Design and result of a test.
 
     Attributes:
-      design: of the participants.
-      result: of the op, as numpy arrays.
-      difference, error: effect on each edge and its standard error, in the unit of the edges, `[E]`.
-      parcels: names of the k parcels that all scans have.
-      modules: of these, empty where unknown.
-      pairs: modules of each block.
-      shared: which of the cohort's K parcels these are, `[K]`.
-      units: of the edges.
-      threshold: of t, for components.
+      design: Design of the test.
+      result: Result of the permutation test, as numpy arrays.
+      difference, error: Effect on each edge and its standard error, in the unit of the edges, `[E]`.
+      parcels: Names of the k parcels that all scans have.
+      modules: Networks of these parcels, empty where unknown.
+      pairs: Networks of each block.
+      shared: Mask of these parcels among the K parcels of the cohort, `[K]`.
+      units: Unit of the edges.
+      threshold: Threshold of t for components.
     """
 
     design: Design
@@ -52,17 +52,17 @@ def describe(found: Found, settings: Mapping[str, Any], warnings: Sequence[str])
     more = [*warnings]
     if absent:
         count = len(found.shared) * (len(found.shared) - 1) // 2 - len(found.result.t)
-        more.append(f"{absent} of {len(found.shared)} parcels are not in every scan: their {count:,} edges were not tested")
+        more.append(f"{absent} of {len(found.shared)} parcels are not in every scan: their {count:,} edges were not tested.")
     if untested:
-        more.append(f"{untested:,} edges do not vary and were not tested")
+        more.append(f"{untested:,} edges do not vary and were not tested.")
     more.append(
-        "the family-wise error of 5 % holds for edges, components, threshold-free scores, networks and nodes separately: choose the test "
-        "that answers the question before inspecting the others"
+        "The family-wise error rate of 5 % holds for edges, components, threshold-free scores, networks and nodes separately: choose the "
+        "test that answers the question before inspecting the others."
     )
     if not found.pairs:
-        more.append("networks were not tested: the parcel names contain no network names; provide the network of each parcel")
+        more.append("Networks were not tested, because the parcel names contain no network names: provide the networks (--modules).")
     elif without := sum(not one for one in found.modules):
-        more.append(f"{without} of {len(found.modules)} parcels belong to no network: the tests between networks do not include them")
+        more.append(f"{without} of {len(found.modules)} parcels belong to no network: the tests between networks do not include them.")
     tables = {"edges": edge_table(found), "components": component_table(found), "nodes": node_table(found)}
     if found.pairs:
         tables["blocks"] = block_table(found)
@@ -225,10 +225,11 @@ def sentences(found: Found, tables: Mapping[str, Mapping[str, np.ndarray]]) -> t
         what = ", ".join(f"{count:,} {kind.replace('|s', 's' * (count > 1))}" for kind, count in kinds.items() if count)
         said = [f"{who}: differences survive family-wise correction (p < 0.05): {what}."]
     else:
-        said = [f"{who}: nothing survives family-wise correction at 0.05, neither single edges nor components, networks or nodes."]
+        tests = "edges, components or nodes" if blocks is None else "edges, components, networks or nodes"
+        said = [f"{who}: no differences in {tests} survive family-wise correction (p < 0.05)."]
     said.append(
-        f"{fwe:,} of {tested:,} edges pass max-T (smallest family-wise p {_p(_least(edges['p_fwe']))}), {fdr:,} a false discovery rate "
-        f"of 0.05, and {tfnbs:,} the threshold-free statistic (smallest p {_p(_least(edges['p_tfnbs']))})."
+        f"{fwe:,} of {tested:,} edges pass max-T (smallest family-wise {with_p(_least(edges['p_fwe']))}), {fdr:,} a false discovery rate "
+        f"of 0.05, and {tfnbs:,} the threshold-free statistic (smallest {with_p(_least(edges['p_tfnbs']))})."
     )
     said.append(_of_components(found, components))
     for name, table in (("pairs of networks", blocks), ("nodes", nodes)):
@@ -248,7 +249,7 @@ def _who(found: Found) -> str:
         return f"{design.classes[1]} against {design.classes[0]} within {design.counts[0]} participants"
     if design.classes:
         return f"{design.effect} {design.classes[1]} (n = {design.counts[1]}) against {design.classes[0]} (n = {design.counts[0]})"
-    return f"Edges that vary with {design.effect} (n = {design.counts[0]})"
+    return f"Association with {design.effect} (n = {design.counts[0]})"
 
 
 def _of_components(found: Found, table: Mapping[str, np.ndarray]) -> str:
@@ -256,8 +257,8 @@ def _of_components(found: Found, table: Mapping[str, np.ndarray]) -> str:
     if not len(table["edges"]):
         return f"No edge lies beyond the threshold of the network-based statistic ({beyond})."
     return (
-        f"The largest component beyond {beyond} has {table['edges'][0]:,} edges and {table['nodes'][0]:,} nodes (extent: family-wise p "
-        f"{_p(table['p_extent'][0])}; intensity: p {_p(table['p_intensity'][0])})."
+        f"The largest component beyond {beyond} has {table['edges'][0]:,} edges and {table['nodes'][0]:,} nodes (extent: family-wise "
+        f"{with_p(table['p_extent'][0])}; intensity: {with_p(table['p_intensity'][0])})."
     )
 
 
@@ -265,15 +266,16 @@ def _of_sets(name: str, table: Mapping[str, np.ndarray]) -> str:
     at = np.flatnonzero(_significant(table))
     least = np.fmin(table["p_fwe"], table["p_t2_fwe"])
     if not len(at):
-        return f"No {name} of {len(least)} differ as a whole (smallest family-wise p {_p(_least(least))})."
+        return f"None of the {len(least)} {name} differ as a whole (smallest family-wise {with_p(_least(least))})."
     order = at[np.argsort(least[at], kind="stable")][:NAMED]
     if "parcel" in table:
-        named = [f"{table['parcel'][one]} (p {_p(least[one])})" for one in order]
+        named = [f"{table['parcel'][one]} ({with_p(least[one])})" for one in order]
     else:
         named = [
-            f"{table['module_1'][one]} – {table['module_2'][one]} (mean t {table['mean_t'][one]:.2f}, p {_p(least[one])})" for one in order
+            f"{table['module_1'][one]} – {table['module_2'][one]} (mean t {table['mean_t'][one]:.2f}, {with_p(least[one])})"
+            for one in order
         ]
-    return f"{len(at)} of {len(least)} {name} differ as a whole: {', '.join(named)}{', …' if len(at) > len(order) else ''}."
+    return f"{len(at)} of the {len(least)} {name} differ as a whole: {', '.join(named)}{', …' if len(at) > len(order) else ''}."
 
 
 def _significant(table: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -283,7 +285,3 @@ def _significant(table: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _least(values: np.ndarray) -> float:
     return float(np.nanmin(values))
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"

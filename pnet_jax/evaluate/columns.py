@@ -43,7 +43,8 @@ def column(cohort: Cohort, name: str) -> np.ndarray:
     """
     if name not in cohort.table:
         known = list(cohort.table)
-        raise SettingsError(f"the cohort has no column {name!r}{nearest(name, known)}: expected one of {', '.join(known)}")
+        listed = f"its columns are {', '.join(known)}"
+        raise SettingsError(f"the cohort has no column {name!r}{nearest(name, known) or ';'} {listed}")
     return np.asarray(cohort.table[name])
 
 
@@ -190,7 +191,8 @@ def layer_of(cohort: Cohort, layer: str) -> Float[np.ndarray, "S K K"]:
     """
     if layer not in cohort.edges:
         known = list(cohort.edges)
-        raise SettingsError(f"the cohort has no edges {layer!r}{nearest(layer, known)}: expected one of {', '.join(known) or 'none'}")
+        listed = f"its layers are {', '.join(known)}" if known else "it has no layers"
+        raise SettingsError(f"the cohort has no edges {layer!r}{nearest(layer, known) or ';'} {listed}")
     return cohort.edges[layer]
 
 

@@ -14,14 +14,14 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
-from pnet_jax.evaluate.answer import Row, interval_of
-from pnet_jax.evaluate.checks import absent_parcels, equal_networks
+from pnet_jax.evaluate.answer import Row, interval_of, with_p
+from pnet_jax.evaluate.checks import absent_parcels, equal_networks, few_participants
 from pnet_jax.evaluate.columns import Target, column, missing
 from pnet_jax.evaluate.features import with_measure
 from pnet_jax.evaluate.models import MODELS
 from pnet_jax.evaluate.pipeline import Predictions, Progress, predict, repeats_of_folds
 from pnet_jax.evaluate.plan import Plan, plan
-from pnet_jax.evaluate.split import Split, by_subject, fixed, leave_site_out
+from pnet_jax.evaluate.split import Split, by_subject, fixed, joined_values, leave_site_out
 
 DRAWS = 2000
 SITE = "site"  # the column that may be lacking
@@ -72,7 +72,7 @@ def folds_of(
         return leave_site_out(subjects, sites, seed=seed)
     if leave_out not in ("auto", "subject"):
         raise SettingsError(f"leave_out: expected site, subject or auto, got {leave_out!r}")
-    kinds = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else goal.y
+    kinds = np.array(goal.classes)[goal.y.astype(int)] if goal.classes else joined_values(goal.y, subjects, folds)
     return by_subject(subjects, kinds, folds=folds, repeats=repeats, seed=seed)
 
 
@@ -80,12 +80,19 @@ def check_folds(split: Split, goal: Target) -> None:
     """Check that a model can be fitted in every fold, and that held-out scans can be scored.
 
     Raises:
-      InputError: A training part or all held-out scans have only one class, or too few values.
+      InputError: A training part has fewer than two participants of a class, or all held-out scans have only one class or too few values.
     """
     for number, (train, _) in enumerate(split, 1):
-        if goal.classes and len(np.unique(goal.y[train])) < 2:
+        if not goal.classes:
+            continue
+        if len(np.unique(goal.y[train])) < 2:
             only = goal.classes[int(goal.y[train][0])]
             raise InputError(f"{split.name}: the training scans of fold {number} are all of class {only}: expected both classes")
+        for one, name in enumerate(goal.classes):
+            if len(np.unique(split.subjects[train][goal.y[train] == one])) < 2:
+                raise InputError(
+                    f"{split.name}: expected two participants or more of class {name} in the training part of fold {number}, found 1"
+                )
     place = np.array(repeats_of_folds(split))
     for repeat in range(place.max() + 1):
         held = np.concatenate([test for (_, test), own in zip(split, place, strict=True) if own == repeat])
@@ -144,10 +151,12 @@ def compared(
         lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
         held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
-    warnings = absent_parcels(scans) + equal_networks(scans)
+    warnings = few_participants(goal, scans.table["subject"].astype(str)) + absent_parcels(scans) + equal_networks(scans)
     sites = sites_of(scans, site)
     split = folds_of(scans, goal, sites, leave_out, folds, repeats, held_out, seed)
     check_folds(split, goal)
+    if not goal.classes and "graph" in features:
+        warnings.append("The feature 'graph' was not compared: the graph network classifies two groups and does not predict numbers.")
     chosen = plan(scans, others, features, models, covariates, sites, split.blocks is not None, exclude=goal.name)
     permuted = permuted_targets(goal.y, split.subjects, sites, permutations, seed)
     shares, classes = sorted(learning), bool(goal.classes)
@@ -158,7 +167,7 @@ def compared(
     settings = _settings(split, goal, seed) | settings | {"site": site if sites is not None else ""}
     if goal.left_out:
         warnings.append(f"{goal.left_out} scans have no {goal.name} and were left out.")
-    warnings += [f"{name} was not compared: {why}." for name, why in chosen.left_out.items()]
+    warnings += [f"The feature {name!r} was not compared: {why}." for name, why in chosen.left_out.items()]
     return Comparison(scans, sites, split, chosen, made[:count], fewer, permuted, settings, warnings)
 
 
@@ -296,11 +305,11 @@ def conclusion(rows: Sequence[Row], reference: str, measure: str) -> str:
         return "No other pipeline was compared with the plain connectome."
     if not ahead:
         return (
-            f"No pipeline predicts better than the plain connectome ({reference}): the 95 % confidence interval of every difference in "
-            f"{measure} includes 0 or lies below it."
+            f"No pipeline predicts better than the plain connectome ({reference}): the 95 % CI of every difference in {measure} includes 0 "
+            "or lies below it."
         )
     best = ahead[0]
-    paired = "" if math.isnan(best.p) else f", paired over folds p = {best.p:.2g}"
+    paired = "" if math.isnan(best.p) else f", {with_p(best.p)} paired over folds"
     many = f" ({len(apart)} comparisons, not corrected for multiple testing)" if len(apart) > 1 else ""
     return (
         f"{best.name} predicts better than the plain connectome ({reference}): difference in {measure} {best.value:+.3f}, "

@@ -84,7 +84,7 @@ def make_design(
     subjects = column(cohort, "subject").astype(str)[target.rows]
     matrix, names = covariate_matrix(cohort, covariates, target.rows)
     own = {subject: np.flatnonzero(subjects == subject) for subject in dict.fromkeys(subjects.tolist())}
-    notes = [f"{target.left_out} scans have no value of {effect} and were left out"] if target.left_out else []
+    notes = [f"{target.left_out} scans have no value of {effect} and were left out."] if target.left_out else []
     if _is_within(target, own):
         return _within(target, own, matrix, names, notes)
     return _between(cohort, target, own, matrix, names, site, notes)
@@ -137,7 +137,7 @@ def _within(target: Target, own: dict[str, np.ndarray], matrix: np.ndarray, name
     varies = np.abs(covariates).max(0, initial=0) > 1e-9
     if (~varies).any():
         constant = ", ".join(name for name, one in zip(names, varies, strict=True) if not one)
-        notes.append(f"covariates that do not change within participants cancel out in differences: {constant}")
+        notes.append(f"Covariates that do not change within participants cancel out in differences: {constant}.")
     x, subjects = np.ones(len(own)), np.array(list(own))
     covariates, kept = covariates[:, varies], tuple(name for name, one in zip(names, varies, strict=True) if one)
     _check(target.name, x, covariates, 1)
@@ -172,12 +172,12 @@ def _between(
     _check(target.name, _centred(x[:, None], strata)[:, 0], _centred(covariates, strata), max(len(sites), 1))
     if alone := [name for at, name in enumerate(sites) if np.ptp(x[strata == at]) == 0]:
         notes.append(
-            f"the effect does not vary at {len(alone)} of {len(sites)} sites ({_listed(alone)}), which do not contribute to the test"
+            f"The effect does not vary at {len(alone)} of {len(sites)} sites ({_listed(alone)}), which do not contribute to the test."
         )
     scans = np.array([len(rows) for rows in own.values()])
     if scans.max() > 1:
         many = f"{scans.min()} to {scans.max()}" if np.ptp(scans) else str(scans[0])
-        notes.append(f"participants have {many} scans; the scans of each participant were averaged")
+        notes.append(f"Participants have {many} scans; the scans of each participant were averaged.")
     return Design(
         "between", target.name, target.classes, counts, np.array(list(own)), x, weights, covariates, tuple(names),
         strata, sites, target.rows, (*notes, *_rearrangements(_log_count(x, strata))),
@@ -236,7 +236,7 @@ def _log_count(x: np.ndarray, strata: np.ndarray) -> float:
 def _rearrangements(log_count: float) -> list[str]:
     if log_count > 3:
         return []
-    return [f"only {round(10**log_count)} distinct permutations exist, which limits the smallest possible p value"]
+    return [f"Only {round(10**log_count)} distinct permutations exist, which limits the smallest possible p value."]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError
 from pnet_jax.evaluate.columns import fisher_z, layer_of, shared_parcels
 from pnet_jax.evaluate.features import with_measure
 from pnet_jax.evaluate.pipeline import Predictions, calibrated, repeats_of_folds
@@ -62,6 +63,7 @@ def graph_predictions(cohort: Cohort, split: Split, y: Float[np.ndarray, " S"], 
 
     Raises:
       SettingsError: there are neither Pearson correlations nor signals.
+      InputError: no inner fold of a training part has both classes in both parts.
     """
     cohort = with_measure(cohort, "pearson")
     places = np.flatnonzero(shared_parcels(cohort, "pearson"))
@@ -75,12 +77,23 @@ def graph_predictions(cohort: Cohort, split: Split, y: Float[np.ndarray, " S"], 
     for number, (train, test) in enumerate(split):
         repeat = place[number]
         nodes = _profiles(z, train, min(inputs, len(places)))
-        fit, val = split.inner(train, y)[0]
-        fit, val = train[fit], train[val]
+        fit, val = _inner(split, train, y)
         found, epochs[number], held = _trained(nodes, graph, y, fit, val, seed + number)
         decision[repeat, test] = found[test]
         probability[repeat, test], fold[repeat, test] = calibrated(held, y[val], found[test]), number
     return Predictions("graph network", decision, probability, fold, epochs)
+
+
+def _inner(split: Split, train: Int[np.ndarray, " n"], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the first inner fold that has both classes in both parts.
+
+    Raises:
+      InputError: There is no such fold.
+    """
+    for fit, val in split.inner(train, y):
+        if np.ptp(y[train[fit]]) > 0 and np.ptp(y[train[val]]) > 0:
+            return train[fit], train[val]
+    raise InputError(f"{split.name}: no inner fold, which chooses the number of epochs, has both classes in both parts")
 
 
 def _strongest(z: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:

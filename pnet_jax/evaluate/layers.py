@@ -61,7 +61,6 @@ def shrunk_warnings(layers: Sequence[str]) -> list[str]:
     if not shrunk:
         return []
     return [
-        f"{', '.join(shrunk)}: edges that are shrunk towards a group resemble each other because they share the group, which increases "
-        "similarity within and between participants; reliability and identification are valid only if one group model was applied to all "
-        "scans."
+        f"{', '.join(shrunk)}: edges that are shrunk towards a group model are similar because they share it, which increases similarity "
+        "within and between participants; reliability and identification are valid only if one group model was applied to all scans."
     ]

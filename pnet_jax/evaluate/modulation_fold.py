@@ -13,7 +13,7 @@ from pnet_jax.evaluate.axis import Axis, fit_axis, parts_of
 from pnet_jax.evaluate.modulation_model import Dynamics, Effects, control_cost, effects, spreading, square
 
 OWN, GROUP, RANDOM, MATCHED, SPREADING, CONTROL = RULES = (
-    "own best target",
+    "individual best target",
     "group-average target",
     "random target",
     "degree-matched target",
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
       shift: of each target on that axis, for the negative and the positive amplitude, `[N, 2]`.
       rules: by rule, `[6, 5]`: shift on an axis that took no part in the choice, the same in standard deviations within a group, whether
         converted, damage, energy.
-      chosen: index of the own best target on the whole axis.
+      chosen: index of the individual best target on the whole axis.
       first: share of the posterior draws in which it stays ahead of the four next; NaN without draws.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_interval, with_p
 from pnet_jax.evaluate.modulation_fold import GROUP, OWN, RULES, Outcome, Setting
 from pnet_jax.evaluate.modulation_model import OfFc
 from pnet_jax.evaluate.resampling import sign_flip
@@ -131,13 +131,13 @@ def _warnings(setting: Setting, position: np.ndarray, filtered: bool) -> tuple[s
     said = []
     if (near := int((position < FAR_ENOUGH).sum())) > 0:
         said.append(
-            f"{near} of {len(position)} patients lie less than {FAR_ENOUGH:g} of the group distance from the mean control on the axis of "
-            "other subjects: only their shift is given, because the recovery rate is undefined"
+            f"{near} of {len(position)} scans of patients are less than {FAR_ENOUGH:g} of the group distance from the mean control on the "
+            "axis of other participants: the recovery rate is undefined for them, and only their shift is given."
         )
     if isinstance(setting.dynamics, OfFc):
-        said.append("the cohort has no signals: J was computed from correlations; its rates are relative, and it has no posterior")
+        said.append("The cohort has no signals: J was computed from correlations, so its rates are relative, and it has no posterior.")
     elif not filtered:
-        said.append("the cohort does not record the temporal filter of its signals: they were assumed to be unfiltered")
+        said.append("The cohort does not record the temporal filter of its signals: they were assumed to be unfiltered.")
     return tuple(said)
 
 
@@ -145,26 +145,26 @@ def _sentences(rows: list[Row], targets: Mapping[str, np.ndarray], settings: Map
     by = {(row.table, row.name, row.measure): row for row in rows}
     own, group = by["rules", OWN, SHIFT], by["rules", GROUP, SHIFT]
     texts = [
-        f"At an energy of {settings['cap']:g}, modulating the {OWN} is predicted to reverse {_text(own)} of the distance between the "
-        f"mean patient and the mean control (n = {own.n}), and modulating the {GROUP} {_text(group)}."
+        f"At an energy cap of {settings['cap']:g}, the model predicts that modulation of the {OWN} shifts patients towards the controls by "
+        f"{with_interval(own)}, of the distance between the mean patient and the mean control, and modulation of the {GROUP} by "
+        f"{with_interval(group)} (n = {own.n} patients)."
     ]
     sham = by.get(("sham", OWN, SHIFT_SD))
     if sham is not None:
         real = by["rules", OWN, SHIFT_SD]
         texts.append(
-            f"In standard deviations within a group this is {_text(real)}; with shuffled diagnoses the same procedure predicts "
-            f"{_text(sham)} (p = {sham.p:.2g} from {sham.n} shuffles)."
+            f"The shift for the {OWN} is {with_interval(real)} standard deviations within a group; with shuffled diagnoses, it is "
+            f"{sham.value:.3f}, 95 % range [{sham.low:.3f}, {sham.high:.3f}] ({with_p(sham.p)}, {sham.n} shuffles)."
         )
     random = by["differences", f"{OWN} − random target", SHIFT_SD]
-    texts.append(f"The {OWN} exceeds a random target at equal energy by {_text(random)} standard deviations (p = {random.p:.2g}).")
+    texts.append(
+        f"The difference in shift between the {OWN} and a random target of equal energy is {with_interval(random)} standard deviations "
+        f"({with_p(random.p)})."
+    )
     best = {name: column[0] for name, column in targets.items()}
     texts.append(
         f"The highest-ranked target is {best['target']} ({best['direction']}), with a predicted shift of {best['shift']:.3f}, 95 % CI "
-        f"[{best['low']:.3f}, {best['high']:.3f}]; it ranks first in {100 * best['first_in_bootstrap']:.0f} % of bootstrap samples and for "
-        f"{100 * best['first_of_patients']:.0f} % of the patients."
+        f"[{best['low']:.3f}, {best['high']:.3f}]; it ranks first in {100 * best['first_in_bootstrap']:.0f} % of the bootstrap samples "
+        f"and for {100 * best['first_of_patients']:.0f} % of the patients."
     )
     return (*texts, CLAIM)
-
-
-def _text(row: Row) -> str:
-    return f"{row.value:.3f}, 95 % CI [{row.low:.3f}, {row.high:.3f}]"

@@ -161,11 +161,11 @@ def _maps_of(
 def _score_sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     row = {(one.table, one.name, one.measure): one for one in rows}
     own = row["maps", "own", "DCBC"]
-    said = [f"On scans from which they were not made, the participants' own parcels have DCBC = {with_interval(own, 4)} (n = {own.n})."]
+    said = [f"On scans from which they were not made, individual parcels have DCBC = {with_interval(own, 4)}, n = {own.n}."]
     for name in [one.name for one in rows if one.table == "differences" and one.measure == "DCBC"]:
         apart = row["differences", name, "DCBC"]
         said.append(
-            f"Own minus {name.removeprefix('own - ')}: DCBC difference {apart.value:+.4f}"
+            f"Individual parcels minus {name.removeprefix('own - ')}: DCBC difference {apart.value:+.4f}"
             + (f", 95 % CI [{apart.low:+.4f}, {apart.high:+.4f}]." if np.isfinite(apart.low) else ".")
         )
     return tuple(said)

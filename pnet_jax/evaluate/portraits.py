@@ -20,6 +20,7 @@ DENSITIES = (0.05, 0.10, 0.15, 0.20)
 BLOCK = 128  # networks whose paths are held at once
 NOISE_PAIRS = 16  # pairs of scans whose edges are shuffled
 CONSTANT = "constant network"
+WEIGHTING = {"author": "pair-weighted", "netrd": "node-weighted"}  # the two published definitions, by the probability that they compare
 PAIR_BUCKET = 128  # pairs are filled up to a multiple, so that few shapes are compiled
 
 
@@ -30,9 +31,18 @@ def standard_settings(densities: Sequence[float] = DENSITIES) -> tuple[PortraitS
 
 
 def shown(settings: PortraitSettings) -> str:
-    """Return the settings that tell two results apart in a table."""
+    """Return the settings that distinguish the rows of a table."""
     graph = "binary" if settings.lengths == "hops" else f"weighted, {settings.lengths}"
-    return f"{settings.convention}, {graph}, {'all edges' if settings.density is None else f'{settings.density:.0%}'}"
+    density = "all edges" if settings.density is None else f"{100 * settings.density:.0f} %"
+    return f"{WEIGHTING[settings.convention]}, {graph}, {density}"
+
+
+def described(settings: PortraitSettings) -> str:
+    """Return the settings in words that need no further context."""
+    graph = "unweighted graphs" if settings.lengths == "hops" else f"weighted graphs, path length {settings.lengths},"
+    edges = "all edges" if settings.density is None else f"the strongest {100 * settings.density:.0f} % of the edges"
+    counted = "pair of nodes" if settings.convention == "author" else "node at each distance"
+    return f"{graph} of {edges}; every {counted} has equal weight"
 
 
 def words(settings: PortraitSettings) -> dict[str, object]:

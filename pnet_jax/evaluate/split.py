@@ -66,7 +66,8 @@ class Split:
     def inner(self, train: Int[np.ndarray, " n"], y: np.ndarray, folds: int = 5) -> list[Fold]:
         """Return folds within the training rows, for model selection inside the training part.
 
-        Whole blocks are held out if the split has blocks (at most `folds` groups of them); otherwise, subjects are held out.
+        Whole blocks are held out if the split has blocks (at most `folds` groups of them) and the other blocks have both classes;
+        otherwise, subjects are held out.
 
         Args:
           train: Rows of the training part.
@@ -79,10 +80,12 @@ class Split:
         Raises:
           InputError: The training part cannot be split in two.
         """
-        groups = self.subjects[train]
+        said, own = f"{self.name}, inner folds", y[train]
         if self.blocks is not None and len(np.unique(self.blocks[train])) > 1:
-            groups = self.blocks[train]
-        return list(_grouped(groups, y[train], folds, self.seed, f"{self.name}, inner folds"))
+            found = list(_grouped(self.blocks[train], own, folds, self.seed, said))
+            if all(np.ptp(own[fit]) > 0 for fit, _ in found):
+                return found
+        return list(_grouped(self.subjects[train], own, folds, self.seed, said))
 
 
 def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int = 1, seed: int = 0) -> Split:
@@ -179,6 +182,21 @@ def classes_of(y: np.ndarray) -> Int[np.ndarray, " S"]:
         return at
     count = int(np.clip(len(y) // 5, 1, 5))
     return np.searchsorted(np.quantile(np.asarray(y, float), np.arange(1, count) / count), np.asarray(y, float))
+
+
+def joined_values(y: np.ndarray, subjects: np.ndarray, folds: int) -> np.ndarray:
+    """Return numbers by which folds are balanced: y, or, if it has at most five values, codes of neighbouring values that are joined until
+    each has a subject for every fold. A scale with a rare value can then be split as any other number."""
+    values, at = np.unique(y, return_inverse=True)
+    if len(values) > 5:
+        return y
+    codes, first = np.zeros(len(values), int), 0
+    for value in range(len(values)):
+        codes[value] = codes[first]
+        if len(np.unique(subjects[(first <= at) & (at <= value)])) >= folds:
+            codes[value + 1 :], first = codes[value] + 1, value + 1
+    last = codes[first - 1] if first else 0  # too few subjects are left beyond it
+    return np.minimum(codes, last)[at]
 
 
 def _check_classes(subjects: np.ndarray, y: np.ndarray, folds: int, said: str) -> None:

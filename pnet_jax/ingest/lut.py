@@ -77,7 +77,7 @@ def read_networks(path: Path, names: Sequence[str], ids: Sequence[int], column: 
         raise InputError(f"{where}: expected a column {column!r} with the network of each parcel, found {found}")
     by = next((lower[c] for c in (*NAMES, *IDS) if c in lower and c != column.lower()), None)
     if by is None:
-        raise InputError(f"{where}: expected a column 'name' or 'index' with the parcels, found {found}")
+        raise InputError(f"{where}: expected a column 'name' or 'index' with the parcels beside {column!r}, found {found}")
     keys = list(names) if str(by).lower() in NAMES else [str(one) for one in ids]
     network: dict[str, str] = {}
     for key, value in zip(table[by].astype(str).str.strip(), table[lower[column.lower()]].fillna("").astype(str).str.strip(), strict=True):

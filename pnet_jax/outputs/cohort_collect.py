@@ -123,7 +123,8 @@ def load_cohort(
     if "://" in str(path) or (Path(path) / "zarr.json").is_file():
         return read_store(path, edges=edges, signals=signals, labels=labels)
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"{path}: no such cohort store or folder of results")
+        what = "a file" if Path(path).exists() else "nothing"
+        raise FileNotFoundError(f"{path}: expected a cohort store or a folder of results, found {what}")
     found = find_scans_in(path, atlas)
     entries = {one.scan: load_entry(path, one) for one in found}
     networks = [entry.network for entry in entries.values() if entry.network is not None]

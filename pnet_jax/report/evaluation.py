@@ -13,6 +13,7 @@ import numpy as np
 import pnet_jax
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.report.extra import check_installed
+from pnet_jax.report.measures import explained
 from pnet_jax.report.page import template
 from pnet_jax.report.style import ABSENT, ALARM, ATLAS, DATA_FREE, GRID, PERSONAL, as_png, drawing, new_figure
 
@@ -31,20 +32,20 @@ def write_evaluation(
     about: Mapping[str, str] | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a self-contained page with the sentences, tables and figures of evaluations; the conclusions stand first.
+    """Write a self-contained page with the sentences, tables and figures of evaluations, the conclusions first.
 
     Args:
-      answers: results, in the order of the page.
-      file: where to write, `….html`.
-      title: name of the cohort.
-      about: facts for the head of the page by name, e.g. the numbers of scans and participants.
-      left_out: evaluations that could not be made, with the reason.
+      answers: Results, in the order of the page.
+      file: Path of the page, `….html`.
+      title: Name of the cohort.
+      about: Facts for the head of the page by name, e.g. the numbers of scans and participants.
+      left_out: Evaluations that were not made, with the reasons.
 
     Returns:
-      The path of the file.
+      Path of the page.
 
     Raises:
-      OSError: the file cannot be written; the error names it.
+      OSError: The file cannot be written; the error names it.
       ReportExtraMissingError: matplotlib or jinja2 is not installed.
     """
     check_installed()
@@ -68,12 +69,13 @@ def _shown(answer: Answer) -> dict[str, Any]:
         "warnings": answer.warnings,
         "figures": [{"title": figure.title, "image": draw(figure)} for figure in answer.figures],
         "tables": [(name, _table(rows)) for name, rows in tables.items()],
+        "measures": explained(row.measure for row in answer.rows),
         "settings": [(name.replace("_", " "), value) for name, value in answer.settings.items()],
     }
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a table with a column for each measure if there are few, else one with a line for each number."""
+    """Return a table with a column for each measure if there are few, otherwise one with a line for each number."""
     measures = list(dict.fromkeys(row.measure for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
     if 1 < len(measures) <= MOST_MEASURES and len(names) < len(rows):

@@ -15,32 +15,13 @@ from pnet_jax.evaluate import circuits, diagnosis, identifiability, motion, pred
 from pnet_jax.evaluate.checks import absent_parcels, equal_networks
 from pnet_jax.evaluate.columns import missing
 from pnet_jax.evaluate.compare import first_minutes
+from pnet_jax.evaluate.split import joined_values
 from pnet_jax.ingest.imported import import_cohort
 from pnet_jax.outputs import write_cohort
 from pnet_jax.outputs.tables import read_rows
-
-N, K = 24, 6
-FEW = {"features": ["pearson"], "models": ["ridge"], "permutations": 0, "repeats": 1, "folds": 3, "learning": []}
-
-
-def matrices(n=N, k=K, seed=0):
-    rng = np.random.default_rng(seed)
-    return np.stack([np.corrcoef(rng.normal(size=(k, 30))) for _ in range(n)])
-
-
-def cohort(edges=None, subjects=None, sessions=None, **columns):
-    subjects = [f"{at:02d}" for at in range(N)] if subjects is None else subjects
-    columns = {"dx": np.array(["case", "control"] * (N // 2)), "age": 20.0 + np.arange(N)} | columns
-    return make_cohort(subjects, edges={"pearson": matrices() if edges is None else edges}, sessions=sessions, covariates=columns)
-
+from tests.evaluate.small import FEW, K, N, cohort, matrices, table
 
 # tables of pnet import
-
-
-def table(folder, rows, columns="participant_id\tfile", name="t.tsv"):
-    path = folder / name
-    path.write_text("\n".join([columns, *("\t".join(map(str, row)) for row in rows)]) + "\n")
-    return path
 
 
 @pytest.fixture
@@ -355,3 +336,54 @@ def test_names_from_tables_are_escaped_in_the_page(tmp_path):
     assert main(["evaluate", "diagnosis", str(tmp_path / "c.zarr"), str(tmp_path / "o"), *few]) == 0
     assert "<script>alert" not in (tmp_path / "o" / "diagnosis.html").read_text()
     assert text in json.loads((tmp_path / "o" / "diagnosis.json").read_text())["settings"]["classes"]
+
+
+# few participants: one rule for classes and numbers
+
+
+NUMBERS = {name: value for name, value in FEW.items() if name != "models"}
+
+
+def test_fewer_than_ten_participants_are_refused_for_classes_and_numbers():
+    with pytest.raises(InputError, match="dx: expected 5 participants or more of class case, found 3"):
+        diagnosis(cohort().take(np.arange(6)), "dx", **FEW)
+    with pytest.raises(InputError, match="age: expected 10 participants or more with a value of age, found 6"):
+        prediction(cohort().take(np.arange(6)), "age", **NUMBERS)
+    twice = cohort(subjects=[f"{at // 4:02d}" for at in range(N)], sessions=[str(at % 4) for at in range(N)])
+    with pytest.raises(InputError, match="dx: expected 10 participants or more with a value of dx, found 6"):
+        diagnosis(twice, "dx", **FEW)
+
+
+def test_few_participants_give_the_same_warning_for_classes_and_numbers():
+    said = [diagnosis(cohort(), "dx", **FEW), prediction(cohort(), "age", **NUMBERS)]
+    assert "There are only 12 participants of class case (fewer than 20)" in said[0].warnings[0]
+    assert "There are only 24 participants with a value of age (fewer than 40)" in said[1].warnings[0]
+    assert all(one.warnings[0].endswith(": intervals are wide, and pipelines cannot be ranked.") for one in said)
+
+
+def test_a_scale_with_a_rare_value_is_predicted():
+    scale = np.repeat([0.0, 1, 2, 3], [10, 8, 5, 1])
+    np.testing.assert_array_equal(joined_values(scale, np.arange(N).astype(str), 3), np.repeat([0, 1, 2], [10, 8, 6]))
+    np.testing.assert_array_equal(joined_values(scale, np.repeat("a", N), 3), np.zeros(N))
+    assert prediction(cohort(scale=scale), "scale", **NUMBERS).settings["folds"] == "3-fold by subject"
+
+
+def test_sites_with_one_class_can_be_training_sites():
+    """The inner folds then hold out participants, since a classifier cannot be fitted to one class."""
+    dx = np.array(["case", "control"] * 8 + ["control"] * 8)
+    answer = diagnosis(cohort(dx=dx, site=np.repeat(["a", "b", "c"], 8)), "dx", **FEW | {"models": ["ridge", "logistic", "svm"]})
+    assert answer.settings["folds"] == "leave one site out"
+    lone = np.array(["case"] * 8 + ["control"] * 7 + ["case"] + ["control"] * 8)
+    with pytest.raises(InputError, match="two participants or more of class case in the training part of fold 1, found 1"):
+        diagnosis(cohort(dx=lone, site=np.repeat(["a", "b", "c"], 8)), "dx", **FEW)
+
+
+def test_a_graph_network_that_cannot_be_fitted_is_left_out_with_the_reason(monkeypatch):
+    from pnet_jax.evaluate import graph
+
+    answer = prediction(cohort(), "age", **NUMBERS | {"features": ["pearson", "graph"]})
+    assert any("'graph' was not compared: the graph network classifies two groups" in one for one in answer.warnings)
+    monkeypatch.setattr(graph.Split, "inner", lambda *_: [(np.array([0, 2, 4]), np.array([1, 3, 5]))])
+    split = graph.Split(np.arange(N).astype(str), ((np.arange(12), np.arange(12, N)),), "fold")
+    with pytest.raises(InputError, match="fold: no inner fold, which chooses the number of epochs, has both classes in both parts"):
+        graph.graph_predictions(cohort(), split, np.arange(N) % 2.0)

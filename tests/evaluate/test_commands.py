@@ -143,11 +143,14 @@ def test_networks_made_in_another_way_are_compared(tmp_path, capsys):
 def test_all_lists_what_cannot_be_evaluated(tmp_path, capsys):
     table = series(tmp_path)
     main(["import", str(table), str(tmp_path / "c.zarr"), "--tr", "2"])
-    assert main(["evaluate", "all", str(tmp_path / "c.zarr"), str(tmp_path / "o"), "--prediction", "age", "--permutations", "19"]) == 0
+    assert main(["evaluate", "all", str(tmp_path / "c.zarr"), str(tmp_path / "o"), "--prediction", "age", "--permutations", "19"]) == 1
     said = capsys.readouterr()
-    assert "diagnosis was not evaluated: it needs a column: --diagnosis COLUMN" in said.err
-    assert "predicts age" in said.out
-    assert "<strong>Diagnosis</strong> was not evaluated" in (tmp_path / "o" / "evaluation.html").read_text()
+    assert "diagnosis was not evaluated: no column was given (--diagnosis COLUMN)" in said.err
+    assert "motion was not evaluated: expected values of mean_fd, found none in 24 scans" in said.err
+    assert "does not detectably predict age in held-out participants with r = " in said.out
+    page = (tmp_path / "o" / "evaluation.html").read_text()
+    assert "<strong>Diagnosis</strong> was not evaluated" in page
+    assert "<dt>R²</dt><dd>Explained variance of held-out participants" in page
 
 
 @pytest.mark.parametrize("words", (["evaluate", "diagnoses"], ["evaluate"]))

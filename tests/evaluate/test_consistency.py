@@ -16,7 +16,7 @@ from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence
 from tests.evaluate.planted import geometric, make_cohort, planted, symmetric
 
 FEW = (PortraitSettings(density=0.15), PortraitSettings(density=0.2, lengths="1/w", convention="netrd", bins=20))
-NAME = "pearson, author, binary, 15%"
+NAME = "pearson, pair-weighted, binary, 15 %"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_values_within_stand_beside_between_noise_and_a_constant_network(answer)
     row = next(row for row in answer.rows if (row.name, row.measure) == (NAME, "individual part"))
     assert row.low < row.value < row.high and row.n == 12
     assert answer.settings["portraits"][1] == dataclasses.asdict(FEW[1])
-    assert "the individual part is" in answer.sentences[0] and f"{noise:.3f}" in answer.sentences[1]
+    assert "(individual part) is" in answer.sentences[0] and f"{noise:.3f}" in answer.sentences[1]
 
 
 def test_all_settings_that_a_value_depends_on_are_compared_by_default():
@@ -119,7 +119,7 @@ def test_absent_parcels_are_left_out_of_all_scans(cohort):
     edges = cohort.edges["pearson"].copy()
     edges[3, 5] = edges[3, :, 5] = np.nan
     found = consistency(dataclasses.replace(cohort, edges={"pearson": edges}), settings=FEW[:1], draws=10)
-    assert all(np.isfinite(row.value) for row in found.rows) and any("pearson: only the 23 of 24" in said for said in found.warnings)
+    assert all(np.isfinite(row.value) for row in found.rows) and any("Only the 23 of 24" in said for said in found.warnings)
 
 
 def test_the_reference_is_what_to_judge_by(cohort):
@@ -133,7 +133,7 @@ def test_the_reference_is_what_to_judge_by(cohort):
     good, bad = (consistency(one, settings=FEW[:1], reference=truth, draws=10) for one in (cohort, noisy))
     assert good.value(NAME, "1 - PDiv to reference") > bad.value(NAME, "1 - PDiv to reference")
     assert good.value(NAME, "to reference, individual part") > 0.01 > bad.value(NAME, "to reference, individual part")
-    assert "own reference" in good.sentences[2]
+    assert "reference of the same participant" in good.sentences[2]
     r = np.corrcoef(cohort.edges["pearson"][:, i, j], own)[:24, 24:]
     mine = np.repeat(np.eye(12, dtype=bool), 2, 0)
     assert good.value("pearson", "r with reference") == pytest.approx(r[mine].mean(), abs=1e-5)

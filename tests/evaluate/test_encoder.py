@@ -321,7 +321,7 @@ def evaluated(folder, capsys, *arguments):
 def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "mixed"), str(folder / "trained"), str(folder / "unsaid"))
     assert (code, subjects) == (0, {"02"})
-    assert "excluded: 1 of 2 participants, whom trained was trained on" in told
+    assert "excluded: 1 of 2 participants, because trained was trained on them" in told
     assert "unsaid does not list the participants it was trained on" in told
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
     assert (code, subjects) == (0, {"02"})

@@ -99,7 +99,7 @@ def test_quality_alone_is_the_baseline(cohort):
     table = cohort.table | {"mean_fd": fd + 1e-4 * np.arange(24), "n_frames": np.full(24, 200.0)}
     found = identifiability(dataclasses.replace(cohort, table=table), **FAST)
     assert found.value("mean_fd", "accuracy") == 1  # n_frames does not vary, tsnr is unknown
-    assert "Scan-quality measures alone (mean_fd) identify 100.0 %, 95 % CI" in " ".join(found.sentences)
+    assert "From scan-quality measures alone (mean_fd), 100.0 % of the participants are identified, 95 % CI [" in " ".join(found.sentences)
     assert "unknown" in identifiability(cohort, **FAST).sentences[-1]
     table["tsnr"] = np.where(np.arange(24) == 3, np.nan, 50.0)
     assert "tsnr (1 scans)" in identifiability(dataclasses.replace(cohort, table=table), **FAST).warnings[0]

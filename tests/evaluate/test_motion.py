@@ -81,7 +81,9 @@ def test_layers_are_compared_on_the_same_participants():
     row = next(row for row in found.rows if row.table == "layers")
     assert row.name == "partial - pearson" and row.high < 0
     assert row.value == pytest.approx(found.value("partial", SIZE) - found.value("pearson", SIZE))
-    assert "Edges of pearson have a mean |r| of" in found.sentences[0] and any("Distance" in said for said in found.warnings)
+    assert "The mean absolute correlation of pearson edges with head motion is |r| =" in found.sentences[0] and any(
+        "Distance" in said for said in found.warnings
+    )
 
 
 def test_scans_of_a_participant_count_once():
@@ -103,7 +105,7 @@ def test_distances_are_those_of_the_labels(toy):
         [str(s) for s in range(30)], ["1"] * 30, {"pearson": symmetric(edges, 12)}, labels=labels, space=toy.space, mean_fd=fd
     )
     found = motion(cohort, **FAST)
-    assert found.value("pearson", DISTANCE) < -0.8 and "depends on their length" in found.sentences[1]
+    assert found.value("pearson", DISTANCE) < -0.8 and "with motion depends on the distance" in found.sentences[1]
 
 
 def test_what_cannot_be_evaluated_is_refused():

@@ -40,7 +40,7 @@ def test_overlap_within_and_between_participants(cohort):
         expected = np.mean([label_maps.rand_index(labels[i], labels[j]) for i, j in pairs])
         assert found.value("adjusted Rand index", which) == pytest.approx(expected)
     assert found.value("Dice", "within - between") == pytest.approx(found.value("Dice", "within") - found.value("Dice", "between"))
-    assert "overlap more than those of different participants" in found.sentences[0]
+    assert "overlap more than parcels of two participants" in found.sentences[0]
 
 
 def test_quality_and_decisions(cohort):
@@ -110,7 +110,7 @@ def test_true_parcels_beat_what_they_must_beat(toy):
     assert found.value(f"own - {RANDOM}", "DCBC") > 0.02 and found.value(f"own - {RANDOM}", "homogeneity") > 0
     assert found.value("own - atlas", "DCBC") > 0 and found.value("own", "connected pieces") >= 12
     assert next(row for row in found.rows if row.name == f"own - {RANDOM}").p == pytest.approx(1 / 5)
-    assert "Against the atlas" not in found.sentences[0] and "own parcels have DCBC" in found.sentences[0]
+    assert "Against the atlas" not in found.sentences[0] and "individual parcels have DCBC" in found.sentences[0]
 
 
 def test_numbers_of_maps_and_signals_must_agree(toy):

@@ -14,7 +14,7 @@ from scipy import stats
 from pnet_jax.cohort import Cohort
 from pnet_jax.edges.layers import MEANT_FOR, case_control_layer
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Answer
+from pnet_jax.evaluate.answer import Answer, with_p
 from pnet_jax.evaluate.circuit_tables import LEVEL, Found, describe
 from pnet_jax.evaluate.columns import fisher_z, layer_of, numbers, shared_parcels, upper
 from pnet_jax.evaluate.design import Design, make_design
@@ -71,7 +71,7 @@ def circuits(
 
     Raises:
       SettingsError: The layer is directed or not suitable for tests between groups, or a column, class or setting does not exist.
-      InputError: As in `make_design`, or too few parcels are present in every scan.
+      InputError: As in `make_design`, too few parcels are present in every scan, or `modules` has fewer than two networks.
 
     Memory: two arrays `[n, E]` and about 200 MB; 660 participants, 200 parcels and 5,000 permutations take about a minute on one core.
 
@@ -91,6 +91,9 @@ def circuits(
         of_parcel = clustered_modules(z.mean(0), modules)
     else:
         of_parcel = tuple(name for name, one in zip(modules_of(cohort.names, modules), shared, strict=True) if one)
+    if modules is not None and len(networks := set(filter(None, of_parcel))) < 2:
+        said = f"only {networks.pop()!r}" if networks else "none"
+        raise InputError(f"modules: expected two networks or more among the {len(names)} parcels of all scans, found {said}")
     pairs, blocks = block_sets(of_parcel)
     sets = {"nodes": node_sets(len(names))} | ({"blocks": blocks} if pairs else {})
     threshold = float(stats.t.isf(primary_p / 2 if tail == "both" else primary_p, design.df))
@@ -184,4 +187,4 @@ def _motion(cohort: Cohort, design: Design, covariates: Sequence[str]) -> list[s
     p = stats.ttest_1samp(fd, 0).pvalue if design.kind == "within" else stats.pearsonr(fd, design.x).pvalue
     if p >= LEVEL:
         return []
-    return [f"head motion (mean_fd) is associated with {design.effect} (p = {p:.2g}) and is not a covariate: add it to the covariates"]
+    return [f"Head motion (mean_fd) is associated with {design.effect} ({with_p(p)}) and is not a covariate: add it to the covariates."]

@@ -80,7 +80,7 @@ def consistency(
         if beside is not None:
             shared = shared & shared_parcels(beside.cohort, layer, beside.rows[beside.there])
         if shared.sum() < len(shared):
-            alarms.append(f"{layer}: only the {int(shared.sum())} of {len(shared)} parcels that are in every scan are compared.")
+            alarms.append(f"Only the {int(shared.sum())} of {len(shared)} parcels that are in every scan are compared ({layer}).")
         truth = None if beside is None else _of(beside.cohort, layer, beside.rows, shared)
         matrices = _of(cohort, layer, repeats.rows, shared)
         rows += portraits.portrait_rows(matrices, repeats, layer, settings, truth, others=others, most=most_participants, seed=seed)
@@ -211,26 +211,28 @@ def _sentences(found: Answer, layer: str, settings: Sequence[PortraitSettings], 
     part, within, between, noise = (
         row[key] for key in ("individual part", *(f"1 - PDiv {m}" for m in ("within", "between", "noise floor")))
     )
-    doubtful = ", an interval that includes 0" if part.low <= 0 <= part.high else ""
+    verdict = "more similar" if part.low > 0 else "less similar" if part.high < 0 else "not detectably more similar"
     said = [
-        f"1 − PDiv is {within.value:.3f} between two scans of one participant and {between.value:.3f} between scans of two participants "
-        f"({name}, n = {within.n}): the individual part is {with_interval(part)}{doubtful}.",
-        f"Networks without structure reach 1 − PDiv = {noise.value:.3f} and a constant network reaches 1, so the value within "
-        "participants alone is not evidence of quality.",
+        f"Networks from two scans of one participant are {verdict} than networks of two participants: the similarity of their portraits, "
+        f"1 − portrait divergence (PDiv), is {within.value:.3f} within and {between.value:.3f} between participants, and the difference "
+        f"(individual part) is {with_interval(part)}, n = {within.n} ({layer} edges; {portraits.described(chosen)}).",
+        f"Networks with randomly reassigned edges reach 1 − PDiv = {noise.value:.3f}, and identical networks reach 1 by definition: a high "
+        "value within participants is not evidence of quality by itself.",
     ]
     if reference:
         own, individual = row["1 - PDiv to reference"], row["to reference, individual part"]
         said.append(
-            f"1 − PDiv to the participant's own reference is {with_interval(own)}; its individual part is {with_interval(individual)}."
+            f"The similarity of a scan to the reference of the same participant is 1 − PDiv = {with_interval(own)}; it exceeds the "
+            f"similarity to the references of other participants by {with_interval(individual)}."
         )
     edges = next(one for one in found.rows if (one.table, one.name) == ("edges", layer))
-    said.append(f"The median edge of {layer} has ICC(1,1) = {with_interval(edges)}.")
+    said.append(f"The median reliability of the {layer} edges is ICC(1,1) = {with_interval(edges)}, n = {edges.n}.")
     labels = {one.measure: one for one in found.rows if one.table == "labels"}
     if labels:
         expected = labels["agreement expected"]
-        beside = f"; {100 * expected.value:.1f} % was expected from the halves of the scans" if math.isfinite(expected.value) else ""
+        beside = f"; {100 * expected.value:.1f} % are expected from the halves of the scans" if math.isfinite(expected.value) else ""
         said.append(
-            f"Repeated scans assign {100 * labels['agreement within'].value:.1f} % of the locations to the same parcel, and scans of "
-            f"different participants {100 * labels['agreement between'].value:.1f} %{beside}."
+            f"Two scans assign {100 * labels['agreement within'].value:.1f} % of the locations to the same parcel within participants and "
+            f"{100 * labels['agreement between'].value:.1f} % between participants{beside}."
         )
     return tuple(said)

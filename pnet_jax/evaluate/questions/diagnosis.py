@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pnet_jax.cohort import Cohort
+from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import scores
-from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of
+from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, interval_of, with_interval, with_p
 from pnet_jax.evaluate.beside import beside_sentences, same_scans
 from pnet_jax.evaluate.checks import motion_part
 from pnet_jax.evaluate.columns import Target, class_target
@@ -34,6 +35,7 @@ MEASURES = (
     Scored("balanced accuracy", scores.weighted_accuracy, of_probability=True),
     Scored("Brier score", scores.weighted_brier, of_probability=True),
 )
+CHANCE = 0.5  # AUC
 HIGH = 0.8  # AUC across sites above which a leak is more likely than a finding, for disorders without an obvious sign in the connectome
 
 
@@ -88,8 +90,8 @@ def diagnosis(
 
     Raises:
       SettingsError: A column, class, feature or model is unknown.
-      InputError: There is only one class or one site, there are fewer participants than folds, a subject is in both parts of a fold, or a
-        cohort of `beside` has no scan in common.
+      InputError: There is only one class or one site, there are fewer than 10 participants, 5 of a class or one per fold, a subject is in
+        both parts of a fold, or a cohort of `beside` has no scan in common. Fewer than 40 participants, 20 of a class, give a warning.
     """
     same = same_scans(cohort, beside, target)
     goal = class_target(same.cohort, target, positive)
@@ -111,10 +113,14 @@ def diagnosis(
         progress=progress,
     )
     scans, sites, split, chosen, found = run[:5]
+    not_built = []
     if "graph" in features:
         from pnet_jax.evaluate.graph import graph_predictions
 
-        found.append(graph_predictions(scans, split, goal.y, seed=seed))
+        try:
+            found.append(graph_predictions(scans, split, goal.y, seed=seed))
+        except (InputError, SettingsError) as error:  # the other pipelines are compared
+            not_built = [f"The feature 'graph' was not compared: {error}."]
     measures = [*MEASURES[:1], *_within(sites, goal.y), *MEASURES[1:]]
     rows = score_rows(found, goal.y, split, measures, sites, chosen.partners, seed)
     rows += _calibration_rows(found, goal.y) + permutation_rows(found, goal.y, run.permuted, AUC)
@@ -131,8 +137,9 @@ def diagnosis(
         figures=_figures(found, goal.y, curves),
         warnings=(
             *same.warnings,
-            *_warnings(rows, found, goal),
+            *_warnings(rows, found),
             *run.warnings,
+            *not_built,
             *_both_classes(split, goal),
             *unknown,
         ),
@@ -174,34 +181,32 @@ def _length_rows(cohort: Cohort, split: Split, goal: Target, sites: np.ndarray |
 def _sentences(rows: Sequence[Row], found: Sequence[Predictions], goal: Target, split: Split) -> tuple[str, ...]:
     first = next(row for row in rows if row.table == "features" and row.measure == "AUC")
     tested = {row.name: row.p for row in rows if row.table == "permutation"}
-    p = f", permutation p = {tested[first.name]:.3g}" if first.name in tested else ""
+    p = f", permutation {with_p(tested[first.name])}" if first.name in tested else ""
+    verdict = "separates" if first.low > CHANCE else "does not detectably separate"
     said = [
-        f"The plain connectome ({first.name}) separates {goal.classes[1]} from {goal.classes[0]} in held-out participants with AUC = "
-        f"{first.value:.3f}, 95 % CI [{first.low:.3f}, {first.high:.3f}], n = {first.n} ({split.name}{p}).",
+        f"The plain connectome ({first.name}) {verdict} {goal.classes[1]} from {goal.classes[0]} in held-out participants with AUC = "
+        f"{with_interval(first)}, n = {first.n} (chance level 0.5; {split.name}{p}).",
         conclusion(rows, found[0].name, "AUC"),
     ]
     alone = [row for row in rows if row.table == "features" and row.measure == "AUC" and row.name.startswith("covariates alone")]
     if alone:
-        interval = f"95 % CI [{alone[0].low:.3f}, {alone[0].high:.3f}]"
-        said.append(f"The row {alone[0].name!r} reaches AUC = {alone[0].value:.3f}, {interval}.")
+        columns = alone[0].name.partition(": ")[2].rpartition(" + ")[0]
+        said.append(f"Covariates alone ({columns}), without a network, reach AUC = {with_interval(alone[0])}.")
     return tuple(said)
 
 
-def _warnings(rows: Sequence[Row], found: Sequence[Predictions], goal: Target) -> list[str]:
+def _warnings(rows: Sequence[Row], found: Sequence[Predictions]) -> list[str]:
     said = []
-    best = max((row.value for row in rows if row.table == "features" and row.measure == "AUC"), default=0.0)
-    if best > HIGH:
+    best = max((row for row in rows if row.table == "features" and row.measure == "AUC"), key=lambda row: row.value)
+    if best.value > HIGH:
         said.append(
-            f"AUC = {best:.2f} would be high for a psychiatric diagnosis. Check for leakage and confounds: edges selected on all "
-            "participants, a group model fitted to the same participants, or scan length, site or motion that differ between the classes."
+            f"AUC = {best.value:.3f} ({best.name}) would be high for a psychiatric diagnosis. Check for leakage and confounds: edges "
+            "selected on all participants, a group model fitted to the same participants, or scan length, site or motion that differ "
+            "between the classes."
         )
-    counts = np.bincount(goal.y.astype(int), minlength=2)
-    if counts.min() < 20:
-        fewest = goal.classes[int(counts.argmin())]
-        said.append(f"Only {counts.min()} scans belong to class {fewest}: intervals are wide, and features cannot be ranked.")
     shrunk = [one.name for one in found if any(word in one.name for word in ("shrunk", "guided"))]
     if shrunk:
-        why = "these edges are shrunk towards a group model; its participants must not be in this cohort"
+        why = "these edges are shrunk towards a group model, whose participants must not be in this cohort"
         said.append(f"{shrunk[0]}: {why}.")
     return said
 
@@ -213,8 +218,8 @@ def _both_classes(split: Split, goal: Target) -> list[str]:
     if not both or len(both) == len(names):
         return []
     return [
-        f"{len(both)} of {len(names)} participants have scans of both classes, first {both[0]}: if {goal.name} does not change within "
-        "participants, correct the table; permutation tests exchange scans within participants only."
+        f"{len(both)} of {len(names)} participants have scans of both classes, first {both[0]}: correct the table if {goal.name} cannot "
+        "change within a participant. Permutation tests exchange scans within participants only."
     ]
 
 

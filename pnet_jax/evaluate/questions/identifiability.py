@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row
+from pnet_jax.evaluate.answer import Answer, Figure, Row, interval_of, mean_row, with_p
 from pnet_jax.evaluate.columns import shared_parcels
 from pnet_jax.evaluate.label_maps import agreement
 from pnet_jax.evaluate.layers import chosen_layers, edge_vectors, shrunk_warnings
@@ -214,23 +214,23 @@ def _figure(features: Features, repeats: Repeats) -> Figure:
 
 def _sentences(found: Answer, layer: str) -> tuple[str, ...]:
     row = {(one.table, one.name, one.measure): one for one in found.rows}
-    accuracy, chance = row["edges", layer, "accuracy"], row["edges", layer, "accuracy by chance"]
+    accuracy, chance, apart = (row["edges", layer, measure] for measure in ("accuracy", "accuracy by chance", "discriminability"))
     said = [
-        f"By their {layer} edges, {_percent(accuracy)} of the participants are identified on another occasion, p = {accuracy.p:.2g}, "
-        f"n = {accuracy.n}; chance is {100 * chance.value:.1f} %.",
-        f"Two scans of a participant are more similar to each other than to another participant's in "
-        f"{_percent(row['edges', layer, 'discriminability'])} of the comparisons (discriminability; chance is 50 %).",
+        f"From {layer} edges, {100 * accuracy.value:.1f} % of the participants are identified in another scan{_limits(accuracy)}, "
+        f"{with_p(accuracy.p)}, n = {accuracy.n}; a random choice among the participants of that scan would identify "
+        f"{100 * chance.value:.1f} %.",
+        f"In {100 * apart.value:.1f} % of the comparisons{_limits(apart)}, two scans of a participant are more similar to each other than "
+        f"to a scan of another participant (discriminability; 50 % by chance).",
     ]
     for table in ("labels", "baseline"):
         for one in found.rows:
             if (one.table, one.measure) == (table, "accuracy"):
-                what = "Label maps" if table == "labels" else f"Scan-quality measures alone ({one.name})"
-                said.append(f"{what} identify {_percent(one)} of the participants.")
+                what = "label maps" if table == "labels" else f"scan-quality measures alone ({one.name})"
+                said.append(f"From {what}, {100 * one.value:.1f} % of the participants are identified{_limits(one)}.")
     if not any(one.table == "baseline" for one in found.rows):
         said.append("Identification from scan quality alone is unknown: the cohort has no scan-quality values that differ between scans.")
     return tuple(said)
 
 
-def _percent(row: Row) -> str:
-    beside = f", 95 % CI [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else ""
-    return f"{100 * row.value:.1f} %{beside}"
+def _limits(row: Row) -> str:
+    return f", 95 % CI [{100 * row.low:.1f}, {100 * row.high:.1f}] %" if np.isfinite(row.low) else ""

@@ -5,7 +5,7 @@ the ON runs minus the *other* OFF run. A predictor and a change that share a run
 
 1. **Gate.** Is the change reliable? The correlation of the two independent differences ON − OFF, over edges, must exceed that of other
    pairings of the same runs (p < 0.01), also without the two patients in whom it is largest. Otherwise, the verdict is "not testable".
-2. **Baselines.** No change; the mean change of the other patients; −(own OFF − mean OFF), regression of a noisy pattern to the group mean;
+2. **Baselines.** No change; the mean change of the other patients; −(individual OFF − mean OFF), regression of a noisy pattern to the mean;
    the connectivity of the target; the target's variance alone (an artefact).
 3. **Models.** Interventions at the patient's target. The amplitude minimises the squared error in the *other* patients. Success
    requires a correlation beyond the baselines of at least 0.2 of its ceiling, larger than the artefact's, a target among the best 5 % of
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.evaluate.answer import Answer, Row, mean_row
+from pnet_jax.evaluate.answer import Answer, Row, mean_row, with_interval, with_p
 from pnet_jax.evaluate.columns import class_target, column, fisher_z, layer_of, shared_parcels, upper
 from pnet_jax.evaluate.modulation_sites import ARTEFACT, KINDS, predicted_changes
 from pnet_jax.evaluate.resampling import sign_flip
@@ -255,7 +255,7 @@ def _baselines(runs: Runs, z: np.ndarray, change: np.ndarray, seed: int) -> tupl
     mean_change, group = others(change.mean(1)), others(z[:, :2].mean(1))
     each = {
         "mean change of the other patients": np.repeat(mean_change[:, None], 2, 1),
-        "−(own OFF − mean OFF)": group[:, None] - z[:, :2],
+        "−(individual OFF − mean OFF)": group[:, None] - z[:, :2],
         "−mean OFF": np.repeat(-group[:, None], 2, 1),
     }
     stack = _centre(np.stack(list(each.values()), 2))  # [n, 2, 3, E]
@@ -333,18 +333,18 @@ def _success(rows: list[Row], artefact: float, ceiling: float) -> bool:
 def _sentences(verdict: str, rows: list[Row], kept: Mapping[str, list[Row]], ceiling: float, good: list[str]) -> tuple[str, ...]:
     gate, without = rows[0], rows[3]
     first = {
-        "not testable": "It is not testable in these data whether a model predicts the measured change: the change is not reliable enough.",
+        "not testable": "Not testable: the measured change is not reliable enough to test in these data whether a model predicts it.",
         "no": "No: the change is reliable, but no model of the OFF runs predicts it beyond the baselines.",
-        "yes": f"Yes: {', '.join(good)} at the patients' own targets predicts part of the measured change beyond all baselines.",
+        "yes": f"Yes: {', '.join(good)} at the patients' targets predicts part of the measured change beyond all baselines.",
     }[verdict]
     best = max((one for kind, one in kept.items() if kind != ARTEFACT), key=lambda one: one[1].value)
     return (
         first,
-        f"The correlation of independent differences ON − OFF is {gate.value:.3f}, 95 % CI [{gate.low:.3f}, {gate.high:.3f}] (p = "
-        f"{gate.p:.2g}; p = {without.p:.2g} without the {BEST_LEFT_OUT} best patients, n = {gate.n}); the largest possible correlation "
-        f"of a predictor with the change is {ceiling:.2f}.",
-        f"The best model, {best[1].name}, has a correlation with the change beyond the baselines of {best[1].value:.3f}, 95 % CI "
-        f"[{best[1].low:.3f}, {best[1].high:.3f}] (p = {best[1].p:.2g}); {100 * best[4].value:.0f} % of all choices of sites do at "
+        f"The correlation of independent differences ON − OFF is {with_interval(gate)}, n = {gate.n} ({with_p(gate.p)}; "
+        f"{with_p(without.p)} without the {BEST_LEFT_OUT} patients with the largest correlation); the largest possible correlation of a "
+        f"predictor with the change is {ceiling:.2f}.",
+        f"The best model ({best[1].name}) correlates with the change beyond the baselines by {with_interval(best[1])} "
+        f"({with_p(best[1].p)}); {100 * best[4].value:.0f} % of all choices of sites do at "
         "least as well.",
         "A positive result would mean that the model describes a change of connectivity, not that stimulation is beneficial.",
     )

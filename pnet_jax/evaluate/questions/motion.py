@@ -13,11 +13,24 @@ from jaxtyping import Float, Int
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError
-from pnet_jax.evaluate.answer import Answer, Figure, Row, with_interval
+from pnet_jax.evaluate.answer import Answer, Figure, Row, with_interval, with_p
 from pnet_jax.evaluate.columns import covariate_matrix, numbers, shared_parcels, upper
 from pnet_jax.evaluate.label_maps import centroids
 from pnet_jax.evaluate.layers import chosen_layers, edge_vectors, is_directed, shrunk_warnings
-from pnet_jax.evaluate.qc_fc import CHANCE, DISTANCE, LEAST, R2, SHARE, SIZE, Coupled, check_motion, couple, layer_difference, motion_rows
+from pnet_jax.evaluate.qc_fc import (
+    CHANCE,
+    DISTANCE,
+    LEAST,
+    LEVEL,
+    R2,
+    SHARE,
+    SIZE,
+    Coupled,
+    check_motion,
+    couple,
+    layer_difference,
+    motion_rows,
+)
 
 
 def motion(
@@ -75,7 +88,7 @@ def motion(
     if left := len(cohort) - sum(map(len, rows_of)):
         alarms.append(f"{left} scans have no {fd} and were left out.")
     if where is None:
-        alarms.append("Distance dependence is not available: the cohort has no labels and therefore no parcel positions.")
+        alarms.append("Distance dependence was not computed: the cohort has no labels and therefore no parcel positions.")
     answer = Answer("motion", (), tuple(rows), settings)
     return Answer("motion", _sentences(answer, layers), tuple(rows), settings, figures=tuple(figures), warnings=tuple(alarms))
 
@@ -112,11 +125,13 @@ def _sentences(found: Answer, layers: Sequence[str]) -> tuple[str, ...]:
     for layer in layers:
         size, chance, share, r2 = (row[layer, measure] for measure in (SIZE, CHANCE, SHARE, R2))
         said.append(
-            f"Edges of {layer} have a mean |r| of {size.value:.3f} with head motion, {chance.value:.3f} by chance (p = {size.p:.2g}, "
-            f"n = {size.n}); {100 * share.value:.1f} % of the edges are significant at a false discovery rate of 0.05, and all edges "
-            f"together predict motion of held-out participants with R² = {with_interval(r2)}."
+            f"The mean absolute correlation of {layer} edges with head motion is |r| = {size.value:.3f} ({chance.value:.3f} expected by "
+            f"chance, {with_p(size.p)}, n = {size.n}); {100 * share.value:.1f} % of the edges are associated with motion at a false "
+            f"discovery rate of 0.05, and all edges together predict the motion of held-out participants with R² = {with_interval(r2)}."
         )
         apart = row.get((layer, DISTANCE))
         if apart is not None and math.isfinite(apart.value):
-            said.append(f"The correlation of {layer} edges with motion depends on their length: ρ = {apart.value:.3f}, p = {apart.p:.2g}.")
+            how = "depends" if apart.p < LEVEL else "does not detectably depend"
+            of = f"Spearman's ρ = {apart.value:.3f}, {with_p(apart.p)}"
+            said.append(f"The correlation of {layer} edges with motion {how} on the distance between their parcels: {of}.")
     return tuple(said)

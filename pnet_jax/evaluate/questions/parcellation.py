@@ -44,9 +44,9 @@ def parcellation(cohort: Cohort, *, same: Sequence[str] = SAME, others: int = 5,
     tables: dict[str, Mapping[str, np.ndarray]] = {}
     repeats = _repeats_or_none(cohort, same)
     if cohort.labels is None:
-        alarms.append("The cohort has no labels, because its scans do not share a Space: overlap is not available.")
+        alarms.append("Overlap was not computed: the cohort has no labels, because its scans do not share a Space.")
     elif repeats is None:
-        alarms.append("Fewer than two participants have two scans: overlap within and between participants is not available.")
+        alarms.append("Overlap within and between participants was not computed: fewer than two participants have two scans.")
     else:
         own, tables["parcels"] = _overlap_rows(cohort, repeats, others, seed)
         rows, alarms = rows + own, alarms + repeats.warnings
@@ -118,17 +118,18 @@ def _sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     said = []
     if overlap := row.get(("overlap", "Dice", "within - between")):
         within, between = (row["overlap", "Dice", which] for which in ("within", "between"))
+        verdict = "overlap more" if overlap.low > 0 else "overlap less" if overlap.high < 0 else "do not detectably overlap more"
         said.append(
-            f"Parcels of repeated scans overlap more than those of different participants; the difference in Dice is "
-            f"{with_interval(overlap)} ({within.value:.3f} within, {between.value:.3f} between, n = {overlap.n})."
+            f"Parcels of two scans of one participant {verdict} than parcels of two participants: Dice is {within.value:.3f} within and "
+            f"{between.value:.3f} between participants, difference {with_interval(overlap)}, n = {overlap.n}."
         )
     if (gain := row["quality", UNITS["dcbc_gain"], "mean"]).n:
         said.append(
-            f"Across the halves of a scan, personalised parcels exceed parcels that do not use the data in DCBC by "
-            f"{with_interval(gain)} (n = {gain.n})."
+            f"Across the halves of a scan, the DCBC (distance-controlled boundary coefficient) of personalised parcels minus that of "
+            f"parcels that do not use the data is {with_interval(gain)}, n = {gain.n}."
         )
     for one in rows:
         if (one.table, one.name) == ("decisions", "personalised"):
-            rest = "" if one.value == 1 else "; in the others, the gain over the atlas was not sufficient"
-            said.append(f"{100 * one.value:.0f} % of {one.n} scans have personalised parcels{rest}.")
+            rest = "" if one.value == 1 else "; for the others, no gain over the atlas was detected"
+            said.append(f"{100 * one.value:.0f} % of the {one.n} scans have personalised parcels{rest}.")
     return tuple(said)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pnet_jax.cohort import Cohort
 from pnet_jax.evaluate import scores
-from pnet_jax.evaluate.answer import Answer, Figure, Line, Row
+from pnet_jax.evaluate.answer import Answer, Figure, Line, Row, with_interval, with_p
 from pnet_jax.evaluate.beside import beside_sentences, same_scans
 from pnet_jax.evaluate.checks import motion_part
 from pnet_jax.evaluate.columns import number_target
@@ -63,8 +63,8 @@ def prediction(
 
     Raises:
       SettingsError: A column or feature is unknown.
-      InputError: The target does not vary or is not numeric, there are fewer participants than folds, or there is only one site with
-        `leave_out="site"`.
+      InputError: The target does not vary or is not numeric, there are fewer than 10 participants or one per fold, or there is only one
+        site with `leave_out="site"`. Fewer than 40 participants give a warning, as in `diagnosis`.
     """
     same = same_scans(cohort, beside, target)
     goal = number_target(same.cohort, target)
@@ -95,11 +95,15 @@ def prediction(
     first = next(row for row in rows if row.measure == measures[0].measure)
     error = next(row for row in rows if row.measure == ERROR.measure)
     plain = next(row for row in rows if row.name == "training mean")
+    tested = [row.p for row in rows if (row.table, row.name) == ("permutation", first.name)]
+    p = f", permutation {with_p(tested[0])}" if tested else ""
+    verdict = "predicts" if first.low > 0 else "does not detectably predict"
     sentences = (
-        f"The plain connectome ({first.name}) predicts {target} in held-out participants with {first.measure} = {first.value:.3f}, 95 % CI "
-        f"[{first.low:.3f}, {first.high:.3f}], n = {first.n} ({split.name}).",
+        f"The plain connectome ({first.name}) {verdict} {target} in held-out participants with {first.measure} = {with_interval(first)}, "
+        f"n = {first.n} ({split.name}{p}).",
         conclusion(rows, found[0].name, measures[0].measure),
-        f"Its mean absolute error is {error.value:.3g}; that of the training mean is {plain.value:.3g}.",
+        f"Its mean absolute error is {error.value:.3g}, 95 % CI [{error.low:.3g}, {error.high:.3g}], in units of {target}; predicting the "
+        f"mean of the training participants has an error of {plain.value:.3g}.",
         *beside_sentences(rows, same.about, measures[0].measure),
     )
     return Answer(
@@ -130,4 +134,4 @@ def _figures(found: Sequence[Predictions], y: np.ndarray, target: str) -> tuple[
         parts = np.array_split(order, 10)
         x, v = (np.array([values[part].mean() for part in parts if len(part)]) for values in (one.decision[0, known], y[known]))
         lines.append(Line(one.name, x, v))
-    return (Figure("Predicted and observed values, means of tenths", f"predicted {target}", f"observed {target}", tuple(lines)),)
+    return (Figure("Predicted and observed values, means of deciles", f"predicted {target}", f"observed {target}", tuple(lines)),)
