@@ -1,41 +1,51 @@
-# Two commands for a fresh machine: `make demo` and `make test`. PYTHON may name another interpreter (3.11 or newer).
+# `make` lists the targets. PYTHON may name another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz lint docs install checkpoint pnet-small clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test fuzz lint docs dist api notices install checkpoint pnet-small clean
 
-demo: $(VENV)/.installed
+help: ## list the targets
+	@echo "make TARGET [PYTHON=python3.12]"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed ## construct and report the network of one public scan, in demo/
 	$(BIN)/pnet demo --out demo
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test ## run the test suite on two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# Ten thousand spoilt files of every format that is read; `make test` tries a few hundred.
-fuzz: $(VENV)/.installed-test
+fuzz: $(VENV)/.installed-test ## try ten thousand damaged files; make test tries a few hundred
 	PNET_FUZZ=10400 PNET_FUZZ_OUT=build/fuzz $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation as a site in build/site; it refuses warnings and dead links.
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed ## build the documentation in build/site; warnings and dead links are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-docs.lock
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict
 
-install: $(VENV)/.installed-test
+dist: $(VENV)/.installed-test ## build the wheel and the sdist twice, compare and check them, in dist/
+	$(BIN)/python .ci/dist.py
 
-# The shipped checkpoint, from nothing.
-checkpoint: $(VENV)/.installed
+api: $(VENV)/.installed-test ## write tests/public_api.txt, the committed list of the public interface
+	JAX_PLATFORMS=cpu $(BIN)/python tests/test_public_api.py
+
+notices: $(VENV)/.installed-test ## write THIRD_PARTY_NOTICES.md, the licences of all dependencies
+	$(BIN)/python docs/development/notices.py
+
+install: $(VENV)/.installed-test ## install the package and what tests need in .venv
+
+checkpoint: $(VENV)/.installed ## train the shipped linear encoder from nothing
 	rm -rf build/cohort pnet_jax/checkpoints/pnet-linear
 	$(BIN)/pnet simulate build/cohort --config configs/simulate_pretraining.toml
 	$(BIN)/pnet pretrain build/cohort pnet_jax/checkpoints/pnet-linear --config configs/pretrain_linear.toml
 
-# The shipped neural model, from nothing; where it was stopped it goes on.
-pnet-small: $(VENV)/.installed
+pnet-small: $(VENV)/.installed ## train the shipped neural encoder from nothing, or go on where it was stopped
 	grep -v '^#' configs/simulate_small.tsv | tail -n +2 | while read name tier resolution parcels tr seed; do \
 	  test -f build/small/$$name/participants.tsv || $(BIN)/pnet simulate build/small/$$name --subjects 4 --sessions 2 --sites 4 --minutes 10 \
 	    --tier $$tier --resolution $$resolution --parcels $$parcels --tr $$tr --seed $$seed || exit 1; \
@@ -59,5 +69,5 @@ $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-test.lock
 	touch $@
 
-clean:
-	rm -rf build demo
+clean: ## remove what make built, except .venv
+	rm -rf build demo dist

@@ -9,6 +9,7 @@ import shutil
 import warnings
 import weakref
 
+import chex
 import jax
 import nibabel as nib
 import numpy as np
@@ -88,10 +89,13 @@ def told():
 
 @pytest.fixture(scope="module")
 def done(store, toy_model, group, tmp_path_factory, told):
-    """Folder, rows, and what was said."""
+    """Folder, rows, and what was said. Two waves, with one trace of fine-tuning."""
     folder, said = tmp_path_factory.mktemp("personal"), []
     given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "group": group, "say": said.append}
-    rows = personalize(store, folder, CONFIG, progress=lambda *seen: told.append(seen), **given)
+    with pytest.MonkeyPatch.context() as patch:
+        chex.clear_trace_counter()
+        patch.setattr(personalization, "fine_tune", chex.assert_max_traces(personalization.fine_tune, n=1))
+        rows = personalize(store, folder, CONFIG, progress=lambda *seen: told.append(seen), **given)
     return folder, rows, said
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -171,6 +172,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
       subject: the scan.
       settings: edge measures, and which parcels are returned.
     """
+    _check(shared, subject)
     prior, k = shared.prior, settings.n_parcels
     candidates = jnp.where(subject.valid[:, None] & present_candidates(prior.candidates, subject.present), prior.candidates, -1)
     atlas = jnp.where(subject.valid & (candidates >= 0).any(1), prior.labels, -1)
@@ -215,6 +217,19 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
         restored=hardened.restored & personalised,
         moved_fragments=jnp.where(personalised, hardened.moved_fragments, 0),
     )
+
+
+def _check(shared: Shared, subject: Subject) -> None:
+    """Assert that the scan is on the locations of the tables, and that what describes frames has their number."""
+    size = chex.Dimensions()
+    size["WC"] = shared.prior.candidates.shape
+    size["T"], size["H"] = subject.y.shape[1:], subject.halves.shape[2:]
+    chex.assert_shape([shared.region, subject.valid, subject.log_tsnr], size["W"])
+    chex.assert_shape([shared.prior.log_prior, shared.free], [size["WC"], (None, *size["WC"])])
+    chex.assert_shape([subject.y, subject.halves], [size["WT"], (2, *size["WH"])])
+    chex.assert_shape([subject.kept, subject.frames], size["T"])
+    chex.assert_shape([subject.halves_kept, subject.halves_frames, subject.blocks], (2, *size["H"]))
+    chex.assert_type([subject.y, subject.halves, subject.frames, subject.kept], [float, float, int, bool])
 
 
 def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]) -> Bool[Array, "W C"]:

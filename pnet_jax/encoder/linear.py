@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +124,9 @@ def components(
     encoder: LinearEncoder, y: Float[Array, "V T"], region: Int[Array, " V"], kept: Bool[Array, " T"], counted: Bool[Array, " V"]
 ) -> Float[Array, "V D"]:
     """What `project` is before the scan's mean is taken out."""
+    chex.assert_rank(y, 2)
+    chex.assert_shape([region, counted, kept], [y.shape[:1], y.shape[:1], y.shape[1:]])
+    chex.assert_type([y, region, counted, kept], [float, int, bool, bool])
     y = jnp.where(counted[:, None], y, 0.0)
     region = jnp.where(counted, region, -1)
     signals = reference_signals(y, region, len(encoder.references))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -176,6 +177,8 @@ def log_power(
 
     Source: sine tapers, Riedel & Sidorenko 1995; tapers over the gaps of a record, Chave 2019.
     """
+    chex.assert_rank(y, 2)
+    chex.assert_shape([kept, frames], y.shape[1:])
     weight = kept.astype(jnp.float32)
     count = weight.sum()
     time = since_first(kept, frames)

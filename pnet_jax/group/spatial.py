@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,8 @@ def expectation(model: SpatialModel, z: Float[Array, "S V D"], valid: Bool[Array
 
     Memory: S times that of `soft_assign`; larger cohorts come in batches.
     """
+    chex.assert_shape(z, (None, len(model.candidates), None))
+    chex.assert_shape(valid, z.shape[:2])
     each = jax.vmap(lambda z, valid: _sums_of_one(model, z, valid))(z, valid)
     return jax.tree.map(lambda x: x.sum(0), each)
 
@@ -172,6 +175,8 @@ def maximisation(model: SpatialModel, sums: Sums, table: Int[Array, "N V C"]) ->
     Returns:
       The next model.
     """
+    chex.assert_equal_shape([sums.counts, model.candidates])
+    chex.assert_shape(table, (None, *model.candidates.shape))
     there = model.candidates >= 0
     width = jnp.maximum(there.astype(jnp.float32).sum(1, keepdims=True), 1.0)
     counts = jnp.where(there, sums.counts + PSEUDO_COUNT / width, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -32,6 +33,8 @@ def features(
       table: see `SpatialPrior`.
       degree: neighbours of each location that count, `[V]`.
     """
+    chex.assert_equal_shape([q, log_prior])
+    chex.assert_shape([table, degree], [(None, *q.shape), (len(q),)])
     votes = sum_neighbours(q, table) / jnp.maximum(degree, 1.0)[:, None]
     return jnp.stack([jnp.log(jnp.maximum(q, LEAST_Q)), jnp.log(votes + VOTE_FLOOR), jnp.maximum(log_prior, LEAST_PRIOR)], axis=-1)
 
@@ -62,6 +65,8 @@ def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candida
     Returns:
       Exponents between 0 and 3, by Newton steps in a trust region.
     """
+    chex.assert_rank(x, 4)
+    chex.assert_shape([labels, candidates], [x.shape[:2], x.shape[1:3]])
     there = (candidates >= 0)[None]
     hit = there & (candidates[None] == labels[:, :, None])
     weight = hit.any(-1).astype(x.dtype)  # [2, n]

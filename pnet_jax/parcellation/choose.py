@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -80,6 +81,8 @@ def choose(
       n_parcels: K.
       kappas, betas: the grids; one value each fixes it.
     """
+    chex.assert_equal_shape([one.candidates for one in problems])
+    chex.assert_shape(free, (None, *problems[0].candidates.shape))
     grid, across = jnp.asarray(kappas, jnp.float32), jnp.asarray(betas, jnp.float32)
     middle = across[min(MIDDLE, len(betas) - 1)]
     upwards = _upwards(problems, grid, middle, n_parcels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +22,8 @@ def over_blocks(key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"])
     Returns:
       NaN without any block.
     """
+    chex.assert_rank(sums, 1)
+    chex.assert_equal_shape([sums, sizes])
     some = sizes > 0
     count = some.sum()
     order = jnp.argsort(~some, stable=True)
@@ -36,6 +39,7 @@ def over_cubes(
     key: Array, values: Float[Array, " V"], counts: Bool[Array, " V"], cube: Int[Array, " V"], n_cubes: int
 ) -> Float[Array, " 3"]:
     """`over_blocks` of a value of each location, in blocks of space."""
+    chex.assert_equal_shape([values, counts, cube])
     weight = counts.astype(values.dtype)
     sums, sizes = (jax.ops.segment_sum(x, cube, n_cubes) for x in (values * weight, weight))
     return over_blocks(key, sums, sizes)
@@ -50,6 +54,7 @@ def over_time(key: Array, frames: Float[Array, "2 T"], block: Int[Array, "2 T"],
       block: stretch of time that a frame belongs to, counted through both halves; −1 for frames that do not count.
       n_blocks: most stretches there can be.
     """
+    chex.assert_equal_shape([frames, block])
     at = jnp.where(block < 0, n_blocks, block)
     own = (block >= 0).astype(frames.dtype)
     per_half = own.sum(1, keepdims=True)  # so that a block's mean is on the scale of the difference of its half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,10 @@ def harden(
       atlas_labels: the atlas's answer, −1 outside and where a location does not count, `[V]`.
       n_parcels: K.
     """
+    chex.assert_equal_shape([q, candidates])
+    chex.assert_shape(table, (None, *q.shape))
+    chex.assert_shape([neighbours, atlas_labels], [(len(q), None), (len(q),)])
+    chex.assert_type([candidates, table, neighbours, atlas_labels], int)
     first = most_probable(q, candidates)
     labels = _join_fragments(first, candidates, table, neighbours, n_parcels) if neighbours.shape[1] else first
     moved = (labels != first).sum().astype(jnp.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +97,10 @@ def held_out(
 
     Memory: one block of `[2048, K]`, or `[V, L]` with blocks, and `[n, C]` for each T and κ' in turn.
     """
+    chex.assert_rank([q, z], 2)
+    chex.assert_equal_shape([q, candidates])
+    chex.assert_equal_shape_prefix([q, z], 1)
+    chex.assert_type([q, z, candidates], [float, float, int])
     q = jnp.where(candidates >= 0, q, 0.0)
     total = soft_sums(q, candidates, z, n_parcels)[0] if blocks is None else blocked.sums(q, z, blocks)[0]
     product = products(z, total, candidates) if blocks is None else blocked.similarities(z, total, blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -72,6 +73,7 @@ def mixture(
     Returns:
       `Mixture`; differentiable in `z`, the prototypes, `kappa`, `beta` and `k0`.
     """
+    _check(problem)
     there = problem.candidates >= 0
     log_prior = ALPHA * jnp.where(there, problem.log_prior, 0.0)
 
@@ -86,7 +88,19 @@ def mixture(
 
 def begin(problem: Problem, log_q: Float[Array, "V C"], k0: Float[Array, ""] | float = K0) -> Mixture:
     """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
+    chex.assert_equal_shape([log_q, problem.candidates])
     return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), k0)
+
+
+def _check(problem: Problem) -> None:
+    """Assert that all arrays are of the same locations, candidates and dimensions."""
+    z, candidates, log_prior, table, prototypes, _ = problem
+    chex.assert_rank([z, candidates, prototypes], 2)
+    chex.assert_equal_shape_prefix([z, candidates], 1)
+    chex.assert_equal_shape_suffix([z, prototypes], 1)
+    chex.assert_equal_shape([log_prior, candidates])
+    chex.assert_shape(table, (None, *candidates.shape))
+    chex.assert_type([z, log_prior, prototypes, candidates, table], [float, float, float, int, int])
 
 
 def _updated(problem: Problem, found: Assignment, k0: Float[Array, ""] | float) -> Mixture:
@@ -105,6 +119,8 @@ def soft_sums(
 
     Memory: `[block, K]` at a time, and nothing of it for the backward pass.
     """
+    chex.assert_equal_shape([q, candidates])
+    chex.assert_equal_shape_prefix([q, rows], 1)
     block = min(BLOCK, len(q))
     padded = -(-len(q) // block) * block - len(q)
     q, candidates, rows = (jnp.pad(x, ((0, padded), (0, 0))) for x in (q, candidates, rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +104,8 @@ def pair_correlations(y: Float[Array, "V T"], pairs: Pairs, count: Float[Array, 
       pairs: of the V locations.
       count: frames that count.
     """
-
+    chex.assert_rank(y, 2)
+    chex.assert_type(y, float)
     return over_parts(_products, (y,), (pairs,), along=1, total=True) / count
 
 
@@ -131,6 +133,7 @@ def dcbc(correlations: Float[Array, "G Q"], pairs: Pairs, labels: Int[Array, " V
 
     Source: Zhi et al. 2022, Human Brain Mapping.
     """
+    chex.assert_equal_shape([correlations, pairs.ring])
     return (correlations * pair_weights(pairs, labels)).sum()
 
 
@@ -162,6 +165,7 @@ def by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"],
       weights: of the pairs.
       count: frames that count.
     """
+    chex.assert_equal_shape([weights, pairs.ring])
     return over_parts(_by_frame, (y,), (pairs, weights), along=1) / count
 
 
@@ -192,6 +196,7 @@ def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int
     Returns:
       NaN where no parcel has two locations.
     """
+    chex.assert_shape(labels, (len(y),))
     at = jnp.where(labels < 0, n_parcels, labels)
     sums = segment_sum(y, at, n_parcels + 1)[:n_parcels]
     size = segment_sum(jnp.ones(len(y), y.dtype), at, n_parcels + 1)[:n_parcels]

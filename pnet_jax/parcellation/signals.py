@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -26,6 +27,9 @@ def parcel_signals(y: Float[ArrayLike, "V T"], labels: Int[ArrayLike, " V"], n_p
     """
     labels = jnp.asarray(labels)
     at, rows = jnp.where(labels < 0, n_parcels, labels), jnp.asarray(y)
+    chex.assert_rank(rows, 2)
+    chex.assert_shape(labels, (len(rows),))
+    chex.assert_type([rows, labels], [float, int])
     sums = segment_sum(rows, at, n_parcels + 1)[:n_parcels]
     size = segment_sum(jnp.ones(len(rows), rows.dtype), at, n_parcels + 1)[:n_parcels, None]
     return jnp.where(size > 0, sums / jnp.maximum(size, 1.0), jnp.nan)

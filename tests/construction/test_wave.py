@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from tolerance import rounding
 
 from pnet_jax import parallel
 from pnet_jax.config import ConstructConfig
-from pnet_jax.construction import Builder, build, construct, resolve
+from pnet_jax.construction import Builder, build, construct, resolve, wave
 from pnet_jax.construction.wave import bucket, compiled, land, put, seed_of, subject_of
 from pnet_jax.scan import make_scan
 from pnet_jax.space import grid_space
@@ -30,7 +32,15 @@ def assert_same(a, b):
 # One trace
 
 
-def test_a_cohort_of_fifty_different_scans_traces_the_step_once(toy, toy_model, one_device):
+def traced_once(monkeypatch):
+    """Make the step that the program compiles refuse a second trace, for the rest of a test."""
+    compiled.cache_clear()  # of steps that other tests made
+    chex.clear_trace_counter()
+    monkeypatch.setattr(wave, "step", chex.assert_max_traces(wave.step, n=1))
+    monkeypatch.setattr(wave, "compiled", functools.lru_cache(compiled.__wrapped__))  # keeps no such step for other tests
+
+
+def test_a_cohort_of_fifty_different_scans_traces_the_step_once(toy, toy_model, one_device, monkeypatch):
     builder = Builder(resolve(ConstructConfig(kappa=20.0, beta=0.2), model=toy_model), one_device)
     scans = [varied(toy, seed) for seed in range(50)]
     assert len({scan.recorded for scan in scans}) > 20 and len({len(scan.frames) for scan in scans}) > 20
@@ -38,14 +48,14 @@ def test_a_cohort_of_fifty_different_scans_traces_the_step_once(toy, toy_model, 
     waiting = [builder.ready(scan) for scan in scans]
     assert len({one.shape for one in waiting}) == 1
     assert len({id(one.shared.free) for one in waiting}) == 1  # tables of the Space are made once
-    compiled.cache_clear()  # of steps that other tests made
-    step = compiled(builder.plan.settings, one_device)
-    before = step._cache_size()
+    traced_once(monkeypatch)
     for one in waiting:
         (found,) = builder.run([one])
         assert_array_equal(found.labels >= 0, one.subject.valid)
         assert np.isfinite(found.edges["pearson"]).all()
-    assert step._cache_size() - before == 1
+    longer = builder.ready(toy.scan(frames=400))
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        builder.run([longer])
 
 
 def test_fixed_settings_of_any_value_share_a_trace(toy, toy_model, one_device):

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -107,8 +108,13 @@ def config(start) -> PretrainConfig:
 
 @pytest.fixture(scope="module")
 def whole(store, config, tmp_path_factory):
+    """A run of all steps, which may trace its step once."""
     out = tmp_path_factory.mktemp("whole")
-    return neural.train(store, out, config, progress=False), out
+    with pytest.MonkeyPatch.context() as patch:
+        chex.clear_trace_counter()
+        make_step = spread.make_step
+        patch.setattr(spread, "make_step", lambda *given: chex.assert_max_traces(make_step(*given), n=1))
+        return neural.train(store, out, config, progress=False), out
 
 
 def losses(out: Path) -> list[float]:

@@ -1,5 +1,6 @@
 """The face of the op."""
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -54,6 +55,7 @@ def fingerprint(
         raise ValueError(f"mean must have shape ({count},), got {mean.shape}")
     if projection is not None and (projection.ndim != 2 or projection.shape[0] != count):
         raise ValueError(f"projection must have shape ({count}, D), got {projection.shape}")
+    chex.assert_type([y, references], float, exception_type=ValueError, custom_message="y and references must be floating point")
     sums = wide(y)
     weight = jnp.ones(frames, sums) if kept is None else kept.astype(sums)
     centre = jnp.zeros(count, sums) if mean is None else mean.astype(sums)

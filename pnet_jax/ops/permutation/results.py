@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Components:
+class Components(NamedTuple):
     """Connected components of the edges above a threshold, largest first; K // 2 places, 0 and NaN where there are fewer.
 
     Attributes:
@@ -34,9 +33,7 @@ class Components:
     threshold: Float[Array, ""]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Enhanced:
+class Enhanced(NamedTuple):
     """Threshold-free network-based statistic of each edge.
 
     Attributes:
@@ -50,9 +47,7 @@ class Enhanced:
     max_score: Float[Array, " P"]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class EdgeSets:
+class EdgeSets(NamedTuple):
     """Tests of sets of edges, such as all edges between two networks or all edges of a node; NaN for a set without testable edges.
 
     Family-wise p values are over the sets: of each rearrangement counts the set with the most extreme statistic, in standard deviations of

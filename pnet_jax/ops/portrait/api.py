@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +160,8 @@ def portrait_divergence(
     _check_values(weights, settings)
     if pairs is not None and (pairs.ndim != 2 or pairs.shape[1] != 2):
         raise ValueError(f"pairs must have shape [P, 2], got {pairs.shape}")
+    if pairs is not None:
+        chex.assert_type(pairs, int, exception_type=ValueError, custom_message="pairs must be whole numbers")
     choose(_DIVERGENCES, implementation)
     spread.check(mesh, len(weights), implementation)
     graphs, present, density, negative = spread.each(mesh, _graphs, settings.density, settings.tree)(weights)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -51,4 +52,10 @@ def potts(
         raise ValueError(f"q and candidates must have one shape [V, C], got {q.shape} and {candidates.shape}")
     if neighbours.ndim != 2 or len(neighbours) != len(q):
         raise ValueError(f"neighbours must have shape ({len(q)}, N), got {neighbours.shape}")
+    chex.assert_type(
+        [q, candidates, neighbours],
+        [float, int, int],
+        exception_type=ValueError,
+        custom_message="q must be floating point, candidates and neighbours whole numbers",
+    )
     return choose(_IMPLEMENTATIONS, implementation)(q, candidates, neighbours, n_parcels)

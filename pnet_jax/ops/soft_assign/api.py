@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -79,6 +80,12 @@ def soft_assign(
         raise ValueError(f"z must be [V, D] and prototypes [K, D] with one D, got {z.shape} and {prototypes.shape}")
     if candidates.shape != bias.shape or candidates.ndim != 2 or len(candidates) != len(z):
         raise ValueError(f"candidates and bias must have one shape ({len(z)}, C), got {candidates.shape} and {bias.shape}")
+    chex.assert_type(
+        [z, prototypes, candidates],
+        [float, float, int],
+        exception_type=ValueError,
+        custom_message="z and prototypes must be floating point, candidates whole numbers",
+    )
     kappa = jnp.asarray(kappa, wide(z))
     if kappa.ndim and kappa.shape != (len(z),):
         raise ValueError(f"kappa must be a number or have shape ({len(z)},), got {kappa.shape}")
