@@ -1,34 +1,36 @@
-"""Frozen dataclasses that say everything a stage can be told. `configs/*.toml` and dotted overrides fill them."""
+"""Settings of all stages, as frozen dataclasses. The command line fills them from its options and from `configs/*.toml`."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from pnet_jax.errors import SettingsError
 
 
 @dataclasses.dataclass(frozen=True)
 class CleaningConfig:
-    """How signals are cleaned (`nilearn.signal.clean`) and which scans are long enough.
+    """Cleaning of the signals (`nilearn.signal.clean`), and the shortest scan that is accepted.
 
     Attributes:
-      strategy: `load_confounds` strategies for fMRIPrep inputs, e.g. `("motion", "high_pass", "wm_csf")`; empty uses none.
-      motion: `load_confounds` motion model.
-      wm_csf: `load_confounds` white-matter and CSF model.
-      global_signal: `load_confounds` global-signal model, used where the strategy asks for it.
-      fd_threshold: framewise displacement in mm above which a frame is scrubbed; only with `"scrub"` in the strategy.
-      std_dvars_threshold: standardised DVARS above which a frame is scrubbed.
-      scrub: shortest run of good frames that is kept between scrubbed ones.
-      low_pass: upper edge of the band in Hz; None leaves it open.
-      high_pass: lower edge of the band in Hz.
-      detrend: remove the linear trend.
-      wide: keep the signals before the low-pass as well, half as much memory again: the second view that guided edges gain by.
-      halves: clean each half of the scan on its own as well, which choosing and judging parcels needs; as much memory again.
-      min_frames: fewer kept frames than this is an error.
-      min_seconds: less kept signal than this is an error.
-      warn_seconds: less kept signal than this is a warning.
+      strategy: Strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep inputs, e.g. `motion high_pass wm_csf`; empty
+        for none.
+      motion: Motion model of `load_confounds`.
+      wm_csf: White-matter and CSF model of `load_confounds`.
+      global_signal: Global-signal model of `load_confounds`; used if `strategy` contains `global_signal`.
+      fd_threshold: Framewise displacement in mm above which a frame is scrubbed; used if `strategy` contains `scrub`.
+      std_dvars_threshold: Standardised DVARS above which a frame is scrubbed; used if `strategy` contains `scrub`.
+      scrub: Shortest run of frames that is kept between scrubbed frames.
+      low_pass: Upper cut-off frequency in Hz; no low-pass filter if None or 0.
+      high_pass: Lower cut-off frequency in Hz; no high-pass filter if None or 0.
+      detrend: Remove the linear trend.
+      wide: Also keep the signals before the low-pass filter, the second view of guided edges; needs half as much memory again.
+      halves: Also clean each half of the scan separately, which the selection and assessment of parcels need; doubles the memory.
+      min_frames: Smallest number of frames after scrubbing; a shorter scan is an error.
+      min_seconds: Shortest duration in seconds after scrubbing; a shorter scan is an error.
+      warn_seconds: Duration in seconds after scrubbing below which a warning is given.
     """
 
     strategy: tuple[str, ...] = ("motion", "wm_csf")
@@ -59,25 +61,25 @@ class CleaningConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SimulateConfig:
-    """A cohort with known truth (METHOD: simulator).
+    """Simulated cohort with known parcels, networks and dynamics (docs/method.md, Simulator).
 
     Attributes:
-      subjects: how many.
-      sessions: sessions of each subject.
-      tier: `"easy"`, `"medium"`, `"hard"` or `"real"`; the last is as hard as a real scan.
-      resolution: voxel size in mm: 4, 3 or 2.
-      parcels: true parcels, even.
-      minutes: length of a session.
-      tr: repetition time in seconds; None takes the site's (2.0 s at the first).
-      sites: how many of the sites A–D take part.
-      patients: share of the subjects with the planted disease.
-      severity: 0…1.
-      seed: of everything random.
+      subjects: Number of participants.
+      sessions: Number of sessions of each participant.
+      tier: Difficulty; `real` matches the noise of real scans.
+      resolution: Voxel size in mm: 4, 3 or 2.
+      parcels: Number of true parcels; even.
+      minutes: Duration of a session in minutes.
+      tr: Repetition time in seconds; that of the site if None (2.0 s at the first site).
+      sites: Number of sites, 1 to 4.
+      patients: Fraction of participants with the simulated disease.
+      severity: Severity of the disease, 0 to 1.
+      seed: Random seed.
     """
 
     subjects: int = 4
     sessions: int = 2
-    tier: str = "medium"
+    tier: Literal["easy", "medium", "hard", "real"] = "medium"
     resolution: int = 4
     parcels: int = 100
     minutes: float = 10.0
@@ -88,115 +90,103 @@ class SimulateConfig:
     seed: int = 0
 
 
-LABELS = ("auto", "personalised", "atlas")
-
-
 @dataclasses.dataclass(frozen=True)
 class ConstructConfig:
-    """Networks from scans.
+    """Construction of networks from scans.
 
     Attributes:
-      parcels: K of the checkpoint's own prior; ignored where a prior file is given, unless the two disagree (an error).
-      prior: dseg or dlabel file to start from; None takes the checkpoint's.
-      checkpoint: name of a shipped model, or folder of a checkpoint.
-      edges: measures, see `pnet_jax.edges.names()`.
-      kappa: concentration; None measures it on each scan.
-      beta: weight of the neighbours; None measures it on each scan.
-      labels: Parcels to return: `"auto"` personalised ones where the scan supports them and those of the atlas otherwise,
-        `"personalised"` always, `"atlas"` never, for comparisons with a fixed atlas.
-      min_coverage: parcels the scan covers less of are named in the report.
-      dynamics: fine-tune model and parcels on each scan, informed by the dynamics of its parcels; needs a `group` with dynamics.
-      group: folder of `pnet fit-group`, of the same prior's parcels: where a cohort has them takes the place of distances to the atlas, and
-        Pearson edges get their shrunk and guided layers.
-      personal: folder of `pnet personalize`: what it found for a recording is used, and not estimated again.
-      personalize: see `PersonalizeConfig`.
-      wave: scans that go through the compiled step together; None takes 1 for each CPU device and 8 for each accelerator.
-      workers: Processes that read scans and write results while the devices compute; 0 does everything in this process. None uses one per
-        core, or 0 for fewer than four scans.
-      parallel: Devices of this process over which scans (`subject`) and the locations of each scan (`location`, a power of two) are split,
-        and the addresses of the other processes (`--shard auto`).
-      report: write an HTML page for each scan.
-      probabilities: write the 4-D probability image.
-      fingerprint: how `--resume` compares the inputs of a scan with those of its result: `"quick"` by size, modification time, beginning
-        and end of each file, `"full"` by every byte.
-      seed: of the pair sample and the bootstrap.
-      cleaning: see `CleaningConfig`.
+      parcels: Number of parcels K of the atlas of the checkpoint.
+      atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint if None.
+      checkpoint: Pre-trained model: name of a shipped model, or checkpoint folder.
+      edges: Edge measures, e.g. `pearson partial`.
+      kappa: Concentration κ of the parcels; estimated for each scan if None.
+      beta: Weight β of the spatial smoothness; estimated for each scan if None.
+      labels: Parcels that are returned: `personalised`, those of the `atlas`, or `auto` for personalised parcels in scans that
+        support them.
+      min_coverage: Coverage below which a parcel is named in the report.
+      dynamics: Fine-tune encoder and parcels on each scan, together with the dynamics of the parcels; needs a `group` with dynamics.
+      group: Group model: folder written by `pnet fit-group` for the same atlas; adds shrunk and guided Pearson edges.
+      personalized: Individual parameters: folder written by `pnet personalize`; scans without parameters are fine-tuned.
+      personalize: Settings of the fine-tuning.
+      wave: Number of scans that are computed together; 1 per CPU device or 8 per accelerator if None.
+      workers: Number of processes that read scans and write results; one per core if None, none for fewer than four scans.
+      parallel: Distribution over devices and processes.
+      report: Write an HTML page for each scan.
+      probabilities: Write the 4-D image of parcel probabilities.
+      fingerprint: Comparison of inputs by `--resume`: `quick` (size, modification time, first and last bytes) or `full` (all bytes).
+      seed: Random seed of the pairs of locations and the bootstrap.
+      cleaning: Settings of the cleaning.
     """
 
     parcels: int | None = None
-    prior: str | None = None
+    atlas: str | None = None
     checkpoint: str = "pnet-linear"
     edges: tuple[str, ...] = ("pearson",)
     kappa: float | None = None
     beta: float | None = None
-    labels: str = "auto"
+    labels: Literal["auto", "personalised", "atlas"] = "auto"
     min_coverage: float = 0.5
     dynamics: bool = False
     group: str | None = None
-    personal: str | None = None
+    personalized: str | None = None
     personalize: PersonalizeConfig = dataclasses.field(default_factory=lambda: PersonalizeConfig())
     wave: int | None = None
     workers: int | None = None
     parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     report: bool = True
     probabilities: bool = True
-    fingerprint: str = "quick"
+    fingerprint: Literal["quick", "full"] = "quick"
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
 
     def __post_init__(self):
         _at_least(self, 1, "parcels", "wave")
         _at_least(self, 0, "beta", "min_coverage", "workers")
-        if self.labels not in LABELS:
-            expected = ", ".join(map(repr, LABELS))
-            raise SettingsError(f"ConstructConfig.labels: expected one of {expected}, got {self.labels!r}{nearest(self.labels, LABELS)}")
-        if self.fingerprint not in ("quick", "full"):
-            raise SettingsError(f"ConstructConfig.fingerprint: expected 'quick' or 'full', got {self.fingerprint!r}")
+        _check_choices(self)
         if self.kappa is not None and not self.kappa > 0:
             raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to choose it for each scan, got {self.kappa}")
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """A checkpoint from scans.
+    """Pre-training of a model on many scans.
 
     Attributes:
-      encoder: `"linear"`, in closed form from scans, or `"perceiver"`, trained on a store of records.
-      name: the checkpoint calls itself so.
-      dataset: Name of the data set of the scans, for `"linear"`; a store has names of its own.
-      dimensions: D.
-      references: R, even; half of them in each hemisphere.
-      reference_space: `"mni"` spreads them over the MNI grey matter, `"scans"` over the locations of the first scan.
-      parcels: sizes of the geometric priors to store, where `reference_space` is `"mni"`.
-      learn_prior: sizes of priors to learn from the scans, which must share one Space.
-      prior: dseg or dlabel file to store as prior; None stores the others only.
-      seed: of everything random.
-      cleaning: see `CleaningConfig`.
-      start: checkpoint with the linear encoder, references and priors that a Perceiver starts from.
-      perceiver: see `PerceiverConfig`; this and what follows is for `"perceiver"` only.
-      input: see `InputConfig`.
-      objectives: see `ObjectiveConfig`.
-      optimiser: see `OptimiserConfig`.
-      parallel: see `ParallelConfig`.
-      validation: Share of the participants that are not trained on and give the validation curve, beside those that `input.held_out`
-        never reads. None are taken of fewer than 10 participants.
-      validate_every: Number of steps between two points of the validation curve.
-      sharding: `"data"` keeps all weights on every device, `"fsdp"` splits them along the axis that scans are split along.
-      workers: processes that read records; 0 reads in threads of this one.
-      save_every: steps between saved states.
-      keep: states that stay.
-      log_every: steps between lines of the log.
+      encoder: Encoder: `linear`, fitted in closed form to scans, or `perceiver`, trained on a store of records.
+      name: Name of the checkpoint.
+      dataset: Name of the dataset, for the linear encoder; records in a store have their own.
+      dimensions: Number of dimensions D of the embedding.
+      references: Number of reference regions R; even, half of them in each hemisphere.
+      reference_space: Reference regions: in the `mni` grey matter, or among the locations of the first scan (`scans`).
+      parcels: Numbers of parcels of the geometric atlases that are stored with the model, if `reference_space` is `mni`.
+      learn_atlas: Numbers of parcels of the atlases that are learned from the scans, which must share one space.
+      atlas: dseg or dlabel file that is stored as an atlas with the model.
+      seed: Random seed.
+      cleaning: Settings of the cleaning.
+      start: Checkpoint with the linear encoder, references and atlases that the Perceiver starts from.
+      perceiver: Architecture of the Perceiver; this and all following settings are for the Perceiver only.
+      input: Settings of the batches.
+      objectives: Settings of the objectives.
+      optimiser: Settings of the optimiser.
+      parallel: Distribution over devices and processes.
+      validation: Fraction of the participants in the validation set; none if there are fewer than 10 participants.
+      validate_every: Number of steps between evaluations of the validation set.
+      sharding: Weights: replicated on every device (`data`), or split across the axis of subjects (`fsdp`).
+      workers: Number of processes that read records; 0 for threads of this process.
+      save_every: Number of steps between saved states.
+      keep: Number of saved states that are kept.
+      log_every: Number of steps between log lines.
     """
 
-    encoder: str = "linear"
+    encoder: Literal["linear", "perceiver"] = "linear"
     name: str = "linear"
     dataset: str = ""
     dimensions: int = 64
     references: int = 400
-    reference_space: str = "mni"
+    reference_space: Literal["mni", "scans"] = "mni"
     parcels: tuple[int, ...] = (100, 200, 400)
-    learn_prior: tuple[int, ...] = ()
-    prior: str | None = None
+    learn_atlas: tuple[int, ...] = ()
+    atlas: str | None = None
     seed: int = 0
     cleaning: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
     start: str = "pnet-linear"
@@ -207,7 +197,7 @@ class PretrainConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=lambda: ParallelConfig())
     validation: float = 0.1
     validate_every: int = 50
-    sharding: str = "data"
+    sharding: Literal["data", "fsdp"] = "data"
     workers: int = 0
     save_every: int = 200
     keep: int = 2
@@ -219,30 +209,28 @@ class PretrainConfig:
         if not self.validation < 1:
             raise SettingsError(f"PretrainConfig.validation: expected a share of 0 or more and below 1, got {self.validation}")
         _check_dataset(self)
-        for name, known in (("encoder", ("linear", "perceiver")), ("sharding", ("data", "fsdp"))):
-            if getattr(self, name) not in known:
-                raise SettingsError(f"PretrainConfig.{name}: expected one of {known}, got {getattr(self, name)!r}")
+        _check_choices(self)
         if any(size < 2 or size % 2 for size in self.parcels):
             raise SettingsError(f"PretrainConfig.parcels: expected even numbers of at least 2, half in each hemisphere, got {self.parcels}")
-        if any(size < 1 for size in self.learn_prior):
-            raise SettingsError(f"PretrainConfig.learn_prior: expected 1 or more, got {self.learn_prior}")
+        if any(size < 1 for size in self.learn_atlas):
+            raise SettingsError(f"PretrainConfig.learn_atlas: expected 1 or more, got {self.learn_atlas}")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """How weights are trained: AdamW with a warm-up and a cosine.
+    """AdamW with linear warm-up and cosine decay.
 
     Attributes:
-      steps: so many in all.
-      rate: highest learning rate.
-      warmup: share of the steps until it is reached.
-      weight_decay: of matrices.
-      clip: longest gradient.
-      b2: decay of the squared gradients.
-      eps: added to their root. Larger than is usual: where a gradient is rounding alone, its root must not make a step of it, or
-        runs on other numbers of devices would part.
-      average: decay of the moving average of the weights, which is what is exported.
-      accumulate: a batch goes through in so many parts, for models that do not fit with all of it.
+      steps: Number of steps.
+      rate: Peak learning rate.
+      warmup: Fraction of the steps with linear warm-up.
+      weight_decay: Weight decay of matrices.
+      clip: Largest norm of the gradient.
+      b2: Decay rate of the second moment.
+      eps: Added to the root of the second moment. A large value keeps gradients that are rounding errors from becoming steps, so that
+        runs on different numbers of devices agree.
+      average: Decay rate of the exponential moving average of the weights, which is the exported model.
+      accumulate: Number of micro-batches per step, for models that do not fit into memory with a full batch.
     """
 
     steps: int = 1000
@@ -264,21 +252,21 @@ class OptimiserConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PerceiverConfig:
-    """Sizes of the neural encoder. None of them is of V, T or TR, so that one model reads any scan.
+    """Architecture of the neural encoder, independent of the number of locations, the number of frames and the TR.
 
     Attributes:
-      width: of the hidden state of a location and of a latent.
-      latents: M, what all locations of a scan write to and read from.
-      depth: self-attention blocks among the latents.
-      heads: of every attention; a divisor of the width.
-      mlp: hidden width of the MLPs, in widths.
-      dimensions: D, that of the linear encoder.
-      references: R, that of the linear encoder.
-      place: a location that shows its signal also says where it is. With it `nce` is solved by the place alone, which is the same in
-        both segments, and parcels fall back to compact shapes (`docs/method.md`).
-      dtype: of the factors of products, `"bfloat16"` or `"float32"`; sums, norms and softmax are float32.
-      remat: compute blocks again in the backward pass instead of storing them.
-      block: locations at a time where a whole scan is embedded.
+      width: Width of the hidden state of a location and of a latent.
+      latents: Number of latents M, which all locations of a scan write to and read from.
+      depth: Number of self-attention blocks among the latents.
+      heads: Number of attention heads; a divisor of `width`.
+      mlp: Hidden width of the MLPs, in multiples of `width`.
+      dimensions: Number of dimensions D of the embedding; that of the linear encoder.
+      references: Number of reference regions R; that of the linear encoder.
+      place: Add the position of locations whose signal is visible. The objective `nce` is then solved by position alone, and parcels
+        become compact shapes (docs/method.md).
+      dtype: Data type of the operands of matrix products; sums, norms and softmax are float32.
+      remat: Recompute blocks in the backward pass to save memory.
+      block: Number of locations that are embedded at a time.
     """
 
     width: int = 128
@@ -289,7 +277,7 @@ class PerceiverConfig:
     dimensions: int = 64
     references: int = 400
     place: bool = False
-    dtype: str = "bfloat16"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: bool = False
     block: int = 4096
 
@@ -298,27 +286,26 @@ class PerceiverConfig:
         _at_least(self, 0, "depth")
         if self.width % self.heads:
             raise SettingsError(f"PerceiverConfig.heads: expected a divisor of width = {self.width}, got {self.heads}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise SettingsError(f"PerceiverConfig.dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
+        _check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the five terms of pre-training, and what they are told. A term of weight 0 is not computed.
+    """Weights and settings of the five pre-training objectives; an objective of weight 0 is not computed.
 
     Attributes:
-      split: predict the other segment's fingerprint.
-      nce: tell a location from others of its scan and hemisphere.
-      mae: reconstruct masked balls of the brain.
-      vic: variance and covariance of the embedding.
-      dyn: forecast with a stable linear operator.
-      anchors: locations of each scan that `nce` compares.
-      negatives: others that each of them is told from.
-      near_mm: half of the negatives lie this far away, from and to; nothing nearer is a negative.
-      temperature: of `nce`.
-      masked: share of the locations that `mae` hides.
-      ball_mm: radius of the balls it hides.
-      horizon: frames that `dyn` forecasts.
+      split: Weight of predicting the fingerprint of the other segment.
+      nce: Weight of distinguishing a location from others of the same scan and hemisphere.
+      mae: Weight of reconstructing masked balls of the brain.
+      vic: Weight of the variance and covariance regularisation of the embedding.
+      dyn: Weight of forecasting with a stable linear operator.
+      anchors: Number of locations of each scan that `nce` compares.
+      negatives: Number of negatives of each anchor.
+      near_mm: Range of distances in mm of half of the negatives; no negative is closer.
+      temperature: Temperature of `nce`.
+      masked: Fraction of the locations that `mae` masks.
+      ball_mm: Radius in mm of the masked balls.
+      horizon: Number of frames that `dyn` forecasts.
     """
 
     split: float = 1.0
@@ -345,22 +332,23 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PersonalizeConfig:
-    """Fine-tuning on one participant's own recording.
+    """Fine-tuning on the scan of one participant.
 
     Attributes:
-      rounds: times that the parcels are made anew.
-      steps: optimiser steps a round; only the first of a round goes through the locations.
-      rate: of Adam, for encoder and prototypes.
-      dynamics_rate: of Adam, for the dynamics; a step moves all K entries of a row at once, so that it must be small beside 1 / K.
-      rank: of the change of the projection.
-      held_out: share of the recording, its end, that says when to stop.
-      dynamics_weight: of the likelihood of the parcels' signals; 0 fits the representation alone.
-      anatomy_weight: of differences between neighbours, and by distance of coupling that the group does not have.
-      prior_weight: of the adapter's own size.
-      adapter_sd: expected size of an entry of the change of the projection.
-      offset_sd: expected size of an entry of a prototype's offset.
-      wave: recordings that are fine-tuned beside each other at most; fewer where they do not fit into memory.
-      seed: of the directions that the change of the projection reads first.
+      rounds: Number of outer iterations; the parcellation is re-estimated at the start of each.
+      steps: Number of optimiser steps per outer iteration.
+      rate: Learning rate of Adam for encoder and prototypes.
+      dynamics_rate: Learning rate of Adam for the dynamics; must be small compared with 1 / K, because a step changes all K entries
+        of a row.
+      rank: Rank of the change of the projection.
+      held_out: Fraction at the end of the scan that is held out for early stopping.
+      dynamics_weight: Weight of the likelihood of the parcel signals; 0 fits the representation only.
+      anatomy_weight: Weight of the penalties on differences between neighbours and on distant coupling that is absent in the group.
+      prior_weight: Weight of the penalty on the size of the adapter.
+      adapter_sd: Expected standard deviation of the entries of the change of the projection.
+      offset_sd: Expected standard deviation of the entries of the offsets of prototypes.
+      wave: Largest number of scans that are fine-tuned together; fewer if they do not fit into memory.
+      seed: Random seed of the initial directions of the change of the projection.
     """
 
     rounds: int = 10
@@ -389,13 +377,13 @@ class PersonalizeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Records from scans.
+    """Records of cleaned scans for pre-training.
 
     Attributes:
-      dataset: name of the data set, where a store holds several: their subjects are then told apart although both have a `sub-01`.
-      window: frames of a record at most; a scan is cut into equal windows of about as many, and a short one is one window.
-      workers: processes that read scans at the same time.
-      cleaning: see `CleaningConfig`; `min_frames` also says how short a scan made in memory may be.
+      dataset: Name of the dataset, for a store with several datasets whose subject labels coincide.
+      window: Largest number of frames per record; a scan is split into windows of equal length.
+      workers: Number of processes that read scans.
+      cleaning: Settings of the cleaning; `min_frames` also applies to scans made in memory.
     """
 
     dataset: str = ""
@@ -411,23 +399,23 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    """What pre-training reads: batches of pairs of segments, all of one shape.
+    """Batches of pairs of segments for pre-training, all of one shape.
 
     Attributes:
-      batch: B, scans in a batch over all processes.
-      locations: V, sampled of each scan; a scan that has fewer is padded.
-      frames: T; a longer segment is cropped, a shorter one padded.
-      min_seconds: shortest segment that is drawn.
-      max_seconds: longest segment that is drawn; lengths are log-uniform, and shrink together where a scan has no room for both.
-      gap_seconds: left out between two parts of one scan, a tenth of it at most.
-      pairs: share of two sessions (or runs) among the examples of a subject that has several on one Space.
-      balls: share of the locations that is drawn in compact balls, so that their neighbours are in the sample too.
-      ball_mm: radius of a ball.
-      ball_count: balls a sample.
-      held_out: share of the subjects that training never reads.
-      cache_mb: memory that a process keeps for reference signals it has computed.
-      threads: examples that a process reads at the same time.
-      seed: of everything random, with the number of the example.
+      batch: Number of scans B per batch, over all processes.
+      locations: Number of locations V that are sampled from each scan; a scan with fewer is padded.
+      frames: Number of frames T; longer segments are cropped, shorter ones padded.
+      min_seconds: Shortest segment in seconds.
+      max_seconds: Longest segment in seconds; durations are log-uniform, and shorter if a scan cannot hold both segments.
+      gap_seconds: Gap in seconds between two segments of one scan, at most a tenth of its duration.
+      pairs: Fraction of pairs from two sessions (or runs) for participants with several in one space.
+      balls: Fraction of the locations that are sampled in compact balls, which contain their neighbours.
+      ball_mm: Radius of a ball in mm.
+      ball_count: Number of balls per sample.
+      held_out: Fraction of the participants that are never used for training.
+      cache_mb: Memory in MB for cached reference signals, per process.
+      threads: Number of examples that a process reads in parallel.
+      seed: Random seed, combined with the number of the example.
     """
 
     batch: int = 16
@@ -462,15 +450,15 @@ class InputConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How work is spread over devices and processes.
+    """Distribution of work over devices and processes.
 
     Attributes:
-      subject: parts that subjects are split into; None takes the devices that `location` leaves.
-      location: parts that the locations of a scan are split into; None takes the devices that `subject` leaves, 1 if both are None.
-      coordinator: `"host:port"` of process 0; None asks SLURM, Open MPI, Kubernetes or the TPU pod.
-      processes: how many take part; given together with `coordinator` and `process`, or not at all.
-      process: number of this one, 0…processes − 1.
-      heartbeat: seconds of silence after which a process counts as dead and the others stop.
+      subject: Number of parts that scans are split into; all devices not used by `location` if None.
+      location: Number of parts that the locations of each scan are split into; 1 if this and `subject` are None.
+      coordinator: Address `host:port` of process 0; detected from SLURM, Open MPI, Kubernetes or the TPU pod if None.
+      processes: Number of processes; given together with `coordinator` and `process`, or not at all.
+      process: Number of this process, 0 to processes − 1.
+      heartbeat: Seconds without contact after which a process is considered lost and the others stop.
     """
 
     subject: int | None = None
@@ -500,6 +488,16 @@ def _at_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:  # NaN too
             raise SettingsError(f"{type(config).__name__}.{name}: expected {least} or more, got {value}")
+
+
+def _check_choices(config: object) -> None:
+    """Refuse values that the type of their field (`Literal`) does not list."""
+    for name, kind in get_type_hints(type(config)).items():
+        known, value = get_args(kind) if get_origin(kind) is Literal else (), getattr(config, name)
+        if known and value not in known:
+            expected = ", ".join(map(repr, known))
+            said = f"{type(config).__name__}.{name}: expected one of {expected}, got {value!r}"
+            raise SettingsError(said + nearest(str(value), known))
 
 
 def _check_dataset(config: PretrainConfig | PrepareConfig) -> None:

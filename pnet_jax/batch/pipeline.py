@@ -234,8 +234,8 @@ class Pipeline:
         one.loaded, one.notes = found.seconds, self.job.notes
         try:
             config = self.job.config
-            if config.personal is not None and config.dynamics:
-                one.personal, said = find_personal(config.personal, found.scan, self.builder.plan, config.personalize)
+            if config.personalized is not None and config.dynamics:
+                one.personal, said = find_personal(config.personalized, found.scan, self.builder.plan, config.personalize)
                 one.notes += tuple(said)
             one.ready = self.builder.ready(found.scan)
         except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue

@@ -77,7 +77,7 @@ def resolve(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
                 "`pnet_jax.edges.tangent` on existing networks"
             )
-    atlas = _atlas(prior if prior is not None else config.prior, parcels or config.parcels, chosen)
+    atlas = _atlas(prior if prior is not None else config.atlas, parcels or config.parcels, chosen)
     if "effective" in names:
         from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
 
