@@ -64,7 +64,7 @@ def regions(atlas: Path, ids: np.ndarray) -> Space:
     import pnet_jax
     from pnet_jax.ingest.atlas import centroids
 
-    prior = pnet_jax.load_prior(atlas, space="MNI152NLin6Asym")
+    prior = pnet_jax.load_atlas(atlas, space="MNI152NLin6Asym")
     place = {int(one): at for one, at in zip(prior.ids, centroids(prior), strict=True)}
     return point_space(np.array([place[int(one)] for one in ids]), names=[str(one) for one in ids], name="MNI152NLin6Asym")
 

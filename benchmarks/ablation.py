@@ -71,7 +71,7 @@ def _real(args):
     if not (args.data / BOLD).is_file():
         return []
     bold, mask, file = need(args.data, BOLD, MASK, atlas(200))
-    prior = pnet_jax.load_prior(file, space="MNI152NLin6Asym")
+    prior = pnet_jax.load_atlas(file, space="MNI152NLin6Asym")
     return [Case("real halves", "1", tuple(halves(bold, mask)), prior, kind="halves")]
 
 

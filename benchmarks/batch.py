@@ -43,7 +43,7 @@ def main() -> None:
                 figures[f"{name}, before"] = measured(args.before, few, Path(work) / "out", args.few, *options)
         if args.roi:
             tables, centroids = roi_tables(Path(work) / "roi", args.roi)
-            options = ("--atlas", centroids, "--tr", "2.0", "--parcels", "100", "--report", "false")
+            options = ("--roi-atlas", centroids, "--tr", "2.0", "--parcels", "100", "--report", "false")
             figures["200 regions"] = measured(ROOT, tables, Path(work) / "out", args.roi, *options)
     rows = [
         (name, f["scans"], f["per_hour"], f["seconds_each"], f["peak_gib_early"], f["peak_gib"], f["waited"]) for name, f in figures.items()

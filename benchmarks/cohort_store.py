@@ -67,14 +67,14 @@ def _network(seed: int, args) -> Network:
         ids=np.arange(1, k + 1, dtype=np.int32),
         names=tuple(f"parcel {at}" for at in range(k)),
         hemispheres=("B",) * k,
-        prior_labels=labels,
+        atlas_labels=labels,
         coverage=np.ones(k, np.float32),
         frames=np.arange(t),
         tr=2.0,
         subject="0",
         entities={"task": "rest"},
         qc=QC(minutes=t / 30, n_frames=t),
-        provenance={"pnet_jax": pnet_jax.__version__, "prior": {"digest": "0", "source": "random"}},
+        provenance={"pnet_jax": pnet_jax.__version__, "atlas": {"digest": "0", "source": "random"}},
     )
 
 

@@ -23,7 +23,7 @@ from common import BOLD, MASK, atlas, need, parser, table, write
 
 import pnet_jax
 from pnet_jax.config import SimulateConfig
-from pnet_jax.parcellation.prior import make_prior, on_space
+from pnet_jax.parcellation.atlas import make_atlas, on_space
 from pnet_jax.simulate import cleaned_scan, simulate_subject
 from pnet_jax.space import grid_space
 
@@ -53,11 +53,11 @@ def time_file(bold, mask, prior_file, args) -> dict[str, object]:
     """From file to labels and edges. Cold: the first call, with model, atlas and compilation; warm: both loaded and compiled."""
     jax.clear_caches()
     start = time.perf_counter()
-    model, prior = pnet_jax.load_model(args.checkpoint), pnet_jax.load_prior(prior_file, space="MNI152NLin6Asym")
+    model, prior = pnet_jax.load_model(args.checkpoint), pnet_jax.load_atlas(prior_file, space="MNI152NLin6Asym")
 
     def once():
         scan = pnet_jax.load_scan(bold, mask=mask)
-        return pnet_jax.construct(scan, prior=prior, model=model, edges=("pearson",))
+        return pnet_jax.construct(scan, atlas=prior, model=model, edges=("pearson",))
 
     network = once()
     return _report(time.perf_counter() - start, _repeat(once, args.repeats), network)
@@ -67,11 +67,11 @@ def time_synthetic(args) -> dict[str, object]:
     """From a cleaned Scan in memory to labels and edges: V = 64k, T = 300, K = 200."""
     subject = simulate_subject(SimulateConfig(resolution=3, parcels=200, minutes=10.0, tr=2.0, sessions=1), 0)
     scan, space = cleaned_scan(subject.sessions[0]), subject.space
-    prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
+    prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
     model = pnet_jax.load_model(args.checkpoint)
 
     def once():
-        return pnet_jax.construct(scan, prior=prior, model=model, edges=("pearson",))
+        return pnet_jax.construct(scan, atlas=prior, model=model, edges=("pearson",))
 
     jax.clear_caches()
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def time_ward(bold, mask, prior_file, args) -> dict[str, object]:
     from nilearn.regions import Parcellations
 
     image = nib.load(bold)
-    count = pnet_jax.load_prior(prior_file, space="MNI152NLin6Asym").n_parcels
+    count = pnet_jax.load_atlas(prior_file, space="MNI152NLin6Asym").n_parcels
     options = dict(mask=str(mask), standardize="zscore_sample", detrend=True, t_r=float(image.header.get_zooms()[3]), **BAND)
     labels, whole = [], []
     for _ in range(args.peer_repeats):
@@ -109,7 +109,7 @@ def time_srnmf(bold, mask, prior_file, args) -> dict[str, object]:
     if args.fmripnet_python is None:
         return {"measured": False, "reason": "no --fmripnet-python"}
     scan = pnet_jax.load_scan(bold, mask=mask)
-    local = on_space(pnet_jax.load_prior(prior_file, space="MNI152NLin6Asym"), scan.space)
+    local = on_space(pnet_jax.load_atlas(prior_file, space="MNI152NLin6Asym"), scan.space)
     here = (local.labels >= 0) & scan.valid
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scan.npz"
@@ -126,7 +126,7 @@ def _prepare(files, folder):
     bold, mask, prior = files
     image = nib.load(mask)
     space = grid_space(np.asarray(image.dataobj) > 0, image.affine)
-    near = on_space(pnet_jax.load_prior(prior, space="MNI152NLin6Asym"), space).labels >= 0
+    near = on_space(pnet_jax.load_atlas(prior, space="MNI152NLin6Asym"), space).labels >= 0
     inside = np.zeros(image.shape, np.uint8)
     inside[tuple(space.grid.ijk[near].T)] = 1
     out = folder / "mask.nii.gz"

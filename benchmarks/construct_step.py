@@ -24,7 +24,7 @@ from pnet_jax.bench.roofline import measure_roofline
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder, Ready, resolve
 from pnet_jax.construction.wave import compiled, stacked
-from pnet_jax.parcellation.prior import on_space
+from pnet_jax.parcellation.atlas import on_space
 from pnet_jax.scan import make_scan
 from pnet_jax.simulate.space import grey_matter_space
 

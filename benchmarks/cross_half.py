@@ -41,7 +41,7 @@ def main() -> None:
     args = _arguments()
     bold, mask, *files = need(args.data, BOLD, MASK, *(atlas(n) for n in args.regions))
     scans = halves(bold, mask)
-    atlases = [pnet_jax.load_prior(file, space="MNI152NLin6Asym") for file in files]
+    atlases = [pnet_jax.load_atlas(file, space="MNI152NLin6Asym") for file in files]
     if args.frontier:
         figures = frontier(scans, atlases)
         if args.figure is not None:
@@ -71,8 +71,8 @@ def compare(scans, atlases, models) -> dict[str, object]:
 
 def cross_half(scans, prior, model, config=None) -> dict[str, object]:
     """Scores of both directions, averaged."""
-    networks = [pnet_jax.construct(scan, prior=prior, model=model, config=config, edges=()) for scan in scans]
-    space, fixed = scans[0].space, networks[0].prior_labels
+    networks = [pnet_jax.construct(scan, atlas=prior, model=model, config=config, edges=()) for scan in scans]
+    space, fixed = scans[0].space, networks[0].atlas_labels
     inside = (fixed >= 0) & (networks[0].labels >= 0) & (networks[1].labels >= 0)
     maps = {
         "personalised": [network.labels for network in networks],

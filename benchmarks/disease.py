@@ -42,7 +42,7 @@ from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.scores import over_repeats, weighted_auc
 from pnet_jax.evaluate.split import by_subject
 from pnet_jax.ops.permutation import permutation_test
-from pnet_jax.parcellation.prior import Prior, make_prior
+from pnet_jax.parcellation.atlas import Atlas, make_atlas
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.scan import halves_of
 from pnet_jax.simulate import cleaned_scan, simulate_subject
@@ -232,7 +232,7 @@ def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, n
     start = time.perf_counter()
     participant = simulate_subject(config, number)
     space = participant.space
-    prior = make_prior(space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    prior = make_atlas(space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
     made = make(participant, cleaned_scan(participant.sessions[0], fd_threshold=FD_MM if args.scrub else None), prior, model)
     print(f"{config.tier}, seed {config.seed}, participant {number}: {time.perf_counter() - start:.0f} s", flush=True)
     if file is not None:
@@ -241,7 +241,7 @@ def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, n
     return made
 
 
-def _halves(participant, scan, prior: Prior, model) -> dict[str, np.ndarray]:
+def _halves(participant, scan, prior: Atlas, model) -> dict[str, np.ndarray]:
     """Edges of both halves of a scan, of the group's parcels: what layers are learned from."""
     halves = halves_of(scan)
     signals = [np.asarray(parcel_signals(half.y, participant.group_labels, prior.n_parcels)) for half in halves]
@@ -251,11 +251,11 @@ def _halves(participant, scan, prior: Prior, model) -> dict[str, np.ndarray]:
     }
 
 
-def _edges(participant, scan, prior: Prior, model) -> dict[str, np.ndarray]:
+def _edges(participant, scan, prior: Atlas, model) -> dict[str, np.ndarray]:
     """One participant's edges, and what is true of them."""
     from sklearn.metrics import adjusted_rand_score
 
-    network = pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig())
+    network = pnet_jax.construct(scan, atlas=prior, model=model, config=ConstructConfig())
 
     def of(labels):
         return edges.compute("pearson", np.asarray(parcel_signals(scan.y, labels, prior.n_parcels)))

@@ -24,8 +24,8 @@ import pnet_jax
 from pnet_jax.config import ConstructConfig, SimulateConfig
 from pnet_jax.construction import Builder, build, resolve
 from pnet_jax.evaluate.parcel_scores import Judge
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.harden import count_components
-from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.simulate import cleaned_scan, simulate_subject
 
 DISPLACED_MM, WAVE_MM = 4.0, 25.0
@@ -51,9 +51,9 @@ def one_cohort(args, tier: str, displaced: bool) -> dict[str, dict[str, float]]:
     if displaced:
         xyz += DISPLACED_MM * np.stack([np.sin(xyz[:, (axis + 1) % 3] / WAVE_MM + axis) for axis in range(3)], 1)
     labels = first.group_labels + 1
-    atlas = make_prior(xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    atlas = make_atlas(xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
     plan = ConstructConfig(edges=())
-    builder = Builder(resolve(plan, prior=atlas))
+    builder = Builder(resolve(plan, atlas=atlas))
     left_out = [simulate_subject(config, most + number) for number in range(args.left_out)]
     name = f"{tier}, {'displaced atlas' if displaced else 'atlas'}"
     figures = {
@@ -67,7 +67,7 @@ def one_cohort(args, tier: str, displaced: bool) -> dict[str, dict[str, float]]:
         while len(networks) < size:
             networks.append(construct(builder, simulate_subject(config, len(networks)).sessions[0]))
         group = pnet_jax.fit_group(networks, atlas)
-        informed = Builder(resolve(plan, prior=atlas, group=group))
+        informed = Builder(resolve(plan, atlas=atlas, group=group))
         figures[f"{name}, group of {size}"] = average([score(one, informed) for one in left_out])
         print(size, figures[f"{name}, group of {size}"], f"{time.perf_counter() - start:.0f} s", flush=True)
     return figures
@@ -90,7 +90,7 @@ def score(subject, builder: Builder) -> dict[str, float]:
         "agreement": float((network.labels == networks[1].labels)[inside].mean()),
         "ECE": float(calibration(network, subject.labels)),
         "personalised": float(chosen.decision == "personalised"),
-        "ARI of the start": float(adjusted_rand_score(subject.labels[inside], network.prior_labels[inside])),
+        "ARI of the start": float(adjusted_rand_score(subject.labels[inside], network.atlas_labels[inside])),
         "pieces": float(count_components(network.labels, subject.space.neighbours, network.n_parcels).sum()),
     }
 

@@ -216,14 +216,14 @@ def parcels(args) -> Task:
 
     import pnet_jax
     from pnet_jax.config import ConstructConfig, SimulateConfig
-    from pnet_jax.parcellation.prior import make_prior
+    from pnet_jax.parcellation.atlas import make_atlas
     from pnet_jax.parcellation.signals import parcel_signals
     from pnet_jax.simulate import cleaned_scan, simulate_subject
 
     settings = SimulateConfig(resolution=4, parcels=args.parcels, minutes=args.frames * 1.5 / 60, tr=1.5, sessions=1)
     subject = simulate_subject(settings, 0)
     scan, space = cleaned_scan(subject.sessions[0]), subject.space
-    prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
+    prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
     y = np.asarray(scan.y, np.float32)
     inside = tuple(space.grid.ijk.T)
     volume, mask = np.zeros((*space.grid.shape, y.shape[1]), np.float32), np.zeros(space.grid.shape, np.uint8)
@@ -231,7 +231,7 @@ def parcels(args) -> Task:
     image, mask_image = nib.Nifti1Image(volume, space.grid.affine), nib.Nifti1Image(mask, space.grid.affine)
 
     def ours(**fixed):
-        return pnet_jax.construct(scan, prior=prior, edges=("pearson",), config=ConstructConfig(**fixed)).labels
+        return pnet_jax.construct(scan, atlas=prior, edges=("pearson",), config=ConstructConfig(**fixed)).labels
 
     def nilearn(method):
         from nilearn.regions import Parcellations

@@ -40,7 +40,7 @@ from pnet_jax.finetune.person import dynamics_of, dynamics_prior
 from pnet_jax.group.fit import fit_group
 from pnet_jax.network import Network
 from pnet_jax.ops.portrait import portrait_divergence
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.personalization import memory_of
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
@@ -123,7 +123,7 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
         networks = [_networks(scan, prior, model, group) for scan in scans]
         first = networks[0]
         judge = Judge(scans[1].y, participant.space, scans[1].valid, prior.n_parcels)
-        for name, own in {"prior": first["with"].prior_labels, "without": first["without"].labels, "with": first["with"].labels}.items():
+        for name, own in {"prior": first["with"].atlas_labels, "without": first["without"].labels, "with": first["with"].labels}.items():
             maps[name].append({"ARI": adjusted_rand_score(participant.labels, own), "DCBC": judge(own)["dcbc"]})
         for name, both in labels.items():
             both.append([network[name].labels for network in networks])
@@ -147,8 +147,8 @@ def simulated(args, tier: str, seed: int) -> dict[str, dict]:
 
 def _networks(scan, prior, model, group) -> dict[str, Network]:
     return {
-        "without": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig()),
-        "with": pnet_jax.construct(scan, prior=prior, model=model, config=ConstructConfig(dynamics=True), group=group),
+        "without": pnet_jax.construct(scan, atlas=prior, model=model, config=ConstructConfig()),
+        "with": pnet_jax.construct(scan, atlas=prior, model=model, config=ConstructConfig(dynamics=True), group=group),
     }
 
 
@@ -208,10 +208,10 @@ def _cohort(args, tier: str, seed: int):
     for number, participant in enumerate(simulate_cohort(config)):
         space = participant.space
         if prior is None:
-            prior = make_prior(
+            prior = make_atlas(
                 space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group"
             )
-            builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
+            builder = Builder(resolve(ConstructConfig(), atlas=prior, model=model))
         if number < args.others:
             networks.append(build([builder.ready(_scan(args, participant.sessions[0]))], builder)[0])
         else:
@@ -221,7 +221,7 @@ def _cohort(args, tier: str, seed: int):
 
 
 def _edges(scan, networks, prior, group) -> dict[str, np.ndarray]:
-    fixed = compute("pearson", np.asarray(parcel_signals(scan.y, networks["with"].prior_labels, prior.n_parcels)))
+    fixed = compute("pearson", np.asarray(parcel_signals(scan.y, networks["with"].atlas_labels, prior.n_parcels)))
     coupling = np.asarray(networks["with"].edges["coupling"], np.float64)
     present = np.isfinite(coupling).all(1)
     model = np.full(coupling.shape, np.nan)
@@ -254,7 +254,7 @@ def cost(args) -> dict[str, float]:
     model, group, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])
     before = time.perf_counter()
-    builder = Builder(resolve(ConstructConfig(), prior=prior, model=model))
+    builder = Builder(resolve(ConstructConfig(), atlas=prior, model=model))
     _, subject = tunable(builder.ready(scan), builder, config)
     made = time.perf_counter() - before
     own = dynamics_prior(group.hierarchy, prior, config)

@@ -37,7 +37,7 @@ def main() -> None:
     models = [shipped, linear, _weighted(linear)]
     for start in (shipped.name, args.work / "linear"):
         models.append(_trained(args, store, str(start)))
-    rows = encoder.gate(models, scan_cases(participants(table, atlas, test=True), shipped.priors[200], args.conditions))
+    rows = encoder.gate(models, scan_cases(participants(table, atlas, test=True), shipped.atlases[200], args.conditions))
     summed = encoder.summary(rows)
     print("\n".join(encoder.table(summed)))
     write(args, {"rows": encoder.without_nan(summed)})

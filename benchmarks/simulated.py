@@ -24,7 +24,7 @@ import pnet_jax
 from pnet_jax.config import SimulateConfig
 from pnet_jax.edges import compute
 from pnet_jax.evaluate.parcel_scores import Judge
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
@@ -65,8 +65,8 @@ def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool, grid: bool
     for subject in simulate_cohort(cohort):
         scans = [cleaned_scan(session, fd_threshold=FD_MM if scrub else None) for session in subject.sessions]
         space = subject.space
-        prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
-        networks = [pnet_jax.construct(scan, prior=prior, model=model, config=config) for scan in scans]
+        prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+        networks = [pnet_jax.construct(scan, atlas=prior, model=model, config=config) for scan in scans]
         maps = {
             "personalised": networks[0].labels,
             "group": subject.group_labels,
@@ -97,7 +97,7 @@ def best_of_grid(scan, prior, model, subject) -> float:
     for kappa in KAPPAS:
         for beta in BETAS:
             config = pnet_jax.ConstructConfig(kappa=kappa, beta=beta, labels="personalised")
-            network = pnet_jax.construct(scan, prior=prior, model=model, config=config, edges=())
+            network = pnet_jax.construct(scan, atlas=prior, model=model, config=config, edges=())
             found.append(adjusted_rand_score(subject.labels, network.labels))
     return float(max(found))
 

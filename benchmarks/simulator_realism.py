@@ -31,9 +31,9 @@ from pnet_jax.config import CleaningConfig, SimulateConfig
 from pnet_jax.encoder.linear import LinearEncoder, embed
 from pnet_jax.encoder.tokens import nearest_reference, reference_signals
 from pnet_jax.ops.fingerprint import fingerprint
+from pnet_jax.parcellation.atlas import Atlas, make_atlas
 from pnet_jax.parcellation.harden import most_probable
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
-from pnet_jax.parcellation.prior import Prior, make_prior
 from pnet_jax.parcellation.spatial import locate, place
 from pnet_jax.scan import Scan
 from pnet_jax.simulate import cleaned_scan, simulate_subject
@@ -53,7 +53,7 @@ def main() -> None:
     args = _arguments()
     encoder = pnet_jax.load_model("pnet-linear").encoder
     bold, mask, labels = need(args.data, BOLD, MASK, atlas(200))
-    atlas_prior = pnet_jax.load_prior(labels, space="MNI152NLin6Asym")
+    atlas_prior = pnet_jax.load_atlas(labels, space="MNI152NLin6Asym")
     halves = [real_half(bold, mask, *frames) for frames in HALVES]
     figures = {"real scan": measure(encoder, halves, atlas_prior)}
     figures["real scan, k-means prior"] = measure(encoder, halves, geometric(halves[0], atlas_prior))
@@ -73,7 +73,7 @@ def setting(kappa: float, beta: float) -> str:
 HEAD = ("reliability", *(setting(*pair) for pair in SETTINGS))
 
 
-def measure(encoder: LinearEncoder, scans: Sequence[Scan], prior: Prior) -> dict[str, float]:
+def measure(encoder: LinearEncoder, scans: Sequence[Scan], prior: Atlas) -> dict[str, float]:
     """Both numbers of two scans on one Space."""
     placed = place(prior, scans[0].space)
     tables, rows = placed.prior, [locate(placed, scan) for scan in scans]
@@ -116,13 +116,13 @@ def real_half(bold: Path, mask: Path, first: int, last: int, *, global_signal: b
     return pnet_jax.load_scan(image, mask=mask, tr=REAL_TR, space="MNI152NLin6Asym", cleaning=cleaning, **given)
 
 
-def geometric(scan: Scan, prior: Prior) -> Prior:
+def geometric(scan: Scan, prior: Atlas) -> Atlas:
     """K-means parcels of the locations that a prior covers, made as the simulator makes its group parcels."""
     placed = place(prior, scan.space)
     rows = locate(placed, scan)
     space = take(scan.space, np.sort(rows.at[rows.valid]))
     labels = group_parcels(space, PARCELS, np.random.default_rng(0)) + 1
-    return make_prior(space.xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="k-means")
+    return make_atlas(space.xyz, labels, resolution=space.resolution, hemisphere=space.hemisphere, source="k-means")
 
 
 def simulated(encoder: LinearEncoder, tier: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
@@ -130,7 +130,7 @@ def simulated(encoder: LinearEncoder, tier: str, seed: int, args: argparse.Names
     config = SimulateConfig(subjects=1, sessions=2, tier=tier, parcels=PARCELS, minutes=args.minutes, tr=args.tr, seed=seed)
     subject = simulate_subject(config, 0)
     space = subject.space
-    prior = make_prior(
+    prior = make_atlas(
         space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group parcels"
     )
     row = measure(encoder, [cleaned_scan(session, fd_threshold=FD_THRESHOLD_MM) for session in subject.sessions], prior)

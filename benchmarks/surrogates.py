@@ -33,7 +33,7 @@ import pnet_jax
 from pnet_jax.config import CleaningConfig, ConstructConfig, SimulateConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.ingest.cleaning import Recording, clean_recording
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.spatial import locate
 from pnet_jax.scan import Scan
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
@@ -135,8 +135,8 @@ def begin(args, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     bold, mask, dseg = need(args.data, BOLD, MASK, atlas(args.regions))
     template = pnet_jax.load_scan(bold, mask=mask, space="MNI152NLin6Asym")
-    prior = pnet_jax.load_prior(dseg, space="MNI152NLin6Asym")
-    _HERE = template, amplitude(bold, mask), Builder(resolve(ConstructConfig(edges=()), prior=prior))
+    prior = pnet_jax.load_atlas(dseg, space="MNI152NLin6Asym")
+    _HERE = template, amplitude(bold, mask), Builder(resolve(ConstructConfig(edges=()), atlas=prior))
 
 
 def one(args, cell: Cell, seed: int) -> Found:
@@ -236,8 +236,8 @@ def simulated(task: tuple[str, float, int]) -> tuple[tuple[str, float], bool]:
     tier, minutes, seed = task
     subject = next(iter(simulate_cohort(SimulateConfig(subjects=1, sessions=1, tier=tier, minutes=minutes, seed=seed))))
     space = subject.space
-    prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
-    network = pnet_jax.construct(cleaned_scan(subject.sessions[0], fd_threshold=0.5), prior=prior, edges=())
+    prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    network = pnet_jax.construct(cleaned_scan(subject.sessions[0], fd_threshold=0.5), atlas=prior, edges=())
     return (tier, minutes), network.qc.selection.decision == "personalised"
 
 

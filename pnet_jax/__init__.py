@@ -26,7 +26,7 @@ _PUBLIC = {
     "Group": "group.fit",
     "Model": "encoder.model",
     "Network": "network",
-    "Prior": "parcellation.prior",
+    "Atlas": "parcellation.atlas",
     "Scan": "scan",
     "Space": "space",
     "construct": "construction",
@@ -40,7 +40,7 @@ _PUBLIC = {
     "load_group": "checkpoint",
     "load_model": "checkpoint",
     "load_network": "outputs",
-    "load_prior": "ingest",
+    "load_atlas": "ingest",
     "load_scan": "ingest",
     "make_scan": "scan",
     "open_store": "records",
@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model
     from pnet_jax.group.fit import Group, fit_group
-    from pnet_jax.ingest import find_scans, load_prior, load_scan
+    from pnet_jax.ingest import find_scans, load_atlas, load_scan
     from pnet_jax.network import Network
     from pnet_jax.outputs import labels_image, load_cohort, load_network, save
-    from pnet_jax.parcellation.prior import Prior
+    from pnet_jax.parcellation.atlas import Atlas
     from pnet_jax.personalization import personalize
     from pnet_jax.pretraining import pretrain
     from pnet_jax.pretraining.neural import train

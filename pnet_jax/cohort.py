@@ -211,7 +211,7 @@ def view_of(name: str) -> dict[str, Any]:
 
 def atlas_of(network: Network) -> dict[str, str]:
     """Return the source and digest of a network's input atlas; empty if unknown."""
-    prior: Any = network.provenance.get("prior")
+    prior: Any = network.provenance.get("atlas")
     about = prior if isinstance(prior, Mapping) else {}
     return {key: str(about.get(key) or "") for key in ("source", "digest")}
 

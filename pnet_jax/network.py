@@ -174,7 +174,7 @@ class Network:
       ids: the prior's own id of each parcel, `[K]`; images carry these.
       names: the prior's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
-      prior_labels: the parcel that each location has before the scan is seen, by the atlas or by a group's map (`start`), −1 outside,
+      atlas_labels: the parcel that each location has before the scan is seen, by the atlas or by a group's map (`start`), −1 outside,
         `[V]`.
       coverage: share of a prior parcel's extent that the scan's valid locations cover, `[K]`, 0…1.
       frames: the T kept frames, `[T]`.
@@ -200,7 +200,7 @@ class Network:
     ids: Int[np.ndarray, " K"]
     names: tuple[str, ...]
     hemispheres: tuple[str, ...]
-    prior_labels: Int[np.ndarray, " V"]
+    atlas_labels: Int[np.ndarray, " V"]
     coverage: Float[np.ndarray, " K"]
     frames: Int[np.ndarray, " T"]
     tr: float

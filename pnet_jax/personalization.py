@@ -20,7 +20,7 @@ from pnet_jax.config import ConstructConfig, PersonalizeConfig
 from pnet_jax.construction import Builder, resolve
 from pnet_jax.construction.informed import tunable
 from pnet_jax.construction.resolve import Plan
-from pnet_jax.dynamics.fit import Prior as DynamicsPrior
+from pnet_jax.dynamics.fit import DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params
 from pnet_jax.dynamics.spectra import TooShortError
 from pnet_jax.encoder.adapter import Adapter
@@ -32,7 +32,7 @@ from pnet_jax.group.fit import Group
 from pnet_jax.outputs import check_writable, read_record, read_records, write_record, write_table
 from pnet_jax.outputs.lock import only_here
 from pnet_jax.outputs.status import check_command, record_file
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.records import Store, read_scan
 from pnet_jax.scan import Scan
@@ -54,7 +54,7 @@ def personalize(
     config: PersonalizeConfig | None = None,
     *,
     model: Model,
-    prior: Prior,
+    atlas: Atlas,
     group: Group,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -72,8 +72,8 @@ def personalize(
       folder: for `adapters/` (a folder a wave, arrays with the subjects first) and `status.tsv`.
       config: see `PersonalizeConfig`.
       model: encoder to adapt.
-      prior: parcels to begin with.
-      group: with dynamics, of the prior's parcels.
+      atlas: parcels to begin with.
+      group: with dynamics, of the atlas's parcels.
       mesh: devices that a wave is spread over, along "subject"; all if not given.
       progress: called with the recording's key, how many are done and how many there are.
       say: told the size of the waves before they begin.
@@ -89,11 +89,11 @@ def personalize(
     folder = check_writable(folder)
     check_command(folder, COMMAND)
     with only_here(folder, COMMAND):
-        plan = resolve(ConstructConfig(dynamics=True), prior=prior, model=model, group=group)
+        plan = resolve(ConstructConfig(dynamics=True), atlas=atlas, model=model, group=group)
         builder = Builder(plan)
         hierarchy = plan.group.hierarchy if plan.group is not None else None
         assert hierarchy is not None
-        own_prior = dynamics_prior(hierarchy, prior, config)
+        own_prior = dynamics_prior(hierarchy, atlas, config)
         settings = _settings(plan, config)
         done = _done(folder, settings)
         rows, left = [done[r.key] for r in store.records if r.key in done], [i for i, r in enumerate(store.records) if r.key not in done]
@@ -329,7 +329,7 @@ def signals_digest(scan: Scan) -> str:
 def _settings(plan: Plan, config: PersonalizeConfig) -> dict[str, Any]:
     deciding = {name: value for name, value in dataclasses.asdict(config).items() if name != "wave"}
     group = "" if plan.group is None else plan.group.digest
-    return {"model": plan.model.digest, "prior": plan.atlas.digest, "group": group, "config": deciding}
+    return {"model": plan.model.digest, "atlas": plan.atlas.digest, "group": group, "config": deciding}
 
 
 def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

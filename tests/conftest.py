@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from pnet_jax.parcellation.prior import Prior, make_prior
+from pnet_jax.parcellation.atlas import Atlas, make_atlas
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, Space, grid_space
 
@@ -61,14 +61,14 @@ def float16() -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Toy:
-    """A small asymmetric brain on 8-mm voxels: six parcels a hemisphere where a prior expects them, and a subject's own.
+    """A small asymmetric brain on 8-mm voxels: six parcels a hemisphere where an atlas expects them, and a subject's own.
 
     Attributes:
       mask, affine: the voxels.
       space: their Space.
-      expected: the prior's parcel of each location, 0…11.
+      expected: the atlas's parcel of each location, 0…11.
       truth: the subject's parcel; the borders lie up to 12 mm away from the expected ones.
-      prior: `expected` as a Prior whose ids have gaps.
+      atlas: `expected` as an Atlas whose ids have gaps.
     """
 
     mask: np.ndarray
@@ -76,7 +76,7 @@ class Toy:
     space: Space
     expected: np.ndarray
     truth: np.ndarray
-    prior: Prior
+    atlas: Atlas
 
     def signals(self, seed: int, frames: int = 160) -> np.ndarray:
         """Parcel signals on white noise and a global signal, at a level of 1000, `[V, T]`."""
@@ -94,9 +94,9 @@ class Toy:
         return out
 
     def labels_volume(self) -> np.ndarray:
-        """The prior as a 3-D image of ids."""
+        """The atlas as a 3-D image of ids."""
         out = np.zeros(self.mask.shape, np.int16)
-        out[tuple(self.space.grid.ijk.T)] = self.prior.ids[self.expected]
+        out[tuple(self.space.grid.ijk.T)] = self.atlas.ids[self.expected]
         return out
 
 
@@ -119,18 +119,18 @@ def toy() -> Toy:
     shift = np.stack([0 * folded[:, 0], 12 * np.cos(folded[:, 2] / 30), 12 * np.sin(folded[:, 1] / 25)], 1)
     expected = nearest(folded)
     names = [f"area-{k}" for k in range(12)]
-    prior = make_prior(space.xyz, 3 * expected + 2, resolution=8, names=names, source="toy", space="MNI152NLin6Asym")
-    return Toy(mask, affine, space, expected, nearest(folded + shift), prior)
+    atlas = make_atlas(space.xyz, 3 * expected + 2, resolution=8, names=names, source="toy", space="MNI152NLin6Asym")
+    return Toy(mask, affine, space, expected, nearest(folded + shift), atlas)
 
 
 @pytest.fixture(scope="session")
 def toy_model(toy):
-    """An encoder from two other subjects' scans, with the toy's prior."""
+    """An encoder from two other subjects' scans, with the toy's atlas."""
     from pnet_jax.config import PretrainConfig
     from pnet_jax.pretraining import pretrain
 
     config = PretrainConfig(name="toy", references=24, dimensions=10, reference_space="scans", parcels=())
-    return dataclasses.replace(pretrain([toy.scan(100), toy.scan(101)], config), priors={12: toy.prior})
+    return dataclasses.replace(pretrain([toy.scan(100), toy.scan(101)], config), atlases={12: toy.atlas})
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def config(inputs):
     prior = str(folder / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
     return ConstructConfig(
         checkpoint=str(folder / "checkpoint"),
-        prior=prior,
+        atlas=prior,
         edges=("pearson", "tangent"),
         kappa=10.0,
         beta=0.4,
@@ -138,7 +138,7 @@ def test_progress_tells_every_scan_and_the_end(cohort):
 def test_edges_on_disk_have_k_parcels_with_the_priors_ids(cohort, toy):
     folder, *_ = cohort
     (table,) = folder.rglob("sub-01_*_dseg.tsv")
-    assert pd.read_csv(table, sep="\t")["index"].tolist() == toy.prior.ids.tolist()
+    assert pd.read_csv(table, sep="\t")["index"].tolist() == toy.atlas.ids.tolist()
     assert relmat(folder, "01", "pearson").shape == (K, K)
     assert_allclose(np.diag(relmat(folder, "01", "pearson")), 1, atol=1e-5)
 
@@ -275,12 +275,12 @@ def test_no_scan_at_all_is_refused(config, tmp_path):
 
 def test_warnings_are_in_the_status_and_those_of_the_prior_in_every_result(inputs, config, toy, tmp_path):
     _, sources = inputs
-    prior = shutil.copy(config.prior, tmp_path / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
+    prior = shutil.copy(config.atlas, tmp_path / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
     (tmp_path / "toy_space-MNI152NLin6Asym_dseg.tsv").write_text(
-        "".join(["index\tname\n", *(f"{i}\tP{i}\n" for i in toy.prior.ids), "999\tghost\n"])
+        "".join(["index\tname\n", *(f"{i}\tP{i}\n" for i in toy.atlas.ids), "999\tghost\n"])
     )
     with pytest.warns(UserWarning, match="1 labels have no voxel or vertex and are left out: 999 ghost"):
-        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, prior=prior, edges=("pearson",)))
+        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(config, atlas=prior, edges=("pearson",)))
     (row,) = read_records(tmp_path / "out")
     assert "short scan: 100 of 100 frames" in row["qc_warnings"]
     assert (
@@ -479,8 +479,8 @@ def test_tangent_edges_that_a_kill_left_out_are_made_by_resuming(inputs, config,
 def test_two_atlases_in_one_folder_keep_their_results_rows_and_progress(inputs, config, toy, tmp_path):
     _, sources = inputs
     plain = dataclasses.replace(config, edges=("pearson",))
-    other = shutil.copy(config.prior, tmp_path / "other_space-MNI152NLin6Asym_dseg.nii.gz")
-    runs = [plain, dataclasses.replace(plain, prior=str(other))]
+    other = shutil.copy(config.atlas, tmp_path / "other_space-MNI152NLin6Asym_dseg.nii.gz")
+    runs = [plain, dataclasses.replace(plain, atlas=str(other))]
     rows = [construct_cohort(sources[:1], tmp_path / "out", run)[0] for run in runs]
     assert [row["atlas"] for row in rows] == ["toy", "other"] and rows[0]["dseg"] != rows[1]["dseg"]
     assert [row["dseg"] for row in read_records(tmp_path / "out")] == [row["dseg"] for row in rows[::-1]]
@@ -496,10 +496,10 @@ def test_another_atlas_of_the_same_label_is_refused_before_the_first_scan(inputs
     construct_cohort(sources[:1], tmp_path / "out", plain)
     before = contents(tmp_path / "out")
     (tmp_path / "b").mkdir()
-    file = tmp_path / "b" / Path(config.prior).name
-    nib.save(nib.Nifti1Image(np.where(toy.labels_volume() == toy.prior.ids[0], 9999, toy.labels_volume()), toy.affine), file)
-    with pytest.raises(ValueError, match=f"one atlas labelled seg-toy, found two: .*{config.prior}.*{file}"):
-        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(plain, prior=str(file)))
+    file = tmp_path / "b" / Path(config.atlas).name
+    nib.save(nib.Nifti1Image(np.where(toy.labels_volume() == toy.atlas.ids[0], 9999, toy.labels_volume()), toy.affine), file)
+    with pytest.raises(ValueError, match=f"one atlas labelled seg-toy, found two: .*{config.atlas}.*{file}"):
+        construct_cohort(sources[:1], tmp_path / "out", dataclasses.replace(plain, atlas=str(file)))
     assert contents(tmp_path / "out") == before
 
 
@@ -624,7 +624,7 @@ def test_scans_without_a_parcel_in_common_have_no_tangent_edges_and_are_done(inp
 
 
 def test_resume_makes_a_scan_again_whose_atlas_has_other_names_or_whose_components_are_described_anew(inputs, config, tmp_path, tried):
-    plain = dataclasses.replace(config, edges=("pearson",), prior=shutil.copy(config.prior, tmp_path))
+    plain = dataclasses.replace(config, edges=("pearson",), atlas=shutil.copy(config.atlas, tmp_path))
     confounds = tmp_path / "confounds.tsv"
     confounds.write_text("a\n" + "0.5\n" * 100)
     source = [dataclasses.replace(inputs[1][0], confounds=confounds)]

@@ -36,9 +36,9 @@ def small_heap():
 @pytest.fixture(scope="module")
 def model(toy, toy_model) -> Model:
     """With two priors."""
-    other = dataclasses.replace(toy.prior, ids=np.arange(12, dtype=np.int32) + 100, names=tuple("abcdefghijkl"))
+    other = dataclasses.replace(toy.atlas, ids=np.arange(12, dtype=np.int32) + 100, names=tuple("abcdefghijkl"))
     card = {"scans": 2, "note": "found by this", "space": "größer", "list": [1, 2.5, None]}
-    return dataclasses.replace(toy_model, priors={12: toy.prior, 13: other}, card=card)
+    return dataclasses.replace(toy_model, priors={12: toy.atlas, 13: other}, card=card)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def edit(folder, change):
 
 
 def assert_equal_models(found, model):
-    assert (found.name, found.card, found.digest, sorted(found.priors)) == (model.name, model.card, model.digest, sorted(model.priors))
+    assert (found.name, found.card, found.digest, sorted(found.atlases)) == (model.name, model.card, model.digest, sorted(model.atlases))
     pairs = [(getattr(found.encoder, name), array) for name, array in model.encoder._asdict().items()]
-    for k, prior in model.priors.items():
-        pairs += [(getattr(found.priors[k], field.name), getattr(prior, field.name)) for field in dataclasses.fields(prior)]
+    for k, prior in model.atlases.items():
+        pairs += [(getattr(found.atlases[k], field.name), getattr(prior, field.name)) for field in dataclasses.fields(prior)]
     for a, b in pairs:
         assert type(a) is type(b)
         assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
@@ -190,10 +190,10 @@ def test_the_digest_changes_with_every_weight(model, part):
 
 @pytest.mark.parametrize("part", ["xyz", "labels", "ids", "hemisphere"])
 def test_the_digest_changes_with_every_part_of_a_prior_that_decides_a_result(model, part):
-    array = getattr(model.priors[13], part).copy()
+    array = getattr(model.atlases[13], part).copy()
     array.flat[0] = 1 - array.flat[0] if part == "hemisphere" else array.flat[0] + 1
-    other = dataclasses.replace(model.priors[13], **{part: array})
-    assert dataclasses.replace(model, priors={12: model.priors[12], 13: other}).digest != model.digest
+    other = dataclasses.replace(model.atlases[13], **{part: array})
+    assert dataclasses.replace(model, priors={12: model.atlases[12], 13: other}).digest != model.digest
 
 
 def test_damage_is_told_in_one_line_and_nothing_else(copy, capfd, caplog):

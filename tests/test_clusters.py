@@ -45,7 +45,7 @@ def four(toy, toy_model, tmp_path_factory) -> Four:
         file = folder / f"sub-0{number}" / "func" / f"sub-0{number}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
         file.parent.mkdir(parents=True)
         nib.save(image, file)
-    given = {"prior": str(atlas), "checkpoint": str(checkpoint), "kappa": 10.0, "beta": 0.4, "report": False, "probabilities": False}
+    given = {"atlas": str(atlas), "checkpoint": str(checkpoint), "kappa": 10.0, "beta": 0.4, "report": False, "probabilities": False}
     config = ConstructConfig(**given, cleaning=CleaningConfig(strategy=()), workers=0)
     out = tmp_path_factory.mktemp("expected")
     construct_cohort(find_scans(folder, mask=mask), out, config)

@@ -134,7 +134,7 @@ def _matrix(change):
     [
         (lambda n: dataclasses.replace(n, ids=IDS[::-1]), "sub-00_ses-b_task-rest: expected the 12 parcels of sub-00_ses-a_task-rest"),
         (lambda n: dataclasses.replace(n, ids=IDS[:11]), "found 11 with ids"),
-        (lambda n: dataclasses.replace(n, provenance={"prior": {"digest": "11"}}), r"one atlas \(digest 00ff\), found digest 11"),
+        (lambda n: dataclasses.replace(n, provenance={"atlas": {"digest": "11"}}), r"one atlas \(digest 00ff\), found digest 11"),
         (
             lambda n: dataclasses.replace(n, entities={"task": "rest", "ses": "a"}),
             "expected every scan once, found sub-00_ses-a_task-rest 2",

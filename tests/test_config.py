@@ -18,7 +18,7 @@ from pnet_jax.config import CleaningConfig, ConstructConfig, InputConfig, Prepar
         (lambda: CleaningConfig(warn_seconds=-1), "CleaningConfig.warn_seconds: expected 0 or more, got -1"),
         (lambda: PretrainConfig(dimensions=0), "PretrainConfig.dimensions: expected 1 or more, got 0"),
         (lambda: PretrainConfig(parcels=(100, 7)), "PretrainConfig.parcels: expected even numbers of at least 2"),
-        (lambda: PretrainConfig(learn_prior=(0,)), "PretrainConfig.learn_prior: expected 1 or more"),
+        (lambda: PretrainConfig(learn_atlas=(0,)), "PretrainConfig.learn_atlas: expected 1 or more"),
         (lambda: PrepareConfig(window=5), "PrepareConfig.window: expected 10 or more, got 5"),
         (lambda: PrepareConfig(workers=0), "PrepareConfig.workers: expected 1 or more, got 0"),
         (lambda: PrepareConfig(dataset="a/b"), "PrepareConfig.dataset: expected letters, digits, - and _, got 'a/b'"),

@@ -114,7 +114,7 @@ def written(request, tmp_path, toy_model):
         return folder, lambda folder: [
             (model := load_model(folder)).sha256,
             *numbers_of(model.encoder),
-            *numbers_of(list(map(vars, model.priors.values()))),
+            *numbers_of(list(map(vars, model.atlases.values()))),
         ]
     write, read = {
         "group model": (write_group, read_group),

@@ -32,7 +32,7 @@ from pnet_jax.group.fit import fit_group
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.connectome import read_connectome
 from pnet_jax.outputs import load_network, read_record, read_records, save, write_record
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.personalization import (
     COMMAND,
@@ -91,7 +91,7 @@ def told():
 def done(store, toy_model, group, tmp_path_factory, told):
     """Folder, rows, and what was said. Two waves, with one trace of fine-tuning."""
     folder, said = tmp_path_factory.mktemp("personal"), []
-    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "group": group, "say": said.append}
+    given = {"mesh": one_device(), "model": toy_model, "atlas": toy_model.atlases[K], "group": group, "say": said.append}
     with pytest.MonkeyPatch.context() as patch:
         chex.clear_trace_counter()
         patch.setattr(personalization, "fine_tune", chex.assert_max_traces(personalization.fine_tune, n=1))
@@ -177,7 +177,7 @@ def test_what_stands_is_not_made_again(done, store, toy_model, group, monkeypatc
     folder, rows, _ = done
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("wave-*")}
     monkeypatch.setattr("pnet_jax.personalization._take", lambda *_: pytest.fail("a wave was made again"))
-    again = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
+    again = personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, atlas=toy_model.atlases[K], group=group)
     assert {row["scan"]: str(row["round"]) for row in again if row["status"] == "ok"} == {
         row["scan"]: str(row["round"]) for row in rows if row["status"] == "ok"
     }
@@ -203,7 +203,7 @@ def test_a_damaged_wave_is_fine_tuned_again(done, store, toy_model, group, tmp_p
 
     monkeypatch.setattr(personalization, "_take", take)
     with pytest.warns(UserWarning, match=r"wave-00000 is damaged: .* \(its recordings are fine-tuned again\)"):
-        personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
+        personalize(store, folder, CONFIG, mesh=one_device(), model=toy_model, atlas=toy_model.atlases[K], group=group)
     assert again == [store.records[number].key for number in (0, 1)]
 
 
@@ -223,7 +223,7 @@ def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
     with pytest.raises(
         ValueError, match=r"of other settings: expected the same, or a new folder, found config\.rate: 0\.01 there, 0\.5 now$"
     ):
-        personalize(store, done[0], other, model=toy_model, prior=toy_model.priors[K], group=group)
+        personalize(store, done[0], other, model=toy_model, atlas=toy_model.atlases[K], group=group)
 
 
 def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
@@ -231,7 +231,7 @@ def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
         construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
     write_record(tmp_path, {"scan": "sub-01", "status": "failed", "job": "0"}, {}, "pnet construct")
     with pytest.raises(ValueError, match="holds results of `pnet construct`; use another folder for `pnet personalize`"):
-        personalize(store, tmp_path, CONFIG, model=toy_model, prior=toy_model.priors[K], group=group)
+        personalize(store, tmp_path, CONFIG, model=toy_model, atlas=toy_model.atlases[K], group=group)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def damaged(store, tmp_path):
 def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, toy_model, group, tmp_path, monkeypatch):
     store, files = damaged
     monkeypatch.setattr(personalization, "_take", lambda wave, *_: [one.row | {"status": "ok", "wave": "wave-00000"} for one in wave])
-    arguments = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K], "group": group}
+    arguments = {"mesh": one_device(), "model": toy_model, "atlas": toy_model.atlases[K], "group": group}
     rows = {row["subject"]: row for row in personalize(store, tmp_path / "out", CONFIG, **arguments)}
     assert {name: row["status"] for name, row in rows.items()} == {"00": "ok"} | dict.fromkeys(("01", "02", "03", "04"), "failed")
     assert all(file in rows[name]["error"] for name, file in zip(("01", "02", "03"), files, strict=True))
@@ -260,7 +260,7 @@ def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, toy_model, grou
 
 
 def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything_is_written(store, toy_model, group, tmp_path):
-    given = {"mesh": one_device(), "model": toy_model, "prior": toy_model.priors[K]}
+    given = {"mesh": one_device(), "model": toy_model, "atlas": toy_model.atlases[K]}
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .* \(toy\), found another; give the atlas"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
     with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics true`"):
@@ -295,7 +295,7 @@ def test_a_wave_that_is_done_is_let_go_before_the_next_recordings_are_read(store
 
     monkeypatch.setattr(personalization, "_read", watched)
     monkeypatch.setattr(personalization, "_take", lambda wave, *_: [one.row | {"status": "ok", "wave": "wave-00000"} for one in wave])
-    personalize(store, tmp_path, CONFIG, mesh=one_device(), model=toy_model, prior=toy_model.priors[K], group=group)
+    personalize(store, tmp_path, CONFIG, mesh=one_device(), model=toy_model, atlas=toy_model.atlases[K], group=group)
     assert held == [0, 1, 0, 1, 0]
 
 
@@ -322,7 +322,7 @@ def test_an_informed_network_has_coupling_and_its_errors(network):
     assert coupling.shape == error.shape == (K, K)
     assert_allclose(coupling, coupling.T, atol=1e-5)
     assert np.linalg.eigvalsh(coupling).max() < 0 and (error > 0).all()
-    assert network.qc.dynamics["participants"] == 4 and network.qc.dynamics["atlas"] == network.provenance["prior"]["digest"]
+    assert network.qc.dynamics["participants"] == 4 and network.qc.dynamics["atlas"] == network.provenance["atlas"]["digest"]
     fitted = network.qc.dynamics["fit"]
     assert fitted["ok"] == (fitted["held_out"] < fitted["prior_held_out"])
 
@@ -391,7 +391,7 @@ def test_a_scan_too_short_for_dynamics_has_a_network_without(group, scans, toy_m
 def test_without_dynamics_a_group_gives_the_spatial_prior_and_layers_alone(group, scans, toy_model, network, tmp_path):
     save_group(group, tmp_path / "group")
     found = construct(scans[0], model=toy_model, group=tmp_path / "group", config=ConstructConfig(labels="personalised"))
-    assert_array_equal(found.prior_labels, network.prior_labels)
+    assert_array_equal(found.atlas_labels, network.atlas_labels)
     assert set(found.edges) == {"pearson", "shrunk", "guided"} and found.qc.dynamics is None
     if not network.qc.dynamics["parcels"]["kept"]:
         assert_array_equal(found.edges["guided"], network.edges["guided"])
@@ -400,7 +400,7 @@ def test_without_dynamics_a_group_gives_the_spatial_prior_and_layers_alone(group
 def test_without_a_group_nothing_of_it_is_there(scans, toy, toy_model):
     plain = construct(scans[0], model=toy_model)
     assert set(plain.edges) == {"pearson"} and not plain.uncertainty and plain.qc.dynamics is None and plain.provenance["group"] is None
-    assert_array_equal(plain.prior_labels, toy.expected)
+    assert_array_equal(plain.atlas_labels, toy.expected)
 
 
 def test_dynamics_need_a_group_with_dynamics_of_the_same_parcels(group, scans, toy_model, tmp_path):
@@ -424,13 +424,13 @@ def test_a_second_view_enters_the_guided_edges(toy, toy_model, toy_builder):
         return dataclasses.replace(one, wide=(one.y + 4 * clear).astype(np.float16), cleaning={"low_pass": 0.1})
 
     group = fit_group(
-        [build([toy_builder.ready(scan(number))], toy_builder)[0] for number in range(4)], toy.prior, dynamics=True, second_view=True
+        [build([toy_builder.ready(scan(number))], toy_builder)[0] for number in range(4)], toy.atlas, dynamics=True, second_view=True
     )
     assert group.guide.mean.shape == (2, K, K)
     config = ConstructConfig(dynamics=True, personalize=CONFIG)
     whole = scan(9)
-    both = construct(whole, prior=toy.prior, model=toy_model, group=group, config=config)
-    alone = construct(dataclasses.replace(whole, wide=None), prior=toy.prior, model=toy_model, group=group, config=config)
+    both = construct(whole, atlas=toy.atlas, model=toy_model, group=group, config=config)
+    alone = construct(dataclasses.replace(whole, wide=None), atlas=toy.atlas, model=toy_model, group=group, config=config)
     assert list(both.halves) == ["pearson", "whitened"] and list(alone.halves) == ["pearson"]
     second = second_view(whole, both.labels, K)
     made = layers(both.edges["pearson"], both.qc.n_eff, group.shrinkage, group.guide, [second])
@@ -465,10 +465,10 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     config = ConstructConfig(checkpoint=str(tmp_path / "model"), cleaning=CleaningConfig(wide=True), report=False)
     rows = construct_cohort(sources, tmp_path / "first", config)
     networks = (load_network(tmp_path / "first" / row["dseg"]) for row in rows)
-    group = fit_group(networks, toy_model.priors[K], dynamics=True, second_view=True)
+    group = fit_group(networks, toy_model.atlases[K], dynamics=True, second_view=True)
     assert len(group.guide.mean) == 2
     save_group(group, tmp_path / "group")
-    personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), prior=toy_model.priors[K], group=group)
+    personalize(store, out, CONFIG, mesh=one_device(), model=load_model(tmp_path / "model"), atlas=toy_model.atlases[K], group=group)
     own = dataclasses.replace(CONFIG, wave=5)
     config = dataclasses.replace(config, cleaning=CleaningConfig(), dynamics=True, personalize=own)
     config = dataclasses.replace(config, group=str(tmp_path / "group"), personal=str(out), labels="personalised")
@@ -489,14 +489,14 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
 
 def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_model):
     xyz = np.random.default_rng(0).uniform(-60, 60, (402, 3))
-    many = make_prior(xyz, np.arange(402) // 2 + 1, resolution=8, names=[f"area-{k}" for k in range(201)], source="many", space="MNI")
+    many = make_atlas(xyz, np.arange(402) // 2 + 1, resolution=8, names=[f"area-{k}" for k in range(201)], source="many", space="MNI")
     config = ConstructConfig(dynamics=True)
     with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
-        resolve(config, prior=many, model=toy_model, edges=("pearson", "effective"))
+        resolve(config, atlas=many, model=toy_model, edges=("pearson", "effective"))
     with pytest.raises(
         ValueError, match="give the folder that `pnet fit-group --dynamics true` wrote"
     ):  # and nothing of the number of parcels
-        resolve(config, prior=many, model=toy_model, edges=("coupling",))
+        resolve(config, atlas=many, model=toy_model, edges=("coupling",))
 
 
 # the command

@@ -26,7 +26,7 @@ CORE += tuple(f"ops.{op}" for op in ("correlation", "location_correlation", "par
 CORE += tuple(f"ops.{op}" for op in ("fingerprint", "soft_assign", "potts", "portrait", "permutation"))
 CORE += tuple(f"dynamics.{name}" for name in ("spectra", "linear_stochastic", "effective", "hopf", "forecast", "fit"))
 CORE += ("finetune", "finetune.person", "encoder.adapter")
-CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "prior", "score", "signals", "spatial")))
+CORE += ("edges", *(f"parcellation.{name}" for name in ("mixture", "atlas", "score", "signals", "spatial")))
 CORE += tuple(f"parcellation.{name}" for name in ("calibrate", "choose", "decide", "harden", "held_out"))
 CORE += ("cohort", "group.fit", "group.spatial", "construction.step")
 
@@ -36,7 +36,7 @@ from pnet_jax.edges import compute
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture
-from pnet_jax.parcellation.prior import make_prior, on_space
+from pnet_jax.parcellation.atlas import make_atlas, on_space
 from pnet_jax.scan import make_scan
 from pnet_jax.space import grid_space
 
@@ -44,7 +44,7 @@ rng = np.random.default_rng(0)
 space = grid_space(np.ones((6, 6, 2), bool), np.diag([4.0, 4, 4, 1]))
 labels = (space.grid.ijk[:, 0] >= 3).astype(np.int32)
 scan = make_scan(rng.normal(size=(2, 40))[labels] + 0.5 * rng.normal(size=(72, 40)), space, tr=2.0)
-local = on_space(make_prior(space.xyz, labels + 1, resolution=4), space)
+local = on_space(make_atlas(space.xyz, labels + 1, resolution=4), space)
 z = scan.y / np.linalg.norm(scan.y, axis=1, keepdims=True)
 table = match_table(local.candidates, space.neighbours, n_parcels=2)
 problem = Problem(z, local.candidates, local.log_prior, table, group_prototypes(z, labels, 2))

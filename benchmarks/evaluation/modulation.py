@@ -33,7 +33,7 @@ from pnet_jax.evaluate import Runs, measured_modulation
 from pnet_jax.evaluate.modulation_fold import CONTROL, GROUP, MATCHED, OWN, RANDOM, RULES, SPREADING, Setting
 from pnet_jax.evaluate.questions.modulation import prepare, score_patients, shuffled
 from pnet_jax.evaluate.questions.modulation_measured import with_injected
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, coupling, disease, dynamics, simulate_subject
 from pnet_jax.simulate.cohort import group_truth
@@ -200,9 +200,9 @@ def _recording(args, number: int, seed: int) -> dict[str, np.ndarray]:
     start = time.perf_counter()
     participant = simulate_subject(config, number, disease="lesion")
     space = participant.space
-    prior = make_prior(space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+    prior = make_atlas(space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
     scan = cleaned_scan(participant.sessions[0], fd_threshold=0.5)
-    network = pnet_jax.construct(scan, prior=prior, model=pnet_jax.load_model("pnet-linear"), config=ConstructConfig())
+    network = pnet_jax.construct(scan, atlas=prior, model=pnet_jax.load_model("pnet-linear"), config=ConstructConfig())
     made = {
         "fixed atlas": np.asarray(parcel_signals(scan.y, participant.group_labels, args.parcels)),
         "personalised": np.asarray(network.signals),

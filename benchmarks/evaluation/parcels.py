@@ -66,9 +66,9 @@ def tasks(betas: np.ndarray, valid: np.ndarray, space, k: int, nulls: int) -> An
 def rest(bold, mask, file, nulls: int) -> dict[str, Answer]:
     """Parcels of each half of one scan, scored on the other half."""
     scans = halves(bold, mask)
-    prior = pnet_jax.load_prior(file, space="MNI152NLin6Asym")
-    networks = [pnet_jax.construct(scan, prior=prior, edges=()) for scan in scans]
-    fixed = networks[0].prior_labels
+    prior = pnet_jax.load_atlas(file, space="MNI152NLin6Asym")
+    networks = [pnet_jax.construct(scan, atlas=prior, edges=()) for scan in scans]
+    fixed = networks[0].atlas_labels
     inside = (fixed >= 0) & (networks[0].labels >= 0) & (networks[1].labels >= 0)
     answers = {}
     for made, scored in ((0, 1), (1, 0)):

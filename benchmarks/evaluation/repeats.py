@@ -36,7 +36,7 @@ from pnet_jax.config import SimulateConfig
 from pnet_jax.edges import compute
 from pnet_jax.evaluate import consistency, identifiability, parcellation, portraits
 from pnet_jax.ops.portrait import PortraitSettings
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
@@ -103,11 +103,11 @@ def simulated(tier: str, subjects: int, seed: int) -> tuple[Cohort, Cohort]:
     networks, truths = [], []
     for subject in simulate_cohort(SimulateConfig(subjects=subjects, sessions=2, tier=tier, parcels=100, seed=seed)):
         space = subject.space
-        prior = make_prior(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
+        prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group")
         rng = np.random.default_rng(subject.index)
         for session in subject.sessions:
             scan = cleaned_scan(session)
-            network = pnet_jax.construct(scan, prior=prior)
+            network = pnet_jax.construct(scan, atlas=prior)
             maps = {"atlas": subject.group_labels, "true": subject.labels}
             edges = {name: compute("pearson", parcel_signals(scan.y, labels, prior.n_parcels)) for name, labels in maps.items()}
             own = network.edges["pearson"]

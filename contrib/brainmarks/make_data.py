@@ -27,7 +27,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("data", type=Path)
     folder = arguments.parse_args().data
-    atlas = load_model("pnet-linear").priors[REGIONS]
+    atlas = load_model("pnet-linear").atlases[REGIONS]
     centres = np.stack([atlas.xyz[atlas.labels == k].mean(0) for k in range(REGIONS)])
     network = np.argsort(np.argsort(centres[:, 1])) * NETWORKS // REGIONS  # from back to front
     rng, classes = np.random.default_rng(0), {}

@@ -28,7 +28,7 @@ from pnet_jax.errors import SettingsError
 from pnet_jax.execution import Workers, all_memory, available_memory, cores, in_blocks, rank_in_job
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.memory import peak_bytes
-from pnet_jax.outputs import Atlas, check_atlas, check_writable, output_stem
+from pnet_jax.outputs import AtlasKey, check_atlas, check_writable, output_stem
 from pnet_jax.outputs.atomic import sweep
 from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import RECORDS, check_command, remove_superseded, write_submission, write_table
@@ -118,7 +118,7 @@ def construct_cohort(
             return []
     folder = check_writable(folder)
     check_command(folder, COMMAND)
-    check_atlas(folder, Atlas(job.atlas, plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels))
+    check_atlas(folder, AtlasKey(job.atlas, plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels))
     mine = todo if shard is None else [one for one in todo if shard.has(one)]
     if shard is not None:
         tell(_share(shard, mine, todo))

@@ -1,6 +1,6 @@
 """Models on disk.
 
-Beside the arrays of the encoder and its priors the folder holds, as metadata, the model card, the format version and the digest of the
+Beside the arrays of the encoder and its atlases the folder holds, as metadata, the model card, the format version and the digest of the
 weights. The complete model is rebuilt from it.
 """
 
@@ -20,7 +20,7 @@ from pnet_jax.config import PerceiverConfig, nearest
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model
 from pnet_jax.errors import SettingsError
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 
 if TYPE_CHECKING:
     from pnet_jax.encoder.perceiver import PerceiverEncoder
@@ -46,13 +46,13 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
     parallel.meet("saving a model")  # every process has checked
     if there and not replace:
         raise SettingsError(f"checkpoint {folder} already exists: expected a new folder")
-    priors = {str(k): _prior_arrays(prior) for k, prior in model.priors.items()}
-    texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.priors.items()}
-    metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "priors": texts}
+    atlases = {str(k): _prior_arrays(atlas) for k, atlas in model.atlases.items()}
+    texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.atlases.items()}
+    metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "atlases": texts}
     encoder, config = _encoder_arrays(model.encoder)
     if config is not None:
         metadata["perceiver"] = dataclasses.asdict(config)
-    write(folder, {"encoder": encoder, "priors": priors}, metadata)
+    write(folder, {"encoder": encoder, "atlases": atlases}, metadata)
     return folder
 
 
@@ -78,8 +78,8 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
 
     def rebuild() -> tuple[Model, str]:
         encoder = _encoder(arrays["encoder"], metadata.get("perceiver"))
-        priors = {int(k): _prior(values, metadata["priors"][k]) for k, values in arrays["priors"].items()}
-        return Model(metadata["name"], encoder, priors, metadata["card"]), metadata["digest"]
+        atlases = {int(k): _prior(values, metadata["atlases"][k]) for k, values in arrays["atlases"].items()}
+        return Model(metadata["name"], encoder, atlases, metadata["card"]), metadata["digest"]
 
     model, expected = attempt(rebuild, f"{where} is damaged: it cannot be read")
     if not isinstance(model.encoder, LinearEncoder):
@@ -141,18 +141,18 @@ def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
             )
 
 
-def _prior_arrays(prior: Prior) -> dict[str, np.ndarray]:
+def _prior_arrays(atlas: Atlas) -> dict[str, np.ndarray]:
     return {
-        "xyz": prior.xyz.astype(np.float32),
-        "labels": prior.labels.astype(np.int32),
-        "hemisphere": prior.hemisphere.astype(np.int32),
-        "ids": prior.ids.astype(np.int32),
-        "resolution": np.float32(prior.resolution).reshape(1),
+        "xyz": atlas.xyz.astype(np.float32),
+        "labels": atlas.labels.astype(np.int32),
+        "hemisphere": atlas.hemisphere.astype(np.int32),
+        "ids": atlas.ids.astype(np.int32),
+        "resolution": np.float32(atlas.resolution).reshape(1),
     }
 
 
-def _prior(arrays: dict[str, Any], texts: dict[str, Any]) -> Prior:
-    return Prior(
+def _prior(arrays: dict[str, Any], texts: dict[str, Any]) -> Atlas:
+    return Atlas(
         xyz=np.asarray(arrays["xyz"]),
         labels=np.asarray(arrays["labels"]),
         hemisphere=np.asarray(arrays["hemisphere"]).astype(np.int8),

@@ -72,12 +72,12 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
         metavar="NAME",
         help=f"conditions to compare, from {' '.join(CONDITIONS)} (default: all; with INPUT, all but tr and resolution)",
     )
-    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file of the atlas from which all models start")
+    add("--atlas", type=str | None, metavar="FILE", help="dseg or dlabel file of the atlas from which all models start")
     add(
         "--parcels",
         type=int | None,
         metavar="K",
-        help="number of parcels of the prior that the first model contains (default: 200; without INPUT, the true 100 parcels)",
+        help="number of parcels of the atlas that the first model contains (default: 200; without INPUT, the true 100 parcels)",
     )
     add("--subjects", type=int, default=3, help="number of simulated participants")
     add("--minutes", type=float, default=10.0, help="length of a simulated session")
@@ -97,7 +97,7 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     _, args = parse(parser, None, arguments)
     from pnet_jax.checkpoint import load_model
     from pnet_jax.evaluate import encoder
-    from pnet_jax.ingest import load_prior
+    from pnet_jax.ingest import load_atlas
     from pnet_jax.outputs import check_writable
     from pnet_jax.simulate.cohort import check
 
@@ -107,9 +107,9 @@ def _evaluate_encoder(arguments: Sequence[str]) -> int:
     if args.out:
         check_writable(Path(args.out).absolute().parent)
     models = [dataclasses.replace(load_model(given), name=name) for given, name in zip(args.models, _short_names(args.models), strict=True)]
-    prior = load_prior(args.prior) if args.prior else None
+    atlas = load_atlas(args.atlas) if args.atlas else None
     skipped: dict[str, str] = {}
-    cases, total, excluded = _recorded(args, models, prior, skipped) if args.input else _simulated(args, prior)
+    cases, total, excluded = _recorded(args, models, atlas, skipped) if args.input else _simulated(args, atlas)
     with Bar(total, "evaluate", "pair") as bar:
 
         def watched():
@@ -144,14 +144,14 @@ def _short_names(given: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(given)
 
 
-def _simulated(args: Namespace, prior: Any) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
+def _simulated(args: Namespace, atlas: Any) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
     from pnet_jax.evaluate.cases import CONDITIONS, count_simulated, simulated_cases
 
     for name in ("dataset", "participant_label", "session_label", "task", "mask", "confounds"):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is for scans: give INPUT, or leave it out")
     conditions, config = args.conditions or CONDITIONS, _cohort(args)
-    return simulated_cases(conditions, config, prior=prior, full=args.full), count_simulated(conditions, config), {}
+    return simulated_cases(conditions, config, atlas=atlas, full=args.full), count_simulated(conditions, config), {}
 
 
 def _cohort(args: Namespace) -> SimulateConfig:
@@ -160,7 +160,7 @@ def _cohort(args: Namespace) -> SimulateConfig:
 
 
 def _recorded(
-    args: Namespace, models: Sequence[Any], prior: Any, skipped: dict[str, str]
+    args: Namespace, models: Sequence[Any], atlas: Any, skipped: dict[str, str]
 ) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
     """Cases of scans, how many there are at most, and who is left out; what could not be read is left in `skipped`."""
     from pnet_jax.config import CleaningConfig
@@ -168,7 +168,7 @@ def _recorded(
     from pnet_jax.evaluate.cases import RECORDED, scan_cases
     from pnet_jax.evaluate.encoder import unseen
 
-    prior = resolve(ConstructConfig(), prior=prior, parcels=args.parcels, model=models[0]).atlas
+    atlas = resolve(ConstructConfig(), atlas=atlas, parcels=args.parcels, model=models[0]).atlas
     found, load = sources_of(args, args.input)
     sources, excluded, unlisted, alike = unseen(found, models, args.dataset)
     for line in _said_of_training(found, excluded, unlisted, alike):
@@ -184,7 +184,7 @@ def _recorded(
             except (ValueError, OSError) as error:
                 skipped[source.label] = str(error)
 
-    return scan_cases(scans(), prior, conditions, args.dataset), len(sources) * len(conditions), excluded
+    return scan_cases(scans(), atlas, conditions, args.dataset), len(sources) * len(conditions), excluded
 
 
 def _said_of_training(

@@ -150,8 +150,8 @@ def personalize(arguments: Sequence[str]) -> int:
     add("store", type=str, metavar="STORE", help="folder of records, from pnet prepare")
     add("out", type=str, metavar="OUT", help="folder to write to")
     add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="name of a shipped model, or folder of a checkpoint")
-    add("--prior", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
-    add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own prior (default: 200)")
+    add("--atlas", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
+    add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own atlas (default: 200)")
     add("--group", type=str, required=True, metavar="GROUP", help="folder of pnet fit-group --dynamics true, of the same parcels")
     config, args = parse(parser, PersonalizeConfig, arguments)
     from pnet_jax.checkpoint import load_group
@@ -161,8 +161,8 @@ def personalize(arguments: Sequence[str]) -> int:
     from pnet_jax.records import open_store
 
     store = open_store(args.store, allow_damaged=True)
-    plan = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels))
-    model, prior = plan.model, plan.atlas
+    plan = resolve(ConstructConfig(checkpoint=args.checkpoint, atlas=args.atlas, parcels=args.parcels))
+    model, atlas = plan.model, plan.atlas
     group = load_group(args.group)
     with Bar(len(store), "personalize") as bar:
         rows = stage(
@@ -170,7 +170,7 @@ def personalize(arguments: Sequence[str]) -> int:
             args.out,
             config,
             model=model,
-            prior=prior,
+            atlas=atlas,
             group=group,
             progress=bar,
             say=lambda text: bar.bar.write(text, file=sys.stderr),
@@ -200,7 +200,7 @@ def fit_group(arguments: Sequence[str]) -> int:
     add("input", type=str, metavar="INPUT", help="derivatives folder that pnet construct wrote")
     add("group", type=str, metavar="GROUP", help="new folder to write to")
     add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="as for pnet construct")
-    add("--prior", type=str | None, metavar="FILE", help="as for pnet construct")
+    add("--atlas", type=str | None, metavar="FILE", help="as for pnet construct")
     add("--parcels", type=int | None, metavar="K", help="as for pnet construct")
     add("--dynamics", type=bool, default=False, help="learn dynamics too (true or false)")
     add(
@@ -227,7 +227,7 @@ def fit_group(arguments: Sequence[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder for the group model, found one with content")
     check_writable(out.absolute().parent)
-    atlas = resolve(ConstructConfig(checkpoint=args.checkpoint, prior=args.prior, parcels=args.parcels)).atlas
+    atlas = resolve(ConstructConfig(checkpoint=args.checkpoint, atlas=args.atlas, parcels=args.parcels)).atlas
     files = find_networks(args.input, atlas_label(atlas.source, atlas.n_parcels))
     records = {record["dseg"]: record for record in read_records(args.input) if "dseg" in record}
     connectome = read_connectome(args.structural, atlas.n_parcels) if args.structural else None

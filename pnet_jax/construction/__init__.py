@@ -15,7 +15,7 @@ from pnet_jax.construction.step import Outputs
 from pnet_jax.construction.wave import Builder, Ready
 from pnet_jax.encoder.model import Model
 from pnet_jax.network import Network
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.scan import Scan
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["Builder", "Ready", "build", "construct", "finish", "resolve"]
 def construct(
     scan: Scan,
     *,
-    prior: Prior | str | Path | None = None,
+    atlas: Atlas | str | Path | None = None,
     parcels: int | None = None,
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
@@ -45,7 +45,7 @@ def construct(
 
     Args:
       scan: one recording.
-      prior: atlas to start from: a `Prior`, or a dseg/dlabel file; the model's own for `parcels` if not given.
+      atlas: atlas to start from: a `Atlas`, or a dseg/dlabel file; the model's own for `parcels` if not given.
       parcels: K; 200 if neither it nor an atlas is given.
       model: a `Model`, a shipped model's name or a checkpoint folder.
       edges: measures, `("pearson",)` if not given.
@@ -58,7 +58,7 @@ def construct(
       ValueError: no overlap of scan and atlas, an unknown measure or one that needs a cohort, a K that atlas or model do not have,
         dynamics without a group or of another atlas's parcels.
     """
-    plan = resolve(config or ConstructConfig(), prior=prior, parcels=parcels, model=model, edges=edges, group=group)
+    plan = resolve(config or ConstructConfig(), atlas=atlas, parcels=parcels, model=model, edges=edges, group=group)
     builder = Builder(plan)
     return build([builder.ready(scan)], builder, personal=[personal])[0]
 

@@ -15,7 +15,7 @@ from pnet_jax.construction.qc import quality
 from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import Outputs, Subject
 from pnet_jax.network import Network
-from pnet_jax.parcellation.prior import coverage_of
+from pnet_jax.parcellation.atlas import coverage_of
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import AtlasOnSpace, locate
 from pnet_jax.scan import Scan, halves_of
@@ -57,7 +57,7 @@ def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, fou
         ids=atlas.ids,
         names=atlas.names,
         hemispheres=atlas.hemispheres,
-        prior_labels=spread(np.asarray(placed.prior.labels), -1),
+        atlas_labels=spread(np.asarray(placed.prior.labels), -1),
         coverage=coverage,
         frames=scan.frames,
         tr=scan.tr,
@@ -127,7 +127,7 @@ def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:
         "jax": jax.__version__,
         "numpy": np.__version__,
         "checkpoint": {"name": model.name, "digest": model.digest},
-        "prior": {
+        "atlas": {
             "source": atlas.source,
             "digest": atlas.digest,
             "parcels": atlas.n_parcels,

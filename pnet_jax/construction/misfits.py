@@ -7,7 +7,7 @@ import re
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pnet_jax.parcellation.prior import Prior, names_on_other_side
+from pnet_jax.parcellation.atlas import Atlas, names_on_other_side
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan
 from pnet_jax.space import LEFT, RIGHT
@@ -52,7 +52,7 @@ def _overlap(scan: Scan, placed: AtlasOnSpace, valid: Bool[np.ndarray, " n"]) ->
     )
 
 
-def _mirrored(atlas: Prior) -> str:
+def _mirrored(atlas: Atlas) -> str:
     wrong, named = names_on_other_side(atlas)
     if wrong <= named / 2:
         return ""
@@ -71,14 +71,14 @@ def _missing_sides(scan: Scan, placed: AtlasOnSpace, labels: Int[np.ndarray, " n
     return said
 
 
-def _age(scan: Scan, atlas: Prior) -> str:
+def _age(scan: Scan, atlas: Atlas) -> str:
     name = scan.space.name
     if not name.startswith(CHILDREN) or atlas.space == name:
         return ""
     return f"the scan is in {name}, a template of infants or children, and the atlas in {atlas.space}: an adult atlas may not fit it"
 
 
-def _template(scan: Scan, atlas: Prior) -> str:
+def _template(scan: Scan, atlas: Atlas) -> str:
     ours, theirs = _generation(scan.space.name), _generation(atlas.space)
     if not _drawn(atlas) or not ours or not theirs or ours == theirs:
         return ""
@@ -94,7 +94,7 @@ def _generation(space: str) -> str:
     return found[1] if found else ""
 
 
-def _resolution(scan: Scan, atlas: Prior) -> str:
+def _resolution(scan: Scan, atlas: Atlas) -> str:
     here = scan.space.resolution
     if not _drawn(atlas) or scan.space.kind != "grid" or abs(here - atlas.resolution) <= RESOLUTION_TOLERANCE * atlas.resolution:
         return ""
@@ -104,6 +104,6 @@ def _resolution(scan: Scan, atlas: Prior) -> str:
     )
 
 
-def _drawn(atlas: Prior) -> bool:
+def _drawn(atlas: Atlas) -> bool:
     """Whether the atlas has anatomical borders, which a voxel size can blur or a template shift; the shipped geometric ones do not."""
     return not atlas.source.startswith("geometric")

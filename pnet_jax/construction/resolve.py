@@ -12,8 +12,8 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction.step import Settings
 from pnet_jax.encoder.model import Model
 from pnet_jax.errors import SettingsError
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.choose import BETAS, KAPPAS
-from pnet_jax.parcellation.prior import Prior
 
 if TYPE_CHECKING:
     from pnet_jax.group.fit import Group
@@ -37,7 +37,7 @@ class Plan:
     """
 
     model: Model
-    atlas: Prior
+    atlas: Atlas
     edges: tuple[str, ...]
     settings: Settings
     kappas: tuple[float, ...]
@@ -49,7 +49,7 @@ class Plan:
 def resolve(
     config: ConstructConfig,
     *,
-    prior: Prior | str | Path | None = None,
+    atlas: Atlas | str | Path | None = None,
     parcels: int | None = None,
     model: Model | str | Path | None = None,
     edges: Sequence[str] | None = None,
@@ -60,7 +60,7 @@ def resolve(
 
     Args:
       config: settings.
-      prior, parcels, model, edges, group: as for `construct`.
+      atlas, parcels, model, edges, group: as for `construct`.
       cohort: many scans are to be constructed, so that measures of a cohort can be made.
 
     Raises:
@@ -77,7 +77,7 @@ def resolve(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
                 "`pnet_jax.edges.tangent` on existing networks"
             )
-    atlas = _atlas(prior if prior is not None else config.atlas, parcels or config.parcels, chosen)
+    atlas = _atlas(atlas if atlas is not None else config.atlas, parcels or config.parcels, chosen)
     if "effective" in names:
         from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
 
@@ -87,13 +87,13 @@ def resolve(
         labels=config.labels,
         edges=tuple(name for name in names if measures.measure(name).masked is not None),
     )
-    used = dataclasses.replace(config, parcels=atlas.n_parcels, prior=atlas.source, checkpoint=chosen.name, edges=names)
+    used = dataclasses.replace(config, parcels=atlas.n_parcels, atlas=atlas.source, checkpoint=chosen.name, edges=names)
     kappas = KAPPAS if config.kappa is None else (float(config.kappa),)
     betas = BETAS if config.beta is None else (float(config.beta),)
     return Plan(chosen, atlas, names, settings, kappas, betas, _group(config, atlas, group), used)
 
 
-def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | None) -> Group | None:
+def _group(config: ConstructConfig, atlas: Atlas, group: Group | str | Path | None) -> Group | None:
     """The group that informs a construction; None where it is not to be informed."""
     group = group if group is not None else config.group
     if group is None:
@@ -112,7 +112,7 @@ def _group(config: ConstructConfig, atlas: Prior, group: Group | str | Path | No
     if group.atlas != atlas.digest:
         raise SettingsError(
             f"group{source} has the parcels of another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give the "
-            "atlas with which it was fitted (--prior)"
+            "atlas with which it was fitted (--atlas)"
         )
     if config.dynamics and group.hierarchy is None:
         raise SettingsError(f"group{source} was fitted without dynamics: fit it with `pnet fit-group --dynamics true`")
@@ -127,22 +127,22 @@ def _model(model: Model | str | Path) -> Model:
     return load_model(model)
 
 
-def _atlas(prior: Prior | str | Path | None, parcels: int | None, model: Model) -> Prior:
-    if prior is None:
-        parcels = parcels or (200 if 200 in model.priors else min(model.priors, default=200))
-        if parcels not in model.priors:
+def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model) -> Atlas:
+    if atlas is None:
+        parcels = parcels or (200 if 200 in model.atlases else min(model.atlases, default=200))
+        if parcels not in model.atlases:
             raise SettingsError(
-                f"checkpoint {model.name!r} has priors with {sorted(model.priors)} parcels, requested {parcels}: "
-                "choose one of these, or give a prior file (--prior)"
+                f"checkpoint {model.name!r} has atlases with {sorted(model.atlases)} parcels, requested {parcels}: "
+                "choose one of these, or give a atlas file (--atlas)"
             )
-        return model.priors[parcels]
-    if not isinstance(prior, Prior):
-        from pnet_jax.ingest import load_prior
+        return model.atlases[parcels]
+    if not isinstance(atlas, Atlas):
+        from pnet_jax.ingest import load_atlas
 
-        prior = load_prior(prior)
-    if parcels is not None and parcels != prior.n_parcels:
-        more = "more than it has" if parcels > prior.n_parcels else "fewer than it has"
-        raise SettingsError(f"prior {prior.source} has {prior.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")
-    if prior.n_parcels < 2:
-        raise SettingsError(f"prior {prior.source}: expected an atlas of at least 2 parcels, found 1: is it a brain mask?")
-    return prior
+        atlas = load_atlas(atlas)
+    if parcels is not None and parcels != atlas.n_parcels:
+        more = "more than it has" if parcels > atlas.n_parcels else "fewer than it has"
+        raise SettingsError(f"atlas {atlas.source} has {atlas.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")
+    if atlas.n_parcels < 2:
+        raise SettingsError(f"atlas {atlas.source}: expected an atlas of at least 2 parcels, found 1: is it a brain mask?")
+    return atlas

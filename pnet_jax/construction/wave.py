@@ -20,9 +20,9 @@ from pnet_jax.construction.resolve import Plan
 from pnet_jax.construction.step import BLOCK_SECONDS, Outputs, Settings, Shared, Subject, step
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.tokens import log_tsnr, nearest_reference
+from pnet_jax.parcellation.atlas import coverage_of
 from pnet_jax.parcellation.choose import data_free
 from pnet_jax.parcellation.mixture import Problem
-from pnet_jax.parcellation.prior import coverage_of
 from pnet_jax.parcellation.spatial import AtlasOnSpace, SpatialPrior, locate, place, space_key
 from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
 

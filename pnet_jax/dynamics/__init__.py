@@ -1,9 +1,9 @@
 """Neural dynamics of parcel signals: models with closed-form spectra, their likelihood, their fit."""
 
 from pnet_jax.dynamics.fit import (
+    DynamicsPrior,
     Fit,
     Hierarchy,
-    Prior,
     distance_precision,
     empirical_bayes,
     fit_group,
@@ -24,10 +24,10 @@ from pnet_jax.dynamics.spectra import Bins, Spectra, frequency_bins, last_held_o
 
 __all__ = [
     "Bins",
+    "DynamicsPrior",
     "Fit",
     "Hierarchy",
     "Params",
-    "Prior",
     "Spectra",
     "correlation",
     "covariance",

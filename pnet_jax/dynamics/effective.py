@@ -394,7 +394,7 @@ def _central(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpect
 
 
 def _of_shape(pull: Any, own: Any, one: Any) -> Any:
-    """Prior's precision of J where `pull` is that of its shape at the same rate: a J of the same shape costs no more than its rate does."""
+    """Precision of J where `pull` is that of its shape at the same rate: a J of the same shape costs no more than its rate does."""
     pulled = pull @ own
     lower = pulled[:, None] * one[None, :]
     both = one[:, None] * one[None, :]

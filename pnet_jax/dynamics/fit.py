@@ -38,7 +38,7 @@ WEAK_SD = 3.0  # 1/s: prior standard deviation of a group's coupling about the s
 SMALLEST_VARIANCE = 1e-8
 
 
-class Prior(NamedTuple):
+class DynamicsPrior(NamedTuple):
     """Independent normal prior of the parameters.
 
     Attributes:
@@ -92,8 +92,8 @@ _Search = tuple[Params, optax.OptState, Params, Array, Array]  # where it is, Ad
 
 
 def fit(
-    spectra: Spectra, prior: Prior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100, rate: float = 1e-3,
-    every: int = 5,
+    spectra: Spectra, prior: DynamicsPrior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100,
+    rate: float = 1e-3, every: int = 5,
 ) -> Fit:  # fmt: skip
     r"""Maximum a posteriori of one recording.
 
@@ -103,7 +103,7 @@ def fit(
 
     Args:
       spectra: to fit, K parcels.
-      prior: see `Prior`, `subject_prior`.
+      prior: see `DynamicsPrior`, `subject_prior`.
       held_out: of later frames (`last_held_out`). The parameters that foresee them best are returned, the prior's mean included.
       start: where to begin; at the prior's mean if not given.
       steps: of Adam.
@@ -154,7 +154,7 @@ def fit(
     )
 
 
-def penalty(params: Params, prior: Prior) -> Float[Array, ""]:
+def penalty(params: Params, prior: DynamicsPrior) -> Float[Array, ""]:
     """Negative logarithm of the prior's density, without its constant."""
     own = [jnp.square(a - m) * p for a, m, p in zip(params, prior.mean, prior.precision, strict=True)]
     coupling = (own[0].sum() + jnp.diagonal(own[0]).sum()) / 2  # each pair once
@@ -176,11 +176,11 @@ def fit_group(pooled: Spectra, *, mean: Params | None = None, sd: float = WEAK_S
     start = moments(pooled)
     mean = start if mean is None else mean
     levels = (jnp.full((), sd**-2) for sd in (2.0, 2.0, DELAY_SD))
-    return by_scoring(pooled, Prior(mean, Params(jnp.full_like(mean.coupling, sd**-2), *levels)), start, steps=steps)
+    return by_scoring(pooled, DynamicsPrior(mean, Params(jnp.full_like(mean.coupling, sd**-2), *levels)), start, steps=steps)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def by_scoring(spectra: Spectra, prior: Prior, start: Params | None = None, *, steps: int = 20) -> Params:
+def by_scoring(spectra: Spectra, prior: DynamicsPrior, start: Params | None = None, *, steps: int = 20) -> Params:
     """Maximum a posteriori by safeguarded Fisher scoring from `start`, or the prior's mean, for a prior isotropic in the coupling.
 
     A step costs a gradient; 6 to 10 are enough for one recording.
@@ -259,7 +259,7 @@ def empirical_bayes(group: Params, recordings: Sequence[Spectra], subgroup: Sequ
 
 def subject_prior(
     hierarchy: Hierarchy, subgroup: int | Int[ArrayLike, ""] = 0, *, strength: float = 1.0, anatomy: Float[ArrayLike, "K K"] | None = None
-) -> Prior:
+) -> DynamicsPrior:
     """The prior of a new subject of a subgroup.
 
     Args:
@@ -270,10 +270,10 @@ def subject_prior(
     """
     precision = strength / hierarchy.variance + (0.0 if anatomy is None else jnp.asarray(anatomy))
     levels = (jnp.asarray(sd**-2, precision.dtype) for sd in (LEVEL_SD, LEVEL_SD, DELAY_SD))
-    return Prior(hierarchy.group._replace(coupling=hierarchy.subgroups[subgroup]), Params(precision, *levels))
+    return DynamicsPrior(hierarchy.group._replace(coupling=hierarchy.subgroups[subgroup]), Params(precision, *levels))
 
 
-def posterior_sd(params: Params, spectra: Spectra, prior: Prior, group_error: Float[ArrayLike, "K K"] = 0.0) -> Float[Array, "K K"]:
+def posterior_sd(params: Params, spectra: Spectra, prior: DynamicsPrior, group_error: Float[ArrayLike, "K K"] = 0.0) -> Float[Array, "K K"]:
     r"""Standard deviation of each entry of a subject's J, given their recording and the prior, in 1/s.
 
     .. math:: \mathrm{sd}^2 = v + (\pi v)^2 e^2, \qquad v = (1 / s^2 + \pi)^{-1}

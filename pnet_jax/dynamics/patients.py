@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pnet_jax.dynamics.fit import DELAY_SD, LEVEL_SD, Prior, by_scoring
+from pnet_jax.dynamics.fit import DELAY_SD, LEVEL_SD, DynamicsPrior, by_scoring
 from pnet_jax.dynamics.linear_stochastic import Params, information, jacobian, one_step_in_modes
 from pnet_jax.dynamics.spectra import Spectra, pool
 
@@ -53,7 +53,7 @@ class PatientPrior(NamedTuple):
       sd: standard deviation of an entry of a patient's J about the mean patient's, in 1/s.
     """
 
-    prior: Prior
+    prior: DynamicsPrior
     shift_sd: float
     sd: float
 
@@ -96,7 +96,7 @@ def patient_prior(known: Estimates, patient: Bool[np.ndarray, " S"], rows: Int[n
     return PatientPrior(_isotropic(mean, between), float(shift**0.5), float(between**0.5))
 
 
-def posterior_draws(params: Params, spectra: Spectra, prior: Prior, draws: int, key: Array) -> Float[Array, "n K K"]:
+def posterior_draws(params: Params, spectra: Spectra, prior: DynamicsPrior, draws: int, key: Array) -> Float[Array, "n K K"]:
     """Draws of a participant's J around the maximum a posteriori, `[n, K, K]`, each stable.
 
     The posterior is normal in the modes of the estimate, with the precision of the recording's information and of the prior.
@@ -109,9 +109,9 @@ def posterior_draws(params: Params, spectra: Spectra, prior: Prior, draws: int, 
     return jax.vmap(lambda one: jacobian(params._replace(coupling=params.coupling + one)))(change)
 
 
-def _isotropic(mean: Params, variance: float) -> Prior:
+def _isotropic(mean: Params, variance: float) -> DynamicsPrior:
     levels = (jnp.float32(sd**-2) for sd in (LEVEL_SD, LEVEL_SD, DELAY_SD))
-    return Prior(mean, Params(jnp.full_like(mean.coupling, 1 / variance), *levels))
+    return DynamicsPrior(mean, Params(jnp.full_like(mean.coupling, 1 / variance), *levels))
 
 
 def _beyond(squares: Float[np.ndarray, "K K"], noise: Float[np.ndarray, "K K"]) -> float:

@@ -16,7 +16,7 @@ from pnet_jax.encoder.adapter import Adapter, adapt
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.tokens import Observed, observe, reference_signals
 from pnet_jax.ops.fingerprint import fingerprint
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.scan import Scan
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ Encoder: TypeAlias = "LinearEncoder | PerceiverEncoder"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """An encoder with the priors it was stored with.
+    """An encoder with the atlases it was stored with.
 
     Attributes:
       name: of the checkpoint.
       encoder: weights, of a linear or a neural encoder.
-      priors: group priors by number of parcels.
+      atlases: group atlases by number of parcels.
       card: what it was made from, by which command and configuration, and its known limits.
     """
 
     name: str
     encoder: Encoder
-    priors: dict[int, Prior]
+    atlases: dict[int, Atlas]
     card: dict[str, Any]
 
     def embed(self, scan: Scan) -> Float[np.ndarray, "V D"]:
@@ -56,12 +56,12 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the weights and priors."""
+        """SHA-256 of the weights and atlases."""
         whole = hashlib.sha256()
         for array in jax.tree.leaves(self.encoder):  # dictionaries by name
             whole.update(np.ascontiguousarray(array, "<f4").tobytes())
-        for key in sorted(self.priors):
-            whole.update(self.priors[key].digest.encode())
+        for key in sorted(self.atlases):
+            whole.update(self.atlases[key].digest.encode())
         return whole.hexdigest()
 
     @property

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from pnet_jax.config import SimulateConfig, nearest
 from pnet_jax.ingest import naming
-from pnet_jax.parcellation.prior import Prior, make_prior, on_space
+from pnet_jax.parcellation.atlas import Atlas, make_atlas, on_space
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.scan import Scan, halves_of, make_scan, some_frames, split
 from pnet_jax.simulate import check, cleaned_scan, simulate_subject
@@ -36,7 +36,7 @@ class Case:
       name: the condition, e.g. `"full"`, `"3min"`, `"tr 0.72 s"`.
       subject: label without `sub-`.
       scans: on one Space: two sessions, or two halves of one scan with a gap between them.
-      prior: parcels that every model starts from.
+      atlas: parcels that every model starts from.
       truth: true parcel of each location, −1 outside, `[V]`; None if unknown.
       kind: `"sessions"` or `"halves"`.
       dataset: name of the data set, or its folder where it has no name: participants of one label of two data sets are two.
@@ -45,7 +45,7 @@ class Case:
     name: str
     subject: str
     scans: tuple[Scan, Scan]
-    prior: Prior
+    atlas: Atlas
     truth: Int[np.ndarray, " V"] | None = None
     kind: str = "sessions"
     dataset: str = ""
@@ -77,7 +77,7 @@ def simulated_cases(
     conditions: Sequence[str] = CONDITIONS,
     config: SimulateConfig | None = None,
     *,
-    prior: Prior | None = None,
+    atlas: Atlas | None = None,
     full: bool = False,
 ) -> Iterator[Case]:
     """Generate cases of simulated participants whose seeds are held out.
@@ -88,7 +88,7 @@ def simulated_cases(
     Args:
       conditions: of `CONDITIONS`.
       config: medium tier, 4 mm, two sessions of 10 min and seed `HELD_OUT_SEED` if not given; two sessions are always made.
-      prior: to start from; the cohort's group parcels if not given.
+      atlas: to start from; the cohort's group parcels if not given.
       full: 2 mm for the unseen resolution (204,000 voxels) and not 3 mm (64,000).
 
     Returns:
@@ -111,10 +111,10 @@ def simulated_cases(
     def cases() -> Iterator[Case]:
         for number in range(config.subjects):
             if plain:
-                whole = _simulated("full", config, number, prior)
+                whole = _simulated("full", config, number, atlas)
                 yield from (_under(condition, whole) for condition in plain)
             for name, other in variants:
-                yield _simulated(name, other, number, prior)
+                yield _simulated(name, other, number, atlas)
 
     return cases()
 
@@ -132,12 +132,12 @@ def _not_too_long(conditions: Sequence[str], minutes: float) -> tuple[str, ...]:
     return short
 
 
-def _simulated(name: str, config: SimulateConfig, number: int, prior: Prior | None) -> Case:
+def _simulated(name: str, config: SimulateConfig, number: int, atlas: Atlas | None) -> Case:
     one = dataclasses.replace(config, subjects=1, sessions=2, seed=config.seed + number)
     participant = simulate_subject(one, 0)
     first, second = (dataclasses.replace(cleaned_scan(session), subject=f"{number + 1:03d}") for session in participant.sessions)
     space = participant.space
-    group = prior or make_prior(
+    group = atlas or make_atlas(
         space.xyz, participant.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source="group", space=space.name
     )
     return Case(name, first.subject, (first, second), group, participant.labels)
@@ -146,7 +146,7 @@ def _simulated(name: str, config: SimulateConfig, number: int, prior: Prior | No
 # recorded participants
 
 
-def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = RECORDED, dataset: str = "") -> Iterator[Case]:
+def scan_cases(scans: Iterable[Scan], atlas: Atlas, conditions: Sequence[str] = RECORDED, dataset: str = "") -> Iterator[Case]:
     """Cases of recordings.
 
     Sessions of a participant on one Space, or on Spaces that share half of their locations or more, are paired: the first with the second,
@@ -154,8 +154,8 @@ def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = 
 
     Args:
       scans: a subject label's recordings one after another, as `find_scans` sorts them; one label's are held at a time.
-      prior: parcels that every model starts from.
-      conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of each of the two) and `"roi"`: mean signals of the prior's
+      atlas: parcels that every model starts from.
+      conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of each of the two) and `"roi"`: mean signals of the atlas's
         parcels. Of a pair shorter than a condition there is no case, and a warning says so.
       dataset: name of the data set of all scans. Without a name, scans in different data set folders (`naming.dataset_folder`) are of
         different participants, whatever their labels.
@@ -173,7 +173,7 @@ def scan_cases(scans: Iterable[Scan], prior: Prior, conditions: Sequence[str] = 
     def cases() -> Iterator[Case]:
         for name, subject, own in _by_participant(scans, dataset):
             for first, second, kind in pairs(own):
-                whole = Case("full", subject, (first, second), prior, kind=kind, dataset=name)
+                whole = Case("full", subject, (first, second), atlas, kind=kind, dataset=name)
                 for condition in chosen:
                     if MINUTES.get(condition, 0) * 60 > 1.02 * min(map(_seconds, whole.scans)):
                         _warn_short(whole, condition)
@@ -256,11 +256,11 @@ def first_minutes(scan: Scan, minutes: float) -> Scan:
 
 
 def rois(case: Case) -> Case:
-    """Mean signals of parcels at their centroids: the true parcels where they are known, else the prior's."""
+    """Mean signals of parcels at their centroids: the true parcels where they are known, else the atlas's."""
     first, second = case.scans
-    labels, count = case.truth, case.prior.n_parcels
+    labels, count = case.truth, case.atlas.n_parcels
     if labels is None:
-        labels = np.where(first.valid & second.valid, on_space(case.prior, first.space).labels, -1)
+        labels = np.where(first.valid & second.valid, on_space(case.atlas, first.space).labels, -1)
     else:
         count = int(labels.max()) + 1
     there = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=count) > 0)

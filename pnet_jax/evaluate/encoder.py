@@ -2,7 +2,7 @@ r"""Comparison of neural and linear encoders on unseen participants.
 
 Parcels made from one recording of a participant are scored on another, in both directions, by the distance-controlled boundary
 coefficient (DCBC, the one to judge by) and homogeneity, and against the truth where there is one (ARI). Personalised parcels are
-taken even where a scan could not show that they beat its prior: what is compared is the encoders, and not that decision.
+taken even where a scan could not show that they beat its atlas: what is compared is the encoders, and not that decision.
 
 Without any parcels, an encoder is judged by how much of the *other* recording's fingerprints it predicts:
 
@@ -11,7 +11,7 @@ Without any parcels, an encoder is judged by how much of the *other* recording's
 with f the fingerprints (Fisher z to R references) without their mean over locations, and :math:`\hat f` what the model's decoder makes
 of the first recording's components.
 
-Three baselines stand beside the models. `prior`: its parcels as they are. `centroids`: every location to the nearest centroid of these,
+Three baselines stand beside the models. `atlas`: its parcels as they are. `centroids`: every location to the nearest centroid of these,
 which compact shapes alone achieve. `weighted`: the linear decoder with its components weighted by their reliability Λ, which is the best
 linear guess at *another* recording and needs no training; a neural head that was trained to make this guess should beat it too.
 """
@@ -38,7 +38,7 @@ from pnet_jax.parcellation.score import nearest_centroid
 from pnet_jax.scan import Scan
 
 MEASURES = ("dcbc", "homogeneity", "ari", "r2")
-BASELINES = ("prior", "centroids", "weighted")
+BASELINES = ("atlas", "centroids", "weighted")
 LEAST_SUBJECTS = 3  # for an interval
 RESAMPLES = 2000
 
@@ -65,7 +65,7 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
       directions, NaN where it cannot be measured (of ROIs all but `r2`).
 
     Raises:
-      ValueError: no model or no case, two models of one name or one of a baseline's, or a prior that does not overlap a scan.
+      ValueError: no model or no case, two models of one name or one of a baseline's, or a atlas that does not overlap a scan.
     """
     names = [model.name for model in models]
     if not models:
@@ -150,13 +150,13 @@ def _scores(models: Sequence[Model], case: Case) -> dict[str, dict[str, float]]:
 def _maps(models: Sequence[Model], case: Case) -> tuple[Any, dict[str, list[Int[np.ndarray, " V"]]]]:
     """Where all maps are judged, and every map's labels from either recording."""
     config = ConstructConfig(labels="personalised", edges=())
-    networks = {model.name: [construct(scan, prior=case.prior, model=model, config=config) for scan in case.scans] for model in models}
-    prior = [network.prior_labels for network in next(iter(networks.values()))]
-    inside = (prior[0] >= 0) & (prior[1] >= 0)
+    networks = {model.name: [construct(scan, atlas=case.atlas, model=model, config=config) for scan in case.scans] for model in models}
+    atlas = [network.atlas_labels for network in next(iter(networks.values()))]
+    inside = (atlas[0] >= 0) & (atlas[1] >= 0)
     maps = {name: [network.labels for network in both] for name, both in networks.items()}
-    maps["prior"] = prior
-    maps["centroids"] = [nearest_centroid(np.where(inside, labels, -1), case.scans[0].space) for labels in prior]
-    judges = [Judge(scan.y, scan.space, inside, case.prior.n_parcels) for scan in case.scans]
+    maps["atlas"] = atlas
+    maps["centroids"] = [nearest_centroid(np.where(inside, labels, -1), case.scans[0].space) for labels in atlas]
+    judges = [Judge(scan.y, scan.space, inside, case.atlas.n_parcels) for scan in case.scans]
     return (inside, judges), maps
 
 

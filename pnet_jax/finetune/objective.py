@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics import fit
-from pnet_jax.dynamics.fit import Prior
+from pnet_jax.dynamics.fit import DynamicsPrior
 from pnet_jax.dynamics.linear_stochastic import Params, negative_log_likelihood
 from pnet_jax.dynamics.spectra import Spectra, scale_of, standardise
 from pnet_jax.encoder.adapter import Adapter, adapt
@@ -146,13 +146,13 @@ def size(adapter: Adapter, config: PersonalizeConfig) -> Float[Array, ""]:
     return low / config.adapter_sd**2 + offsets / config.offset_sd**2
 
 
-def dynamics_loss(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
+def dynamics_loss(own: Own, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
     """Negative log-posterior of individual dynamics per parcel and bin, relative to the likelihood of the prior's mean."""
     size = seen.dft.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     return predicted(own, prior, seen) + fit.penalty(own.dynamics, prior) / size
 
 
-def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
+def predicted(own: Own, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
     """Negative log-likelihood per parcel and bin relative to that of the prior's mean; below 0 if individual dynamics predict better.
 
     Parcels that blur or resemble each other make *any* signals easier to predict; the difference from the group's dynamics on the same
@@ -161,7 +161,7 @@ def predicted(own: Own, prior: Prior, seen: Spectra) -> Float[Array, ""]:
     return negative_log_likelihood(own.dynamics, seen) - negative_log_likelihood(prior.mean, seen)
 
 
-def held_out(own: Own, subject: Subject, prior: Prior, later: Spectra, config: PersonalizeConfig) -> Float[Array, 2]:
+def held_out(own: Own, subject: Subject, prior: DynamicsPrior, later: Spectra, config: PersonalizeConfig) -> Float[Array, 2]:
     """Weighted errors for early stopping: the same two errors on the held-out part of the recording."""
     representation, dynamics = split_loss(own.adapter, subject, subject.later), predicted(own, prior, later)
     return jnp.stack([representation, config.dynamics_weight * dynamics])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pnet_jax.config import PersonalizeConfig
 from pnet_jax.dynamics.effective import MOST_PARCELS, DirectedParams, cross_spectra, fit_effective
-from pnet_jax.dynamics.fit import Fit, Hierarchy, Prior, distance_precision, fit, posterior_sd, subject_prior
+from pnet_jax.dynamics.fit import DynamicsPrior, Fit, Hierarchy, distance_precision, fit, posterior_sd, subject_prior
 from pnet_jax.dynamics.linear_stochastic import jacobian
 from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
@@ -22,9 +22,9 @@ from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
 from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.decide import over_cubes
 from pnet_jax.parcellation.held_out import Score, held_out
-from pnet_jax.parcellation.prior import Prior as Parcels
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan
 
@@ -95,7 +95,7 @@ class Effective(NamedTuple):
     ok: bool
 
 
-def dynamics_prior(hierarchy: Hierarchy, parcels: Parcels, config: PersonalizeConfig) -> Prior:
+def dynamics_prior(hierarchy: Hierarchy, parcels: Atlas, config: PersonalizeConfig) -> DynamicsPrior:
     """Make the prior of the dynamics of a new participant; coupling is penalised more at larger distances."""
     centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
@@ -104,7 +104,7 @@ def dynamics_prior(hierarchy: Hierarchy, parcels: Parcels, config: PersonalizeCo
 
 
 def judge(
-    scan: Scan, placed: AtlasOnSpace, model: Model, subject: Subject, prior: Prior, tuned: Tuned, config: PersonalizeConfig
+    scan: Scan, placed: AtlasOnSpace, model: Model, subject: Subject, prior: DynamicsPrior, tuned: Tuned, config: PersonalizeConfig
 ) -> Verdict:
     """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that judges.
 
@@ -137,7 +137,7 @@ def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: 
 def dynamics_of(
     scan: Scan,
     signals: Float[np.ndarray, "K T"],
-    prior: Prior,
+    prior: DynamicsPrior,
     config: PersonalizeConfig,
     group_error: Float[np.ndarray, "K K"] | None = None,
 ) -> Dynamics:
@@ -158,7 +158,7 @@ def dynamics_of(
     return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(posterior_sd(found.params, seen, own, error)))
 
 
-def refuse_directed(parcels: Parcels) -> None:
+def refuse_directed(parcels: Atlas) -> None:
     """Refuses a prior with too many parcels for directed coupling, before a scan is read.
 
     Raises:
@@ -171,7 +171,9 @@ def refuse_directed(parcels: Parcels) -> None:
         )
 
 
-def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, symmetric: Dynamics, config: PersonalizeConfig) -> Effective:
+def effective_of(
+    scan: Scan, signals: Float[np.ndarray, "K T"], prior: DynamicsPrior, symmetric: Dynamics, config: PersonalizeConfig
+) -> Effective:
     """Directed coupling of the parcels that have a signal, from the whole recording.
 
     It is shrunk towards the group's coupling and starts from the participant's symmetric one, which was fitted to the same scan and as a
@@ -198,7 +200,7 @@ def effective_of(scan: Scan, signals: Float[np.ndarray, "K T"], prior: Prior, sy
     return Effective(coupling, error, found.sd, True)
 
 
-def _present(prior: Prior, present: Int[np.ndarray, " k"]) -> Prior:
+def _present(prior: DynamicsPrior, present: Int[np.ndarray, " k"]) -> DynamicsPrior:
     at = np.ix_(present, present)
     one = [params._replace(coupling=params.coupling[at]) for params in prior]
-    return Prior(*one)
+    return DynamicsPrior(*one)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.config import PersonalizeConfig
-from pnet_jax.dynamics.fit import Prior
+from pnet_jax.dynamics.fit import DynamicsPrior
 from pnet_jax.dynamics.spectra import Spectra
 from pnet_jax.encoder import adapter
 from pnet_jax.finetune.objective import (
@@ -47,13 +47,13 @@ class Tuned(NamedTuple):
     ok: Bool[Array, ""]
 
 
-def begin(dimensions: int, prior: Prior, config: PersonalizeConfig) -> Own:
+def begin(dimensions: int, prior: DynamicsPrior, config: PersonalizeConfig) -> Own:
     """Make initial parameters that change nothing; the same for every participant."""
     key = jax.random.key(config.seed)
     return Own(adapter.init(dimensions, len(prior.mean.coupling), config.rank, key), prior.mean)
 
 
-def fine_tune(prior: Prior, subject: Subject, config: PersonalizeConfig) -> Tuned:
+def fine_tune(prior: DynamicsPrior, subject: Subject, config: PersonalizeConfig) -> Tuned:
     """Fit the individual parameters of one recording by Adam; the round that predicts the held-out part best is kept.
 
     Every round re-estimates the parcels, with gradients through them; the following steps keep their signals, so that their cost depends

@@ -23,7 +23,7 @@ from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.group.pairs import LEAST_FOR_LAYERS, Pairs, Recording, is_other_session, motion_of_edges, pairs_of, recording_of
 from pnet_jax.group.spatial import smoothed
 from pnet_jax.network import Network
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.spatial import AtlasOnSpace, LearnedPrior, log_shares, place, rows_of, space_key
 
 LEAST = 3  # participants to learn what participants differ by
@@ -72,7 +72,7 @@ class Group:
 
 def fit_group(
     networks: Iterable[Network],
-    atlas: Prior,
+    atlas: Atlas,
     *,
     dynamics: bool = False,
     connectome: Float[np.ndarray, "K K"] | None = None,
@@ -142,12 +142,12 @@ def _check_session(network: Network, own: list[Recording]) -> None:
         )
 
 
-def _check_atlas(network: Network, atlas: Prior) -> None:
-    made_from = network.provenance.get("prior", {})
+def _check_atlas(network: Network, atlas: Atlas) -> None:
+    made_from = network.provenance.get("atlas", {})
     if made_from.get("digest") != atlas.digest:
         raise InputError(
             f"sub-{network.subject}: expected a network of atlas {atlas.source} ({atlas.digest}), found one of {made_from.get('source')} "
-            f"({made_from.get('digest')}); construct it with the same --prior"
+            f"({made_from.get('digest')}); construct it with the same --atlas"
         )
 
 
@@ -161,7 +161,7 @@ class _Where:
     prior that they were made with; the root makes up for it.
     """
 
-    def __init__(self, atlas: Prior):
+    def __init__(self, atlas: Atlas):
         self.atlas = atlas
         self.spaces: dict[Hashable, tuple[AtlasOnSpace, np.ndarray]] = {}
         self.seen: dict[Hashable, int] = {}

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.ops.soft_assign import soft_assign
+from pnet_jax.parcellation.atlas import PADDING
 from pnet_jax.parcellation.held_out import log_normaliser
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture, normalise
-from pnet_jax.parcellation.prior import PADDING
 
 KAPPA = 20.0  # concentration of the cohort's fit
 CERTAINTY = 0.8  # probability of a label in the model that the fit starts from

@@ -1,4 +1,4 @@
-"""Atlas files -> Prior."""
+"""Atlas files -> Atlas."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
 from pnet_jax.ingest.nifti import attempt, check_placed, open_image
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.ingest.voxels import check_stream
-from pnet_jax.parcellation.prior import Prior, make_prior
+from pnet_jax.parcellation.atlas import Atlas, make_atlas
 
 
-def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None = None, surfaces: SurfaceInput = None) -> Prior:
-    """Prior from an atlas: a 3-D image of region ids (`dseg`), or a CIFTI `dlabel`.
+def load_atlas(file: str | Path, *, names: NamesInput = None, space: str | None = None, surfaces: SurfaceInput = None) -> Atlas:
+    """Atlas from an atlas: a 3-D image of region ids (`dseg`), or a CIFTI `dlabel`.
 
     Ids need not be contiguous, values above 0 are regions, and the image may have any orientation and type as long as its values are
     whole numbers. Names of ids that occur nowhere in the atlas are dropped with a warning, so that K is the number of
@@ -40,8 +40,8 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
       FileNotFoundError: the atlas or its label file is not there.
 
     Example:
-      >>> from pnet_jax.ingest import load_prior
-      >>> prior = load_prior("Schaefer100_dseg.nii.gz", space="MNI152NLin6Asym")  # doctest: +SKIP
+      >>> from pnet_jax.ingest import load_atlas
+      >>> atlas = load_atlas("Schaefer100_dseg.nii.gz", space="MNI152NLin6Asym")  # doctest: +SKIP
     """
     path = Path(file)
     where = f"atlas {path}"
@@ -61,17 +61,17 @@ def load_prior(file: str | Path, *, names: NamesInput = None, space: str | None 
     names = _names(names, path, table)
     if isinstance(names, dict):
         names = _used_names(names, values, where)
-    return make_prior(xyz, values, resolution=resolution, names=names, hemisphere=hemisphere, source=str(path), space=space or "unknown")
+    return make_atlas(xyz, values, resolution=resolution, names=names, hemisphere=hemisphere, source=str(path), space=space or "unknown")
 
 
-def centroids(prior: Prior) -> Float[np.ndarray, "K 3"]:
+def centroids(atlas: Atlas) -> Float[np.ndarray, "K 3"]:
     """Mean of each parcel's points, mm."""
-    counts = np.bincount(prior.labels, minlength=prior.n_parcels)
-    return np.stack([np.bincount(prior.labels, weights=prior.xyz[:, i], minlength=prior.n_parcels) / counts for i in range(3)], axis=1)
+    counts = np.bincount(atlas.labels, minlength=atlas.n_parcels)
+    return np.stack([np.bincount(atlas.labels, weights=atlas.xyz[:, i], minlength=atlas.n_parcels) / counts for i in range(3)], axis=1)
 
 
 def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, " N"], float]:
-    """Points in the order of the closest RAS orientation, so that a flipped copy gives the same prior."""
+    """Points in the order of the closest RAS orientation, so that a flipped copy gives the same atlas."""
     shape = tuple(image.shape)
     if len(shape) == 4 and shape[3] == 1:
         image = image.slicer[..., 0]

@@ -170,7 +170,9 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
             centroids[k] = np.concatenate(parts).mean(0)
     empty = [str(axis.name[k]) for k in np.flatnonzero(np.isnan(centroids).any(1))]
     if empty:
-        raise InputError(f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; pass centroids (--atlas)")
+        raise InputError(
+            f"{where}: {len(empty)} parcels have neither voxels nor vertices: {shortlist(empty)}; give centroids (--roi-atlas)"
+        )
     return centroids
 
 

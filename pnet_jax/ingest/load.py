@@ -62,7 +62,7 @@ def load_scan(
       native_to_mni: native mm to MNI mm, `[4, 4]` or a text file with it, for volumes that are not in MNI space.
         Coordinates are transformed, data are not resampled.
       space: template, instead of the `space-` entity.
-      atlas: where ROIs are: dseg image, table with x, y, z, centroids `[V, 3]`, or Prior. Tables need it.
+      atlas: where ROIs are: dseg image, table with x, y, z, centroids `[V, 3]`, or Atlas. Tables need it.
       surfaces: left and right GIFTI meshes in MNI mm, for CIFTI files with vertices.
       sample_mask: True for frames to keep `[recorded]`, or their positions `[T]`.
       entities: identity that wins over the file name, e.g. `{"sub": "01", "ses": "2"}`.

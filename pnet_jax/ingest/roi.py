@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
-from pnet_jax.ingest.atlas import centroids, load_prior
+from pnet_jax.ingest.atlas import centroids, load_atlas
 from pnet_jax.ingest.cifti import SurfaceInput
 from pnet_jax.ingest.tables import (
     DECIMAL_COMMA,
@@ -25,10 +25,10 @@ from pnet_jax.ingest.tables import (
     shortlist,
     wholly_text,
 )
-from pnet_jax.parcellation.prior import Prior
+from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.space import Space, point_space
 
-AtlasInput: TypeAlias = str | Path | Prior | np.ndarray | None
+AtlasInput: TypeAlias = str | Path | Atlas | np.ndarray | None
 
 
 def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], list[str] | None]:
@@ -79,7 +79,7 @@ def locate(
 
     Args:
       atlas: dseg image or dlabel file (centroids are computed), table with the columns x, y, z and optionally name, centroids
-        `[V, 3]` in MNI mm, or a Prior.
+        `[V, 3]` in MNI mm, or a Atlas.
       names: of the columns, or None.
       shape: frames and regions of the table.
       surfaces: for a dlabel atlas.
@@ -90,7 +90,7 @@ def locate(
     """
     if atlas is None:
         raise InputError(
-            f"{where}: a table of ROI series does not say where its regions are; pass atlas= (--atlas): the dseg image the series were "
+            f"{where}: a table of ROI series does not say where its regions are; pass atlas= (--roi-atlas): the dseg image the series were "
             "taken with, or a table with the columns x, y, z (MNI mm) and name"
         )
     xyz, atlas_names, ids, space, source = _centroids(atlas, surfaces, where)
@@ -120,8 +120,8 @@ def _centroids(
     if isinstance(atlas, str | Path) and naming.split_name(atlas)[1] in (".tsv", ".csv", ".txt"):
         xyz, names = _read_centroids(Path(atlas), where)
         return xyz, names, None, naming.entities_of(atlas).get("space", "unknown"), str(atlas)
-    prior = atlas if isinstance(atlas, Prior) else load_prior(atlas, surfaces=surfaces)  # type: ignore[arg-type]
-    return centroids(prior), list(prior.names), prior.ids.tolist(), prior.space, prior.source
+    atlas = atlas if isinstance(atlas, Atlas) else load_atlas(atlas, surfaces=surfaces)  # type: ignore[arg-type]
+    return centroids(atlas), list(atlas.names), atlas.ids.tolist(), atlas.space, atlas.source
 
 
 def _read_centroids(path: Path, where: str) -> tuple[Float[np.ndarray, "K 3"], list[str] | None]:

@@ -1,6 +1,6 @@
 """Where results leave, and are read again: images, tables and their descriptions, as BIDS derivatives."""
 
-from pnet_jax.outputs.atlas import Atlas, atlas_label, check_atlas, network_atlas
+from pnet_jax.outputs.atlas import AtlasKey, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable
 from pnet_jax.outputs.bids import output_stem, page_name, parcel_centroids, parcel_rows, save, save_edges, scan_label
 from pnet_jax.outputs.cohort import write_cohort
@@ -8,14 +8,15 @@ from pnet_jax.outputs.cohort_collect import collect, load_cohort
 from pnet_jax.outputs.cohort_export import export
 from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.finding import find_networks, find_results
-from pnet_jax.outputs.images import labels_image, location_image, parcel_colors, prior_image, probabilities_image
+from pnet_jax.outputs.images import atlas_image, labels_image, location_image, parcel_colors, probabilities_image
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.maps import Maps, load_maps
 from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
 
 __all__ = [
-    "Atlas",
+    "AtlasKey",
     "Maps",
+    "atlas_image",
     "atlas_label",
     "atomic_path",
     "check_atlas",
@@ -35,7 +36,6 @@ __all__ = [
     "parcel_centroids",
     "parcel_colors",
     "parcel_rows",
-    "prior_image",
     "probabilities_image",
     "read_record",
     "read_records",

@@ -21,7 +21,7 @@ SUFFIXES = ("dseg", "probseg", "parc", "parcellation", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
-class Atlas:
+class AtlasKey:
     """The input atlas of a result.
 
     Attributes:
@@ -44,7 +44,7 @@ def atlas_label(source: str | Path, parcels: int) -> str:
     first word of how it was made, and K.
 
     Args:
-      source: file, or how the atlas was made (`Prior.source`).
+      source: file, or how the atlas was made (`Atlas.source`).
       parcels: K.
 
     Example:
@@ -69,15 +69,15 @@ def atlas_label(source: str | Path, parcels: int) -> str:
     return _plain("".join(kept)) or f"atlas{parcels}"
 
 
-def network_atlas(network: Network) -> Atlas:
+def network_atlas(network: Network) -> AtlasKey:
     """The input atlas of a network, as its provenance names it."""
-    found: Any = network.provenance.get("prior")
+    found: Any = network.provenance.get("atlas")
     about: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     source = str(about.get("source") or "")
-    return Atlas(atlas_label(source, network.n_parcels), source, str(about.get("digest") or ""), network.n_parcels)
+    return AtlasKey(atlas_label(source, network.n_parcels), source, str(about.get("digest") or ""), network.n_parcels)
 
 
-def check_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
+def check_atlas(folder: str | os.PathLike, atlas: AtlasKey) -> None:
     """Refuses a folder in which another atlas has the same label, whose results would be overwritten or mixed with.
 
     Raises:
@@ -96,7 +96,7 @@ def check_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
         )
 
 
-def describe_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
+def describe_atlas(folder: str | os.PathLike, atlas: AtlasKey) -> None:
     """Writes down which atlas a label stands for, unless the folder says so already or the atlas is not known.
 
     Raises:
@@ -109,7 +109,7 @@ def describe_atlas(folder: str | os.PathLike, atlas: Atlas) -> None:
     write_json(file, {"Name": atlas.label, "Description": about, "Source": atlas.source, "Digest": atlas.digest, "Parcels": atlas.parcels})
 
 
-def _file(folder: str | os.PathLike, atlas: Atlas) -> Path:
+def _file(folder: str | os.PathLike, atlas: AtlasKey) -> Path:
     # Not `_description`: by the inheritance principle BIDS would apply it, like atlas-pnet_description.json, to every result.
     return Path(folder) / f"atlas-pnet_seg-{atlas.label}_source.json"
 

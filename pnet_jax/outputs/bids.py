@@ -26,15 +26,15 @@ ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "pr
 # Not in BIDS yet: it does not allow `atlas` in the name of a mask, or CIFTI files (`den`) as segmentations of functional scans.
 IGNORED = (
     *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*", "*_den-*"),
-    *("*_desc-prior_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
+    *("*_desc-atlas_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
     *("*.zarr", "cohort.tsv"),
 )
 # Files that not every result has: those of an older result of the same name must not be taken for this one's.
 SOMETIMES = (
-    *("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-prior_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*"),
+    *("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-atlas_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*"),
     "desc-confidence_*",
 )
-LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_prior_locations", "coverage", "absent", "x", "y", "z")
+LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_atlas_locations", "coverage", "absent", "x", "y", "z")
 
 
 def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = True) -> list[Path]:
@@ -48,7 +48,7 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-confidence_boldmap.nii.gz` (`.dscalar.nii`; ROI scans: column `confidence` of `_desc-locations_dseg.tsv`), the probability of
       each location's own parcel, with `.json`
-    - `_desc-prior_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
+    - `_desc-atlas_labels.nii.gz`, the prior on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
       (CIFTI: `_desc-locations_dseg.dscalar.nii`; ROI scans: `_desc-locations_dseg.json`); outside MNI space `_desc-mean_boldref.nii.gz`
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
     - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,
@@ -185,7 +185,7 @@ def page_name(scan: str, atlas: str) -> str:
 def parcel_rows(network: Network) -> list[dict[str, Any]]:
     """The look-up table, one mapping for each of the K parcels in order; columns as in `_dseg.tsv`."""
     sizes = _sizes(network, network.labels)
-    before = _sizes(network, network.prior_labels)
+    before = _sizes(network, network.atlas_labels)
     centre = parcel_centroids(network)
     colors = np.rint(images.parcel_colors(network.ids) * 255).astype(int)
     return [
@@ -195,7 +195,7 @@ def parcel_rows(network: Network) -> list[dict[str, Any]]:
             "color": "#" + "".join(f"{c:02x}" for c in colors[k]),
             "hemisphere": network.hemispheres[k],
             "n_locations": int(sizes[k]),
-            "n_prior_locations": int(before[k]),
+            "n_atlas_locations": int(before[k]),
             "coverage": float(network.coverage[k]),
             "absent": bool(sizes[k] == 0),
             **dict(zip("xyz", np.round(centre[k].astype(float), 2).tolist(), strict=True)),
@@ -267,7 +267,7 @@ def check_shapes(network: Network) -> None:
     locations, parcels = len(network.space), network.n_parcels
     expected = {
         "labels": (locations,),
-        "prior_labels": (locations,),
+        "atlas_labels": (locations,),
         "candidates": (locations, network.candidates.shape[1]),
         "probabilities": (locations, network.candidates.shape[1]),
         "signals": (parcels, len(network.frames)),

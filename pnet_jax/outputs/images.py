@@ -36,9 +36,9 @@ def labels_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
     return _labels_on(network, network.labels)
 
 
-def prior_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+def atlas_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
     """The group prior on the scan's grid, in the form of `labels_image`: what the parcellation would be without the scan."""
-    return _labels_on(network, network.prior_labels)
+    return _labels_on(network, network.atlas_labels)
 
 
 def location_image(network: Network, values: Float[np.ndarray, " V"]) -> nibabel.Nifti1Image:

@@ -115,7 +115,7 @@ def _read(stem: Path, brief: bool) -> Network:
     about = read_json(beside(stem, "stat-mean_timeseries.json"), "KeptFrames", "RepetitionTime")
     qc, provenance = read_qc(beside(stem, "desc-pnet_qc.json"))
     ids = np.array([int(row["index"]) for row in parcels], np.int32)
-    space, labels, prior_labels = locations_of(stem, scan, ids)
+    space, labels, atlas_labels = locations_of(stem, scan, ids)
     if brief:
         candidates, probabilities = labels[:, None], read_confidence(stem, space)[:, None]
     else:
@@ -130,7 +130,7 @@ def _read(stem: Path, brief: bool) -> Network:
         ids=ids,
         names=tuple(row["name"] for row in parcels),
         hemispheres=tuple(row["hemisphere"] for row in parcels),
-        prior_labels=prior_labels,
+        atlas_labels=atlas_labels,
         coverage=np.array([row["coverage"] or "nan" for row in parcels], np.float32),
         frames=np.array(about["KeptFrames"], np.int64),
         tr=float(about["RepetitionTime"]),
@@ -195,10 +195,10 @@ def _from_cifti(stem, scan, ids):
 
 def _from_points(stem, scan, ids):
     file = beside(stem, f"{LOCATIONS}.tsv")
-    rows = read_table(file, "name", "x", "y", "z", "index", "prior_index")
+    rows = read_table(file, "name", "x", "y", "z", "index", "atlas_index")
     xyz = np.array([[row[axis] for axis in "xyz"] for row in rows], np.float32)
     space = point_space(xyz, names=[row["name"] for row in rows], name=scan["Space"])
-    return space, *(_parcels(np.array([row[column] for row in rows], np.int64), ids, file) for column in ("index", "prior_index"))
+    return space, *(_parcels(np.array([row[column] for row in rows], np.int64), ids, file) for column in ("index", "atlas_index"))
 
 
 def _soft(stem: Path, space: Space, labels: np.ndarray, n_parcels: int) -> tuple[Int[np.ndarray, "V C"], Float[np.ndarray, "V C"]]:

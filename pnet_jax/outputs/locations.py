@@ -1,6 +1,6 @@
 """What a result needs, beside its maps and tables, to be read back: where its locations are, what the prior gave them, motion.
 
-On a grid that is two images. The prior's is `_desc-prior_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds the one
+On a grid that is two images. The prior's is `_desc-atlas_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds the one
 parcellation of the scan; the mask says which voxels of value 0 were part of the scan, which a reserved value in the prior's image would
 say too, but then as a region more to whoever averages signals over its labels. CIFTI files do not hold where their vertices are: their
 coordinates stand, with the prior, in one dscalar file, the counterpart of the table that a ROI scan has.
@@ -18,11 +18,11 @@ from pnet_jax.network import Network
 from pnet_jax.outputs import images, sidecars
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
-MASK, PRIOR, MEAN = "desc-locations_mask", "desc-prior_labels", "desc-mean_boldref"
+MASK, PRIOR, MEAN = "desc-locations_mask", "desc-atlas_labels", "desc-mean_boldref"
 CONFIDENCE = "desc-confidence_boldmap"
 LOCATIONS, MOTION = "desc-locations_dseg", "desc-motion_timeseries"
-CIFTI_MAPS = ("x", "y", "z", "prior_index")
-TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "prior_index", "confidence")
+CIFTI_MAPS = ("x", "y", "z", "atlas_index")
+TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "atlas_index", "confidence")
 MEAN_LEVELS = 4095  # a scanner's 12 bits; float32 compresses to three times the size
 
 
@@ -33,14 +33,14 @@ def write_locations(network: Network, stem: Path) -> Iterator[Path]:
         yield write_rows(beside(stem, f"{LOCATIONS}.tsv"), TABLE_COLUMNS, _location_rows(network))
         yield write_json(beside(stem, f"{LOCATIONS}.json"), sidecars.location_table_sidecar(network))
     elif grid.brain_models is not None:
-        values = np.column_stack([network.space.xyz, _ids(network, network.prior_labels)]).T
+        values = np.column_stack([network.space.xyz, _ids(network, network.atlas_labels)]).T
         yield images.write_image(images.scalars_image(network, CIFTI_MAPS, values), beside(stem, f"{LOCATIONS}.dscalar.nii"))
     else:
         mask = images.location_image(network, np.ones(len(network.space), np.uint8))
         yield images.write_image(mask, beside(stem, f"{MASK}.nii.gz"))
         yield write_json(beside(stem, f"{MASK}.json"), sidecars.locations_sidecar(network))
-        yield images.write_image(images.prior_image(network), beside(stem, f"{PRIOR}.nii.gz"))
-        yield write_json(beside(stem, f"{PRIOR}.json"), sidecars.prior_sidecar(network))
+        yield images.write_image(images.atlas_image(network), beside(stem, f"{PRIOR}.nii.gz"))
+        yield write_json(beside(stem, f"{PRIOR}.json"), sidecars.atlas_sidecar(network))
         yield from _write_mean(network, stem)
 
 
@@ -86,7 +86,7 @@ def _write_mean(network: Network, stem: Path) -> Iterator[Path]:
 
 def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
     parcels, names = column_names(network), _names(network)
-    index, before, confidence = _ids(network, network.labels), _ids(network, network.prior_labels), network.confidence
+    index, before, confidence = _ids(network, network.labels), _ids(network, network.atlas_labels), network.confidence
     for v, label in enumerate(network.labels):
         x, y, z = network.space.xyz[v].tolist()
         yield {
@@ -96,7 +96,7 @@ def _location_rows(network: Network) -> Iterator[dict[str, Any]]:
             "z": z,
             "index": index[v],
             "parcel": parcels[label] if label >= 0 else None,
-            "prior_index": before[v],
+            "atlas_index": before[v],
             "confidence": confidence[v] if label >= 0 else None,
         }
 

@@ -19,7 +19,7 @@ class Maps(NamedTuple):
 
     Attributes:
       labels: id of each location's parcel, 0 outside; `[X, Y, Z]` on a grid, else `[V]`.
-      prior_labels: id of each location's initial parcel, in the same form.
+      atlas_labels: id of each location's initial parcel, in the same form.
       confidence: probability of each location's parcel, in the same form.
       affine: voxel index to mm of a grid, `[4, 4]`; else None.
       space: the locations if there is no grid; else None.
@@ -27,7 +27,7 @@ class Maps(NamedTuple):
     """
 
     labels: np.ndarray
-    prior_labels: np.ndarray
+    atlas_labels: np.ndarray
     confidence: np.ndarray
     affine: np.ndarray | None
     space: Space | None

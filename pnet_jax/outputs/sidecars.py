@@ -77,7 +77,7 @@ def segmentation_sidecar(network: Network) -> dict[str, Any]:
         "color": {"Description": "Suggested colour, the same for an id everywhere"},
         "hemisphere": {"Levels": {"L": "left", "R": "right", "B": "on both sides"}},
         "n_locations": {"Description": "Locations (voxels, grayordinates or ROIs) of the scan in the personalised parcel"},
-        "n_prior_locations": {"Description": "Locations that the prior alone would give the parcel"},
+        "n_atlas_locations": {"Description": "Locations that the prior alone would give the parcel"},
         "coverage": {"Description": "Share of the prior parcel's extent that valid locations of the scan cover", "Units": "0 to 1"},
         "absent": {"Description": "No location of the scan belongs to the parcel: its signal and edges are n/a"},
         "x": {"Description": "Mean position of the parcel's locations in MNI space", "Units": "mm"},
@@ -113,9 +113,9 @@ def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
     return matrix
 
 
-def prior_sidecar(network: Network) -> dict[str, Any]:
+def atlas_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of what the parcels start from, on the scan's grid."""
-    spacing = network.provenance.get("prior", {}).get("resolution")
+    spacing = network.provenance.get("atlas", {}).get("resolution")
     given = f"given every {spacing:.3g} mm and " if spacing else ""
     here = f"read at the scan's locations, {network.space.resolution:.3g} mm apart,"
     learned = f"The most probable parcel under the spatial prior that a group taught, {here} from the nearest location of the group."
@@ -197,7 +197,7 @@ def location_table_sidecar(network: Network) -> dict[str, Any]:
         "z": {"Description": "As x", "Units": "mm"},
         "index": {"Description": "Id of the parcel of the ROI, as in _dseg.tsv; 0 for none"},
         "parcel": {"Description": "Name of that parcel"},
-        "prior_index": {"Description": "Id of the parcel that the atlas gives the ROI; 0 for none"},
+        "atlas_index": {"Description": "Id of the parcel that the atlas gives the ROI; 0 for none"},
         "confidence": {"Description": f"Probability of that parcel. {probability_meaning(network)}", "Units": "0 to 1"},
     } | _common(network)
 

@@ -1,1 +1,1 @@
-"""Prior, mixture and hardening: from embeddings to a subject's parcels."""
+"""Atlas, mixture and hardening: from embeddings to a subject's parcels."""

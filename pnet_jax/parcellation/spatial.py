@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from pnet_jax.errors import InputError
 from pnet_jax.ops.potts.chunked import match_table
 from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
-from pnet_jax.parcellation.prior import PADDING, Prior, nearest_locations, on_space
+from pnet_jax.parcellation.atlas import PADDING, Atlas, nearest_locations, on_space
 from pnet_jax.parcellation.score import Pairs, sample_pairs
 from pnet_jax.scan import LOCATION_BUCKET, Scan
 from pnet_jax.space import LEFT, RIGHT, Space, grid_space, take
@@ -84,7 +84,7 @@ class AtlasOnSpace:
       nearest: location nearest to each of the atlas's points, −1 where there is none, `[N]`.
     """
 
-    atlas: Prior
+    atlas: Atlas
     space: Space
     here: Int[np.ndarray, " n"]
     prior: SpatialPrior
@@ -95,7 +95,7 @@ class AtlasOnSpace:
         return self.atlas.n_parcels
 
 
-def whole_space(space: Space, atlas: Prior) -> Space:
+def whole_space(space: Space, atlas: Atlas) -> Space:
     """The Space that a scan's Space is part of: of a grid all voxels near the atlas, so that masks that differ share one; else itself."""
     if space.kind != "grid" or space.grid is None:
         return space
@@ -112,7 +112,7 @@ def whole_space(space: Space, atlas: Prior) -> Space:
     return grid_space(box, grid.affine, name=space.name, to_mni=grid.to_mni) if box.any() else space
 
 
-def place(atlas: Prior, space: Space, learned: LearnedPrior | None = None) -> AtlasOnSpace:
+def place(atlas: Atlas, space: Space, learned: LearnedPrior | None = None) -> AtlasOnSpace:
     """An atlas on the whole Space that a scan's Space is part of.
 
     Args:

@@ -1,5 +1,5 @@
 """Pre-training: from many scans to a checkpoint. `linear` is a closed form over scans, `neural` trains on a store of records."""
 
-from pnet_jax.pretraining.linear import geometric_prior, learn_prior, pretrain, reference_points, scan_statistics
+from pnet_jax.pretraining.linear import geometric_atlas, learn_atlas, pretrain, reference_points, scan_statistics
 
-__all__ = ["geometric_prior", "learn_prior", "pretrain", "reference_points", "scan_statistics"]
+__all__ = ["geometric_atlas", "learn_atlas", "pretrain", "reference_points", "scan_statistics"]

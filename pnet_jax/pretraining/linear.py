@@ -19,9 +19,9 @@ from pnet_jax.encoder.model import Model
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.ingest.naming import dataset_folder
 from pnet_jax.ops.potts.chunked import match_table
+from pnet_jax.parcellation.atlas import Atlas, make_atlas, on_space
 from pnet_jax.parcellation.harden import harden
 from pnet_jax.parcellation.mixture import Problem, group_prototypes, mixture, normalise
-from pnet_jax.parcellation.prior import Prior, make_prior, on_space
 from pnet_jax.scan import Scan, split
 from pnet_jax.space import LEFT, RIGHT, Space, take
 
@@ -32,9 +32,9 @@ _mixture = jax.jit(mixture)
 
 
 def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: PretrainConfig | None = None) -> Model:
-    """A linear model from scans: references, projection, and the priors asked for.
+    """A linear model from scans: references, projection, and the atlases asked for.
 
-    Scans pass one at a time, and what is kept of them are two R x R statistics; learning a prior takes a second pass, which keeps
+    Scans pass one at a time, and what is kept of them are two R x R statistics; learning a atlas takes a second pass, which keeps
     one mean embedding per location.
 
     Args:
@@ -42,7 +42,7 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
       config: see `PretrainConfig`.
 
     Raises:
-      ValueError: no scan at all, an unknown encoder, or learned priors from scans on different Spaces.
+      ValueError: no scan at all, an unknown encoder, or learned atlases from scans on different Spaces.
     """
     config = config or PretrainConfig()
     if config.encoder != "linear":
@@ -69,8 +69,8 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
     if total is None or references is None:
         raise ValueError("pre-training needs at least one scan, got none")
     encoder = solve(total, references, config.dimensions)
-    priors = _priors(one_pass, encoder, config)
-    return Model(config.name, encoder, priors, _card(config, encoder, seen))
+    atlases = _priors(one_pass, encoder, config)
+    return Model(config.name, encoder, atlases, _card(config, encoder, seen))
 
 
 def scan_statistics(scan: Scan, references: Float[np.ndarray, "R 3"]) -> Statistics:
@@ -103,7 +103,7 @@ def reference_points(space: Space, count: int, seed: int = 0) -> Float[np.ndarra
     return np.concatenate([half * [-1, 1, 1], half]).astype(np.float32)
 
 
-def geometric_prior(parcels: int, seed: int = 0) -> Prior:
+def geometric_atlas(parcels: int, seed: int = 0) -> Atlas:
     """K compact parcels of the MNI152 grey matter (nilearn's mask, 4 mm) by k-means on mm, hemispheres apart; no function in it."""
     from pnet_jax.simulate.space import group_parcels
 
@@ -112,15 +112,15 @@ def geometric_prior(parcels: int, seed: int = 0) -> Prior:
     half = parcels // 2
     names = [f"{'LH' if k < half else 'RH'}_{k % half + 1:03d}" for k in range(parcels)]
     source = f"geometric, k-means on mm, K = {parcels}, seed {seed}"
-    return make_prior(
+    return make_atlas(
         space.xyz, labels + 1, resolution=space.resolution, names=names, hemisphere=space.hemisphere, source=source, space=space.name
     )
 
 
-def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, parcels: int, seed: int = 0) -> Prior:
+def learn_atlas(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, parcels: int, seed: int = 0) -> Atlas:
     """K parcels of the cohort's mean embedding, for scans that share a Space.
 
-    Compact parcels by k-means on mm are moved by the mixture and take their own result as the next prior, ten times over: what
+    Compact parcels by k-means on mm are moved by the mixture and take their own result as the next atlas, ten times over: what
     remains of the first map is only the correspondence of names.
 
     Raises:
@@ -132,17 +132,17 @@ def learn_prior(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, 
     labels = _compact_parcels(space, parcels, seed)
     neighbours = jnp.asarray(space.neighbours)
     for _ in range(GROUP_ROUNDS):
-        prior = make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
-        if prior.n_parcels < parcels:
+        atlas = make_atlas(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
+        if atlas.n_parcels < parcels:
             break
-        local = on_space(prior, space)
+        local = on_space(atlas, space)
         candidates, before = jnp.asarray(local.candidates), jnp.asarray(labels)
         table = match_table(candidates, neighbours, n_parcels=parcels)
         problem = Problem(z, candidates, jnp.asarray(local.log_prior), table, group_prototypes(z, before, parcels))
         q = _mixture(problem, jnp.float32(GROUP_KAPPA), jnp.float32(GROUP_BETA)).q
         labels = np.asarray(_harden(q, candidates, table, neighbours, before, n_parcels=parcels).labels)
     source = f"learned from the scans of the checkpoint, K = {parcels}, seed {seed}"
-    return make_prior(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
+    return make_atlas(space.xyz, labels + 1, resolution=space.resolution, hemisphere=space.hemisphere, source=source, space=space.name)
 
 
 def _mean_embedding(one_pass, encoder):
@@ -150,7 +150,7 @@ def _mean_embedding(one_pass, encoder):
     for scan in one_pass():
         if space is not None and (len(space) != len(scan.space) or not np.allclose(space.xyz, scan.space.xyz, atol=0.01)):
             raise ValueError(
-                f"{scan.label}: a learned prior needs scans on one Space, expected {len(space)} locations as in the first scan, "
+                f"{scan.label}: a learned atlas needs scans on one Space, expected {len(space)} locations as in the first scan, "
                 f"found {len(scan.space)} or other coordinates"
             )
         space = scan.space
@@ -176,15 +176,15 @@ def _compact_parcels(space, parcels, seed):
     return labels
 
 
-def _priors(one_pass, encoder, config) -> dict[int, Prior]:
-    priors = {k: geometric_prior(k, config.seed) for k in config.parcels} if config.reference_space == "mni" else {}
-    priors |= {k: learn_prior(one_pass, encoder, k, config.seed) for k in config.learn_prior}
-    if config.prior is not None:
-        from pnet_jax.ingest import load_prior
+def _priors(one_pass, encoder, config) -> dict[int, Atlas]:
+    atlases = {k: geometric_atlas(k, config.seed) for k in config.parcels} if config.reference_space == "mni" else {}
+    atlases |= {k: learn_atlas(one_pass, encoder, k, config.seed) for k in config.learn_atlas}
+    if config.atlas is not None:
+        from pnet_jax.ingest import load_atlas
 
-        given = load_prior(config.prior)
-        priors[given.n_parcels] = given
-    return priors
+        given = load_atlas(config.atlas)
+        atlases[given.n_parcels] = given
+    return atlases
 
 
 def _grey_matter() -> Space:

@@ -109,7 +109,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         return Finished(None, last, process.number == 0)
     encoder = PerceiverEncoder(linear, jax.tree.map(parallel.to_host, state.average), config.perceiver)
     card = _card(config, store, base, subjects, validation, held_out, log.last)
-    return Finished(Model(config.name, encoder, base.priors, card), last, process.number == 0)
+    return Finished(Model(config.name, encoder, base.atlases, card), last, process.number == 0)
 
 
 def _validated_on(validation: Sequence[str], some: Sequence[str]) -> str:

@@ -101,13 +101,13 @@ def change_figure(network: Network) -> str | None:
     palette = np.array([_rgb(color) for color in names.values()])
     if not _on_grid(network):
         changed = np.where((mark > 0)[:, None], palette[np.maximum(mark, 1) - 1], np.nan)
-        before, after = _colored(network, network.prior_labels), _colored(network, network.labels)
+        before, after = _colored(network, network.atlas_labels), _colored(network, network.labels)
         figure = _views(network.space, {title: before, "Personalised": after, CHANGED: changed})
         _legend(figure, 0.29, 0.327, names)
         return as_png(figure)
     figure = new_figure(7.4)
     background, colors, cuts = _background(network), images.parcel_colors(network.ids), _cuts(_inside_mm(network), "z", 6)
-    for column, (said, labels) in enumerate({title: network.prior_labels, "Personalised": network.labels}.items()):
+    for column, (said, labels) in enumerate({title: network.atlas_labels, "Personalised": network.labels}.items()):
         left = 0.51 * column
         figure.text(left + 0.005, 0.995, said, weight="bold", va="top", size=10)
         for row in range(2):
@@ -121,8 +121,8 @@ def change_figure(network: Network) -> str | None:
 
 def _changes(network):
     """What became of each location, as numbers from 1 (0 outside), and the name and colour of each number."""
-    moved = (network.labels != network.prior_labels) & (network.labels >= 0) & (network.prior_labels >= 0)
-    mark = np.where(moved, 2, (network.labels >= 0) | (network.prior_labels >= 0)).astype(np.int16)
+    moved = (network.labels != network.atlas_labels) & (network.labels >= 0) & (network.atlas_labels >= 0)
+    mark = np.where(moved, 2, (network.labels >= 0) | (network.atlas_labels >= 0)).astype(np.int16)
     if network.qc.calibration is None or not has_confidence(network):
         return mark, {f"as in {network.start}": KEPT, "changed": ALARM}
     mark[moved & (network.confidence < 0.5)] = 3
@@ -251,7 +251,7 @@ def _parcels(network, labels):
 def _inside_mm(network):
     """Return the position of every location that has a parcel, in mm of its image, [n, 3]."""
     grid = network.space.grid
-    inside = (network.labels >= 0) | (network.prior_labels >= 0)
+    inside = (network.labels >= 0) | (network.atlas_labels >= 0)
     return grid.ijk[inside] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 

@@ -112,9 +112,9 @@ def reliability_figure(network: Network) -> str | None:
     left.set_title(f"Reliability (ECE = {calibration.expected_error:.3f})")
     left.set_box_aspect(1)
     left.legend(loc="upper left")
-    inside = (network.labels >= 0) & (network.prior_labels >= 0)
+    inside = (network.labels >= 0) & (network.atlas_labels >= 0)
     if has_confidence(network) and inside.any():
-        moved = (network.labels != network.prior_labels)[inside]
+        moved = (network.labels != network.atlas_labels)[inside]
         own = network.confidence[inside]
         colors, names = [NULL, PERSONAL], [f"as in {network.start}", "moved"]
         right.hist([own[~moved], own[moved]], bins=np.linspace(0, 1, 26), stacked=True, color=colors, label=names, rwidth=0.9)
@@ -165,7 +165,7 @@ def coverage_figure(network: Network) -> str:
     left.minorticks_off()
     left.axvline(least, color=SOFT, lw=0.9, ls="--")
     left.set(xlabel="share of the atlas parcel that the scan covers", ylabel="parcels", title="Coverage", xlim=(0, 1))
-    sizes = [np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.prior_labels, network.labels)]
+    sizes = [np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.atlas_labels, network.labels)]
     top = max(int(np.max(sizes)), 1) * 1.3
     right.plot([0, top], [0, top], color=NULL, lw=1, zorder=0)
     right.scatter(*sizes, s=14, color=np.where(sizes[1] == 0, ALARM, PERSONAL), alpha=0.75, linewidths=0)

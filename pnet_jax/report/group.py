@@ -46,10 +46,10 @@ class MapSums:
         return cls(first, 0, np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32))
 
     def add(self, maps: Maps) -> None:
-        inside = (maps.labels > 0) & (maps.prior_labels > 0)
+        inside = (maps.labels > 0) & (maps.atlas_labels > 0)
         self.scans += 1
         self.inside += inside
-        self.changed += inside & (maps.labels != maps.prior_labels)
+        self.changed += inside & (maps.labels != maps.atlas_labels)
         self.confidence += np.where(inside, maps.confidence, 0).astype(np.float32)
 
     def mean(self, sums: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ def moved_share(network: Network) -> float | None:
     """Share of locations that left the parcel they started from; None where the atlas has no location here."""
     if network.qc.moved is not None:
         return network.qc.moved
-    inside = network.prior_labels >= 0
-    return float((network.labels != network.prior_labels)[inside].mean()) if inside.any() else None
+    inside = network.atlas_labels >= 0
+    return float((network.labels != network.atlas_labels)[inside].mean()) if inside.any() else None
 
 
 def absent_parcels(network: Network) -> list[str]:
@@ -207,7 +207,7 @@ def _beware(network: Network) -> str:
 
 
 def _origin(network: Network) -> str:
-    atlas, checkpoint = (network.provenance.get(key) or {} for key in ("prior", "checkpoint"))
+    atlas, checkpoint = (network.provenance.get(key) or {} for key in ("atlas", "checkpoint"))
     named = f" of {atlas['source']}" if atlas.get("source") else ""
     made = f"; embedding by {checkpoint['name']}" if checkpoint.get("name") else ""
     locations = int((network.labels >= 0).sum())
@@ -215,10 +215,10 @@ def _origin(network: Network) -> str:
 
 
 def _moves(network: Network) -> str:
-    inside = (network.prior_labels >= 0) & (network.labels >= 0)
-    changed = network.labels != network.prior_labels
-    lost = np.bincount(network.prior_labels[inside], weights=changed[inside], minlength=network.n_parcels)
-    size = np.maximum(np.bincount(network.prior_labels[inside], minlength=network.n_parcels), 1)
+    inside = (network.atlas_labels >= 0) & (network.labels >= 0)
+    changed = network.labels != network.atlas_labels
+    lost = np.bincount(network.atlas_labels[inside], weights=changed[inside], minlength=network.n_parcels)
+    size = np.maximum(np.bincount(network.atlas_labels[inside], minlength=network.n_parcels), 1)
     most = [f"{network.names[k]} ({percent(lost[k] / size[k])})" for k in np.argsort(-lost / size, kind="stable")[:MOST_NAMED] if lost[k]]
     if not most:
         return f"Parcels: those of {network.start}, unchanged. {_change(network)}"

@@ -13,7 +13,7 @@ from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import construct
 from pnet_jax.errors import SettingsError
 from pnet_jax.network import Network
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.report.words import explain
 from pnet_jax.scan import Scan, make_scan
 from pnet_jax.space import RIGHT, grid_space, point_space
@@ -39,7 +39,7 @@ def on_volume(toy, volume, affine, **fields) -> Scan:
 
 
 def assert_same(a: Network, b: Network):
-    for name in ("labels", "candidates", "probabilities", "signals", "prior_labels", "coverage", "ids"):
+    for name in ("labels", "candidates", "probabilities", "signals", "atlas_labels", "coverage", "ids"):
         assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
     for name, matrix in a.edges.items():
         assert_array_equal(matrix, b.edges[name], err_msg=name)
@@ -54,7 +54,7 @@ def test_shapes_and_types_are_those_of_the_network(network, scan):
     width = network.candidates.shape[1]
     expected = {
         "labels": ((locations,), np.int32),
-        "prior_labels": ((locations,), np.int32),
+        "atlas_labels": ((locations,), np.int32),
         "candidates": ((locations, width), np.int32),
         "probabilities": ((locations, width), np.float32),
         "signals": ((K, frames), np.float32),
@@ -72,8 +72,8 @@ def test_the_subjects_own_parcels_are_found(network, toy):
     assert network.qc.selection.decision == "personalised"
     assert (toy.expected == toy.truth).mean() < 0.75
     assert (network.labels == toy.truth).mean() > 0.9
-    assert network.qc.moved == pytest.approx((network.labels != network.prior_labels).mean())
-    assert_array_equal(network.prior_labels, toy.expected)
+    assert network.qc.moved == pytest.approx((network.labels != network.atlas_labels).mean())
+    assert_array_equal(network.atlas_labels, toy.expected)
 
 
 def test_probabilities_sum_to_1_inside(network):
@@ -107,7 +107,7 @@ def test_quality_and_provenance_say_what_was_done(network, toy, toy_model):
     assert qc.tsnr == pytest.approx(1000 / 15.9, rel=0.1)
     assert qc.n_eff == pytest.approx(2 * 0.25 * 320)
     assert provenance["checkpoint"] == {"name": "toy", "digest": toy_model.digest}
-    assert provenance["prior"]["digest"] == toy.prior.digest
+    assert provenance["atlas"]["digest"] == toy.atlas.digest
     low, middle, high = qc.selection.gain
     assert 0 < low < middle < high
     assert len(qc.selection.trials) == 8 and max(trial.score for trial in qc.selection.trials) == qc.selection.score
@@ -157,7 +157,7 @@ def test_signals_outside_the_prior_do_not_matter(network, toy, toy_model):
     inside = toy.mask[tuple(found.space.grid.ijk.T)]
     assert not inside.all()
     assert_array_equal(found.labels[~inside], -1)
-    assert_array_equal(found.prior_labels[~inside], -1)
+    assert_array_equal(found.atlas_labels[~inside], -1)
     assert_array_equal(found.candidates[~inside], -1)
     assert_array_equal(found.probabilities[~inside], 0)
     assert found.qc.n_outside == (~inside).sum()
@@ -214,8 +214,8 @@ def short(toy) -> Scan:
 @pytest.fixture(scope="module")
 def unsure(short, toy, toy_model) -> Network:
     """Of a short scan, by arguments that differ from the configuration."""
-    ids = dataclasses.replace(toy.prior, ids=toy.prior.ids + 100, source="given")
-    return construct(short, model=toy_model, prior=ids, edges=("partial",), config=ConstructConfig(edges=("covariance",)))
+    ids = dataclasses.replace(toy.atlas, ids=toy.atlas.ids + 100, source="given")
+    return construct(short, model=toy_model, atlas=ids, edges=("partial",), config=ConstructConfig(edges=("covariance",)))
 
 
 def test_a_scan_too_short_to_tell_keeps_the_atlas_and_says_so(unsure, toy):
@@ -261,25 +261,25 @@ def test_partial_correlation_of_a_short_scan_is_warned_of(network, unsure):
     assert any(said in warning for warning in unsure.qc.warnings)
 
 
-# Prior and scan
+# Atlas and scan
 
 
 def test_a_prior_of_another_resolution_is_said(scan, network, toy, toy_model):
     said = "the atlas was resampled from 4 mm to the scan's 8 mm by nearest point"
     assert not any("nearest point" in warning for warning in network.qc.warnings)
     given = ConstructConfig(kappa=6.0, beta=0.3)
-    found = construct(scan, model=toy_model, prior=dataclasses.replace(toy.prior, resolution=4.0), config=given)
+    found = construct(scan, model=toy_model, atlas=dataclasses.replace(toy.atlas, resolution=4.0), config=given)
     assert any(said in warning for warning in found.qc.warnings)
-    geometric = dataclasses.replace(toy.prior, resolution=4.0, source="geometric, k-means on mm")
-    found = construct(scan, model=toy_model, prior=geometric, config=given)
+    geometric = dataclasses.replace(toy.atlas, resolution=4.0, source="geometric, k-means on mm")
+    found = construct(scan, model=toy_model, atlas=geometric, config=given)
     assert not any("nearest point" in warning for warning in found.qc.warnings)
 
 
 def test_a_hemisphere_without_any_parcel_is_said(scan, network, toy, toy_model):
     assert not any("hemisphere" in warning for warning in network.qc.warnings)
     left = toy.space.hemisphere != RIGHT
-    half = make_prior(toy.space.xyz[left], toy.expected[left] + 1, resolution=8, source="left half")
-    found = construct(scan, model=toy_model, prior=half, config=ConstructConfig(kappa=6.0, beta=0.3))
+    half = make_atlas(toy.space.xyz[left], toy.expected[left] + 1, resolution=8, source="left half")
+    found = construct(scan, model=toy_model, atlas=half, config=ConstructConfig(kappa=6.0, beta=0.3))
     said = f"the atlas has no parcel in the right hemisphere, where {int((~left).sum())} of the scan's {len(left)} locations lie"
     assert any(said in warning for warning in found.qc.warnings)
 
@@ -319,13 +319,13 @@ def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
 @pytest.mark.parametrize(("asked", "how"), [(100, "more than it has"), (4, "fewer than it has")])
 def test_a_k_that_the_given_prior_lacks_is_refused(toy, toy_model, asked, how):
     with pytest.raises(ValueError, match=rf"prior toy has 12 parcels, requested {asked}, {how}: omit --parcels"):
-        construct(None, model=toy_model, prior=toy.prior, parcels=asked)
+        construct(None, model=toy_model, atlas=toy.atlas, parcels=asked)
 
 
 def test_arguments_win_over_the_configuration(unsure, toy):
     assert list(unsure.edges) == ["partial"]
-    assert_array_equal(unsure.ids, toy.prior.ids + 100)
-    assert unsure.provenance["prior"]["source"] == "given"
+    assert_array_equal(unsure.ids, toy.atlas.ids + 100)
+    assert unsure.provenance["atlas"]["source"] == "given"
 
 
 def test_measures_of_a_cohort_are_refused_for_one_scan(toy_model):
@@ -334,9 +334,9 @@ def test_measures_of_a_cohort_are_refused_for_one_scan(toy_model):
 
 
 def test_a_prior_elsewhere_is_refused(short, toy, toy_model):
-    away = dataclasses.replace(toy.prior, xyz=toy.prior.xyz + np.float32(400))
+    away = dataclasses.replace(toy.atlas, xyz=toy.atlas.xyz + np.float32(400))
     with pytest.raises(ValueError, match="prior toy does not overlap the scan"):
-        construct(short, model=toy_model, prior=away)
+        construct(short, model=toy_model, atlas=away)
 
 
 def test_an_unknown_checkpoint_is_refused():

@@ -13,7 +13,7 @@ from pnet_jax.parcellation.spatial import locate, place
 
 @pytest.fixture(scope="module")
 def said(toy):
-    scan, placed = toy.scan(0, frames=30), place(toy.prior, toy.space)
+    scan, placed = toy.scan(0, frames=30), place(toy.atlas, toy.space)
 
     def of(space=None, valid=None, **atlas) -> list[str]:
         changed = scan if space is None else dataclasses.replace(scan, space=dataclasses.replace(scan.space, name=space))
@@ -47,7 +47,7 @@ def test_another_generation_of_the_template_is_said_with_its_shift(said):
     ],
 )
 def test_templates_that_agree_or_are_unknown_are_not_warned_of(toy, scan, atlas, source):
-    placed = place(toy.prior, toy.space)
+    placed = place(toy.atlas, toy.space)
     placed = dataclasses.replace(placed, atlas=dataclasses.replace(placed.atlas, space=atlas, source=source))
     recording = toy.scan(0, frames=30)
     recording = dataclasses.replace(recording, space=dataclasses.replace(recording.space, name=scan))

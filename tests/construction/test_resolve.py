@@ -11,16 +11,16 @@ from pnet_jax.checkpoint import save_group
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import resolve
 from pnet_jax.group.fit import Group
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.parcellation.choose import BETAS, KAPPAS
-from pnet_jax.parcellation.prior import make_prior
 from pnet_jax.parcellation.spatial import LearnedPrior, place
 
 
 def test_the_plan_holds_what_was_asked_for(toy, toy_model):
     plan = resolve(ConstructConfig(), model=toy_model)
-    assert plan.model is toy_model and plan.atlas is toy.prior and plan.group is None
+    assert plan.model is toy_model and plan.atlas is toy.atlas and plan.group is None
     assert plan.settings == (12, "auto", ("pearson",)) and (plan.kappas, plan.betas) == (KAPPAS, BETAS)
-    assert plan.config.parcels == 12 and plan.config.checkpoint == "toy" and plan.config.prior == "toy"
+    assert plan.config.parcels == 12 and plan.config.checkpoint == "toy" and plan.config.atlas == "toy"
     assert hash(plan.settings) == hash(resolve(ConstructConfig(), model=toy_model).settings)
 
 
@@ -51,7 +51,7 @@ def test_edges_of_dynamics_need_dynamics(toy_model, name):
 
 
 def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy_model):
-    coarse, fine = (dataclasses.replace(toy.prior, source=name) for name in ("coarse", "fine"))
+    coarse, fine = (dataclasses.replace(toy.atlas, source=name) for name in ("coarse", "fine"))
     several = dataclasses.replace(toy_model, priors={50: coarse, 200: fine, 400: coarse})
     assert resolve(ConstructConfig(), model=several).atlas is fine
     assert resolve(ConstructConfig(parcels=50), model=several).atlas is coarse
@@ -63,7 +63,7 @@ def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy
 
 
 def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(toy, toy_model):
-    other, same = Group("elsewhere", ("01",)), Group(toy.prior.digest, ("01",))
+    other, same = Group("elsewhere", ("01",)), Group(toy.atlas.digest, ("01",))
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
         resolve(ConstructConfig(), model=toy_model, group=other)
     assert resolve(ConstructConfig(), model=toy_model, group=same).group is same
@@ -72,12 +72,12 @@ def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(t
 
 
 def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_model, tmp_path):
-    learned = place(toy.prior, toy.space)
+    learned = place(toy.atlas, toy.space)
     n = len(learned.here)
     spatial = LearnedPrior(
         learned.space.xyz, learned.space.hemisphere, learned.prior.candidates[:n], learned.prior.log_prior[:n], resolution=8.0
     )
-    save_group(Group(toy.prior.digest, ("01", "02"), spatial), tmp_path / "same")
+    save_group(Group(toy.atlas.digest, ("01", "02"), spatial), tmp_path / "same")
     save_group(Group("elsewhere", (), spatial), tmp_path / "other")
     assert resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model).group.subjects == ("01", "02")
     with pytest.raises(ValueError, match=f"group {tmp_path / 'other'} has the parcels of another atlas"):
@@ -85,6 +85,6 @@ def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_
 
 
 def test_a_brain_mask_is_not_an_atlas(toy, toy_model):
-    mask = make_prior(toy.space.xyz, np.ones(len(toy.space), int), resolution=8, source="mask.nii.gz")
+    mask = make_atlas(toy.space.xyz, np.ones(len(toy.space), int), resolution=8, source="mask.nii.gz")
     with pytest.raises(ValueError, match=r"prior mask\.nii\.gz: expected an atlas of at least 2 parcels, found 1: is it a brain mask"):
-        resolve(ConstructConfig(), prior=mask, model=toy_model)
+        resolve(ConstructConfig(), atlas=mask, model=toy_model)

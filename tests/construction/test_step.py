@@ -16,7 +16,7 @@ from pnet_jax.construction import Builder, build, resolve
 from pnet_jax.construction.step import LEAST_DEGREES
 from pnet_jax.construction.wave import compiled, stacked
 from pnet_jax.ingest.cleaning import Recording, clean_recording, degrees_of, time_operator
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.scan import Half, halves_of, make_scan, n_eff, split_frames
 from pnet_jax.space import RIGHT, grid_space, point_space
 
@@ -180,8 +180,8 @@ def programs(toy_model):
         rng, side = np.random.default_rng(0), space.hemisphere == RIGHT
         centres = space.xyz[rng.permutation(len(space))[:PARCELS]]
         nearest = np.linalg.norm(space.xyz[:, None] - centres[None], axis=-1) + 1e4 * (side[:, None] != (centres[None, :, 0] > 0))
-        prior = make_prior(space.xyz, nearest.argmin(1) + 1, resolution=space.resolution)
-        builder = Builder(resolve(ConstructConfig(), model=toy_model, prior=prior), parallel.make_mesh(devices=jax.devices()[:1]))
+        prior = make_atlas(space.xyz, nearest.argmin(1) + 1, resolution=space.resolution)
+        builder = Builder(resolve(ConstructConfig(), model=toy_model, atlas=prior), parallel.make_mesh(devices=jax.devices()[:1]))
         ready = builder.ready(make_scan(rng.normal(size=(len(space), 64)), space, tr=2.0))
         assert ready.subject.y.shape == (size, 64)
         step = compiled(builder.plan.settings, builder.mesh)

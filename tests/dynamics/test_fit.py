@@ -165,7 +165,7 @@ def test_subgroups_are_found_where_there_are_any_and_melt_where_there_are_none()
 def test_distance_makes_new_coupling_expensive():
     near_and_far = np.array([[0, 5, 80], [5, 0, 80], [80, 80, 0]], np.float32)
     precision = np.asarray(fits.distance_precision(near_and_far, 3.0))
-    prior = fits.Prior(from_jacobian(-np.eye(3)), fits.Params(precision, *np.zeros(3, np.float32)))
+    prior = fits.DynamicsPrior(from_jacobian(-np.eye(3)), fits.Params(precision, *np.zeros(3, np.float32)))
     moved = np.array([[0, 0.1, 0.2], [0.1, 0, 0.3], [0.2, 0.3, 0]], np.float32)
     found = fits.penalty(prior.mean._replace(coupling=prior.mean.coupling + moved), prior)
     assert_allclose(found, 3 * ((1 - np.exp(-near_and_far / 20)) * moved**2).sum(), rtol=1e-4)

@@ -20,7 +20,7 @@ from pnet_jax.encoder.perceiver import init
 from pnet_jax.encoder.tokens import nearest_reference
 from pnet_jax.evaluate.cases import Case, count_simulated, first_minutes, pairs, rois, scan_cases, simulated_cases
 from pnet_jax.evaluate.encoder import MEASURES, better, gate, same_references, split_half_r2, summary, table, verdicts
-from pnet_jax.parcellation.prior import make_prior
+from pnet_jax.parcellation.atlas import make_atlas
 from pnet_jax.scan import make_scan
 from pnet_jax.space import take
 
@@ -29,7 +29,7 @@ SIZES = PerceiverConfig(16, 4, 1, 2, 2, 10, 24, dtype="float32")
 
 @pytest.fixture(scope="module")
 def case(toy) -> Case:
-    return Case("full", "01", (toy.scan(0, frames=80), toy.scan(1, frames=80)), toy.prior, toy.truth)
+    return Case("full", "01", (toy.scan(0, frames=80), toy.scan(1, frames=80)), toy.atlas, toy.truth)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_a_shuffled_projection_is_worse(rows):
 
 
 def test_baselines_stand_beside_the_models_and_lose(rows):
-    assert list(rows) == ["toy", "untrained", "shuffled", "prior", "centroids", "weighted"]
-    for name in ("prior", "centroids"):
+    assert list(rows) == ["toy", "untrained", "shuffled", "atlas", "centroids", "weighted"]
+    for name in ("atlas", "centroids"):
         assert rows[name]["ari"] < rows["toy"]["ari"] - 0.1
         assert rows[name]["dcbc"] < rows["toy"]["dcbc"]
         assert np.isnan(rows[name]["r2"])
@@ -142,7 +142,7 @@ def test_the_summary_pairs_subjects():
 
 def test_a_winner_that_a_baseline_beats_is_told_so():
     """A head that only learnt to be careful has a better R² than a decoder, and no better one than careful components."""
-    values = {"plain": -0.02, "trained": 0.03, "prior": np.nan, "weighted": 0.05}
+    values = {"plain": -0.02, "trained": 0.03, "atlas": np.nan, "weighted": 0.05}
     found = [
         {
             "condition": "roi",
@@ -204,11 +204,11 @@ def test_one_label_of_two_data_sets_is_two_participants(toy, toy_model):
         for ses in sessions
     ]
     scans = [scans[i] for i in (0, 2, 1, 3)]  # as `find_scans` sorts them
-    found = list(scan_cases(scans, toy.prior, ("full",)))
+    found = list(scan_cases(scans, toy.atlas, ("full",)))
     assert [(one.dataset, one.subject, one.kind) for one in found] == [("one", "01", "sessions"), ("two", "01", "sessions")]
     assert [[scan.source.split("/")[0] for scan in one.scans] for one in found] == [["one"] * 2, ["two"] * 2]
     assert summary(gate([toy_model], [rois(one) for one in found]))[0]["subjects"] == 2
-    (first, second) = scan_cases(scans, toy.prior, ("full",), dataset="both")  # by the name that was given, they are one
+    (first, second) = scan_cases(scans, toy.atlas, ("full",), dataset="both")  # by the name that was given, they are one
     assert first.dataset == second.dataset == "both" and {scan.entities["ses"] for scan in first.scans} == {"1", "2"}
 
 
@@ -235,7 +235,7 @@ def _part(scan, keep):
 
 def test_scans_too_short_for_a_condition_are_told(toy):
     with pytest.warns(UserWarning, match="too short for condition 3min"):
-        found = list(scan_cases([_session(toy, "1"), _session(toy, "2")], toy.prior, ("full", "3min", "1min", "roi")))
+        found = list(scan_cases([_session(toy, "1"), _session(toy, "2")], toy.atlas, ("full", "3min", "1min", "roi")))
     assert [one.name for one in found] == ["full", "1min", "roi"]
     assert len(found[2].scans[0].space) == 12
 
@@ -244,20 +244,20 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
     with pytest.raises(ValueError, match="one or more models, got none"):
         gate([], [case])
     with pytest.raises(ValueError, match="one or more pairs of recordings, got none"):
-        gate([toy_model], scan_cases([], toy.prior))
+        gate([toy_model], scan_cases([], toy.atlas))
     with pytest.raises(ValueError, match="names of their own, none of prior, centroids, weighted; got toy, toy"):
         gate([toy_model, toy_model], [case])
     with pytest.raises(ValueError, match="names of their own"):
-        gate([dataclasses.replace(toy_model, name="prior")], [case])
-    far = make_prior(toy.space.xyz + 500, toy.expected + 1, resolution=8, source="far")
+        gate([dataclasses.replace(toy_model, name="atlas")], [case])
+    far = make_atlas(toy.space.xyz + 500, toy.expected + 1, resolution=8, source="far")
     with pytest.raises(ValueError, match="condition full, subject 01: prior far does not overlap the scan"):
-        gate([toy_model], [dataclasses.replace(case, prior=far)])
+        gate([toy_model], [dataclasses.replace(case, atlas=far)])
     with pytest.raises(ValueError, match="unknown condition '3mins': expected one of full, .*; did you mean '3min'"):
         simulated_cases(("full", "3mins"))
     with pytest.raises(ValueError, match="no longer than the 2 min of the recordings, got 6min"):
         simulated_cases(("6min",), SimulateConfig(minutes=2.0))
     with pytest.raises(ValueError, match="condition 'tr' is for simulated scans"):
-        scan_cases([], toy.prior, ("tr",))
+        scan_cases([], toy.atlas, ("tr",))
     moved = toy_model.encoder._replace(references=toy_model.encoder.references + 1)
     assert same_references(toy_model, shuffled)
     assert not same_references(toy_model, dataclasses.replace(toy_model, encoder=moved))
@@ -297,7 +297,7 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
     prior = folder / "prior_space-MNI152NLin6Asym_dseg.nii.gz"
     models = ["--models", str(folder / "plain"), str(folder / "mixed")]
     code = main(
-        ["evaluate", "encoder", str(folder / "scans"), *models, "--prior", str(prior), "--conditions", "full", "roi", "--out", str(out)]
+        ["evaluate", "encoder", str(folder / "scans"), *models, "--atlas", str(prior), "--conditions", "full", "roi", "--out", str(out)]
     )
     told = capsys.readouterr()
     assert code == 0, told.err
@@ -314,7 +314,7 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
 def evaluated(folder, capsys, *arguments):
     out = folder / "trained.json"
     prior = folder / "prior_space-MNI152NLin6Asym_dseg.nii.gz"
-    code = main(["evaluate", "encoder", str(folder / "scans"), "--prior", str(prior), "--conditions", "roi", "--out", str(out), *arguments])
+    code = main(["evaluate", "encoder", str(folder / "scans"), "--atlas", str(prior), "--conditions", "roi", "--out", str(out), *arguments])
     return code, capsys.readouterr().err, {row["subject"] for row in json.loads(out.read_text("utf-8"))["rows"]} if not code else None
 
 

@@ -57,7 +57,7 @@ def group(ready, toy_builder):
 
 @pytest.fixture(scope="module")
 def prior(group, toy_model):
-    return dynamics_prior(group.hierarchy, toy_model.priors[K], CONFIG)
+    return dynamics_prior(group.hierarchy, toy_model.atlases[K], CONFIG)
 
 
 @pytest.fixture(scope="module")

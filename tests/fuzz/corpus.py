@@ -17,7 +17,7 @@ from ingest.test_cifti import DENSE, brain_models, data, save_series, surface
 
 from pnet_jax.commands.networks import construct
 from pnet_jax.config import CleaningConfig
-from pnet_jax.ingest import find_scans, load_prior, load_scan
+from pnet_jax.ingest import find_scans, load_atlas, load_scan
 from pnet_jax.ingest.connectome import read_connectome
 from pnet_jax.ingest.lut import read_lut
 from pnet_jax.outputs import read_records, write_record, write_table
@@ -137,7 +137,7 @@ TARGETS = {
     "array": Target(
         "sub-01_timeseries.npy", _npy, lambda f: load_scan(f / "sub-01_timeseries.npy", tr=2.0, atlas=f / "atlas.tsv", cleaning=PLAIN)
     ),
-    "atlas": Target("toy_space-MNI152NLin6Asym_dseg.nii", _atlas, lambda folder: load_prior(folder / "toy_space-MNI152NLin6Asym_dseg.nii")),
+    "atlas": Target("toy_space-MNI152NLin6Asym_dseg.nii", _atlas, lambda folder: load_atlas(folder / "toy_space-MNI152NLin6Asym_dseg.nii")),
     "names": Target(
         "toy_space-MNI152NLin6Asym_dseg.tsv", _atlas, lambda folder: read_lut(folder / "toy_space-MNI152NLin6Asym_dseg.tsv"), text=True
     ),

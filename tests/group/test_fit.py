@@ -23,7 +23,7 @@ from pnet_jax.group import fit, spatial
 from pnet_jax.group.fit import fit_group
 from pnet_jax.group.pairs import recording_of
 from pnet_jax.network import QC, Network, Selection
-from pnet_jax.parcellation.prior import make_prior, on_space
+from pnet_jax.parcellation.atlas import make_atlas, on_space
 from pnet_jax.parcellation.spatial import LEAST_PROBABILITY, LearnedPrior, place
 from pnet_jax.space import grid_space, point_space, take
 
@@ -39,7 +39,7 @@ def row(shift: float = 0.0, step: float = 4.0, voxels: int = 8):
 
 
 LINE = row()
-TWO = make_prior(LINE.xyz, [1, 1, 1, 1, 2, 2, 2, 2], resolution=4, source="two")
+TWO = make_atlas(LINE.xyz, [1, 1, 1, 1, 2, 2, 2, 2], resolution=4, source="two")
 GROUP_OF_FOUR = {"participants": 4, "spatial_prior": True, "edges_learned_from": "4 pairs of halves", "views": 1}
 BORDERS = [3, 4, 6]  # where the second parcel begins in each of three participants
 COUNTS = np.array([[3, 3, 3, 2, 1, 1, 0, 0], [0, 0, 0, 1, 2, 2, 3, 3]], float).T  # of these, by hand
@@ -57,14 +57,14 @@ def network(space, labels, atlas=TWO, subject="01", decision="personalised", see
         "ids": atlas.ids,
         "names": atlas.names,
         "hemispheres": atlas.hemispheres,
-        "prior_labels": np.asarray(labels, np.int32),
+        "atlas_labels": np.asarray(labels, np.int32),
         "coverage": np.ones(k, np.float32),
         "frames": np.arange(120),
         "tr": 2.0,
         "subject": subject,
         "entities": {},
         "qc": QC(selection=Selection(decision=decision, degrees=(40.0, 40.0))),
-        "provenance": {"prior": {"digest": atlas.digest, "source": atlas.source}},
+        "provenance": {"atlas": {"digest": atlas.digest, "source": atlas.source}},
         "halves": {"pearson": np.stack([np.corrcoef(half).astype(np.float32) for half in np.split(signals, 2, 1)])},
     }
     return Network(space=space, labels=np.asarray(labels, np.int32), **(given | fields))
@@ -188,7 +188,7 @@ def test_fewer_than_three_networks_are_refused():
 
 
 def test_a_network_of_another_atlas_is_named():
-    other = make_prior(LINE.xyz, [1, 1, 1, 2, 2, 2, 2, 2], resolution=4, source="other")
+    other = make_atlas(LINE.xyz, [1, 1, 1, 2, 2, 2, 2, 2], resolution=4, source="other")
     mixed = [*cohort(), network(LINE, split(3), other, subject="odd")]
     with pytest.raises(
         ValueError, match=rf"sub-odd: expected a network of atlas two \({TWO.digest}\), found one of other \({other.digest}\)"
@@ -216,20 +216,20 @@ def many(toy):
         signals = (common @ rng.normal(size=(K, 160)) + 3 * rng.normal(size=(K, 160))).astype(np.float32)
         halves = np.stack([np.corrcoef(half).astype(np.float32) for half in np.split(signals, 2, 1)])
         fields = {"signals": signals, "frames": np.arange(160), "halves": {"pearson": halves}}
-        return network(toy.space, toy.truth if seed % 2 else toy.expected, toy.prior, f"{seed:02d}", seed=seed, **fields)
+        return network(toy.space, toy.truth if seed % 2 else toy.expected, toy.atlas, f"{seed:02d}", seed=seed, **fields)
 
     return [one(seed) for seed in range(8)]
 
 
 def test_three_participants_teach_no_layers_and_four_do(many, toy):
-    three, four = fit_group(many[:3], toy.prior), fit_group(many[:4], toy.prior)
+    three, four = fit_group(many[:3], toy.atlas), fit_group(many[:4], toy.atlas)
     assert three.spatial is not None and three.shrinkage is None and three.guide is None
     assert four.shrinkage.mean.shape == (K, K) and four.guide.mean.shape == (1, K, K)
 
 
 def test_dynamics_are_learned_only_on_request(many, toy):
-    assert fit_group(many[:4], toy.prior).hierarchy is None
-    found = fit_group(many[:4], toy.prior, dynamics=True).hierarchy
+    assert fit_group(many[:4], toy.atlas).hierarchy is None
+    found = fit_group(many[:4], toy.atlas, dynamics=True).hierarchy
     assert found.variance.shape == found.error.shape == (K, K)
     assert np.linalg.eigvalsh(np.asarray(jacobian(found.group))).max() < 0
 
@@ -237,33 +237,33 @@ def test_dynamics_are_learned_only_on_request(many, toy):
 def test_a_structural_connectome_draws_the_groups_coupling(many, toy):
     connectome = np.zeros((K, K))
     connectome[0, 7] = connectome[7, 0] = 1.0
-    plain = np.asarray(fit_group(many[:4], toy.prior, dynamics=True).hierarchy.group.coupling)
-    drawn = np.asarray(fit_group(many[:4], toy.prior, dynamics=True, connectome=connectome).hierarchy.group.coupling)
+    plain = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True).hierarchy.group.coupling)
+    drawn = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True, connectome=connectome).hierarchy.group.coupling)
     assert drawn[0, 7] - plain[0, 7] > 0.001
     with pytest.raises(ValueError, match="expected 12 x 12 weights, as there are parcels, found 3 x 3"):
-        fit_group(many[:4], toy.prior, dynamics=True, connectome=np.eye(3))
+        fit_group(many[:4], toy.atlas, dynamics=True, connectome=np.eye(3))
 
 
 def test_a_scan_too_short_for_dynamics_is_left_out_with_a_warning(many, toy):
     short = dataclasses.replace(many[4], signals=many[4].signals[:, :12], frames=np.arange(12))
     with pytest.warns(UserWarning, match="left out of the group's dynamics: sub-04: too few frames"):
-        group = fit_group([*many[:3], short], toy.prior, dynamics=True)
+        group = fit_group([*many[:3], short], toy.atlas, dynamics=True)
     assert group.shrinkage is not None  # its edges count
-    three = fit_group(many[:3], toy.prior, dynamics=True)
+    three = fit_group(many[:3], toy.atlas, dynamics=True)
     assert_array_equal(group.hierarchy.group.coupling, three.hierarchy.group.coupling)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="at least 3 participants are needed to learn dynamics, got 2"):
-        fit_group([*many[:2], short], toy.prior, dynamics=True)
+        fit_group([*many[:2], short], toy.atlas, dynamics=True)
 
 
 def test_the_second_view_is_learned_on_request_only(many, toy):
     both = [dataclasses.replace(one, halves=one.halves | {"whitened": 0.9 * one.halves["pearson"]}) for one in many[:4]]
-    assert fit_group(both, toy.prior).guide.mean.shape == (1, K, K)
-    group = fit_group(both, toy.prior, second_view=True)
+    assert fit_group(both, toy.atlas).guide.mean.shape == (1, K, K)
+    group = fit_group(both, toy.atlas, second_view=True)
     assert group.guide.mean.shape == (2, K, K) and group.motion == {}  # too few to say how edges go with motion
     with pytest.raises(
         InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide true"
     ):
-        fit_group([*both[:3], many[3]], toy.prior, second_view=True)
+        fit_group([*both[:3], many[3]], toy.atlas, second_view=True)
 
 
 def test_the_second_view_comes_with_what_edges_owe_to_motion(many, toy):
@@ -272,12 +272,12 @@ def test_the_second_view_comes_with_what_edges_owe_to_motion(many, toy):
     for one, fd in zip(many, moved, strict=True):
         qc = dataclasses.replace(one.qc, mean_displacement=float(fd))
         made.append(dataclasses.replace(one, halves=one.halves | {"whitened": 0.9 * one.halves["pearson"]}, qc=qc))
-    motion = fit_group(made, toy.prior, second_view=True).motion
+    motion = fit_group(made, toy.atlas, second_view=True).motion
     assert list(motion) == ["raw", "guided", "guided, second view"] and all(0 < value < 1 for value in motion.values())
     z = np.arctanh(np.stack([one.halves["pearson"][0] for one in many])[:, *np.triu_indices(K, 1)])
     assert_allclose(motion["raw"], np.mean([abs(np.corrcoef(moved, edge)[0, 1]) for edge in z.T]), rtol=1e-3)
     unknown = [dataclasses.replace(one, qc=dataclasses.replace(one.qc, mean_displacement=None)) for one in made]
-    assert np.isnan(fit_group(unknown, toy.prior, second_view=True).motion["raw"])
+    assert np.isnan(fit_group(unknown, toy.atlas, second_view=True).motion["raw"])
 
 
 def sessions(many):
@@ -302,31 +302,31 @@ def sessions(many):
 
 def test_edges_are_learned_from_sessions_where_participants_have_two(many, toy):
     first, second = sessions(many)
-    group = fit_group([one for pair in zip(first, second, strict=True) for one in pair], toy.prior)
+    group = fit_group([one for pair in zip(first, second, strict=True) for one in pair], toy.atlas)
     assert (group.pairs, group.n_pairs, len(group.subjects)) == ("sessions", 8, 8)
     n_eff = np.full(8, 80, np.float32)  # of both halves: the networks do not say how many of the whole
     expected = fit_shrinkage(np.stack([one.edges["pearson"] for one in first]), np.stack([one.edges["pearson"] for one in second]), n_eff)
     for own, known in zip(group.shrinkage, expected, strict=True):
         assert_allclose(own, known, rtol=1e-5)
-    halves = fit_group(first, toy.prior)
+    halves = fit_group(first, toy.atlas)
     assert (halves.pairs, halves.n_pairs) == ("halves", 8)
     assert_array_equal(halves.spatial.log_prior, group.spatial.log_prior)
     assert np.nanmean(group.shrinkage.signal) < 0.75 * np.nanmean(halves.shrinkage.signal)  # what does not last is no signal
-    assert fit_group([*first, *second], toy.prior).digest == group.digest
+    assert fit_group([*first, *second], toy.atlas).digest == group.digest
 
 
 def test_few_second_sessions_do_not_displace_the_halves_of_all(many, toy):
     first, second = sessions(many)
-    assert fit_group([*first, *second[:3]], toy.prior).pairs == "halves"
-    assert fit_group([*first, *second[:4]], toy.prior).n_pairs == 4
+    assert fit_group([*first, *second[:3]], toy.atlas).pairs == "halves"
+    assert fit_group([*first, *second[:4]], toy.atlas).n_pairs == 4
 
 
 def test_a_third_session_and_another_task_are_refused(many, toy):
     first, second = sessions(many)
     with pytest.raises(InputError, match="sub-00: expected networks of at most two sessions, found a third"):
-        fit_group([*first, *second, dataclasses.replace(second[0], entities={"ses": "3"})], toy.prior)
+        fit_group([*first, *second, dataclasses.replace(second[0], entities={"ses": "3"})], toy.atlas)
     with pytest.raises(InputError, match="sub-00: .* found a second that is not of another session"):
-        fit_group([*first, dataclasses.replace(second[0], entities={"ses": "2", "task": "movie"})], toy.prior)
+        fit_group([*first, dataclasses.replace(second[0], entities={"ses": "2", "task": "movie"})], toy.atlas)
 
 
 def test_a_whole_without_edges_of_its_own_is_the_mean_of_its_halves(many):
@@ -347,18 +347,18 @@ def test_networks_are_read_one_after_another_and_edges_of_the_first_are_held(man
             yield one
             seen.append(one.subject)
 
-    group = fit_group(stream(), toy.prior)
+    group = fit_group(stream(), toy.atlas)
     assert len(seen) == len(group.subjects) == 8 and held == [one.subject for one in many[:5]]
-    first = fit_group(many[:5], toy.prior)
+    first = fit_group(many[:5], toy.atlas)
     assert_array_equal(group.shrinkage.mean, first.shrinkage.mean)
     assert_array_equal(group.guide.mean, first.guide.mean)
     monkeypatch.undo()
-    assert_array_equal(group.spatial.log_prior, fit_group(many, toy.prior).spatial.log_prior)  # every participant's parcels count
+    assert_array_equal(group.spatial.log_prior, fit_group(many, toy.atlas).spatial.log_prior)  # every participant's parcels count
 
 
 def test_the_digest_changes_with_everything_that_decides_a_result(many, toy):
-    group = fit_group(many[:4], toy.prior, dynamics=True)
-    assert len(group.digest) == 16 and fit_group(many[:4], toy.prior, dynamics=True).digest == group.digest
+    group = fit_group(many[:4], toy.atlas, dynamics=True)
+    assert len(group.digest) == 16 and fit_group(many[:4], toy.atlas, dynamics=True).digest == group.digest
     log_prior = group.spatial.log_prior.copy()
     log_prior[0, 0] -= 0.1
     changed = [
@@ -380,7 +380,7 @@ def test_the_digest_changes_with_everything_that_decides_a_result(many, toy):
 
 @pytest.mark.parametrize("parts", [{}, {"hierarchy": None}, {"spatial": None}, {"shrinkage": None, "guide": None}], ids=str)
 def test_a_group_comes_back_bit_by_bit(parts, many, toy, tmp_path):
-    group = dataclasses.replace(fit_group(many[:4], toy.prior, dynamics=True), **parts)
+    group = dataclasses.replace(fit_group(many[:4], toy.atlas, dynamics=True), **parts)
     save_group(group, tmp_path / "group")
     again = load_group(str(tmp_path / "group"))
     assert (again.atlas, again.subjects, again.digest) == (group.atlas, group.subjects, group.digest)
@@ -415,8 +415,8 @@ def learned_of(placed, weights) -> LearnedPrior:
 
 
 def test_the_own_space_gives_the_learned_prior_back(many, toy):
-    learned = fit_group(many, toy.prior).spatial
-    placed, plain = place(toy.prior, toy.space, learned), place(toy.prior, toy.space)
+    learned = fit_group(many, toy.atlas).spatial
+    placed, plain = place(toy.atlas, toy.space, learned), place(toy.atlas, toy.space)
     n, width = len(placed.here), learned.candidates.shape[1]
     assert_array_equal(placed.here, plain.here)
     assert_array_equal(placed.prior.candidates, plain.prior.candidates)
@@ -452,7 +452,7 @@ def test_a_parcel_that_is_nowhere_the_most_probable_keeps_the_atlas_locations():
 
 def test_locations_given_back_to_one_parcel_leave_none_to_another():
     """The second parcel is left with the first one's voxels alone, which that one gets back."""
-    three = make_prior(LINE.xyz, [1, 1, 2, 2, 2, 3, 3, 3], resolution=4, source="three")
+    three = make_atlas(LINE.xyz, [1, 1, 2, 2, 2, 3, 3, 3], resolution=4, source="three")
     placed = place(three, LINE)
     candidates, y = np.asarray(placed.prior.candidates)[:8], placed.space.xyz[:, 1]
     best = np.where(y < 8, 1, 2)  # the first parcel is nowhere
@@ -475,9 +475,9 @@ def test_a_parcel_never_seen_keeps_a_probability_above_0():
 
 
 def test_a_learned_prior_is_read_on_a_finer_grid_and_at_rois(many, toy):
-    learned = fit_group(many, toy.prior).spatial
+    learned = fit_group(many, toy.atlas).spatial
     for space in (point_space(toy.space.xyz[::7]), point_space(toy.space.xyz[::7] + np.float32([0.5, 1, -1]))):
-        placed = place(toy.prior, space, learned)
+        placed = place(toy.atlas, space, learned)
         n, label = len(placed.here), np.asarray(placed.prior.labels)
         nearest = np.linalg.norm(placed.space.xyz[:, None] - learned.xyz[None], axis=2).argmin(1)
         best = np.take_along_axis(learned.candidates, learned.log_prior.argmax(1)[:, None], 1)[:, 0][nearest]
@@ -493,7 +493,7 @@ def group(toy, toy_builder):
     scans = [toy.scan(seed, subject=f"{seed:02d}") for seed in range(20, 24)]
     networks = [build([toy_builder.ready(scan)], toy_builder)[0] for scan in scans]
     assert all(one.qc.selection.decision == "personalised" for one in networks)
-    return fit_group(networks, toy.prior)
+    return fit_group(networks, toy.atlas)
 
 
 @pytest.fixture(scope="module")
@@ -502,17 +502,17 @@ def informed(group, toy, toy_model):
 
 
 def test_a_construction_starts_from_the_groups_map_and_names_the_group(informed, group, toy, toy_model):
-    placed = place(toy.prior, toy.space, group.spatial)
+    placed = place(toy.atlas, toy.space, group.spatial)
     own = np.full(len(toy.space), -1)
     index = {tuple(ijk): at for at, ijk in enumerate(toy.space.grid.ijk)}
     for ijk, label in zip(placed.space.grid.ijk, np.asarray(placed.prior.labels), strict=False):
         if tuple(ijk) in index:
             own[index[tuple(ijk)]] = label
-    assert_array_equal(informed.prior_labels, own)
+    assert_array_equal(informed.atlas_labels, own)
     assert informed.provenance["group"] == GROUP_OF_FOUR | {"digest": group.digest}
-    assert informed.provenance["prior"]["digest"] == toy.prior.digest
+    assert informed.provenance["atlas"]["digest"] == toy.atlas.digest
     # These four and the scan are of one participant: the map is nearer to the truth than the atlas.
-    assert (informed.prior_labels == toy.truth).mean() > (toy.expected == toy.truth).mean() + 0.05
+    assert (informed.atlas_labels == toy.truth).mean() > (toy.expected == toy.truth).mean() + 0.05
     assert (informed.labels == toy.truth).mean() > 0.95
 
 
@@ -523,14 +523,14 @@ def test_a_group_adds_the_layers_of_the_edges_and_no_dynamics(informed):
 def test_a_short_scan_returns_the_groups_map_and_says_so(informed, group, toy, toy_model):
     found = construct(toy.scan(5, subject="new", frames=40), model=toy_model, group=group)
     assert found.qc.selection.decision == "atlas" and found.qc.selection.reason.endswith("so the group's map is kept")
-    assert_array_equal(found.labels, informed.prior_labels)
+    assert_array_equal(found.labels, informed.atlas_labels)
     assert any("the parcels of the group's map are returned" in text for text in found.qc.warnings)
 
 
 def test_a_group_without_a_spatial_prior_starts_from_the_atlas(group, toy, toy_model):
     edges = dataclasses.replace(group, spatial=None)
     found = construct(toy.scan(5, subject="new"), model=toy_model, group=edges, config=ConstructConfig(kappa=10.0, beta=0.4))
-    assert_array_equal(found.prior_labels, toy.expected)
+    assert_array_equal(found.atlas_labels, toy.expected)
     assert {"shrunk", "guided"} < set(found.edges)
 
 
@@ -551,7 +551,7 @@ def folder(toy, toy_model, tmp_path_factory):
         stem.parent.mkdir(parents=True)
         nib.save(image, f"{stem}_desc-preproc_bold.nii.gz")
         nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), f"{stem}_desc-brain_mask.nii.gz")
-    given = ["--checkpoint", str(root / "model"), "--prior", str(root / "toy_space-MNI152NLin6Asym_dseg.nii.gz")]
+    given = ["--checkpoint", str(root / "model"), "--atlas", str(root / "toy_space-MNI152NLin6Asym_dseg.nii.gz")]
     fixed = ["--report", "false", "--cleaning.strategy", "[]", "--labels", "personalised"]
     assert main(["construct", str(root / "bids"), str(root / "networks"), *given, *fixed]) == 0
     return root, given, fixed
@@ -574,7 +574,7 @@ def test_from_networks_to_a_group_to_informed_networks(folder, tmp_path, capsys)
     assert network.provenance["group"] == GROUP_OF_FOUR | {"digest": group.digest}
     assert {"pearson", "shrunk", "guided"} == set(network.edges) and "pearson" in network.halves
     before = load_network(next((root / "networks").rglob("sub-01*_dseg.tsv")))
-    assert (network.prior_labels != before.prior_labels).any()
+    assert (network.atlas_labels != before.atlas_labels).any()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

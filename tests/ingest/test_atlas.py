@@ -1,4 +1,4 @@
-"""Atlas files -> Prior."""
+"""Atlas files -> Atlas."""
 
 import nibabel as nib
 import numpy as np
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import load_prior
+from pnet_jax.ingest import load_atlas
 from pnet_jax.ingest.lut import read_lut
 
 from .helpers import AFFINE, SHAPE, SHARED, flip_x
@@ -32,7 +32,7 @@ def save_lut(path, rows):
 
 def test_ids_need_not_be_contiguous(tmp_path):
     save_lut(tmp_path / f"{ATLAS}.tsv", [(0, "out"), (3, "left"), (7, "right"), (40, "top")])
-    prior = load_prior(save(tmp_path))
+    prior = load_atlas(save(tmp_path))
     assert prior.ids.tolist() == [3, 7, 40] and prior.names == ("left", "right", "top")
     assert prior.hemispheres[:2] == ("L", "R") and prior.resolution == 8 and prior.space == "MNI152NLin6Asym"
     point = prior.xyz[prior.labels == 0].min(0)
@@ -42,14 +42,14 @@ def test_ids_need_not_be_contiguous(tmp_path):
 def test_labels_without_voxels_are_left_out_and_named(tmp_path):
     save_lut(tmp_path / f"{ATLAS}.tsv", [(3, "left"), (7, "right"), (9, "ghost"), (40, "top")])
     with pytest.warns(UserWarning, match=r"toy.*1 labels have no voxel.*9 ghost"):
-        prior = load_prior(save(tmp_path))
+        prior = load_atlas(save(tmp_path))
     assert prior.n_parcels == 3 and "ghost" not in prior.names
 
 
 def test_ids_without_a_name(tmp_path):
     save_lut(tmp_path / "names.csv", [(3, "left"), (7, "right")])
     with pytest.warns(UserWarning, match="1 ids have no name.*40"):
-        prior = load_prior(save(tmp_path), names=tmp_path / "names.csv")
+        prior = load_atlas(save(tmp_path), names=tmp_path / "names.csv")
     assert prior.names == ("left", "right", "parcel-40")
 
 
@@ -62,35 +62,35 @@ def test_label_files_are_found(tmp_path, name):
         (tmp_path / name).write_text("".join(f"{n}\n{i} 1 2 3 255\n" for i, n in rows))
     else:
         save_lut(tmp_path / name, rows)
-    assert load_prior(save(tmp_path)).names == ("left a", "right", "top")
+    assert load_atlas(save(tmp_path)).names == ("left a", "right", "top")
 
 
 def test_names_by_argument(tmp_path):
-    assert load_prior(save(tmp_path), names=["a", "b", "c"]).names == ("a", "b", "c")
-    assert load_prior(save(tmp_path), names={3: "x", 7: "y", 40: "z"}).names == ("x", "y", "z")
+    assert load_atlas(save(tmp_path), names=["a", "b", "c"]).names == ("a", "b", "c")
+    assert load_atlas(save(tmp_path), names={3: "x", 7: "y", 40: "z"}).names == ("x", "y", "z")
     with pytest.raises(ValueError, match="3 ids in use but 2 names"):
-        load_prior(save(tmp_path), names=["a", "b"])
+        load_atlas(save(tmp_path), names=["a", "b"])
 
 
 def test_orientation_and_type_change_nothing(tmp_path):
-    one = load_prior(save(tmp_path))
+    one = load_atlas(save(tmp_path))
     values, affine = flip_x(labels().astype(np.float64))
-    other = load_prior(save(tmp_path, values, f"las_{ATLAS}.nii.gz", affine))
+    other = load_atlas(save(tmp_path, values, f"las_{ATLAS}.nii.gz", affine))
     np.testing.assert_array_equal(one.xyz, other.xyz)
     assert one.digest == other.digest
 
 
 def test_what_is_no_label_image(tmp_path):
     with pytest.raises(ValueError, match=r"toy.*whole numbers.*1\.5"):
-        load_prior(save(tmp_path, labels() * np.float32(0.5)))
+        load_atlas(save(tmp_path, labels() * np.float32(0.5)))
     with pytest.raises(ValueError, match=r"4-D probseg is not supported"):
-        load_prior(save(tmp_path, np.zeros((*SHAPE, 3), np.float32)))
+        load_atlas(save(tmp_path, np.zeros((*SHAPE, 3), np.float32)))
     with pytest.raises(ValueError, match=r"toy.*no label above 0"):
-        load_prior(save(tmp_path, np.zeros(SHAPE, np.int16)))
+        load_atlas(save(tmp_path, np.zeros(SHAPE, np.int16)))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_prior(tmp_path / "nowhere.nii.gz")
+        load_atlas(tmp_path / "nowhere.nii.gz")
     with pytest.raises(ValueError, match=r"x\.mat.*expected a \.nii"):
-        load_prior(tmp_path / "x.mat")
+        load_atlas(tmp_path / "x.mat")
 
 
 def test_an_atlas_without_an_affine(tmp_path):
@@ -99,7 +99,7 @@ def test_an_atlas_without_an_affine(tmp_path):
     content[252:256] = bytes(4)  # qform_code and sform_code
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"atlas .*toy.*sform_code and qform_code are both 0"):
-        load_prior(path)
+        load_atlas(path)
 
 
 def test_gaps_in_the_ids_keep_the_ids_of_the_file(tmp_path):
@@ -108,7 +108,7 @@ def test_gaps_in_the_ids_keep_the_ids_of_the_file(tmp_path):
     values.ravel()[: len(used)] = used
     save_lut(tmp_path / f"{ATLAS}.tsv", [(i, f"area {i}") for i in range(1, 201)])
     with pytest.warns(UserWarning, match=r"10 labels have no voxel .*20 area 20, 40 area 40"):
-        prior = load_prior(save(tmp_path, values))
+        prior = load_atlas(save(tmp_path, values))
     assert prior.n_parcels == 190 and prior.ids.tolist() == used.tolist()
     assert prior.names == tuple(f"area {i}" for i in used)
 
@@ -116,15 +116,15 @@ def test_gaps_in_the_ids_keep_the_ids_of_the_file(tmp_path):
 def test_a_template_that_is_not_mni(tmp_path):
     path = save(tmp_path, name="atlas-toy_space-T1w_dseg.nii.gz")
     with pytest.raises(ValueError, match=r"wrong space.*'T1w'"):
-        load_prior(path)
-    assert load_prior(path, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
+        load_atlas(path)
+    assert load_atlas(path, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
 
 
 def test_truncated_atlas(tmp_path):
     path = save(tmp_path, np.random.default_rng(0).integers(0, 99, SHAPE).astype(np.int16))
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"toy.*truncated or corrupt"):
-        load_prior(path)
+        load_atlas(path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_bad_two_line_label_file(tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "data" / "atlases").is_dir(), reason="real atlases are absent")
 def test_real_atlas():
-    prior = load_prior(SHARED / "data" / "atlases" / "Schaefer100TianS1_res-2_dseg.nii.gz", space="MNI152NLin6Asym")
+    prior = load_atlas(SHARED / "data" / "atlases" / "Schaefer100TianS1_res-2_dseg.nii.gz", space="MNI152NLin6Asym")
     assert prior.n_parcels == 116 and prior.names[0] == "HIP-rh" and prior.hemispheres[0] == "R" and prior.resolution == 2
 
 
@@ -162,7 +162,7 @@ def test_an_atlas_whose_checksum_is_wrong(tmp_path):
     stored[-6] ^= 1
     file.write_bytes(bytes(stored))
     with pytest.raises(ValueError, match=r"atlas_dseg.*truncated or corrupt.*CRC check failed"):
-        load_prior(file)
+        load_atlas(file)
 
 
 def test_label_files_of_freesurfer(tmp_path):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from nibabel.cifti2 import cifti2_axes as axes
 
-from pnet_jax.ingest import load_prior, load_scan
+from pnet_jax.ingest import load_atlas, load_scan
 
 from .helpers import AFFINE, FILTERED, PLAIN, SHAPE, SHARED, TR, T
 
@@ -160,10 +160,10 @@ def test_dense_labels(tmp_path, surfaces):
     path = tmp_path / "toy.dlabel.nii"
     nib.save(nib.Cifti2Image(values, (axes.LabelAxis(["toy"], [table]), brain_models())), path)
     with pytest.warns(UserWarning, match="11 ghost"):
-        prior = load_prior(path, surfaces=surfaces)
+        prior = load_atlas(path, surfaces=surfaces)
     assert prior.ids.tolist() == [5, 9] and prior.names == ("five", "nine") and prior.hemispheres[0] == "L" and prior.space == "fsLR"
     with pytest.raises(ValueError, match=r"toy\.dlabel\.nii.*surfaces="):
-        load_prior(path)
+        load_atlas(path)
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "cifti").is_dir(), reason="the real recording is absent")

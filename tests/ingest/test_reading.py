@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import load_prior, load_scan
+from pnet_jax.ingest import load_atlas, load_scan
 from pnet_jax.ingest.connectome import read_connectome
 from pnet_jax.ingest.fingerprint import inputs_fingerprint
 from pnet_jax.ingest.lut import read_lut
@@ -165,7 +165,7 @@ def test_what_nibabel_says_of_a_header_is_a_warning_that_names_the_file(tmp_path
     struct.pack_into("<f", content, 80, -8.0)
     atlas.write_bytes(content)
     with pytest.warns(UserWarning, match=r"a_dseg\.nii: header: pixdim"):
-        load_prior(atlas, space="MNI152NLin6Asym")
+        load_atlas(atlas, space="MNI152NLin6Asym")
     assert "pixdim" not in "".join(capfd.readouterr())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

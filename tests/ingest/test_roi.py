@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pnet_jax.ingest import load_prior, load_scan
+from pnet_jax.ingest import load_atlas, load_scan
 
 from .helpers import AFFINE, FILTERED, PLAIN, TR, T, save_table
 from .test_atlas import labels
@@ -49,7 +49,7 @@ def test_tables_without_a_header(tmp_path, atlas, name):
 
 def test_regions_are_matched_by_name(tmp_path, atlas):
     swapped = load_scan(table(tmp_path, series()[:, ::-1], NAMES[::-1], "b.tsv"), atlas=atlas, tr=TR, cleaning=PLAIN)
-    plain = load_scan(table(tmp_path), atlas=load_prior(atlas), tr=TR, cleaning=PLAIN)
+    plain = load_scan(table(tmp_path), atlas=load_atlas(atlas), tr=TR, cleaning=PLAIN)
     np.testing.assert_array_equal(swapped.space.xyz[::-1], plain.space.xyz)
     by_id = load_scan(table(tmp_path, series(), ["40", "7", "3"], "c.tsv"), atlas=atlas, tr=TR, cleaning=PLAIN)
     np.testing.assert_array_equal(by_id.space.xyz[::-1], plain.space.xyz)

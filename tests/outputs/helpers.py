@@ -59,7 +59,7 @@ def make_network(space: Space | None = None, **fields) -> Network:
         "ids": IDS,
         "names": tuple(f"area {k}" for k in range(K)),
         "hemispheres": tuple("LR"[k % 2] for k in range(K)),
-        "prior_labels": np.where(outside, -1, distance.argmin(1)).astype(np.int32),
+        "atlas_labels": np.where(outside, -1, distance.argmin(1)).astype(np.int32),
         "coverage": coverage,
         "frames": frames,
         "tr": TR,
@@ -69,7 +69,7 @@ def make_network(space: Space | None = None, **fields) -> Network:
         "provenance": {
             "pnet_jax": "0.1.0",
             "seed": 3,
-            "prior": {"digest": "00ff", "source": "Schaefer12_res-8_dseg.nii.gz"},
+            "atlas": {"digest": "00ff", "source": "Schaefer12_res-8_dseg.nii.gz"},
             "config": {"cleaning": {"low_pass": 0.1}},
         },
         "mean": rng.uniform(500, 900, len(space)).astype(np.float32),

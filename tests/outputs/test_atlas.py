@@ -16,7 +16,7 @@ from .helpers import K, make_network
 def with_atlas(source: str, digest: str, **fields):
     """A network of another atlas of as many parcels."""
     network = make_network(**fields)
-    return dataclasses.replace(network, provenance=network.provenance | {"prior": {"source": source, "digest": digest}})
+    return dataclasses.replace(network, provenance=network.provenance | {"atlas": {"source": source, "digest": digest}})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_two_atlases_of_as_many_parcels_stand_beside_each_other(tmp_path):
     assert len(set(tables)) == 2
     for table, network in zip(tables, (one, two), strict=True):
         found = load_network(table)
-        assert found.names == network.names and found.provenance["prior"]["source"] == network.provenance["prior"]["source"]
+        assert found.names == network.names and found.provenance["atlas"]["source"] == network.provenance["atlas"]["source"]
         np.testing.assert_array_equal(found.labels, network.labels)
     about = json.loads((tmp_path / "atlas-pnet_seg-Glasser12_source.json").read_text("utf-8"))
     assert (about["Source"], about["Digest"], about["Parcels"]) == ("Glasser12_dseg.nii.gz", "bb", K)

@@ -55,7 +55,7 @@ def sidecar(folder: Path, ending: str) -> dict:
 def test_names_follow_bids(saved):
     found = sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file())
     endings = [
-        *("desc-locations_mask.json", "desc-locations_mask.nii.gz", "desc-prior_labels.json", "desc-prior_labels.nii.gz"),
+        *("desc-locations_mask.json", "desc-locations_mask.nii.gz", "desc-atlas_labels.json", "desc-atlas_labels.nii.gz"),
         *("desc-confidence_boldmap.json", "desc-confidence_boldmap.nii.gz"),
         *("desc-motion_timeseries.json", "desc-motion_timeseries.tsv", "desc-pnet_qc.json"),
         *("dseg.json", "dseg.nii.gz", "dseg.tsv", "probseg.json", "probseg.nii.gz"),

@@ -275,7 +275,7 @@ def test_what_cannot_be_written_is_refused(networks, tmp_path):
     long = dataclasses.replace(networks[0], signals=np.tile(networks[0].signals, 2), frames=np.arange(80))
     with pytest.raises(SettingsError, match="no room for 80 frames"):
         write_block(path, 0, {first: Entry(long)})
-    other = dataclasses.replace(networks[0], provenance={"prior": {"digest": "11", "source": "Other.nii.gz"}})
+    other = dataclasses.replace(networks[0], provenance={"atlas": {"digest": "11", "source": "Other.nii.gz"}})
     with pytest.raises(InputError, match="a cohort has one atlas"):
         write_block(path, 0, {first: Entry(other)})
     narrow = made(tmp_path / "narrow.zarr", [networks[1]], blocks=())

@@ -49,7 +49,7 @@ MAKERS = {
 
 def check_same(found: Network, network: Network) -> None:
     """Everything that files hold."""
-    for name in ("labels", "prior_labels", "ids", "frames"):
+    for name in ("labels", "atlas_labels", "ids", "frames"):
         np.testing.assert_array_equal(getattr(found, name), getattr(network, name), err_msg=name)
         assert getattr(found, name).dtype.kind == "i"
     for name in ("names", "hemispheres", "tr", "subject", "entities"):
@@ -126,9 +126,9 @@ def test_neighbours_of_a_grid_are_made_again(tmp_path):
 def test_prior_and_mask_are_images_of_their_own(tmp_path):
     network = make_network()
     save(network, tmp_path)
-    prior, mask = (nib.load(next(tmp_path.rglob(name))) for name in ("*_desc-prior_labels.nii.gz", "*_desc-locations_mask.nii.gz"))
+    prior, mask = (nib.load(next(tmp_path.rglob(name))) for name in ("*_desc-atlas_labels.nii.gz", "*_desc-locations_mask.nii.gz"))
     at = tuple(network.space.grid.ijk.T)
-    np.testing.assert_array_equal(np.asarray(prior.dataobj)[at], np.where(network.prior_labels >= 0, IDS[network.prior_labels], 0))
+    np.testing.assert_array_equal(np.asarray(prior.dataobj)[at], np.where(network.atlas_labels >= 0, IDS[network.atlas_labels], 0))
     np.testing.assert_array_equal(np.asarray(mask.dataobj) > 0, phantom_mask())
     assert mask.get_data_dtype() == np.uint8 and not list(tmp_path.rglob("*boldref*")), "MNI space has a template to draw on"
 
@@ -223,7 +223,7 @@ def test_a_missing_half_is_named(tmp_path):
 
 
 def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
-    network, dense = make_network(), make_network(provenance={"prior": {"digest": "11ff", "source": "Dense12_dseg.nii.gz"}})
+    network, dense = make_network(), make_network(provenance={"atlas": {"digest": "11ff", "source": "Dense12_dseg.nii.gz"}})
     for subject in ("02", "01"):
         for run in ("2", "1"):
             save(dataclasses.replace(network, subject=subject, entities=network.entities | {"run": run}), tmp_path)
@@ -253,7 +253,7 @@ def test_a_second_session_with_the_same_task_is_found_and_no_third(tmp_path):
     ]
 
 
-GRID_FILES = ["dseg.tsv", "dseg.json", "dseg.nii.gz", "desc-prior_labels.nii.gz", "desc-locations_mask.nii.gz", "stat-mean_timeseries.tsv"]
+GRID_FILES = ["dseg.tsv", "dseg.json", "dseg.nii.gz", "desc-atlas_labels.nii.gz", "desc-locations_mask.nii.gz", "stat-mean_timeseries.tsv"]
 GRID_FILES += ["stat-mean_timeseries.json", "desc-pnet_qc.json", "stat-pearsoncorrelation_relmat.tsv"]
 
 
@@ -328,9 +328,9 @@ def test_damage_is_named(ending, content, said, tmp_path):
 
 def test_an_image_of_another_shape_is_refused(tmp_path):
     table = save(make_network(), tmp_path)[-1]
-    prior = next(tmp_path.rglob("*_desc-prior_labels.nii.gz"))
+    prior = next(tmp_path.rglob("*_desc-atlas_labels.nii.gz"))
     nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)).to_filename(prior)
-    with pytest.raises(ValueError, match=r"desc-prior_labels\.nii\.gz: expected the shape of the parcellation.*\(2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"desc-atlas_labels\.nii\.gz: expected the shape of the parcellation.*\(2, 2, 2\)"):
         load_network(table)
     save(make_network(), tmp_path)
     nib.Nifti1Image(np.zeros((2, 2, 2, 12), np.int16), np.eye(4)).to_filename(next(tmp_path.rglob("*_probseg.nii.gz")))

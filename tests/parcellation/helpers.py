@@ -10,8 +10,8 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.ops.potts.chunked import match_table
+from pnet_jax.parcellation.atlas import on_space
 from pnet_jax.parcellation.mixture import Problem
-from pnet_jax.parcellation.prior import on_space
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def embedding(y: np.ndarray, xyz: np.ndarray) -> np.ndarray:
 
 def halves(toy: Any, y: np.ndarray) -> tuple[Problem, Problem]:
     """The mixture's input from both halves of the toy's signals, `[V, T]`."""
-    local, k = on_space(toy.prior, toy.space), toy.prior.n_parcels
+    local, k = on_space(toy.atlas, toy.space), toy.atlas.n_parcels
     table = np.asarray(match_table(local.candidates, toy.space.neighbours, n_parcels=k))
 
     def one(y: np.ndarray) -> Problem:

@@ -200,7 +200,7 @@ def test_overconfident_probabilities_are_found_out_by_their_temperature():
 
 def test_the_truth_scores_above_fragments_and_above_the_map_without_data(toy):
     first, second = halves(toy, toy.signals(0))
-    candidates, k = first.candidates, toy.prior.n_parcels
+    candidates, k = first.candidates, toy.atlas.n_parcels
     rng = np.random.default_rng(0)
 
     def soft(labels):

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tolerance import rounding
 
 from pnet_jax.ops.potts.chunked import match_table
+from pnet_jax.parcellation.atlas import PADDING, make_atlas, on_space
 from pnet_jax.parcellation.mixture import K0, Problem, group_prototypes, mixture, normalise
-from pnet_jax.parcellation.prior import PADDING, make_prior, on_space
 from pnet_jax.space import grid_neighbours, grid_space
 
 TOLERANCE = rounding(14, condition=8 / 4)  # prototypes are sums over at most 14 locations; a softmax at κ = 8 enlarges their rounding
@@ -58,7 +58,7 @@ def planted():
     space = grid_space(np.ones((10, 10, 3), bool), np.diag([4.0, 4, 4, 1]) + np.outer([1, 1, 1, 0], [0, 0, 0, 4]))
     i, j, _ = space.grid.ijk.T
     expected, truth = (2 * (i >= 5) + (j >= 5), 2 * (i >= 3) + (j >= 7))
-    local = on_space(make_prior(space.xyz, expected + 1, resolution=4), space)
+    local = on_space(make_atlas(space.xyz, expected + 1, resolution=4), space)
     directions = np.linalg.qr(rng.normal(size=(6, 4)))[0].T
     z = normalised(directions[truth] + 0.35 * rng.normal(size=(len(space), 6))).astype(np.float32)
     prototypes = np.asarray(group_prototypes(jnp.asarray(z), jnp.asarray(local.labels), 4))

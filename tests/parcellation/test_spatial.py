@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.ops.potts.chunked import match_table
-from pnet_jax.parcellation.prior import PADDING, coverage_of, make_prior, on_space
+from pnet_jax.parcellation.atlas import PADDING, coverage_of, make_atlas, on_space
 from pnet_jax.parcellation.spatial import CUBE_MM, Rows, locate, pad_rows, place, rows_of, space_key, whole_space
 from pnet_jax.scan import LOCATION_BUCKET, make_scan
 from pnet_jax.space import grid_space, point_space, take
@@ -18,14 +18,14 @@ from pnet_jax.space import grid_space, point_space, take
 
 @pytest.fixture(scope="module")
 def placed(toy):
-    return place(toy.prior, toy.space)
+    return place(toy.atlas, toy.space)
 
 
 def ball(shift=0.0, radius=20.0):
     """Four parcels around a point, on 4-mm points."""
     xyz = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     xyz = xyz[np.linalg.norm(xyz, axis=1) <= radius]
-    return make_prior(xyz + [shift, 0, 0] + 1, 1 + (xyz[:, 1] > 0) + 2 * (xyz[:, 2] > 0), resolution=4, source="ball")
+    return make_atlas(xyz + [shift, 0, 0] + 1, 1 + (xyz[:, 1] > 0) + 2 * (xyz[:, 2] > 0), resolution=4, source="ball")
 
 
 def air(shape=(40, 36, 30), step=4.0):
@@ -68,7 +68,7 @@ def test_masks_of_one_image_share_a_whole_space_a_key_and_tables(toy):
     less[:, :6] = False
     space = grid_space(less, toy.affine)
     assert space_key(space) == space_key(toy.space)
-    one, other = place(toy.prior, toy.space), place(toy.prior, space)
+    one, other = place(toy.atlas, toy.space), place(toy.atlas, space)
     assert_array_equal(one.space.grid.ijk, other.space.grid.ijk)
     for a, b in zip(jax.tree.leaves(one.prior), jax.tree.leaves(other.prior), strict=True):
         assert_array_equal(a, b)
@@ -94,8 +94,8 @@ def test_keys_tell_images_and_points_apart(toy):
 
 
 def test_the_tables_are_those_of_the_locations_near_a_parcel(placed, toy):
-    whole = whole_space(toy.space, toy.prior)
-    local = on_space(toy.prior, whole)
+    whole = whole_space(toy.space, toy.atlas)
+    local = on_space(toy.atlas, whole)
     inside = np.flatnonzero(local.labels >= 0)
     inside = inside[np.argsort(local.labels[inside], kind="stable")]  # parcel by parcel
     assert_array_equal(placed.here, inside)
@@ -181,9 +181,9 @@ def test_points_are_in_the_order_of_the_scan():
 
 def test_coverage_is_by_the_locations_of_the_scan(placed, toy):
     valid = np.ones(len(placed.here), bool)
-    assert_array_equal(coverage_of(toy.prior, placed.nearest, valid), 1)
+    assert_array_equal(coverage_of(toy.atlas, placed.nearest, valid), 1)
     valid[np.asarray(placed.prior.labels)[: len(valid)] == 3] = False
-    found = coverage_of(toy.prior, placed.nearest, valid)
+    found = coverage_of(toy.atlas, placed.nearest, valid)
     assert found[3] == 0
     assert_array_equal(np.delete(found, 3), 1)
 

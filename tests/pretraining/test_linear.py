@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.config import PretrainConfig
 from pnet_jax.construction import construct
-from pnet_jax.pretraining import geometric_prior, pretrain, reference_points, scan_statistics
+from pnet_jax.pretraining import geometric_atlas, pretrain, reference_points, scan_statistics
 from pnet_jax.scan import make_scan
 from pnet_jax.space import RIGHT, point_space, take
 
 K, R, D = 12, 24, 10
-CONFIG = PretrainConfig(name="tiny", references=R, dimensions=D, reference_space="scans", parcels=(), learn_prior=(K,))
+CONFIG = PretrainConfig(name="tiny", references=R, dimensions=D, reference_space="scans", parcels=(), learn_atlas=(K,))
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_the_first_component_is_the_most_reliable_one_and_repeats(model):
 
 
 def test_a_learned_prior_has_k_parcels_with_ids_from_1(model):
-    prior = model.priors[K]
-    assert list(model.priors) == [K]
+    prior = model.atlases[K]
+    assert list(model.atlases) == [K]
     assert prior.n_parcels == K
     assert prior.ids.tolist() == list(range(1, K + 1))
     assert prior.names == tuple(f"parcel-{k}" for k in range(1, K + 1))
@@ -54,7 +54,7 @@ def test_a_learned_prior_follows_the_scans_and_not_the_geometry(model, toy):
     """The scans' own parcels; their order is nobody's."""
     from sklearn.metrics import adjusted_rand_score
 
-    labels = model.priors[K].labels
+    labels = model.atlases[K].labels
     assert len(labels) == len(toy.space)
     assert adjusted_rand_score(toy.truth, labels) > 0.8
     assert adjusted_rand_score(toy.truth, labels) > adjusted_rand_score(toy.expected, labels) + 0.2
@@ -79,7 +79,7 @@ def test_a_second_pass_is_started_afresh(scans, model):
 
 
 def test_the_order_of_scans_does_not_matter(scans):
-    config = dataclasses.replace(CONFIG, learn_prior=())
+    config = dataclasses.replace(CONFIG, learn_atlas=())
     a, b = (pretrain(some, config).encoder for some in (scans, scans[::-1]))
     for x, y in zip(a, b, strict=True):
         assert_allclose(x, y, atol=2e-4)
@@ -97,7 +97,7 @@ def test_the_card_says_what_it_was_made_from(model):
 
 def test_one_label_of_two_data_sets_counts_as_two_subjects(scans):
     two = [dataclasses.replace(scans[i], subject="01", source=f"{name}/sub-01/func/bold.nii.gz") for i, name in enumerate("ab")]
-    assert pretrain(two, dataclasses.replace(CONFIG, learn_prior=())).card["subjects"] == 2
+    assert pretrain(two, dataclasses.replace(CONFIG, learn_atlas=())).card["subjects"] == 2
 
 
 def test_references_are_mirrored_between_hemispheres_and_lie_in_the_brain(toy):
@@ -125,12 +125,12 @@ def test_statistics_count_the_valid_locations(toy):
 
 
 def test_a_geometric_prior_is_even_between_hemispheres_and_the_same_for_the_same_seed():
-    prior = geometric_prior(10)
+    prior = geometric_atlas(10)
     assert prior.n_parcels == 10
     assert prior.hemispheres == ("L",) * 5 + ("R",) * 5
     assert prior.names[0] == "LH_001"
     assert prior.names[-1] == "RH_005"
-    assert geometric_prior(10).digest == prior.digest
+    assert geometric_atlas(10).digest == prior.digest
 
 
 @pytest.mark.parametrize("scans", [[], lambda: iter([])], ids=["list", "function"])
@@ -164,4 +164,4 @@ def test_learned_priors_need_scans_on_one_space(scans, toy):
 def test_scans_far_from_every_reference_are_refused(scans, toy):
     away = dataclasses.replace(scans[0], space=point_space(toy.space.xyz + np.float32(500)))
     with pytest.raises(ValueError, match="at least one scan with signals near a reference point"):
-        pretrain([away], dataclasses.replace(CONFIG, reference_space="mni", learn_prior=()))
+        pretrain([away], dataclasses.replace(CONFIG, reference_space="mni", learn_atlas=()))

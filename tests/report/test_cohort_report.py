@@ -301,7 +301,7 @@ def test_maps_of_a_result_are_those_of_its_network(make, tmp_path):
     network = make()
     maps = load_maps(save(network, tmp_path)[-1])
     at = tuple(network.space.grid.ijk.T) if maps.affine is not None else slice(None)
-    for found, labels in ((maps.labels, network.labels), (maps.prior_labels, network.prior_labels)):
+    for found, labels in ((maps.labels, network.labels), (maps.atlas_labels, network.atlas_labels)):
         assert np.array_equal(found[at], np.where(labels >= 0, network.ids[labels], 0))
     assert_allclose(maps.confidence[at], network.confidence, atol=1e-6)
 
@@ -312,7 +312,7 @@ def test_group_maps_are_shares_and_means_over_the_scans(make, tmp_path):
     files = [save(network, tmp_path, probabilities=False)[-1] for network in networks]
     sums, left_out = add_maps([*files, tmp_path / "sub-09_dseg.tsv"])
     assert sums.scans == 3 and left_out == 1
-    labels, prior, confidence = (np.stack([getattr(one, key) for one in networks]) for key in ("labels", "prior_labels", "confidence"))
+    labels, prior, confidence = (np.stack([getattr(one, key) for one in networks]) for key in ("labels", "atlas_labels", "confidence"))
     inside = (labels >= 0) & (prior >= 0)
     at = tuple(networks[0].space.grid.ijk.T) if sums.first.affine is not None else slice(None)
     often = 2 * inside.sum(0) >= 3

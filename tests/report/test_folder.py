@@ -57,15 +57,15 @@ def test_status_says_what_there_is(tmp_path, quick):
     ]
     for row in [*rows, {"scan": "sub-04", "subject": "04", "status": "failed", "error": "too short"}]:
         write_record(tmp_path, row, {}, "pnet construct")
-    next((tmp_path / "sub-02").rglob("*_desc-prior_labels.nii.gz")).unlink()
+    next((tmp_path / "sub-02").rglob("*_desc-atlas_labels.nii.gz")).unlink()
     seen = []
-    with pytest.warns(UserWarning, match=r"sub-02.*the page could not be written: .*desc-prior_labels\.nii\.gz: no such file"):
+    with pytest.warns(UserWarning, match=r"sub-02.*the page could not be written: .*desc-atlas_labels\.nii\.gz: no such file"):
         index = report_folder(tmp_path, lambda *step: seen.append(step))
     assert sorted(page.name for page in tmp_path.glob("*.html")) == ["index.html", PAGE, PAGE.replace("01", "03", 1)]
     page = CohortPage(index)
     assert page.column("status") == ["ok", "unreadable", "failed", "ok"] and 9.2 in page.column("minutes")
     for expected in (
-        "desc-prior_labels.nii.gz: no such file",
+        "desc-atlas_labels.nii.gz: no such file",
         "too short",
         "2 finished, 1 failed, 1 unreadable",
         "Use --resume to",
@@ -92,7 +92,7 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
     save(network, tmp_path, probabilities=False)
     fewer = [name for name in dir(network) if name in ("ids", "names", "hemispheres", "coverage", "signals")]
     other = dataclasses.replace(network, **{name: getattr(network, name)[:11] for name in fewer}, edges={}, halves={})
-    labels = {name: getattr(network, name).clip(max=10) for name in ("labels", "prior_labels", "candidates")}
+    labels = {name: getattr(network, name).clip(max=10) for name in ("labels", "atlas_labels", "candidates")}
     save(dataclasses.replace(other, **labels), tmp_path, probabilities=False)
     incomplete = save(helpers.make_network(subject="09"), tmp_path)[-1]
     incomplete.unlink()
@@ -108,7 +108,7 @@ def test_without_a_status_table_results_are_searched(tmp_path, quick):
 
 def test_each_atlas_of_a_scan_has_its_page(tmp_path, quick):
     first, rows = helpers.make_network(), []
-    other = dataclasses.replace(first, provenance=first.provenance | {"prior": {"source": "Glasser12_dseg.nii.gz", "digest": "bb"}})
+    other = dataclasses.replace(first, provenance=first.provenance | {"atlas": {"source": "Glasser12_dseg.nii.gz", "digest": "bb"}})
     for network in (first, other):
         table, atlas = save(network, tmp_path, probabilities=False)[-1].relative_to(tmp_path), network_atlas(network).label
         rows.append({"scan": LABEL, "subject": "01", "atlas": atlas, "status": "ok", "dseg": table})

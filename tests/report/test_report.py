@@ -173,7 +173,7 @@ def test_reliability_shows_the_curve_and_its_error(monkeypatch):
     np.testing.assert_allclose(left.collections[0].get_offsets(), [[0.35, 0.33], [0.55, 0.52], [0.85, 0.87]])
     assert np.all(np.diff(left.collections[0].get_sizes()) > 0), "more locations are a larger point"
     counted = sum(bar.get_height() for bar in right.patches)
-    assert counted == ((network.labels >= 0) & (network.prior_labels >= 0)).sum()
+    assert counted == ((network.labels >= 0) & (network.atlas_labels >= 0)).sum()
     assert figures.reliability_figure(dataclasses.replace(network, qc=QC())) is None
     one = dataclasses.replace(network.qc.calibration, curve=(Bin(3, 0.5, 0.5),))
     assert figures.reliability_figure(dataclasses.replace(network, qc=QC(calibration=one)))
@@ -183,7 +183,7 @@ def test_confident_and_doubtful_moves_have_colours_of_their_own():
     network = helpers.make_network()
     mark, names = brains._changes(network)
     assert list(names.values())[1:] == [PERSONAL, ALARM]
-    moved = (network.labels != network.prior_labels) & (network.labels >= 0)
+    moved = (network.labels != network.atlas_labels) & (network.labels >= 0)
     assert (mark[moved] == np.where(network.confidence >= 0.5, 2, 3)[moved]).all() and {2, 3} <= set(mark.tolist())
     assert (mark[~moved & (network.labels >= 0)] == 1).all() and (mark[network.labels < 0] == 0).all()
     # Without a saved soft parcellation, nobody knows which are which.
@@ -267,7 +267,7 @@ def test_a_returned_atlas_says_why_and_what_would_help(tmp_path):
     network = helpers.make_network()
     selection = dataclasses.replace(network.qc.selection, decision="atlas", reason=LONGER)
     qc = dataclasses.replace(network.qc, selection=selection, calibration=None, moved=0.0)
-    page = report(dataclasses.replace(network, qc=qc, labels=network.prior_labels), tmp_path / "page.html")
+    page = report(dataclasses.replace(network, qc=qc, labels=network.atlas_labels), tmp_path / "page.html")
     for expected in (
         "atlas returned",
         "The parcels of the atlas are returned. 7 degrees of freedom, expected at least 10: a longer scan or fewer regressors would help",
@@ -294,7 +294,7 @@ def test_a_page_names_the_group_s_map_where_a_group_taught_the_spatial_prior():
     selection = Selection(decision="atlas", reason="no gain, so the group's map is kept", gain=(-1, 0, 1), dcbc_gain=(-1, 0, 1))
     taught = {"group": {"digest": "00", "participants": 9, "spatial_prior": True}}
     network = helpers.make_network(qc=QC(selection=selection, moved=0.0), provenance=taught)
-    network = dataclasses.replace(network, labels=network.prior_labels)
+    network = dataclasses.replace(network, labels=network.atlas_labels)
     assert verdict(network)[0] == "group's map returned"
     expected = "The parcels shown are those of the group's map, because the scan does not support personalised parcels: no gain."
     assert sentences(network)["change"] == expected

@@ -19,7 +19,7 @@ from brainmarks.models.registry import register_model
 from pnet_jax.checkpoint import load_model
 from pnet_jax.encoder.model import components
 from pnet_jax.encoder.tokens import Observed, bucketed, observe
-from pnet_jax.parcellation.prior import on_space
+from pnet_jax.parcellation.atlas import on_space
 from pnet_jax.scan import make_scan
 from pnet_jax.space import Space, grid_space, point_space
 
@@ -42,7 +42,7 @@ class PnetWrapper(ModelWrapper):
         self.__space__ = space
         self.encoder_model = load_model(checkpoint)
         self.where = where
-        self.token = _tokens(self.encoder_model.priors, where)
+        self.token = _tokens(self.encoder_model.atlases, where)
 
     def extra_repr(self) -> str:
         return f"{self.encoder_model.name!r}, {self.__space__!r}, {len(self.where)} locations, {self.token.max() + 1} tokens"

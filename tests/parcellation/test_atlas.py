@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pnet_jax.parcellation.prior import (
+from pnet_jax.parcellation.atlas import (
     CUT_MM,
     MAX_CANDIDATES,
     PADDING,
     REACH_MM,
     SIGMA_MM,
     coverage_of,
-    make_prior,
+    make_atlas,
     names_on_other_side,
     nearest_locations,
     on_space,
@@ -26,7 +26,7 @@ from pnet_jax.space import LEFT, RIGHT, grid_space, point_space
 def cloud(parcels, points=1500, seed=0):
     """Scattered points of parcels that lie across each other."""
     rng = np.random.default_rng(seed)
-    return make_prior(rng.uniform(-40, 40, (points, 3)), rng.integers(1, parcels + 1, points), resolution=4)
+    return make_atlas(rng.uniform(-40, 40, (points, 3)), rng.integers(1, parcels + 1, points), resolution=4)
 
 
 def locations(count=250, seed=1):
@@ -48,7 +48,7 @@ def slab(step, size):
     axes = [np.arange(-size, size + step / 2, step) + step / 4 for _ in range(3)]
     xyz = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     values = 1 + np.digitize(xyz[:, 1], [-10, 10]) + 3 * (xyz[:, 0] >= 0)
-    return make_prior(xyz, values, resolution=step)
+    return make_atlas(xyz, values, resolution=step)
 
 
 def covered(prior, space, valid=True):
@@ -83,7 +83,7 @@ def test_the_prior_sums_to_1_inside_and_has_no_weight_at_the_padding():
 
 def test_a_parcel_of_the_other_hemisphere_is_no_candidate_however_close():
     xyz = np.array([[-1.0, 0, 0], [1.0, 0, 0], [-1.0, 6, 0]])
-    prior = make_prior(xyz, [1, 2, 3], resolution=2)
+    prior = make_atlas(xyz, [1, 2, 3], resolution=2)
     local = on_space(prior, point_space([[-0.5, 0, 0], [0.5, 0, 0], [-0.5, 6, 0]]))
     assert local.labels.tolist() == [0, 1, 2]
     assert local.candidates.tolist() == [[0, 2], [1, -1], [2, 0]]
@@ -91,14 +91,14 @@ def test_a_parcel_of_the_other_hemisphere_is_no_candidate_however_close():
 
 def test_a_location_holds_candidates_that_no_location_is_in():
     """What a scan lacks is the step's to say: the prior is the same for all scans."""
-    prior = make_prior(np.array([[-10.0, 0, 0], [-10.0, 8, 0]]), [1, 2], resolution=2)
+    prior = make_atlas(np.array([[-10.0, 0, 0], [-10.0, 8, 0]]), [1, 2], resolution=2)
     local = on_space(prior, point_space([[-10.0, 0, 0], [-10.0, -3, 0]]))
     assert local.candidates.tolist() == [[0, 1], [0, 1]]
 
 
 def test_hemispheres_are_those_of_the_structure_and_not_of_the_sign_of_x():
     xyz = np.array([[1.0, 0, 0], [-1.0, 0, 0]])
-    prior = make_prior(xyz, [1, 2], resolution=2, hemisphere=[LEFT, RIGHT])
+    prior = make_atlas(xyz, [1, 2], resolution=2, hemisphere=[LEFT, RIGHT])
     space = dataclasses.replace(point_space([[0.5, 0, 0], [-0.5, 0, 0]]), hemisphere=np.array([LEFT, RIGHT], np.int8))
     assert on_space(prior, space).labels.tolist() == [0, 1]
 
@@ -128,7 +128,7 @@ def test_coverage_says_which_parcels_lie_where_there_is_no_signal():
 def test_a_fine_prior_on_every_second_of_its_own_voxels_is_fully_covered():
     fine, coarse = (np.stack(np.meshgrid(*[np.arange(-16.0, 17, step)] * 3, indexing="ij"), -1).reshape(-1, 3) for step in (2, 4))
     space = dataclasses.replace(point_space(coarse), resolution=4.0)
-    assert_array_equal(covered(make_prior(fine, 1 + (fine[:, 1] > 1), resolution=2), space), 1)
+    assert_array_equal(covered(make_atlas(fine, 1 + (fine[:, 1] > 1), resolution=2), space), 1)
 
 
 def test_nearest_locations_and_coverage_equal_brute_force():
@@ -169,7 +169,7 @@ def test_a_scan_that_does_not_overlap_is_refused_with_both_extents():
 
 
 def test_ids_need_be_neither_contiguous_nor_sorted_and_background_is_dropped():
-    prior = make_prior(np.arange(18.0).reshape(6, 3) - 9, [40, 7, 0, 40, -2, 1000], resolution=2, source="toy", space="MNI152NLin6Asym")
+    prior = make_atlas(np.arange(18.0).reshape(6, 3) - 9, [40, 7, 0, 40, -2, 1000], resolution=2, source="toy", space="MNI152NLin6Asym")
     assert prior.ids.tolist() == [7, 40, 1000]
     assert prior.labels.tolist() == [1, 0, 1, 2]
     assert prior.names == ("parcel-7", "parcel-40", "parcel-1000")
@@ -179,22 +179,22 @@ def test_ids_need_be_neither_contiguous_nor_sorted_and_background_is_dropped():
 
 @pytest.mark.parametrize("names", [{7: "a", 40: "b", 3: "unused"}, ["a", "b"]])
 def test_names_come_by_id_or_in_ascending_order(names):
-    assert make_prior(np.zeros((3, 3)), [40, 7, 7], resolution=2, names=names).names == ("a", "b")
+    assert make_atlas(np.zeros((3, 3)), [40, 7, 7], resolution=2, names=names).names == ("a", "b")
 
 
 def test_the_digest_tells_priors_apart_by_points_labels_and_ids():
     xyz, values = np.eye(3), np.array([1, 2, 2])
-    one = make_prior(xyz, values, resolution=2)
-    assert make_prior(xyz, values, resolution=2, names=["x", "y"]).digest == one.digest
+    one = make_atlas(xyz, values, resolution=2)
+    assert make_atlas(xyz, values, resolution=2, names=["x", "y"]).digest == one.digest
     others = [(2 * xyz, values), (xyz, [1, 1, 2]), (xyz, [1, 3, 3])]
-    assert len({one.digest, *(make_prior(*other, resolution=2).digest for other in others)}) == 4
+    assert len({one.digest, *(make_atlas(*other, resolution=2).digest for other in others)}) == 4
 
 
 def test_a_prior_without_labels_or_with_the_wrong_number_of_names_is_refused():
     with pytest.raises(ValueError, match="prior toy: no label above 0"):
-        make_prior(np.zeros((2, 3)), [0, -1], resolution=2, source="toy")
+        make_atlas(np.zeros((2, 3)), [0, -1], resolution=2, source="toy")
     with pytest.raises(ValueError, match="prior toy: 2 ids in use but 3 names"):
-        make_prior(np.zeros((2, 3)), [1, 2], resolution=2, names=["a", "b", "c"], source="toy")
+        make_atlas(np.zeros((2, 3)), [1, 2], resolution=2, names=["a", "b", "c"], source="toy")
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_a_prior_without_labels_or_with_the_wrong_number_of_names_is_refused():
 )
 def test_names_that_say_a_side(names):
     xyz = np.array([[-20.0, 0, 0], [20, 0, 0]])
-    assert names_on_other_side(make_prior(xyz, [1, 2], resolution=4, names=names)) == (0, 2)
-    assert names_on_other_side(make_prior(-xyz, [1, 2], resolution=4, names=names)) == (2, 2)
+    assert names_on_other_side(make_atlas(xyz, [1, 2], resolution=4, names=names)) == (0, 2)
+    assert names_on_other_side(make_atlas(-xyz, [1, 2], resolution=4, names=names)) == (2, 2)
 
 
 def test_names_that_say_no_side():
     xyz = np.array([[-20.0, 0, 0], [20, 0, 0], [-20, 20, 0], [-1, -20, 0], [1, -20, 0]])
     names = ("Lingual", "Rolandic", "left and right", "L vermis")
-    assert names_on_other_side(make_prior(xyz, [1, 2, 3, 4, 4], resolution=4, names=names)) == (0, 0)  # the last lies on both sides
+    assert names_on_other_side(make_atlas(xyz, [1, 2, 3, 4, 4], resolution=4, names=names)) == (0, 0)  # the last lies on both sides

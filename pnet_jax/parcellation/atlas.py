@@ -1,4 +1,4 @@
-"""Group prior: where the parcels are expected, and which parcels a location may belong to."""
+"""Group atlas: where the parcels are expected, and which parcels a location may belong to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIDES = tuple(re.compile(rf"(?<![A-Za-z])(?i:{word[0]}h?|{word})(?![A-Za-z])|{w
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prior:
+class Atlas:
     """K parcels as labelled points in MNI mm, independent of any grid.
 
     Attributes:
@@ -64,7 +64,7 @@ class Prior:
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
-def make_prior(
+def make_atlas(
     xyz: Float[np.ndarray, "N 3"],
     values: Int[np.ndarray, " N"],
     *,
@@ -73,8 +73,8 @@ def make_prior(
     hemisphere: Int[np.ndarray, " N"] | None = None,
     source: str = "memory",
     space: str = "unknown",
-) -> Prior:
-    """Prior from points that carry ids; ids need be neither contiguous nor start at 1. Points with id ≤ 0 are background.
+) -> Atlas:
+    """Atlas from points that carry ids; ids need be neither contiguous nor start at 1. Points with id ≤ 0 are background.
 
     Args:
       xyz: MNI mm, `[N, 3]`.
@@ -90,17 +90,17 @@ def make_prior(
     """
     inside = np.asarray(values) > 0
     if not inside.any():
-        raise InputError(f"prior {source}: no label above 0")
+        raise InputError(f"atlas {source}: no label above 0")
     xyz, values = np.asarray(xyz, np.float32)[inside], np.asarray(values)[inside].astype(np.int64)
     ids, labels = np.unique(values, return_inverse=True)
     if names is None:
         names = {int(i): f"parcel-{i}" for i in ids}
     elif not isinstance(names, dict):
         if len(names) != len(ids):
-            raise InputError(f"prior {source}: {len(ids)} ids in use but {len(names)} names")
+            raise InputError(f"atlas {source}: {len(ids)} ids in use but {len(names)} names")
         names = dict(zip(ids.tolist(), names, strict=True))
     side = hemisphere_of(xyz) if hemisphere is None else np.asarray(hemisphere)[inside].astype(np.int8)
-    return Prior(
+    return Atlas(
         xyz=xyz,
         labels=labels.astype(np.int32),
         hemisphere=side,
@@ -112,13 +112,13 @@ def make_prior(
     )
 
 
-def names_on_other_side(prior: Prior) -> tuple[int, int]:
+def names_on_other_side(atlas: Atlas) -> tuple[int, int]:
     """Count the parcels that lie in the hemisphere opposite to their name, and the names that state a hemisphere.
 
     A name states a hemisphere by `L`, `LH` or `left` (`R`, `RH`, `right`) between non-letters, or by `Left` or `Right`.
     """
     wrong = named = 0
-    for name, side in zip(prior.names, prior.hemispheres, strict=True):
+    for name, side in zip(atlas.names, atlas.hemispheres, strict=True):
         left, right = (bool(pattern.search(name)) for pattern in _SIDES)
         if left != right and side != "B":
             named += 1
@@ -128,12 +128,12 @@ def names_on_other_side(prior: Prior) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalPrior:
-    """A prior as one Space sees it.
+    """A atlas as one Space sees it.
 
     Attributes:
       candidates: parcels within reach of each location, nearest first, −1 padded, `[V, C]`.
       log_prior: log π of each candidate, normalised over them, `[V, C]`; `-inf`-like (−1e9) at the padding.
-      labels: the prior's own answer, the parcel of the nearest point; −1 further than 4 mm from every parcel, `[V]`.
+      labels: the atlas's own answer, the parcel of the nearest point; −1 further than 4 mm from every parcel, `[V]`.
     """
 
     candidates: Int[np.ndarray, "V C"]
@@ -144,7 +144,7 @@ class LocalPrior:
 PADDING = -1e9  # finite, so that a gradient through a padded candidate is 0 and not NaN
 
 
-def on_space(prior: Prior, space: Space) -> LocalPrior:
+def on_space(atlas: Atlas, space: Space) -> LocalPrior:
     r"""Candidates of every location and the spatial prior over them.
 
     .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
@@ -154,7 +154,7 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
     have none.
 
     Args:
-      prior: K parcels.
+      atlas: K parcels.
       space: V locations.
 
     Raises:
@@ -163,23 +163,23 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
     labels = np.full(len(space), -1, np.int32)
 
     def one_side(side: int) -> list[tuple[np.ndarray, ...]]:
-        here, points = (np.flatnonzero(x.hemisphere == side) for x in (space, prior))
+        here, points = (np.flatnonzero(x.hemisphere == side) for x in (space, atlas))
         if not len(here) or not len(points):
             return []
-        distance, nearest = cKDTree(prior.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3)
+        distance, nearest = cKDTree(atlas.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3)
         inside = np.isfinite(distance)
         here = here[inside]
-        labels[here] = prior.labels[points[nearest[inside]]]
-        near = _distances(prior, points, space.xyz[here])
+        labels[here] = atlas.labels[points[nearest[inside]]]
+        near = _distances(atlas, points, space.xyz[here])
         return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
 
     with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
     if not (labels >= 0).any():
-        low, high = prior.xyz.min(0).round().tolist(), prior.xyz.max(0).round().tolist()
+        low, high = atlas.xyz.min(0).round().tolist(), atlas.xyz.max(0).round().tolist()
         raise InputError(
-            f"prior {prior.source} does not overlap the scan: none of {len(space)} locations lies within {REACH_MM:g} mm of a "
-            f"parcel (prior spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
+            f"atlas {atlas.source} does not overlap the scan: none of {len(space)} locations lies within {REACH_MM:g} mm of a "
+            f"parcel (atlas spans {low} to {high} mm, scan {space.xyz.min(0).round().tolist()} to {space.xyz.max(0).round().tolist()} mm)"
         )
     candidates, distance = _nearest_first(len(space), *(np.concatenate(part) for part in zip(*triples, strict=True)))
     log_prior = np.where(candidates >= 0, -(distance**2) / (2 * SIGMA_MM**2), PADDING)
@@ -189,17 +189,17 @@ def on_space(prior: Prior, space: Space) -> LocalPrior:
 
 
 def _distances(
-    prior: Prior, points: Int[np.ndarray, " n"], xyz: Float[np.ndarray, "m 3"]
+    atlas: Atlas, points: Int[np.ndarray, " n"], xyz: Float[np.ndarray, "m 3"]
 ) -> Iterator[tuple[int, Int[np.ndarray, " c"], Float[np.ndarray, " c"]]]:
     """For each parcel with points on this side: locations within the cut, and how far they are."""
-    order = points[np.argsort(prior.labels[points], kind="stable")]
-    ks, starts = np.unique(prior.labels[order], return_index=True)
+    order = points[np.argsort(atlas.labels[points], kind="stable")]
+    ks, starts = np.unique(atlas.labels[order], return_index=True)
     for k, own in zip(ks, np.split(order, starts[1:]), strict=True):
-        low, high = prior.xyz[own].min(0) - CUT_MM, prior.xyz[own].max(0) + CUT_MM
+        low, high = atlas.xyz[own].min(0) - CUT_MM, atlas.xyz[own].max(0) + CUT_MM
         near = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(1))
         beyond = np.maximum(np.maximum(low + CUT_MM - xyz[near], xyz[near] - high + CUT_MM), 0)
         near = near[np.square(beyond).sum(1) <= CUT_MM**2]  # the corners of the box are too far
-        d = cKDTree(prior.xyz[own], balanced_tree=False, compact_nodes=False).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
+        d = cKDTree(atlas.xyz[own], balanced_tree=False, compact_nodes=False).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
         close = np.isfinite(d)
         yield k, near[close], d[close]
 
@@ -219,15 +219,15 @@ def _nearest_first(
     return candidates, distance
 
 
-def nearest_locations(prior: Prior, space: Space) -> Int[np.ndarray, " N"]:
-    """The location nearest to each of the prior's points, −1 where none lies within half a voxel's diagonal, `[N]`."""
-    reach = max(space.resolution, prior.resolution) * np.sqrt(3) / 2 + 1e-3  # corners included
-    distance, nearest = cKDTree(space.xyz).query(prior.xyz, distance_upper_bound=reach, workers=-1)
+def nearest_locations(atlas: Atlas, space: Space) -> Int[np.ndarray, " N"]:
+    """The location nearest to each of the atlas's points, −1 where none lies within half a voxel's diagonal, `[N]`."""
+    reach = max(space.resolution, atlas.resolution) * np.sqrt(3) / 2 + 1e-3  # corners included
+    distance, nearest = cKDTree(space.xyz).query(atlas.xyz, distance_upper_bound=reach, workers=-1)
     return np.where(np.isfinite(distance), nearest, -1)
 
 
-def coverage_of(prior: Prior, nearest: Int[np.ndarray, " N"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
+def coverage_of(atlas: Atlas, nearest: Int[np.ndarray, " N"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
     """Share of each parcel's points whose nearest location carries a signal, `[K]`."""
     seen = np.append(valid, False)[nearest]
-    total = np.bincount(prior.labels, minlength=prior.n_parcels)
-    return (np.bincount(prior.labels[seen], minlength=prior.n_parcels) / total).astype(np.float32)
+    total = np.bincount(atlas.labels, minlength=atlas.n_parcels)
+    return (np.bincount(atlas.labels[seen], minlength=atlas.n_parcels) / total).astype(np.float32)
