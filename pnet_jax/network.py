@@ -171,12 +171,12 @@ class Network:
       signals: mean signal of each parcel over its locations (hard labels), `[K, T]`, float32.
       edges: measure name to `[K, K]`; correlations as r with diagonal 1. `"shrunk"` and `"guided"` are layers of `"pearson"`, which is the
         raw one: see `pnet_jax.edges.layers` for what each is meant for. Of `"effective"`, row k, column l is what l does to k.
-      ids: the prior's own id of each parcel, `[K]`; images carry these.
-      names: the prior's name of each parcel, K of them.
+      ids: the atlas's id of each parcel, `[K]`; images carry these.
+      names: the atlas's name of each parcel, K of them.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
       atlas_labels: the parcel that each location has before the scan is seen, by the atlas or by a group's map (`start`), −1 outside,
         `[V]`.
-      coverage: share of a prior parcel's extent that the scan's valid locations cover, `[K]`, 0…1.
+      coverage: share of an atlas parcel's extent that the scan's valid locations cover, `[K]`, 0…1.
       frames: the T kept frames, `[T]`.
       tr: seconds.
       subject: label without `sub-`.
@@ -230,7 +230,7 @@ class Network:
 
     @property
     def start(self) -> str:
-        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" where a group taught the prior."""
+        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" if a group model provides the spatial prior."""
         return start_name(bool((self.provenance.get("group") or {}).get("spatial_prior")))
 
     @property

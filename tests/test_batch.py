@@ -47,7 +47,7 @@ K = 12
 
 @pytest.fixture(scope="module")
 def inputs(toy, toy_model, tmp_path_factory):
-    """Three recordings, the second of them cut off; the prior as a file, its ids with gaps; and a checkpoint."""
+    """Three recordings, the second of them cut off; the atlas as a file, its ids with gaps; and a checkpoint."""
     folder = tmp_path_factory.mktemp("inputs")
     nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), folder / "mask.nii.gz")
     nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), folder / "toy_space-MNI152NLin6Asym_dseg.nii.gz")

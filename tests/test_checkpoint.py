@@ -35,10 +35,10 @@ def small_heap():
 
 @pytest.fixture(scope="module")
 def model(toy, toy_model) -> Model:
-    """With two priors."""
+    """With two atlases."""
     other = dataclasses.replace(toy.atlas, ids=np.arange(12, dtype=np.int32) + 100, names=tuple("abcdefghijkl"))
     card = {"scans": 2, "note": "found by this", "space": "größer", "list": [1, 2.5, None]}
-    return dataclasses.replace(toy_model, priors={12: toy.atlas, 13: other}, card=card)
+    return dataclasses.replace(toy_model, atlases={12: toy.atlas, 13: other}, card=card)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_the_digest_changes_with_every_part_of_a_prior_that_decides_a_result(mod
     array = getattr(model.atlases[13], part).copy()
     array.flat[0] = 1 - array.flat[0] if part == "hemisphere" else array.flat[0] + 1
     other = dataclasses.replace(model.atlases[13], **{part: array})
-    assert dataclasses.replace(model, priors={12: model.atlases[12], 13: other}).digest != model.digest
+    assert dataclasses.replace(model, atlases={12: model.atlases[12], 13: other}).digest != model.digest
 
 
 def test_damage_is_told_in_one_line_and_nothing_else(copy, capfd, caplog):

@@ -95,7 +95,7 @@ def construct_cohort(
       `retry_failed` is set and nothing failed.
 
     Raises:
-      SettingsError: there is no scan, a measure is unknown, a prior or checkpoint cannot be used, the folder holds results of another
+      SettingsError: there is no scan, a measure is unknown, an atlas or checkpoint cannot be used, the folder holds results of another
         command, or all scans that failed had other settings than those to be tried again.
       OSError: the folder cannot be written.
     """

@@ -133,7 +133,7 @@ def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model) 
         if parcels not in model.atlases:
             raise SettingsError(
                 f"checkpoint {model.name!r} has atlases with {sorted(model.atlases)} parcels, requested {parcels}: "
-                "choose one of these, or give a atlas file (--atlas)"
+                "choose one of these, or give an atlas file (--atlas)"
             )
         return model.atlases[parcels]
     if not isinstance(atlas, Atlas):

@@ -65,7 +65,7 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
       directions, NaN where it cannot be measured (of ROIs all but `r2`).
 
     Raises:
-      ValueError: no model or no case, two models of one name or one of a baseline's, or a atlas that does not overlap a scan.
+      ValueError: no model or no case, two models of one name or one of a baseline's, or an atlas that does not overlap a scan.
     """
     names = [model.name for model in models]
     if not models:

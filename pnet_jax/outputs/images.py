@@ -22,7 +22,7 @@ LEVELS = 65535  # probabilities are stored as uint16 steps of 1/65535: NIfTI has
 
 
 def labels_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
-    """Parcellation as an image on the scan's own grid and orientation; values are the prior's own ids, 0 is outside.
+    """Parcellation as an image on the scan's own grid and orientation; values are the atlas's ids, 0 is outside.
 
     Args:
       network: a subject's result on a grid or on CIFTI grayordinates.

@@ -146,7 +146,7 @@ def _read(stem: Path, brief: bool) -> Network:
 
 
 def locations_of(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Space, Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
-    """Space, labels and the prior's labels."""
+    """Space, labels and the labels of the atlas."""
     read = {"grid": _from_grid, "cifti": _from_cifti, "points": _from_points}.get(scan["Kind"])
     if read is None:
         raise ValueError(f"{beside(stem, 'dseg.json')}: unknown kind of scan {scan['Kind']!r}: expected grid, cifti or points")

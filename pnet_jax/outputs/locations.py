@@ -1,9 +1,9 @@
-"""What a result needs, beside its maps and tables, to be read back: where its locations are, what the prior gave them, motion.
+"""What a result needs, beside its maps and tables, to be read back: where its locations are, their labels in the atlas, motion.
 
 On a grid that is two images. The prior's is `_desc-atlas_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds the one
-parcellation of the scan; the mask says which voxels of value 0 were part of the scan, which a reserved value in the prior's image would
+parcellation of the scan; the mask says which voxels of value 0 were part of the scan, which a reserved value in the image of the atlas would
 say too, but then as a region more to whoever averages signals over its labels. CIFTI files do not hold where their vertices are: their
-coordinates stand, with the prior, in one dscalar file, the counterpart of the table that a ROI scan has.
+coordinates stand, with the atlas, in one dscalar file, the counterpart of the table that a ROI scan has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEAN_LEVELS = 4095  # a scanner's 12 bits; float32 compresses to three times the
 
 
 def write_locations(network: Network, stem: Path) -> Iterator[Path]:
-    """Writes where the locations are and what the prior gives them."""
+    """Writes where the locations are and their labels in the atlas."""
     grid = network.space.grid
     if grid is None:
         yield write_rows(beside(stem, f"{LOCATIONS}.tsv"), TABLE_COLUMNS, _location_rows(network))

@@ -69,16 +69,19 @@ def atlas_description() -> dict[str, Any]:
 def segmentation_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the hard parcellation: image and table share their name, and so this file."""
     return {
-        "Description": "Parcellation of one scan. Image values are the prior's own ids, column `index` of the table; 0 is outside.",
+        "Description": "Parcellation of one scan. Image values are the atlas's ids, column `index` of the table; 0 is outside.",
         "Manual": False,
-        "Rows": "One row a parcel of the prior, always all of them, in the same order in every file.",
-        "index": {"Description": "Value in the image: the prior's own id of the parcel"},
+        "Rows": "One row for each parcel of the atlas, always all of them, in the same order in every file.",
+        "index": {"Description": "Value in the image: the atlas's id of the parcel"},
         "name": {"Description": "The prior's name of the parcel"},
         "color": {"Description": "Suggested colour, the same for an id everywhere"},
         "hemisphere": {"Levels": {"L": "left", "R": "right", "B": "on both sides"}},
         "n_locations": {"Description": "Locations (voxels, grayordinates or ROIs) of the scan in the personalised parcel"},
-        "n_atlas_locations": {"Description": "Locations that the prior alone would give the parcel"},
-        "coverage": {"Description": "Share of the prior parcel's extent that valid locations of the scan cover", "Units": "0 to 1"},
+        "n_atlas_locations": {"Description": "Number of locations of the parcel in the atlas"},
+        "coverage": {
+            "Description": "Fraction of the extent of the parcel in the atlas that valid locations of the scan cover",
+            "Units": "0 to 1",
+        },
         "absent": {"Description": "No location of the scan belongs to the parcel: its signal and edges are n/a"},
         "x": {"Description": "Mean position of the parcel's locations in MNI space", "Units": "mm"},
         "y": {"Description": "As x", "Units": "mm"},
@@ -130,7 +133,7 @@ def atlas_sidecar(network: Network) -> dict[str, Any]:
 def locations_sidecar(network: Network) -> dict[str, Any]:
     """Sidecar of the mask of the scan's locations."""
     return {
-        "Description": "The voxels of the scan, its brain mask. Those that no parcel of the prior reaches are 0 in _dseg.",
+        "Description": "The voxels of the scan, its brain mask. Those that no parcel of the atlas reaches are 0 in _dseg.",
         "Type": "Brain",
     } | _common(network)
 

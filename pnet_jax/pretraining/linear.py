@@ -34,7 +34,7 @@ _mixture = jax.jit(mixture)
 def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: PretrainConfig | None = None) -> Model:
     """A linear model from scans: references, projection, and the atlases asked for.
 
-    Scans pass one at a time, and what is kept of them are two R x R statistics; learning a atlas takes a second pass, which keeps
+    Scans pass one at a time, and what is kept of them are two R x R statistics; learning an atlas takes a second pass, which keeps
     one mean embedding per location.
 
     Args:
@@ -69,7 +69,7 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
     if total is None or references is None:
         raise ValueError("pre-training needs at least one scan, got none")
     encoder = solve(total, references, config.dimensions)
-    atlases = _priors(one_pass, encoder, config)
+    atlases = _atlases(one_pass, encoder, config)
     return Model(config.name, encoder, atlases, _card(config, encoder, seen))
 
 
@@ -176,7 +176,7 @@ def _compact_parcels(space, parcels, seed):
     return labels
 
 
-def _priors(one_pass, encoder, config) -> dict[int, Atlas]:
+def _atlases(one_pass, encoder, config) -> dict[int, Atlas]:
     atlases = {k: geometric_atlas(k, config.seed) for k in config.parcels} if config.reference_space == "mni" else {}
     atlases |= {k: learn_atlas(one_pass, encoder, k, config.seed) for k in config.learn_atlas}
     if config.atlas is not None:

@@ -312,13 +312,13 @@ def test_an_unknown_measure_is_refused_before_any_work(toy_model, monkeypatch):
 
 
 def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
-    with pytest.raises(ValueError, match=r"checkpoint 'toy' has priors with \[12\] parcels, requested 100: choose one of these"):
+    with pytest.raises(ValueError, match=r"checkpoint 'toy' has atlases with \[12\] parcels, requested 100: choose one of these"):
         construct(None, model=toy_model, parcels=100)
 
 
 @pytest.mark.parametrize(("asked", "how"), [(100, "more than it has"), (4, "fewer than it has")])
 def test_a_k_that_the_given_prior_lacks_is_refused(toy, toy_model, asked, how):
-    with pytest.raises(ValueError, match=rf"prior toy has 12 parcels, requested {asked}, {how}: omit --parcels"):
+    with pytest.raises(ValueError, match=rf"atlas toy has 12 parcels, requested {asked}, {how}: omit --parcels"):
         construct(None, model=toy_model, atlas=toy.atlas, parcels=asked)
 
 
@@ -335,7 +335,7 @@ def test_measures_of_a_cohort_are_refused_for_one_scan(toy_model):
 
 def test_a_prior_elsewhere_is_refused(short, toy, toy_model):
     away = dataclasses.replace(toy.atlas, xyz=toy.atlas.xyz + np.float32(400))
-    with pytest.raises(ValueError, match="prior toy does not overlap the scan"):
+    with pytest.raises(ValueError, match="atlas toy does not overlap the scan"):
         construct(short, model=toy_model, atlas=away)
 
 

@@ -52,12 +52,12 @@ def test_edges_of_dynamics_need_dynamics(toy_model, name):
 
 def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy_model):
     coarse, fine = (dataclasses.replace(toy.atlas, source=name) for name in ("coarse", "fine"))
-    several = dataclasses.replace(toy_model, priors={50: coarse, 200: fine, 400: coarse})
+    several = dataclasses.replace(toy_model, atlases={50: coarse, 200: fine, 400: coarse})
     assert resolve(ConstructConfig(), model=several).atlas is fine
     assert resolve(ConstructConfig(parcels=50), model=several).atlas is coarse
     assert resolve(ConstructConfig(parcels=50), model=several, parcels=200).atlas is fine
     with pytest.raises(
-        ValueError, match=r"has priors with \[50, 200, 400\] parcels, requested 100: choose one of these, or give a prior file"
+        ValueError, match=r"has atlases with \[50, 200, 400\] parcels, requested 100: choose one of these, or give an atlas file"
     ):
         resolve(ConstructConfig(parcels=100), model=several)
 
@@ -86,5 +86,5 @@ def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_
 
 def test_a_brain_mask_is_not_an_atlas(toy, toy_model):
     mask = make_atlas(toy.space.xyz, np.ones(len(toy.space), int), resolution=8, source="mask.nii.gz")
-    with pytest.raises(ValueError, match=r"prior mask\.nii\.gz: expected an atlas of at least 2 parcels, found 1: is it a brain mask"):
+    with pytest.raises(ValueError, match=r"atlas mask\.nii\.gz: expected an atlas of at least 2 parcels, found 1: is it a brain mask"):
         resolve(ConstructConfig(), atlas=mask, model=toy_model)

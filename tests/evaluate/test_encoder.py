@@ -245,12 +245,12 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
         gate([], [case])
     with pytest.raises(ValueError, match="one or more pairs of recordings, got none"):
         gate([toy_model], scan_cases([], toy.atlas))
-    with pytest.raises(ValueError, match="names of their own, none of prior, centroids, weighted; got toy, toy"):
+    with pytest.raises(ValueError, match="names of their own, none of atlas, centroids, weighted; got toy, toy"):
         gate([toy_model, toy_model], [case])
     with pytest.raises(ValueError, match="names of their own"):
         gate([dataclasses.replace(toy_model, name="atlas")], [case])
     far = make_atlas(toy.space.xyz + 500, toy.expected + 1, resolution=8, source="far")
-    with pytest.raises(ValueError, match="condition full, subject 01: prior far does not overlap the scan"):
+    with pytest.raises(ValueError, match="condition full, subject 01: atlas far does not overlap the scan"):
         gate([toy_model], [dataclasses.replace(case, atlas=far)])
     with pytest.raises(ValueError, match="unknown condition '3mins': expected one of full, .*; did you mean '3min'"):
         simulated_cases(("full", "3mins"))
@@ -265,7 +265,7 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
 
 @pytest.fixture(scope="module")
 def folder(toy, toy_model, shuffled, tmp_path_factory):
-    """Two sessions of two people, a prior and two models."""
+    """Two sessions of two people, an atlas and two models."""
     root = tmp_path_factory.mktemp("evaluate")
     for subject in ("01", "02"):
         for session in ("1", "2"):

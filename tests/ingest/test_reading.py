@@ -232,6 +232,6 @@ def test_a_field_longer_than_a_parser_takes(tmp_path):
         load_scan(path)
     assert len(str(caught.value)) < 1000
     confounds(tmp_path, header=["t" * 100_000, *MOTION[1:]])
-    with pytest.raises(InputError, match="keywords or parameters are missing") as caught:
+    with pytest.raises(InputError, match="lacks trans_x") as caught:
         load_scan(path)
     assert len(str(caught.value)) < 2000

@@ -135,7 +135,7 @@ def test_correlation_over_subjects_needs_no_exchange():
 
 @functools.cache
 def wave(count: int = 8):
-    """Signals, masks and regions of subjects, and what they share: an encoder and a prior."""
+    """Signals, masks and regions of subjects, and what they share: an encoder and an atlas."""
     make = Inputs()
     encoder = LinearEncoder(
         *(make.normal(*size) for size in ((SHAPE.R, 3), (SHAPE.R,), (SHAPE.R, SHAPE.D), (SHAPE.D,), (SHAPE.D, SHAPE.R)))

@@ -32,7 +32,7 @@ def flip_x(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def make_network(space: Space | None = None, **fields) -> Network:
-    """K parcels around random centres on a Space; 15 % of the locations left their prior parcel, parcel `ABSENT` lost all."""
+    """K parcels around random centres on a Space; 15 % of the locations left their atlas parcel, parcel `ABSENT` lost all."""
     space = space or grid_space(phantom_mask(), AFFINE, name="MNI152NLin6Asym")
     rng = np.random.default_rng(0)
     centres = np.array([[(-1) ** k * (15 + 3 * k), 15 * k - 90, 12 * (k % 5) - 25] for k in range(K)], float)

@@ -90,7 +90,7 @@ def test_a_parcel_of_the_other_hemisphere_is_no_candidate_however_close():
 
 
 def test_a_location_holds_candidates_that_no_location_is_in():
-    """What a scan lacks is the step's to say: the prior is the same for all scans."""
+    """What a scan lacks is the step's to say: the atlas is the same for all scans."""
     prior = make_atlas(np.array([[-10.0, 0, 0], [-10.0, 8, 0]]), [1, 2], resolution=2)
     local = on_space(prior, point_space([[-10.0, 0, 0], [-10.0, -3, 0]]))
     assert local.candidates.tolist() == [[0, 1], [0, 1]]
@@ -163,7 +163,7 @@ def test_the_order_of_locations_does_not_matter():
 
 
 def test_a_scan_that_does_not_overlap_is_refused_with_both_extents():
-    message = r"prior memory does not overlap the scan: none of 2 locations lies within 4 mm .*\(prior spans .* mm, scan .* mm\)"
+    message = r"atlas memory does not overlap the scan: none of 2 locations lies within 4 mm .*\(atlas spans .* mm, scan .* mm\)"
     with pytest.raises(ValueError, match=message):
         on_space(slab(4, 20), point_space([[200.0, 300, 0], [-200, 300, 0]]))
 
@@ -191,9 +191,9 @@ def test_the_digest_tells_priors_apart_by_points_labels_and_ids():
 
 
 def test_a_prior_without_labels_or_with_the_wrong_number_of_names_is_refused():
-    with pytest.raises(ValueError, match="prior toy: no label above 0"):
+    with pytest.raises(ValueError, match="atlas toy: no label above 0"):
         make_atlas(np.zeros((2, 3)), [0, -1], resolution=2, source="toy")
-    with pytest.raises(ValueError, match="prior toy: 2 ids in use but 3 names"):
+    with pytest.raises(ValueError, match="atlas toy: 2 ids in use but 3 names"):
         make_atlas(np.zeros((2, 3)), [1, 2], resolution=2, names=["a", "b", "c"], source="toy")
 
 

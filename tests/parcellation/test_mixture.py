@@ -53,7 +53,7 @@ def tiny(seed=0, dtype=np.float32):
 
 @functools.cache
 def planted():
-    """Four parcels whose borders lie two voxels from where the prior expects them, and embeddings that show them."""
+    """Four parcels whose borders lie two voxels from where the atlas expects them, and embeddings that show them."""
     rng = np.random.default_rng(0)
     space = grid_space(np.ones((10, 10, 3), bool), np.diag([4.0, 4, 4, 1]) + np.outer([1, 1, 1, 0], [0, 0, 0, 4]))
     i, j, _ = space.grid.ijk.T

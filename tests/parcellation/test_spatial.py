@@ -190,7 +190,7 @@ def test_coverage_is_by_the_locations_of_the_scan(placed, toy):
 
 def test_an_atlas_far_from_the_image_is_refused():
     affine, full = air((8, 8, 8))
-    with pytest.raises(ValueError, match=r"prior ball does not overlap the scan: none of 512 locations"):
+    with pytest.raises(ValueError, match=r"atlas ball does not overlap the scan: none of 512 locations"):
         place(ball(shift=300), grid_space(full, affine))
 
 

@@ -1,4 +1,4 @@
-"""From scans to a checkpoint: references, projection, learned priors, and what is refused."""
+"""From scans to a checkpoint: references, projection, learned atlases, and what is refused."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_learned_priors_need_scans_on_one_space(scans, toy):
     half = np.arange(0, len(toy.space), 2)
     part = {name: getattr(scans[1], name)[half] for name in ("y", "valid", "mean", "std")}
     other = dataclasses.replace(scans[1], space=take(toy.space, half), **part)
-    with pytest.raises(ValueError, match=r"sub-01_task-rest: a learned prior needs scans on one Space, expected \d+ locations.*found \d+"):
+    with pytest.raises(ValueError, match=r"sub-01_task-rest: a learned atlas needs scans on one Space, expected \d+ locations.*found \d+"):
         pretrain([scans[0], other], CONFIG)
 
 
