@@ -125,12 +125,7 @@ def evaluate_all(arguments: Sequence[str]) -> int:
 def _parser(command: str, about: str) -> Parser:
     parser = make_parser(command, about)
     add = parser.add_argument
-    add(
-        "cohort",
-        type=str,
-        metavar="COHORT",
-        help="store written by pnet collect or pnet import, or a folder of results written by pnet construct",
-    )
+    add("cohort", type=str, metavar="COHORT", help="store written by pnet collect or pnet import, or folder of results of pnet construct")
     add("out", type=str, metavar="OUT", help="output folder for tables, JSON and the page")
     add("--atlas", type=str | None, metavar="LABEL", help="atlas label, if a folder contains results for several atlases")
     add(
