@@ -308,7 +308,7 @@ def test_the_command_line_compares_models_on_a_folder_of_scans(folder, capsys):
     assert [model["name"] for model in result["models"]] == ["plain", "mixed"]
     assert {(row["subject"], row["pair"]) for row in result["rows"]} == {("01", "sessions"), ("02", "sessions")}
     assert result["rows"][-1]["dcbc"] is None and result["versions"]["jax"]
-    assert result["excluded"] == {} and "labels of participants that a model was trained on, of other data sets (other)" in told.err
+    assert result["excluded"] == {} and "labels as training participants of other data sets (other)" in told.err
 
 
 def evaluated(folder, capsys, *arguments):
@@ -322,7 +322,7 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "mixed"), str(folder / "trained"), str(folder / "unsaid"))
     assert (code, subjects) == (0, {"02"})
     assert "excluded: 1 of 2 participants, because trained was trained on them" in told
-    assert "unsaid does not list the participants it was trained on" in told
+    assert "unsaid does not list its training participants" in told
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
     assert (code, subjects) == (0, {"02"})
     code, told, _ = evaluated(folder, capsys, "--models", str(folder / "on all"))

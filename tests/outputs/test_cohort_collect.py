@@ -178,7 +178,7 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
         collect(tmp_path / "in")
     with pytest.raises(FileNotFoundError, match="no such folder of results"):
         collect(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no such cohort store or folder of results"):
+    with pytest.raises(FileNotFoundError, match="expected a cohort store or a folder of results, found nothing"):
         load_cohort(tmp_path / "nothing")
 
 
