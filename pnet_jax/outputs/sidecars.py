@@ -72,7 +72,7 @@ def segmentation_sidecar(network: Network) -> dict[str, Any]:
         "Description": "Parcellation of one scan. Image values are the prior's own ids, column `index` of the table; 0 is outside.",
         "Manual": False,
         "Rows": "One row a parcel of the prior, always all of them, in the same order in every file.",
-        "index": {"Description": "Value in the image: the prior's own id of the parcel"},
+        "index": {"Description": "Value in the image: the prior's own id of the parcel", "Format": "integer"},
         "name": {"Description": "The prior's name of the parcel"},
         "color": {"Description": "Suggested colour, the same for an id everywhere"},
         "hemisphere": {"Levels": {"L": "left", "R": "right", "B": "on both sides"}},
