@@ -1,4 +1,4 @@
-"""`pnet-bids BIDS_DIR OUT_DIR participant|group`: the command line of BIDS Apps for `pnet construct`, `pnet collect` and `pnet report`."""
+"""`pnet-bids BIDS_DIR OUT_DIR participant|group`: the command line of BIDS Apps for `pnet construct` and `pnet collect`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pnet_jax.errors import InputError, SettingsError
 ABOUT = """Individual brain functional networks from preprocessed resting-state fMRI.
 
 participant: construct the networks of the scans in BIDS_DIR (pnet construct); results that are up to date are skipped.
-group: collect all results of OUT_DIR in one cohort store and update the report (pnet collect, pnet report).
+group: collect all results of OUT_DIR in one cohort store (pnet collect) and write the report of the cohort, index.html.
 """
 REQUIRED = ("Name", "BIDSVersion")  # keys of dataset_description.json
 
@@ -25,17 +25,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
-        steps = commands_of(args)
+        command = command_of(args)
         limit(args)
+        from pnet_jax.cli import main as pnet
+
+        code = pnet(command)
+        if code == 0 and args.analysis_level == "group":
+            from pnet_jax.report.index import write_index
+
+            print(f"Report: {write_index(args.output_dir)}")
     except (ValueError, OSError) as error:
         print(f"pnet-bids: {error}", file=sys.stderr)
         return 1
-    from pnet_jax.cli import main as pnet
-
-    for step in steps:
-        if code := pnet(step):
-            return code
-    return 0
+    return code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,8 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def commands_of(args: argparse.Namespace) -> list[list[str]]:
-    """The commands of `pnet` that carry out a level of the analysis, in order.
+def command_of(args: argparse.Namespace) -> list[str]:
+    """The command of `pnet` that carries out a level of the analysis.
 
     Args:
       args: as `make_parser` reads them.
@@ -86,18 +88,17 @@ def commands_of(args: argparse.Namespace) -> list[list[str]]:
     for option in ("task", "space", "config"):
         if (value := getattr(args, option)) is not None:
             command += [f"--{option}", str(value)]
-    return [command]
+    return command
 
 
-def _group(args: argparse.Namespace) -> list[list[str]]:
+def _group(args: argparse.Namespace) -> list[str]:
     for option in ("participant_label", "session_label", "task", "space", "derivatives", "config"):
         if getattr(args, option) is not None:
             raise SettingsError(f"--{option.replace('_', '-')} is an option of the participant level; the group level takes all results")
     if not (args.output_dir / "status.tsv").is_file():
         raise SettingsError(f"OUT_DIR {args.output_dir}: expected results, found no status.tsv; run the participant level first")
     table = args.bids_dir / "participants.tsv"
-    collect = ["collect", str(args.output_dir), *(["--participants", str(table)] if table.is_file() else [])]
-    return [collect, ["report", str(args.output_dir)]]
+    return ["collect", str(args.output_dir), *(["--participants", str(table)] if table.is_file() else [])]
 
 
 def read_description(folder: Path) -> dict[str, object]:

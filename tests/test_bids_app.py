@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pnet_jax import execution
-from pnet_jax.bids_app import commands_of, main, make_parser
+from pnet_jax.bids_app import command_of, main, make_parser
 from pnet_jax.checkpoint import save_model
 from pnet_jax.config import SimulateConfig
 from pnet_jax.outputs import load_cohort
@@ -31,8 +31,8 @@ def raw(tmp_path):
     return folder
 
 
-def ran(*arguments) -> list[list[str]]:
-    return commands_of(make_parser().parse_args([str(one) for one in arguments]))
+def ran(*arguments) -> list[str]:
+    return command_of(make_parser().parse_args([str(one) for one in arguments]))
 
 
 def test_the_participant_level_constructs_the_derivatives_in_a_raw_dataset(raw, tmp_path):
@@ -40,24 +40,24 @@ def test_the_participant_level_constructs_the_derivatives_in_a_raw_dataset(raw, 
     options = ("--participant-label", "01", "02", "--session_label", "a", "--task", "rest", "--space", "fsLR", "--config", "c.toml")
     expected = ["construct", str(raw / "derivatives/fmriprep"), str(out), "--resume", "--participant-label", "01", "02"]
     expected += ["--session-label", "a", "--task", "rest", "--space", "fsLR", "--config", "c.toml"]
-    assert ran(raw, out, "participant", *options) == [expected]
+    assert ran(raw, out, "participant", *options) == expected
     (tmp_path / "other").mkdir()
-    assert ran(raw, out, "participant", "-d", tmp_path / "other")[0][1] == str(tmp_path / "other")
+    assert ran(raw, out, "participant", "-d", tmp_path / "other")[1] == str(tmp_path / "other")
 
 
 def test_a_folder_of_derivatives_is_read_itself(raw, tmp_path):
     (raw / "dataset_description.json").write_text(json.dumps({"Name": "a", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}))
     (raw / "derivatives/fmriprep").rmdir()
-    assert ran(raw, tmp_path / "out", "participant")[0][1] == str(raw)
+    assert ran(raw, tmp_path / "out", "participant")[1] == str(raw)
 
 
-def test_the_group_level_collects_with_the_participants_and_reports(raw, tmp_path):
+def test_the_group_level_collects_with_the_participants(raw, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "status.tsv").touch()
-    assert ran(raw, out, "group") == [["collect", str(out)], ["report", str(out)]]
+    assert ran(raw, out, "group") == ["collect", str(out)]
     (raw / "participants.tsv").touch()
-    assert ran(raw, out, "group")[0] == ["collect", str(out), "--participants", str(raw / "participants.tsv")]
+    assert ran(raw, out, "group") == ["collect", str(out), "--participants", str(raw / "participants.tsv")]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,9 @@ def dataset(toy, toy_model, tmp_path_factory):
     nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), beside / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
     save_model(toy_model, beside / "checkpoint")
     options = f'checkpoint = "{beside}/checkpoint"\nprior = "{beside}/toy_space-MNI152NLin6Asym_dseg.nii.gz"\nkappa = 10.0\nbeta = 0.4\n'
-    (beside / "config.toml").write_text(options + 'edges = ["pearson"]\n[cleaning]\nstrategy = []\n')
+    (beside / "config.toml").write_text(
+        options + 'edges = ["pearson"]\nreport = false\n[parallel]\nsubject = 1\n[cleaning]\nstrategy = []\n'
+    )
     return folder, beside / "config.toml"
 
 
