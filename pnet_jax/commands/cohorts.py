@@ -85,7 +85,7 @@ def import_(
     cohort: str,
     /,
     *,
-    kind: Literal["auto", "connectomes", "series"] = "auto",
+    kind: Literal["auto", "series", "matrix"] = "auto",
     measure: str = "pearson",
     tr: float | None = None,
     variable: str | None = None,
