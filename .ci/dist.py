@@ -17,8 +17,9 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from build import ProjectBuilder
 from build.env import DefaultIsolatedEnv
+
+from build import ProjectBuilder
 
 MOST_BYTES = 20e6
 NEEDED = (
