@@ -17,9 +17,8 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from build.env import DefaultIsolatedEnv
-
 from build import ProjectBuilder
+from build.env import DefaultIsolatedEnv
 
 MOST_BYTES = 20e6
 NEEDED = (

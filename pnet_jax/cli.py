@@ -71,7 +71,7 @@ def _keep_compiled_programs() -> None:
     """Have JAX read back the programs of earlier runs, which saves seconds at every start; a user's own setting wins."""
     if "jax" in sys.modules:  # it has read its environment
         return
-    from pnet_jax.demo import cache_folder
+    from pnet_jax.execution import cache_folder
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

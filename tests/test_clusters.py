@@ -53,7 +53,7 @@ def four(toy, toy_model, tmp_path_factory) -> Four:
         word for name, value in given.items() for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
     labels = {file.name: file.read_bytes() for file in out.rglob("*_dseg.nii.gz")}
-    return Four(folder, (*options, "--mask", str(mask), "--cleaning.strategy", "[]"), labels)
+    return Four(folder, (*options, "--mask", str(mask), "--cleaning.strategy"), labels)
 
 
 def test_parts_in_several_processes_are_the_whole(four, tmp_path):

@@ -263,7 +263,7 @@ def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything
     given = {"mesh": one_device(), "model": toy_model, "atlas": toy_model.atlases[K]}
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .* \(toy\), found another; give the atlas"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
-    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics true`"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics`"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, hierarchy=None), **given)
     assert not (tmp_path / "status.tsv").exists()
 
@@ -405,7 +405,7 @@ def test_without_a_group_nothing_of_it_is_there(scans, toy, toy_model):
 
 def test_dynamics_need_a_group_with_dynamics_of_the_same_parcels(group, scans, toy_model, tmp_path):
     config = ConstructConfig(dynamics=True)
-    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics true` wrote"):
+    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):
         construct(scans[0], model=toy_model, config=config)
     for name in ("coupling", "effective"):
         with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics'):
@@ -493,9 +493,7 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     config = ConstructConfig(dynamics=True)
     with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
         resolve(config, atlas=many, model=toy_model, edges=("pearson", "effective"))
-    with pytest.raises(
-        ValueError, match="give the folder that `pnet fit-group --dynamics true` wrote"
-    ):  # and nothing of the number of parcels
+    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):  # and nothing of the number of parcels
         resolve(config, atlas=many, model=toy_model, edges=("coupling",))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pnet_jax.batch.run import Shard, bounds_for, describe_bounds, describe_shar
 from pnet_jax.bench.roofline import matmul_rate
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder
+from pnet_jax.errors import InputError
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.memory import size_of
 from pnet_jax.outputs.status import read_records
@@ -99,7 +101,10 @@ def _seconds(sources: Sequence[ScanSource], folder: str | Path) -> tuple[float |
     earlier = [record["seconds"] for record in read_records(folder) if record.get("seconds")] if Path(folder).is_dir() else []
     if earlier:
         return statistics.median(earlier), f"as the {len(earlier)} results in the folder"
-    sizes = [size for one in sources[:LOOKED_AT] if (size := size_of(one))]
+    sizes = []
+    for one in sources[:LOOKED_AT]:
+        with contextlib.suppress(InputError, OSError):  # the run itself says what is wrong with it
+            sizes.append(size_of(one))
     if not sizes:
         return None, ""
     operations = statistics.mean(one.locations * (PER_LOCATION + PER_VALUE * one.frames) for one in sizes)
@@ -109,4 +114,4 @@ def _seconds(sources: Sequence[ScanSource], folder: str | Path) -> tuple[float |
 
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{max(minutes, 1)} min"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"

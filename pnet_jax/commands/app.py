@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 from cyclopts.config import Toml
@@ -65,13 +65,18 @@ def make_app() -> App:
     """Make the command line; no module of a command is imported."""
     common = Parameter(consume_multiple=True, negative_iterable=(), show_default=_shown)
     app = App(
-        name="pnet", help=ABOUT, version=f"pnet {__version__}", default_parameter=common, help_formatter=Help(), help_format="plaintext"
+        name="pnet",
+        help=ABOUT,
+        version=f"pnet {__version__}",
+        default_parameter=common,
+        help_formatter=Help(),
+        help_format="plaintext",
     )
-    order: list[str] = []
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # cli.main says what was stopped
     for number, (title, commands) in enumerate(SECTIONS.items()):
         group = Group(title, sort_key=number)
-        for name, (where, about) in commands.items():
-            app.command(f"pnet_jax.commands.{where}", name=name, help=about, group=group, sort_key=len(order := [*order, name]))
+        for place, (name, (where, about)) in enumerate(commands.items()):
+            app.command(f"pnet_jax.commands.{where}", name=name, help=about, group=group, sort_key=place)
     evaluate = App(
         name="evaluate",
         help="Evaluate a cohort: consistency, diagnosis, prediction, circuits and more.",
@@ -111,9 +116,10 @@ def make_app() -> App:
         app.config = [_file(name) for name in reversed(config)]
         with _usage(app, tokens):
             command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-        settings = bound.arguments.get("config")
+        kind = _config_class(command)
+        settings = bound.arguments.get("config") or (kind() if kind else None)
         if print_config:
-            print(as_toml(_config_class(command)() if settings is None else settings), end="")
+            print(as_toml(settings) if settings is not None else "", end="")
             return 0
         if verbose and settings is not None:
             Bar(0, "settings").say("\n" + as_toml(settings))
@@ -175,13 +181,10 @@ def _usage(app: App, tokens: Sequence[str]) -> Iterator[None]:
         found = re.fullmatch(r"(\w+Config)(?:\.(\w+))?: (.*)", str(error), re.DOTALL)
         if not found:
             raise
-        _refuse(*found.groups(), app, tokens)
-
-
-def _refuse(made: str, field: str | None, said: str, app: App, tokens: Sequence[str]) -> NoReturn:
-    command = app.parse_commands([one for one in tokens if not one.startswith("-")])[1][-1].default_command
-    prefix = _prefixes(_config_class(command)).get(made, "") if command is not None else ""
-    raise UsageError(f"--{prefix}{field.replace('_', '-')}: {said}" if field else said)
+        made, field, said = found.groups()
+        command = app.parse_commands([one for one in tokens if not one.startswith("-")])[1][-1].default_command
+        prefix = _prefixes(_config_class(command)).get(made, "") if command is not None else ""
+        raise UsageError(f"--{prefix}{field.replace('_', '-')}: {said}" if field else said) from error
 
 
 def _plainly(error: CycloptsError) -> str:

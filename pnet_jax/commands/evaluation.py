@@ -53,7 +53,7 @@ def encoder(
     Args:
       input: File, list of files, or BIDS-derivatives folder; simulated participants by default.
       models: Names of shipped models, checkpoint folders or folders of training runs.
-      conditions: Conditions to compare: full, 6min, 3min, 1min, tr, roi, resolution; by default all, and with INPUT all but tr and resolution.
+      conditions: Conditions to compare: full, 6min, 3min, 1min, tr, roi, resolution; by default all, with INPUT all but tr, resolution.
       atlas: dseg or dlabel file of the atlas from which all models start.
       parcels: Number of parcels of the atlas of the first model (200 by default; without INPUT, the true 100 parcels).
       dataset: Name of the dataset of INPUT, if it was given to `pnet prepare`.

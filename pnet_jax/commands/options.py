@@ -121,7 +121,7 @@ def sources_of(selection: Selection, files: str) -> tuple[list[Any], dict[str, A
     """Return the scans of an input, and further arguments of `load_scan`."""
     from pnet_jax.ingest import find_scans
 
-    chosen = {
+    chosen: dict[str, Any] = {
         "participant_labels": selection.participant_label or None,
         "session_labels": selection.session_label or None,
         "task": selection.task,

@@ -260,7 +260,7 @@ def circuits(
     from pnet_jax.evaluate import circuits as ask
 
     def run(loaded: Any, _: Any) -> Any:
-        chosen = {"layer": layer, "site": site, "tail": tail, "permutations": permutations, "primary_p": primary_p}
+        chosen: dict[str, Any] = {"layer": layer, "site": site, "tail": tail, "permutations": permutations, "primary_p": primary_p}
         networks = inputs.modules(modules, modules_column, loaded)
         return ask(loaded, target, covariates=covariates, positive=positive, modules=networks, seed=common.seed, **chosen)
 
@@ -301,7 +301,7 @@ def modulation(
 
         if measured:
             return evaluate.measured_modulation(evaluate.runs_of(loaded, target, measured, on=positive), seed=common.seed)
-        chosen = {"kind": kind, "cap": cap, "max_patients": max_patients, "covariates": covariates}
+        chosen: dict[str, Any] = {"kind": kind, "cap": cap, "max_patients": max_patients, "covariates": covariates}
         return evaluate.modulation(loaded, target, positive=positive, seed=common.seed, **chosen)
 
     return _one("modulation", cohort, out, common, run)
@@ -359,18 +359,19 @@ def _every(
 
     seed, covariates = common.seed, comparison.covariates
     folds = functools.partial(_fold_arguments, comparison, Folds(), common)
-    of_two = {"covariates": covariates, "seed": seed}
-    runs: dict[str, tuple[str, Callable[[Any, Any], Any] | None]] = {
+    of_two: dict[str, Any] = {"covariates": covariates, "seed": seed}
+    every: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
         "consistency": ("", lambda loaded, _: ask.consistency(loaded, seed=seed)),
         "parcellation": ("", lambda loaded, _: ask.parcellation(loaded, seed=seed)),
         "identifiability": ("", lambda loaded, _: ask.identifiability(loaded, seed=seed)),
         "motion": ("", lambda loaded, _: ask.motion(loaded, covariates=covariates, seed=seed)),
-        "diagnosis": ("diagnosis", diagnosis and (lambda loaded, bar: ask.diagnosis(loaded, diagnosis, progress=bar, **folds()))),
-        "prediction": ("prediction", prediction and (lambda loaded, bar: ask.prediction(loaded, prediction, progress=bar, **folds()))),
-        "circuits": ("diagnosis", diagnosis and (lambda loaded, _: ask.circuits(loaded, diagnosis, site=comparison.site, **of_two))),
-        "modulation": ("diagnosis", diagnosis and (lambda loaded, _: ask.modulation(loaded, diagnosis, **of_two))),
+        "diagnosis": ("diagnosis", lambda loaded, bar: ask.diagnosis(loaded, str(diagnosis), progress=bar, **folds())),
+        "prediction": ("prediction", lambda loaded, bar: ask.prediction(loaded, str(prediction), progress=bar, **folds())),
+        "circuits": ("diagnosis", lambda loaded, _: ask.circuits(loaded, str(diagnosis), site=comparison.site, **of_two)),
+        "modulation": ("diagnosis", lambda loaded, _: ask.modulation(loaded, str(diagnosis), **of_two)),
     }
-    return runs
+    given = {"": True, "diagnosis": diagnosis is not None, "prediction": prediction is not None}
+    return {name: (option, run if given[option] else None) for name, (option, run) in every.items()}
 
 
 def _fold_arguments(comparison: Comparison, folds: Folds, common: Common) -> dict[str, Any]:

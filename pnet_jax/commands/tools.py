@@ -27,7 +27,7 @@ CHECKED = 64  # size of the product that the device is checked with
 def doctor() -> Done:
     """Show devices, memory, versions and what works on this machine. The exit code is 1 if networks cannot be constructed."""
     problems: list[str] = []
-    data = {
+    data: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in ("pnet_jax", *REQUIRED)},
@@ -74,7 +74,7 @@ def _memory() -> dict[str, float]:
 
 
 def _folders(problems: list[str]) -> list[str]:
-    from pnet_jax.demo import cache_folder
+    from pnet_jax.execution import cache_folder
 
     out = []
     places = {"compiled programs": os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder(), "temporary files": tempfile.gettempdir()}

@@ -60,6 +60,11 @@ def peak_bytes(source: ScanSource, cleaning: CleaningConfig = CleaningConfig()) 
 
 
 def size_of(source: ScanSource) -> Size:
+    """Read the size of a recording from headers.
+
+    Raises:
+      InputError, OSError: It cannot be read.
+    """
     path, where = source.bold, str(source.bold)
     extension = naming.split_name(path)[1]
     if extension == ".npy":

@@ -316,7 +316,7 @@ def test_lengths_of_a_learning_curve_need_times():
 def test_the_command_checks_seed_output_and_folds_first(tmp_path, capsys):
     write_cohort(tmp_path / "c.zarr", cohort())
     command = ["evaluate", "diagnosis", str(tmp_path / "c.zarr")]
-    few = ["--target", "dx", "--features", "pearson", "--models", "ridge", "--permutations", "0", "--report", "false"]
+    few = ["--target", "dx", "--features", "pearson", "--models", "ridge", "--permutations", "0", "--no-report"]
     with pytest.raises(SystemExit, match="2"):
         main([*command, str(tmp_path / "o"), *few, "--seed", "-1"])
     assert "--seed: expected a whole number from 0" in capsys.readouterr().err

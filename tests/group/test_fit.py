@@ -260,9 +260,7 @@ def test_the_second_view_is_learned_on_request_only(many, toy):
     assert fit_group(both, toy.atlas).guide.mean.shape == (1, K, K)
     group = fit_group(both, toy.atlas, second_view=True)
     assert group.guide.mean.shape == (2, K, K) and group.motion == {}  # too few to say how edges go with motion
-    with pytest.raises(
-        InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide true"
-    ):
+    with pytest.raises(InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide"):
         fit_group([*both[:3], many[3]], toy.atlas, second_view=True)
 
 
@@ -552,7 +550,7 @@ def folder(toy, toy_model, tmp_path_factory):
         nib.save(image, f"{stem}_desc-preproc_bold.nii.gz")
         nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), f"{stem}_desc-brain_mask.nii.gz")
     given = ["--checkpoint", str(root / "model"), "--atlas", str(root / "toy_space-MNI152NLin6Asym_dseg.nii.gz")]
-    fixed = ["--report", "false", "--cleaning.strategy", "[]", "--labels", "personalised"]
+    fixed = ["--no-report", "--cleaning.strategy", "--labels", "personalised"]
     assert main(["construct", str(root / "bids"), str(root / "networks"), *given, *fixed]) == 0
     return root, given, fixed
 
@@ -580,7 +578,7 @@ def test_from_networks_to_a_group_to_informed_networks(folder, tmp_path, capsys)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_dynamics_are_learned_where_they_are_asked_for(folder, tmp_path, capsys):
     root, given, _ = folder
-    assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--dynamics", "true"]) == 0
+    assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--dynamics"]) == 0
     assert "guided edges, dynamics" in capsys.readouterr().out
     assert load_group(tmp_path / "group").hierarchy is not None
 
@@ -619,4 +617,4 @@ def test_a_connectome_without_dynamics_is_a_mistake(folder, tmp_path, capsys):
     root, given, _ = folder
     with pytest.raises(SystemExit) as ended:
         main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--structural", "table.csv"])
-    assert ended.value.code == 2 and "--structural informs the dynamics: add --dynamics true" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--structural informs the dynamics: add --dynamics" in capsys.readouterr().err

@@ -319,7 +319,7 @@ def command(store: Path, out: Path, start: Path, *more: str, devices: int = 1, s
     file = out.parent / f"{out.name}.toml"
     file.write_text(CONFIG.format(start=start, steps=steps))
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(start.parent / "cache")}
-    arguments = ["pretrain", "--config", str(file), "--store", str(store), "--out", str(out), *more]
+    arguments = ["pretrain", str(store), str(out), "--config", str(file), *more]
     return subprocess.Popen(
         [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())", *arguments],
         stdout=subprocess.PIPE,
