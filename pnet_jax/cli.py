@@ -49,7 +49,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with warnings.catch_warnings(), _stopped_by_signals():
             warnings.showwarning = show
-            return run(arguments) if arguments else run(["--help"]) or 2
+            return run(arguments) if arguments not in ([], ["evaluate"]) else run([*arguments, "--help"]) or 2
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2

@@ -130,7 +130,7 @@ def dataset(toy, toy_model, tmp_path_factory):
     beside = tmp_path_factory.mktemp("beside")
     nib.save(nib.Nifti1Image(toy.labels_volume(), toy.affine), beside / "toy_space-MNI152NLin6Asym_dseg.nii.gz")
     save_model(toy_model, beside / "checkpoint")
-    options = f'checkpoint = "{beside}/checkpoint"\nprior = "{beside}/toy_space-MNI152NLin6Asym_dseg.nii.gz"\nkappa = 10.0\nbeta = 0.4\n'
+    options = f'checkpoint = "{beside}/checkpoint"\natlas = "{beside}/toy_space-MNI152NLin6Asym_dseg.nii.gz"\nkappa = 10.0\nbeta = 0.4\n'
     (beside / "config.toml").write_text(
         options + 'edges = ["pearson"]\nreport = false\n[parallel]\nsubject = 1\n[cleaning]\nstrategy = []\n'
     )

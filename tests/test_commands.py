@@ -63,11 +63,11 @@ def test_a_configuration_is_printed_as_a_file_that_is_read_again(tmp_path, capsy
 
 def test_options_win_over_files_and_later_files_over_earlier_ones(tmp_path, capsys):
     (tmp_path / "a.toml").write_text("kappa = 3.0\nbeta = 0.1\nparcels = 100\n")
-    (tmp_path / "b.toml").write_text("kappa = 4.0\nbeta = 0.2\n")
+    (tmp_path / "b.toml").write_text("kappa = 4.0\nbeta = 0.2\nreport = false\n")  # `report` is a command too
     files = ["--config", str(tmp_path / "a.toml"), "--config", str(tmp_path / "b.toml")]
     assert main(["construct", "scan.nii.gz", "out", *files, "--beta", "0.3", "--print-config"]) == 0
     printed = tomllib.loads(capsys.readouterr().out)
-    assert (printed["kappa"], printed["beta"], printed["parcels"]) == (4.0, 0.3, 100)
+    assert (printed["kappa"], printed["beta"], printed["parcels"], printed["report"]) == (4.0, 0.3, 100, False)
 
 
 def test_a_configuration_file_that_is_right_is_read(tmp_path, capsys):
@@ -352,10 +352,10 @@ def test_doctor(capsys, monkeypatch):
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
         (tmp_path / f"{name}_desc-preproc_bold.nii.gz").touch()
-    words = ["construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "02", "--parcels", "100", "--dry-run"]
+    words = ["construct", str(tmp_path), str(tmp_path / "out"), "--parcels", "100", "--dry-run", "--participant-label", "01", "02"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "2 scans of 2 participants" in told and "100 parcels" in told and "cannot be read: subject 01 has no recording" in told
+    assert "2 scans of 2 participants" in told and "100 parcels" in told and "cannot be read: sub-01" in told
     assert told.rstrip().endswith("Nothing was written.") and not (tmp_path / "out").exists()
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
 from pnet_jax import __version__
 from pnet_jax.commands.help import Help
@@ -113,7 +113,8 @@ def make_app() -> App:
           quiet: Print neither progress nor the summary; errors and warnings are printed.
           json: Print the summary as a JSON object on standard output.
         """
-        app.config = [_file(name) for name in reversed(config)]
+        chain = app.parse_commands([one for one in tokens if not one.startswith("-")])[0]
+        app.config = [_file(name, chain) for name in reversed(config)]
         with _usage(app, tokens):
             command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         kind = _config_class(command)
@@ -199,8 +200,9 @@ def _plainly(error: CycloptsError) -> str:
 
 def _config_class(command: Callable[..., Any]) -> type | None:
     """The settings that a command takes, if it takes any."""
-    hints = get_type_hints(inspect.unwrap(command))
-    return hints.get("config")
+    if "config" not in inspect.signature(command).parameters:
+        return None
+    return get_type_hints(command)["config"]
 
 
 def _prefixes(config: type | None, prefix: str = "") -> dict[str, str]:
@@ -217,15 +219,17 @@ def _prefixes(config: type | None, prefix: str = "") -> dict[str, str]:
 # Settings files
 
 
-def _file(name: str) -> Toml:
-    """Read settings of a TOML file; cyclopts would not name a file that is missing or damaged."""
+def _file(name: str, chain: Sequence[str]) -> Dict:
+    """Read settings of the command `chain` from a TOML file; cyclopts would not name a file that is missing or damaged."""
     try:
-        tomllib.loads(Path(name).read_text("utf-8"))
+        settings = tomllib.loads(Path(name).read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"config file {name}: {(error.strerror or str(error)).lower()}") from error
     except ValueError as error:
         raise UsageError(f"config file {name} is not valid TOML: {error}") from error
-    return Toml(name, use_commands_as_keys=False, allow_unknown=False)
+    for command in reversed(chain):  # a file of settings without commands would lose keys that are called like one, e.g. `report`
+        settings = {command: settings}
+    return Dict(settings, allow_unknown=False, source=name)
 
 
 def as_toml(config: Any) -> str:

@@ -150,7 +150,7 @@ def test_a_folder_with_results_for_two_atlases_is_refused(stored, capsys):
     folder = str(stored / "results")
     for words in ((folder, str(stored / "o"), *FAST), (str(stored / "c.zarr"), str(stored / "o"), *FAST, "--beside", f"two={folder}")):
         assert main(["evaluate", "prediction", *words]) == 1
-        assert "holds networks for 2 atlases (A, B): choose one by its label" in capsys.readouterr().err
+        assert "holds networks for 2 atlases (A, B): choose one with --atlas LABEL" in capsys.readouterr().err
 
 
 def test_networks_beside_are_matched_by_scan_and_not_by_position(stored, capsys):
