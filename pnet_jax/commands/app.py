@@ -63,7 +63,7 @@ class UsageError(Exception):
 
 def make_app() -> App:
     """Make the command line; no module of a command is imported."""
-    common = Parameter(consume_multiple=True, negative_iterable=(), show_default=_shown)
+    common = Parameter(consume_multiple=True, allow_repeating=True, negative_iterable=(), show_default=_shown)
     app = App(
         name="pnet",
         help=ABOUT,

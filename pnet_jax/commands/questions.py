@@ -20,7 +20,7 @@ FOLDS = Group("Folds and features", sort_key=2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Common:
+class EvaluationConfig:
     """What all evaluations have in common.
 
     Attributes:
@@ -37,7 +37,7 @@ class Common:
 
     def __post_init__(self):
         if not 0 <= self.seed < 1 << 32:
-            raise SettingsError(f"--seed: expected a whole number from 0 to {(1 << 32) - 1}, got {self.seed}")
+            raise SettingsError(f"EvaluationConfig.seed: expected a whole number from 0 to {(1 << 32) - 1}, got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,15 @@ class Folds:
     learning: tuple[float, ...] = (0.25, 0.5, 0.75)
 
 
-CommonOptions = Annotated[Common, Parameter(name="*", group=COHORT)]
+EvaluationOptions = Annotated[EvaluationConfig, Parameter(name="*", group=COHORT)]
 ComparisonOptions = Annotated[Comparison, Flat]
 FoldOptions = Annotated[Folds, Parameter(name="*", group=FOLDS)]
 Layers = tuple[str, ...]
 
 
-def consistency(cohort: str, out: str, /, *, layers: Layers = (), reference: str | None = None, common: CommonOptions = Common()) -> Done:
+def consistency(
+    cohort: str, out: str, /, *, layers: Layers = (), reference: str | None = None, common: EvaluationOptions = EvaluationConfig()
+) -> Done:
     """Evaluate the similarity of networks from repeated scans of a participant, compared with noise and other participants.
 
     Args:
@@ -105,7 +107,7 @@ def consistency(cohort: str, out: str, /, *, layers: Layers = (), reference: str
     return _one("consistency", cohort, out, common, run)
 
 
-def parcellation(cohort: str, out: str, /, *, common: CommonOptions = Common()) -> Done:
+def parcellation(cohort: str, out: str, /, *, common: EvaluationOptions = EvaluationConfig()) -> Done:
     """Evaluate the quality of the parcels and their agreement within and between participants.
 
     Args:
@@ -118,7 +120,7 @@ def parcellation(cohort: str, out: str, /, *, common: CommonOptions = Common()) 
     return _one("parcellation", cohort, out, common, lambda loaded, _: ask(loaded, seed=common.seed))
 
 
-def identifiability(cohort: str, out: str, /, *, layers: Layers = (), common: CommonOptions = Common()) -> Done:
+def identifiability(cohort: str, out: str, /, *, layers: Layers = (), common: EvaluationOptions = EvaluationConfig()) -> Done:
     """Evaluate the identification of participants across scans from edges and from labels.
 
     Args:
@@ -140,7 +142,7 @@ def motion(
     layers: Layers = (),
     fd: str = "mean_fd",
     covariates: tuple[str, ...] = (),
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Evaluate the residual association of edges with head motion.
 
@@ -170,7 +172,7 @@ def diagnosis(
     minutes: tuple[float, ...] = (),
     comparison: ComparisonOptions = Comparison(),
     folds: FoldOptions = Folds(),
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Evaluate the classification of two groups from networks of held-out participants and sites.
 
@@ -202,7 +204,7 @@ def prediction(
     target: str,
     comparison: ComparisonOptions = Comparison(),
     folds: FoldOptions = Folds(),
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Evaluate the prediction of a number such as age from networks of held-out participants and sites.
 
@@ -237,7 +239,7 @@ def circuits(
     primary_p: float = 0.001,
     tail: Literal["both", "greater", "less"] = "both",
     permutations: int = 5000,
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Find edges, networks and nodes that differ between groups or are associated with a number, with family-wise error control.
 
@@ -279,7 +281,7 @@ def modulation(
     covariates: tuple[str, ...] = (),
     max_patients: int = 100,
     measured: str | None = None,
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Predict the effects of interventions in patients with a dynamic model, or test predictions against measured stimulation.
 
@@ -315,7 +317,7 @@ def all_(
     diagnosis: str | None = None,
     prediction: str | None = None,
     comparison: ComparisonOptions = Comparison(),
-    common: CommonOptions = Common(),
+    common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
     """Run every evaluation for which COHORT has data, and list the others with the reason.
 
@@ -352,7 +354,7 @@ def all_(
 
 
 def _every(
-    diagnosis: str | None, prediction: str | None, comparison: Comparison, common: Common
+    diagnosis: str | None, prediction: str | None, comparison: Comparison, common: EvaluationConfig
 ) -> dict[str, tuple[str, Callable[[Any, Any], Any] | None]]:
     """Each evaluation: the option that names its column, and the function to call; None if it needs a column that was not given."""
     from pnet_jax import evaluate as ask
@@ -374,7 +376,7 @@ def _every(
     return {name: (option, run if given[option] else None) for name, (option, run) in every.items()}
 
 
-def _fold_arguments(comparison: Comparison, folds: Folds, common: Common) -> dict[str, Any]:
+def _fold_arguments(comparison: Comparison, folds: Folds, common: EvaluationConfig) -> dict[str, Any]:
     given = {
         "beside": inputs.beside(comparison.beside),
         "covariates": list(comparison.covariates) or None,
@@ -390,7 +392,7 @@ def _fold_arguments(comparison: Comparison, folds: Folds, common: Common) -> dic
     return given | ({"features": folds.features} if folds.features else {})
 
 
-def _one(name: str, cohort: str, out: str, common: Common, run: Callable[[Any, Any], Any]) -> Done:
+def _one(name: str, cohort: str, out: str, common: EvaluationConfig, run: Callable[[Any, Any], Any]) -> Done:
     """Make one evaluation of a cohort, and write its files."""
     inputs.check_output(out)
     loaded = inputs.load(cohort, atlas=common.atlas, participants=common.participants)
@@ -415,7 +417,7 @@ def _closed(
     loaded: Any,
     cohort: str,
     out: str,
-    common: Common,
+    common: EvaluationConfig,
     name: str,
     code: int,
 ) -> Done:
