@@ -161,7 +161,9 @@ def test_blocks_keep_the_order():
 def test_an_unknown_cluster_is_refused():
     with pytest.raises(SettingsError, match="expected one of local, slurm"), cluster("gnu"):
         pass
-    with pytest.raises(SettingsError, match="no Dask scheduler at tcp://127"), cluster(scheduler="tcp://127.0.0.1:1"):
+    dask = pytest.importorskip("dask")
+    brief = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with brief, pytest.raises(SettingsError, match="no Dask scheduler at tcp://127"), cluster(scheduler="tcp://127.0.0.1:1"):
         pass
 
 

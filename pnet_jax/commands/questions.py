@@ -2,86 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Group, Parameter
+from typing import Any, Literal
 
 from pnet_jax.commands import question_inputs as inputs
-from pnet_jax.commands.options import Bar, Done, Flat
-from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.commands.options import Bar, Done
+from pnet_jax.commands.question_options import (
+    Comparison,
+    ComparisonOptions,
+    EvaluationConfig,
+    EvaluationOptions,
+    FoldOptions,
+    Folds,
+    fold_arguments,
+)
+from pnet_jax.errors import InputError
 
-COHORT = Group("Cohort and output", sort_key=3)
-FOLDS = Group("Folds and features", sort_key=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What all evaluations have in common.
-
-    Attributes:
-      atlas: Atlas label, if a folder contains results for several atlases.
-      participants: Table with the column participant_id and covariates, for a folder of results.
-      seed: Random seed of folds, bootstrap draws and permutations.
-      report: Write the HTML page.
-    """
-
-    atlas: str | None = None
-    participants: str | None = None
-    seed: int = 0
-    report: bool = True
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 1 << 32:
-            raise SettingsError(f"EvaluationConfig.seed: expected a whole number from 0 to {(1 << 32) - 1}, got {self.seed}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Comparison of features in the same folds.
-
-    Attributes:
-      beside: Other networks of the same scans, e.g. in a fixed atlas, compared in the same folds: NAME=COHORT ….
-      site: Column with the site of each scan.
-      covariates: Columns of the covariates-only baseline; in evaluations other than diagnosis and prediction, covariates.
-      permutations: Number of permutations; 0 for no permutation tests.
-    """
-
-    beside: tuple[str, ...] = ()
-    site: str = "site"
-    covariates: tuple[str, ...] = ()
-    permutations: int = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Folds:
-    """Folds, features and learning curve.
-
-    Attributes:
-      features: Features to compare: tangent, shrunk-tangent, pearson, partial, tangent+pearson, views, encoder, graph, site-centred,
-        combat, net, covariates, permuted, or edge layers; a standard choice by default.
-      leave_out: Held-out unit; `auto` holds out sites if there are three or more.
-      folds: Number of folds if participants are held out.
-      repeats: Number of repeats with different random folds.
-      fold_list: TSV with the columns participant_id and fold, for fixed folds.
-      learning: Fractions of the training participants in the learning curve.
-    """
-
-    features: tuple[str, ...] = ()
-    leave_out: Literal["auto", "site", "subject"] = "auto"
-    folds: int = 5
-    repeats: int = 5
-    fold_list: str | None = None
-    learning: tuple[float, ...] = (0.25, 0.5, 0.75)
-
-
-EvaluationOptions = Annotated[EvaluationConfig, Parameter(name="*", group=COHORT)]
-ComparisonOptions = Annotated[Comparison, Flat]
-FoldOptions = Annotated[Folds, Parameter(name="*", group=FOLDS)]
 Layers = tuple[str, ...]
 
 
@@ -190,7 +129,7 @@ def diagnosis(
     from pnet_jax.evaluate import diagnosis as ask
 
     def run(loaded: Any, bar: Any) -> Any:
-        given = _fold_arguments(comparison, folds, common)
+        given = fold_arguments(comparison, folds, common)
         return ask(loaded, target, positive=positive, models=models, minutes=minutes, progress=bar, **given)
 
     return _one("diagnosis", cohort, out, common, run)
@@ -219,7 +158,7 @@ def prediction(
     from pnet_jax.evaluate import prediction as ask
 
     def run(loaded: Any, bar: Any) -> Any:
-        return ask(loaded, target, progress=bar, **_fold_arguments(comparison, folds, common))
+        return ask(loaded, target, progress=bar, **fold_arguments(comparison, folds, common))
 
     return _one("prediction", cohort, out, common, run)
 
@@ -360,7 +299,7 @@ def _every(
     from pnet_jax import evaluate as ask
 
     seed, covariates = common.seed, comparison.covariates
-    folds = functools.partial(_fold_arguments, comparison, Folds(), common)
+    folds = functools.partial(fold_arguments, comparison, Folds(), common)
     of_two: dict[str, Any] = {"covariates": covariates, "seed": seed}
     every: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
         "consistency": ("", lambda loaded, _: ask.consistency(loaded, seed=seed)),
@@ -374,22 +313,6 @@ def _every(
     }
     given = {"": True, "diagnosis": diagnosis is not None, "prediction": prediction is not None}
     return {name: (option, run if given[option] else None) for name, (option, run) in every.items()}
-
-
-def _fold_arguments(comparison: Comparison, folds: Folds, common: EvaluationConfig) -> dict[str, Any]:
-    given = {
-        "beside": inputs.beside(comparison.beside),
-        "covariates": list(comparison.covariates) or None,
-        "site": comparison.site,
-        "leave_out": folds.leave_out,
-        "folds": folds.folds,
-        "repeats": folds.repeats,
-        "held_out": inputs.fold_list(folds.fold_list) if folds.fold_list else None,
-        "permutations": comparison.permutations,
-        "learning": folds.learning,
-        "seed": common.seed,
-    }
-    return given | ({"features": folds.features} if folds.features else {})
 
 
 def _one(name: str, cohort: str, out: str, common: EvaluationConfig, run: Callable[[Any, Any], Any]) -> Done:

@@ -404,7 +404,9 @@ def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store,
     begun = time.time()
     _, err = one.communicate(timeout=60)
     assert one.returncode != 0 and time.time() - begun < 30
-    assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "resumes from the last saved state" in err, err[-2000:]
+    assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "resumes from the last saved state" in err, err[
+        -2000:
+    ]
     said, _ = (done(process) for process in two(store, out, start, steps=24))
     rows = [row["step"] for row in read_log(out / "metrics.jsonl")]
     assert "resumed from step" in said and digest(said)
