@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,14 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.table["scan"])
+
+    def __getitem__(self, rows: int | slice) -> Cohort:
+        """Return one scan, or a slice of them, as a Cohort: scikit-learn selects the scans of a fold in this way.
+
+        Raises:
+          IndexError: the index is out of range.
+        """
+        return self.take(rows if isinstance(rows, slice) else np.array([operator.index(rows)]))
 
     @property
     def n_parcels(self) -> int:
