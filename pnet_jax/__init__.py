@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dynamics", "edges", "evaluate"):
+    if name in ("dynamics", "edges", "evaluate", "outputs"):
         return importlib.import_module(f"pnet_jax.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'pnet_jax' has no attribute {name!r}")

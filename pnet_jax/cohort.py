@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,10 @@ from pnet_jax.network import Network
 from pnet_jax.provenance import shared_provenance
 from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, grid_neighbours, join_spaces, places_in
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 Values = Sequence[Any] | np.ndarray
 
@@ -129,6 +133,18 @@ class Cohort:
             array = getattr(self, name)
             own[name] = None if array is None else array[rows]
         return dataclasses.replace(self, **own)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The table as a DataFrame, a row for each scan; see `pnet_jax.outputs.cohort_frame`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.cohort_frame(self)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """All arrays with named axes; see `pnet_jax.outputs.cohort_dataset`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.cohort_dataset(self)
 
 
 def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | None = None) -> Cohort:

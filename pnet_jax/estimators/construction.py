@@ -50,6 +50,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = []  # float32, whatever the recordings are stored as
         tags.requires_fit = True
         return tags
 

@@ -61,7 +61,7 @@ def inputs_of(imgs: Any, tr: float | None = None) -> Inputs:
     """
     items: list[Any]
     if isinstance(imgs, Cohort):
-        items, single = list(imgs), False
+        items, single = [imgs[at] for at in range(len(imgs))], False
     elif isinstance(imgs, str | os.PathLike):
         items = [*find_scans(Path(imgs))]
         single = len(items) == 1 and items[0].bold == Path(imgs)
