@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -205,7 +206,9 @@ def plot_network(
     np.fill_diagonal(matrix, 0)
     colors = [tuple(color) for color in parcel_colors(network.ids)[present]]
     given = {"edge_threshold": STRONGEST, "node_size": 20, "node_color": colors, "title": layer, "colorbar": True}
-    return plotting.plot_connectome(matrix, centre[present], **(given | options))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*adjacency_matrix.* is not symmetric")  # it need not be
+        return plotting.plot_connectome(matrix, centre[present], **(given | options))
 
 
 class _Edges(NamedTuple):
