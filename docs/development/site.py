@@ -23,9 +23,10 @@ from pnet_jax.commands.questions import questions
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
-MODULES = ("edges", "dynamics", "ops", "simulate", "parcellation.mixture", "parcellation.held_out")
+MODULES = ("estimators", "edges", "dynamics", "ops", "simulate", "parcellation.mixture", "parcellation.held_out")
 NAVIGATION = """* [Home](index.md)
 * Use
+    * [Estimators](estimators.md)
     * [Clusters](clusters.md)
     * [Evaluation](evaluation/README.md)
 * Evaluation

@@ -137,7 +137,7 @@ def test_signals_of_an_image_do_not_depend_on_those_beside_it(together, scans):
     several = together.transform([scans[6], scans[1], scans[7]])
     assert_array_equal(several[0], together.transform(scans[6]))
     assert_array_equal(several[1], together.networks_[1].signals.T)
-    assert [image.shape[3] for image in together.inverse_transform(several + [several[0]])] == [160] * 4
+    assert [image.shape[3] for image in together.inverse_transform([*several, several[0]])] == [160] * 4
     with pytest.raises(InputError, match="each of the 4 images of fit, found 3"):
         together.inverse_transform(several)
 
