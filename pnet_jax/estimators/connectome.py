@@ -210,5 +210,5 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
     def _features(self, networks: Iterable[Network]) -> Any:
         from nilearn.connectome import sym_matrix_to_vec
 
-        matrices = features.matrices_of(list(networks), self.kind, self.mean_)
+        matrices = features.matrices_of(networks, self.kind, self.mean_)
         return sym_matrix_to_vec(matrices, discard_diagonal=self.discard_diagonal) if self.vectorize else matrices

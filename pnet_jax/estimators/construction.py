@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.metadata_routing import UNUSED
 
 from pnet_jax.config import CleaningConfig, ConstructConfig
 from pnet_jax.construction import Builder, build, resolve
@@ -22,6 +23,11 @@ NAMED = ("strategy", "low_pass", "high_pass", "detrend")
 
 class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Construction of networks under the parameters of an estimator; not an estimator by itself."""
+
+    # What is fitted and transformed is called `imgs`, as in nilearn, and is no metadata to be routed.
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {"imgs": UNUSED}
+    __metadata_request__transform: ClassVar[dict[str, Any]] = {"imgs": UNUSED}
+    __metadata_request__inverse_transform: ClassVar[dict[str, Any]] = {"signals": UNUSED}
 
     atlas: Any
     n_parcels: int | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ def edges_of_kind(kind: str) -> tuple[str, ...]:
     return (kind,)
 
 
-def matrices_of(networks: Sequence[Network], kind: str, mean: Float[np.ndarray, "K K"] | None) -> Float[np.ndarray, "S K K"]:
+def matrices_of(networks: Iterable[Network], kind: str, mean: Float[np.ndarray, "K K"] | None) -> Float[np.ndarray, "S K K"]:
     """Edges of each network; NaN for absent parcels.
 
     Args:
-      networks: S of them, of the same parcels.
+      networks: S of them, of the same parcels; each is read once and not kept.
       kind: of features.
       mean: tangent reference, for the kind `tangent`.
     """
