@@ -135,7 +135,7 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         if inputs.are_series:
             self._learn_from_series(inputs)
         else:
-            self._learn(inputs, confounds, sample_mask, edges)
+            self._learn(inputs, confounds, sample_mask, edges, warn=self.kind not in features.OF_GROUP)
         if self.kind in features.OF_GROUP and (self.group_ is None or self.group_.shrinkage is None):
             count = len({network.subject for network in self.networks_})
             raise SettingsError(f"kind {self.kind}: expected {LEAST_FOR_LAYERS} training participants or more, found {count}")
@@ -197,7 +197,7 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         self.n_features_in_ = inputs.items[0].n_parcels
         networks = self._series(inputs)
         if self.kind in features.OF_GROUP:
-            self.group_ = learned(networks, parcels_of(inputs.items[0]))
+            self.group_ = learned(networks, parcels_of(inputs.items[0]), warn=False)
         self.networks_ = [with_layers(network, self.group_) for network in networks]
 
     def _series(self, inputs: Inputs) -> list[Network]:

@@ -109,21 +109,26 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
                 print(f"[{type(self).__name__}] {scan.label}, {at} of {len(inputs.items)}")
             yield build([builder.ready(scan)], builder)[0]
 
-    def _learn(self, inputs: Inputs, confounds: Any, sample_mask: Any, edges: Sequence[str]) -> None:
+    def _learn(self, inputs: Inputs, confounds: Any, sample_mask: Any, edges: Sequence[str], *, warn: bool = True) -> None:
         """Set `plan_`, `group_` and `networks_` from the training recordings; with a group, each is constructed twice."""
         self.plan_, self.builder_, self.group_ = self._plan(edges), None, None
         self.networks_ = list(self._constructed(inputs, confounds, sample_mask))
         if self.learn_group:
-            self.group_ = learned(self.networks_, self.plan_.atlas)
+            self.group_ = learned(self.networks_, self.plan_.atlas, warn=warn)
         if self.group_ is not None:
             self.plan_, self.builder_ = self._plan(edges, self.group_), None
             self.networks_ = list(self._constructed(inputs, confounds, sample_mask))
 
 
-def learned(networks: Sequence[Network], atlas: Atlas) -> Group | None:
+def learned(networks: Sequence[Network], atlas: Atlas, *, warn: bool = True) -> Group | None:
     """Group model of networks, of at most two sessions of each participant; None of fewer than three participants.
 
     Further runs and sessions of a participant, and repetitions of a recording by a resampling, teach nothing more.
+
+    Args:
+      networks: of the training recordings.
+      atlas: their parcels.
+      warn: warn where nothing can be learned.
     """
     own: dict[str, list[Network]] = {}
     for network in networks:
@@ -135,7 +140,8 @@ def learned(networks: Sequence[Network], atlas: Atlas) -> Group | None:
     try:
         return fit_group([network for kept in own.values() for network in kept], atlas)
     except SettingsError as error:
-        warnings.warn(f"no group model was learned: {error}", UserWarning, stacklevel=4)
+        if warn:
+            warnings.warn(f"no group model was learned: {error}", UserWarning, stacklevel=4)
         return None
 
 

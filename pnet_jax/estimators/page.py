@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 from nilearn.reporting import HTMLReport
 
 from pnet_jax.network import Network
+from pnet_jax.outputs.atomic import write_text
 from pnet_jax.report.page import render
 
 
@@ -22,6 +24,10 @@ class NetworkReport(HTMLReport):
 
     def __init__(self, network: Network):
         super().__init__(string.Template("$body"), render(network))
+
+    def save_as_html(self, file_name: str | Path) -> None:
+        """Write the page; nilearn would write it inside a frame."""
+        write_text(Path(file_name), self.get_standalone())
 
     def _repr_html_(self) -> str:
         """The page in a frame, so that its styles do not reach the notebook."""

@@ -130,7 +130,7 @@ def test_a_cohort_is_read_row_by_row_and_its_layers_of_several_participants_are_
     expected = PersonalizedConnectome("shrunk", t_r=2.0).fit(recordings[:8]).transform(recordings[8:])
     assert_allclose(connectome.transform(cohort[8:]), expected, atol=1e-4)
     assert PersonalizedConnectome("tangent").fit(cohort[:8]).transform(cohort[8:]).any()
-    known = make_cohort(subjects, signals=[one.T for one in recordings], tr=2.0, covariates={"n_eff": np.full(12, 20.0)})
+    known = make_cohort(subjects, signals=[one.T for one in recordings], tr=2.0, covariates={"n_eff": np.repeat([120.0, 20.0], [8, 4])})
     assert np.abs(PersonalizedConnectome("shrunk").fit(known[:8]).transform(known[8:]) - expected).max() > 1e-3
     with pytest.raises(InputError, match="expected a Cohort with signals, found none"):
         PersonalizedConnectome().fit(make_cohort(subjects, edges={"pearson": pearson}))
