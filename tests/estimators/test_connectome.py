@@ -26,9 +26,9 @@ K, T = 6, 120
 
 
 def series(seed: int, frames: int = T) -> np.ndarray:
-    """Signals of K regions that have something in common, `[frames, K]`."""
+    """Signals of K regions with something that all recordings have in common and something of their own, `[frames, K]`."""
     rng = np.random.default_rng(seed)
-    mixing = np.eye(K) + 0.3 * np.random.default_rng(99).normal(size=(K, K))
+    mixing = np.eye(K) + 0.3 * np.random.default_rng(99).normal(size=(K, K)) + 0.2 * rng.normal(size=(K, K))
     return (rng.normal(size=(frames, K)) @ mixing).astype(np.float32)
 
 
