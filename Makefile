@@ -49,9 +49,9 @@ pnet-small: $(VENV)/.installed ## train the shipped neural encoder from nothing,
 	grep -v '^#' configs/simulate_small.tsv | tail -n +2 | while read name tier resolution parcels tr seed; do \
 	  test -f build/small/$$name/participants.tsv || $(BIN)/pnet simulate build/small/$$name --subjects 4 --sessions 2 --sites 4 --minutes 10 \
 	    --tier $$tier --resolution $$resolution --parcels $$parcels --tr $$tr --seed $$seed || exit 1; \
-	  $(BIN)/pnet prepare build/small/$$name build/small_store --dataset $$name --cleaning.strategy global_signal,motion,scrub || exit 1; \
+	  $(BIN)/pnet prepare build/small/$$name build/small_store --dataset $$name --cleaning.strategy global_signal motion scrub || exit 1; \
 	done
-	$(BIN)/pnet pretrain --config configs/pretrain_small.toml --store build/small_store --out build/small_run
+	$(BIN)/pnet pretrain build/small_store build/small_run --config configs/pretrain_small.toml
 	rm -rf pnet_jax/checkpoints/pnet-small
 	cp -r build/small_run/model pnet_jax/checkpoints/pnet-small
 

@@ -17,9 +17,8 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from build.env import DefaultIsolatedEnv
-
 from build import ProjectBuilder
+from build.env import DefaultIsolatedEnv
 
 MOST_BYTES = 20e6
 NEEDED = (
@@ -74,6 +73,8 @@ def check_wheel(wheel: Path) -> None:
     if (size := wheel.stat().st_size) > MOST_BYTES:
         sys.exit(f"{wheel}: expected {MOST_BYTES / 1e6:.0f} MB or less, found {size / 1e6:.1f} MB")
     tracked = _output("git", "ls-files", "pnet_jax").splitlines()
+    if untracked := sorted(name for name in set(names) - set(tracked) if name.startswith("pnet_jax/")):
+        sys.exit(f"{wheel}: holds {len(untracked)} files that git does not track, such as {untracked[0]}")
     if lost := sorted(set(tracked) - set(names)):
         sys.exit(f"{wheel}: lacks {len(lost)} files of the package, such as {lost[0]}")
 

@@ -22,8 +22,8 @@ import psutil
 from pnet_jax.outputs.overview import overview
 
 PNET = [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())"]
-OPTIONS = ["--parcels", "100", "--report", "false", "--cleaning.motion", "basic", "--workers", "2"]
-EDGES = ["--edges", "pearson,tangent"]
+OPTIONS = ["--parcels", "100", "--no-report", "--cleaning.motion", "basic", "--workers", "2"]
+EDGES = ["--edges", "pearson", "tangent"]
 MARK = "PNET_ATTACK"  # variable by which a process and all that it started are recognised, whoever their parent is
 PATIENCE = 5.0  # seconds after which no process of a run that has ended may be left
 

@@ -26,7 +26,7 @@ from common import ROOT, parser, table, write
 PNET = [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())"]
 SAMPLE_SECONDS = 0.5
 REGIONS, FRAMES = 200, 240
-VARIANTS = {"derivatives": ("--report", "false"), "with pages": ("--report", "true")}
+VARIANTS = {"derivatives": ("--no-report",), "with pages": ("--report",)}
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
                 figures[f"{name}, before"] = measured(args.before, few, Path(work) / "out", args.few, *options)
         if args.roi:
             tables, centroids = roi_tables(Path(work) / "roi", args.roi)
-            options = ("--roi-atlas", centroids, "--tr", "2.0", "--parcels", "100", "--report", "false")
+            options = ("--roi-atlas", centroids, "--tr", "2.0", "--parcels", "100", "--no-report")
             figures["200 regions"] = measured(ROOT, tables, Path(work) / "out", args.roi, *options)
     rows = [
         (name, f["scans"], f["per_hour"], f["seconds_each"], f["peak_gib_early"], f["peak_gib"], f["waited"]) for name, f in figures.items()

@@ -67,7 +67,7 @@ def changed(attack: Attack, place: Place) -> None:
         "a table that is missing": (1, lambda: first("*pearson*relmat.tsv").unlink(), []),
         "a table that was cut": (1, lambda: os.truncate(first("*pearson*relmat.tsv"), 1000), []),
         "an image with one other byte": (1, lambda: flip(first("*_dseg.nii.gz")), []),
-        "another low-pass": (6, lambda: None, ["--cleaning.low_pass", "0.08"]),
+        "another low-pass": (6, lambda: None, ["--cleaning.low-pass", "0.08"]),
         "another atlas size": (6, lambda: None, ["--parcels", "200"]),
     }
     run("construct", source, out, *OPTIONS)

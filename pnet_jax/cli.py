@@ -1,4 +1,4 @@
-"""`pnet <command>`: parses, calls a stage, prints. Holds no logic, and loads nothing heavy before a command needs it."""
+"""`pnet <command>`: runs a command and turns signals, closed pipes and errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -8,41 +8,16 @@ import select
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-HELP = """usage: pnet <command> [options]
-
-From a participant's resting-state fMRI to that participant's brain functional network.
-
-commands:
-  demo         one real scan from download to report
-  construct    networks of a scan, a list of scans or an fMRIPrep folder
-  status       progress of the scans in a results folder
-  report       HTML pages of existing results
-  collect      results of many scans in one cohort store
-  export       a cohort in the formats of other programs
-  import       a cohort store from connectomes or ROI series of other programs
-  simulate     a cohort with known truth, as BIDS derivatives
-  prepare      records from scans, for pre-training
-  pretrain     a checkpoint from scans
-  fit-group    what a cohort's networks teach about one more participant
-  personalize  every participant's own parameters, from a store of records
-  evaluate     what the networks of a cohort are worth: consistency, diagnosis, prediction, circuits …
-  bench        speed of the kernels on this device
-
-pnet <command> --help says more. pnet --version prints the version.
-"""
-COMMANDS = (
-    *("demo", "construct", "status", "report", "collect", "export", "import"),
-    *("simulate", "prepare", "pretrain", "fit-group", "personalize", "evaluate", "bench"),
-)
 RESUMED = ("construct",)  # commands that go on from their finished results with --resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage, 128 + n ended by signal n.
+    """Run one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage, 128 + n ended by signal n.
 
     A reader of the output that closes it (`pnet status OUT | head`) ends the command without a message, as with other Unix tools.
     """
@@ -60,44 +35,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    from pnet_jax.commands.app import UsageError, run
+
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version", "version"):
-        from pnet_jax import __version__
-
-        print(f"pnet {__version__}")
-        return 0
-    if arguments[0] not in COMMANDS:
-        from pnet_jax.config import nearest
-
-        print(
-            f"pnet: unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}{nearest(arguments[0], COMMANDS)}",
-            file=sys.stderr,
-        )
-        return 2
-    from pnet_jax import commands
+    name = _name(arguments)
+    _keep_compiled_programs()
 
     def show(message, category, filename, lineno, file=None, line=None):
         from tqdm import tqdm  # it clears a progress bar that stands on the line
 
-        tqdm.write(f"pnet {arguments[0]}: warning: {message}", file=sys.stderr)
+        tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
 
     try:
         with warnings.catch_warnings(), _stopped_by_signals():
             warnings.showwarning = show
-            return int(getattr(commands, {"import": "import_"}.get(arguments[0], arguments[0].replace("-", "_")))(arguments[1:]))
+            return run(arguments) if arguments not in ([], ["evaluate"]) else run([*arguments, "--help"]) or 2
+    except UsageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
             raise
-        print(f"pnet {arguments[0]}: {error}", file=sys.stderr)
+        if "--verbose" in arguments:
+            traceback.print_exc()
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        name = stop.args[0].name if stop.args else "SIGINT"
+        sent = stop.args[0].name if stop.args else "SIGINT"
         on = "; go on with --resume" if arguments[0] in RESUMED else ""
-        print(f"pnet {arguments[0]}: stopped by {name}; finished results are kept{on}", file=sys.stderr)
-        return 128 + signal.Signals[name]
+        print(f"{name}: stopped by {sent}; finished results are kept{on}", file=sys.stderr)
+        return 128 + signal.Signals[sent]
+
+
+def _keep_compiled_programs() -> None:
+    """Have JAX read back the programs of earlier runs, which saves seconds at every start; a user's own setting wins."""
+    if "jax" in sys.modules:  # it has read its environment
+        return
+    from pnet_jax.execution import cache_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _name(arguments: Sequence[str]) -> str:
+    """The command in messages: `pnet construct`, `pnet evaluate diagnosis`."""
+    words = list(arguments[: 2 if arguments[:1] == ["evaluate"] else 1])
+    return " ".join(["pnet", *(word for word in words if not word.startswith("-"))])
 
 
 def _unread(stream: TextIO) -> bool:

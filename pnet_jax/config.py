@@ -23,8 +23,8 @@ class CleaningConfig:
       fd_threshold: Framewise displacement in mm above which a frame is scrubbed; used if `strategy` contains `scrub`.
       std_dvars_threshold: Standardised DVARS above which a frame is scrubbed; used if `strategy` contains `scrub`.
       scrub: Shortest run of frames that is kept between scrubbed frames.
-      low_pass: Upper cut-off frequency in Hz; no low-pass filter if None or 0.
-      high_pass: Lower cut-off frequency in Hz; no high-pass filter if None or 0.
+      low_pass: Upper cut-off frequency in Hz; 0 for no low-pass filter.
+      high_pass: Lower cut-off frequency in Hz; 0 for no high-pass filter.
       detrend: Remove the linear trend.
       wide: Also keep the signals before the low-pass filter, the second view of guided edges; needs half as much memory again.
       halves: Also clean each half of the scan separately, which the selection and assessment of parcels need; doubles the memory.
@@ -70,7 +70,7 @@ class SimulateConfig:
       resolution: Voxel size in mm: 4, 3 or 2.
       parcels: Number of true parcels; even.
       minutes: Duration of a session in minutes.
-      tr: Repetition time in seconds; that of the site if None (2.0 s at the first site).
+      tr: Repetition time in seconds; that of the site by default (2.0 s at the first site).
       sites: Number of sites, 1 to 4.
       patients: Fraction of participants with the simulated disease.
       severity: Severity of the disease, 0 to 1.
@@ -96,11 +96,11 @@ class ConstructConfig:
 
     Attributes:
       parcels: Number of parcels K of the atlas of the checkpoint.
-      atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint if None.
+      atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint by default.
       checkpoint: Pre-trained model: name of a shipped model, or checkpoint folder.
       edges: Edge measures, e.g. `pearson partial`.
-      kappa: Concentration κ of the parcels; estimated for each scan if None.
-      beta: Weight β of the spatial smoothness; estimated for each scan if None.
+      kappa: Concentration κ of the parcels; estimated for each scan by default.
+      beta: Weight β of the spatial smoothness; estimated for each scan by default.
       labels: Parcels that are returned: `personalised`, those of the `atlas`, or `auto` for personalised parcels in scans that
         support them.
       min_coverage: Coverage below which a parcel is named in the report.
@@ -108,8 +108,8 @@ class ConstructConfig:
       group: Group model: folder written by `pnet fit-group` for the same atlas; adds shrunk and guided Pearson edges.
       personalized: Individual parameters: folder written by `pnet personalize`; scans without parameters are fine-tuned.
       personalize: Settings of the fine-tuning.
-      wave: Number of scans that are computed together; 1 per CPU device or 8 per accelerator if None.
-      workers: Number of processes that read scans and write results; one per core if None, none for fewer than four scans.
+      wave: Number of scans that are computed together; 1 per CPU device or 8 per accelerator by default.
+      workers: Number of processes that read scans and write results; by default one per core, and none for fewer than four scans.
       parallel: Distribution over devices and processes.
       report: Write an HTML page for each scan.
       probabilities: Write the 4-D image of parcel probabilities.
@@ -453,9 +453,9 @@ class ParallelConfig:
     """Distribution of work over devices and processes.
 
     Attributes:
-      subject: Number of parts that scans are split into; all devices not used by `location` if None.
-      location: Number of parts that the locations of each scan are split into; 1 if this and `subject` are None.
-      coordinator: Address `host:port` of process 0; detected from SLURM, Open MPI, Kubernetes or the TPU pod if None.
+      subject: Number of parts that scans are split into; all devices not used by `location` by default.
+      location: Number of parts that the locations of each scan are split into; 1 by default, unless `subject` is given.
+      coordinator: Address `host:port` of process 0; detected from SLURM, Open MPI, Kubernetes or the TPU pod by default.
       processes: Number of processes; given together with `coordinator` and `process`, or not at all.
       process: Number of this process, 0 to processes − 1.
       heartbeat: Seconds without contact after which a process is considered lost and the others stop.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pnet_jax.config import ConstructConfig, SimulateConfig
+from pnet_jax.execution import cache_folder
 
 WHEEL = "rapidtide-2.2.7-py2.py3-none-any.whl"
 REQUIREMENT = "rapidtide==2.2.7"
@@ -86,11 +86,6 @@ def explain(row: dict[str, object]) -> Iterator[str]:
     else:
         yield "The scan supports personalised parcels: made from one half of it, they describe the other half better than without data."
     yield "The network holds the functional connectivity of each pair of parcels; the report shows both."
-
-
-def cache_folder() -> Path:
-    """Where the user's machine keeps what can be made or fetched again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
 
 
 def fetch(cache: Path) -> tuple[Path, Path]:

@@ -188,6 +188,11 @@ def check_workers(workers: int | None, name: str) -> None:
         raise SettingsError(f"{name}: expected at most {most} on this machine with {os.cpu_count()} cores, got {workers}")
 
 
+def cache_folder() -> Path:
+    """Where the user's machine keeps what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -202,18 +207,25 @@ def rank_in_job() -> tuple[int, int] | None:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this process can still allocate, limited by the machine and by its control group."""
+    """Return the bytes of memory that this process can still allocate, limited by the machine, its control group and `PNET_MEM_MB`."""
     import psutil
 
     limit, used = _group_memory()
-    return min(psutil.virtual_memory().available, max(limit - used, 0))
+    own = _own_limit() - psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, max(limit - used, 0), max(own, 0))
 
 
 def all_memory() -> int:
-    """Return the bytes of memory that a process can use at most, limited by the machine and by its control group."""
+    """Return the bytes of memory that a process can use at most, limited by the machine, its control group and `PNET_MEM_MB`."""
     import psutil
 
-    return min(psutil.virtual_memory().total, _group_memory()[0])
+    return min(psutil.virtual_memory().total, _group_memory()[0], _own_limit())
+
+
+def _own_limit() -> int:
+    """Return the memory that the user allows, in bytes: the environment variable PNET_MEM_MB."""
+    megabytes = os.environ.get("PNET_MEM_MB", "")
+    return int(megabytes) * 1_000_000 if megabytes.isdigit() else 1 << 62
 
 
 def _group_memory() -> tuple[int, int]:

@@ -235,7 +235,7 @@ class Network:
 
     @property
     def start(self) -> str:
-        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" if a group model provides the spatial prior."""
+        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" with a group model."""
         return start_name(bool((self.provenance.get("group") or {}).get("spatial_prior")))
 
     @property

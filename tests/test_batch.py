@@ -631,7 +631,7 @@ def test_resume_makes_a_scan_again_whose_atlas_has_other_names_or_whose_componen
     construct_cohort(source, tmp_path / "out", plain)
     construct_cohort(source, tmp_path / "out", plain, resume=True)
     assert len(tried) == 1
-    Path(plain.prior).with_name("toy_labels.csv").write_text("index,name\n" + "".join(f"{i},other {i}\n" for i in range(200)))
+    Path(plain.atlas).with_name("toy_labels.csv").write_text("index,name\n" + "".join(f"{i},other {i}\n" for i in range(200)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ids that the atlas lacks
         construct_cohort(source, tmp_path / "out", plain, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,10 +14,11 @@ import warnings
 
 import pytest
 
-from pnet_jax import commands
 from pnet_jax.cli import main
+from pnet_jax.commands import networks
+from pnet_jax.commands.app import QUESTIONS, SECTIONS, TOOLS
 from pnet_jax.commands.networks import _warned
-from pnet_jax.commands.options import Bar
+from pnet_jax.commands.options import Bar, Done
 
 
 def said(capsys, *arguments: str) -> tuple[int, str]:
@@ -30,12 +32,11 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("parcells = 3", "config.toml: unknown key 'parcells'; did you mean 'parcels'?"),
-        ("[cleaning]\nlow_pas = 0.1", "config.toml: unknown key 'cleaning.low_pas'; did you mean 'cleaning.low_pass'?"),
-        ("[cleanig]\nlow_pass = 0.1", "config.toml: unknown key 'cleanig.low_pass'; did you mean 'cleaning.low_pass'?"),
-        ("parcels = \n", "config.toml is no valid TOML: Invalid value (at line 1, column 11)"),
-        ('parcels = "many"', "--parcels: expected int or null, found 'many'"),
-        ('edges = "pearson"', "--edges: expected list, found 'pearson'"),
+        ("parcells = 3", "config.toml. Did you mean --parcels?"),
+        ("[cleaning]\nlow_pas = 0.1", "config.toml. Did you mean --cleaning.low-pass?"),
+        ("[cleanig]\nlow_pass = 0.1", "config.toml. Did you mean --cleaning.low-pass?"),
+        ("parcels = \n", "config.toml is not valid TOML: Invalid value (at line 1, column 11)"),
+        ('parcels = "many"', 'config.toml: unable to convert "many" into int.'),
         (None, "config.toml: no such file or directory"),
     ],
 )
@@ -50,11 +51,23 @@ def test_mistakes_in_a_configuration_file(text, message, tmp_path, capsys):
 
 
 def test_a_configuration_is_printed_as_a_file_that_is_read_again(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["construct", "scan.nii.gz", "out", "--cleaning.wide", "true", "--print_config"])
-    assert ended.value.code == 0
+    words = ["construct", "scan.nii.gz", "out"]
+    assert main([*words, "--cleaning.wide", "--edges", "pearson", "partial", "--print-config"]) == 0
+    first = capsys.readouterr().out
+    printed = tomllib.loads(first)
+    assert printed["cleaning"]["wide"] is True and printed["edges"] == ["pearson", "partial"]
+    (tmp_path / "config.toml").write_text(first)
+    assert main([*words, "--config", str(tmp_path / "config.toml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_options_win_over_files_and_later_files_over_earlier_ones(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text("kappa = 3.0\nbeta = 0.1\nparcels = 100\n")
+    (tmp_path / "b.toml").write_text("kappa = 4.0\nbeta = 0.2\nreport = false\n")  # `report` is a command too
+    files = ["--config", str(tmp_path / "a.toml"), "--config", str(tmp_path / "b.toml")]
+    assert main(["construct", "scan.nii.gz", "out", *files, "--beta", "0.3", "--print-config"]) == 0
     printed = tomllib.loads(capsys.readouterr().out)
-    assert printed["cleaning"]["wide"] is True and printed["edges"] == ["pearson"]
+    assert (printed["kappa"], printed["beta"], printed["parcels"], printed["report"]) == (4.0, 0.3, 100, False)
 
 
 def test_a_configuration_file_that_is_right_is_read(tmp_path, capsys):
@@ -65,11 +78,14 @@ def test_a_configuration_file_that_is_right_is_read(tmp_path, capsys):
 
 def test_an_unknown_option_names_the_nearest(capsys):
     code, told = said(capsys, "construct", "in", "out", "--parcel", "40")
-    assert (code, told) == (2, "pnet construct: unrecognized arguments: --parcel 40; did you mean 'parcels'?\n")
+    assert (code, told) == (2, "pnet construct: unknown option: --parcel. Did you mean --parcels?\n")
 
 
 def test_a_value_of_the_wrong_type_is_told_in_one_line(capsys):
-    assert said(capsys, "construct", "in", "out", "--tr", "two") == (2, "pnet construct: --tr: expected float or null, found 'two'\n")
+    assert said(capsys, "construct", "in", "out", "--tr", "two") == (
+        2,
+        'pnet construct: invalid value for --tr: unable to convert "two" into float.\n',
+    )
 
 
 def test_a_value_out_of_range_is_refused(capsys):
@@ -83,7 +99,7 @@ def test_a_value_out_of_range_is_refused(capsys):
         (("personalize", "store", "out", "--group", "group", "--wave", "0"), "personalize: --wave: expected 1 or more, got 0"),
         (("construct", "in", "out", "--personalize.wave", "0"), "construct: --personalize.wave: expected 1 or more, got 0"),
         (("construct", "in", "out", "--cleaning.scrub", "-1"), "construct: --cleaning.scrub: expected 0 or more, got -1"),
-        (("construct", "in", "out", "--cleaning.low_pass", "0.001"), "construct: expected high_pass below low_pass, got high_pass = "),
+        (("construct", "in", "out", "--cleaning.low-pass", "0.001"), "construct: expected high_pass below low_pass, got high_pass = "),
         (("prepare", "in", "store", "--window", "0"), "prepare: --window: expected 10 or more, got 0"),
         (("pretrain", "in", "out", "--optimiser.average", "1"), "pretrain: --optimiser.average: expected 0 or more and below 1, got 1.0"),
         (("simulate", "out", "--severity", "2"), "simulate: --severity: expected 0…1, got 2.0"),
@@ -98,16 +114,15 @@ def test_every_command_refuses_such_a_value_alike(arguments, message, capsys):
 
 @pytest.mark.filterwarnings("default")
 def test_warnings_are_told_without_code(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "report", lambda _: warnings.warn("mind this", stacklevel=2))
-    with pytest.raises(TypeError):  # the stand-in returns None
-        main(["report", "folder"])
+    monkeypatch.setattr(networks, "report", lambda folder: warnings.warn("mind this", stacklevel=2))
+    assert main(["report", "folder"]) == 0
     assert capsys.readouterr().err == "pnet report: warning: mind this\n"
 
 
 def test_pretraining_says_why_every_scan_was_left_out(tmp_path, capsys):
     file = tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     file.write_bytes(b"no image")
-    code, told = said(capsys, "pretrain", str(file), str(tmp_path / "model"), "--reference_space", "scans")
+    code, told = said(capsys, "pretrain", str(file), str(tmp_path / "model"), "--reference-space", "scans")
     assert code == 1
     assert "left out: sub-01_task-rest" in told
     assert told.rstrip().endswith("pnet pretrain: pre-training needs at least one scan, got none")
@@ -126,7 +141,7 @@ def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_first_scan
 def test_a_subject_in_another_space_only_is_a_failed_row(tmp_path, capsys):
     for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
         (tmp_path / f"{name}_desc-preproc_bold.nii.gz").touch()
-    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "--report", "false")
+    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--participant-label", "01", "--no-report")
     assert code == 1
     assert "failed: sub-01_task-rest: subject 01 has no recording in a supported space: expected an MNI space" in told
     assert told.rstrip().endswith("found space-T1w")
@@ -138,7 +153,7 @@ def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
     folder.mkdir()
     for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
         (folder / f"{name}_desc-preproc_bold.nii.gz").touch()
-    words = [str(folder), str(tmp_path / "out"), "--participant-label", "01", "--parcels", "100", "--report", "false"]
+    words = [str(folder), str(tmp_path / "out"), "--participant-label", "01", "--parcels", "100", "--no-report"]
     assert main(["construct", *words, "--resume"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
     assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
@@ -159,8 +174,8 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
         return 0
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    monkeypatch.setattr(commands, "report", command)
-    monkeypatch.setattr(commands, "construct", command)
+    monkeypatch.setattr(networks, "report", command)
+    monkeypatch.setattr(networks, "construct", command)
     assert said(capsys, "construct", "x") == (
         code,
         f"pnet construct: stopped by {sent.name}; finished results are kept; go on with --resume\n",
@@ -174,7 +189,7 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
 def test_a_hangup_that_nohup_ignores_ends_nothing(monkeypatch, capsys):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(commands, "report", lambda arguments: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        monkeypatch.setattr(networks, "report", lambda folder: os.kill(os.getpid(), signal.SIGHUP) or 0)
         assert said(capsys, "report", "x") == (0, "")
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -197,7 +212,7 @@ def test_results_do_not_go_into_the_input(tmp_path, capsys):
 )
 def test_what_cannot_run_is_refused_before_the_first_scan(options, said_of, tmp_path, capsys):
     (tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").touch()
-    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--report", "false", *options)
+    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--no-report", *options)
     assert code in (1, 2) and said_of in told
     assert not list((tmp_path / "out").rglob("sub-*"))
 
@@ -217,7 +232,8 @@ def test_progress_of_what_has_no_label_has_no_gap(monkeypatch, capsys):
 def test_a_reader_that_closes_the_output_ends_a_command_without_a_message(tmp_path):
     """As `head` does; both where a line is printed and where only the last flush meets the closed pipe."""
     for lines in (100_000, 1):
-        code = f"from pnet_jax import cli, commands; commands.status = lambda _: print('x\\n' * {lines}) or 0; "
+        code = "from pnet_jax import cli; from pnet_jax.commands import networks; "
+        code += f"networks.status = lambda out='': print('x\\n' * {lines}) or 0; "
         code += "raise SystemExit(cli.main(['status']))"
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
             command.stdout.close()
@@ -229,7 +245,7 @@ def test_a_broken_pipe_elsewhere_is_told(monkeypatch, capsys):
     def broken(_):
         raise BrokenPipeError("a worker is gone")
 
-    monkeypatch.setattr(commands, "report", broken)
+    monkeypatch.setattr(networks, "report", broken)
     assert said(capsys, "report", "x") == (1, "pnet report: a worker is gone\n")
 
 
@@ -250,3 +266,97 @@ def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
         bar.of_scans("sub-01", 5, 2, 10)
     told = capsys.readouterr().err
     assert re.search(r"construct: 5 of 10 scans, 2 failed, sub-01; \d+ per hour, about \d+ s left; peak memory [\d.]+ GiB", told)
+
+
+# What a command reports
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """`pnet report` as a command with a summary, data, progress and a warning."""
+
+    def stand_in(folder: str, /) -> Done:
+        with Bar(1, "report") as bar:
+            bar.say("working")
+        warnings.warn("mind this", stacklevel=2)
+        return Done(f"Report: {folder}", {"report": folder}, 1)
+
+    monkeypatch.setattr(networks, "report", stand_in)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("option", "out", "progress"), [(None, "Report: f\n", True), ("--quiet", "", False), ("--json", '{\n "report": "f"\n}\n', True)]
+)
+def test_summary_progress_and_data(option, out, progress, reported, capsys):
+    assert main(["report", "f", *([option] if option else [])]) == 1
+    found = capsys.readouterr()
+    assert found.out == out
+    assert ("report: working" in found.err) == progress
+    assert "pnet report: warning: mind this" in found.err
+
+
+def test_verbose_prints_the_settings_and_the_traceback(tmp_path, capsys):
+    words = ["construct", str(tmp_path / "none"), str(tmp_path / "out"), "--kappa", "7"]
+    assert main(words) == 1 and "Traceback" not in capsys.readouterr().err
+    assert main([*words, "--verbose"]) == 1
+    told = capsys.readouterr().err
+    assert "kappa = 7.0" in told and "Traceback" in told and told.rstrip().endswith("no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "a", "b"), "pnet status: unexpected argument: b"),
+        (("construct", "a"), "pnet construct: OUT is missing; see --help"),
+        (("evaluate", "diagnosis", "a", "b"), "pnet evaluate diagnosis: --target is missing; see --help"),
+        (("constuct", "a"), 'pnet constuct: unknown command "constuct". Did you mean "construct"?'),
+        (("construct", "a", "b", "--labels", "own"), 'pnet construct: invalid value "own" for --labels. Choose from: "auto"'),
+    ],
+)
+def test_usage_is_explained_in_one_line(arguments, message, capsys):
+    code, told = said(capsys, *arguments)
+    assert code == 2 and told.startswith(message) and told.count("\n") == 1
+
+
+def test_help_of_every_command_describes_every_option(capsys):
+    commands = [[name] for part in (*SECTIONS.values(), TOOLS) for name in part] + [["evaluate", name] for name in QUESTIONS]
+    for command in commands:
+        assert main([*command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"Usage: pnet {' '.join(command)}")
+        lines = text.splitlines()
+        for at, line in enumerate(lines):
+            if re.match(r"  (--[a-z]|[A-Z]+\b)", line):
+                described = line[30:].strip() or lines[at + 1].strip() if len(line) < 30 or line[28:30] != "  " else line[30:].strip()
+                assert described and not described.startswith("["), (command, line)
+
+
+def test_help_starts_without_jax_numpy_or_nibabel():
+    code = "import sys; from pnet_jax.cli import main; main(['--help']); print({'jax', 'numpy', 'nibabel'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()" and "construct" in done.stdout
+
+
+def test_doctor(capsys, monkeypatch):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] and found["packages"]["jax"] and not found["problems"]
+    assert any(model.startswith("pnet-linear") for model in found["checkpoints"])
+    monkeypatch.setattr("pnet_jax.commands.tools.REQUIRED", ("jax", "no-such-package"))
+    assert main(["doctor"]) == 1
+    told = capsys.readouterr().out
+    assert "Problem: package no-such-package is not installed" in told and told.rstrip().endswith("Networks cannot be constructed.")
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
+        (tmp_path / f"{name}_desc-preproc_bold.nii.gz").touch()
+    words = ["construct", str(tmp_path), str(tmp_path / "out"), "--parcels", "100", "--dry-run", "--participant-label", "01", "02"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "2 scans of 2 participants" in told and "100 parcels" in told and "cannot be read: sub-01" in told
+    assert told.rstrip().endswith("Nothing was written.") and not (tmp_path / "out").exists()
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["scans"], found["unreadable"], found["parcels"], found["edges"]) == (2, 1, 100, ["pearson"])

@@ -1,9 +1,10 @@
 """Seconds that each evaluation of `pnet evaluate all` takes on ABIDE I: 200 regions, one scan of each participant.
 
-The cohort has two classes (dx), a number (age), sites and signals. Repeated scans, which consistency and identifiability need, are the halves
-of the scans. Motion needs ABIDE's table of phenotypes; parcellation needs maps of parcels, which these data do not contain.
+The cohort has two classes (dx), a number (age), sites and signals. Repeated scans, which consistency and identifiability need, are the
+halves of the scans. Motion needs ABIDE's table of phenotypes; parcellation needs maps of parcels, which these data do not contain.
 
-    python benchmarks/evaluation/all_questions.py --phenotypes Phenotypic_V1_0b_preprocessed1.csv --out benchmarks/results/evaluation_all.json
+    python benchmarks/evaluation/all_questions.py --phenotypes Phenotypic_V1_0b_preprocessed1.csv \\
+        --out benchmarks/results/evaluation_all.json
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pnet_jax.outputs.evaluation import write_answer
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--subjects", type=int, help="evaluate only this many participants, those of the largest sites")
+    arguments.add_argument("--subjects", type=int, help="evaluate only this many participants, drawn at random")
     arguments.add_argument("--phenotypes", type=Path, help="ABIDE's table of phenotypes, for head motion")
     arguments.add_argument("--keep", type=Path, help="write the answers to this folder")
     args = arguments.parse_args()
@@ -65,11 +66,9 @@ def questions(args, scans: Cohort, halves: Cohort) -> dict[str, Callable[[], Ans
 
 
 def some(cohort: Cohort, count: int) -> Cohort:
-    """Return the scans of some participants, those of the largest sites."""
-    subjects, sites = (cohort.table[name].astype(str) for name in ("subject", "site"))
-    names, size = np.unique(sites, return_counts=True)
-    order = [subject for site in names[np.argsort(-size, kind="stable")] for subject in dict.fromkeys(subjects[sites == site].tolist())]
-    return cohort.take(np.isin(subjects, order[:count]))
+    """Return the scans of some participants, drawn at random."""
+    drawn = np.random.default_rng(0).permutation(np.unique(cohort.table["subject"].astype(str)))[:count]
+    return cohort.take(np.isin(cohort.table["subject"].astype(str), drawn))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ set -u
 input=$1 out=$2 parts=$3
 shift 3
 for part in $(seq "$parts"); do
-  pnet construct "$input" "$out" --shard "$part/$parts" --resume --report false "$@" &
+  pnet construct "$input" "$out" --shard "$part/$parts" --resume --no-report "$@" &
 done
 wait
 # Finish what killed parts left, add the cohort measures and write the pages.

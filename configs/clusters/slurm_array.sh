@@ -12,4 +12,4 @@ set -eu
 input=$1 out=$2
 shift 2
 part=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))
-pnet construct "$input" "$out" --shard "$part/$SLURM_ARRAY_TASK_COUNT" --resume --report false "$@"
+pnet construct "$input" "$out" --shard "$part/$SLURM_ARRAY_TASK_COUNT" --resume --no-report "$@"

@@ -10,20 +10,27 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import mkdocs_gen_files
 
 import pnet_jax
-from pnet_jax import commands
-from pnet_jax.cli import COMMANDS, HELP
-from pnet_jax.commands.questions import questions
+from pnet_jax.cli import main as main_of_commands
+from pnet_jax.commands.app import QUESTIONS, SECTIONS, TOOLS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 MODULES = ("estimators", "edges", "dynamics", "ops", "simulate", "parcellation.mixture", "parcellation.held_out")
+EXIT_CODES = """Exit codes:
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | something failed: a scan, an evaluation, or the command itself; the message says what |
+| 2 | wrong usage: an unknown command or option, or a value that is not accepted |
+| 128 + n | ended by signal n: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader that closed the output |
+"""
 NAVIGATION = """* [Home](index.md)
 * Use
     * [Estimators](estimators.md)
@@ -42,6 +49,7 @@ NAVIGATION = """* [Home](index.md)
 * Development
     * [Architecture](architecture.md)
     * [Decisions on edges](development/edges.md)
+    * [Packaging](development/packaging.md)
 """
 
 
@@ -96,22 +104,22 @@ def _moved(text: str, folder: Path) -> str:
 
 def _commands() -> list[str]:
     """Write a page with the help of each command; return lines of the navigation."""
-    _page("reference/commands/index.md", f"# Commands\n\n```text\n{HELP}```\n\nExit codes: 0 done, 1 something failed, 2 wrong usage.\n")
+    _page("reference/commands/index.md", f"# Commands\n\n```text\n{_help()}\n```\n\n{EXIT_CODES}")
     out = ["    * [Commands](reference/commands/index.md)"]
-    for command in COMMANDS:
-        function = getattr(commands, {"import": "import_"}.get(command, command.replace("-", "_")))
-        kinds: Sequence[Sequence[str]] = [()] if command != "evaluate" else [(), *((name,) for name in ("encoder", *questions(), "all"))]
-        parts = [f"# pnet {command}\n"]
-        for kind in kinds:
-            if kind:
-                parts.append(f"## pnet {command} {kind[0]}\n")
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-                function([*kind, "--help"])
-            parts.append(f"```text\n{said.getvalue().rstrip()}\n```\n")
+    for command in (*(name for section in SECTIONS.values() for name in section), "evaluate", *TOOLS, "bench"):
+        parts = [f"# pnet {command}\n\n```text\n{_help(command)}\n```\n"]
+        for kind in QUESTIONS if command == "evaluate" else ():
+            parts.append(f"## pnet {command} {kind}\n\n```text\n{_help(command, kind)}\n```\n")
         _page(f"reference/commands/{command}.md", "\n".join(parts))
         out.append(f"        * [pnet {command}](reference/commands/{command}.md)")
     return out
+
+
+def _help(*words: str) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main_of_commands([*words, "--help"])
+    return said.getvalue().rstrip()
 
 
 def _python() -> list[str]:

@@ -104,7 +104,7 @@ def construct_cohort(
         raise SettingsError("expected at least one scan, got none")
     if config.report:
         check_installed()
-    plan, notes = _resolved(config)
+    plan, notes = resolved(config)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     config = _with_both_views(config, plan)
@@ -121,7 +121,7 @@ def construct_cohort(
     check_atlas(folder, AtlasKey(job.atlas, plan.atlas.source, plan.atlas.digest, plan.atlas.n_parcels))
     mine = todo if shard is None else [one for one in todo if shard.has(one)]
     if shard is not None:
-        tell(_share(shard, mine, todo))
+        tell(describe_share(shard, mine, todo))
     if resume:
         tell(standing(job, mine))
     write_submission(folder, todo, job.digest, job.atlas, job.settings)
@@ -137,7 +137,7 @@ def construct_cohort(
     return rows
 
 
-def _resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
+def resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
     """Return the plan, and warnings about the atlas file, which apply to every result."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -196,7 +196,8 @@ def own_shard(config: ConstructConfig) -> Shard:
     return Shard(rank[0] + 1, rank[1])
 
 
-def _share(shard: Shard, mine: Sequence[ScanSource], every: Sequence[ScanSource]) -> str:
+def describe_share(shard: Shard, mine: Sequence[ScanSource], every: Sequence[ScanSource]) -> str:
+    """Say how many participants and scans a part has."""
     subjects, total = len({one.subject for one in mine}), len({one.subject for one in every})
     return f"shard {shard.number}/{shard.total}: {subjects} of {total} subjects, {len(mine)} of {len(every)} scans"
 
@@ -227,14 +228,9 @@ def _here(
     sources: Sequence[ScanSource], job: Job, builder: Builder, resume: bool, told: Told | None, say: Callable[[str], None] | None
 ) -> list[dict[str, Any]]:
     """Construct scans with this process and its workers, and return their records."""
-    processes = job.config.workers
-    if processes is None:
-        processes = 0 if len(sources) < FEW else min(cores(), len(sources))
-    needed, most = [peak_bytes(one, job.config.cleaning) or 0 for one in sources[:LOOKED_AT] if not one.problem], all_memory()
-    each = max((one for one in needed if one <= most), default=0)  # a larger scan is refused before it is read
-    bounds = bounds_of(builder, job.config.wave, processes, each, available_memory())
+    bounds = bounds_for(sources, job, builder)
     if say is not None and len(sources) >= FEW:
-        say(_about(bounds, len(sources)))
+        say(describe_bounds(bounds, len(sources)))
     begun = time.perf_counter()
     pipeline = Pipeline(job, builder, Workers(bounds.processes), bounds, told)
     rows = pipeline.run(sources, resume)
@@ -244,7 +240,18 @@ def _here(
     return rows
 
 
-def _about(bounds: Bounds, scans: int) -> str:
+def bounds_for(sources: Sequence[ScanSource], job: Job, builder: Builder) -> Bounds:
+    """Compute the limits of a run on this machine, from the headers of its first scans."""
+    processes = job.config.workers
+    if processes is None:
+        processes = 0 if len(sources) < FEW else min(cores(), len(sources))
+    needed, most = [peak_bytes(one, job.config.cleaning) or 0 for one in sources[:LOOKED_AT] if not one.problem], all_memory()
+    each = max((one for one in needed if one <= most), default=0)  # a larger scan is refused before it is read
+    return bounds_of(builder, job.config.wave, processes, each, available_memory())
+
+
+def describe_bounds(bounds: Bounds, scans: int) -> str:
+    """Say how many scans are computed together and held in memory."""
     devices, processes = jax.local_devices(), bounds.processes
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
@@ -311,6 +318,6 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
     """
     # Its parent may be killed while it goes on: a run that is begun then must not take its files for leftovers.
     with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
-        plan, _ = _resolved(job.config)
+        plan, _ = resolved(job.config)
         builder = Builder(plan)
         return Pipeline(job, builder, Workers(0), bounds_of(builder, job.config.wave, 0)).run(sources, resume=True)

@@ -46,13 +46,13 @@ def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = Fals
     parallel.meet("saving a model")  # every process has checked
     if there and not replace:
         raise SettingsError(f"checkpoint {folder} already exists: expected a new folder")
-    atlases = {str(k): _prior_arrays(atlas) for k, atlas in model.atlases.items()}
+    atlases = {str(k): _atlas_arrays(atlas) for k, atlas in model.atlases.items()}
     texts = {str(k): {"names": list(p.names), "source": p.source, "space": p.space} for k, p in model.atlases.items()}
-    metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "atlases": texts}
+    metadata: dict[str, Any] = {"format": FORMAT, "name": model.name, "digest": model.digest, "card": model.card, "priors": texts}
     encoder, config = _encoder_arrays(model.encoder)
     if config is not None:
         metadata["perceiver"] = dataclasses.asdict(config)
-    write(folder, {"encoder": encoder, "atlases": atlases}, metadata)
+    write(folder, {"encoder": encoder, "priors": atlases}, metadata)
     return folder
 
 
@@ -78,7 +78,7 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
 
     def rebuild() -> tuple[Model, str]:
         encoder = _encoder(arrays["encoder"], metadata.get("perceiver"))
-        atlases = {int(k): _prior(values, metadata["atlases"][k]) for k, values in arrays["atlases"].items()}
+        atlases = {int(k): _atlas(values, metadata["priors"][k]) for k, values in arrays["priors"].items()}
         return Model(metadata["name"], encoder, atlases, metadata["card"]), metadata["digest"]
 
     model, expected = attempt(rebuild, f"{where} is damaged: it cannot be read")
@@ -141,7 +141,7 @@ def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
             )
 
 
-def _prior_arrays(atlas: Atlas) -> dict[str, np.ndarray]:
+def _atlas_arrays(atlas: Atlas) -> dict[str, np.ndarray]:
     return {
         "xyz": atlas.xyz.astype(np.float32),
         "labels": atlas.labels.astype(np.int32),
@@ -151,7 +151,7 @@ def _prior_arrays(atlas: Atlas) -> dict[str, np.ndarray]:
     }
 
 
-def _prior(arrays: dict[str, Any], texts: dict[str, Any]) -> Atlas:
+def _atlas(arrays: dict[str, Any], texts: dict[str, Any]) -> Atlas:
     return Atlas(
         xyz=np.asarray(arrays["xyz"]),
         labels=np.asarray(arrays["labels"]),

@@ -2,100 +2,107 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from jsonargparse import Namespace
+from cyclopts import Parameter
 
-from pnet_jax.commands.options import (
-    Bar,
-    execution_options,
-    executor_of,
-    make_parser,
-    parse,
-    selection_options,
-    shard_of,
-    sources_of,
-)
+from pnet_jax.commands.options import EXECUTION, Bar, Done, Execution, Flat, Selection, Settings, sources_of
 from pnet_jax.config import ConstructConfig
 from pnet_jax.errors import SettingsError
 
 MOST_LISTED = 20  # errors and kinds of warnings that are printed; status.tsv lists all
 
 
-def construct(arguments: Sequence[str]) -> int:
-    """Networks of a scan, a list of scans or a folder."""
-    parser = make_parser("construct", "Networks of the scans in INPUT, written to OUT as BIDS derivatives.")
-    parser.add_argument(
-        "input", type=str, metavar="INPUT", help="a NIfTI, CIFTI or ROI table file, a list of files, or a BIDS-derivatives folder"
-    )
-    parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder to write to")
-    selection_options(parser)
-    parser.add_argument("--resume", action="store_true", help="skip scans that are up to date")
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="construct only the scans of OUT that failed before, with the same options"
-    )
-    execution_options(parser)
-    config, args = parse(parser, ConstructConfig, arguments)
+def construct(
+    input: str,
+    out: str,
+    /,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    selection: Annotated[Selection, Flat] = Selection(),
+    config: Annotated[ConstructConfig, Settings] = ConstructConfig(),
+    execution: Annotated[Execution, Parameter(name="*", group=EXECUTION)] = Execution(),
+) -> Done:
+    """Construct networks of the scans in INPUT, and write them to OUT as BIDS derivatives.
+
+    Args:
+      input: NIfTI, CIFTI or ROI table file, list of files, BIDS-derivatives folder (fMRIPrep), or store written by `pnet prepare`.
+      out: Derivatives folder to write to.
+      resume: Skip scans whose results are up to date.
+      retry_failed: Construct only the scans of OUT that failed before with the same options.
+      dry_run: Print what would be done, with memory and time, and write nothing.
+      selection: Scans and files.
+      config: Settings.
+      execution: Cluster.
+    """
     from pnet_jax.batch.run import construct_cohort, own_shard
 
-    if Path(args.input).is_dir() and Path(args.input).resolve() == Path(args.out).resolve():
-        raise SettingsError(f"OUT is the same folder as INPUT ({args.out}): results would be taken for input; give another folder")
-    shard = own_shard(config) if args.shard == "auto" or config.parallel.coordinator else shard_of(args.shard)
-    sources, load = sources_of(args, args.input)
-    with executor_of(args) as executor, Bar(len(sources), "construct") as bar:
+    if Path(input).is_dir() and Path(input).resolve() == Path(out).resolve():
+        raise SettingsError(f"OUT is the same folder as INPUT ({out}): results would be taken for input; give another folder")
+    shard = own_shard(config) if execution.shard == "auto" or config.parallel.coordinator else execution.part
+    sources, load = sources_of(selection, input)
+    if dry_run:
+        from pnet_jax.batch.dry_run import dry_run as described
+
+        found = described(sources, out, config, load=load, resume=resume, shard=shard)
+        return Done("\n".join(found.lines), found.data)
+    with execution.executor() as executor, Bar(len(sources), "construct") as bar:
         rows = construct_cohort(
             sources,
-            args.out,
+            out,
             config,
             load=load,
-            resume=args.resume,
-            retry_failed=args.retry_failed,
+            resume=resume,
+            retry_failed=retry_failed,
             shard=shard,
             executor=executor,
             progress=bar.of_scans,
             say=bar.say,
         )
-    return _close(rows, args, arguments, pages=config.report)
+    return _close(rows, out, retried=retry_failed, pages=config.report)
 
 
-def _close(rows: Sequence[dict[str, Any]], args: Namespace, arguments: Sequence[str], *, pages: bool) -> int:
-    """Print a summary at the end of a run, and return its exit code."""
+def _close(rows: Sequence[dict[str, Any]], out: str, *, retried: bool, pages: bool) -> Done:
+    """Summarise a run at its end."""
+    from pnet_jax.commands.app import given
     from pnet_jax.outputs.overview import overview, summary
 
-    states = overview(args.out)
+    states = overview(out)
     if not rows:
-        print(f"No {'failed scan to construct again' if args.retry_failed else 'scan to construct'}. In {args.out}: {summary(states)[0]}.")
-        return 0
+        return Done(f"No {'failed scan to construct again' if retried else 'scan to construct'}. In {out}: {summary(states)[0]}.")
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed[:MOST_LISTED]:
         print(f"failed: {row['error']}", file=sys.stderr)
     if len(failed) > MOST_LISTED:
-        print(f"{len(failed) - MOST_LISTED} more scans failed; see pnet status {args.out}", file=sys.stderr)
-    for line in _warned(rows, args.out):
+        print(f"{len(failed) - MOST_LISTED} more scans failed; see pnet status {out}", file=sys.stderr)
+    for line in _warned(rows, out):
         print(line, file=sys.stderr)
     kept, done = sum(row.get("parcels") == "atlas" for row in rows), len(rows) - len(failed)
     skipped = sum(bool(row.get("skipped")) for row in rows)
     of = f" ({skipped} up to date and skipped, {done - skipped} constructed)" if skipped else ""
-    print(
+    lines = [
         f"{done} of {len(rows)} scans done{of}, {len(failed)} failed, {kept} returned the atlas's parcels. "
-        f"{Path(args.out) / 'status.tsv'} has a row for each."
-    )
+        f"{Path(out) / 'status.tsv'} has a row for each."
+    ]
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
-        print(f"In {args.out}: {summary(states)[0]}.")
+        lines.append(f"In {out}: {summary(states)[0]}.")
     if failed:  # those of other runs may have other options
-        again = [word for word in arguments if word not in ("--resume", "--retry-failed")]
-        print(f"Correct the causes, then run: pnet construct {shlex.join(again)} --retry-failed")
+        again = [word for word in given() if word not in ("--resume", "--retry-failed")]
+        lines.append(f"Correct the causes, then run: pnet {shlex.join(again)} --retry-failed")
     if pages and len(failed) < len(rows):
-        print(f"Report: {Path(args.out) / 'index.html'}")
-    return 1 if failed else 0
+        lines.append(f"Report: {Path(out) / 'index.html'}")
+    counts = {"scans": len(rows), "done": done, "skipped": skipped, "failed": len(failed), "atlas": kept}
+    errors = {row["scan"]: row["error"] for row in failed}
+    return Done("\n".join(lines), counts | {"errors": errors, "out": out}, 1 if failed else 0)
 
 
-def _warned(rows: Sequence[dict[str, Any]], out: str) -> list[str]:
+def _warned(rows: Sequence[Mapping[str, Any]], out: str) -> list[str]:
     """Return a line for each warning; of those that differ in names and numbers only, the first, with the number of scans."""
     from pnet_jax.report.reasons import kinds
 
@@ -109,47 +116,46 @@ def _warned(rows: Sequence[dict[str, Any]], out: str) -> list[str]:
     return lines
 
 
-def status(arguments: Sequence[str]) -> int:
-    """Print the progress of the scans in a folder."""
-    parser = make_parser("status", "Progress of all scans that `pnet construct` was started on in OUT, as found on disk.")
-    parser.add_argument("out", type=str, metavar="OUT", help="derivatives folder")
-    parser.add_argument("--json", action="store_true", help="print a JSON object with the counts and the state of every scan")
-    parser.add_argument("--verify", action="store_true", help="also read inputs and results, and name those that have changed")
-    _, args = parse(parser, None, arguments)
+def status(out: str, /, *, verify: bool = False) -> Done:
+    """Show the progress of all scans that `pnet construct` was started on in OUT, as found on disk.
+
+    Args:
+      out: Derivatives folder.
+      verify: Also read inputs and results, and name those that have changed.
+    """
     from pnet_jax.outputs.overview import STATES, overview, summary
 
-    if not Path(args.out).is_dir():
-        raise SettingsError(f"{args.out}: expected a folder that `pnet construct` wrote, found no folder")
-    states = overview(args.out, verify=args.verify)
-    if args.json:
-        counts = {state: sum(one.state == state for one in states) for state in STATES}
-        print(json.dumps({"counts": counts, "scans": [one._asdict() for one in states]}, indent=1))
-    else:
-        print("\n".join(summary(states)))
-    return 0 if all(one.state == "done" for one in states) else 1
+    if not Path(out).is_dir():
+        raise SettingsError(f"{out}: expected a folder that `pnet construct` wrote, found no folder")
+    states = overview(out, verify=verify)
+    counts = {state: sum(one.state == state for one in states) for state in STATES}
+    code = 0 if all(one.state == "done" for one in states) else 1
+    return Done("\n".join(summary(states)), {"counts": counts, "scans": [one._asdict() for one in states]}, code)
 
 
-def report(arguments: Sequence[str]) -> int:
-    """HTML pages of existing results."""
-    parser = make_parser("report", "Makes the HTML pages and the index of a folder that `pnet construct` wrote.")
-    parser.add_argument("folder", type=str, metavar="FOLDER", help="derivatives folder")
-    _, args = parse(parser, None, arguments)
+def report(folder: str, /) -> Done:
+    """Write the HTML pages and the index of a folder that `pnet construct` wrote.
+
+    Args:
+      folder: Derivatives folder.
+    """
     from pnet_jax.report import report_folder
 
     with Bar(0, "report", unit="page") as bar:
-        index = report_folder(args.folder, bar)
-    print(f"Report: {index}")
-    return 0
+        index = report_folder(folder, bar)
+    return Done(f"Report: {index}", {"report": str(index)})
 
 
-def demo(arguments: Sequence[str]) -> int:
-    """One public scan from download to report."""
-    parser = make_parser("demo", "Construct one participant's network from a public scan (100 MB, downloaded once), with its report.")
-    parser.add_argument("--out", type=str, default="demo", help="folder to write to")
-    parser.add_argument("--simulated", action="store_true", help="use a simulated scan and fetch nothing")
-    _, args = parse(parser, None, arguments)
+def demo(*, out: str = "demo", simulated: bool = False) -> Done:
+    """Construct one participant's network from a public scan (100 MB, downloaded once), with its report.
+
+    Args:
+      out: Folder to write to.
+      simulated: Use a simulated scan, and download nothing.
+    """
     from pnet_jax.demo import run
 
-    for line in run(Path(args.out), simulated=args.simulated):
-        print(line, flush=True)
-    return 0
+    for line in run(Path(out), simulated=simulated):
+        if not Bar.quiet:
+            print(line, flush=True)
+    return Done("", {"out": out})

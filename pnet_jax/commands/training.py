@@ -1,87 +1,98 @@
-"""Commands from scans to checkpoints."""
+"""Commands from scans to checkpoints and group models."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from jsonargparse import Namespace
-
-from pnet_jax.commands.options import Bar, make_parser, parse, refusing, selection_options, sources_of
+from pnet_jax.commands.options import Bar, Done, Flat, Selection, Settings, sources_of
 from pnet_jax.config import PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
+from pnet_jax.errors import SettingsError
 
 
-def simulate(arguments: Sequence[str]) -> int:
-    """A cohort with known truth."""
-    parser = make_parser("simulate", "Writes a simulated cohort to OUT: BIDS-derivatives NIfTI, confounds, and truth.npz for each subject.")
-    parser.add_argument("out", type=str, metavar="OUT", help="folder to write to")
-    config, args = parse(parser, SimulateConfig, arguments)
+def simulate(out: str, /, *, config: Annotated[SimulateConfig, Settings] = SimulateConfig()) -> Done:
+    """Write a simulated cohort with known truth: BIDS-derivatives NIfTI, confounds, and truth.npz of each participant.
+
+    Args:
+      out: Folder to write to.
+      config: Settings.
+    """
     from pnet_jax.outputs.simulated import write_cohort
     from pnet_jax.simulate.cohort import check
 
-    with refusing(parser, SimulateConfig):
-        check(config)
+    check(config)
     with Bar(config.subjects, "simulate", unit="subject") as bar:
-        written = write_cohort(args.out, config, progress=lambda done, total: bar("", done, total))
-    print(
-        f"{config.subjects} subjects with {config.sessions} sessions each in {args.out} ({len(written)} files); "
+        written = write_cohort(out, config, progress=lambda done, total: bar("", done, total))
+    text = (
+        f"{config.subjects} subjects with {config.sessions} sessions each in {out} ({len(written)} files); "
         "group parcels in group_dseg.nii.gz"
     )
-    return 0
+    return Done(text, {"out": out, "files": len(written)})
 
 
-def prepare(arguments: Sequence[str]) -> int:
-    """Records from scans."""
-    parser = make_parser(
-        "prepare", "Cleans the scans in INPUT and stores them in STORE as records, which pre-training reads. Goes on where it stopped."
-    )
-    parser.add_argument("input", type=str, metavar="INPUT", help="a file, a list of files, a BIDS-derivatives folder or a simulated cohort")
-    parser.add_argument("store", type=str, metavar="STORE", help="folder of records, new or to be added to")
-    selection_options(parser)
-    config, args = parse(parser, PrepareConfig, arguments)
+def prepare(
+    input: str,
+    store: str,
+    /,
+    *,
+    selection: Annotated[Selection, Flat] = Selection(),
+    config: Annotated[PrepareConfig, Settings] = PrepareConfig(),
+) -> Done:
+    """Clean the scans in INPUT and store them in STORE as records for pre-training; an interrupted run is resumed by the same command.
+
+    Args:
+      input: File, list of files, BIDS-derivatives folder or simulated cohort.
+      store: Folder of records, new or to be extended.
+      selection: Scans and files.
+      config: Settings.
+    """
     from pnet_jax.records import prepare as store_scans
     from pnet_jax.records import read_sites
 
-    sources, load = sources_of(args, args.input)
-    sites = read_sites(args.input if Path(args.input).is_dir() else Path(args.input).parent)
+    sources, load = sources_of(selection, input)
+    sites = read_sites(input if Path(input).is_dir() else Path(input).parent)
     with Bar(len(sources), "prepare") as bar:
-        done = store_scans(sources, args.store, config, load=load, sites=sites, progress=bar)
+        done = store_scans(sources, store, config, load=load, sites=sites, progress=bar)
     for row in done.skipped:
         print(f"skipped: {row['reason']}", file=sys.stderr)
-    print(f"{len(done.written)} scans stored, {len(done.kept)} up to date, {len(done.skipped)} skipped. {done.manifest} lists them all.")
-    return 1 if done.skipped else 0
+    text = f"{len(done.written)} scans stored, {len(done.kept)} up to date, {len(done.skipped)} skipped. {done.manifest} lists them all."
+    data = {"stored": len(done.written), "up_to_date": len(done.kept), "skipped": len(done.skipped), "manifest": str(done.manifest)}
+    return Done(text, data, 1 if done.skipped else 0)
 
 
-def pretrain(arguments: Sequence[str]) -> int:
-    """A checkpoint from scans (linear encoder) or from a store of records (Perceiver)."""
-    parser = make_parser(
-        "pretrain",
-        "Fits a linear encoder to the scans in INPUT and writes the checkpoint folder OUT; or, with encoder = perceiver, trains on the "
-        "store INPUT in the folder OUT, where the same command goes on after it was stopped.",
-    )
-    add = parser.add_argument
-    add("source", nargs="?", type=str | None, metavar="INPUT", help="file, list of files, BIDS-derivatives folder, or store of records")
-    add("target", nargs="?", type=str | None, metavar="OUT", help="checkpoint folder, new; for a Perceiver the folder of the run")
-    add("--store", type=str | None, metavar="STORE", help="INPUT, as an option")
-    add("--out", type=str | None, metavar="FOLDER", help="OUT, as an option")
-    selection_options(parser)
-    config, args = parse(parser, PretrainConfig, arguments)
-    source, out = args.store or args.source, args.out or args.target
-    if not source or not out:
-        parser.error("INPUT and OUT are needed: pnet pretrain INPUT OUT, or --store STORE --out FOLDER")
-    return (_pretrain_linear if config.encoder == "linear" else _pretrain_neural)(source, Path(out), config, args)
+def pretrain(
+    input: str,
+    out: str,
+    /,
+    *,
+    selection: Annotated[Selection, Flat] = Selection(),
+    config: Annotated[PretrainConfig, Settings] = PretrainConfig(),
+) -> Done:
+    """Pre-train a model: fit a linear encoder to the scans in INPUT, or train a Perceiver on the store INPUT.
+
+    OUT is the checkpoint folder of a linear encoder, or the folder of the training run, which the same command resumes.
+
+    Args:
+      input: File, list of files or BIDS-derivatives folder for a linear encoder; store of records for a Perceiver.
+      out: Folder to write to; new for a linear encoder.
+      selection: Scans and files.
+      config: Settings.
+    """
+    if config.encoder == "linear":
+        return _pretrain_linear(input, Path(out), config, selection)
+    return _pretrain_neural(input, Path(out), config)
 
 
-def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
+def _pretrain_neural(store: str, out: Path, config: PretrainConfig) -> Done:
     from pnet_jax import parallel
     from pnet_jax.checkpoint import RUN_MODEL, save_model
     from pnet_jax.pretraining.neural import train
 
     def lost(said: str) -> None:
         print(
-            f"pnet pretrain: {said}. This process stops; the same command goes on from the last state saved.", file=sys.stderr, flush=True
+            f"pnet pretrain: {said}. This process stops; the same command resumes from the last saved state.", file=sys.stderr, flush=True
         )
         os._exit(1)  # an orderly end would wait for the process that is gone
 
@@ -93,16 +104,20 @@ def _pretrain_neural(store: str, out: Path, config: PretrainConfig, args: Namesp
         lost(str(error))
     watched()
     if finished.model is None:
-        print(f"stopped after step {finished.step} of {config.optimiser.steps}; the same command goes on from there")
-        return 0
+        return Done(
+            f"stopped after step {finished.step} of {config.optimiser.steps}; the same command resumes there", {"step": finished.step}
+        )
     save_model(finished.model, out / RUN_MODEL, replace=True)
-    if finished.leads:
-        print(f"{finished.step} steps. Checkpoint: {out / RUN_MODEL}; curves: {out / 'metrics.jsonl'}, tensorboard --logdir {out}")
-        print(f"weights digest: {finished.model.sha256}")
-    return 0
+    if not finished.leads:
+        return Done("")
+    text = (
+        f"{finished.step} steps. Checkpoint: {out / RUN_MODEL}; curves: {out / 'metrics.jsonl'}, tensorboard --logdir {out}\n"
+        f"weights digest: {finished.model.sha256}"
+    )
+    return Done(text, {"step": finished.step, "checkpoint": str(out / RUN_MODEL), "digest": finished.model.sha256})
 
 
-def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Namespace) -> int:
+def _pretrain_linear(source: str, out: Path, config: PretrainConfig, selection: Selection) -> Done:
     from pnet_jax.checkpoint import save_model
     from pnet_jax.outputs import check_writable
     from pnet_jax.pretraining import pretrain as fit
@@ -112,7 +127,7 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
         raise ValueError(f"checkpoint {out} already exists: expected a new folder")
     if (Path(source) / MANIFEST).is_file():
         raise ValueError(f"input {source} is a store of records, which encoder = perceiver reads; encoder = linear expects scans")
-    sources, load = sources_of(args, source)
+    sources, load = sources_of(selection, source)
     check_writable(out.absolute().parent)
     skipped: dict[str, str] = {}
     with Bar(len(sources), "pretrain") as bar:
@@ -134,85 +149,90 @@ def _pretrain_linear(source: str, out: Path, config: PretrainConfig, args: Names
             for error in skipped.values():
                 print(f"left out: {error}", file=sys.stderr)
     save_model(model, out)
-    print(f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {out}")
-    print(f"weights digest: {model.sha256}")
-    return 1 if skipped else 0
-
-
-def personalize(arguments: Sequence[str]) -> int:
-    """Every participant's own parameters."""
-    parser = make_parser(
-        "personalize",
-        "Fine-tunes model, parcels and dynamics on each recording in STORE, a wave of them at a time, and writes what differs to OUT; "
-        "the same command goes on where it stopped.",
+    text = (
+        f"{model.card['scans']} scans of {model.card['subjects']} subjects, {len(skipped)} left out. Checkpoint: {out}\n"
+        f"weights digest: {model.sha256}"
     )
-    add = parser.add_argument
-    add("store", type=str, metavar="STORE", help="folder of records, from pnet prepare")
-    add("out", type=str, metavar="OUT", help="folder to write to")
-    add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="name of a shipped model, or folder of a checkpoint")
-    add("--atlas", type=str | None, metavar="FILE", help="dseg or dlabel file to start from; else the checkpoint's own")
-    add("--parcels", type=int | None, metavar="K", help="parcels of the checkpoint's own atlas (default: 200)")
-    add("--group", type=str, required=True, metavar="GROUP", help="folder of pnet fit-group --dynamics true, of the same parcels")
-    config, args = parse(parser, PersonalizeConfig, arguments)
+    data = {"scans": model.card["scans"], "left_out": skipped, "checkpoint": str(out), "digest": model.sha256}
+    return Done(text, data, 1 if skipped else 0)
+
+
+def personalize(
+    store: str,
+    out: str,
+    /,
+    *,
+    group: str,
+    checkpoint: str = "pnet-linear",
+    atlas: str | None = None,
+    parcels: int | None = None,
+    config: Annotated[PersonalizeConfig, Settings] = PersonalizeConfig(),
+) -> Done:
+    """Fine-tune model, parcels and dynamics on each scan in STORE, several at a time, and write the individual parameters to OUT.
+
+    An interrupted run is resumed by the same command.
+
+    Args:
+      store: Folder of records, from `pnet prepare`.
+      out: Folder to write to.
+      group: Group model with dynamics, of the same atlas: folder written by `pnet fit-group --dynamics`.
+      checkpoint: Pre-trained model: name of a shipped model, or checkpoint folder.
+      atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint by default.
+      parcels: Number of parcels of the atlas of the checkpoint (200 by default).
+      config: Settings.
+    """
     from pnet_jax.checkpoint import load_group
     from pnet_jax.config import ConstructConfig
     from pnet_jax.construction import resolve
     from pnet_jax.personalization import personalize as stage
     from pnet_jax.records import open_store
 
-    store = open_store(args.store, allow_damaged=True)
-    plan = resolve(ConstructConfig(checkpoint=args.checkpoint, atlas=args.atlas, parcels=args.parcels))
-    model, atlas = plan.model, plan.atlas
-    group = load_group(args.group)
-    with Bar(len(store), "personalize") as bar:
-        rows = stage(
-            store,
-            args.out,
-            config,
-            model=model,
-            atlas=atlas,
-            group=group,
-            progress=bar,
-            say=lambda text: bar.bar.write(text, file=sys.stderr),
-        )
+    opened = open_store(store, allow_damaged=True)
+    plan = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels))
+    learned = load_group(group)
+    with Bar(len(opened), "personalize") as bar:
+        rows = stage(opened, out, config, model=plan.model, atlas=plan.atlas, group=learned, progress=bar, say=bar.say)
     failed = [row for row in rows if row["status"] != "ok"]
     for row in failed:
         print(f"failed: {row['error']}", file=sys.stderr)
-    told = sum(float(row["dynamics"]) < 0 for row in rows if row["status"] == "ok")
+    better = sum(float(row["dynamics"]) < 0 for row in rows if row["status"] == "ok")
     kept = sum(row.get("parcels") == "fine-tuned" for row in rows)
-    print(
-        f"{len(rows) - len(failed)} of {len(rows)} recordings done, {len(failed)} failed. In {told}, individual dynamics predict the "
-        f"held-out part better than the group's; {kept} keep fine-tuned parcels. "
-        f"{Path(args.out) / 'status.tsv'} has a row for each."
+    text = (
+        f"{len(rows) - len(failed)} of {len(rows)} scans done, {len(failed)} failed. In {better}, individual dynamics predict the "
+        f"held-out part better than those of the group; {kept} have fine-tuned parcels. {Path(out) / 'status.tsv'} has a row for each."
     )
-    return 1 if failed else 0
+    data = {"scans": len(rows), "failed": len(failed), "better_dynamics": better, "fine_tuned": kept, "out": out}
+    return Done(text, data, 1 if failed else 0)
 
 
-def fit_group(arguments: Sequence[str]) -> int:
-    """What a cohort teaches about one more participant."""
-    parser = make_parser(
-        "fit-group",
-        "Learns from the networks in INPUT where participants have their parcels, how their edges vary and, with --dynamics true, their "
-        "dynamics; writes it to GROUP, for the option --group of pnet construct and pnet personalize. One network of each "
-        "participant counts, the first by name, and for the edges a second one of another session with the same task.",
-    )
-    add = parser.add_argument
-    add("input", type=str, metavar="INPUT", help="derivatives folder that pnet construct wrote")
-    add("group", type=str, metavar="GROUP", help="new folder to write to")
-    add("--checkpoint", type=str, default="pnet-linear", metavar="MODEL", help="as for pnet construct")
-    add("--atlas", type=str | None, metavar="FILE", help="as for pnet construct")
-    add("--parcels", type=int | None, metavar="K", help="as for pnet construct")
-    add("--dynamics", type=bool, default=False, help="learn dynamics too (true or false)")
-    add(
-        "--second-view",
-        type=bool,
-        default=False,
-        dest="second_view",
-        help="guided edges learn from the edges before the low-pass too (pnet construct --cleaning.wide true); they then depend more on "
-        "head motion, which is printed (true or false)",
-    )
-    add("--structural", type=str | None, metavar="FILE", help="structural connectome, a K x K table in the order of the atlas's parcels")
-    _, args = parse(parser, None, arguments)
+def fit_group(
+    input: str,
+    group: str,
+    /,
+    *,
+    checkpoint: str = "pnet-linear",
+    atlas: str | None = None,
+    parcels: int | None = None,
+    dynamics: bool = False,
+    second_view: bool = False,
+    structural: str | None = None,
+) -> Done:
+    """Learn a group model from the networks in INPUT: variation of parcels, of edges and, with `--dynamics`, of dynamics.
+
+    `pnet construct` and `pnet personalize` use it as `--group`. One network of each participant is used, the first by name, and for the
+    edges a second one from another session with the same task.
+
+    Args:
+      input: Derivatives folder that `pnet construct` wrote.
+      group: New folder to write to.
+      checkpoint: Pre-trained model, as for `pnet construct`.
+      atlas: Atlas, as for `pnet construct`.
+      parcels: Number of parcels, as for `pnet construct`.
+      dynamics: Also learn dynamics.
+      second_view: Guided edges also learn from the edges before the low-pass filter (`pnet construct --cleaning.wide`); they then depend
+        more on head motion, which is printed.
+      structural: Structural connectome: K × K table in the order of the parcels of the atlas.
+    """
     from pnet_jax.checkpoint import save_group
     from pnet_jax.config import ConstructConfig
     from pnet_jax.construction import resolve
@@ -221,16 +241,16 @@ def fit_group(arguments: Sequence[str]) -> int:
     from pnet_jax.outputs import atlas_label, check_writable, find_networks, load_network, read_records
     from pnet_jax.outputs.status import check_intact
 
-    if args.structural and not args.dynamics:
-        parser.error("--structural informs the dynamics: add --dynamics true")
-    out = Path(args.group)
+    if structural and not dynamics:
+        raise SettingsError("--structural informs the dynamics: add --dynamics")
+    out = Path(group)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder for the group model, found one with content")
     check_writable(out.absolute().parent)
-    atlas = resolve(ConstructConfig(checkpoint=args.checkpoint, atlas=args.atlas, parcels=args.parcels)).atlas
-    files = find_networks(args.input, atlas_label(atlas.source, atlas.n_parcels))
-    records = {record["dseg"]: record for record in read_records(args.input) if "dseg" in record}
-    connectome = read_connectome(args.structural, atlas.n_parcels) if args.structural else None
+    chosen = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels)).atlas
+    files = find_networks(input, atlas_label(chosen.source, chosen.n_parcels))
+    records = {record["dseg"]: record for record in read_records(input) if "dseg" in record}
+    connectome = read_connectome(structural, chosen.n_parcels) if structural else None
     skipped: list[str] = []
     each = [(subject, file) for subject, own in files.items() for file in own]
     with Bar(len(each), "fit-group") as bar:
@@ -239,28 +259,29 @@ def fit_group(arguments: Sequence[str]) -> int:
             for number, (subject, file) in enumerate(each):
                 bar(f"sub-{subject}", number, len(each))
                 try:
-                    check_intact(args.input, records.get(file.relative_to(args.input).as_posix(), {}))
+                    check_intact(input, records.get(file.relative_to(input).as_posix(), {}))
                     network = load_network(file)
                 except (ValueError, OSError) as error:
                     skipped.append(str(error))
                     continue
                 yield network
 
-        group = fit(networks(), atlas, dynamics=args.dynamics, connectome=connectome, second_view=args.second_view)
+        model = fit(networks(), chosen, dynamics=dynamics, connectome=connectome, second_view=second_view)
     for error in skipped:
         print(f"left out: {error}", file=sys.stderr)
     if out.exists():
         out.rmdir()  # empty: a model is written to a new folder
-    save_group(group, out)
-    learned = [name for name in ("spatial", "shrinkage", "guide", "hierarchy") if getattr(group, name) is not None]
-    words = {"spatial": "where parcels lie", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
+    save_group(model, out)
+    words = {"spatial": "positions of parcels", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
+    learned = [name for name in words if getattr(model, name) is not None]
     taught = ", ".join(words[one] for one in learned)
-    print(f"{len(group.subjects)} participants, {len(skipped)} left out, taught {taught}. Group model: {out}")
-    if group.pairs:
-        mark = ": edges of another day are shrunk too little; two sessions of participants are better" if group.pairs == "halves" else ""
-        print(f"Edges were learned from {group.n_pairs} pairs of {group.pairs}{mark}.")
-    if group.motion:
-        print("Mean |QC-FC|: " + ", ".join(f"{name} {value:.3f}" for name, value in group.motion.items()) + ".")
-    if group.spatial is None:
-        print("where parcels lie was not learned: fewer than 3 participants have parcels of their own", file=sys.stderr)
-    return 1 if skipped else 0
+    lines = [f"{len(model.subjects)} participants, {len(skipped)} left out; learned: {taught}. Group model: {out}"]
+    if model.pairs:
+        mark = ": edges of another day are shrunk too little; two sessions per participant are better" if model.pairs == "halves" else ""
+        lines.append(f"Edges were learned from {model.n_pairs} pairs of {model.pairs}{mark}.")
+    if model.motion:
+        lines.append("Mean |QC-FC|: " + ", ".join(f"{name} {value:.3f}" for name, value in model.motion.items()) + ".")
+    if model.spatial is None:
+        print("positions of parcels were not learned: fewer than 3 participants have personalised parcels", file=sys.stderr)
+    data = {"participants": len(model.subjects), "left_out": skipped, "learned": learned, "group": str(out)}
+    return Done("\n".join(lines), data, 1 if skipped else 0)

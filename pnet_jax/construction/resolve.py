@@ -71,7 +71,7 @@ def resolve(
     for name in names:
         measures.measure(name)
         if name in OF_DYNAMICS and not config.dynamics:
-            raise SettingsError(f'edge measure "{name}" requires fitted dynamics: request these too (--dynamics true)')
+            raise SettingsError(f'edge measure "{name}" requires fitted dynamics: request these too (--dynamics)')
         if name in OF_COHORT and not cohort:
             raise SettingsError(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
@@ -100,7 +100,7 @@ def _group(config: ConstructConfig, atlas: Atlas, group: Group | str | Path | No
         if not config.dynamics:
             return None
         raise SettingsError(
-            "dynamics require a group model of the same parcels: give the folder that `pnet fit-group --dynamics true` wrote (--group)"
+            "dynamics require a group model of the same parcels: give the folder that `pnet fit-group --dynamics` wrote (--group)"
         )
     from pnet_jax.group.fit import Group  # with optax, which only groups need
 
@@ -115,7 +115,7 @@ def _group(config: ConstructConfig, atlas: Atlas, group: Group | str | Path | No
             "atlas with which it was fitted (--atlas)"
         )
     if config.dynamics and group.hierarchy is None:
-        raise SettingsError(f"group{source} was fitted without dynamics: fit it with `pnet fit-group --dynamics true`")
+        raise SettingsError(f"group{source} was fitted without dynamics: fit it with `pnet fit-group --dynamics`")
     return group
 
 

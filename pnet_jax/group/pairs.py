@@ -72,7 +72,7 @@ def recording_of(network: Network, *, second_view: bool, with_halves: bool = Tru
         raise InputError(f"sub-{network.subject}: the network has no edges of its halves; construct it again")
     if second_view and "whitened" not in network.halves:
         raise InputError(
-            f"sub-{network.subject}: the network has no second view of its edges: construct it again with --cleaning.wide true, or fit the "
+            f"sub-{network.subject}: the network has no second view of its edges: construct it again with --cleaning.wide, or fit the "
             "group without the second view"
         )
     whole = [network.edges.get(name, _mean(network.halves[name])) for name in views]

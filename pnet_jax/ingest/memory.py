@@ -22,7 +22,7 @@ PER_FIELD = 70  # bytes per field of a text table while pandas reads and checks 
 UNMASKED = 0.5  # assumed share of the grid that a computed mask covers; masks of whole heads cover 0.2 to 0.6
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
     """Locations, frames, and the bytes needed for opening and reading in addition to the series."""
 
     locations: int
@@ -50,7 +50,7 @@ def peak_bytes(source: ScanSource, cleaning: CleaningConfig = CleaningConfig()) 
       True
     """
     try:
-        size = _size_of(source)
+        size = size_of(source)
     except (InputError, OSError):
         return None
     n, t = size.locations, size.frames
@@ -59,14 +59,19 @@ def peak_bytes(source: ScanSource, cleaning: CleaningConfig = CleaningConfig()) 
     return PER_LOCATION * n + series + max(size.reading, pairs, pairs // 4 + results + block)
 
 
-def _size_of(source: ScanSource) -> _Size:
+def size_of(source: ScanSource) -> Size:
+    """Read the size of a recording from headers.
+
+    Raises:
+      InputError, OSError: It cannot be read.
+    """
     path, where = source.bold, str(source.bold)
     extension = naming.split_name(path)[1]
     if extension == ".npy":
         values = tables.map_npy(path, where)
         if values.ndim != 2:
             raise InputError(f"{where}: expected a matrix of numbers, found shape {values.shape}")
-        return _Size(values.shape[1], values.shape[0], (values.itemsize + 8) * values.size)
+        return Size(values.shape[1], values.shape[0], (values.itemsize + 8) * values.size)
     if extension in naming.TABLES:
         return _of_text(path, where)
     if extension in (*DENSE, ".ptseries.nii"):
@@ -74,26 +79,26 @@ def _size_of(source: ScanSource) -> _Size:
     return _of_volume(source, where)
 
 
-def _of_text(path: Path, where: str) -> _Size:
+def _of_text(path: Path, where: str) -> Size:
     """Estimate the number of rows from the file size and the length of the last of the first hundred lines."""
     line = [line for line in tables.first_lines(path, where) if line.strip()][-1:]
     if not line:
         raise InputError(f"{where}: expected a table, found only empty lines")
     columns = len(re.split(r"[\t,;]|\s+", line[0].strip()))
     rows = path.stat().st_size // (len(line[0].encode()) + 1) + 1
-    return _Size(columns, rows, PER_FIELD * columns * rows)
+    return Size(columns, rows, PER_FIELD * columns * rows)
 
 
-def _of_cifti(path: Path, where: str) -> _Size:
+def _of_cifti(path: Path, where: str) -> Size:
     """Read the sizes from the NIfTI-2 header; the XML after it, which names every location, is not parsed."""
     image = nifti.open_image(path, where, [], nib.Nifti2Image)
     shape = tuple(image.shape)
     if len(shape) != 6:
         raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {shape}")
-    return _Size(shape[5], shape[4], 2 * BLOCK * shape[4] * np.dtype(image.get_data_dtype()).itemsize)
+    return Size(shape[5], shape[4], 2 * BLOCK * shape[4] * np.dtype(image.get_data_dtype()).itemsize)
 
 
-def _of_volume(source: ScanSource, where: str) -> _Size:
+def _of_volume(source: ScanSource, where: str) -> Size:
     image = nifti.with_time_fourth(nifti.open_image(source.bold, where, []), where)
     nifti.check_bold(image, where)
     grid = int(np.prod(image.shape[:3]))
@@ -101,4 +106,4 @@ def _of_volume(source: ScanSource, where: str) -> _Size:
     inside = int(UNMASKED * grid) if mask is None else int(nifti.load_mask(mask, image, source.bold, where, []).sum())
     # Twice as stored, for reading and for masking; the voxels inside the mask also as float64.
     volume = 2 * grid * np.dtype(image.get_data_dtype()).itemsize + 16 * inside
-    return _Size(inside, image.shape[3], voxels.frames_at_once(image) * volume)
+    return Size(inside, image.shape[3], voxels.frames_at_once(image) * volume)

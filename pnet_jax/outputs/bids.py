@@ -48,7 +48,7 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-confidence_boldmap.nii.gz` (`.dscalar.nii`; ROI scans: column `confidence` of `_desc-locations_dseg.tsv`), the probability of
       each location's own parcel, with `.json`
-    - `_desc-atlas_labels.nii.gz`, the atlas on the grid of the scan, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
+    - `_desc-atlas_labels.nii.gz`, the atlas on the grid of the scan, and `_desc-locations_mask.nii.gz`, its voxels, each with `.json`
       (CIFTI: `_desc-locations_dseg.dscalar.nii`; ROI scans: `_desc-locations_dseg.json`); outside MNI space `_desc-mean_boldref.nii.gz`
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
     - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,

@@ -29,7 +29,7 @@ def load_network(result: str | os.PathLike[str], *, brief: bool = False) -> Netw
     """Reads a result that `save` wrote.
 
     Labels, ids, frames and identity are as they were; numbers have the 7 digits of the tables, probabilities steps of 1/65535. Without
-    a soft parcellation (`--probabilities false`) the one candidate of a location is its parcel. Candidates come by falling
+    a soft parcellation (`--no-probabilities`) the one candidate of a location is its parcel. Candidates come by falling
     probability. What files do not hold stays out: the neighbours of CIFTI locations, and the mean image in MNI space.
 
     Args:

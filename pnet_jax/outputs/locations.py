@@ -1,8 +1,8 @@
 """What a result needs, beside its maps and tables, to be read back: where its locations are, their labels in the atlas, motion.
 
-On a grid that is two images. The prior's is `_desc-atlas_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds the one
-parcellation of the scan; the mask says which voxels of value 0 were part of the scan, which a reserved value in the image of the atlas would
-say too, but then as a region more to whoever averages signals over its labels. CIFTI files do not hold where their vertices are: their
+On a grid that is two images. That of the atlas is `_desc-atlas_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds
+the one parcellation of the scan; the mask says which voxels of value 0 were part of the scan. A reserved value in the image would say so
+too, but would be one region more to programs that average signals over labels. CIFTI files do not hold where their vertices are: their
 coordinates stand, with the atlas, in one dscalar file, the counterpart of the table that a ROI scan has.
 """
 

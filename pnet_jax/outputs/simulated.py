@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pnet_jax.config import SimulateConfig
-from pnet_jax.outputs.atomic import atomic_path, check_writable
+from pnet_jax.outputs.atomic import atomic_path, check_writable, write_text
 from pnet_jax.outputs.images import write_image
 from pnet_jax.outputs.sidecars import dataset_description
 from pnet_jax.outputs.tables import write_json, write_rows
@@ -20,6 +20,12 @@ from pnet_jax.space import Grid, Space
 COSINE_CUTOFF_SECONDS = 128.0  # of fMRIPrep's high-pass regressors
 _MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 _TISSUE = ("csf", "white_matter", "global_signal")
+IGNORED = ("*_desc-confounds_timeseries.*", "group_dseg.*", "truth.npz")  # not part of BIDS 1
+_COLUMNS = {
+    "age": {"Description": "Age of the participant", "Units": "year"},
+    "site": {"Description": "Simulated scanner"},
+    "group": {"Description": "Whether the coupling has a simulated lesion", "Levels": {"control": "no", "patient": "yes"}},
+}
 _INT16 = 32000  # the largest stored number; a little room below 32767
 
 
@@ -27,7 +33,7 @@ def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progres
     """Writes a simulated cohort as BIDS derivatives and returns its preprocessed images, in order.
 
     Each file gets its name only when it is complete. Files of an earlier cohort with the same names are replaced. In the folder:
-    `dataset_description.json`, `participants.tsv`, `group_dseg.nii.gz` + `.tsv` (group parcels, ids 1…K); for every subject
+    `dataset_description.json`, `participants.tsv` + `.json`, `group_dseg.nii.gz` + `.tsv` (group parcels, ids 1…K); for every subject
     `truth.npz` and for every session preprocessed BOLD, brain mask and confounds with fMRIPrep's names.
 
     `truth.npz` holds, for V locations in the mask's order and K parcels: `labels[V]`, `group_labels[V]` (0…K−1), `ijk[V, 3]`,
@@ -46,6 +52,7 @@ def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progres
     check(config)
     root = check_writable(folder)
     write_json(root / "dataset_description.json", dataset_description() | {"Name": "Simulated resting-state cohort with known truth"})
+    write_text(root / ".bidsignore", "\n".join(IGNORED) + "\n")
     _write_group(root, config)
     images, participants = [], []
     for done, subject in enumerate(simulate_cohort(config), 1):
@@ -58,6 +65,7 @@ def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progres
         if progress is not None:
             progress(done, config.subjects)
     write_rows(root / "participants.tsv", ("participant_id", "age", "site", "group"), participants)
+    write_json(root / "participants.json", _COLUMNS)
     return images
 
 
@@ -89,9 +97,12 @@ def _write_session(root: Path, subject: SimulatedSubject, session: SimulatedSess
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     write_rows(table, tuple(columns), (dict(zip(columns, row, strict=True)) for row in rows))
     write_json(table.with_suffix(".json"), {name: {"Method": "Mean"} for name in _TISSUE})
+    resolution = {"Resolution": {f"{session.space.resolution:.0f}": f"{session.space.resolution:.0f} mm"}}
     _write_volume(folder / f"{stem}_desc-brain_mask.nii.gz", np.ones(len(session.space), np.uint8), session.space)
+    write_json(folder / f"{stem}_desc-brain_mask.json", {"Type": "Brain", **resolution})
     image = folder / f"{stem}_desc-preproc_bold.nii.gz"
-    write_json(folder / f"{stem}_desc-preproc_bold.json", {"RepetitionTime": session.tr, "TaskName": "rest", "SkullStripped": True})
+    about = {"RepetitionTime": session.tr, "TaskName": "rest", "SkullStripped": True, **resolution}
+    write_json(folder / f"{stem}_desc-preproc_bold.json", about)
     # 16-bit numbers with a scale, as scanners write them: the step is under a hundredth of a voxel's sd.
     scale = float(np.abs(session.y).max()) / _INT16
     stored = np.round(session.y / np.float32(scale)).astype(np.int16)

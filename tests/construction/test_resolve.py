@@ -67,7 +67,7 @@ def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(t
     with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
         resolve(ConstructConfig(), model=toy_model, group=other)
     assert resolve(ConstructConfig(), model=toy_model, group=same).group is same
-    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics true`"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics`"):
         resolve(ConstructConfig(dynamics=True), model=toy_model, group=same)
 
 

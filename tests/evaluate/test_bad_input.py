@@ -316,9 +316,8 @@ def test_lengths_of_a_learning_curve_need_times():
 def test_the_command_checks_seed_output_and_folds_first(tmp_path, capsys):
     write_cohort(tmp_path / "c.zarr", cohort())
     command = ["evaluate", "diagnosis", str(tmp_path / "c.zarr")]
-    few = ["--target", "dx", "--features", "pearson", "--models", "ridge", "--permutations", "0", "--report", "false"]
-    with pytest.raises(SystemExit, match="2"):
-        main([*command, str(tmp_path / "o"), *few, "--seed", "-1"])
+    few = ["--target", "dx", "--features", "pearson", "--models", "ridge", "--permutations", "0", "--no-report"]
+    assert main([*command, str(tmp_path / "o"), *few, "--seed", "-1"]) == 2
     assert "--seed: expected a whole number from 0" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main([*command, str(tmp_path / "file"), *few]) == 1

@@ -22,7 +22,7 @@ def stored(tmp_path):
 
 
 def evaluated(question, folder, *words, out="o"):
-    return main(["evaluate", question, str(folder / "c.zarr"), str(folder / out), "--report", "false", *map(str, words)])
+    return main(["evaluate", question, str(folder / "c.zarr"), str(folder / out), "--no-report", *map(str, words)])
 
 
 def networks(folder, rows, column="network"):
@@ -150,7 +150,7 @@ def test_a_folder_with_results_for_two_atlases_is_refused(stored, capsys):
     folder = str(stored / "results")
     for words in ((folder, str(stored / "o"), *FAST), (str(stored / "c.zarr"), str(stored / "o"), *FAST, "--beside", f"two={folder}")):
         assert main(["evaluate", "prediction", *words]) == 1
-        assert "holds networks for 2 atlases (A, B): choose one by its label" in capsys.readouterr().err
+        assert "holds networks for 2 atlases (A, B): choose one with --atlas LABEL" in capsys.readouterr().err
 
 
 def test_networks_beside_are_matched_by_scan_and_not_by_position(stored, capsys):
@@ -180,8 +180,12 @@ def quick(monkeypatch):
     """The evaluations that need no fits; the others take long and have tests of their own."""
     from pnet_jax.commands import questions as module
 
-    asked = {name: one for name, one in module.questions().items() if name in ("consistency", "identifiability", "motion", "circuits")}
-    monkeypatch.setattr(module, "questions", lambda: asked)
+    every = module._every
+
+    def few(*given):
+        return {name: one for name, one in every(*given).items() if name in ("consistency", "identifiability", "motion", "circuits")}
+
+    monkeypatch.setattr(module, "_every", few)
 
 
 def test_all_names_what_a_cohort_lacks_and_makes_the_others(stored, quick, capsys):

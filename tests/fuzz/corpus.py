@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ingest import helpers
 from ingest.test_cifti import DENSE, brain_models, data, save_series, surface
 
-from pnet_jax.commands.networks import construct
+from pnet_jax.commands.app import run
 from pnet_jax.config import CleaningConfig
 from pnet_jax.ingest import find_scans, load_atlas, load_scan
 from pnet_jax.ingest.connectome import read_connectome
@@ -112,7 +112,7 @@ def _config(folder: Path) -> None:
 
 def _read_config(folder: Path) -> object:
     with contextlib.suppress(FileNotFoundError):  # there is no INPUT
-        construct([str(folder / "nothing"), str(folder / "out"), "--config", str(folder / "config.toml")])
+        run(["construct", str(folder / "nothing"), str(folder / "out"), "--config", str(folder / "config.toml")])
     return None
 
 

@@ -260,9 +260,7 @@ def test_the_second_view_is_learned_on_request_only(many, toy):
     assert fit_group(both, toy.atlas).guide.mean.shape == (1, K, K)
     group = fit_group(both, toy.atlas, second_view=True)
     assert group.guide.mean.shape == (2, K, K) and group.motion == {}  # too few to say how edges go with motion
-    with pytest.raises(
-        InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide true"
-    ):
+    with pytest.raises(InputError, match="sub-03: the network has no second view of its edges: construct it again with --cleaning.wide"):
         fit_group([*both[:3], many[3]], toy.atlas, second_view=True)
 
 
@@ -552,7 +550,7 @@ def folder(toy, toy_model, tmp_path_factory):
         nib.save(image, f"{stem}_desc-preproc_bold.nii.gz")
         nib.save(nib.Nifti1Image(toy.mask.astype(np.uint8), toy.affine), f"{stem}_desc-brain_mask.nii.gz")
     given = ["--checkpoint", str(root / "model"), "--atlas", str(root / "toy_space-MNI152NLin6Asym_dseg.nii.gz")]
-    fixed = ["--report", "false", "--cleaning.strategy", "[]", "--labels", "personalised"]
+    fixed = ["--no-report", "--cleaning.strategy", "--labels", "personalised"]
     assert main(["construct", str(root / "bids"), str(root / "networks"), *given, *fixed]) == 0
     return root, given, fixed
 
@@ -563,7 +561,7 @@ def test_from_networks_to_a_group_to_informed_networks(folder, tmp_path, capsys)
     (tmp_path / "group").mkdir()  # an empty folder is as good as none
     assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given]) == 0
     said = capsys.readouterr().out
-    assert "4 participants, 0 left out, taught where parcels lie, shrunk edges, guided edges. Group model:" in said
+    assert "4 participants, 0 left out; learned: positions of parcels, shrunk edges, guided edges. Group model:" in said
     assert "Edges were learned from 4 pairs of halves: edges of another day are shrunk too little" in said
     group = load_group(tmp_path / "group")
     assert group.subjects == ("01", "02", "03", "04") and group.hierarchy is None
@@ -580,7 +578,7 @@ def test_from_networks_to_a_group_to_informed_networks(folder, tmp_path, capsys)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_dynamics_are_learned_where_they_are_asked_for(folder, tmp_path, capsys):
     root, given, _ = folder
-    assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--dynamics", "true"]) == 0
+    assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--dynamics"]) == 0
     assert "guided edges, dynamics" in capsys.readouterr().out
     assert load_group(tmp_path / "group").hierarchy is not None
 
@@ -610,13 +608,12 @@ def test_a_damaged_network_is_left_out_and_named(folder, tmp_path, capsys):
     next(copy.rglob("sub-02*_desc-pnet_qc.json")).unlink()
     assert main(["fit-group", str(copy), str(tmp_path / "group"), *given]) == 1
     said = capsys.readouterr()
-    assert "3 participants, 1 left out, taught where parcels lie." in said.out
+    assert "3 participants, 1 left out; learned: positions of parcels." in said.out
     assert "left out: " in said.err and "desc-pnet_qc.json: missing or changed" in said.err
     assert load_group(tmp_path / "group").subjects == ("01", "03", "04")
 
 
 def test_a_connectome_without_dynamics_is_a_mistake(folder, tmp_path, capsys):
     root, given, _ = folder
-    with pytest.raises(SystemExit) as ended:
-        main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--structural", "table.csv"])
-    assert ended.value.code == 2 and "--structural informs the dynamics: add --dynamics true" in capsys.readouterr().err
+    assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), *given, "--structural", "table.csv"]) == 1
+    assert "--structural informs the dynamics: add --dynamics" in capsys.readouterr().err

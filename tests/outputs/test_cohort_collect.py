@@ -178,7 +178,7 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
         collect(tmp_path / "in")
     with pytest.raises(FileNotFoundError, match="no such folder of results"):
         collect(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no such cohort store or folder of results"):
+    with pytest.raises(FileNotFoundError, match="expected a cohort store or a folder of results, found nothing"):
         load_cohort(tmp_path / "nothing")
 
 
@@ -196,10 +196,8 @@ def test_the_commands(folder, tmp_path, capsys):
     assert "5 scans exported, 0 left out; 21 files" in capsys.readouterr().out
     assert main(["export", str(folder), str(folder), "--to", "bids"]) == 1
     assert "holds results of another command; export to a different folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main(["export", str(folder), "out", "--to", "cvs"])
-    assert stop.value.code == 2
-    assert "--to: expected one of bids, cifti, mat, csv, graphml, npz, got 'cvs'; did you mean 'csv'?" in capsys.readouterr().err
+    assert main(["export", str(folder), "out", "--to", "cvs"]) == 2
+    assert 'Did you mean "csv"?' in capsys.readouterr().err
 
 
 def test_subjects_of_unusual_labels(networks, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 import pnet_jax
 from pnet_jax.checkpoint import load_model
-from pnet_jax.commands.options import make_parser, parse, selection_options
+from pnet_jax.cli import main
 from pnet_jax.config import PretrainConfig
 from pnet_jax.encoder import perceiver
 
@@ -21,9 +21,12 @@ MOST_SHIPPED = 10e6  # bytes
 
 def read(file: Path) -> PretrainConfig:
     """As `pnet pretrain --config FILE` does."""
-    parser = make_parser("pretrain", "")
-    selection_options(parser)
-    return parse(parser, PretrainConfig, ["--config", str(file)])[0]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pnet_jax.commands.training._pretrain_linear", lambda source, out, config, selection: found.append(config))
+        patch.setattr("pnet_jax.commands.training._pretrain_neural", lambda source, out, config: found.append(config))
+        assert main(["pretrain", "STORE", "RUN", "--config", str(file)]) == 0
+    return found[0]
 
 
 def head(file: Path) -> str:

@@ -143,7 +143,7 @@ def test_no_scan_at_all_is_refused(scans):
     ("change", "message"),
     [
         ({"encoder": "neural"}, r"encoder: expected one of .*'perceiver'.*, got 'neural'"),
-        ({"reference_space": "mars"}, "reference_space must be 'mni' or 'scans', got 'mars'"),
+        ({"reference_space": "mars"}, "reference_space: expected one of 'mni', 'scans', got 'mars'"),
         ({"references": 7}, "references must be even, half of them in each hemisphere, got 7"),
         ({"references": 100_000}, "expected at most .* clusters"),
     ],

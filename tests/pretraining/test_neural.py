@@ -319,7 +319,7 @@ def command(store: Path, out: Path, start: Path, *more: str, devices: int = 1, s
     file = out.parent / f"{out.name}.toml"
     file.write_text(CONFIG.format(start=start, steps=steps))
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(start.parent / "cache")}
-    arguments = ["pretrain", "--config", str(file), "--store", str(store), "--out", str(out), *more]
+    arguments = ["pretrain", str(store), str(out), "--config", str(file), *more]
     return subprocess.Popen(
         [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())", *arguments],
         stdout=subprocess.PIPE,
@@ -404,7 +404,7 @@ def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store,
     begun = time.time()
     _, err = one.communicate(timeout=60)
     assert one.returncode != 0 and time.time() - begun < 30
-    assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "goes on from the last state" in err, err[-2000:]
+    assert re.search("process 1 has been silent for 5 s|another process is gone", err) and "resumes from the last saved state" in err, err[-2000:]
     said, _ = (done(process) for process in two(store, out, start, steps=24))
     rows = [row["step"] for row in read_log(out / "metrics.jsonl")]
     assert "resumed from step" in said and digest(said)

@@ -269,7 +269,7 @@ def test_sites_come_from_the_table_of_participants(cohort, tmp_path):
 
 
 def test_the_command_stores_lists_and_goes_on(cohort, tmp_path, capsys):
-    arguments = ["prepare", str(cohort), str(tmp_path / "store"), "--cleaning.strategy", "[]", "--cleaning.min_seconds", "0"]
+    arguments = ["prepare", str(cohort), str(tmp_path / "store"), "--cleaning.strategy", "--cleaning.min-seconds", "0"]
     assert main(arguments) == 1
     told = capsys.readouterr()
     assert told.out.startswith("3 scans stored, 0 up to date, 1 skipped.")

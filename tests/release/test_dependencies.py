@@ -13,7 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TOOLS = ("test", "docs", "gpu", "tpu")  # extras of what runs beside the package, or of jaxlib's plugins
 BY_OTHERS = {
-    "toml": "jsonargparse reads and writes TOML with it",
     "fsspec": "zarr opens addresses such as s3:// with it",
     "distributed": "dask.distributed is this package",
 }

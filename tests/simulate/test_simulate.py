@@ -318,7 +318,7 @@ def test_a_written_cohort_is_readable_as_fmriprep_output(tmp_path):
     config = dataclasses.replace(SMALL, minutes=3.0, patients=0.5)
     images = write_cohort(tmp_path / "new" / "cohort", config, lambda done, total: seen.append((done, total)))
     root = tmp_path / "new" / "cohort"
-    assert seen == [(1, 2), (2, 2)] and not list(root.rglob(".*"))
+    assert seen == [(1, 2), (2, 2)] and [file.name for file in root.rglob(".*")] == [".bidsignore"]
     names = "sub-002/ses-1/func/sub-002_ses-1_task-rest_space-MNI152NLin2009cAsym_res-4_desc-preproc_bold.nii.gz"
     assert images[1] == root / names
     people = (root / "participants.tsv").read_text().splitlines()
