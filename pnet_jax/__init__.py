@@ -26,6 +26,8 @@ _PUBLIC = {
     "Group": "group.fit",
     "Model": "encoder.model",
     "Network": "network",
+    "PersonalizedConnectome": "estimators",
+    "PersonalizedParcellation": "estimators",
     "Atlas": "parcellation.atlas",
     "Scan": "scan",
     "Space": "space",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from pnet_jax.config import CleaningConfig, ConstructConfig, PersonalizeConfig, PrepareConfig, PretrainConfig, SimulateConfig
     from pnet_jax.construction import construct
     from pnet_jax.encoder.model import Model
+    from pnet_jax.estimators import PersonalizedConnectome, PersonalizedParcellation
     from pnet_jax.group.fit import Group, fit_group
     from pnet_jax.ingest import find_scans, load_atlas, load_scan
     from pnet_jax.network import Network
@@ -78,7 +81,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("dynamics", "edges", "evaluate"):
+    if name in ("dynamics", "edges", "evaluate", "outputs"):
         return importlib.import_module(f"pnet_jax.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'pnet_jax' has no attribute {name!r}")

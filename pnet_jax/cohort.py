@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,10 @@ from pnet_jax.network import Network
 from pnet_jax.provenance import shared_provenance
 from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, grid_neighbours, join_spaces, places_in
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 Values = Sequence[Any] | np.ndarray
 
@@ -89,6 +94,14 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.table["scan"])
 
+    def __getitem__(self, rows: int | slice) -> Cohort:
+        """Return one scan, or a slice of them, as a Cohort: scikit-learn selects the scans of a fold in this way.
+
+        Raises:
+          IndexError: the index is out of range.
+        """
+        return self.take(rows if isinstance(rows, slice) else np.array([operator.index(rows)]))
+
     @property
     def n_parcels(self) -> int:
         """K."""
@@ -120,6 +133,18 @@ class Cohort:
             array = getattr(self, name)
             own[name] = None if array is None else array[rows]
         return dataclasses.replace(self, **own)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The table as a DataFrame, a row for each scan; see `pnet_jax.outputs.cohort_frame`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.cohort_frame(self)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """All arrays with named axes; see `pnet_jax.outputs.cohort_dataset`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.cohort_dataset(self)
 
 
 def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | None = None) -> Cohort:

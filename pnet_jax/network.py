@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from pnet_jax.space import Space
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+    import xarray
 
 Interval = tuple[float, float, float]
 """2.5 %, 50 % and 97.5 %."""
@@ -237,6 +242,32 @@ class Network:
     def confidence(self) -> Float[np.ndarray, " V"]:
         """Probability of each location's own label, 0 outside, `[V]`: of personalised parcels that a repeat gives it the same."""
         return confidence_of(self.labels, self.probabilities, self.candidates)
+
+    # Other libraries are known to `outputs.conversion` alone, which the package finds by name when it is needed.
+
+    def to_networkx(self, layer: str = "pearson") -> networkx.Graph:
+        """Edges of a measure or layer as a graph; see `pnet_jax.outputs.edges_graph`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.edges_graph(self, layer)
+
+    def to_dataframe(self, layer: str = "pearson") -> pandas.DataFrame:
+        """Edges of a measure or layer as a table, a row each; see `pnet_jax.outputs.edges_frame`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.edges_frame(self, layer)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """All edges and signals as arrays with named axes; see `pnet_jax.outputs.network_dataset`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.network_dataset(self)
+
+    def plot(self, layer: str = "pearson", kind: str = "connectome", **options: Any) -> Any:
+        """Draw the edges of a measure or layer by nilearn; see `pnet_jax.outputs.plot_network`."""
+        import pnet_jax
+
+        return pnet_jax.outputs.plot_network(self, layer, kind, **options)
 
 
 def start_name(learned: bool) -> str:

@@ -21,7 +21,7 @@ from pnet_jax.commands.app import QUESTIONS, SECTIONS, TOOLS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
-MODULES = ("edges", "dynamics", "ops", "simulate", "parcellation.mixture", "parcellation.held_out")
+MODULES = ("estimators", "edges", "dynamics", "ops", "simulate", "parcellation.mixture", "parcellation.held_out")
 EXIT_CODES = """Exit codes:
 
 | code | meaning |
@@ -33,6 +33,7 @@ EXIT_CODES = """Exit codes:
 """
 NAVIGATION = """* [Home](index.md)
 * Use
+    * [Estimators](estimators.md)
     * [Clusters](clusters.md)
     * [Evaluation](evaluation/README.md)
 * Evaluation

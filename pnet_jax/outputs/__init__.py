@@ -7,6 +7,7 @@ from pnet_jax.outputs.cohort import write_cohort
 from pnet_jax.outputs.cohort_collect import collect, load_cohort
 from pnet_jax.outputs.cohort_export import export
 from pnet_jax.outputs.columns import result_columns
+from pnet_jax.outputs.conversion import cohort_dataset, cohort_frame, edges_frame, edges_graph, network_dataset, plot_network
 from pnet_jax.outputs.finding import find_networks, find_results
 from pnet_jax.outputs.images import atlas_image, labels_image, location_image, parcel_colors, probabilities_image
 from pnet_jax.outputs.loading import load_network
@@ -21,7 +22,11 @@ __all__ = [
     "atomic_path",
     "check_atlas",
     "check_writable",
+    "cohort_dataset",
+    "cohort_frame",
     "collect",
+    "edges_frame",
+    "edges_graph",
     "export",
     "find_networks",
     "find_results",
@@ -31,11 +36,13 @@ __all__ = [
     "load_network",
     "location_image",
     "network_atlas",
+    "network_dataset",
     "output_stem",
     "page_name",
     "parcel_centroids",
     "parcel_colors",
     "parcel_rows",
+    "plot_network",
     "probabilities_image",
     "read_record",
     "read_records",

@@ -41,8 +41,15 @@ def atlas_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
     return _labels_on(network, network.atlas_labels)
 
 
-def location_image(network: Network, values: Float[np.ndarray, " V"]) -> nibabel.Nifti1Image:
-    """Any number a location as `[X, Y, Z]` NIfTI on the scan's grid, 0 outside the scan's mask.
+def location_image(network: Network, values: Float[np.ndarray, "V ..."]) -> nibabel.Nifti1Image:
+    """Any number a location as NIfTI on the scan's grid, 0 outside the scan's mask.
+
+    Args:
+      network: a subject's result on a grid.
+      values: a number for each location, or a series, `[V]` or `[V, T]`.
+
+    Returns:
+      `[X, Y, Z]` or `[X, Y, Z, T]`.
 
     Raises:
       ValueError: the scan has no voxel grid.
@@ -50,9 +57,35 @@ def location_image(network: Network, values: Float[np.ndarray, " V"]) -> nibabel
     grid = _grid(network.space)
     if grid.brain_models is not None:
         raise ValueError("a CIFTI scan has no voxel grid that holds all of its locations")
-    volume = np.zeros(grid.shape, np.asarray(values).dtype)
+    volume = np.zeros((*grid.shape, *np.shape(values)[1:]), np.asarray(values).dtype)
     volume[tuple(grid.ijk.T)] = values
     return _nifti(volume, network.space)
+
+
+def signals_image(network: Network, signals: Float[np.ndarray, "K T"]) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+    """Give every location the signal of its parcel, on the scan's grid.
+
+    Args:
+      network: a subject's result on a grid or on CIFTI grayordinates.
+      signals: of its K parcels, `[K, T]`.
+
+    Returns:
+      `[X, Y, Z, T]` float32 NIfTI, 0 outside the parcels; for CIFTI scans a dense series `[T, V]`.
+
+    Raises:
+      ValueError: a scan of ROIs, which has no image.
+    """
+    signals = np.asarray(signals, np.float32)
+    values = np.where(network.labels[:, None] >= 0, signals[np.maximum(network.labels, 0)], np.float32(0))
+    if _grid(network.space).brain_models is None:
+        image = location_image(network, values)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header.set_zooms((*image.header.get_zooms()[:3], network.tr))
+        return image
+    import nibabel
+
+    axes = (nibabel.cifti2.SeriesAxis(0, network.tr, signals.shape[1]), _brain_models(network.space))
+    return _cifti(values.T, axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SERIES")
 
 
 def probabilities_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:

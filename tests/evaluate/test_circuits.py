@@ -14,8 +14,9 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError, SettingsError
 from pnet_jax.evaluate import circuits
 from pnet_jax.evaluate.design import make_design
-from pnet_jax.evaluate.modules import block_sets, clustered_modules, modules_of, node_sets
+from pnet_jax.evaluate.modules import block_sets, clustered_modules, node_sets
 from pnet_jax.ingest.lut import read_networks
+from pnet_jax.parcellation.modules import modules_of
 
 K, FEW = 10, 199
 NAMES = (*(f"7Networks_LH_Vis_{one}" for one in range(1, 5)), *(f"7Networks_RH_Default_PFC_{one}" for one in range(1, 5)), "HIP-rh", "x")

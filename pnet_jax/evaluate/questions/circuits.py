@@ -18,8 +18,9 @@ from pnet_jax.evaluate.answer import Answer, with_p
 from pnet_jax.evaluate.circuit_tables import LEVEL, Found, describe
 from pnet_jax.evaluate.columns import fisher_z, layer_of, numbers, shared_parcels, upper
 from pnet_jax.evaluate.design import Design, make_design
-from pnet_jax.evaluate.modules import Modules, block_sets, clustered_modules, modules_of, node_sets
+from pnet_jax.evaluate.modules import Modules, block_sets, clustered_modules, node_sets
 from pnet_jax.ops.permutation import Enhancement, PermutationResult, permutation_test, sign_flip_test
+from pnet_jax.parcellation.modules import modules_of
 
 SITE = "site"  # the column that blocks are made of where none is named
 

@@ -1,0 +1,214 @@
+"""`PersonalizedConnectome`: images or region series → edges as features, with everything that is learned learned in `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.utils.validation import check_is_fitted
+
+from pnet_jax.cohort import Cohort, cohort_of
+from pnet_jax.errors import InputError, SettingsError
+from pnet_jax.estimators import features
+from pnet_jax.estimators.construction import Construction, check_features, learned
+from pnet_jax.estimators.inputs import Inputs, inputs_of
+from pnet_jax.estimators.series import network_of, parcels_of, with_layers
+from pnet_jax.group.pairs import LEAST_FOR_LAYERS
+from pnet_jax.network import Network
+
+
+class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",)):  # type: ignore[call-arg]
+    """Edges between each participant's own parcels, as features for scikit-learn.
+
+    `fit` learns from the recordings it is given what the others are judged by: where participants have their parcels, how edges vary
+    (`shrunk`, `guided`) and the reference of the tangent space. `transform` learns nothing, so that in a pipeline under `cross_validate` or
+    `GridSearchCV` no fold sees its test recordings. Features of the kinds `shrunk` and `guided` of the training recordings were made by a
+    group model that these recordings are part of; those of test recordings were not, and lie closer to the group.
+
+    Recordings are images, as for `PersonalizedParcellation`, or scans whose parcels have been made: region series or a `Cohort`, which need
+    no construction and take milliseconds. Of a Cohort, layers that were made of several participants are not used but made again. The
+    degrees of freedom of region series are taken to be the number of frames unless the Cohort's table has `n_eff`.
+
+    Args:
+      kind: edge measure `"pearson"`, `"partial"` or any other symmetric one (`pnet_jax.edges.names()`), the layers `"shrunk"` and
+        `"guided"`, which need 4 training participants, or `"tangent"`.
+      vectorize: return the lower triangle of each matrix, row by row (`nilearn.connectome.vec_to_sym_matrix` makes matrices of them).
+      discard_diagonal: leave the diagonal out; used with `vectorize`. If kept, it is divided by √2 as nilearn does.
+      atlas: atlas to start from, see `PersonalizedParcellation`; this and all following parameters are for images.
+      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
+      labels: `"personalised"`, `"atlas"` or `"auto"`.
+      model: pre-trained model.
+      learn_group: learn the spatial prior of the parcels in `fit`; needed for `"shrunk"` and `"guided"`, of region series too.
+      kappa: concentration κ; estimated for each image if None.
+      beta: weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: brain mask of all images.
+      t_r: repetition time in seconds, of region series too.
+      strategy: strategies of `load_confounds`; empty for none.
+      low_pass: upper cut-off frequency in Hz.
+      high_pass: lower cut-off frequency in Hz.
+      detrend: remove the linear trend.
+      clean_args: further fields of `CleaningConfig` by name.
+      random_state: seed of the pairs of locations and the bootstrap.
+      verbose: print a line for each image if above 0.
+
+    Attributes:
+      networks_: `Network` of each training recording.
+      group_: `Group` that was learned from them, or None.
+      mean_: reference of the tangent space, `[K, K]`; None for other kinds.
+      n_features_in_: K.
+
+    Raises:
+      SettingsError: in `fit`, a parameter is wrong, or there are too few training recordings for the kind.
+      InputError: in `fit` and `transform`, a recording cannot be used; names it.
+
+    Example:
+      >>> import numpy as np
+      >>> from pnet_jax import PersonalizedConnectome
+      >>> series = [np.random.default_rng(seed).normal(size=(120, 5)) for seed in range(6)]
+      >>> connectome = PersonalizedConnectome("tangent").fit(series[:4])
+      >>> connectome.transform(series[4:]).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        kind: str = "pearson",
+        vectorize: bool = True,
+        discard_diagonal: bool = True,
+        *,
+        atlas: Any = None,
+        n_parcels: int | None = 200,
+        labels: str = "auto",
+        model: Any = "pnet-linear",
+        learn_group: bool = True,
+        kappa: float | None = None,
+        beta: float | None = None,
+        mask_img: Any = None,
+        t_r: float | None = None,
+        strategy: Sequence[str] = ("motion", "wm_csf"),
+        low_pass: float | None = 0.1,
+        high_pass: float | None = 0.009,
+        detrend: bool = True,
+        clean_args: dict[str, Any] | None = None,
+        random_state: int = 0,
+        verbose: int = 0,
+    ):
+        self.kind = kind
+        self.vectorize = vectorize
+        self.discard_diagonal = discard_diagonal
+        self.atlas = atlas
+        self.n_parcels = n_parcels
+        self.labels = labels
+        self.model = model
+        self.learn_group = learn_group
+        self.kappa = kappa
+        self.beta = beta
+        self.mask_img = mask_img
+        self.t_r = t_r
+        self.strategy = strategy
+        self.low_pass = low_pass
+        self.high_pass = high_pass
+        self.detrend = detrend
+        self.clean_args = clean_args
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> PersonalizedConnectome:
+        """Learn the group model and the tangent reference from training recordings.
+
+        Args:
+          imgs: images as for `PersonalizedParcellation`; or region series, a list of arrays `[frames, K]`, an array `[S, frames, K]` or a
+            `Cohort` with signals.
+          y: not used.
+          confounds: for images, see `PersonalizedParcellation.fit`.
+          sample_mask: for images, see `PersonalizedParcellation.fit`.
+
+        Returns:
+          The estimator.
+        """
+        edges = features.edges_of_kind(self.kind)
+        if self.kind in features.OF_GROUP and not self.learn_group:
+            raise SettingsError(f"kind {self.kind} needs a group model: set learn_group=True")
+        inputs = inputs_of(imgs, self.t_r)
+        if inputs.are_series:
+            self._learn_from_series(inputs)
+        else:
+            self._learn(inputs, confounds, sample_mask, edges, warn=self.kind not in features.OF_GROUP)
+        if self.kind in features.OF_GROUP and (self.group_ is None or self.group_.shrinkage is None):
+            count = len({network.subject for network in self.networks_})
+            raise SettingsError(f"kind {self.kind}: expected {LEAST_FOR_LAYERS} training participants or more, found {count}")
+        self.n_features_in_ = self.networks_[0].n_parcels
+        self.mean_ = features.tangent_reference(self.networks_) if self.kind == features.TANGENT else None
+        return self
+
+    def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Float[np.ndarray, "S F"] | Float[np.ndarray, "S K K"]:
+        """Edges of recordings.
+
+        Args:
+          imgs, confounds, sample_mask: as for `fit`.
+
+        Returns:
+          `[S, K(K − 1) / 2]` with `vectorize` and `discard_diagonal`, `[S, K(K + 1) / 2]` with the diagonal, else `[S, K, K]`; NaN for
+          parcels that a recording lacks.
+
+        Raises:
+          NotFittedError: `fit` was not called.
+          ValueError: region series of another K than in `fit`.
+        """
+        check_is_fitted(self)
+        inputs = inputs_of(imgs, self.t_r)
+        if inputs.are_series:
+            return self._features([with_layers(network, self.group_) for network in self._series(inputs)])
+        if self.plan_ is None:
+            raise InputError("expected region series as in fit, found images")
+        return self._features(self._constructed(inputs, confounds, sample_mask))
+
+    def fit_transform(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """`fit`, then the features of the same recordings, without constructing them again."""
+        return self.fit(imgs, y, confounds=confounds, sample_mask=sample_mask)._features(self.networks_)
+
+    @property
+    def cohort_(self) -> Cohort:
+        """The training recordings as a `Cohort`.
+
+        Raises:
+          InputError: a recording occurs twice, as in a resampling.
+        """
+        check_is_fitted(self)
+        return cohort_of(self.networks_)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the features, the two parcels of each edge: `"area-1--area-0"`.
+
+        Raises:
+          ValueError: without `vectorize` there are matrices, no features.
+        """
+        check_is_fitted(self)
+        if not self.vectorize:
+            raise ValueError("features have names with vectorize=True only: without it, transform returns matrices")
+        names = self.networks_[0].names
+        rows, columns = np.tril_indices(len(names), -1 if self.discard_diagonal else 0)
+        return np.array([f"{names[row]}--{names[column]}" for row, column in zip(rows, columns, strict=True)], object)
+
+    def _learn_from_series(self, inputs: Inputs) -> None:
+        self.plan_, self.builder_, self.group_ = None, None, None
+        self.n_features_in_ = inputs.items[0].n_parcels
+        networks = self._series(inputs)
+        if self.kind in features.OF_GROUP:
+            self.group_ = learned(networks, parcels_of(inputs.items[0]), warn=False)
+        self.networks_ = [with_layers(network, self.group_) for network in networks]
+
+    def _series(self, inputs: Inputs) -> list[Network]:
+        """Networks of region series, all of the parcels of `fit`."""
+        for one in inputs.items:
+            check_features(self, one.n_parcels, self.n_features_in_)
+        edges, atlas = features.edges_of_kind(self.kind), parcels_of(inputs.items[0])
+        return [network_of(one, edges, atlas) for one in inputs.items]
+
+    def _features(self, networks: Iterable[Network]) -> Any:
+        from nilearn.connectome import sym_matrix_to_vec
+
+        matrices = features.matrices_of(networks, self.kind, self.mean_)
+        return sym_matrix_to_vec(matrices, discard_diagonal=self.discard_diagonal) if self.vectorize else matrices

@@ -1,0 +1,34 @@
+"""The report of an estimator, as nilearn's maskers have one."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from nilearn.reporting import HTMLReport
+
+from pnet_jax.network import Network
+from pnet_jax.outputs.atomic import write_text
+from pnet_jax.report.page import render
+
+
+class NetworkReport(HTMLReport):
+    """The HTML page of a network: shown in a notebook, or saved by `save_as_html(file)`.
+
+    Args:
+      network: a result.
+
+    Raises:
+      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+    """
+
+    def __init__(self, network: Network):
+        super().__init__(string.Template("$body"), render(network))
+
+    def save_as_html(self, file_name: str | Path) -> None:
+        """Write the page; nilearn would write it inside a frame."""
+        write_text(Path(file_name), self.get_standalone())
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, so that its styles do not reach the notebook."""
+        return self.get_iframe(1000, 700)

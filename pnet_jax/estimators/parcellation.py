@@ -1,0 +1,251 @@
+"""`PersonalizedParcellation`: images → every participant's own parcels → their signals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.utils.validation import check_is_fitted
+
+from pnet_jax.errors import InputError
+from pnet_jax.estimators.construction import Construction, check_features
+from pnet_jax.estimators.inputs import Inputs, inputs_of
+from pnet_jax.network import Network
+from pnet_jax.outputs import labels_image, location_image, parcel_rows, probabilities_image
+from pnet_jax.outputs.images import scalars_image, signals_image
+
+if TYPE_CHECKING:
+    import nibabel
+    import pandas
+
+    from pnet_jax.estimators.page import NetworkReport
+
+EDGES = ("pearson",)
+
+
+class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+    """Parcels of each participant, and the signals of these parcels, in the style of nilearn's maskers.
+
+    `fit` makes the parcels of every image and, from three participants or more, learns where participants have their parcels: a group
+    model, which is the spatial prior of the parcels of these and of later images. `transform` makes the parcels of each image it is given,
+    seen in `fit` or not, and returns their signals; nothing is learned there, and no image depends on those beside it. To read another
+    recording with parcels that exist already, give `labels_img_` to `nilearn.maskers.NiftiLabelsMasker`.
+
+    Attributes with one value for each image are that value where one image was given by itself, and a list in the order of the images
+    where a list, a folder or a Cohort was given.
+
+    Args:
+      atlas: atlas to start from: an `Atlas`, or a dseg or dlabel file; the one that comes with the model if None.
+      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
+      labels: parcels that are returned: `"personalised"`, those of the `"atlas"`, or `"auto"` for personalised parcels in scans that
+        support them.
+      model: pre-trained model: a `Model`, the name of a shipped one or a checkpoint folder.
+      learn_group: learn the group model in `fit`. Each image is then constructed twice.
+      kappa: concentration κ of the parcels; estimated for each image if None.
+      beta: weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: brain mask of all images; the one beside each BIDS file if None, or a computed one.
+      t_r: repetition time in seconds; that of the files if None.
+      strategy: strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep's tables; empty for none.
+      low_pass: upper cut-off frequency in Hz, None for none.
+      high_pass: lower cut-off frequency in Hz, None for none.
+      detrend: remove the linear trend.
+      clean_args: further fields of `CleaningConfig` by name, e.g. `{"fd_threshold": 0.4}`.
+      random_state: seed of the pairs of locations and the bootstrap.
+      verbose: print a line for each image if above 0.
+
+    Attributes:
+      networks_: `Network` of each image, always a list.
+      group_: `Group` that was learned, None of fewer than three participants or without `learn_group`.
+      n_features_in_: K.
+
+    Raises:
+      SettingsError: in `fit`, a parameter is wrong.
+      InputError: in `fit` and `transform`, an image cannot be used; names it.
+
+    Example:
+      >>> from pnet_jax import PersonalizedParcellation
+      >>> parcellation = PersonalizedParcellation(n_parcels=100, t_r=2.0)
+      >>> signals = parcellation.fit_transform("sub-01_task-rest_bold.nii.gz")  # doctest: +SKIP
+      >>> signals.shape, parcellation.labels_img_.shape  # doctest: +SKIP
+      ((300, 100), (49, 58, 47))
+    """
+
+    def __init__(
+        self,
+        atlas: Any = None,
+        n_parcels: int | None = 200,
+        labels: str = "auto",
+        model: Any = "pnet-linear",
+        learn_group: bool = True,
+        *,
+        kappa: float | None = None,
+        beta: float | None = None,
+        mask_img: Any = None,
+        t_r: float | None = None,
+        strategy: Sequence[str] = ("motion", "wm_csf"),
+        low_pass: float | None = 0.1,
+        high_pass: float | None = 0.009,
+        detrend: bool = True,
+        clean_args: dict[str, Any] | None = None,
+        random_state: int = 0,
+        verbose: int = 0,
+    ):
+        self.atlas = atlas
+        self.n_parcels = n_parcels
+        self.labels = labels
+        self.model = model
+        self.learn_group = learn_group
+        self.kappa = kappa
+        self.beta = beta
+        self.mask_img = mask_img
+        self.t_r = t_r
+        self.strategy = strategy
+        self.low_pass = low_pass
+        self.high_pass = high_pass
+        self.detrend = detrend
+        self.clean_args = clean_args
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> PersonalizedParcellation:
+        """Make the parcels of images, and learn the group model.
+
+        Args:
+          imgs: a file, a nibabel image, a `Scan`, a `ScanSource`, a folder of BIDS derivatives, or a list of these.
+          y: not used.
+          confounds: file, array `[recorded, n]` or DataFrame; a list of these for a list of images. fMRIPrep's table beside a file is
+            found if None.
+          sample_mask: positions of the frames to keep, or True for each of them; a list for a list of images.
+
+        Returns:
+          The estimator.
+        """
+        inputs = _images(self, imgs)
+        self._learn(inputs, confounds, sample_mask, EDGES)
+        self.single_, self.n_features_in_ = inputs.single, self.networks_[0].n_parcels
+        return self
+
+    def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """Make the parcels of images and return their signals.
+
+        Args:
+          imgs, confounds, sample_mask: as for `fit`.
+
+        Returns:
+          Mean signal of each parcel over its locations, whose signals are z-scores, `[frames, K]`; NaN for parcels outside the field of
+          view, so that K never changes. A list of these for a list of images.
+
+        Raises:
+          NotFittedError: `fit` was not called.
+        """
+        check_is_fitted(self)
+        inputs = _images(self, imgs)
+        return _one_or_all(inputs.single, [network.signals.T for network in self._constructed(inputs, confounds, sample_mask)])
+
+    def fit_transform(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """`fit`, then the signals of the same images, without constructing them again."""
+        self.fit(imgs, y, confounds=confounds, sample_mask=sample_mask)
+        return self._of_each(lambda network: network.signals.T)
+
+    def inverse_transform(self, signals: Any) -> Any:
+        """Give every location the signal of its parcel.
+
+        Args:
+          signals: of the parcels of each image of `fit`, `[frames, K]`; a list for a list of images.
+
+        Returns:
+          4-D image on the grid of the image, 0 outside the parcels (for CIFTI a dense series); a list for a list of images.
+
+        Raises:
+          ValueError: signals of another number of parcels, or of another number of images.
+        """
+        check_is_fitted(self)
+        given = [signals] if self.single_ else list(signals)
+        if len(given) != len(self.networks_):
+            raise InputError(f"expected signals of each of the {len(self.networks_)} images of fit, found {len(given)}")
+        for values in given:
+            if np.ndim(values) != 2:
+                raise InputError(f"expected signals [frames, {self.n_features_in_}], found an array of {np.ndim(values)} dimensions")
+            check_features(self, np.shape(values)[1], self.n_features_in_)
+        images = [signals_image(network, np.asarray(values).T) for network, values in zip(self.networks_, given, strict=True)]
+        return _one_or_all(self.single_, images)
+
+    @property
+    def labels_img_(self) -> Any:
+        """Parcels of each image of `fit` on its grid; values are the atlas's ids, 0 outside (for CIFTI a dlabel image)."""
+        return self._of_each(labels_image)
+
+    @property
+    def probs_img_(self) -> Any:
+        """Probability of every parcel at every location, a volume for each parcel, computed when it is read."""
+        return self._of_each(probabilities_image)
+
+    @property
+    def confidence_img_(self) -> Any:
+        """Probability of each location's own label, 0 outside the parcels."""
+        return self._of_each(_confidence_image)
+
+    @property
+    def lut_(self) -> Any:
+        """DataFrame of the parcels, a row each: index, name, colour, hemisphere, number of locations, coverage, centroid in MNI mm."""
+        return self._of_each(_table)
+
+    @property
+    def coverage_(self) -> Float[np.ndarray, " K"] | Float[np.ndarray, "S K"]:
+        """Share of each atlas parcel that the image covers, 0…1, `[K]`, or `[S, K]` for a list of images."""
+        return np.asarray(self._of_each(lambda network: network.coverage))
+
+    def get_feature_names_out(self, input_features: Any = None) -> Float[np.ndarray, " K"]:
+        """Names of the K parcels, in the order of the columns of the signals."""
+        check_is_fitted(self)
+        return np.array(self.networks_[0].names, object)
+
+    def generate_report(self, image: int = 0) -> NetworkReport:
+        """Report of one image of `fit`.
+
+        Args:
+          image: its position in the list.
+
+        Returns:
+          The page, with `save_as_html`, `open_in_browser`, and a view in notebooks.
+
+        Raises:
+          ReportExtraMissingError: the extra `report` is not installed.
+          IndexError: there are fewer images.
+        """
+        check_is_fitted(self)
+        from pnet_jax.report import check_installed
+
+        check_installed()
+        from pnet_jax.estimators.page import NetworkReport
+
+        return NetworkReport(self.networks_[image])
+
+    def _of_each(self, function: Any) -> Any:
+        check_is_fitted(self)
+        return _one_or_all(self.single_, [function(network) for network in self.networks_])
+
+
+def _images(estimator: object, imgs: Any) -> Inputs:
+    inputs = inputs_of(imgs)
+    if inputs.are_series:
+        raise InputError(f"{type(estimator).__name__}: expected images, found region series, whose parcels exist already")
+    return inputs
+
+
+def _one_or_all(single: bool, values: list[Any]) -> Any:
+    return values[0] if single else values
+
+
+def _table(network: Network) -> pandas.DataFrame:
+    import pandas
+
+    return pandas.DataFrame(parcel_rows(network))
+
+
+def _confidence_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
+    if network.space.grid is not None and network.space.grid.brain_models is not None:
+        return scalars_image(network, ["confidence"], network.confidence[None])
+    return location_image(network, network.confidence)
