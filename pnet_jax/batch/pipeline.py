@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -19,12 +19,13 @@ from pnet_jax.construction import Builder, Ready, finish
 from pnet_jax.construction.step import Outputs
 from pnet_jax.construction.wave import land
 from pnet_jax.execution import Done, Workers
-from pnet_jax.finetune.person import Personal
 from pnet_jax.ingest import ScanSource
 from pnet_jax.network import Network
 from pnet_jax.outputs.columns import result_columns
 from pnet_jax.outputs.status import claim_scan, write_record
-from pnet_jax.personalization import find_personal
+
+if TYPE_CHECKING:  # with optax, which only dynamics need
+    from pnet_jax.finetune.person import Personal
 
 Row = dict[str, Any]
 Told = Callable[[str, int, int, int], None]
@@ -235,6 +236,8 @@ class Pipeline:
         try:
             config = self.job.config
             if config.personalized is not None and config.dynamics:
+                from pnet_jax.personalization import find_personal
+
                 one.personal, said = find_personal(config.personalized, found.scan, self.builder.plan, config.personalize)
                 one.notes += tuple(said)
             one.ready = self.builder.ready(found.scan)
