@@ -85,8 +85,9 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
         xyz[at] = mesh.xyz[vertices]
         table = mesh_neighbours(mesh.faces, vertices)
         tables.append((at, table))
-        edges = np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2)
-        spacing.append(np.nanmean(np.where(table >= 0, edges, np.nan), axis=1) if table.shape[1] else np.full(len(at), np.nan))
+        lengths = np.where(table >= 0, np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2), 0)
+        count = (table >= 0).sum(1)  # 0 for a vertex whose neighbours have no signal
+        spacing.append(np.divide(lengths.sum(1), count, out=np.full(len(at), np.nan), where=count > 0))
     if volume.any():
         xyz[volume] = voxel[volume] @ axis.affine[:3, :3].T + axis.affine[:3, 3]
         tables.append((np.flatnonzero(volume), grid_neighbours(voxel[volume].astype(np.int64))))

@@ -16,7 +16,6 @@ from pnet_jax.errors import InputError
 from pnet_jax.ingest.nifti import open_image
 from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.surfaces import CORTICES
-from pnet_jax.space import Space
 
 SIDES = ("L", "R")
 # What tells the hemispheres apart in a name: BIDS (hemi-L), HCP (.L.), FreeSurfer (lh.); group 1 is the letter.
@@ -116,14 +115,14 @@ def brain_models(kept: Mapping[str, Int[np.ndarray, " k"]], n_vertices: Mapping[
     return left + right
 
 
-def read_labels(pair: Mapping[str, Path], where: str) -> tuple[dict[str, Int[np.ndarray, " n"]], dict[int, str]]:
-    """Ids of all vertices of each hemisphere, and the names of ids.
+def read_labels(pair: Mapping[str, Path], where: str) -> tuple[dict[str, Int[np.ndarray, " n"]], dict[str, dict[int, str]]]:
+    """Ids of all vertices of each hemisphere, and the names of ids in each: the same id may be another region in the other.
 
     Raises:
-      InputError: a file is damaged or does not hold one map of whole numbers, or its tables of labels contradict each other.
+      InputError: a file is damaged, or does not hold one map of whole numbers.
     """
     values: dict[str, Int[np.ndarray, " n"]] = {}
-    table: dict[int, str] = {}
+    tables: dict[str, dict[int, str]] = {}
     for side, file in pair.items():
         image: Any = open_image(file, where)
         found = _values(image, file, where)
@@ -132,10 +131,5 @@ def read_labels(pair: Mapping[str, Path], where: str) -> tuple[dict[str, Int[np.
         values[side] = found[:, 0].astype(np.int64)
         if not np.array_equal(values[side], found[:, 0]):
             raise InputError(f"{where}: {file}: region ids must be whole numbers")
-        table |= {int(key): str(name) for key, name in image.labeltable.get_labels_as_dict().items() if int(key) not in table}
-    return values, table
-
-
-def is_surface_only(space: Space) -> bool:
-    """Whether all locations are vertices of cortices."""
-    return space.kind == "cifti" and set(space.structures) <= set(CORTICES.values())
+        tables[side] = {int(key): str(name) for key, name in image.labeltable.get_labels_as_dict().items()}
+    return values, tables
