@@ -79,11 +79,13 @@ class Mesh:
     Attributes:
       xyz: MNI mm of all vertices, `[M, 3]`, float32: the medial wall included, which is in no Space.
       faces: vertices of each triangle, `[F, 3]`, int32.
+      hemisphere: 0 left, 1 right, `[M]`, int8.
       vertex: the vertex that location v is, `[V]`, int32; −1 for voxels.
     """
 
     xyz: Float[np.ndarray, "M 3"]
     faces: Int[np.ndarray, "F 3"]
+    hemisphere: Int[np.ndarray, " M"]
     vertex: Int[np.ndarray, " V"]
 
 

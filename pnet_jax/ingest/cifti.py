@@ -104,7 +104,7 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
         name=name,
         resolution=float(np.nanmedian(np.concatenate(spacing))),
         grid=Grid(voxel, (shape[0], shape[1], shape[2]), axis.affine if volume.any() else np.eye(4), brain_models=axis),
-        mesh=_mesh(parts, n) if parts else None,
+        mesh=_mesh(parts, names, n) if parts else None,
     )
 
 
@@ -135,15 +135,17 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, space: str,
     return centroids
 
 
-def _mesh(parts: list[tuple[Surface, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]], n: int) -> Mesh:
+def _mesh(parts: list[tuple[Surface, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]], names: np.ndarray, n: int) -> Mesh:
     """One mesh of all surfaces, given each with its locations and their vertices in it."""
-    vertex, xyz, faces, count = np.full(n, -1, np.int32), [], [], 0
+    vertex, xyz, faces, sides, count = np.full(n, -1, np.int32), [], [], [], 0
     for surface, at, vertices in parts:
         vertex[at] = vertices + count
         xyz.append(surface.xyz)
         faces.append(surface.faces + count)
+        sides.append(_hemisphere(np.repeat(names[at[:1]], len(surface.xyz)), surface.xyz))
         count += len(surface.xyz)
-    return Mesh(np.concatenate(xyz).round(3).astype(np.float32), np.concatenate(faces).astype(np.int32), vertex)
+    points = np.concatenate(xyz).round(3).astype(np.float32)
+    return Mesh(points, np.concatenate(faces).astype(np.int32), np.concatenate(sides), vertex)
 
 
 def _hemisphere(names: np.ndarray, xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:

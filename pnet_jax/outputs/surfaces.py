@@ -112,6 +112,6 @@ def _halves(space: Space) -> dict[str, Mesh]:
         stop = start + models.nvertices[structure]
         own = (mesh.faces >= start).all(1) & (mesh.faces < stop).all(1)
         side = next((side for side, name in CORTICES.items() if name == structure), structure)
-        found[side] = Mesh(mesh.xyz[start:stop], mesh.faces[own] - start, np.zeros(0, np.int32))
+        found[side] = Mesh(mesh.xyz[start:stop], mesh.faces[own] - start, mesh.hemisphere[start:stop], np.zeros(0, np.int32))
         start = stop
     return found

@@ -1,13 +1,18 @@
 """Atlases on surfaces: dlabel files and pairs of GIFTI labels, whose ids may repeat in both hemispheres."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.cifti2 import cifti2_axes as axes
+from numpy.testing import assert_array_equal
 
 from pnet_jax.ingest import load_atlas
+from pnet_jax.ingest.atlas import cortex_of, separate_sides
+from pnet_jax.ingest.cifti import cifti_space
 from pnet_jax.ingest.gifti import brain_models
-from pnet_jax.ingest.surfaces import CORTICES
+from pnet_jax.parcellation.atlas import make_atlas, on_space
 
 from .helpers import AFFINE, DATA, SHAPE
 from .meshes import hemispheres, save_gifti, save_surfaces, surface
@@ -106,49 +111,56 @@ def test_a_series_is_no_atlas(tmp_path, surfaces):
         load_atlas(tmp_path / NAMES[0], surfaces=surfaces)
 
 
-def real_names():
+def real_names(*chosen):
     if not REAL.is_file():
         return [pytest.param("", marks=pytest.mark.skip(reason=f"the real parcellations are absent: {REAL}"))]
     with np.load(REAL) as file:
-        return [name for name in file.files if not name.startswith(("cortex_mask", "faces", "midthickness"))]
+        return list(chosen) or [name for name in file.files if not name.startswith(("cortex_mask", "faces", "midthickness"))]
 
 
 @pytest.fixture(scope="module")
 def cortex():
-    """Meshes and the vertices of the cortex of fsLR 32k."""
+    """Meshes, the vertices of the cortex of fsLR 32k, and their Space."""
     with np.load(REAL) as file:
         meshes = [surface(file["midthickness_mm"][at], file[f"faces_{side}"], side) for at, side in enumerate("LR")]
-        return meshes, [np.flatnonzero(mask) for mask in file["cortex_mask"]]
+        kept = [np.flatnonzero(mask) for mask in file["cortex_mask"]]
+    models = brain_models({"L": kept[0], "R": kept[1]}, {"L": 32492, "R": 32492})
+    return meshes, kept, models, cifti_space(models, meshes, "fsLR", "fsLR")
 
 
 @pytest.mark.parametrize("name", real_names())
-def test_real_parcellations(tmp_path, cortex, name):
-    meshes, kept = cortex
+def test_real_parcellations(cortex, name):
+    _, kept, _, space = cortex
     with np.load(REAL) as file:
         left, right = (ids[own].astype(int) for ids, own in zip(file[name], kept, strict=True))
-    models = brain_models({"L": kept[0], "R": kept[1]}, {"L": 32492, "R": 32492})
-    table = {0: "???"} | {int(key): f"area {key}" for key in np.union1d(left, right) if key}
-    path = save_dlabel(tmp_path / f"{name}.dlabel.nii", np.r_[left, right], models, table)
+    table = {key: f"area {key}" for key in np.union1d(left, right).tolist() if key}
     with pytest.warns(UserWarning, match="ids occur in both hemispheres"):
-        atlas = load_atlas(path, surfaces=meshes)
+        values, names = separate_sides(np.r_[left, right], cortex_of(space), (table, table), name)
     each = [set(np.unique(ids[ids > 0]).tolist()) for ids in (left, right)]
-    both = each[0] & each[1]
+    both, top = each[0] & each[1], max(table)
+    assert set(names) == each[0] | {key + top if key in both else key for key in each[1]} == set(np.unique(values[values > 0]).tolist())
+    assert all(names[key] == f"L_area {key}" and names[key + top] == f"R_area {key}" for key in both)
+    assert_array_equal(values, np.r_[left, np.where(np.isin(right, list(both)), right + top, right)])
+    atlas = make_atlas(space.xyz, values, resolution=space.resolution, names=names, hemisphere=space.hemisphere)
     assert atlas.n_parcels == len(each[0]) + len(each[1]) and "B" not in atlas.hemispheres
-    top = max(table)
-    named = dict(zip(atlas.ids.tolist(), atlas.names, strict=True))
-    assert set(named) == each[0] | {key + top if key in both else key for key in each[1]}
-    assert all(named[key] == f"L_area {key}" and named[key + top] == f"R_area {key}" for key in both)
-    # Every point keeps its place: vertices in the order of the file, each with the parcel of its own id.
-    values = np.r_[left, np.where(np.isin(right, list(both)), right + top, right)]
-    np.testing.assert_array_equal(atlas.ids[atlas.labels], values[values > 0])
-    np.testing.assert_array_equal(atlas.hemisphere, np.repeat([0, 1], [(left > 0).sum(), (right > 0).sum()]))
 
 
-def test_sides_of_the_real_meshes(cortex):
-    assert [CORTICES[side] for side in "LR"] == ["CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT"]
-    assert [len(own) for own in cortex[1]] == [29696, 29716]
-
-
-test_sides_of_the_real_meshes = pytest.mark.skipif(not REAL.is_file(), reason="the real parcellations are absent")(
-    test_sides_of_the_real_meshes
-)
+@pytest.mark.parametrize("name", real_names("Glasser_2016"))
+def test_a_real_parcellation_from_a_file(tmp_path, cortex, name):
+    meshes, kept, models, space = cortex
+    with np.load(REAL) as file:
+        left, right = (ids[own].astype(int) for ids, own in zip(file[name], kept, strict=True))
+    table = {0: "???"} | {key: f"area {key}" for key in range(1, 181)}
+    path = save_dlabel(tmp_path / f"{name}.dlabel.nii", np.r_[left, right], models, table)
+    with pytest.warns(UserWarning, match="180 ids occur in both hemispheres"):
+        atlas = load_atlas(path, surfaces=meshes)
+    assert atlas.n_parcels == 360 and atlas.hemispheres == ("L",) * 180 + ("R",) * 180 and atlas.space == "fsLR"
+    local = on_space(atlas, space)
+    # Every vertex of a parcel has its own label, and candidates are those of its hemisphere.
+    labelled = np.r_[left, right] > 0
+    assert_array_equal(atlas.ids[local.labels[labelled]], np.r_[left, np.where(right > 0, right + 180, 0)][labelled])
+    there = local.candidates >= 0
+    assert_array_equal((local.candidates >= 180)[there], np.broadcast_to(space.hemisphere[:, None] == 1, there.shape)[there])
+    straight = on_space(atlas, dataclasses.replace(space, mesh=None))
+    assert_array_equal(local.labels[labelled], straight.labels[labelled])
+    assert there.sum() < (straight.candidates >= 0).sum()  # through a sulcus there are more
