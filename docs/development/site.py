@@ -41,6 +41,7 @@ NAVIGATION = """* [Home](index.md)
 * Development
     * [Architecture](architecture.md)
     * [Decisions on edges](development/edges.md)
+    * [Surfaces](development/surfaces.md)
 """
 
 

@@ -153,3 +153,15 @@ def test_grayordinates_with_voxels_have_no_gifti_files_but_a_surface(tmp_path):
     network = cifti_network()
     assert not any(file.suffix == ".gii" for file in save(network, tmp_path))
     assert {side: len(image.darrays[0].data) for side, image in label_gifti(network).items()} == {"L": 400, "R": 400}
+
+
+def test_a_store_of_records_keeps_the_mesh_and_a_cohort_does_not(network, tmp_path):
+    from pnet_jax.outputs.cohort_arrays import space_content
+    from pnet_jax.records.spaces import load_space, space_file, write_space
+
+    space = network.space
+    found = load_space(tmp_path / space_file(write_space(tmp_path, space)))
+    for name in ("xyz", "faces", "hemisphere", "vertex"):
+        np.testing.assert_array_equal(getattr(found.mesh, name), getattr(space.mesh, name))
+    arrays, _ = space_content(space)
+    assert {len(table) for _, table in arrays.values()} == {len(space)} and not any("mesh" in name for name in arrays)
