@@ -31,6 +31,7 @@ class Space:
       resolution: typical distance of adjacent locations in mm.
       grid: how voxels sit in their image, or None.
       names: names of the locations (ROIs), or None.
+      mesh: the surfaces that vertices lie on, or None where they are not known.
     """
 
     xyz: Float[np.ndarray, "V 3"]
@@ -43,6 +44,7 @@ class Space:
     resolution: float
     grid: Grid | None = None
     names: tuple[str, ...] | None = None
+    mesh: Mesh | None = None
 
     def __repr__(self) -> str:
         return f"Space({len(self)} locations in {self.name}, {self.kind}, {self.resolution:.1f} mm)"
@@ -68,6 +70,23 @@ class Grid:
     affine: Float[np.ndarray, "4 4"]
     to_mni: Float[np.ndarray, "4 4"] | None = None
     brain_models: object | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mesh:
+    """Surfaces as triangles, those of both hemispheres in one list without a triangle between them.
+
+    Attributes:
+      xyz: MNI mm of all vertices, `[M, 3]`, float32: the medial wall included, which is in no Space.
+      faces: vertices of each triangle, `[F, 3]`, int32.
+      hemisphere: 0 left, 1 right, `[M]`, int8.
+      vertex: the vertex that location v is, `[V]`, int32; −1 for voxels.
+    """
+
+    xyz: Float[np.ndarray, "M 3"]
+    faces: Int[np.ndarray, "F 3"]
+    hemisphere: Int[np.ndarray, " M"]
+    vertex: Int[np.ndarray, " V"]
 
 
 def grid_space(
@@ -160,6 +179,7 @@ def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
     new_index = np.full(len(space) + 1, -1, np.int32)  # the last entry answers for the padding −1
     new_index[keep] = np.arange(len(keep), dtype=np.int32)
     grid = space.grid and dataclasses.replace(space.grid, ijk=space.grid.ijk[keep])
+    mesh = space.mesh and dataclasses.replace(space.mesh, vertex=space.mesh.vertex[keep])
     return dataclasses.replace(
         space,
         xyz=space.xyz[keep],
@@ -167,6 +187,7 @@ def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
         structure=space.structure[keep],
         neighbours=new_index[space.neighbours[keep]],
         grid=grid,
+        mesh=mesh,
         names=tuple(space.names[i] for i in keep) if space.names is not None else None,
     )
 
@@ -214,6 +235,8 @@ def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
         tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
         if space.grid.to_mni is not None:
             tables["to_mni"] = space.grid.to_mni
+    if space.mesh is not None:
+        tables |= {f"mesh_{field.name}": getattr(space.mesh, field.name) for field in dataclasses.fields(Mesh)}
     return words, tables
 
 
@@ -226,9 +249,11 @@ def space_of_tables(words: Mapping[str, Any], tables: Mapping[str, Any], brain_m
         grid = Grid(tables.pop("ijk"), (x, y, z), tables.pop("affine"), tables.pop("to_mni", None), brain_models)
         if "neighbours" not in tables:
             tables["neighbours"] = grid_neighbours(grid.ijk)
+    on_mesh = [tables.pop(f"mesh_{field.name}", None) for field in dataclasses.fields(Mesh)]
+    mesh = None if on_mesh[0] is None else Mesh(*on_mesh)
     names = None if words["names"] is None else tuple(words["names"])
     about = {key: words[key] for key in ("kind", "name", "resolution")}
-    return Space(**tables, **about, structures=tuple(words["structures"]), grid=grid, names=names)
+    return Space(**tables, **about, structures=tuple(words["structures"]), grid=grid, names=names, mesh=mesh)
 
 
 def hemisphere_of(xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:

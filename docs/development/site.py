@@ -50,6 +50,7 @@ NAVIGATION = """* [Home](index.md)
     * [Architecture](architecture.md)
     * [Decisions on edges](development/edges.md)
     * [Packaging](development/packaging.md)
+    * [Surfaces](development/surfaces.md)
 """
 
 

@@ -62,7 +62,7 @@ def dry_run(
     Raises:
       SettingsError: as `construct_cohort` raises it.
     """
-    plan, notes = resolved(config)
+    plan, notes = resolved(config, load or {})
     job = job_of(Path(folder), config, plan, load or {}, notes)
     part = None if shard is None else Shard(*shard)
     mine = list(sources) if part is None else [one for one in sources if part.has(one)]

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def construct_cohort(
         raise SettingsError("expected at least one scan, got none")
     if config.report:
         check_installed()
-    plan, notes = resolved(config)
+    plan, notes = resolved(config, load or {})
     for note in notes:
         warnings.warn(note, stacklevel=2)
     config = _with_both_views(config, plan)
@@ -137,11 +137,11 @@ def construct_cohort(
     return rows
 
 
-def resolved(config: ConstructConfig) -> tuple[Plan, list[str]]:
+def resolved(config: ConstructConfig, load: Mapping[str, Any]) -> tuple[Plan, list[str]]:
     """Return the plan, and warnings about the atlas file, which apply to every result."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = resolve(config, cohort=True)
+        plan = resolve(config, cohort=True, surfaces=load.get("surfaces"))
     return plan, [str(one.message) for one in caught if one.category is UserWarning]
 
 
@@ -318,6 +318,6 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
     """
     # Its parent may be killed while it goes on: a run that is begun then must not take its files for leftovers.
     with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
-        plan, _ = resolved(job.config)
+        plan, _ = resolved(job.config, job.options)
         builder = Builder(plan)
         return Pipeline(job, builder, Workers(0), bounds_of(builder, job.config.wave, 0)).run(sources, resume=True)

@@ -17,6 +17,7 @@ from pnet_jax.parcellation.choose import BETAS, KAPPAS
 
 if TYPE_CHECKING:
     from pnet_jax.group.fit import Group
+    from pnet_jax.ingest.surfaces import SurfaceInput
 
 OF_DYNAMICS = ("coupling", "effective")
 OF_COHORT = ("tangent",)
@@ -55,6 +56,7 @@ def resolve(
     edges: Sequence[str] | None = None,
     group: Group | str | Path | None = None,
     cohort: bool = False,
+    surfaces: SurfaceInput = None,
 ) -> Plan:
     """Model, atlas, measures and group that a configuration, and the arguments that win over it, name.
 
@@ -62,6 +64,7 @@ def resolve(
       config: settings.
       atlas, parcels, model, edges, group: as for `construct`.
       cohort: many scans are to be constructed, so that measures of a cohort can be made.
+      surfaces: left and right GIFTI meshes of the scans, for an atlas file with vertices (`load_atlas`).
 
     Raises:
       SettingsError: one of them does not exist, or they are not compatible.
@@ -77,7 +80,7 @@ def resolve(
                 f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
                 "`pnet_jax.edges.tangent` on existing networks"
             )
-    atlas = _atlas(atlas if atlas is not None else config.atlas, parcels or config.parcels, chosen)
+    atlas = _atlas(atlas if atlas is not None else config.atlas, parcels or config.parcels, chosen, surfaces)
     if "effective" in names:
         from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
 
@@ -127,7 +130,7 @@ def _model(model: Model | str | Path) -> Model:
     return load_model(model)
 
 
-def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model) -> Atlas:
+def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model, surfaces: SurfaceInput = None) -> Atlas:
     if atlas is None:
         parcels = parcels or (200 if 200 in model.atlases else min(model.atlases, default=200))
         if parcels not in model.atlases:
@@ -139,7 +142,7 @@ def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model) 
     if not isinstance(atlas, Atlas):
         from pnet_jax.ingest import load_atlas
 
-        atlas = load_atlas(atlas)
+        atlas = load_atlas(atlas, surfaces=surfaces)
     if parcels is not None and parcels != atlas.n_parcels:
         more = "more than it has" if parcels > atlas.n_parcels else "fewer than it has"
         raise SettingsError(f"atlas {atlas.source} has {atlas.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
+from scipy.spatial import cKDTree
 
+from pnet_jax.parcellation.geodesic import Sheet, nearest_seed, sheet
+from pnet_jax.parcellation.score import hemisphere_parts, mean_places, middles
 from pnet_jax.space import LEFT, RIGHT, Space
 
 ROUNDS = 60  # of the sizes of random parcels
@@ -15,8 +18,8 @@ STEP = 0.5
 def random_parcels(labels: Int[np.ndarray, " V"], space: Space, rng: np.random.Generator) -> Int[np.ndarray, " V"]:
     """Return compact parcels at random places with about the sizes of the given ones, hemisphere by hemisphere.
 
-    Each location goes to the seed with the smallest d² − w (a power diagram); the weights w are raised for seeds with too few locations and
-    lowered for those with too many until sizes fit.
+    Each location goes to the seed with the smallest d² − w (a power diagram), each vertex of a mesh to that with the smallest d + w along
+    the cortex; the weights w of seeds with too few or too many locations are changed until sizes fit.
 
     Args:
       labels: parcels, −1 outside, which stays outside.
@@ -29,13 +32,46 @@ def random_parcels(labels: Int[np.ndarray, " V"], space: Space, rng: np.random.G
     Source: Aurenhammer 1987 on power diagrams with given sizes; random parcels of the same number and size as a null by Gordon et al. 2016.
     """
     out = np.full_like(labels, -1)
-    for side in (LEFT, RIGHT):
-        here = np.flatnonzero((space.hemisphere == side) & (labels >= 0))
-        if len(here):
-            parcels, sizes = np.unique(labels[here], return_counts=True)
-            dealt = rng.permutation(len(parcels))
-            out[here] = parcels[dealt][_power_diagram(space.xyz[here].astype(np.float64), sizes[dealt], rng)]
+    for side, here in hemisphere_parts(space, labels >= 0):
+        parcels, sizes = np.unique(labels[here], return_counts=True)
+        dealt, xyz = rng.permutation(len(parcels)), space.xyz[here].astype(np.float64)
+        if space.mesh is not None and space.mesh.vertex[here[0]] >= 0:
+            of = sheet(space.mesh, side)
+            cells = _cells_on_cortex(of, of.at(space.mesh.vertex[here]), xyz, sizes[dealt], rng)
+        else:
+            cells = _power_diagram(xyz, sizes[dealt], rng)
+        out[here] = parcels[dealt][cells]
     return out
+
+
+def _cells_on_cortex(
+    of: Sheet, at: Int[np.ndarray, " n"], xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], rng: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """Cells around seeds on a mesh, each in one piece on it, of about the given sizes.
+
+    Args:
+      of: hemisphere.
+      at: its vertices that are dealt.
+      xyz: their places, mm.
+      sizes: numbers of vertices.
+      rng: draws the seeds.
+    """
+    seeds, start = rng.choice(len(at), len(sizes), replace=False), np.zeros(len(sizes))
+    width = np.sqrt(sizes) * float(np.median(of.graph.data))  # mm, about
+    best, error = np.zeros(len(at), int), np.inf
+    for turn in range(ROUNDS):
+        cell = nearest_seed(of, at[seeds], start - start.min())[at]
+        lost = cell < 0  # a piece of the mesh without a seed
+        cell[lost] = cKDTree(xyz[seeds]).query(xyz[lost])[1]
+        count = np.bincount(cell, minlength=len(sizes))
+        off = float(np.abs(count - sizes).sum())
+        if off < error:
+            best, error = cell, off
+        if turn < ROUNDS // 3:
+            there, index = np.unique(cell, return_inverse=True)
+            seeds[there] = middles(xyz, index, mean_places(xyz, index))
+        start -= STEP / 2 * width * np.clip((sizes - count) / sizes, -1, 1)
+    return best
 
 
 def _power_diagram(xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:

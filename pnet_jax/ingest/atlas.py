@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -11,28 +12,37 @@ from jaxtyping import Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import naming
-from pnet_jax.ingest.cifti import SurfaceInput, axes_of, cifti_space
+from pnet_jax.ingest import gifti, naming
+from pnet_jax.ingest.cifti import axes_of, cifti_space
 from pnet_jax.ingest.lut import NamesInput, find_lut, read_lut
 from pnet_jax.ingest.nifti import attempt, check_placed, open_image
+from pnet_jax.ingest.surfaces import CORTICES, SurfaceInput
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.ingest.voxels import check_stream
 from pnet_jax.parcellation.atlas import Atlas, make_atlas
+from pnet_jax.space import LEFT, RIGHT, Space
+
+# Names of what is no region, in the tables of Workbench, FreeSurfer and the atlases converted from them.
+BACKGROUND = re.compile(
+    r"\?\?\?|(?:[lr]h?[_.-])?(?:unknown|background(?:\+freesurfer_defined_medial_wall)?|medial[ _.-]?wall)", re.IGNORECASE
+)
 
 
 def load_atlas(file: str | Path, *, names: NamesInput = None, space: str | None = None, surfaces: SurfaceInput = None) -> Atlas:
-    """Atlas from an atlas: a 3-D image of region ids (`dseg`), or a CIFTI `dlabel`.
+    """Atlas from a file: a 3-D image of region ids (`dseg`), a CIFTI `dlabel`, or a pair of GIFTI labels.
 
     Ids need not be contiguous, values above 0 are regions, and the image may have any orientation and type as long as its values are
     whole numbers. Names of ids that occur nowhere in the atlas are dropped with a warning, so that K is the number of
-    regions that exist.
+    regions that exist. On surfaces, an id that both cortices have is two parcels (`separate_sides`), and labels named `???`, unknown,
+    background or medial wall are no parcels.
 
     Args:
-      file: .nii, .nii.gz or .dlabel.nii.
+      file: .nii, .nii.gz, .dlabel.nii, or the .label.gii of either hemisphere, beside which the other is read.
       names: id to name; or one name for each id in ascending order; or a label file (.tsv or .csv with the columns `index` and `name`,
         or Workbench's two-line .txt). None looks for a label file beside the atlas.
       space: template; by default the `space-` or `tpl-` entity of the file name.
-      surfaces: left and right GIFTI meshes in MNI mm; needed for the vertices of a dlabel file.
+      surfaces: left and right GIFTI meshes in MNI mm, for vertices; None takes those of the template where they can be had
+        (`load_scan`).
 
     Raises:
       InputError: the image holds probabilities (4-D), values that are not whole, no value above 0, or is damaged; its header has no
@@ -46,19 +56,24 @@ def load_atlas(file: str | Path, *, names: NamesInput = None, space: str | None 
     path = Path(file)
     where = f"atlas {path}"
     extension = naming.split_name(path)[1]
-    if extension not in (".nii", ".nii.gz", ".dlabel.nii"):
-        raise InputError(f"{where}: expected a .nii, .nii.gz or .dlabel.nii file, found {extension or 'no extension'}")
+    if extension not in (".nii", ".nii.gz", ".dlabel.nii", naming.GIFTI_LABELS):
+        raise InputError(f"{where}: expected a .nii, .nii.gz, .dlabel.nii or .label.gii file, found {extension or 'no extension'}")
     entities = naming.entities_of(path)
     space = space or entities.get("space") or entities.get("tpl")
-    image = open_image(path, where)
-    if isinstance(image, nib.Cifti2Image):
-        xyz, values, hemisphere, resolution, table = _dense_labels(image, surfaces, space or "fsLR", where)
-        space = space or "fsLR"
+    image = None if extension == naming.GIFTI_LABELS else open_image(path, where)
+    if image is None or isinstance(image, nib.Cifti2Image):
+        space = space or ("unknown" if image is None else "fsLR")
+        read = _vertex_labels(path, surfaces, space, where) if image is None else _dense_labels(image, surfaces, space, where)
+        locations, values, tables = read
+        xyz, hemisphere, resolution = locations.xyz, locations.hemisphere, locations.resolution
+        values, tables = without_background(values, tables)
+        given = None if names is None else _names(names, path)
+        values, names = separate_sides(values, cortex_of(locations), tables if given is None else given, where)
     else:
         _check_template(space, where)
         xyz, values, resolution = _volume_labels(image, where)
-        hemisphere, table = None, None
-    names = _names(names, path, table)
+        hemisphere = None
+        names = _names(names, path)
     if isinstance(names, dict):
         names = _used_names(names, values, where)
     return make_atlas(xyz, values, resolution=resolution, names=names, hemisphere=hemisphere, source=str(path), space=space or "unknown")
@@ -91,7 +106,7 @@ def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[F
 
 def _dense_labels(
     image: nib.Cifti2Image, surfaces: SurfaceInput, space: str, where: str
-) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, " N"], Int[np.ndarray, " N"], float, dict[int, str]]:
+) -> tuple[Space, Int[np.ndarray, " N"], tuple[dict[int, str], dict[int, str]]]:
     maps, models = axes_of(image, axes.BrainModelAxis, "labels of vertices and voxels (dlabel)", where)
     if not isinstance(maps, axes.LabelAxis):
         raise InputError(f"{where}: expected labels (dlabel), found a {type(maps).__name__}")
@@ -100,7 +115,78 @@ def _dense_labels(
     locations = cifti_space(models, surfaces, space, where)
     values = _whole(attempt(lambda: np.asarray(image.dataobj[0]), "its labels", where), where)
     table = {int(key): str(label[0]) for key, label in maps.label[0].items()}
-    return locations.xyz, values, locations.hemisphere, locations.resolution, table
+    return locations, values, (table, table)
+
+
+def _vertex_labels(
+    path: Path, surfaces: SurfaceInput, space: str, where: str
+) -> tuple[Space, Int[np.ndarray, " N"], tuple[dict[int, str], dict[int, str]]]:
+    values, tables = gifti.read_labels(gifti.both(path, where), where)
+    n_vertices = {side: len(own) for side, own in values.items()}
+    models = gifti.brain_models({side: np.arange(n) for side, n in n_vertices.items()}, n_vertices)
+    locations = cifti_space(models, surfaces, space, where)
+    return locations, _whole(np.concatenate([values["L"], values["R"]]), where), (tables["L"], tables["R"])
+
+
+def without_background(
+    values: Int[np.ndarray, " N"], tables: tuple[dict[int, str], dict[int, str]]
+) -> tuple[Int[np.ndarray, " N"], tuple[dict[int, str], dict[int, str]]]:
+    """Ids with 0 for labels that name no region, and both hemispheres' names without these."""
+    kept = tuple({key: name for key, name in table.items() if not BACKGROUND.fullmatch(name.strip())} for table in tables)
+    none = [key for table, left in zip(tables, kept, strict=True) for key in table.keys() - left.keys()]
+    return np.where(np.isin(values, none), 0, values), (kept[0], kept[1])
+
+
+def cortex_of(space: Space) -> Int[np.ndarray, " V"]:
+    """0 for vertices of the left cortex, 1 for those of the right, −1 elsewhere, `[V]`."""
+    of_structure = [list(CORTICES.values()).index(name) if name in CORTICES.values() else -1 for name in space.structures]
+    return np.array(of_structure, np.int8)[space.structure]
+
+
+def separate_sides(
+    values: Int[np.ndarray, " N"],
+    cortex: Int[np.ndarray, " N"],
+    names: tuple[dict[int, str], dict[int, str]] | dict[int, str] | list[str],
+    where: str,
+) -> tuple[Int[np.ndarray, " N"], dict[int, str]]:
+    """Makes a parcel of the pair (hemisphere, id) where both cortices have an id; the right one's ids are raised by the largest id.
+
+    Args:
+      values: ids, `[N]`.
+      cortex: 0 left, 1 right, −1 not on the cortex, `[N]`.
+      names: of ids in the left and the right hemisphere; of ids in both; or one for each id in ascending order.
+      where: name of the atlas in messages.
+
+    Returns:
+      Ids, and their names: `L_name` and `R_name` for both halves of an id that has one name.
+
+    Raises:
+      InputError: the number of names is wrong.
+    """
+    if isinstance(names, list):
+        ids = np.unique(values[values > 0]).tolist()
+        if len(ids) != len(names):
+            raise InputError(f"{where}: {len(ids)} ids in use but {len(names)} names")
+        names = dict(zip(ids, names, strict=True))
+    left, right = names if isinstance(names, tuple) else (names, names)
+    there = [set(np.unique(values[(cortex == side) & (values > 0)]).tolist()) for side in (LEFT, RIGHT)]
+    both = sorted(there[LEFT] & there[RIGHT])
+    named = {key: name for key, name in left.items() if key not in there[RIGHT] - there[LEFT]} | {
+        key: name for key, name in right.items() if key not in left or key in there[RIGHT] - there[LEFT]
+    }
+    if not both:
+        return values, named
+    raised = int(values.max())
+    for key in both:
+        pair = [table.get(key, f"parcel-{key}") for table in (left, right)]
+        pair = [f"L_{pair[0]}", f"R_{pair[1]}"] if pair[0] == pair[1] else pair
+        named |= {key: pair[0], key + raised: pair[1]}
+    said = shortlist([f"{key} ({named[key]}, {named[key + raised]})" for key in both], 3)
+    warnings.warn(
+        f"{where}: {len(both)} ids occur in both hemispheres; each is two parcels, the right one with an id raised by {raised}: {said}",
+        stacklevel=3,
+    )
+    return np.where((cortex == RIGHT) & np.isin(values, both), values + raised, values), named
 
 
 def _whole(values: np.ndarray, where: str) -> np.ndarray:
@@ -129,13 +215,11 @@ def _check_template(space: str | None, where: str) -> None:
         )
 
 
-def _names(given: NamesInput, atlas: Path, table: dict[int, str] | None) -> dict[int, str] | list[str] | None:
+def _names(given: NamesInput, atlas: Path) -> dict[int, str] | list[str] | None:
     if isinstance(given, str | Path):
         return read_lut(Path(given))
     if given is not None:
         return given if isinstance(given, dict) else list(given)
-    if table is not None:
-        return table
     beside = find_lut(atlas)
     return read_lut(beside) if beside is not None else None
 

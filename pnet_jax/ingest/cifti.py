@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,28 +11,11 @@ from jaxtyping import Float, Int
 from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.errors import InputError
-from pnet_jax.ingest.nifti import open_image
 from pnet_jax.ingest.reading import attempt, reading
+from pnet_jax.ingest.surfaces import Surface, SurfaceInput, mesh_of, read_surfaces
 from pnet_jax.ingest.tables import shortlist
 from pnet_jax.ingest.timing import HeaderTime
-from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_neighbours, hemisphere_of, mesh_neighbours
-
-LEFT_CORTEX, RIGHT_CORTEX = "CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT"
-NEEDED = (
-    "surfaces=(left, right), two GIFTI files with the vertices' coordinates, e.g. the fsLR 32k midthickness "
-    "(…_hemi-L_space-fsLR_den-32k_midthickness.surf.gii and its right one)"
-)
-
-SurfaceInput: TypeAlias = Sequence[str | Path | nib.gifti.GiftiImage] | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Surface:
-    """One hemisphere's mesh: `xyz[n, 3]` in mm, `faces[F, 3]`, and the file's name."""
-
-    xyz: Float[np.ndarray, "n 3"]
-    faces: Int[np.ndarray, "F 3"]
-    source: str
+from pnet_jax.space import LEFT, RIGHT, Grid, Mesh, Space, grid_neighbours, hemisphere_of, mesh_neighbours
 
 
 def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[Any, Any]:
@@ -77,37 +57,12 @@ def read_dense(image: nib.Cifti2Image, where: str) -> Float[np.ndarray, "V T"]:
     return y
 
 
-def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
-    """Meshes by CIFTI structure name.
-
-    The side is what the GIFTI file says (AnatomicalStructurePrimary), else `hemi-L`/`.L.` in its name, else the order given.
-
-    Raises:
-      InputError: a file is not a surface, or two are of the same hemisphere.
-    """
-    found: dict[str, Surface] = {}
-    given = [given] if isinstance(given, str | Path | nib.gifti.GiftiImage) else (given or ())
-    for position, item in enumerate(given):
-        source = str(item) if isinstance(item, str | Path) else f"surface {position + 1}"
-        image: Any = open_image(item, where) if isinstance(item, str | Path) else item
-        with reading(f"{where}: {source} is damaged"):
-            points = image.agg_data("NIFTI_INTENT_POINTSET") if isinstance(image, nib.gifti.GiftiImage) else ()
-            faces = image.agg_data("NIFTI_INTENT_TRIANGLE") if isinstance(image, nib.gifti.GiftiImage) else ()
-        if not isinstance(points, np.ndarray) or not isinstance(faces, np.ndarray) or points.shape[1:] != (3,) or faces.shape[1:] != (3,):
-            raise InputError(f"{where}: {source} is not a GIFTI surface with points and triangles (.surf.gii)")
-        name = _side(image, source, position)
-        if name in found:
-            raise InputError(f"{where}: {source} and {found[name].source} are both {name}, expected one left and one right")
-        found[name] = Surface(np.asarray(points, np.float64), np.asarray(faces, np.int64), source)
-    return found
-
-
 def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, where: str) -> Space:
     """Space of a dense CIFTI axis, in the order of the file.
 
     Args:
       axis: brain models: V vertices and voxels.
-      surfaces: meshes of the cortices, in MNI mm; not needed where the axis has voxels only.
+      surfaces: meshes of the cortices, in MNI mm; None takes those of the template where they can be had (`surfaces.mesh_of`).
       name: of the space.
       where: how messages name the file.
 
@@ -116,6 +71,7 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
     """
     n = len(axis)
     names = np.asarray(axis.name)
+    parts: list[tuple[Surface, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]] = []
     structures, structure = np.unique(names, return_inverse=True)
     volume = np.asarray(axis.volume_mask)
     voxel = np.where(volume[:, None], axis.voxel, -1).astype(np.int32)
@@ -123,13 +79,15 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
     meshes = read_surfaces(surfaces, where)
     for surface in dict.fromkeys(names[~volume].tolist()):
         at = np.flatnonzero(names == surface)
-        mesh = mesh_of(surface, meshes, axis.nvertices[surface], where)
+        mesh = mesh_of(surface, meshes, axis.nvertices[surface], name, where)
         vertices = np.asarray(axis.vertex[at], np.int64)
+        parts.append((mesh, at, vertices))
         xyz[at] = mesh.xyz[vertices]
         table = mesh_neighbours(mesh.faces, vertices)
         tables.append((at, table))
-        edges = np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2)
-        spacing.append(np.nanmean(np.where(table >= 0, edges, np.nan), axis=1) if table.shape[1] else np.full(len(at), np.nan))
+        lengths = np.where(table >= 0, np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2), 0)
+        count = (table >= 0).sum(1)  # 0 for a vertex whose neighbours have no signal
+        spacing.append(np.divide(lengths.sum(1), count, out=np.full(len(at), np.nan), where=count > 0))
     if volume.any():
         xyz[volume] = voxel[volume] @ axis.affine[:3, :3].T + axis.affine[:3, 3]
         tables.append((np.flatnonzero(volume), grid_neighbours(voxel[volume].astype(np.int64))))
@@ -146,10 +104,11 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
         name=name,
         resolution=float(np.nanmedian(np.concatenate(spacing))),
         grid=Grid(voxel, (shape[0], shape[1], shape[2]), axis.affine if volume.any() else np.eye(4), brain_models=axis),
+        mesh=_mesh(parts, names, n) if parts else None,
     )
 
 
-def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str) -> Float[np.ndarray, "K 3"]:
+def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, space: str, where: str) -> Float[np.ndarray, "K 3"]:
     """Mean coordinate of each parcel's voxels and vertices, mm.
 
     Raises:
@@ -164,7 +123,7 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
             parts.append(voxels @ axis.affine[:3, :3].T + axis.affine[:3, 3])
         for surface, vertices in axis.vertices[k].items():
             if len(vertices):
-                mesh = mesh_of(surface, meshes, axis.nvertices[surface], where, ", or atlas= with the parcels' centroids")
+                mesh = mesh_of(surface, meshes, axis.nvertices[surface], space, where, ", or atlas= with the parcels' centroids")
                 parts.append(mesh.xyz[vertices])
         if parts:
             centroids[k] = np.concatenate(parts).mean(0)
@@ -176,26 +135,17 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, where: str)
     return centroids
 
 
-def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, where: str, also: str = "") -> Surface:
-    """The mesh of a structure; refuses a missing one or one with another number of vertices."""
-    if structure not in meshes:
-        raise InputError(f"{where}: the file has vertices of {structure} without their coordinates; pass {NEEDED}{also}")
-    mesh = meshes[structure]
-    if len(mesh.xyz) != n_vertices:
-        raise InputError(f"{where}: expected {n_vertices} vertices for {structure}, found {len(mesh.xyz)} in {mesh.source}; pass {NEEDED}")
-    return mesh
-
-
-def _side(image: nib.gifti.GiftiImage, source: str, position: int) -> str:
-    said = {str(array.meta.get("AnatomicalStructurePrimary", "")) for array in image.darrays} | {
-        str(image.meta.get("AnatomicalStructurePrimary", ""))
-    }
-    file = Path(source).name
-    if "CortexLeft" in said or "hemi-L" in file or ".L." in file or file.startswith("lh."):
-        return LEFT_CORTEX
-    if "CortexRight" in said or "hemi-R" in file or ".R." in file or file.startswith("rh."):
-        return RIGHT_CORTEX
-    return (LEFT_CORTEX, RIGHT_CORTEX)[position % 2]
+def _mesh(parts: list[tuple[Surface, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]], names: np.ndarray, n: int) -> Mesh:
+    """One mesh of all surfaces, given each with its locations and their vertices in it."""
+    vertex, xyz, faces, sides, count = np.full(n, -1, np.int32), [], [], [], 0
+    for surface, at, vertices in parts:
+        vertex[at] = vertices + count
+        xyz.append(surface.xyz)
+        faces.append(surface.faces + count)
+        sides.append(_hemisphere(np.repeat(names[at[:1]], len(surface.xyz)), surface.xyz))
+        count += len(surface.xyz)
+    points = np.concatenate(xyz).round(3).astype(np.float32)
+    return Mesh(points, np.concatenate(faces).astype(np.int32), np.concatenate(sides), vertex)
 
 
 def _hemisphere(names: np.ndarray, xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:

@@ -159,7 +159,7 @@ def _beside(bold: Path | None) -> Path | None:
 def _none_found(bold: Path | None, cleaning: CleaningConfig) -> tuple[str, ...]:
     if not cleaning.strategy or bold is None or "denoised" in naming.entities_of(bold).get("desc", ""):
         return ()
-    if naming.suffix_of(bold) != "bold" or naming.split_name(bold)[1] not in (".nii", ".nii.gz", ".dtseries.nii"):
+    if naming.suffix_of(bold) != "bold" or naming.split_name(bold)[1] not in (".nii", ".nii.gz", ".dtseries.nii", naming.GIFTI_SERIES):
         return ()
     return ("no confounds were given and no desc-confounds_timeseries.tsv lies beside the file: none were regressed out",)
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pnet_jax.errors import SettingsError
-from pnet_jax.ingest import naming
-from pnet_jax.ingest.source import DENSE, VOLUMES, ScanSource, source_of
+from pnet_jax.ingest import gifti, naming
+from pnet_jax.ingest.source import DENSE, GIFTI, VOLUMES, ScanSource, source_of
 from pnet_jax.ingest.tables import plural, shortlist
 
 PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
+TEMPLATES = ("fsaverage5", "fsaverage6", "fsaverage", "fsLR")  # of GIFTI recordings, in the order of preference
 PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # where there is a choice, pnet_jax cleans the signals itself
 SEARCHED = (
     "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
-    "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
+    "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without these, or with the space given, "
+    "*_hemi-L_space-fsaverage5_bold.func.gii with hemi-R; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
 )
 RESULTS = ".pnet"  # folder in the results of a command of ours
 SKIPPED_FOLDERS = {"anat", "figures", "log", "logs", "sourcedata", "dwi", "fmap"}
@@ -41,20 +43,25 @@ def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
         return [source_of(f) for f in tables]
     volumes = [f for f in files if naming.split_name(f)[1] in VOLUMES and naming.entities_of(f).get("desc") in PREFERRED_DESC]
     dense = [f for f in files if naming.split_name(f)[1] in DENSE and naming.entities_of(f).get("desc", "preproc") in PREFERRED_DESC]
+    vertices = [f for f in files if naming.split_name(f)[1] in GIFTI and naming.entities_of(f).get("desc", "preproc") in PREFERRED_DESC]
+    surfaces = _pairs(vertices)
     usable = [f for f in volumes if _space_of(f).startswith("MNI")]
-    candidates = dense if space == "fsLR" or (space is None and not usable) else usable
+    drawn = [f for f in surfaces if _space_of(f) in TEMPLATES]
+    chosen = {None: usable or dense or drawn, "fsLR": dense or drawn}
+    candidates = chosen.get(space, drawn if space in TEMPLATES else usable)
     if space is not None:
         candidates = [f for f in candidates if _space_of(f) == space]
     if not candidates:
-        raise SettingsError(_nothing_found(folder, files, volumes + dense, space))
+        raise SettingsError(_nothing_found(folder, files, volumes + dense + surfaces, space))
     combined = {_run_of(f) for f in candidates if "echo" not in naming.entities_of(f)}
     runs: dict[str, list[Path]] = {}
     for file in candidates:
         if "echo" not in naming.entities_of(file) or _run_of(file) not in combined:
             runs.setdefault(str(sorted(naming.run_entities(file).items())), []).append(file)
     sources = _preferred(list(runs.values()), folder)
-    expected = f"space-{space}" if space else "space-fsLR" if candidates is dense else "an MNI space (space-MNI…)"
-    sources += _in_other_spaces(volumes + dense, {_run_of(f) for f in candidates}, expected)
+    named = {id(dense): "space-fsLR", id(drawn): f"a surface template ({', '.join(TEMPLATES)})"}
+    expected = f"space-{space}" if space else named.get(id(candidates), "an MNI space (space-MNI…)")
+    sources += _in_other_spaces(volumes + dense + surfaces, {_run_of(f) for f in candidates}, expected)
     return sources + _without_recordings(sources, folder, everything)
 
 
@@ -82,8 +89,14 @@ def walk(folder: Path) -> Iterator[Path]:
         for link in (Path(where) / name for name in sorted(names) if name.startswith(("ses-", "func"))):
             if link.is_symlink() and not link.exists():
                 warnings.warn(f"folder {link} is a broken link: recordings in it are not found", stacklevel=2)
-        like_files = [f for f in folders if naming.split_name(f)[1] in VOLUMES + DENSE]
+        like_files = [f for f in folders if naming.split_name(f)[1] in VOLUMES + DENSE + GIFTI]
         yield from (Path(where) / name for name in sorted([*names, *like_files]) if not name.startswith("."))
+
+
+def _pairs(files: list[Path]) -> list[Path]:
+    """One file for each pair of hemispheres: the left one, or the right one where it stands alone."""
+    known = set(files)
+    return [file for file in files if (pair := gifti.pair_of(file)) is None or pair["L"] == file or pair["L"] not in known]
 
 
 def _is_roi_table(file: Path) -> bool:
@@ -188,6 +201,7 @@ def _preference(file: Path) -> tuple[object, ...]:
     space, resolution = entities.get("space", ""), entities.get("res")
     return (
         PREFERRED_SPACES.index(space) if space in PREFERRED_SPACES else len(PREFERRED_SPACES),
+        TEMPLATES.index(space) if space in TEMPLATES else len(TEMPLATES),
         PREFERRED_DESC.index(entities.get("desc", "preproc")),
         space,
         (0, "") if resolution is None else (1, resolution),

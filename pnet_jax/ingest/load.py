@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -13,13 +14,21 @@ from nibabel.cifti2 import cifti2_axes as axes
 
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import cifti, naming, nifti, roi, timing, voxels
+from pnet_jax.ingest import cifti, gifti, naming, nifti, roi, timing, voxels
 from pnet_jax.ingest.cleaning import Recording, check_length, clean_recording
 from pnet_jax.ingest.confounds import ConfoundsInput, kept_frames, read_confounds
+from pnet_jax.ingest.surfaces import CORTICES, Surface, SurfaceInput
 from pnet_jax.scan import Scan
 from pnet_jax.space import Space, point_space
 
-KINDS = ".nii, .nii.gz (4-D), .dtseries.nii, .ptseries.nii, .tsv, .csv, .1D, .txt or .npy (a table of ROI series)"
+if TYPE_CHECKING:
+    from nilearn.surface import SurfaceImage
+
+KINDS = (
+    ".nii, .nii.gz (4-D), .dtseries.nii, .ptseries.nii, .func.gii (a pair of hemispheres), .tsv, .csv, .1D, .txt or .npy (a table of "
+    "ROI series)"
+)
+MEDIAL_WALL = 0.15  # share of vertices that may lack a signal without a warning; the medial wall is 0.09 of fsaverage and fsLR
 
 
 @dataclasses.dataclass
@@ -33,7 +42,7 @@ class _Opened:
 
 
 def load_scan(
-    bold: str | Path | nifti.Image | nib.Cifti2Image,
+    bold: str | Path | nifti.Image | nib.Cifti2Image | SurfaceImage,
     *,
     mask: nifti.ImageInput | None = None,
     confounds: ConfoundsInput = None,
@@ -41,7 +50,7 @@ def load_scan(
     native_to_mni: str | Path | Float[np.ndarray, "4 4"] | None = None,
     space: str | None = None,
     atlas: roi.AtlasInput = None,
-    surfaces: cifti.SurfaceInput = None,
+    surfaces: SurfaceInput = None,
     sample_mask: Bool[np.ndarray, " recorded"] | Int[np.ndarray, " T"] | None = None,
     entities: Mapping[str, str] | None = None,
     cleaning: CleaningConfig = CleaningConfig(),  # noqa: B008  frozen
@@ -52,7 +61,8 @@ def load_scan(
     halves (`cleaning.halves`). `memory.peak_bytes` estimates it before anything is read.
 
     Args:
-      bold: 4-D NIfTI, dense or parcel CIFTI series, table of ROI series (a row a frame), or an image in memory.
+      bold: 4-D NIfTI, dense or parcel CIFTI series, GIFTI series of one hemisphere (`hemi-L` or `hemi-R` in its name; the other's is read
+        beside it), table of ROI series (a row a frame), or an image in memory (nibabel's, or nilearn's SurfaceImage).
       mask: brain mask on the grid of a NIfTI recording. None takes the `desc-brain_mask` beside a BIDS file and computes one for
         others.
       confounds: file, array `[recorded, n]` or DataFrame (`read_confounds` says how columns are chosen); None takes fMRIPrep's
@@ -63,7 +73,8 @@ def load_scan(
         Coordinates are transformed, data are not resampled.
       space: template, instead of the `space-` entity.
       atlas: where ROIs are: dseg image, table with x, y, z, centroids `[V, 3]`, or Atlas. Tables need it.
-      surfaces: left and right GIFTI meshes in MNI mm, for CIFTI files with vertices.
+      surfaces: left and right GIFTI meshes in MNI mm, for recordings with vertices. By default the mesh of a SurfaceImage, nilearn's of
+        fsaverage5, or TemplateFlow's of fsLR 32k and fsaverage where the package is installed.
       sample_mask: True for frames to keep `[recorded]`, or their positions `[T]`.
       entities: identity that wins over the file name, e.g. `{"sub": "01", "ses": "2"}`.
       cleaning: strategy, band, and the shortest scan that is accepted.
@@ -104,8 +115,10 @@ def load_scan(
 def _path_of(bold: object) -> Path | None:
     if isinstance(bold, str | Path):
         return Path(bold)
+    if _is_surface_image(bold):
+        return None
     if not isinstance(bold, nib.filebasedimages.FileBasedImage):
-        raise InputError(f"expected a file name or a nibabel image, got {type(bold).__name__}; supported files: {KINDS}")
+        raise InputError(f"expected a file name, a nibabel image or a SurfaceImage, got {type(bold).__name__}; supported files: {KINDS}")
     name = bold.get_filename()
     return Path(name) if name else None
 
@@ -118,13 +131,16 @@ def _open(
     native_to_mni: object,
     space: str | None,
     atlas: roi.AtlasInput,
-    surfaces: cifti.SurfaceInput,
+    surfaces: SurfaceInput,
     entities: Mapping[str, str],
     where: str,
     notes: list[str],
 ) -> _Opened:
     extension = naming.split_name(path)[1] if path is not None else ".nii"
     is_file = isinstance(bold, str | Path)
+    if _is_surface_image(bold) or (is_file and extension == naming.GIFTI_SERIES):
+        _refuse(where, mask=mask, native_to_mni=native_to_mni)
+        return _open_surface(bold, path, tr, space or entities.get("space"), surfaces, where, notes)
     if is_file and extension in naming.TABLES:
         _refuse(where, mask=mask, native_to_mni=native_to_mni)
         return _open_table(Path(path), tr, space, atlas, surfaces, where, notes)  # type: ignore[arg-type]
@@ -170,7 +186,7 @@ def _open_cifti(
     tr: float | None,
     space: str | None,
     atlas: roi.AtlasInput,
-    surfaces: cifti.SurfaceInput,
+    surfaces: SurfaceInput,
     where: str,
     notes: list[str],
 ) -> _Opened:
@@ -182,15 +198,60 @@ def _open_cifti(
             locations, said = roi.locate(atlas, names, image.shape, surfaces, where)
             notes += said
         else:
-            locations = point_space(cifti.parcel_centroids(columns, surfaces, where), names=names, name=space or "fsLR")
+            xyz = cifti.parcel_centroids(columns, surfaces, space or "fsLR", where)
+            locations = point_space(xyz, names=names, name=space or "fsLR")
     else:
         _, models = cifti.axes_of(image, axes.BrainModelAxis, "series of vertices and voxels, or of parcels", where)
         locations = cifti.cifti_space(models, surfaces, space or "fsLR", where)
     return _Opened(locations, seconds, image.shape[0], lambda: cifti.read_dense(image, where))
 
 
+def _open_surface(
+    bold: Any, path: Path | None, tr: float | None, space: str | None, surfaces: SurfaceInput, where: str, notes: list[str]
+) -> _Opened:
+    seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a surface recording does not state it"), where, notes)
+    if path is not None:
+        series = gifti.read_series(gifti.both(path, where), where)
+    else:
+        series, meshes = _of_surface_image(bold, where)
+        surfaces = surfaces or meshes
+    kept = {side: np.flatnonzero(gifti.with_signal(values)) for side, values in series.items()}
+    total, left = (sum(len(one[side]) for side in gifti.SIDES) for one in (series, kept))
+    if not left:
+        raise InputError(f"{where}: none of {total} vertices has a varying, finite signal")
+    if total - left > MEDIAL_WALL * total:
+        notes.append(f"{total - left} of {total} vertices have no signal and are left out, expected the medial wall (9 %) only")
+    axis = gifti.brain_models(kept, {side: len(values) for side, values in series.items()})
+    locations = cifti.cifti_space(axis, surfaces, space or "unknown", where)
+    n_frames = series[gifti.SIDES[0]].shape[1]
+    return _Opened(locations, seconds, n_frames, lambda: np.concatenate([series[side][kept[side]] for side in gifti.SIDES]))
+
+
+def _is_surface_image(bold: object) -> bool:
+    return all(hasattr(bold, name) for name in ("mesh", "data")) and hasattr(bold.data, "parts")  # type: ignore[attr-defined]
+
+
+def _of_surface_image(bold: Any, where: str) -> tuple[dict[str, Float[np.ndarray, "n T"]], dict[str, Surface]]:
+    """Series and meshes of nilearn's SurfaceImage."""
+    names = dict(zip(gifti.SIDES, ("left", "right"), strict=True))
+    missing = [name for name in names.values() if name not in bold.data.parts]
+    if missing:
+        raise InputError(f"{where}: expected both hemispheres in the SurfaceImage, the {missing[0]} one is missing")
+    series = {side: np.asarray(bold.data.parts[name], np.float32) for side, name in names.items()}
+    if any(values.ndim != 2 for values in series.values()):
+        raise InputError(f"{where}: expected a SurfaceImage of many frames, found data of shape {tuple(bold.shape)}")
+    gifti.check_frames(series, where)
+    meshes = {
+        CORTICES[side]: Surface(
+            np.asarray(bold.mesh.parts[name].coordinates, np.float64), np.asarray(bold.mesh.parts[name].faces, np.int64), "the SurfaceImage"
+        )
+        for side, name in names.items()
+    }
+    return series, meshes
+
+
 def _open_table(
-    path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: cifti.SurfaceInput, where: str, notes: list[str]
+    path: Path, tr: float | None, space: str | None, atlas: roi.AtlasInput, surfaces: SurfaceInput, where: str, notes: list[str]
 ) -> _Opened:
     values, names = roi.read_roi_table(path, where)
     seconds = timing.repetition_time(tr, path, timing.HeaderTime(None, "a table does not state it"), where, notes)

@@ -11,9 +11,9 @@ import numpy as np
 
 from pnet_jax.config import CleaningConfig
 from pnet_jax.errors import InputError
-from pnet_jax.ingest import naming, nifti, tables, voxels
+from pnet_jax.ingest import gifti, naming, nifti, tables, voxels
 from pnet_jax.ingest.cleaning import BLOCK
-from pnet_jax.ingest.source import DENSE, ScanSource
+from pnet_jax.ingest.source import DENSE, GIFTI, ScanSource
 
 PER_LOCATION = 250  # bytes of the Space: coordinates, 26 neighbours, and the names that a CIFTI axis assigns to each location
 PER_PAIR = 44  # bytes per pair of frames while nilearn makes the operator: five float64 matrices and one float32 matrix
@@ -74,6 +74,8 @@ def size_of(source: ScanSource) -> Size:
         return Size(values.shape[1], values.shape[0], (values.itemsize + 8) * values.size)
     if extension in naming.TABLES:
         return _of_text(path, where)
+    if extension in GIFTI:
+        return _of_gifti(path, where)
     if extension in (*DENSE, ".ptseries.nii"):
         return _of_cifti(path, where)
     return _of_volume(source, where)
@@ -96,6 +98,21 @@ def _of_cifti(path: Path, where: str) -> Size:
     if len(shape) != 6:
         raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {shape}")
     return Size(shape[5], shape[4], 2 * BLOCK * shape[4] * np.dtype(image.get_data_dtype()).itemsize)
+
+
+def _of_gifti(path: Path, where: str) -> Size:
+    """Read the sizes from the first lines of both files; nibabel decodes a whole file at once, and both are held."""
+    sizes = []
+    for file in gifti.both(path, where).values():
+        with file.open("rb") as opened:
+            text = opened.read(1 << 16)
+        found = [re.search(rb'%s="(\d+)"' % name, text) for name in (b"NumberOfDataArrays", b"Dim0")]
+        if found[0] is None or found[1] is None:
+            raise InputError(f"{where}: {file}: expected a GIFTI file of a series")
+        second = re.search(rb'Dim1="(\d+)"', text)
+        sizes.append((int(found[1][1]), int(found[0][1]) if second is None else int(second[1])))
+    n, t = sum(size[0] for size in sizes), sizes[0][1]
+    return Size(n, t, 8 * n * t)
 
 
 def _of_volume(source: ScanSource, where: str) -> Size:

@@ -10,12 +10,16 @@ from pathlib import Path
 from pnet_jax.errors import InputError
 from pnet_jax.scan import scan_label as scan_label
 
-EXTENSIONS = (".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".tsv", ".csv", ".npy", ".1d", ".txt")
+EXTENSIONS = (
+    *(".dtseries.nii", ".ptseries.nii", ".dlabel.nii", ".nii.gz", ".nii", ".func.gii", ".label.gii", ".surf.gii"),
+    *(".tsv", ".csv", ".npy", ".1d", ".txt"),
+)
+GIFTI_SERIES, GIFTI_LABELS = ".func.gii", ".label.gii"
 TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
 NATIVE = ("preproc", "optcom")  # desc- of fMRIPrep's preprocessed runs; without a space- entity they are in the native space of the run
 MANY_NAMES, KEPT_FOLDERS = 1000, 8
 _LARGE_FOLDERS: dict[tuple[str, int], dict[str, list[str]]] = {}  # names by subject, by path and modification time of the folder
-VERSIONS = ("space", "res", "den", "desc", "cohort")  # entities in which files of one run differ
+VERSIONS = ("space", "res", "den", "desc", "cohort", "hemi")  # entities in which files of one run differ
 
 
 def split_name(path: str | Path) -> tuple[str, str]:
@@ -49,8 +53,13 @@ def bare_label(label: str, key: str = "sub") -> str:
 
 
 def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
-    """Subject and the other entities: `given` wins over the file name; a name without `sub-` is itself the subject."""
+    """Subject and the other entities: `given` wins over the file name; a name without `sub-` is itself the subject.
+
+    A GIFTI file stands for the recording of both hemispheres, which has no `hemi`.
+    """
     entities = entities_of(path) if path is not None else {}
+    if path is not None and split_name(path)[1] == GIFTI_SERIES:
+        entities.pop("hemi", None)
     entities |= {key: bare_label(value, key) for key, value in (given or {}).items()}
     subject = entities.pop("sub", "")
     if not subject and path is not None:

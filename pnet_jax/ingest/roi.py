@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pnet_jax.errors import InputError
 from pnet_jax.ingest import naming
 from pnet_jax.ingest.atlas import centroids, load_atlas
-from pnet_jax.ingest.cifti import SurfaceInput
+from pnet_jax.ingest.surfaces import SurfaceInput
 from pnet_jax.ingest.tables import (
     DECIMAL_COMMA,
     drop_row_numbers,

@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnet_jax.ingest import naming, timing
+from pnet_jax.ingest import gifti, naming, timing
 
 if TYPE_CHECKING:
     from pnet_jax.config import CleaningConfig
     from pnet_jax.scan import Scan
 
 VOLUMES, DENSE = (".nii.gz", ".nii"), (".dtseries.nii",)
+GIFTI = (naming.GIFTI_SERIES,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ScanSource:
     """One recording to load.
 
     Attributes:
-      bold: the recording; the subject's folder if it has no recording.
+      bold: the recording, of a GIFTI pair the left hemisphere's; the subject's folder if it has no recording.
       mask: brain mask, or None.
       confounds: table of confounds, or None.
       subject: label without `sub-`.
@@ -39,7 +40,13 @@ class ScanSource:
     def files(self) -> tuple[Path | None, ...]:
         """Files from which the scan is read."""
         about = None if self.confounds is None else self.confounds.with_suffix(".json")  # it says which components are whose
-        return (self.bold, self.mask, self.confounds, about, *timing.sidecars(self.bold))
+        return (self.bold, *self._partner, self.mask, self.confounds, about, *timing.sidecars(self.bold))
+
+    @property
+    def _partner(self) -> tuple[Path, ...]:
+        """The other hemisphere of a GIFTI recording."""
+        pair = gifti.pair_of(self.bold) if naming.split_name(self.bold)[1] in GIFTI else None
+        return () if pair is None else tuple(file for file in pair.values() if file != self.bold)
 
     def load(self, cleaning: CleaningConfig, **options: Any) -> Scan:
         """Read and clean the recording; `options` are further arguments of `load_scan`."""
@@ -57,6 +64,9 @@ class ScanSource:
 def source_of(path: Path, **given: str) -> ScanSource:
     """Combine a recording with the mask and confounds beside it; `given` entities take precedence over those of its name."""
     subject, entities = naming.identity(path, given)
+    pair = gifti.pair_of(path) if naming.split_name(path)[1] in GIFTI else None
+    if pair is not None and pair["L"].exists():
+        path = pair["L"]
     bids = naming.is_bids(path) and naming.suffix_of(path) == "bold"
     beside = bids and entities.get("desc", "preproc") != "denoised"
     return ScanSource(

@@ -13,6 +13,7 @@ from pnet_jax.outputs.images import atlas_image, labels_image, location_image, p
 from pnet_jax.outputs.loading import load_network
 from pnet_jax.outputs.maps import Maps, load_maps
 from pnet_jax.outputs.status import read_record, read_records, write_record, write_table
+from pnet_jax.outputs.surfaces import label_gifti, labels_surface
 
 __all__ = [
     "AtlasKey",
@@ -30,7 +31,9 @@ __all__ = [
     "export",
     "find_networks",
     "find_results",
+    "label_gifti",
     "labels_image",
+    "labels_surface",
     "load_cohort",
     "load_maps",
     "load_network",

@@ -16,7 +16,7 @@ from pnet_jax.outputs.tables import write_json
 
 LONGEST = 64  # characters of a label: a file name has 255 for all of its entities
 NAMING = ("atlas", "seg", "scale", "desc")  # entities that tell one atlas from another; space and res do not
-IMAGES = (".nii", ".nii.gz", ".dlabel.nii")
+IMAGES = (".nii", ".nii.gz", ".dlabel.nii", ".label.gii")
 SUFFIXES = ("dseg", "probseg", "parc", "parcellation", "labels")
 
 

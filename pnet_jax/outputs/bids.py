@@ -19,6 +19,7 @@ from pnet_jax.outputs.atlas import check_atlas, describe_atlas, network_atlas
 from pnet_jax.outputs.atomic import check_writable, write_text
 from pnet_jax.outputs.locations import write_confidence, write_locations, write_motion, write_soft_table
 from pnet_jax.outputs.names import safe_label, safe_name
+from pnet_jax.outputs.surfaces import is_surface_only, label_gifti
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
 # BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
@@ -45,6 +46,7 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
     followed by
 
     - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
+    - for scans of vertices alone also a `_dseg.label.gii` of each hemisphere, whose names have `hemi-L` and `hemi-R` before `space`
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-confidence_boldmap.nii.gz` (`.dscalar.nii`; ROI scans: column `confidence` of `_desc-locations_dseg.tsv`), the probability of
       each location's own parcel, with `.json`
@@ -110,6 +112,12 @@ def network_stem(folder: str | os.PathLike, network: Network) -> Path:
     """`output_stem` of a result."""
     label = network_atlas(network).label
     return output_stem(folder, network.subject, network.entities, network.n_parcels, label, space=network.space.name)
+
+
+def _hemisphere_stem(network: Network, stem: Path, side: str) -> Path:
+    """Stem of the files that hold one hemisphere only."""
+    label, entities = network_atlas(network).label, dict(network.entities) | {"hemi": side}
+    return stem.with_name(output_stem("", network.subject, entities, network.n_parcels, label, space=network.space.name).name)
 
 
 def output_stem(
@@ -218,6 +226,9 @@ def _write_maps(network: Network, stem: Path, probabilities: bool) -> Iterator[P
     cifti = grid is not None and grid.brain_models is not None
     if grid is not None:
         yield images.write_image(images.labels_image(network), beside(stem, "dseg.dlabel.nii" if cifti else "dseg.nii.gz"))
+    if is_surface_only(network.space):
+        for side, image in label_gifti(network).items():
+            yield images.write_image(image, beside(_hemisphere_stem(network, stem, side), "dseg.label.gii"))
     if probabilities:
         if grid is None:
             yield write_soft_table(network, stem)

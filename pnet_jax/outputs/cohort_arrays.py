@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -174,8 +175,8 @@ def _codecs(text: bool) -> dict[str, Any]:
 
 
 def space_content(space: Space) -> tuple[dict[str, tuple[tuple[str, ...], Any]], dict[str, Any]]:
-    """Return a Space as arrays along `location`, and its other properties."""
-    words, tables = space_tables(space)
+    """Return a Space as arrays along `location`, and its other properties; without its mesh, which results do not hold either."""
+    words, tables = space_tables(dataclasses.replace(space, mesh=None))
     short: dict[str, Any] = {key: np.asarray(tables.pop(key)).tolist() for key in ("shape", "affine", "to_mni") if key in tables}
     models: Any = space.grid.brain_models if space.grid is not None else None
     if models is not None:

@@ -113,7 +113,7 @@ def scalars_image(network: Network, names: Sequence[str], values: Float[np.ndarr
     """Named maps over a CIFTI scan's grayordinates, float32."""
     import nibabel
 
-    axes = (nibabel.cifti2.ScalarAxis(list(names)), _brain_models(network.space))
+    axes = (nibabel.cifti2.ScalarAxis(list(names)), brain_models(network.space))
     return _cifti(np.asarray(values, np.float32), axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
 
 
@@ -148,7 +148,7 @@ def write_probabilities(network: Network, path: Path) -> Path:
     return Path(path)
 
 
-def write_image(image: nibabel.Nifti1Image | nibabel.Cifti2Image, path: Path) -> Path:
+def write_image(image: nibabel.Nifti1Image | nibabel.Cifti2Image | nibabel.GiftiImage, path: Path) -> Path:
     """Writes an image whole or not at all; equal images give equal bytes, compressed ones too.
 
     Raises:
@@ -184,6 +184,14 @@ _LMS_TO_RGB = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
+
+
+def label_table(network: Network) -> dict[int, tuple[str, tuple[float, ...]]]:
+    """Name and RGBA of each id, as CIFTI and GIFTI hold them; 0 is `???`, transparent."""
+    table: dict[int, tuple[str, tuple[float, ...]]] = {0: ("???", (0.0, 0.0, 0.0, 0.0))}
+    for k, color in enumerate(parcel_colors(network.ids)):
+        table[int(network.ids[k])] = (network.names[k], (*map(float, color), 1.0))
+    return table
 
 
 class _ProbabilityVolumes:
@@ -251,10 +259,7 @@ def _labels_on(network, labels):
         return image
     import nibabel
 
-    table = {0: ("???", (0.0, 0.0, 0.0, 0.0))}
-    for k, color in enumerate(parcel_colors(network.ids)):
-        table[int(network.ids[k])] = (network.names[k], (*map(float, color), 1.0))
-    axes = (nibabel.cifti2.LabelAxis(["pnet"], [table]), _brain_models(network.space))
+    axes = (nibabel.cifti2.LabelAxis(["pnet"], [label_table(network)]), brain_models(network.space))
     return _cifti(values[None].astype(np.float32), axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_LABELS")
 
 
@@ -267,8 +272,11 @@ def _grid(space: Space) -> Grid:
     return space.grid
 
 
-def _brain_models(space: Space):
+def brain_models(space: Space) -> Any:
+    """CIFTI's axis of the locations; refuses a Space that has none."""
     models: Any = _grid(space).brain_models
+    if models is None:
+        raise ValueError(f"expected a scan on CIFTI grayordinates, found {space!r}")
     if len(models) != len(space):
         raise ValueError(f"the CIFTI brain models have {len(models)} grayordinates but the scan has {len(space)} locations")
     return models

@@ -13,12 +13,14 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.errors import InputError
-from pnet_jax.space import LEFT, RIGHT, Space, hemisphere_of
+from pnet_jax.parcellation.geodesic import from_group, sheet
+from pnet_jax.space import LEFT, RIGHT, Mesh, Space, hemisphere_of
 
 REACH_MM = 4.0  # a location further from every parcel than this is outside
 CUT_MM = 16.0  # a parcel further than this is no candidate
 SIGMA_MM = 5.6  # softness of the borders; held-out densities of simulated and real scans are higher than with 4 mm
 MAX_CANDIDATES = 8  # 99.8 % of the labels of 200 parcels, 99.3 % of 400, are among the nearest eight
+SAME_MM = 0.01  # two points of a mesh that are the same vertex
 _SIDES = tuple(re.compile(rf"(?<![A-Za-z])(?i:{word[0]}h?|{word})(?![A-Za-z])|{word.title()}") for word in ("left", "right"))
 
 
@@ -151,7 +153,7 @@ def on_space(atlas: Atlas, space: Space) -> LocalPrior:
 
     with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
     parcels beyond 16 mm are no candidates, and of more than 8 the nearest are kept. Locations further than 4 mm from every parcel
-    have none.
+    have none. Of vertices of a mesh the distance is the one along the cortex (`geodesic`), from the vertices that lie in the parcel.
 
     Args:
       atlas: K parcels.
@@ -166,12 +168,18 @@ def on_space(atlas: Atlas, space: Space) -> LocalPrior:
         here, points = (np.flatnonzero(x.hemisphere == side) for x in (space, atlas))
         if not len(here) or not len(points):
             return []
+        triples = []
+        if space.mesh is not None:
+            vertices, here = here[space.mesh.vertex[here] >= 0], here[space.mesh.vertex[here] < 0]
+            triples = _along_cortex(atlas, points, space.mesh, side, vertices, labels)
+        if not len(here):
+            return triples
         distance, nearest = cKDTree(atlas.xyz[points]).query(space.xyz[here], distance_upper_bound=REACH_MM + 1e-3)
         inside = np.isfinite(distance)
         here = here[inside]
         labels[here] = atlas.labels[points[nearest[inside]]]
         near = _distances(atlas, points, space.xyz[here])
-        return [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
+        return triples + [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
 
     with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
@@ -186,6 +194,35 @@ def on_space(atlas: Atlas, space: Space) -> LocalPrior:
     peak = log_prior.max(1, keepdims=True)
     log_prior -= peak + np.log(np.exp(log_prior - peak).sum(1, keepdims=True))
     return LocalPrior(candidates, np.where(candidates >= 0, log_prior, PADDING).astype(np.float32), labels)
+
+
+def _along_cortex(
+    atlas: Atlas, points: Int[np.ndarray, " n"], mesh: Mesh, side: int, locations: Int[np.ndarray, " m"], labels: Int[np.ndarray, " V"]
+) -> list[tuple[np.ndarray, ...]]:
+    """Locations on the mesh of one side, their candidates and how far these are along the cortex; fills in the labels of the locations."""
+    if not len(locations):
+        return []
+    of = sheet(mesh, side)
+    distance, nearest = cKDTree(atlas.xyz[points]).query(mesh.xyz[of.vertices], distance_upper_bound=REACH_MM)
+    # Of an atlas on the same mesh, each vertex has its own id or none; of one of voxels, those of the voxel that it lies in.
+    same = distance < SAME_MM
+    inside = same if same.sum() >= len(points) / 2 else distance <= atlas.resolution * np.sqrt(3) / 2
+    seeds = np.where(inside, atlas.labels[points[np.minimum(nearest, len(points) - 1)]], -1)
+    closest, label, found = np.full(len(seeds), np.inf), np.full(len(seeds), -1, np.int32), []
+    for k in np.unique(seeds[seeds >= 0]):
+        near, mm = from_group(of, np.flatnonzero(seeds == k), CUT_MM)
+        closer = mm < closest[near]
+        closest[near[closer]], label[near[closer]] = mm[closer], k
+        found.append((k, near, mm))
+    at = of.at(mesh.vertex[locations])
+    labels[locations] = np.where(closest[at] <= REACH_MM, label[at], -1)
+    row = np.full(len(seeds), -1)
+    row[at] = np.where(labels[locations] >= 0, locations, -1)
+    triples: list[tuple[np.ndarray, ...]] = []
+    for k, near, mm in found:
+        own = near[row[near] >= 0]
+        triples.append((row[own], np.full(len(own), k, np.int32), np.where(label[own] == k, 0.0, mm[row[near] >= 0])))
+    return triples
 
 
 def _distances(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from pnet_jax.ops.parts import over_parts, segment_sum
-from pnet_jax.space import LEFT, RIGHT, Space
+from pnet_jax.parcellation.geodesic import Sheet, between, nearest_seed, sheet
+from pnet_jax.space import LEFT, RIGHT, Mesh, Space
 
 BIN_MM = 4.0
 FURTHEST_MM = 36.0
@@ -24,7 +26,7 @@ GROUPS_AT_A_TIME = 8
 
 
 class Pairs(NamedTuple):
-    """Pairs of locations of one hemisphere no further apart than 36 mm, group by group.
+    """Pairs of locations of one hemisphere no further apart than 36 mm, group by group; vertices of a mesh along the cortex.
 
     Attributes:
       groups: locations of each group, −1 padded; pairs are within groups, `[G, M]`.
@@ -61,8 +63,15 @@ def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, rows: int | 
 
 
 def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
-    """All near pairs inside each group of locations; a group lies in one hemisphere."""
-    found = [_of_group(space, dealt) for dealt in groups]
+    """All near pairs inside each group of locations; a group lies in one hemisphere.
+
+    Where the Space has a mesh, distances of vertices are those along the cortex, and a vertex and a voxel are no pair.
+    """
+    mesh = space.mesh
+    sheets = (
+        {} if mesh is None else {side: sheet(mesh, side) for side in {int(space.hemisphere[dealt[0]]) for dealt in groups if len(dealt)}}
+    )
+    found = [_of_group(space, dealt, sheets) for dealt in groups]
     most = max([len(ring) for _, _, ring in found] + [1])
     size = max([GROUP] + [len(dealt) for dealt in groups])
     first, second, ring = (np.full((len(groups), most + -most % PAIR_BUCKET), fill, np.int32) for fill in (0, 0, -1))
@@ -74,15 +83,35 @@ def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
     return Pairs(jnp.asarray(table), jnp.asarray(first), jnp.asarray(second), jnp.asarray(ring))
 
 
-def _of_group(space: Space, dealt: Int[np.ndarray, " M"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pair = cKDTree(space.xyz[dealt]).query_pairs(FURTHEST_MM, output_type="ndarray") if len(dealt) > 1 else np.zeros((0, 2), int)
-    distance = np.linalg.norm(space.xyz[dealt[pair[:, 0]]] - space.xyz[dealt[pair[:, 1]]], axis=1)
+def _of_group(space: Space, dealt: Int[np.ndarray, " M"], sheets: dict[int, Sheet]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if space.mesh is None or not len(dealt):
+        pair, distance = _straight(space.xyz[dealt])
+    else:
+        pair, distance = _along_cortex(space, space.mesh, dealt, sheets[int(space.hemisphere[dealt[0]])])
     ring = np.floor((distance - BIN_MM / 2) / BIN_MM).astype(np.int64)
     keep = (ring >= 0) & (ring < RINGS)
     pair, ring = pair[keep], ring[keep]
     order = np.lexsort((pair[:, 1], pair[:, 0]))
     side = int(space.hemisphere[dealt[0]]) if len(dealt) else 0
     return pair[order, 0], pair[order, 1], ring[order] + side * RINGS
+
+
+def _straight(xyz: Float[np.ndarray, "M 3"]) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, " q"]]:
+    pair = cKDTree(xyz).query_pairs(FURTHEST_MM, output_type="ndarray") if len(xyz) > 1 else np.zeros((0, 2), int)
+    return pair, np.linalg.norm(xyz[pair[:, 0]] - xyz[pair[:, 1]], axis=1)
+
+
+def _along_cortex(
+    space: Space, mesh: Mesh, dealt: Int[np.ndarray, " M"], of: Sheet
+) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, " q"]]:
+    """Near pairs of vertices, and those of voxels, as places in a group."""
+    vertex, voxel = np.flatnonzero(mesh.vertex[dealt] >= 0), np.flatnonzero(mesh.vertex[dealt] < 0)
+    pair, distance = _straight(space.xyz[dealt[voxel]])
+    pairs, distances = [voxel[pair]], [distance]
+    for first, second, mm in between(of, of.at(mesh.vertex[dealt[vertex]]), FURTHEST_MM):
+        pairs.append(vertex[np.stack([first, second], 1)])
+        distances.append(mm)
+    return np.concatenate(pairs), np.concatenate(distances)
 
 
 def standardised(y: Float[Array, "V T"], kept: Float[Array, " T"]) -> Float[Array, "V T"]:
@@ -208,13 +237,40 @@ def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int
 
 
 def nearest_centroid(labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndarray, " V"]:
-    """The data-free map: every location to the nearest centroid of the given parcels in its hemisphere, −1 where −1."""
+    """The data-free map: every location to the nearest centroid of the given parcels in its hemisphere, −1 where −1.
+
+    Vertices of a mesh go to the nearest centroid along the cortex, that of a parcel being its vertex closest to the mean of its vertices.
+    """
     out = np.full_like(labels, -1)
-    for side in (LEFT, RIGHT):
-        here = np.flatnonzero((space.hemisphere == side) & (labels >= 0))
-        if len(here):
-            parcels, index = np.unique(labels[here], return_inverse=True)
-            count = np.bincount(index)[:, None]
-            centroid = np.stack([np.bincount(index, weights=space.xyz[here, a]) for a in range(3)], 1) / count
-            out[here] = parcels[cKDTree(centroid).query(space.xyz[here])[1]]
+    for side, here in hemisphere_parts(space, labels >= 0):
+        parcels, index = np.unique(labels[here], return_inverse=True)
+        centroid = mean_places(space.xyz[here], index)
+        out[here] = parcels[cKDTree(centroid).query(space.xyz[here])[1]]
+        if space.mesh is not None and space.mesh.vertex[here[0]] >= 0:
+            of = sheet(space.mesh, side)
+            at = of.at(space.mesh.vertex[here])
+            own = nearest_seed(of, at[middles(space.xyz[here], index, centroid)])[at]
+            out[here] = np.where(own >= 0, parcels[own], out[here])
     return out
+
+
+def hemisphere_parts(space: Space, inside: Bool[np.ndarray, " V"]) -> Iterator[tuple[int, Int[np.ndarray, " n"]]]:
+    """The locations of each hemisphere that count, with its number: first those on a mesh, then the others; no part is empty."""
+    for side in (LEFT, RIGHT):
+        here = np.flatnonzero((space.hemisphere == side) & inside)
+        on_mesh = np.zeros(len(here), bool) if space.mesh is None else space.mesh.vertex[here] >= 0
+        for part in (here[on_mesh], here[~on_mesh]):
+            if len(part):
+                yield side, part
+
+
+def mean_places(xyz: Float[np.ndarray, "n 3"], index: Int[np.ndarray, " n"]) -> Float[np.ndarray, "k 3"]:
+    """Mean coordinate of the locations of each of k parcels, numbered without gaps."""
+    return np.stack([np.bincount(index, weights=xyz[:, a]) for a in range(3)], 1) / np.bincount(index)[:, None]
+
+
+def middles(xyz: Float[np.ndarray, "n 3"], index: Int[np.ndarray, " n"], centroid: Float[np.ndarray, "k 3"]) -> Int[np.ndarray, " k"]:
+    """The location of each of k parcels that is closest to its centroid."""
+    off = np.square(xyz - centroid[index]).sum(1)
+    order = np.lexsort((off, index))
+    return order[np.searchsorted(index[order], np.arange(len(centroid)))]

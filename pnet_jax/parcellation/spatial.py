@@ -241,7 +241,8 @@ def space_key(space: Space) -> Hashable:
     """Equal for Spaces that share an atlas's tables: grids by their image, whatever their masks; others by their locations."""
     if space.kind == "grid" and space.grid is not None:
         return ("grid", space.grid.shape, *(None if x is None else x.tobytes() for x in (space.grid.affine, space.grid.to_mni)))
-    tables = (space.xyz, space.hemisphere, space.structure, space.neighbours)
+    on_mesh = () if space.mesh is None else (space.mesh.xyz, space.mesh.faces, space.mesh.hemisphere, space.mesh.vertex)
+    tables = (space.xyz, space.hemisphere, space.structure, space.neighbours, *on_mesh)
     return (space.kind, hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in tables)).hexdigest())
 
 

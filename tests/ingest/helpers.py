@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pandas as pd
 from pnet_jax.config import CleaningConfig
 
 SHARED = Path(__file__).parents[2].parent / "shared"
+DATA = Path(os.environ.get("PNET_SHARED_DATA", SHARED / "data"))  # real data, which no repository holds
 SHAPE, T, TR = (11, 13, 9), 130, 2.0
 AFFINE = np.array([[8.0, 0, 0, -44], [0, 8, 0, -60], [0, 0, 8, -36], [0, 0, 0, 1]])
 STEM = "sub-01_task-rest_space-MNI152NLin6Asym"

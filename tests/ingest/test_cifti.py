@@ -77,7 +77,9 @@ def test_neighbours_on_meshes_and_in_the_volume(tmp_path, surfaces):
 
 
 def test_series_without_surfaces_says_which_files_to_give(tmp_path):
-    with pytest.raises(ValueError, match=r"sub-01_task-rest.*dtseries\.nii.*CORTEX_LEFT.*surfaces=.*fsLR 32k midthickness"):
+    with pytest.raises(
+        ValueError, match=r"sub-01_task-rest.*dtseries\.nii.*CORTEX_LEFT.*surfaces=.*two GIFTI midthickness surfaces of 6 vertices"
+    ):
         load_scan(save_series(tmp_path / DENSE, brain_models()))
 
 

@@ -172,3 +172,16 @@ def native_network() -> Network:
     network = make_network(displacement=None, entities={"task": "rest", "space": "T1w"})
     grid = dataclasses.replace(network.space.grid, affine=turn @ AFFINE)
     return dataclasses.replace(network, space=dataclasses.replace(network.space, name="T1w", grid=grid))
+
+
+def vertex_network() -> Network:
+    """A scan of two small spheres with a medial wall, as GIFTI recordings give it."""
+    from pnet_jax.ingest.cifti import cifti_space
+    from pnet_jax.ingest.gifti import brain_models
+    from pnet_jax.ingest.surfaces import CORTICES, Surface
+    from tests.ingest.meshes import hemispheres
+
+    meshes = {CORTICES[side]: Surface(*mesh, side) for side, mesh in hemispheres(level=2, radius=40.0).items()}
+    models = brain_models({"L": np.arange(3, 162), "R": np.r_[0:50, 60:162]}, {"L": 162, "R": 162})
+    space = cifti_space(models, meshes, "fsaverage4", "toy")
+    return make_network(space, entities={"task": "rest", "space": "fsaverage4"}, mean=None)
