@@ -50,6 +50,7 @@ BY_HAND = {
     "rpds-py": ("indirect", "MIT"),
     "seaborn": ("indirect", "BSD-3-Clause"),
     "traitlets": ("indirect", "BSD-3-Clause"),
+    "templateflow": ("surfaces", "Apache-2.0"),
     "umap-learn": ("indirect", "BSD-3-Clause"),
 }
 

@@ -84,7 +84,7 @@ def signals_image(network: Network, signals: Float[np.ndarray, "K T"]) -> nibabe
         return image
     import nibabel
 
-    axes = (nibabel.cifti2.SeriesAxis(0, network.tr, signals.shape[1]), _brain_models(network.space))
+    axes = (nibabel.cifti2.SeriesAxis(0, network.tr, signals.shape[1]), brain_models(network.space))
     return _cifti(values.T, axes, "NIFTI_INTENT_CONNECTIVITY_DENSE_SERIES")
 
 
