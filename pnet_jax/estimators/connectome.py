@@ -147,7 +147,9 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         """Edges of recordings.
 
         Args:
-          imgs, confounds, sample_mask: as for `fit`.
+          imgs: Recordings, as for `fit`.
+          confounds: As for `fit`.
+          sample_mask: As for `fit`.
 
         Returns:
           `[S, K(K − 1) / 2]` with `vectorize` and `discard_diagonal`, `[S, K(K + 1) / 2]` with the diagonal, else `[S, K, K]`; NaN for

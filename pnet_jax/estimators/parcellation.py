@@ -131,7 +131,9 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         """Make the parcels of images and return their signals.
 
         Args:
-          imgs, confounds, sample_mask: as for `fit`.
+          imgs: Recordings, as for `fit`.
+          confounds: As for `fit`.
+          sample_mask: As for `fit`.
 
         Returns:
           Mean signal of each parcel over its locations, whose signals are z-scores, `[frames, K]`; NaN for parcels outside the field of
