@@ -408,7 +408,6 @@ def make_cohort(
             raise InputError(f"signals of scan {at}: expected an array [parcels, frames], found shape {y.shape}")
     if not count or not sizes:
         raise InputError("expected signals or edges of at least one scan, found none")
-
     k = next(iter(sizes.values()))[0]
     if wrong := [name for name, size in sizes.items() if size != (k, k)]:
         raise InputError(f"{wrong[0]}: expected {k} parcels as in {next(iter(sizes))}, found {sizes[wrong[0]]}")

@@ -232,7 +232,6 @@ class Network:
     @property
     def start(self) -> str:
         """Name of the parcellation before personalisation, also the fallback: "the atlas", or "the group's map" with a group model."""
-
         return start_name(bool((self.provenance.get("group") or {}).get("spatial_prior")))
 
     @property
@@ -250,5 +249,4 @@ def confidence_of(
     labels: Int[np.ndarray, " V"], probabilities: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"]
 ) -> Float[np.ndarray, " V"]:
     """Return the probability of each location's label, 0 for locations without one, `[V]`."""
-
     return np.where((candidates == labels[:, None]) & (candidates >= 0), probabilities, 0).sum(1).astype(np.float32)

@@ -66,7 +66,6 @@ def _fields(entry: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _listed(counts: Counter[str]) -> dict[str, int]:
     common = counts.most_common()
     # Long values with the same first characters are counted together; the field is still correctly listed as differing.
-
     listed: Counter[str] = Counter()
     for value, n in common[:MOST_VALUES]:
         listed[value if len(value) <= LONGEST else f"{value[:LONGEST]}…"] += n

@@ -231,7 +231,6 @@ def split_frames(
 
     In short scans the gap is a tenth of the scan, so that at most a tenth of the data is lost.
     """
-
     kept = len(frames)
     gap = min(gap_seconds / tr, kept / 10)
     middle = frames[kept // 2]

@@ -294,7 +294,6 @@ def _flat(grid: Grid) -> Int[np.ndarray, " V"]:
 
 def _closest_ras(affine: Float[np.ndarray, "4 4"]) -> tuple[list[int], list[bool]]:
     """Return, for each RAS axis, the image axis closest to it and whether that axis has to be flipped."""
-
     direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     best = max(itertools.permutations(range(3)), key=lambda axes: sum(abs(direction[r, a]) for r, a in enumerate(axes)))
     return list(best), [bool(direction[r, a] < 0) for r, a in enumerate(best)]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops.soft_assign import blocked
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 from pnet_jax.parcellation.mixture import soft_sums
 
 FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
@@ -75,7 +75,7 @@ def held_out(
     z: Float[Array, "V D"],
     n_parcels: int,
     rows: Int[Array, " n"] | None = None,
-    blocks: Blocks | None = None,
+    blocks: ParcelBlocks | None = None,
 ) -> Score:
     r"""Log density of one half's embeddings z under the other half's soft parcels q.
 

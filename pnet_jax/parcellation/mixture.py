@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from pnet_jax.ops.parts import segment_sum
 from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.ops.soft_assign import Assignment, soft_assign
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 
 ALPHA = 1.0  # weight of the spatial prior
 K0 = 10.0  # weight of a group prototype, in locations
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     log_prior: Float[Array, "V C"]
     table: Int[Array, "N V C"]
     prototypes: Float[Array, "K D"]
-    blocks: Blocks | None = None
+    blocks: ParcelBlocks | None = None
 
 
 class Mixture(NamedTuple):

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from pnet_jax.errors import InputError
 from pnet_jax.ops.potts.chunked import match_table
-from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks, make_blocks
 from pnet_jax.parcellation.atlas import PADDING, Atlas, nearest_locations, on_space
 from pnet_jax.parcellation.score import Pairs, sample_pairs
 from pnet_jax.scan import LOCATION_BUCKET, Scan
@@ -46,7 +46,7 @@ class SpatialPrior(NamedTuple):
     log_prior: Float[Array, "W C"]
     table: Int[Array, "N W C"]
     neighbours: Int[Array, "W N"]
-    blocks: Blocks
+    blocks: ParcelBlocks
     labels: Int[Array, " W"]
     cube: Int[Array, " W"]
     cubes: Int[Array, " B"]

@@ -187,7 +187,7 @@ def test_means_of_strata_equal_indicators_of_strata():
     assert_allclose(within.max_t.mean(), named.max_t.mean(), rtol=0.05)
     with pytest.raises(ValueError, match="beyond what the covariates explain"):
         permutation_test(y, GROUP, key=KEY, strata=GROUP.astype(np.int32), within_strata=True)
-    with pytest.raises(ValueError, match="0 covariates and 20 strata need 22 subjects or more, got 20"):
+    with pytest.raises(ValueError, match="0 covariates and 20 strata need at least 22 subjects, got 20"):
         permutation_test(y, GROUP, key=KEY, strata=np.arange(20), within_strata=True)
 
 
@@ -244,5 +244,5 @@ def test_bad_covariates_of_pairs_are_refused():
         sign_flip_test(edges(), np.ones((3, 1), np.float32), key=KEY)
     with pytest.raises(ValueError, match="beyond what the covariates explain"):
         sign_flip_test(edges(), np.ones((20, 1), np.float32), key=KEY)
-    with pytest.raises(ValueError, match="differences need 21 subjects or more, got 20"):
+    with pytest.raises(ValueError, match="differences need at least 21 subjects, got 20"):
         sign_flip_test(edges(), np.ones((20, 19), np.float32), key=KEY)
