@@ -240,7 +240,7 @@ def test_a_structural_connectome_draws_the_groups_coupling(many, toy):
     plain = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True).hierarchy.group.coupling)
     drawn = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True, connectome=connectome).hierarchy.group.coupling)
     assert drawn[0, 7] - plain[0, 7] > 0.001
-    with pytest.raises(ValueError, match="expected 12 x 12 weights, as there are parcels, found 3 x 3"):
+    with pytest.raises(ValueError, match="expected 12 x 12 weights, one per pair of parcels, found 3 x 3"):
         fit_group(many[:4], toy.atlas, dynamics=True, connectome=np.eye(3))
 
 
