@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from pnet_jax.bench import hlo
 from pnet_jax.ops.permutation import chunked, false_discovery_rate, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.asked import edge_table
-from pnet_jax.ops.permutation.model import Model, rearranged
+from pnet_jax.ops.permutation.model import PermutationModel, rearranged
 
 IMPLEMENTATIONS = ("reference", "chunked")
 KEY = jax.random.key(0)
@@ -180,7 +180,7 @@ def test_statistics_of_permuted_residuals_equal_least_squares():
     z, y = rng.normal(size=(20, 2)), np.float64(edges())
     found = permutation_test(np.float32(y), GROUP, np.float32(z), key=KEY, permutations=199)
     label, anywhere = np.arange(20, dtype=np.float32)[None], np.zeros(20, np.int32)
-    model = Model(np.zeros((20, 1), np.float32), label, anywhere, np.float32(16), np.ones(1, bool))
+    model = PermutationModel(np.zeros((20, 1), np.float32), label, anywhere, np.float32(16), np.ones(1, bool))
     order = np.asarray(jax.jit(rearranged)(model, KEY, np.int32(1)))[0].astype(int)
     null = np.column_stack([np.ones(20), z])
     fitted = null @ np.linalg.lstsq(null, y)[0]

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.ops.permutation import Enhancement, chunked, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.asked import make_asked
-from pnet_jax.ops.permutation.model import Model, rearranged
+from pnet_jax.ops.permutation.model import PermutationModel, rearranged
 
 KEY = jax.random.key(0)
 NODES, SUBJECTS = 12, 20
@@ -98,7 +98,9 @@ def test_set_means_equal_numpy_and_their_p_values_counts():
     blocks = np.stack([np.isin(ENDS, range(6)).all(1), np.isin(ENDS, range(6, 12)).all(1), np.zeros(66, bool)], 1)
     found = permutation_test(y, GROUP, key=KEY, permutations=permutations, sets={"blocks": blocks}).sets["blocks"]
     anywhere, label = np.zeros(SUBJECTS, np.int32), np.arange(SUBJECTS, dtype=np.float32)[None]
-    model = Model(np.zeros((SUBJECTS, 1), np.float32), jnp.asarray(label), jnp.asarray(anywhere), np.float32(18), np.ones(1, bool))
+    model = PermutationModel(
+        np.zeros((SUBJECTS, 1), np.float32), jnp.asarray(label), jnp.asarray(anywhere), np.float32(18), np.ones(1, bool)
+    )
     orders = jax.jit(jax.vmap(lambda number: rearranged(model, KEY, number)))(np.arange(permutations))[:, 0].astype(int)
 
     def means(group):

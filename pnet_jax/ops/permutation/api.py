@@ -14,7 +14,7 @@ from pnet_jax.ops._choose import choose
 from pnet_jax.ops.permutation import chunked, reference
 from pnet_jax.ops.permutation.asked import Asked, Enhancement, Kept, make_asked
 from pnet_jax.ops.permutation.correct import false_discovery_rate
-from pnet_jax.ops.permutation.model import Model, correlations, one_sample, sided, slack, to_t, two_sample
+from pnet_jax.ops.permutation.model import PermutationModel, correlations, one_sample, sided, slack, to_t, two_sample
 from pnet_jax.ops.permutation.results import Components, EdgeSets, Enhanced, PermutationResult
 
 _TESTS = {"reference": reference.test, "chunked": chunked.test}
@@ -167,7 +167,7 @@ _two_sample, _one_sample = jax.jit(two_sample, static_argnums=4), jax.jit(one_sa
 
 
 def _test(
-    model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked, implementation: str | None, mesh: Mesh | None
+    model: PermutationModel, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, got {permutations}")
@@ -183,7 +183,7 @@ def _test(
 
 @functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation", "mesh"))
 def _run(
-    model: Model, key: Array, asked: Asked, *, permutations: int, tail: str, implementation: str | None, mesh: Mesh | None
+    model: PermutationModel, key: Array, asked: Asked, *, permutations: int, tail: str, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     r = correlations(model, model.rows[None])[0]
     test = choose(_TESTS, implementation) if mesh is None else functools.partial(chunked.over, mesh)
@@ -226,7 +226,7 @@ def _components(excess: Array, asked: Asked, kept: Kept, implementation: str | N
     return Components(of_edge, extent, intensity, p_extent, p_intensity, kept.extent, kept.intensity, asked.threshold)  # type: ignore[arg-type]
 
 
-def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Array, model: Model, tail: str) -> EdgeSets:
+def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Array, model: PermutationModel, tail: str) -> EdgeSets:
     """Return the observed means of the sets, with p values from those of the permutations."""
     size = jnp.where(model.tested[:, None], members, 0).sum(0)
 
@@ -256,6 +256,6 @@ def _floating(edges: Any) -> Array:
     return edges if edges.dtype.itemsize >= 4 else edges.astype(jnp.float32)
 
 
-def _check_effect(model: Model) -> None:
+def _check_effect(model: PermutationModel) -> None:
     if not isinstance(model.rows, jax.core.Tracer) and not np.asarray(model.rows[0]).any():
         raise ValueError("effect must vary among subjects beyond what the covariates explain")

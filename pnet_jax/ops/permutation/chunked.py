@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.ops.permutation.asked import Asked, Kept
-from pnet_jax.ops.permutation.model import Model, correlations, rearranged, sided, slack
+from pnet_jax.ops.permutation.model import PermutationModel, correlations, rearranged, sided, slack
 from pnet_jax.ops.permutation.reference import beyond, kept
 
 SUBJECT = "subject"  # the mesh axis
@@ -15,7 +15,7 @@ NUMBERS = 1 << 22  # maximum number of elements in the largest array of a block
 
 
 def test(
-    model: Model,
+    model: PermutationModel,
     key: PRNGKeyArray,
     permutations: int,
     tail: str,
@@ -39,11 +39,13 @@ def test(
     return exceeded, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:permutations], rows)
 
 
-def over(mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
+def over(
+    mesh: Mesh, model: PermutationModel, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked
+) -> tuple[Int[Array, " E"], Kept]:
     """Run `test` with permutations split over the mesh axis "subject" and edges replicated; one all-reduce of the counts."""
     share = -(-permutations // mesh.shape[SUBJECT])
 
-    def part(model: Model, key: PRNGKeyArray, asked: Asked) -> tuple[Array, Kept]:
+    def part(model: PermutationModel, key: PRNGKeyArray, asked: Asked) -> tuple[Array, Kept]:
         begin = jax.lax.axis_index(SUBJECT) * share
         exceeded, rows = test(model, key, share, tail, asked, begin, permutations)
         return (jax.lax.psum(exceeded, SUBJECT) if mesh.shape[SUBJECT] > 1 else exceeded), rows
@@ -54,7 +56,7 @@ def over(mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: s
     return exceeded, jax.tree.map(lambda x: x[:permutations], rows)
 
 
-def block_size(model: Model, permutations: int, cells: int) -> int:
+def block_size(model: PermutationModel, permutations: int, cells: int) -> int:
     return max(1, min(permutations, NUMBERS // max(model.data.shape[1] * len(model.rows), cells)))
 
 

@@ -1,4 +1,4 @@
-"""Model shared by both implementations: a test in terms of unit vectors, and the permutation with a given number.
+"""Model of a permutation test, shared by both implementations: unit vectors, and the permutation with a given number.
 
 If edges and regressor are residualised for the covariates and scaled to unit length, every statistic is a correlation r, and
 t = r √(df / (1 − r²)) is monotone in it. One product of permuted regressors with the edges then gives all statistics, and ranks and maxima
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
-class Model(NamedTuple):
+class PermutationModel(NamedTuple):
     """Model of a permutation test.
 
     Attributes:
@@ -32,7 +32,7 @@ class Model(NamedTuple):
 
 def two_sample(
     edges: Float[Array, "S E"], effect: Float[Array, " S"], covariates: Float[Array, "S Q"], strata: Int[Array, " S"], levels: int = 1
-) -> Model:
+) -> PermutationModel:
     """Make the model of a regressor with covariates and a mean (Freedman and Lane); with several levels of strata, a mean per stratum.
 
     Data are permuted within strata only, so the means of the strata stay 0 and need no rows of their own.
@@ -41,7 +41,9 @@ def two_sample(
     regressor = _free(_centred(effect[:, None], strata, levels), basis)
     data, tested = _unit(_free(_centred(edges, strata, levels), basis), edges)
     df = len(edges) - 1 - levels - rank
-    return Model(data, jnp.concatenate([_unit(regressor, effect[:, None])[0], basis], 1).T, strata, df.astype(edges.dtype), tested)
+    return PermutationModel(
+        data, jnp.concatenate([_unit(regressor, effect[:, None])[0], basis], 1).T, strata, df.astype(edges.dtype), tested
+    )
 
 
 def _centred(x: Float[Array, "S E"], strata: Int[Array, " S"], levels: int) -> Float[Array, "S E"]:
@@ -52,13 +54,13 @@ def _centred(x: Float[Array, "S E"], strata: Int[Array, " S"], levels: int) -> F
     return x - means[strata]
 
 
-def one_sample(edges: Float[Array, "S E"], covariates: Float[Array, "S Q"]) -> Model:
+def one_sample(edges: Float[Array, "S E"], covariates: Float[Array, "S Q"]) -> PermutationModel:
     """Make the model that tests the mean at covariates of 0 against 0."""
     basis, rank = _basis(covariates)
     data, tested = _unit(_free(edges, basis), edges)
     ones = jnp.ones((len(edges), 1), edges.dtype)
     df = len(edges) - 1 - rank
-    return Model(data, jnp.concatenate([_unit(_free(ones, basis), ones)[0], basis], 1).T, None, df.astype(edges.dtype), tested)
+    return PermutationModel(data, jnp.concatenate([_unit(_free(ones, basis), ones)[0], basis], 1).T, None, df.astype(edges.dtype), tested)
 
 
 def _basis(columns: Float[Array, "S Q"]) -> tuple[Float[Array, "S Q"], Int[Array, ""]]:
@@ -82,7 +84,7 @@ def _positive(x: Float[Array, "1 Q"]) -> Float[Array, "1 Q"]:
     return jnp.where(x > 0, x, 1)
 
 
-def rearranged(model: Model, key: PRNGKeyArray, number: Int[Array, ""]) -> Float[Array, "Q S"]:
+def rearranged(model: PermutationModel, key: PRNGKeyArray, number: Int[Array, ""]) -> Float[Array, "Q S"]:
     """Return the rows of permutation `number`, which depends only on `key` and `number`."""
     key, subjects = jax.random.fold_in(key, number), model.rows.shape[1]
     if model.strata is None:
@@ -91,7 +93,7 @@ def rearranged(model: Model, key: PRNGKeyArray, number: Int[Array, ""]) -> Float
     return model.rows[:, jnp.zeros(subjects, order.dtype).at[jnp.argsort(model.strata)].set(order)]
 
 
-def correlations(model: Model, rows: Float[Array, "B Q S"]) -> Float[Array, "B E"]:
+def correlations(model: PermutationModel, rows: Float[Array, "B Q S"]) -> Float[Array, "B E"]:
     """Return the correlations of regressor and edges after each permutation, partialling out the permuted covariates."""
     found = jnp.matmul(rows.reshape(-1, rows.shape[-1]), model.data, precision="highest")
     found = found.reshape(*rows.shape[:2], -1)  # [B, Q, E]

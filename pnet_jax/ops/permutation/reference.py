@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pnet_jax.ops.permutation.asked import Asked, Kept
-from pnet_jax.ops.permutation.model import Model, correlations, rearranged, sided, slack, to_r, to_t
+from pnet_jax.ops.permutation.model import PermutationModel, correlations, rearranged, sided, slack, to_r, to_t
 
 
-def test(model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
+def test(model: PermutationModel, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
     """Return how many permutations reach the statistic of each edge, and the values kept of each permutation."""
     observed = sided(correlations(model, model.rows[None])[0], tail)
     r = correlations(model, jax.vmap(lambda number: rearranged(model, key, number))(jnp.arange(permutations)))  # [P, E]
@@ -18,7 +18,7 @@ def test(model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: A
     return exceeded, kept(r, model, tail, asked, components, enhanced)
 
 
-def kept(r: Float[Array, "B E"], model: Model, tail: str, asked: Asked, components: Any, enhanced: Any) -> Kept:
+def kept(r: Float[Array, "B E"], model: PermutationModel, tail: str, asked: Asked, components: Any, enhanced: Any) -> Kept:
     """Return the values kept of permutations, given the `components` and `enhanced` functions of an implementation."""
     extreme = beyond(r, model, tail)
     extent, intensity, score = None, None, None
@@ -31,23 +31,25 @@ def kept(r: Float[Array, "B E"], model: Model, tail: str, asked: Asked, componen
     return Kept(extreme.max(1), extent, intensity, score, sets)
 
 
-def beyond(r: Float[Array, "B E"], model: Model, tail: str) -> Float[Array, "B E"]:
+def beyond(r: Float[Array, "B E"], model: PermutationModel, tail: str) -> Float[Array, "B E"]:
     """Return r in the direction of the tail; −∞ for edges that cannot be tested."""
     return jnp.where(model.tested[None, :], sided(r, tail), -jnp.inf)
 
 
-def excess(r: Float[Array, "B E"], model: Model, threshold: Float[Array, ""]) -> Float[Array, "B E"]:
+def excess(r: Float[Array, "B E"], model: PermutationModel, threshold: Float[Array, ""]) -> Float[Array, "B E"]:
     """Return t − threshold above the threshold, 0 elsewhere."""
     above = r > to_r(threshold, model.df)
     return jnp.where(above, jnp.maximum(to_t(r, model.df) - threshold, jnp.finfo(r.dtype).tiny), 0)
 
 
-def heights(r: Float[Array, "B E"], model: Model) -> Float[Array, "B E"]:
+def heights(r: Float[Array, "B E"], model: PermutationModel) -> Float[Array, "B E"]:
     """Return t if it is above 0, else 0."""
     return to_t(jnp.maximum(r, 0), model.df)
 
 
-def set_means(t: Float[Array, "B E"], members: Float[Array, "E G"], model: Model) -> tuple[Float[Array, "B G"], Float[Array, "B G"]]:
+def set_means(
+    t: Float[Array, "B E"], members: Float[Array, "E G"], model: PermutationModel
+) -> tuple[Float[Array, "B G"], Float[Array, "B G"]]:
     """Return the mean t and mean t² of each set, over the edges that can be tested."""
     members = jnp.where(model.tested[:, None], members, 0)
     size = jnp.maximum(members.sum(0), 1)[None, :]
