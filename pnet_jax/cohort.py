@@ -1,4 +1,4 @@
-"""Cohort: the results of many scans as arrays and a table. Data only; other modules read and write it."""
+"""Cohort: the results of many scans as arrays and a table. Data only; it is read and written by functions of other modules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBERS = (
 )
 TEXTS = ("decision", "warnings")
 COLUMNS: tuple[str, ...] = IDENTITY + NUMBERS + TEXTS
-BEYOND_ONE = 1e-3  # by which rounding may carry a correlation beyond 1
+BEYOND_ONE = 1e-3  # by how much rounding may make a correlation exceed 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,24 +39,25 @@ class Cohort:
     """Results of S scans for one atlas, in the order of the table's rows.
 
     Attributes:
-      table: columns by name, each `[S]`: `scan` (label, unique), `subject`, `session`, `task`, `run`, quality control (`NUMBERS`, NaN where
-        unknown, and `TEXTS`), then covariates of the participants, e.g. `site` and `age`. `minutes` is the kept signal, `mean_fd` is in mm,
-        `gain` (nats per location) and `dcbc_gain` are medians, `agreement` is that of the halves' labels, 0…1.
+      table: columns by name, each `[S]`: `scan` (label, unique), `subject`, `session`, `task`, `run`, quality control (`NUMBERS`, NaN if
+        unknown, and `TEXTS`), then covariates of the participants, e.g. `site` and `age`. `minutes` is the duration of the kept frames,
+        `mean_fd` is in mm, `gain` (nats per location) and `dcbc_gain` are medians, and `agreement` is the share of locations with the same
+        label in both halves, 0…1.
       edges: matrices by measure or layer, each `[S, K, K]`, float32; NaN for absent parcels.
       views: properties of each entry of `edges`: `units`, `meant_for` and `directed` (row k, column l is then the effect of l on k).
-      coverage: share of each prior parcel's extent that the scan covers, `[S, K]`, 0…1.
+      coverage: share of each atlas parcel's extent covered by the scan, `[S, K]`, 0…1.
       ids: id of each parcel in the atlas, `[K]`.
       names: name of each of the K parcels in the atlas.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
       atlas: `source` and `digest` of the input atlas.
-      signals: parcel signals, `[S, K, T]`, float32; T is the length of the longest scan; padding and absent parcels are NaN. None if
-        signals were left out.
+      signals: parcel signals, `[S, K, T]`, float32; T is the number of frames of the longest scan; padding and absent parcels are NaN. None
+        if signals were left out.
       frames: index of each kept frame in its recording, −1 in the padding, `[S, T]`, int32.
       labels: parcel of each location, −1 outside, `[S, V]`, int16. None if the scans do not share a Space.
       confidence: probability of each location's parcel, 0 outside, `[S, V]`, float32; None if `labels` is None.
-      space: the V locations; for scans on one image grid, every voxel in the mask of any scan. None if `labels` is None.
-      provenance: entries that are equal in all results; under `differ` each field that is not, with its values and the number of scans
-        that have each (`shared_provenance`); and the scans that were `left_out`, with the reason.
+      space: the V locations; for scans on the same image grid, the union of their masks. None if `labels` is None.
+      provenance: entries that are equal in all results; under `differ`, each field that differs, with its values and their number of scans
+        (`shared_provenance`); and under `left_out`, the scans that were left out, with the reason.
     """
 
     table: dict[str, np.ndarray]
@@ -78,7 +79,7 @@ class Cohort:
         check_shapes(self)
 
     def __repr__(self) -> str:
-        """Return a line without any array: what there is, and how much of it."""
+        """Return a one-line summary without arrays."""
 
         def counted(name: str, noun: str) -> str:
             count = len({str(one) for one in self.table.get(name, ())} - {""})
@@ -104,12 +105,12 @@ class Cohort:
 
     @property
     def n_parcels(self) -> int:
-        """K."""
+        """Number of parcels K."""
         return len(self.ids)
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Labels of the subjects, each once, in the order of their first scans."""
+        """Unique subject labels, in the order of the subjects' first scans."""
         return tuple(dict.fromkeys(map(str, self.table["subject"])))
 
     @property
@@ -118,14 +119,14 @@ class Cohort:
         return None if self.frames is None else self.frames >= 0
 
     def take(self, rows: Bool[np.ndarray, " S"] | Int[np.ndarray, " n"] | slice) -> Cohort:
-        """Return the scans selected by a mask, by indices (in their order) or by a slice.
+        """Return the scans selected by a mask, by indices (in the order given) or by a slice.
 
         Example:
           >>> adults = cohort.take(cohort.table["age"] >= 18)  # doctest: +SKIP
 
         Raises:
-          IndexError: the mask has the wrong length, or an index is out of range.
-          InputError: an index occurs twice.
+          IndexError: If the mask has the wrong length or an index is out of range.
+          InputError: If an index occurs twice.
         """
         own: dict[str, Any] = {"table": {name: column[rows] for name, column in self.table.items()}}
         own["edges"] = {name: matrices[rows] for name, matrices in self.edges.items()}
@@ -152,13 +153,14 @@ def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | No
 
     Args:
       networks: results of different scans for one atlas.
-      covariates: further columns of the table, each with one value for each network.
+      covariates: further columns of the table, each with one value per network.
 
     Returns:
-      The Cohort. A measure that some networks lack is NaN for them.
+      The Cohort. Measures that are missing in a network are NaN.
 
     Raises:
-      InputError: there is no network, a scan occurs twice, K or the atlas differs, or `check_cohort` refuses a matrix; names the scan.
+      InputError: If there is no network, a scan occurs twice, K or the atlas differs, or a matrix is invalid (`check_cohort`). The message
+        names the scan.
     """
     if not networks:
         raise InputError("expected at least one network, got none")
@@ -195,7 +197,7 @@ def cohort_of(networks: Sequence[Network], covariates: Mapping[str, Values] | No
 
 
 def row_of(network: Network) -> dict[str, Any]:
-    """Return the columns `COLUMNS` of one network; unknown numbers are NaN."""
+    """Return the values of one network for the columns `COLUMNS`; unknown numbers are NaN."""
     qc, entities = network.qc, network.entities
     chosen, calibration = qc.selection, qc.calibration
     numbers = {
@@ -220,7 +222,7 @@ def row_of(network: Network) -> dict[str, Any]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], covariates: Mapping[str, Values] | None = None) -> dict[str, np.ndarray]:
-    """Return the columns of rows made by `row_of`, then the covariates that are not among them."""
+    """Return the columns of the rows made by `row_of`, followed by the covariates; `COLUMNS` take precedence."""
     table = {name: np.array([row[name] for row in rows], np.float64 if name in NUMBERS else np.str_) for name in COLUMNS}
     return table | {name: np.asarray(column) for name, column in (covariates or {}).items() if name not in table}
 
@@ -242,10 +244,10 @@ def atlas_of(network: Network) -> dict[str, str]:
 
 
 def check_same_atlas(first: Network, network: Network) -> None:
-    """Refuse a network whose atlas differs from that of the first.
+    """Check that a network has the same atlas as the first one.
 
     Raises:
-      InputError: K, the ids or the digest differs; names the scan.
+      InputError: If K, the ids or the digest of the atlas differ. The message names the scan.
     """
     label = scan_label(network.subject, network.entities)
     if network.n_parcels != first.n_parcels or not np.array_equal(network.ids, first.ids):
@@ -253,7 +255,7 @@ def check_same_atlas(first: Network, network: Network) -> None:
         raise InputError(f"{label}: expected {expected}, found {network.n_parcels} with ids {network.ids[:3].tolist()}…")
     one, other = atlas_of(first)["digest"], atlas_of(network)["digest"]
     if one and other and one != other:
-        raise InputError(f"{label}: expected networks of one atlas (digest {one}), found digest {other}")
+        raise InputError(f"{label}: expected the atlas of the other networks (digest {one}), found digest {other}")
 
 
 def common_space(spaces: Iterable[Space]) -> Space | None:
@@ -267,10 +269,10 @@ def common_space(spaces: Iterable[Space]) -> Space | None:
 
 
 def check_shapes(cohort: Cohort) -> None:
-    """Refuse a Cohort whose arrays have inconsistent shapes, or in which a scan occurs twice.
+    """Check that the arrays of a Cohort have consistent shapes and that no scan occurs twice.
 
     Raises:
-      InputError: names the array or the scan that occurs twice.
+      InputError: If not. The message names the array or the scan.
     """
     s, k = len(cohort), cohort.n_parcels
     t = "T" if cohort.frames is None else cohort.frames.shape[-1]
@@ -290,11 +292,11 @@ def check_shapes(cohort: Cohort) -> None:
 
 
 def check_cohort(cohort: Cohort) -> None:
-    """Refuse invalid values: infinite edges, NaN between present parcels, asymmetric undirected edges, correlations beyond 1, or labels out
-    of range.
+    """Check the values of a Cohort.
 
     Raises:
-      InputError: names the scan and the array.
+      InputError: If an edge is infinite, or NaN between present parcels; undirected edges are not symmetric; the size of a correlation
+        exceeds 1; or a label is out of range. The message names the scan and the array.
     """
     for s, scan in enumerate(cohort.table["scan"]):
         for name, matrices in cohort.edges.items():
@@ -305,10 +307,10 @@ def check_cohort(cohort: Cohort) -> None:
 
 
 def check_network(network: Network) -> None:
-    """Refuse a network whose values would not pass `check_cohort`.
+    """Check the edges of a network as `check_cohort` does.
 
     Raises:
-      InputError: names the scan and the array.
+      InputError: If an edge is invalid. The message names the scan and the measure.
     """
     for name, matrix in network.edges.items():
         if said := _fault(matrix, view_of(name)):
@@ -316,7 +318,7 @@ def check_network(network: Network) -> None:
 
 
 def _fault(matrix: Float[np.ndarray, "K K"], view: Mapping[str, Any]) -> str:
-    """Describe what is wrong with a matrix; empty if nothing is."""
+    """Return a description of the first problem found in a matrix, or an empty string."""
     if np.isinf(matrix).any():
         return "contain an infinite value"
     missing = np.isnan(matrix)
@@ -325,14 +327,12 @@ def _fault(matrix: Float[np.ndarray, "K K"], view: Mapping[str, Any]) -> str:
     np.fill_diagonal(inside, False)
     if inside.any():
         k, to = np.argwhere(inside)[0]
-        return f"are NaN at parcels {k} and {to}, which have other edges: expected NaN only for absent parcels"
+        return f"are NaN between parcels {k} and {to}, which have other edges: expected NaN only for absent parcels"
     if not view["directed"] and not _symmetric(matrix):
-        return "are not symmetric, as undirected edges must be"
+        return "are not symmetric, but the measure is undirected"
     largest = np.abs(matrix[~missing]).max(initial=0)
     if str(view["units"]).startswith("correlation") and largest > 1 + BEYOND_ONE:
-        return (
-            f"are correlations, expected −1…1, found a size of {largest:.3g}: give Fisher z or covariances as a measure with another name"
-        )
+        return f"are correlations: expected −1…1, found an absolute value of {largest:.3g}; pass Fisher z or covariances under another name"
     return ""
 
 
@@ -344,7 +344,7 @@ def _real(name: str, values: Any) -> np.ndarray:
     """Return an array of real numbers as float32.
 
     Raises:
-      InputError: it holds complex numbers or text.
+      InputError: If the values are complex or not numbers.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
@@ -361,11 +361,11 @@ def _numbers(name: str, values: Values) -> Float[np.ndarray, " S"]:
 
 
 def _check_labels(subjects: Values, sessions: Sequence[str]) -> None:
-    """Refuse labels from which the subject and session of a scan could not be read again."""
+    """Check that the subject and session can be recovered from the label of a scan."""
     for subject, session in zip(map(str, subjects), sessions, strict=True):
         entities = {"ses": session} if session else {}
         if not subject.strip():
-            raise InputError("expected a label for every subject, found an empty one")
+            raise InputError("subjects: expected a label for every scan, found an empty one")
         if label_entities(scan_label(subject, entities)) != {"sub": subject, **entities}:
             raise InputError(f"expected labels without keys such as _ses- or _run-, found subject {subject!r}, session {session!r}")
 
@@ -373,7 +373,7 @@ def _check_labels(subjects: Values, sessions: Sequence[str]) -> None:
 def _repetition_times(tr: float | Values | None, subjects: Values) -> Float[np.ndarray, " S"]:
     times = np.asarray(math.nan if tr is None else tr, float)
     if times.shape not in ((), (len(subjects),)):
-        raise InputError(f"tr: expected one number, or one for each of the {len(subjects)} scans, found {times.size}")
+        raise InputError(f"tr: expected one number or one for each of the {len(subjects)} scans, found {times.size}")
     times = np.broadcast_to(times, (len(subjects),))
     if (wrong := (times <= 0) | np.isinf(times)).any():
         at = int(wrong.argmax())
@@ -392,24 +392,24 @@ def make_cohort(
     sessions: Values | None = None,
     source: str = "",
 ) -> Cohort:
-    """Make a Cohort from signals or matrices of any atlas, in any program's order.
+    """Make a Cohort from parcel signals or connectivity matrices computed with any software and atlas.
 
     Args:
       subjects: subject label of each of the S scans.
       signals: parcel signals of each scan, which may differ in length, `[K, T]` each; NaN for absent parcels.
       edges: matrices by name of the measure or layer; NaN for absent parcels.
-      tr: seconds between frames, of all scans or of each; needed for durations.
+      tr: repetition time in seconds, one number or one per scan; needed for durations.
       covariates: further columns of the table, each with S values.
       names: names of the K parcels.
       sessions: session label of each scan; needed if a subject has several scans.
-      source: where the parcels come from.
+      source: description of the parcellation, e.g. its name or file.
 
     Returns:
       The Cohort.
 
     Raises:
-      InputError: there is neither a signal nor a matrix, K or the number of scans differs, a label is empty or not unique, `tr` is not
-        above 0, or `check_cohort` refuses a matrix; names the scan or the argument.
+      InputError: If there are neither signals nor matrices, K or the number of scans differs, a label is empty or not unique, `tr` is not
+        above 0, or a matrix is invalid (`check_cohort`). The message names the scan or the argument.
 
     Example:
       >>> import numpy as np
@@ -430,9 +430,9 @@ def make_cohort(
         raise InputError(f"{wrong[0]}: expected one value for each of the {count} scans, found {counts[wrong[0]]}")
     for at, y in enumerate(signals or (), 1):
         if y.ndim != 2:
-            raise InputError(f"signals of scan {at}: expected an array of parcels by frames, found shape {y.shape}")
+            raise InputError(f"signals of scan {at}: expected an array [parcels, frames], found shape {y.shape}")
     if not count or not sizes:
-        raise InputError("expected signals or matrices of at least one scan, found none")
+        raise InputError("expected signals or edges of at least one scan, found none")
     k = next(iter(sizes.values()))[0]
     if wrong := [name for name, size in sizes.items() if size != (k, k)]:
         raise InputError(f"{wrong[0]}: expected {k} parcels as in {next(iter(sizes))}, found {sizes[wrong[0]]}")

@@ -1,4 +1,4 @@
-"""Network: the result for one subject. Data only; what reads or writes it is a function elsewhere."""
+"""Network: the result for one scan. Data only; it is read and written by functions of other modules."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import xarray
 
 Interval = tuple[float, float, float]
-"""2.5 %, 50 % and 97.5 %."""
+"""2.5th, 50th and 97.5th percentile."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MapScores:
-    """Scores of a map made from one half of a scan, on the other half."""
+    """Scores, in one half of a scan, of a parcellation estimated from the other half."""
 
     dcbc: float = float("nan")
     homogeneity: float = float("nan")
@@ -29,7 +29,7 @@ class MapScores:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One pair of settings that was tried on the halves: S in nats per location, and the temperature of its best score."""
+    """One pair of settings evaluated across the halves: its held-out score in nats per location and the temperature that maximises it."""
 
     kappa: float
     beta: float
@@ -39,24 +39,24 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """How the parcels were chosen, and why they or the atlas are returned.
+    """Selection of the parcels: the settings tried, their held-out scores, and whether personalised or atlas parcels are returned.
 
     Attributes:
-      decision: `"personalised"`, `"atlas"`, or `"fixed"` where no choice was made.
-      reason: one sentence.
-      requested: the configuration fixed the parcels to those of the atlas.
-      kappa: concentration.
-      beta: weight of the neighbours.
-      temperature: T of the best held-out score; above 1 the mixture's own probabilities are over-confident.
-      score: held-out log predictive density at the chosen settings, nats per location.
-      data_free_score: that of the best member of the family that sees no data (κ = 0).
-      at_edge: the best κ is the smallest or the largest that was tried.
-      trials: all pairs that were tried.
-      personalised, data_free, atlas: cross-half scores of three maps.
-      gain: of `score` over `data_free_score`, by a bootstrap over 32-mm cubes.
-      dcbc_gain: of the personalised DCBC over the data-free one, by a bootstrap over stretches of 20 s.
-      agreement: share of locations that both halves give the same label.
-      degrees: of freedom that cleaning leaves in each half.
+      decision: `"personalised"`, `"atlas"`, or `"fixed"` if no selection was made.
+      reason: reason for the decision, one sentence.
+      requested: whether the configuration fixed the parcels to those of the atlas.
+      kappa: concentration κ.
+      beta: weight β of the neighbours.
+      temperature: temperature with the best held-out score; above 1, the probabilities of the mixture are over-confident.
+      score: held-out log predictive density at the selected settings, in nats per location.
+      data_free_score: score of the best model that uses no data of the scan (κ = 0), in nats per location.
+      at_edge: whether the best κ is the smallest or the largest one tried.
+      trials: all pairs of settings tried.
+      personalised, data_free, atlas: cross-half scores of the three parcellations.
+      gain: gain of `score` over `data_free_score`, with its interval from a bootstrap over 32-mm cubes.
+      dcbc_gain: gain of the personalised over the data-free DCBC, with its interval from a bootstrap over 20-s blocks.
+      agreement: share of locations with the same label in both halves, 0…1.
+      degrees: degrees of freedom left after cleaning in each half.
     """
 
     decision: str = "fixed"
@@ -80,7 +80,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Locations whose label has about the same probability: their number, mean probability, and share to which a repeat gives the same."""
+    """Locations with similar label probability: their number, mean probability, and share with the same label in the other half."""
 
     locations: int
     probability: float
@@ -89,15 +89,16 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How far the probabilities can be believed, measured across the halves of the scan.
+    """Calibration of the label probabilities, measured across the halves of the scan.
 
     Attributes:
       exponents: a, b and c of p ∝ q^a (mean q of the neighbours)^b π^c.
-      expected_error: mean difference of probability and replication over the bins, weighted by their sizes (ECE).
-      expected_agreement: share of locations to which an independent repeat of equal length is expected to give the same label.
-      confident_moves: share of locations that left the atlas's parcel with a probability of at least one half.
-      doubtful_moves: and with less.
-      curve: replication against probability, in ten bins.
+      expected_error: expected calibration error (ECE): mean absolute difference between probability and replication rate over the bins,
+        weighted by bin size.
+      expected_agreement: share of locations expected to have the same label in an independent scan of equal length, 0…1.
+      confident_moves: share of locations outside their atlas parcel with a probability of at least 0.5.
+      doubtful_moves: share of locations outside their atlas parcel with a probability below 0.5.
+      curve: replication rate against probability, in ten bins.
     """
 
     exponents: tuple[float, float, float]
@@ -110,29 +111,29 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class QC:
-    """What a reader judges a network by; `qc.json`, status rows and pages derive from it.
+    """Quality control of a network; `qc.json`, status rows and report pages derive from it.
 
     Attributes:
-      selection: how the parcels were chosen.
-      calibration: of the probabilities; None where the atlas is returned.
-      warnings: what the reader should know, the most important first.
-      absent: parcels without any location.
-      restored: parcels that nearly vanished and got locations of the atlas back.
-      low_coverage: parcels of which the scan covers less than the configured share.
-      fragments_joined: locations that hung apart from their parcel and joined a neighbour.
-      components: connected pieces of the parcels that have several, by name.
-      sizes: locations of each parcel, `[K]`.
-      moved: share of locations whose parcel is not the atlas's.
-      n_locations: inside the atlas.
-      n_outside: others.
-      n_frames: kept.
-      recorded_frames: before scrubbing.
-      minutes: of signal that was kept.
-      n_eff: degrees of freedom that cleaning left.
-      mean_displacement: framewise displacement, mm.
-      tsnr: median of mean over standard deviation after cleaning.
-      dynamics: what fitting the dynamics came to.
-      seconds: of each part of the construction.
+      selection: selection of the parcels.
+      calibration: calibration of the probabilities; None if the atlas parcels are returned.
+      warnings: warnings, the most important first.
+      absent: names of parcels without any location.
+      restored: names of parcels that nearly vanished and were given locations of their atlas parcel back.
+      low_coverage: names of parcels with a coverage below the configured minimum.
+      fragments_joined: number of locations in disconnected fragments that were assigned to an adjacent parcel.
+      components: number of connected components, by name of the parcel; only parcels with several.
+      sizes: number of locations in each parcel, `[K]`.
+      moved: share of locations outside their atlas parcel, 0…1.
+      n_locations: number of locations inside the atlas.
+      n_outside: number of locations outside the atlas.
+      n_frames: number of kept frames.
+      recorded_frames: number of frames before scrubbing.
+      minutes: duration of the kept frames in minutes.
+      n_eff: degrees of freedom left after cleaning.
+      mean_displacement: mean framewise displacement in mm.
+      tsnr: median over locations of the mean divided by the standard deviation after cleaning.
+      dynamics: results of fitting the dynamics.
+      seconds: duration of each part of the construction in seconds.
     """
 
     selection: Selection = Selection()
@@ -157,43 +158,43 @@ class QC:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def warn(self, *said: str) -> QC:
-        """The same with further warnings."""
+        """Return a copy with further warnings."""
         return dataclasses.replace(self, warnings=(*self.warnings, *said))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A subject's parcellation, signals and edges.
+    """Parcellation, parcel signals and edges of one scan.
 
-    K is always what was asked for: a parcel without any location has NaN signals and edges and stands in `qc.absent`.
+    K is the same for every scan: a parcel without any location has NaN signals and edges and is listed in `qc.absent`.
 
     Attributes:
       space: the V locations of the scan.
       labels: parcel of each location, 0…K−1; −1 outside, `[V]`, int32.
-      candidates: parcels that a location may belong to, −1 padded, `[V, C]`, int32.
-      probabilities: probability of each candidate, `[V, C]`, float32; sums to 1 inside, to 0 outside. Of personalised parcels it is the
-        probability that an independent repeat of the scan gives the location this label; of the atlas's its spatial prior.
+      candidates: parcels to which each location may belong, padded with −1, `[V, C]`, int32.
+      probabilities: probability of each candidate, `[V, C]`, float32; sums to 1 inside, to 0 outside. For personalised parcels it is the
+        probability that an independent scan of the same participant gives the location this label; for atlas parcels, the spatial prior.
       signals: mean signal of each parcel over its locations (hard labels), `[K, T]`, float32.
-      edges: measure name to `[K, K]`; correlations as r with diagonal 1. `"shrunk"` and `"guided"` are layers of `"pearson"`, which is the
-        raw one: see `pnet_jax.edges.layers` for what each is meant for. Of `"effective"`, row k, column l is what l does to k.
-      ids: the atlas's id of each parcel, `[K]`; images carry these.
-      names: the atlas's name of each parcel, K of them.
+      edges: matrix of each measure or layer by name, `[K, K]`; correlations are r with diagonal 1. `"shrunk"` and `"guided"` are layers of
+        the raw correlations, `"pearson"`; see `pnet_jax.edges.layers` for their purposes. In `"effective"`, row k, column l is the effect
+        of l on k.
+      ids: id of each parcel in the atlas, `[K]`; used in images.
+      names: name of each of the K parcels in the atlas.
       hemispheres: `"L"`, `"R"` or `"B"` for each parcel.
-      atlas_labels: the parcel that each location has before the scan is seen, by the atlas or by a group's map (`start`), −1 outside,
-        `[V]`.
-      coverage: share of an atlas parcel's extent that the scan's valid locations cover, `[K]`, 0…1.
-      frames: the T kept frames, `[T]`.
-      tr: seconds.
-      subject: label without `sub-`.
+      atlas_labels: parcel of each location before the data are used, from the atlas or the group map (`start`); −1 outside, `[V]`.
+      coverage: share of each atlas parcel's extent covered by valid locations of the scan, `[K]`, 0…1.
+      frames: indices of the T kept frames in the recording, `[T]`.
+      tr: repetition time in seconds.
+      subject: subject label without `sub-`.
       entities: BIDS entities of the source.
-      qc: what a reader judges the result by.
-      provenance: versions, checkpoint and prior digests, config, seed, source.
+      qc: quality control.
+      provenance: versions, digests of the checkpoint and atlas, configuration, seed and source.
       mean: mean image before cleaning, `[V]`.
       displacement: framewise displacement in mm of every recorded frame.
-      halves: edges of both halves of the scan, each cleaned on its own, under the labels of the whole: measure name to `[2, K, K]`. A group
-        learns from them how far edges can be trusted.
-      uncertainty: standard deviation of the edges of a measure or layer, `[K, K]`, not of every one: of correlations in Fisher z, of the
-        coupling, symmetric and directed, in 1/s.
+      halves: edges of both halves of the scan, each cleaned separately, with the parcels of the whole scan: measure name to `[2, K, K]`.
+        The group model uses them to estimate the reliability of edges.
+      uncertainty: standard deviation of the edges of a measure or layer, if available, `[K, K]`: in Fisher z for correlations, in 1/s for
+        symmetric and directed coupling.
     """
 
     space: Space
@@ -219,7 +220,7 @@ class Network:
     uncertainty: dict[str, Float[np.ndarray, "K K"]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Return a line without any array: what there is, and how much of it."""
+        """Return a one-line summary without arrays."""
         parcels = {"personalised": "personalised parcels", "atlas": f"parcels of {self.start}"}.get(self.qc.selection.decision, "parcels")
         label = "_".join(
             [f"sub-{self.subject}", *(f"{key}-{self.entities[key]}" for key in ("ses", "task", "run") if key in self.entities)]
@@ -235,12 +236,12 @@ class Network:
 
     @property
     def start(self) -> str:
-        """What the parcels start from and fall back to, in words: "the atlas", or "the group's map" with a group model."""
+        """Name of the parcellation before personalisation, also the fallback: "the atlas", or "the group's map" with a group model."""
         return start_name(bool((self.provenance.get("group") or {}).get("spatial_prior")))
 
     @property
     def confidence(self) -> Float[np.ndarray, " V"]:
-        """Probability of each location's own label, 0 outside, `[V]`: of personalised parcels that a repeat gives it the same."""
+        """Probability of each location's label, 0 outside, `[V]`; see `probabilities`."""
         return confidence_of(self.labels, self.probabilities, self.candidates)
 
     # Other libraries are known to `outputs.conversion` alone, which the package finds by name when it is needed.
@@ -271,12 +272,12 @@ class Network:
 
 
 def start_name(learned: bool) -> str:
-    """What parcels start from, in words, by whether a group taught the spatial prior."""
+    """Return the name of the starting parcellation, given whether the spatial prior was learned from a group."""
     return "the group's map" if learned else "the atlas"
 
 
 def confidence_of(
     labels: Int[np.ndarray, " V"], probabilities: Float[np.ndarray, "V C"], candidates: Int[np.ndarray, "V C"]
 ) -> Float[np.ndarray, " V"]:
-    """Probability of each location's label, 0 where it has none, `[V]`."""
+    """Return the probability of each location's label, 0 for locations without one, `[V]`."""
     return np.where((candidates == labels[:, None]) & (candidates >= 0), probabilities, 0).sum(1).astype(np.float32)

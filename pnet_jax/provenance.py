@@ -1,4 +1,4 @@
-"""What the provenance of many results has in common, and what differs. Data only."""
+"""Summary of the provenance of many results: shared entries and differing fields. Data only."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OF_ONE_SCAN = ("source", "seed", "device")  # entries that differ between scans
-# Below `cleaning`: figures of one recording, which say nothing of how it was cleaned.
+# Fields of `cleaning` that are measurements of one recording rather than settings.
 MEASURED = ("cleaning.degrees_of_freedom", "cleaning.scrubbed")
-MOST_VALUES = 5  # of one field are listed, the most frequent first
-LONGEST = 80  # characters of a listed value
+MOST_VALUES = 5  # number of values listed per field, the most frequent first
+LONGEST = 80  # maximum number of characters of a listed value
 ABSENT = "not recorded"
 
 
 def shared_provenance(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries that are equal in all results and, under `differ`, each field that is not, with its values.
+    """Return the entries that are equal in all results and, under `differ`, each field that differs, with its values.
 
-    Of an entry with fields, such as `cleaning`, the fields that are equal are kept. A field within an entry is named with a dot. Its values
-    are texts, each with the number of scans that have it, the most frequent first; after five values the rest are counted together.
-    `"not recorded"` is for scans that lack the field. Figures of one recording, such as the degrees of freedom, are left out.
+    For an entry with fields, such as `cleaning`, the equal fields are kept. Differing fields within an entry have dotted names. Their
+    values are strings, each with the number of scans that have it, the most frequent first; values beyond the fifth are counted together.
+    Scans that lack a field are counted as `"not recorded"`. Measurements of one recording, such as the degrees of freedom, are omitted.
 
     Args:
       each: provenance of every result.
+
+    Returns:
+      The shared entries, with the differing fields under `differ`.
 
     Example:
       >>> found = shared_provenance([{"cleaning": {"detrend": True, "low_pass": f}} for f in (0.1, 0.1, 0.08)])
@@ -38,7 +41,7 @@ def shared_provenance(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _alike(each: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
-    """Return the entries that are equal in all mappings, and of mappings within them the entries that are equal there."""
+    """Return the entries that are equal in all mappings, recursively."""
     found: dict[str, Any] = {}
     for key in dict.fromkeys(key for one in each for key in one if f"{prefix}{key}" not in MEASURED):
         values = [one.get(key) for one in each]
@@ -50,7 +53,7 @@ def _alike(each: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, Any
 
 
 def _fields(entry: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the values of nested mappings as texts, by dotted names."""
+    """Return the values of nested mappings as strings, by dotted names."""
     found: dict[str, str] = {}
     for key, value in entry.items():
         if isinstance(value, Mapping):
@@ -62,7 +65,7 @@ def _fields(entry: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _listed(counts: Counter[str]) -> dict[str, int]:
     common = counts.most_common()
-    # Values that are cut to the same beginning are counted together, which is still right of the field: it differs.
+    # Long values with the same first characters are counted together; the field is still correctly listed as differing.
     listed: Counter[str] = Counter()
     for value, n in common[:MOST_VALUES]:
         listed[value if len(value) <= LONGEST else f"{value[:LONGEST]}…"] += n

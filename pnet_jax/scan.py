@@ -1,4 +1,4 @@
-"""Scan: one cleaned recording on a Space."""
+"""Scan: a cleaned recording on a Space."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pnet_jax.space import Space
 
 # Entities that distinguish the recordings of one subject, in BIDS order.
 LABEL_KEYS = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part")
-LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples, so that scans of like sizes share compiled steps
+LOCATION_BUCKET, FRAME_BUCKET = 4096, 64  # scans are padded to multiples of these, so that scans of similar size share compiled steps
 
 
 class Half(NamedTuple):
-    """One half of a recording, cleaned from its own frames alone, so that nothing but the brain ties it to the other half.
+    """One half of a recording, cleaned separately, so that cleaning introduces no dependence on the other half.
 
     Attributes:
-      y: signals, z-scored over the half's frames, `[V, T_half]`, float32.
-      frames: position of these frames in the recording, ascending, `[T_half]`.
-      degrees: degrees of freedom that filter, detrending and regressors leave; 0 where the half is too short to be cleaned.
+      y: signals, z-scored over the frames of the half, `[V, T_half]`, float32.
+      frames: indices of these frames in the recording, ascending, `[T_half]`.
+      degrees: degrees of freedom left after filtering, detrending and regression; 0 if the half is too short to be cleaned.
     """
 
     y: Float[np.ndarray, "V t"]
@@ -34,26 +34,26 @@ class Half(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-    """One cleaned recording.
+    """A cleaned recording.
 
     Attributes:
       y: signals, z-scored over the kept frames, `[V, T]`, float32; 0 where `valid` is False.
       space: the V locations.
       tr: repetition time in seconds.
-      frames: position of the T kept frames in the recording, ascending, `[T]`.
-      recorded: how many frames the recording had before scrubbing.
-      valid: False where a location has no varying, finite signal, `[V]`.
-      mean: mean over time before cleaning, in the file's unit, `[V]`.
-      std: standard deviation over the kept frames after cleaning, in the file's unit, `[V]`.
-      subject: label without `sub-`.
+      frames: indices of the T kept frames in the recording, ascending, `[T]`.
+      recorded: number of frames in the recording before scrubbing.
+      valid: False if the signal of a location is constant or not finite, `[V]`.
+      mean: mean over time before cleaning, in the unit of the file, `[V]`.
+      std: standard deviation over the kept frames after cleaning, in the unit of the file, `[V]`.
+      subject: subject label without `sub-`.
       entities: the other BIDS entities of the source (`ses`, `task`, `run`, `space`, `res`, …).
-      source: file the recording came from.
+      source: file from which the recording was read.
       displacement: framewise displacement in mm of all recorded frames, or None.
-      wide: the signals before the low-pass, z-scored, `[V, T]`, float16; None where they were not kept, or there is no low-pass.
-      halves: both halves, each cleaned on its own; None where the signals were cleaned before they were read, as a whole.
-      degrees: degrees of freedom that cleaning left, or None where it is not known.
-      cleaning: what was done to the signals, for provenance.
-      warnings: what the reader should know.
+      wide: signals before low-pass filtering, z-scored, `[V, T]`, float16; None if they were not kept or no low-pass filter was applied.
+      halves: both halves, each cleaned separately; None if the recording had been cleaned as a whole before it was read.
+      degrees: degrees of freedom left after cleaning, or None if unknown.
+      cleaning: description of the cleaning, for the provenance.
+      warnings: warnings about the recording.
     """
 
     y: Float[np.ndarray, "V T"]
@@ -75,7 +75,7 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Return a line without any array: what there is, and how much of it."""
+        """Return a one-line summary without arrays."""
         return (
             f"Scan({scan_label(self.subject, self.entities)}: {len(self.space)} locations in {self.space.name}, {len(self.frames)} of "
             f"{self.recorded} frames, TR {self.tr:g} s)"
@@ -83,12 +83,12 @@ class Scan:
 
     @property
     def duration(self) -> float:
-        """Seconds of signal that were kept."""
+        """Duration of the kept frames in seconds."""
         return len(self.frames) * self.tr
 
     @property
     def band(self) -> tuple[float | None, float | None]:
-        """Edges of the band-pass that the signals went through in Hz, None for one that was not."""
+        """Lower and upper cut-off of the temporal filter in Hz; None for a filter that was not applied."""
         low, high = (self.cleaning.get(name) for name in ("high_pass", "low_pass"))
         return (float(low) if isinstance(low, int | float) else None, float(high) if isinstance(high, int | float) else None)
 
@@ -109,7 +109,7 @@ def scan_label(subject: str, entities: Mapping[str, str]) -> str:
 
 
 def label_entities(label: str) -> dict[str, str]:
-    """Return the subject (`sub`) and the other entities of a label that `scan_label` made.
+    """Return the subject (`sub`) and the other entities of a label made by `scan_label`.
 
     Example:
       >>> label_entities("sub-A_1_ses-1_task-rest")
@@ -120,24 +120,24 @@ def label_entities(label: str) -> dict[str, str]:
 
 
 def n_eff(scan: Scan) -> float:
-    """Independent frames of a recording: the degrees of freedom that cleaning left.
+    """Return the effective number of independent frames: the degrees of freedom left after cleaning.
 
-    Where nobody said what was removed they are at most 2 · bandwidth · duration, which is returned.
+    If these are unknown, return their upper bound, 2 · bandwidth · duration.
     """
     return scan.degrees if scan.degrees is not None else band_limit(scan, len(scan.frames))
 
 
 def band_limit(scan: Scan, frames: int) -> float:
-    """2 · bandwidth · duration: independent values of a band-limited signal of so many frames, before any regression."""
+    """Return 2 · bandwidth · duration: the number of independent values in a band-limited signal of `frames` frames, before regression."""
     low, high = scan.band
     return 2 * ((high or 0.5 / scan.tr) - (low or 0.0)) * frames * scan.tr
 
 
 def halves_of(scan: Scan) -> tuple[Half, Half]:
-    """The halves that parcels are chosen and judged by.
+    """Return the two halves that are used to select and score parcels.
 
-    Of a scan that was cleaned before it was read they are columns of its signals, standardised again, and regressors of the whole
-    recording tie them together.
+    For a scan that had been cleaned before it was read, the halves are columns of its signals, z-scored again. They are then not
+    independent, because the regression was fitted to the whole recording.
     """
     return scan.halves or _halves_of_whole(scan)
 
@@ -155,7 +155,9 @@ def _halves_of_whole(scan: Scan) -> tuple[Half, Half]:
 
 
 def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields: object) -> Scan:
-    """A Scan from cleaned signals in memory: checks shapes, marks constant or non-finite locations, z-scores over time.
+    """Make a Scan from cleaned signals in memory.
+
+    Constant and non-finite locations are marked as invalid, and the signals are z-scored over time.
 
     Args:
       y: cleaned signals, any unit, `[V, T]`.
@@ -163,23 +165,26 @@ def make_scan(y: Float[np.ndarray, "V T"], space: Space, *, tr: float, **fields:
       tr: repetition time in seconds.
       **fields: any other attribute of `Scan`.
 
+    Returns:
+      The Scan.
+
     Raises:
-      InputError: `y` and `space` disagree, there are fewer than 3 frames, or `tr` is not positive.
+      InputError: If the number of locations in `y` and `space` differs, there are fewer than 3 frames, or `tr` is not positive.
     """
     y = np.array(y, np.float32)
     if y.ndim != 2 or len(y) != len(space):
         raise InputError(f"y must be [V, T] with V = {len(space)} locations, got shape {y.shape}")
     if y.shape[1] < 3:
-        raise InputError(f"a scan needs at least 3 frames, got {y.shape[1]}")
+        raise InputError(f"expected a scan of at least 3 frames, got {y.shape[1]}")
     if not tr > 0:
-        raise InputError(f"the repetition time must be above 0 s, got {tr}")
+        raise InputError(f"expected a repetition time above 0 s, got {tr}")
     mean, std, valid = zscore_in_place(y)
     given: dict[str, object] = dict(frames=np.arange(y.shape[1]), recorded=y.shape[1], mean=mean, std=std, valid=valid)
     return Scan(y=y, space=space, tr=float(tr), **(given | fields))  # type: ignore[arg-type]
 
 
 def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
-    """Some columns of a scan, standardised anew; it was cleaned as a whole. At least 3."""
+    """Return a scan of at least 3 selected columns, z-scored again; the cleaning of the whole recording is kept."""
     y = np.array(scan.y[:, columns], np.float32)
     _, std, valid = zscore_in_place(y)
     wide = None if scan.wide is None else scan.wide[:, columns]
@@ -192,9 +197,9 @@ def some_frames(scan: Scan, columns: Int[np.ndarray, " n"]) -> Scan:
 def zscore_in_place(
     y: Float[np.ndarray, "V T"], block: int = 1024
 ) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
-    """Standardise the rows of `y` in place; return their mean, standard deviation and whether they vary.
+    """Z-score the rows of `y` in place; return their means, standard deviations and whether they vary, `[V]` each.
 
-    Computed in float64, `block` rows at a time, which stay in the processor's cache between passes.
+    Computed in float64, `block` rows at a time, so that the rows stay in the processor cache between passes.
     """
     mean, std = np.zeros(len(y), np.float32), np.zeros(len(y), np.float32)
     valid = np.zeros(len(y), bool)
@@ -215,16 +220,16 @@ def zscore_in_place(
 
 
 def split(scan: Scan) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """Columns of the first and the second half of a scan; see `split_frames`."""
+    """Return the columns of the first and second half of a scan; see `split_frames`."""
     return split_frames(scan.frames, scan.tr)
 
 
 def split_frames(
     frames: Int[np.ndarray, " T"], tr: float, gap_seconds: float = 30.0
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-    """Places of the first and of the second half among the kept frames of a recording, with `gap_seconds` left out between them.
+    """Return the indices, among the kept frames, of the first and second half of a recording, separated by a gap of `gap_seconds`.
 
-    The gap shrinks to a tenth of the scan where the scan is short, so that at most a tenth of the data is lost.
+    In short scans the gap is a tenth of the scan, so that at most a tenth of the data is lost.
     """
     kept = len(frames)
     gap = min(gap_seconds / tr, kept / 10)

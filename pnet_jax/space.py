@@ -1,4 +1,4 @@
-"""Space: where the locations of a scan are. Voxels, vertices and ROIs are the same thing from here on."""
+"""Space: the locations of a scan. Voxels, vertices and ROIs are treated alike from here on."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _OFFSETS_26 = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if an
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Space:
-    """V locations with what the method needs to know of them.
+    """V locations with their coordinates, structures and neighbours.
 
     Attributes:
       xyz: MNI coordinates in mm, `[V, 3]`, float32.
       hemisphere: 0 left, 1 right, `[V]`, int8. By structure where one is known, else by the sign of x (x < 0 is left).
       structure: index into `structures`, `[V]`, int16.
-      structures: names; `("volume",)` where nothing finer is known, CIFTI's names for brain models.
-      neighbours: table of adjacent locations, −1 padded, `[V, N]`, int32: 26 on a grid, the mesh on a surface.
+      structures: names of the structures; those of the CIFTI brain models, or `("volume",)` if nothing finer is known.
+      neighbours: indices of adjacent locations, padded with −1, `[V, N]`, int32: 26 neighbours on a grid, mesh neighbours on a surface.
       kind: `"grid"`, `"cifti"` or `"points"`.
-      name: the template or individual space, e.g. `"MNI152NLin6Asym"`.
-      resolution: typical distance of adjacent locations in mm.
-      grid: how voxels sit in their image, or None.
+      name: name of the template or individual space, e.g. `"MNI152NLin6Asym"`.
+      resolution: typical distance between adjacent locations in mm.
+      grid: positions of the voxels in their image, or None.
       names: names of the locations (ROIs), or None.
       mesh: the surfaces that vertices lie on, or None where they are not known.
     """
@@ -55,13 +55,13 @@ class Space:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-    """Voxels in their image.
+    """Positions of voxels in their image.
 
     Attributes:
-      ijk: index of location v in the image *as stored in its file*, `[V, 3]`; −1 for locations that are no voxels.
-      shape: the image's three dimensions.
-      affine: voxel index to mm of the file's own space, `[4, 4]`.
-      to_mni: mm of that space to MNI mm, `[4, 4]`; None where they are the same.
+      ijk: voxel index of each location in the image *as stored in its file*, `[V, 3]`; −1 for locations that are not voxels.
+      shape: the three dimensions of the image.
+      affine: affine from voxel indices to mm in the space of the file, `[4, 4]`.
+      to_mni: affine from that space to MNI, both in mm, `[4, 4]`; None if they are the same.
       brain_models: CIFTI brain-model axis (opaque to the core), or None.
     """
 
@@ -96,25 +96,28 @@ def grid_space(
     name: str = "unknown",
     to_mni: Float[np.ndarray, "4 4"] | None = None,
 ) -> Space:
-    """Space of the voxels of a mask.
+    """Make the Space of the voxels in a mask.
 
     Locations are ordered by their position in the closest RAS orientation, so that the same brain stored as LAS, RAS or
     PIR gives the same locations in the same order.
 
     Args:
-      mask: True inside, `[X, Y, Z]`, in the file's own orientation.
-      affine: voxel index to mm, `[4, 4]`.
-      name: the space the affine leads to.
-      to_mni: mm of that space to MNI mm, `[4, 4]`; None where the affine already leads to MNI. Coordinates are
-        transformed, data are not resampled.
+      mask: True inside the mask, `[X, Y, Z]`, in the orientation of the file.
+      affine: affine from voxel indices to mm, `[4, 4]`.
+      name: name of the space that the affine maps to.
+      to_mni: affine from that space to MNI, both in mm, `[4, 4]`; None if `affine` already maps to MNI. Coordinates are
+        transformed; data are not resampled.
+
+    Returns:
+      The Space, with one location per voxel in the mask.
 
     Raises:
-      InputError: the mask is not 3-D or is empty, or the affine is singular.
+      InputError: If the mask is not 3-D or is empty, or the affine is singular.
     """
     mask = np.asarray(mask, bool)
     affine = np.asarray(affine, np.float64)
     if mask.ndim != 3:
-        raise InputError(f"a mask has 3 dimensions, got shape {mask.shape}")
+        raise InputError(f"mask: expected 3 dimensions, got shape {mask.shape}")
     if not mask.any():
         raise InputError("the mask is empty: no voxel above 0")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -142,15 +145,18 @@ def grid_space(
 
 
 def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = None, name: str = "unknown") -> Space:
-    """Space of ROI centroids; nothing is adjacent to anything.
+    """Make the Space of ROI centroids, without adjacency.
 
     Args:
-      xyz: MNI mm, `[V, 3]`.
-      names: one for each ROI.
-      name: the template the coordinates are in.
+      xyz: MNI coordinates in mm, `[V, 3]`.
+      names: one name per ROI.
+      name: template of the coordinates.
+
+    Returns:
+      The Space, with one location per ROI.
 
     Raises:
-      InputError: shapes or counts do not agree.
+      InputError: If the shapes or counts do not agree.
     """
     xyz = np.asarray(xyz, np.float32)
     if xyz.ndim != 2 or xyz.shape[1] != 3 or not np.isfinite(xyz).all():
@@ -174,9 +180,9 @@ def point_space(xyz: Float[np.ndarray, "V 3"], *, names: Sequence[str] | None = 
 
 
 def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
-    """The Space of a subset of locations in the order given; neighbours outside it are dropped."""
+    """Return the Space of a subset of locations, in the order given; neighbours outside the subset are dropped."""
     keep = np.asarray(keep)
-    new_index = np.full(len(space) + 1, -1, np.int32)  # the last entry answers for the padding −1
+    new_index = np.full(len(space) + 1, -1, np.int32)  # the last entry maps the padding −1 to −1
     new_index[keep] = np.arange(len(keep), dtype=np.int32)
     grid = space.grid and dataclasses.replace(space.grid, ijk=space.grid.ijk[keep])
     mesh = space.mesh and dataclasses.replace(space.mesh, vertex=space.mesh.vertex[keep])
@@ -193,9 +199,10 @@ def take(space: Space, keep: Int[np.ndarray, " n"]) -> Space:
 
 
 def join_spaces(space: Space, other: Space) -> Space | None:
-    """Join the locations of two Spaces: those of the first, then those that only the second has.
+    """Join the locations of two Spaces: those of the first, then those found only in the second.
 
-    Voxels on one image grid (same shape and affines) are joined whatever the masks are. Without voxels, the locations must be the same.
+    Voxels on the same image grid (same shape and affines) can be joined whatever their masks. Locations other than voxels must be the
+    same in both Spaces.
 
     Returns:
       The joined Space, whose `neighbours` are those of `space`; None if the two cannot be joined.
@@ -217,7 +224,7 @@ def join_spaces(space: Space, other: Space) -> Space | None:
 
 
 def places_in(space: Space, other: Space) -> Int[np.ndarray, " V"]:
-    """Return the index in `space` of each location of `other`, which `join_spaces` has added to `space`."""
+    """Return the index in `space` of each location of `other`; `space` must come from `join_spaces`."""
     if space.grid is None or other.grid is None or space.kind != "grid":
         return np.arange(len(other))
     flat = _flat(space.grid)
@@ -226,10 +233,10 @@ def places_in(space: Space, other: Space) -> Int[np.ndarray, " V"]:
 
 
 def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a Space as words and arrays for files, without the brain models of CIFTI."""
+    """Split a Space into plain values and arrays for storage, without the CIFTI brain models."""
     words = {"structures": space.structures, "kind": space.kind, "name": space.name, "resolution": space.resolution, "names": space.names}
     tables = {key: getattr(space, key) for key in ("xyz", "hemisphere", "structure")}
-    if space.kind != "grid":  # those of voxels are large and can be derived from the voxel indices
+    if space.kind != "grid":  # neighbours of voxels are large and can be derived from the voxel indices
         tables["neighbours"] = space.neighbours
     if space.grid is not None:
         tables |= {"ijk": space.grid.ijk, "shape": np.array(space.grid.shape), "affine": space.grid.affine}
@@ -241,7 +248,7 @@ def space_tables(space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def space_of_tables(words: Mapping[str, Any], tables: Mapping[str, Any], brain_models: object | None = None) -> Space:
-    """Make a Space from the output of `space_tables`; neighbours of voxels are in the order of the image's axes."""
+    """Make a Space from the output of `space_tables`; neighbours of voxels follow the order of the image axes."""
     tables = dict(tables)
     grid = None
     if "ijk" in tables:
@@ -257,12 +264,12 @@ def space_of_tables(words: Mapping[str, Any], tables: Mapping[str, Any], brain_m
 
 
 def hemisphere_of(xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:
-    """0 where x < 0 (left), 1 elsewhere, `[V]`."""
+    """Return 0 (left) if x < 0, else 1 (right), for each location, `[V]`."""
     return np.where(xyz[:, 0] < 0, LEFT, RIGHT).astype(np.int8)
 
 
 def grid_neighbours(ijk: Int[np.ndarray, "V 3"]) -> Int[np.ndarray, "V 26"]:
-    """Index of the 26 surrounding voxels, −1 where there is none."""
+    """Return the indices of the 26 surrounding voxels of each voxel, −1 if a voxel is not in the mask, `[V, 26]`."""
     low = ijk.min(0) - 1
     shape = ijk.max(0) - low + 2
     index = np.full(shape, -1, np.int32)
@@ -274,11 +281,14 @@ def grid_neighbours(ijk: Int[np.ndarray, "V 3"]) -> Int[np.ndarray, "V 26"]:
 
 
 def mesh_neighbours(faces: Int[np.ndarray, "F 3"], vertices: Int[np.ndarray, " V"]) -> Int[np.ndarray, "V N"]:
-    """Adjacent vertices on a triangle mesh, −1 padded.
+    """Return the neighbours of each location on a triangle mesh.
 
     Args:
       faces: vertex numbers of each triangle, `[F, 3]`.
-      vertices: the vertex number of each location, `[V]`; a location's neighbours are counted among these only.
+      vertices: vertex number of each location, `[V]`; vertices that are not listed are not neighbours.
+
+    Returns:
+      Indices of the neighbouring locations, padded with −1, `[V, N]`.
     """
     location = np.full(max(int(faces.max()), int(vertices.max())) + 1, -1, np.int64)
     location[vertices] = np.arange(len(vertices))
@@ -293,7 +303,7 @@ def mesh_neighbours(faces: Int[np.ndarray, "F 3"], vertices: Int[np.ndarray, " V
 
 
 def _same_frame(space: Space, other: Space) -> bool:
-    """Return whether two Spaces are of one kind and, with voxels, on one image grid."""
+    """Return whether two Spaces are of the same kind and, if they have voxels, on the same image grid."""
     if (space.kind, space.structures) != (other.kind, other.structures):
         return False
     if space.grid is None or other.grid is None:
@@ -308,7 +318,7 @@ def _flat(grid: Grid) -> Int[np.ndarray, " V"]:
 
 
 def _closest_ras(affine: Float[np.ndarray, "4 4"]) -> tuple[list[int], list[bool]]:
-    """For each RAS axis, the file's axis that runs along it, and whether it runs the other way."""
+    """Return, for each RAS axis, the image axis closest to it and whether that axis has to be flipped."""
     direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     best = max(itertools.permutations(range(3)), key=lambda axes: sum(abs(direction[r, a]) for r, a in enumerate(axes)))
     return list(best), [bool(direction[r, a] < 0) for r, a in enumerate(best)]

@@ -134,13 +134,13 @@ def _matrix(change):
     [
         (lambda n: dataclasses.replace(n, ids=IDS[::-1]), "sub-00_ses-b_task-rest: expected the 12 parcels of sub-00_ses-a_task-rest"),
         (lambda n: dataclasses.replace(n, ids=IDS[:11]), "found 11 with ids"),
-        (lambda n: dataclasses.replace(n, provenance={"atlas": {"digest": "11"}}), r"one atlas \(digest 00ff\), found digest 11"),
+        (lambda n: dataclasses.replace(n, provenance={"atlas": {"digest": "11"}}), r"other networks \(digest 00ff\), found digest 11"),
         (
             lambda n: dataclasses.replace(n, entities={"task": "rest", "ses": "a"}),
             "expected every scan once, found sub-00_ses-a_task-rest 2",
         ),
         (_matrix(lambda m: m.__setitem__((0, 1), 9)), "sub-00_ses-b_task-rest: edges 'pearson' are not symmetric"),
-        (_matrix(lambda m: m.__setitem__((0, 1), np.nan)), "are NaN at parcels 0 and 1, which have other edges"),
+        (_matrix(lambda m: m.__setitem__((0, 1), np.nan)), "are NaN between parcels 0 and 1, which have other edges"),
         (_matrix(lambda m: m.__setitem__((0, 0), np.inf)), "contain an infinite value"),
     ],
 )

@@ -539,7 +539,7 @@ def test_the_command_asks_for_a_group(store, tmp_path, capsys):
     [
         (np.nan, "found 1 of 9 NaN or infinite; the first, in row 1 and column 2, is nan"),
         (-0.5, "found 1 of 9 negative; the first, in row 1 and column 2, is -0.5"),
-        (0.75, "found 2 of 9 asymmetric; the first, in row 1 and column 2, is 0.75 and 0.5 the other way"),
+        (0.75, "found 2 of 9 asymmetric; the first, in row 1 and column 2, is 0.75, but 0.5 in the transpose"),
     ],
 )
 @pytest.mark.parametrize("ending", [".csv", ".npy"])
@@ -552,7 +552,7 @@ def test_a_structural_connectome_that_is_none_is_named_by_its_file(value, messag
         np.savetxt(file, weights, delimiter=",", header="a,b,c", comments="")
     with pytest.raises(ValueError) as error:
         read_connectome(file, 3)
-    assert str(error.value) == f"structural connectome {file}: expected weights that are finite, 0 or above and symmetric, {message}"
+    assert str(error.value) == f"structural connectome {file}: expected finite, non-negative and symmetric weights, {message}"
 
 
 def test_a_structural_connectome_is_read(tmp_path):

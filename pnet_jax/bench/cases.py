@@ -22,7 +22,7 @@ from pnet_jax.ops.shapes import COHORTS, SCANS, Shape
 STEPS = 12  # of the mixture
 
 
-class Spread(NamedTuple):
+class CasePartition(NamedTuple):
     """How a case runs on several devices.
 
     Attributes:
@@ -51,7 +51,7 @@ class Work(NamedTuple):
 
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
-    spread: Spread | None = None
+    spread: CasePartition | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _correlation(shape: Shape, make: Inputs) -> Work:
     def run(implementation: str, signals: jax.Array) -> jax.Array:
         return correlation(signals, implementation=implementation)
 
-    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), CasePartition("subject", (P("subject"),), P("subject")))
 
 
 @case(
@@ -136,7 +136,7 @@ def _fingerprint(shape: Shape, make: Inputs) -> Work:
         return fingerprint(y, references, projection=projection, implementation=implementation)
 
     arguments = (make.signals(shape.V, shape.T), make.signals(shape.R, shape.T), make.normal(shape.R, shape.D))
-    return Work(run, arguments, Spread("location", (P("location"), P(), P()), P("location")))
+    return Work(run, arguments, CasePartition("location", (P("location"), P(), P()), P("location")))
 
 
 @case(
@@ -158,7 +158,7 @@ def _soft_assign(shape: Shape, make: Inputs) -> Work:
 
     arguments = (make.unit(shape.V, shape.D), make.unit(shape.K, shape.D), candidates(shape), make.normal(shape.V, shape.C))
     inputs = (P("location"), P(), P("location"), P("location"))
-    return Work(run, arguments, Spread("location", inputs, (P("location"), P(), P()), local))
+    return Work(run, arguments, CasePartition("location", inputs, (P("location"), P(), P()), local))
 
 
 @case(
@@ -220,7 +220,7 @@ def _location_correlation(shape: Shape, make: Inputs) -> Work:
     def local(implementation: str, y: jax.Array) -> jax.Array:
         return ring.total(y, jnp.ones(y.shape[1], y.dtype), jnp.ones(len(y), bool), jnp.arctanh, "location")[0]
 
-    return Work(run, (make.signals(shape.V, shape.T),), Spread("location", (P("location"),), P("location"), local))
+    return Work(run, (make.signals(shape.V, shape.T),), CasePartition("location", (P("location"),), P("location"), local))
 
 
 @case(
@@ -236,7 +236,7 @@ def _partial(shape: Shape, make: Inputs) -> Work:
     def run(implementation: str, signals: jax.Array) -> jax.Array:
         return partial(signals, implementation=implementation)
 
-    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), CasePartition("subject", (P("subject"),), P("subject")))
 
 
 @case(
@@ -268,7 +268,7 @@ def _distance_correlation(shape: Shape, make: Inputs) -> Work:
     def run(implementation: str, signals: jax.Array) -> jax.Array:
         return distance_correlation(signals, implementation=implementation)
 
-    return Work(run, (make.signals(shape.S, shape.K, shape.T),), Spread("subject", (P("subject"),), P("subject")))
+    return Work(run, (make.signals(shape.S, shape.K, shape.T),), CasePartition("subject", (P("subject"),), P("subject")))
 
 
 def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], float]) -> None:
@@ -285,7 +285,7 @@ def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], flo
         def over(implementation: str, mesh: Mesh | None, weights: jax.Array) -> jax.Array:
             return portrait_divergence(weights, settings, implementation=implementation, mesh=mesh).divergence
 
-        return Work(run, (make.networks(shape.S, shape.K),), Spread("subject", (P("subject"),), over=over))
+        return Work(run, (make.networks(shape.S, shape.K),), CasePartition("subject", (P("subject"),), over=over))
 
     case(op, shapes=COHORTS, flop=flop, bytes=lambda s, b: 4 * s.S * (s.K**2 + s.S), grows="SK", implementations=("chunked",))(build)
 
@@ -308,7 +308,7 @@ def _permutation_case(op: str, threshold: float | None, implementations: tuple[s
             return permutation_test(edges, effect, key=jax.random.key(0), mesh=mesh, **options)
 
         arguments = make.normal(shape.S, shape.E), np.arange(shape.S, dtype=np.float32) % 2
-        return Work(run, arguments, Spread("subject", (P(), P()), over=over))
+        return Work(run, arguments, CasePartition("subject", (P(), P()), over=over))
 
     case(
         op,

@@ -46,7 +46,7 @@ def load_group(folder: str | pathlib.Path) -> Group:
     """
     from pnet_jax.dynamics.fit import Hierarchy  # imports optax, which only group models need
     from pnet_jax.dynamics.linear_stochastic import Params
-    from pnet_jax.edges.guided import Guide, Moments
+    from pnet_jax.edges.guided import Guide, ViewMoments
     from pnet_jax.edges.shrinkage import Shrinkage
     from pnet_jax.group.fit import Group
     from pnet_jax.parcellation.spatial import LearnedPrior
@@ -62,7 +62,7 @@ def load_group(folder: str | pathlib.Path) -> Group:
     if "guide" in arrays:
         g = arrays["guide"]
         shrinkage = Shrinkage(**arrays["shrinkage"])
-        guide = Guide(g["mean"], g["modes"], Moments(**g["edges"]), Moments(**g["pairs"]), g["weights"], g["scale"])
+        guide = Guide(g["mean"], g["modes"], ViewMoments(**g["edges"]), ViewMoments(**g["pairs"]), g["weights"], g["scale"])
     if "dynamics" in arrays:
         d = arrays["dynamics"]
         hierarchy = Hierarchy(Params(**d["group"]), d["subgroups"], d["variance"], d["error"])

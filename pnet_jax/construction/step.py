@@ -22,7 +22,7 @@ from pnet_jax.parcellation import calibrate, decide, score
 from pnet_jax.parcellation.choose import Choice, choose
 from pnet_jax.parcellation.harden import harden, most_probable
 from pnet_jax.parcellation.held_out import held_out
-from pnet_jax.parcellation.mixture import Problem, begin, group_prototypes, mixture, normalise
+from pnet_jax.parcellation.mixture import Problem, group_prototypes, initial_mixture, mixture, normalise
 from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import SpatialPrior
 
@@ -190,7 +190,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     enough &= (subject.n_blocks >= MIN_BLOCKS) & (subject.degrees.min() >= LEAST_DEGREES)
     personalised = {"auto": enough, "personalised": jnp.array(True), "atlas": jnp.array(False)}[settings.labels]
     whole = problems[2]
-    begun = begin(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
+    begun = initial_mixture(whole, jnp.log((choice.halves[0].q + choice.halves[1].q) / 2 + 1e-6))
     q = mixture(whole, choice.kappa, choice.beta, steps=FINAL_STEPS, start=begun).q
     p, exponents, reliability = _calibrate(prior, choice, own, q, candidates, counts, quality.cosine)
     hardened = harden(q, candidates, prior.table, prior.neighbours, atlas, k)

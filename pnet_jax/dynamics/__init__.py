@@ -1,4 +1,4 @@
-"""Neural dynamics of parcel signals: models with closed-form spectra, their likelihood, their fit."""
+"""Neural dynamics of parcel signals: models with closed-form spectra, their likelihoods and fits."""
 
 from pnet_jax.dynamics.fit import (
     DynamicsPrior,

@@ -1,25 +1,25 @@
-r"""Directed (effective) coupling: the linear stochastic model with a J that need not be symmetric.
+r"""Directed (effective) coupling: the linear stochastic model without the symmetry constraint on J.
 
 .. math:: S(\omega) = |H|^2\sigma_x^2 R R^H + \sigma_e^2 I, \qquad R = (i\omega I - J)^{-1}
 
-Direction shows in the imaginary part of the cross-spectra. Every bin is a dense complex problem, so K ≤ 200.
+Directions are identified by the imaginary part of the cross-spectra. Every bin requires dense complex algebra, so K is limited to 200.
 
-The expected information about J is, per bin and without forming it, a sum of two Kronecker products,
+For each bin, the expected information about J is a sum of two Kronecker products,
 
 .. math:: I_{(ij),(kl)} = 2\,\mathrm{Re}\,(X_{jk} X_{li} + Y_{jl} Z_{ki}), \quad X = C S^{-1} R,\; Y = C S^{-1} C,\; Z = R^H S^{-1} R
 
-with :math:`C = |H|^2\sigma_x^2 R R^H`. Where J is symmetric it falls apart, in the modes of J, into 2 × 2 blocks of (i, j) and (j, i) and
-one of the diagonal and the levels. The full matrix steers the fit (Fisher scoring, safeguarded) up to 30 parcels and gives standard errors
-up to 60; above that the blocks do.
+with :math:`C = |H|^2\sigma_x^2 R R^H`. If J is symmetric, the information decomposes, in the modes of J, into 2 × 2 blocks of (i, j) and
+(j, i) and one block of the diagonal and the levels. The full matrix is used for the fit (safeguarded Fisher scoring) up to 30 parcels and
+for standard errors up to 60; above that, the blocks are used.
 
-Three things keep the intervals honest:
+Three measures ensure that the intervals are calibrated:
 
-- In a band that ends at .1 Hz rates of about 1/s are hardly told from one another. The prior is therefore of J's *shape*, J over its mean
-  rate, and the rate has a wide prior of its own; else a scan that says little of the rate would shrink all of J.
-- How wide the prior of the shape is, apart for its symmetric and its skew part, is measured on the scan (empirical Bayes).
-- K² entries explain part of the noise. The joint maximum over them, the noise, the rate and the delay therefore finds no noise and slow
-  rates. So J's volume, half the log-determinant of the information about its shape, stands in the objective (Laplace): the levels are then
-  those of the likelihood with J integrated out.
+- In a band up to 0.1 Hz, rates of about 1/s are hardly distinguishable. The prior therefore applies to the *shape* of J, i.e. J divided by
+  its mean rate, and the rate has a separate wide prior; otherwise, a scan with little information about the rate would shrink all of J.
+- The widths of the prior of the shape, for its symmetric and skew-symmetric part, are estimated from the scan (empirical Bayes).
+- The K² entries also fit part of the noise, so the joint maximum over entries, noise, rate and delay underestimates the noise and the
+  rates. The objective therefore includes the volume term of J, half the log-determinant of the information about its shape (Laplace
+  approximation): the levels are then those of the likelihood with J integrated out.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from pnet_jax.dynamics.linear_stochastic import band_grid, variance_of_entries
 from pnet_jax.dynamics.spectra import BAND_HZ, POOL_HZ, Spectra
 
 MOST_PARCELS = 200
-DENSE = 60  # parcels up to which standard errors come from the full information
-ROUND = 8  # steps of a fit between two measurements of the prior's widths
-SETTLED = 1.1  # factor between rounds below which widths are taken as found
-NARROWEST = 1e-3  # of the widest
-ENOUGH = 1e-3  # of log-likelihood, times K², that a step must gain for another: entries are then within some hundredths of their errors
-RATE_SD = 0.5  # of the logarithm of the mean rate about the prior's
-STEER_DENSE = 30  # parcels up to which every step of a fit uses it as well
-LEVEL_SDS = (2.0, 2.0, 0.5)  # of log σx, log σe and the delay about where a fit begins
+DENSE = 60  # maximum number of parcels for standard errors from the full information
+ROUND = 8  # steps of a fit between two estimates of the prior widths
+SETTLED = 1.1  # the widths have converged if they change by less than this factor between rounds
+NARROWEST = 1e-3  # minimum width of the prior relative to the widest
+ENOUGH = 1e-3  # minimum gain of a step in log-likelihood, times K²; entries are then within a few hundredths of their standard errors
+RATE_SD = 0.5  # prior standard deviation of the logarithm of the mean rate
+STEER_DENSE = 30  # maximum number of parcels for fits with the full information
+LEVEL_SDS = (2.0, 2.0, 0.5)  # prior standard deviations of log σx, log σe and the delay
 
 
 class DirectedParams(NamedTuple):
     """Parameters of the model.
 
     Attributes:
-      jacobian: J in 1/s, `[K, K]`; entry (k, l) is what l does to k.
-      log_sigma_x, log_sigma_e, delay: as those of `linear_stochastic.Params`.
+      jacobian: J in 1/s, `[K, K]`; entry (k, l) is the effect of l on k.
+      log_sigma_x, log_sigma_e, delay: as in `linear_stochastic.Params`.
     """
 
     jacobian: Float[Array, "K K"]
@@ -67,9 +67,9 @@ class CrossSpectra(NamedTuple):
     """Pooled cross-spectra.
 
     Attributes:
-      frequency: Hz, `[F]`.
+      frequency: frequencies in Hz, `[F]`.
       gram: mean of ŝ ŝᴴ, `[F, K, K]`.
-      weight: bins behind it, `[F]`.
+      weight: number of bins averaged, `[F]`.
     """
 
     frequency: Float[Array, " F"]
@@ -84,12 +84,12 @@ class DirectedFit(NamedTuple):
     """A fit of directed coupling.
 
     Attributes:
-      params: maximum a posteriori, or where it began if `ok` is False.
-      standard_errors: of J in 1/s, `[K, K]`.
-      objective: negative log-likelihood, prior and volume together, a parcel and a bin.
-      sd: of the prior that was used, of the symmetric and of the skew part; see `fit_effective`.
-      ok: False where no step from the start was finite, stable and better.
-      regularised: True where the scan has fewer independent values than parcels.
+      params: maximum a posteriori (MAP) estimate, or the start if `ok` is False.
+      standard_errors: standard errors of J in 1/s, `[K, K]`.
+      objective: sum of negative log-likelihood, prior and volume term, per parcel and bin.
+      sd: prior standard deviations used, of the symmetric and the skew-symmetric part; see `fit_effective`.
+      ok: False if no step from the start was finite, stable and better.
+      regularised: True if the scan has fewer independent values than parcels.
     """
 
     params: DirectedParams
@@ -101,19 +101,22 @@ class DirectedFit(NamedTuple):
 
 
 def cross_spectra(recordings: Sequence[Spectra], band: tuple[float, float] = BAND_HZ, step: float = POOL_HZ) -> CrossSpectra:
-    """Mean cross-spectra of one or more recordings on a grid of a band. Host code.
+    """Average the cross-spectra of one or more recordings on a frequency grid, on the host.
 
     Args:
-      recordings: of `spectra`, or standardised, of the same K.
-      band: Hz.
-      step: of the grid in Hz.
+      recordings: spectra of the recordings, with the same K; standardised or not.
+      band: frequency band in Hz.
+      step: spacing of the grid in Hz.
+
+    Returns:
+      The mean cross-spectra.
 
     Raises:
-      ValueError: recordings of different K, or more parcels than 200.
+      ValueError: If K differs between recordings or is above 200.
     """
     sizes = {one.dft.shape[-1] for one in recordings}
     if len(sizes) != 1 or max(sizes) > MOST_PARCELS:
-        raise ValueError(f"expected recordings of one K of at most {MOST_PARCELS} parcels, got K = {sorted(sizes)}")
+        raise ValueError(f"expected recordings with the same K, at most {MOST_PARCELS} parcels, got K = {sorted(sizes)}")
     (parcels,), count = sizes, max(1, round((band[1] - band[0]) / step))
     gram, weight, frequency = np.zeros((count, parcels, parcels), complex), np.zeros(count), np.zeros(count)
     for one in recordings:
@@ -132,33 +135,36 @@ def cross_spectra(recordings: Sequence[Spectra], band: tuple[float, float] = BAN
 
 
 def density(params: DirectedParams, frequency: Float[Array, " F"]) -> Complex[Array, "F K K"]:
-    """S(ω), Hermitian, `[F, K, K]`."""
+    """Return the spectral density S(ω), Hermitian, `[F, K, K]`."""
     drive, noise = _levels(params, frequency)
     return _parts(params.jacobian, drive, noise, frequency)[2]
 
 
 def negative_log_likelihood(params: DirectedParams, seen: CrossSpectra) -> Float[Array, ""]:
-    """Whittle's, a parcel and a bin; for a symmetric J that of `linear_stochastic`.
+    """Compute the Whittle negative log-likelihood per parcel and bin; for a symmetric J, it equals that of `linear_stochastic`.
 
     Raises:
-      ValueError: the numbers of parcels differ, or are above 200.
+      ValueError: If the numbers of parcels differ or are above 200.
     """
     parcels = seen.gram.shape[-1]
     if params.jacobian.shape != (parcels, parcels):
-        raise ValueError(f"expected a Jacobian of shape {(parcels, parcels)}, as the spectra have it, got {params.jacobian.shape}")
+        raise ValueError(f"expected a Jacobian of shape {(parcels, parcels)} to match the spectra, got {params.jacobian.shape}")
     if parcels > MOST_PARCELS:
-        raise ValueError(f"directed coupling is for at most {MOST_PARCELS} parcels, got {parcels}; the symmetric model takes any number")
+        raise ValueError(f"directed coupling supports at most {MOST_PARCELS} parcels, got {parcels}; use the symmetric model instead")
     drive, noise = _levels(params, seen.frequency)
     return _whittle(params.jacobian, drive, noise, seen) / (parcels * jnp.maximum(seen.weight.sum(), 1.0))
 
 
 def covariance(params: DirectedParams, lag: Float[ArrayLike, ""] = 0.0, band: tuple[float, float] | None = BAND_HZ) -> Float[Array, "K K"]:
-    """Covariance of signal k at t + `lag` and signal l at t, without measurement noise, `[K, K]`; J must be stable.
+    """Compute the covariance of signal k at t + `lag` and signal l at t, without measurement noise; J must be stable.
 
     Args:
-      params: K parcels.
-      lag: seconds, any.
-      band: Hz; None takes the latent process over all frequencies, without haemodynamics.
+      params: parameters of K parcels.
+      lag: lag in seconds, of any sign.
+      band: frequency band in Hz; None for the latent process over all frequencies, without haemodynamics.
+
+    Returns:
+      The covariance, `[K, K]`.
     """
     lag = jnp.asarray(lag, params.jacobian.dtype)
     if band is None:
@@ -174,7 +180,7 @@ def covariance(params: DirectedParams, lag: Float[ArrayLike, ""] = 0.0, band: tu
 
 
 def correlation(params: DirectedParams, lag: Float[ArrayLike, ""] = 0.0, band: tuple[float, float] | None = BAND_HZ) -> Float[Array, "K K"]:
-    """`covariance` over the standard deviations at lag 0, `[K, K]`."""
+    """Compute `covariance` divided by the standard deviations at lag 0, `[K, K]`."""
     now = jnp.diagonal(covariance(params, 0.0, band))
     return covariance(params, lag, band) * jax.lax.rsqrt(now)[:, None] * jax.lax.rsqrt(now)[None, :]
 
@@ -187,26 +193,29 @@ def fit_effective(
     start: DirectedParams | None = None,
     steps: int = 60,
 ) -> DirectedFit:
-    """Maximum a posteriori of directed coupling and its standard errors.
+    """Estimate directed coupling by maximum a posteriori, with standard errors.
 
     Args:
-      seen: of `cross_spectra`.
-      prior: what J's shape is drawn to: a stable J that was *not* fitted to the same scan, e.g. the group's or a multiple of the identity;
-        else the standard errors are too small.
-      sd: of J about the prior's in 1/s, of its symmetric and of its skew part, at the prior's mean rate: an entry's variance is the mean of
-        both squares. Large for a flat prior. None measures both on the scan (`measured_sd`), so that intervals hold the truth as often as
-        they say.
-      start: where the fit begins, any stable J, e.g. the same scan's symmetric one; the prior if not given.
-      steps: of scoring at most, each taken only where it is finite, stable and better.
+      seen: cross-spectra from `cross_spectra`.
+      prior: mean of the prior of J's shape: a stable J that was *not* fitted to the same scan, e.g. that of a group or a negative multiple
+        of the identity; otherwise, the standard errors are too small.
+      sd: prior standard deviations of J in 1/s at the mean rate of the prior, for the symmetric and the skew-symmetric part; the prior
+        variance of an entry is the mean of both squares. Use large values for a flat prior. With None, both are estimated from the scan
+        (`measured_sd`), so that intervals have their nominal coverage.
+      start: initial parameters with a stable J, e.g. the symmetric fit of the same scan; default: the prior.
+      steps: maximum number of scoring steps, each accepted only if it is finite, stable and better.
+
+    Returns:
+      The fit.
 
     Raises:
-      ValueError: shapes that do not agree, K above 200, or a prior or start that is not stable.
+      ValueError: If shapes do not agree, K is above 200, or the prior or the start is not stable.
     """
     start = prior if start is None else start
     for name, one in (("prior", prior), ("start", start)):
         slowest = np.linalg.eigvals(np.asarray(one.jacobian, np.float64)).real.max()
         if not slowest < 0:
-            raise ValueError(f"expected a stable {name}, real parts of all eigenvalues below 0, got {slowest:.3g} 1/s")
+            raise ValueError(f"expected a stable {name} (all eigenvalues with negative real parts), got {slowest:.3g} 1/s")
     own = (widest(prior),) * 2 if sd is None else sd
     found, done = _fit(seen, prior, own, min(ROUND, steps), start)
     for _ in range(steps // ROUND - 1 if found.ok else 0):
@@ -220,7 +229,7 @@ def fit_effective(
 
 
 def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], steps: int, start: DirectedParams) -> tuple[DirectedFit, bool]:
-    """A fit with a prior of given widths, without standard errors; and whether it came to its end."""
+    """Fit with given prior widths, without standard errors; return the fit and whether it has converged."""
     precision, parcels = jnp.asarray(sd, jnp.float32) ** -2, len(prior.jacobian)
     best, share, moved, done = start, 1.0, False, False
     lowest = float(_evaluate(best, prior, seen, precision))
@@ -243,22 +252,26 @@ def _fit(seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float], ste
 
 
 def widest(prior: DirectedParams) -> float:
-    """Width in 1/s at which a random change of J just reaches the border of stability, by Wigner's semicircle."""
+    """Return the width in 1/s at which a random perturbation of J reaches the stability limit, by Wigner's semicircle law."""
     return -float(jnp.trace(prior.jacobian)) / len(prior.jacobian) / (2 * len(prior.jacobian)) ** 0.5
 
 
 def measured_sd(params: DirectedParams, seen: CrossSpectra, prior: DirectedParams, sd: tuple[float, float]) -> tuple[float, float]:
-    r"""Widths of the symmetric and the skew part of J about the prior's that a fit speaks for: one step of empirical Bayes.
+    r"""Update the prior widths of the symmetric and the skew-symmetric part of J from a fit, by one step of empirical Bayes.
 
     .. math:: \tau^2 = |\text{change}|^2 / \gamma, \qquad \gamma = n - \mathrm{tr}\,\Sigma / \tau^2_{\text{before}}
 
-    of the n values of a part γ are decided by the scan and not by the prior. From the blocks in the modes, whatever K.
+    where γ is the effective number of the n parameters of a part that are determined by the scan. The blocks in the modes are used for
+    any K.
 
     Args:
-      params: of a fit with `sd`.
-      seen: what it was fitted to.
-      prior: about which.
-      sd: that it was fitted with.
+      params: parameters of a fit with `sd`.
+      seen: cross-spectra to which they were fitted.
+      prior: prior of the fit.
+      sd: prior widths of the fit.
+
+    Returns:
+      The widths of the symmetric and the skew-symmetric part in 1/s.
 
     Source: MacKay 1992.
     """
@@ -272,10 +285,10 @@ def measured_sd(params: DirectedParams, seen: CrossSpectra, prior: DirectedParam
 
 
 def standard_errors(params: DirectedParams, seen: CrossSpectra, *, sd: tuple[float, float] = (np.inf, np.inf)) -> Float[Array, "K K"]:
-    """Standard error of each entry of J, in 1/s, `[K, K]`, from the expected information and a prior of `sd` at J's own mean rate.
+    """Compute the standard error of each entry of J in 1/s, `[K, K]`, from the expected information and a prior of width `sd`.
 
-    The levels, the delay and the rate count as unknown. Up to 60 parcels from the full information; above that from the blocks in the modes
-    of the symmetric part, which are exact for a symmetric J.
+    `sd` refers to the mean rate of J. The uncertainty of the levels, the delay and the rate is included. Up to 60 parcels, the full
+    information is used; above that, the blocks in the modes of the symmetric part, which are exact for a symmetric J.
     """
     if len(params.jacobian) <= DENSE:
         scatter = np.linalg.inv(_dense_information(params, seen, np.asarray(sd, float) ** -2.0))
@@ -288,7 +301,7 @@ def _levels(params: DirectedParams, frequency: Float[Array, " F"]) -> tuple[Floa
 
 
 def _parts(jacobian: Array, drive: Array, noise: Array, frequency: Array) -> tuple[Array, Array, Array]:
-    """R, C and S of each bin, `[F, K, K]`."""
+    """Return R, C and S of each bin, `[F, K, K]` each."""
     eye = jnp.eye(len(jacobian), dtype=jacobian.dtype)
     shape = (len(frequency), *jacobian.shape)
     omega = (2 * jnp.pi * frequency)[:, None, None] * eye[None]
@@ -299,13 +312,13 @@ def _parts(jacobian: Array, drive: Array, noise: Array, frequency: Array) -> tup
 
 @jax.custom_vjp
 def _whittle(jacobian: Array, drive: Array, noise: Array, seen: CrossSpectra) -> Array:
-    """Σ weight [log det S + tr S⁻¹ P]."""
+    """Return Σ weight [log det S + tr S⁻¹ P]."""
     return _whittle_forward(jacobian, drive, noise, seen)[0]
 
 
 def _whittle_forward(jacobian: Array, drive: Array, noise: Array, seen: CrossSpectra) -> tuple[Array, _Saved]:
     r, c, s = _parts(jacobian, drive, noise, seen.frequency)
-    root = jnp.linalg.cholesky(s)  # NaN where S is not positive definite
+    root = jnp.linalg.cholesky(s)  # NaN if S is not positive definite
     eye = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape)
     whitened = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
     inverse = jnp.matmul(whitened.conj().swapaxes(1, 2), whitened, precision="highest")
@@ -317,7 +330,7 @@ def _whittle_forward(jacobian: Array, drive: Array, noise: Array, seen: CrossSpe
 def _whittle_backward(saved: _Saved, cotangent: Array) -> tuple[Array, Array, Array, CrossSpectra]:
     r, c, inverse, drive, seen = saved
     weight = cotangent * seen.weight
-    slope = inverse - inverse @ seen.gram @ inverse  # by S
+    slope = inverse - inverse @ seen.gram @ inverse  # with respect to S
     by_jacobian = 2 * (weight[:, None, None] * (c @ slope @ r).real.swapaxes(1, 2)).sum(0)
     by_drive = (slope * c.swapaxes(1, 2)).sum((1, 2)).real / drive
     by_noise = jnp.trace(slope, axis1=1, axis2=2).real
@@ -336,13 +349,13 @@ def _objective(params: DirectedParams, prior: DirectedParams, seen: CrossSpectra
 
 
 def _apart(params: DirectedParams, prior: DirectedParams) -> tuple[Float[Array, "K K"], Float[Array, ""]]:
-    """Change of J's shape, at the prior's mean rate, and the logarithm of the mean rate over the prior's."""
+    """Return the deviation of J's shape from the prior, at the mean rate of the prior, and the log ratio of the mean rates."""
     own, typical = jnp.trace(params.jacobian), jnp.trace(prior.jacobian)
     return params.jacobian * (typical / own) - prior.jacobian, jnp.log(own / typical)
 
 
 def _at_rate(params: DirectedParams, prior: DirectedParams) -> float:
-    """Mean rate over the prior's: by which a width of J's shape becomes one of J."""
+    """Return the ratio of the mean rates, which converts widths of J's shape to widths of J."""
     return float(jnp.trace(params.jacobian) / jnp.trace(prior.jacobian))
 
 
@@ -352,7 +365,7 @@ def _modes(params: DirectedParams) -> tuple[Float[Array, " K"], Float[Array, "K 
 
 
 def _pairs(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    """Information about entry (i, j) in the modes alone, and with (j, i)."""
+    """Return the information about each entry (i, j) in the modes, and the cross-information with (j, i)."""
     omega = (2 * jnp.pi * seen.frequency)[:, None]
     drive, noise = _levels(params, seen.frequency)
     power = 1 / (jnp.square(omega) + jnp.square(rates)[None, :])  # |r|²
@@ -365,9 +378,9 @@ def _pairs(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpectra
 
 
 def _volume(params: DirectedParams, seen: CrossSpectra, precision: Array, scale: Float[Array, ""]) -> Float[Array, ""]:
-    """log det of the information about J's shape, of which an entry is √scale times less than of J; of the blocks in the modes.
+    """Return the log-determinant of the information about J's shape, from the blocks in the modes.
 
-    Eigenvalues only: their derivative needs no gap between them.
+    `scale` converts the information about J to that about its shape. Only eigenvalues are used, whose derivatives need no eigenvalue gaps.
     """
     rates = jnp.maximum(-jnp.linalg.eigvalsh((params.jacobian + params.jacobian.T) / 2), 1e-2)
     own, cross = (scale * x for x in _pairs(rates, params, seen))
@@ -378,7 +391,7 @@ def _volume(params: DirectedParams, seen: CrossSpectra, precision: Array, scale:
 
 
 def _central(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpectra, precision: Array) -> Float[Array, "K+3 K+3"]:
-    """Information about the diagonal in the modes and the three levels, with the prior's."""
+    """Return the information about the diagonal in the modes and the three levels, plus the prior precision."""
 
     def log_density(diagonal: Array, levels: Array) -> Array:
         drive, noise = _levels(params._replace(log_sigma_x=levels[0], log_sigma_e=levels[1], delay=levels[2]), seen.frequency)
@@ -394,7 +407,7 @@ def _central(rates: Float[Array, " K"], params: DirectedParams, seen: CrossSpect
 
 
 def _of_shape(pull: Any, own: Any, one: Any) -> Any:
-    """Precision of J where `pull` is that of its shape at the same rate: a J of the same shape costs no more than its rate does."""
+    """Return the prior precision of J, given the precision `pull` of its shape at the same rate and the prior of the rate."""
     pulled = pull @ own
     lower = pulled[:, None] * one[None, :]
     both = one[:, None] * one[None, :]
@@ -402,25 +415,25 @@ def _of_shape(pull: Any, own: Any, one: Any) -> Any:
 
 
 def _scatter(params: DirectedParams, seen: CrossSpectra, precision: Array) -> tuple[Array, Array, Array, Array]:
-    """Modes, variance of each entry of J in them, and its covariance with its mirror image; and that of the diagonal, `[K, K]` each."""
+    """Return the modes, the variance of each entry of J in them, its covariance with (j, i), and that of the diagonal, `[K, K]` each."""
     rates, modes = _modes(params)
     own, cross = _pairs(rates, params, seen)
     own, cross = own + precision.mean(), cross + (precision[0] - precision[1]) / 2
     eye = jnp.eye(len(modes), dtype=bool)
     determinant = jnp.where(eye, 1.0, own * own.T - jnp.square(cross))
     diagonal = jnp.linalg.inv(_central(rates, params, seen, precision))[:-3, :-3]
-    # Of U B Uᵀ, the covariance of (i, i) and (j, j) counts just as that of (i, j) and (j, i) does.
+    # In U B Uᵀ, the covariance of (i, i) and (j, j) enters like that of (i, j) and (j, i).
     return modes, jnp.where(eye, diagonal, own.T / determinant), jnp.where(eye, 0.0, diagonal - cross / determinant), diagonal
 
 
 @jax.jit
 def _spread(params: DirectedParams, seen: CrossSpectra, precision: Array) -> Float[Array, " 2"]:
-    """Summed variance of the symmetric and of the skew part of J's shape, at J's rate."""
+    """Return the summed variances of the symmetric and the skew-symmetric part of J's shape, at the rate of J."""
     _, variance, crossed, diagonal = _scatter(params, seen, precision)
     rates, _ = _modes(params)
     eye = jnp.eye(len(rates), dtype=bool)
     alone, tied = jnp.where(eye, 0.0, variance).sum(), jnp.where(eye, 0.0, crossed - diagonal).sum()
-    turn = jnp.eye(len(rates), dtype=variance.dtype) - rates[:, None] / rates.sum()  # without the rate
+    turn = jnp.eye(len(rates), dtype=variance.dtype) - rates[:, None] / rates.sum()  # projects out the rate
     own = jnp.trace(turn @ diagonal @ turn.T)
     return jnp.stack([(alone + tied) / 2 + own, (alone - tied) / 2])
 
@@ -456,7 +469,7 @@ def _dense_step(params: DirectedParams, prior: DirectedParams, seen: CrossSpectr
 
 
 def _dense_information(params: DirectedParams, seen: CrossSpectra, precision: np.ndarray) -> np.ndarray:
-    """Of J and the three levels, with the prior's, `[K² + 3, K² + 3]`, in float64 on the host."""
+    """Return the information about J and the three levels plus the prior precision, `[K² + 3, K² + 3]`, in float64 on the host."""
     j, frequency, weight = (np.asarray(x, np.float64) for x in (params.jacobian, seen.frequency, seen.weight))
     size, eye = len(j), np.eye(len(j))
     drive, noise = (np.asarray(x, np.float64) for x in _levels(params, seen.frequency))
@@ -475,7 +488,7 @@ def _dense_information(params: DirectedParams, seen: CrossSpectra, precision: np
         for b, right in enumerate(by_level):
             info[a - 3, b - 3] = np.einsum("f,fij,fji->", weight, inverse @ left, inverse @ right).real
     info[range(-3, 0), range(-3, 0)] += np.asarray(LEVEL_SDS) ** -2.0
-    turned = np.arange(size**2).reshape(size, size).T.ravel()  # where (j, i) stands
+    turned = np.arange(size**2).reshape(size, size).T.ravel()  # index of (j, i)
     pull = np.diag(np.full(size**2, precision.mean()))
     pull[np.arange(size**2), turned] += (precision[0] - precision[1]) / 2
     info[:-3, :-3] += _of_shape(pull, j.ravel(), -eye.ravel() / np.trace(j))

@@ -1,8 +1,9 @@
-r"""Fits of the symmetric model: a group's, what its members differ by, and a subject's given both.
+r"""Fits of the symmetric model: to a group, to the variance between its subjects, and to a subject given both.
 
-The hierarchy is group → site or patient group → subject. What subjects differ by is learned by empirical Bayes from one-step estimates of
-each training subject (`linear_stochastic.one_step`), which exist and know their errors where a scan has fewer bins than parcels; a subject
-is then the maximum a posteriori, by Adam, in one compiled loop that `vmap` runs for a wave of subjects at once.
+The hierarchy is group → site or patient group → subject. The variance between subjects is estimated by empirical Bayes from one-step
+estimates of the training subjects (`linear_stochastic.one_step`), which exist with known errors even if a scan has fewer bins than parcels.
+A subject's parameters are then the maximum a posteriori (MAP) estimate, computed by Adam in one compiled loop, which `vmap` runs for a wave
+of subjects at once.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from pnet_jax.dynamics.linear_stochastic import (
 )
 from pnet_jax.dynamics.spectra import Spectra
 
-LEVEL_SD = 0.5  # of log σx and log σe between subjects
-DELAY_SD = 0.5  # seconds between subjects
+LEVEL_SD = 0.5  # between-subject standard deviation of log σx and log σe
+DELAY_SD = 0.5  # between-subject standard deviation of the delay in seconds
 NEW_COUPLING_MM = 20.0
-TYPICAL_RATE = 0.7  # 1/s: where a fit begins; only its ratio to the band's frequencies is in the data
-WEAK_SD = 3.0  # 1/s: prior standard deviation of a group's coupling about the start of its fit; weak, see `fit_group`
+TYPICAL_RATE = 0.7  # initial rate of a fit in 1/s; the data determine only its ratio to the frequencies of the band
+WEAK_SD = 3.0  # standard deviation of the weak prior of a group's coupling in 1/s, see `fit_group`
 SMALLEST_VARIANCE = 1e-8
 
 
@@ -42,8 +43,8 @@ class DynamicsPrior(NamedTuple):
     """Independent normal prior of the parameters.
 
     Attributes:
-      mean: of each parameter.
-      precision: 1 / variance of each; 0 is flat. Of the coupling, `[K, K]`, entries (k, l) and (l, k) are one parameter.
+      mean: prior mean of each parameter.
+      precision: inverse prior variance of each parameter; 0 for a flat prior. Entries (k, l) and (l, k) of the coupling are one parameter.
     """
 
     mean: Params
@@ -51,13 +52,13 @@ class DynamicsPrior(NamedTuple):
 
 
 class Hierarchy(NamedTuple):
-    """What a group's subjects have in common and what they differ by.
+    """Parameters of a group and the variance between its subjects.
 
     Attributes:
-      group: parameters of all subjects together.
+      group: parameters of the group.
       subgroups: mean coupling of each site or patient group, `[G, K, K]`.
-      variance: of a subject's coupling about its subgroup's mean, `[K, K]`.
-      error: standard error of the group's coupling, `[K, K]`: so many subjects were not more.
+      variance: variance of the subjects' coupling around their subgroup mean, `[K, K]`.
+      error: standard error of the group's coupling, given the number of subjects, `[K, K]`.
     """
 
     group: Params
@@ -67,16 +68,16 @@ class Hierarchy(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A subject's fit; under `vmap` each entry has a leading axis.
+    """Fit of one subject; under `vmap`, each entry has a leading axis.
 
     Attributes:
-      params: maximum a posteriori, or the prior's mean where `ok` is False.
-      seen: negative log-likelihood of the bins that were fitted, a parcel and a bin.
-      held_out: that of the bins held out; NaN without any.
-      prior_held_out: the same at the prior's mean.
-      step: of the optimiser, after which it was stopped.
-      ok: False where the fit was not finite, or held-out bins were best foreseen by the prior's mean itself.
-      regularised: True where the scan has fewer independent values than parcels (K > n_eff): the prior decides much of the fit.
+      params: MAP estimate, or the prior mean if `ok` is False.
+      seen: negative log-likelihood of the fitted bins, per parcel and bin.
+      held_out: negative log-likelihood of the held-out bins, per parcel and bin; NaN without held-out bins.
+      prior_held_out: the same at the prior mean.
+      step: optimiser step of the returned parameters.
+      ok: False if the fit was not finite, or the prior mean predicts the held-out bins best.
+      regularised: True if the scan has fewer independent values than parcels (K > n_eff), so that the fit depends strongly on the prior.
     """
 
     params: Params
@@ -88,34 +89,38 @@ class Fit(NamedTuple):
     regularised: Bool[Array, ""]
 
 
-_Search = tuple[Params, optax.OptState, Params, Array, Array]  # where it is, Adam's state; the best, its score, its step
+_Search = tuple[Params, optax.OptState, Params, Array, Array]  # current parameters, state of Adam; best parameters, their score and step
 
 
 def fit(
     spectra: Spectra, prior: DynamicsPrior, held_out: Spectra | None = None, *, start: Params | None = None, steps: int = 100,
     rate: float = 1e-3, every: int = 5,
 ) -> Fit:  # fmt: skip
-    r"""Maximum a posteriori of one recording.
+    r"""Compute the MAP estimate of one recording by minimising
 
     .. math:: L_{dyn}(\theta) + \frac{1}{2 K n_b} \sum_p \pi_p (\theta_p - m_p)^2
 
-    Pure, of fixed shape: `jax.vmap(fit, (0, None, 0))` fits a wave of subjects.
+    The function is pure and has fixed shapes: `jax.vmap(fit, (0, None, 0))` fits a wave of subjects.
 
     Args:
-      spectra: to fit, K parcels.
-      prior: see `DynamicsPrior`, `subject_prior`.
-      held_out: of later frames (`last_held_out`). The parameters that foresee them best are returned, the prior's mean included.
-      start: where to begin; at the prior's mean if not given.
-      steps: of Adam.
-      rate: of Adam, falling to a tenth by a cosine.
-      every: steps between looks at the held-out bins.
+      spectra: spectra to fit, of K parcels.
+      prior: prior of the parameters, see `subject_prior`.
+      held_out: spectra of later, held-out frames (`last_held_out`). The parameters that predict them best are returned, which can be the
+        prior mean.
+      start: initial parameters; default: the prior mean.
+      steps: number of steps of Adam.
+      rate: initial learning rate of Adam, which decays to a tenth by a cosine schedule.
+      every: number of steps between evaluations of the held-out bins.
+
+    Returns:
+      The fit.
 
     Raises:
-      ValueError: the prior is not of K parcels.
+      ValueError: If the number of parcels of the prior is not K.
     """
     parcels = spectra.dft.shape[-1]
     if prior.mean.coupling.shape != (parcels, parcels):
-        raise ValueError(f"expected a prior of K = {parcels} parcels, as the spectra have, got shape {prior.mean.coupling.shape}")
+        raise ValueError(f"expected a prior of K = {parcels} parcels to match the spectra, got shape {prior.mean.coupling.shape}")
     rounds = -(-steps // every)
     optimiser = optax.adam(optax.cosine_decay_schedule(rate, rounds * every, 0.1))
     bins = jnp.maximum(spectra.weight.sum(), 1.0)
@@ -155,23 +160,26 @@ def fit(
 
 
 def penalty(params: Params, prior: DynamicsPrior) -> Float[Array, ""]:
-    """Negative logarithm of the prior's density, without its constant."""
+    """Return the negative log-density of the prior, without its constant."""
     own = [jnp.square(a - m) * p for a, m, p in zip(params, prior.mean, prior.precision, strict=True)]
     coupling = (own[0].sum() + jnp.diagonal(own[0]).sum()) / 2  # each pair once
     return (coupling + own[1] + own[2] + own[3]) / 2
 
 
 def fit_group(pooled: Spectra, *, mean: Params | None = None, sd: float = WEAK_SD, steps: int = 20) -> Params:
-    """Parameters of a group from its pooled periodograms (`spectra.pool`), by Fisher scoring from a moment estimate.
+    """Fit the parameters of a group to its pooled periodograms (`spectra.pool`), by Fisher scoring from a moment estimate.
 
-    The expected information is diagonal in the modes (`linear_stochastic.information`), so a scoring step costs a gradient. A weak
-    isotropic prior, diagonal there as well, keeps what the data do not say.
+    The expected information is diagonal in the modes (`linear_stochastic.information`), so a scoring step costs as much as a gradient. A
+    weak isotropic prior, which is also diagonal there, determines what the data do not.
 
     Args:
-      pooled: of all training recordings.
-      mean: of the weak prior, e.g. `structural`; the moment estimate if not given.
-      sd: of the weak prior in 1/s. A group of a few recordings needs .1 and a mean that was not made from them alone.
-      steps: of scoring.
+      pooled: pooled spectra of all training recordings.
+      mean: mean of the weak prior, e.g. from `structural`; default: the moment estimate.
+      sd: standard deviation of the weak prior in 1/s. A group of only a few recordings needs 0.1 and a mean from other data.
+      steps: number of scoring steps.
+
+    Returns:
+      The parameters of the group.
     """
     start = moments(pooled)
     mean = start if mean is None else mean
@@ -181,9 +189,9 @@ def fit_group(pooled: Spectra, *, mean: Params | None = None, sd: float = WEAK_S
 
 @functools.partial(jax.jit, static_argnames="steps")
 def by_scoring(spectra: Spectra, prior: DynamicsPrior, start: Params | None = None, *, steps: int = 20) -> Params:
-    """Maximum a posteriori by safeguarded Fisher scoring from `start`, or the prior's mean, for a prior isotropic in the coupling.
+    """Compute the MAP estimate by safeguarded Fisher scoring, for a prior that is isotropic in the coupling.
 
-    A step costs a gradient; 6 to 10 are enough for one recording.
+    The default start is the prior mean. A step costs as much as a gradient; 6 to 10 steps are enough for one recording.
     """
     start = prior.mean if start is None else start
     counts = spectra.dft.shape[-1] * spectra.weight.sum()
@@ -205,14 +213,14 @@ def by_scoring(spectra: Spectra, prior: DynamicsPrior, start: Params | None = No
 
 
 def moments(spectra: Spectra) -> Params:
-    """Parameters whose density, averaged over the bins, is the mean periodogram: mode by mode, on the host."""
+    """Estimate parameters by matching the mean spectral density over bins to the mean periodogram, mode by mode, on the host."""
     hz, dft, weight = (np.asarray(x, np.float64) for x in spectra)
     total = np.einsum("f,fnk,fnl->kl", weight, dft, dft) / weight.sum()
     power, modes = np.linalg.eigh(total)
     level, share = power.mean(), weight / weight.sum()
     h = np.asarray(haemodynamics.power(hz.astype(np.float32)), np.float64)
     rates = np.geomspace(0.05, 3.0, 200)
-    gain = (share * h) @ (1 / ((2 * np.pi * hz[:, None]) ** 2 + rates**2))  # [200], falling
+    gain = (share * h) @ (1 / ((2 * np.pi * hz[:, None]) ** 2 + rates**2))  # [200], descending
     noise = 0.2 * level
     drive = (level - noise) / np.interp(TYPICAL_RATE, rates, gain)
     wanted = np.maximum(power - noise, 0) / drive
@@ -221,23 +229,26 @@ def moments(spectra: Spectra) -> Params:
 
 
 def empirical_bayes(group: Params, recordings: Sequence[Spectra], subgroup: Sequence[int] | None = None) -> Hierarchy:
-    r"""What subjects differ by, from one recording of each.
+    r"""Estimate the variance between subjects from one recording of each.
 
-    Each recording gives a one-step estimate of its J with known errors. Their scatter beyond those errors is the variance between
-    subjects, and likewise between subgroups. A single entry's is too uncertain with few subjects, so the variance is a function of the
-    group's coupling, :math:`\tau^2_{kl} = \alpha + \beta J_{kl}^2` (a level and a share, as of a log-normal factor), fitted to all entries
-    and drawn towards each entry's own value as subjects become many.
+    Each recording gives a one-step estimate of its J with known errors. The variance in excess of these errors is the variance between
+    subjects, and likewise between subgroups. With few subjects, the variance of a single entry is too uncertain. It is therefore shrunk
+    towards a function of the group's coupling, :math:`\tau^2_{kl} = \alpha + \beta J_{kl}^2` (an additive and a multiplicative part), which
+    is fitted to all entries; the shrinkage decreases with the number of subjects.
 
     Args:
-      group: of `fit_group`.
-      recordings: of S training subjects, standardised as the group's were.
-      subgroup: 0…G−1 for each, e.g. of its site; one group if not given.
+      group: parameters of the group from `fit_group`.
+      recordings: spectra of S training subjects, standardised like those of the group.
+      subgroup: subgroup of each recording, 0…G−1, e.g. its site; default: one group.
+
+    Returns:
+      The hierarchy.
 
     Raises:
-      ValueError: fewer than 3 recordings, or not one subgroup for each.
+      ValueError: If there are fewer than 3 recordings, or the number of subgroup labels differs from that of recordings.
     """
     if len(recordings) < 3:
-        raise ValueError(f"expected 3 training recordings or more to learn what subjects differ by, got {len(recordings)}")
+        raise ValueError(f"at least 3 training recordings are needed to estimate between-subject variance, got {len(recordings)}")
     of = np.zeros(len(recordings), int) if subgroup is None else np.asarray(subgroup)
     if len(of) != len(recordings):
         raise ValueError(f"expected a subgroup for each of {len(recordings)} recordings, got {len(of)}")
@@ -251,7 +262,7 @@ def empirical_bayes(group: Params, recordings: Sequence[Spectra], subgroup: Sequ
     scatter = (apart**2).sum(0) / max(len(recordings) - len(means), 1) - noise.mean(0)
     variance = _variance_function(scatter, noise.mean(0), common, len(recordings))
     shrunk = means * left / np.maximum(left + _of_means(variance + noise.mean(0), of), SMALLEST_VARIANCE)
-    # M is −J but for c² A⁻¹, the same in all: what J differs by, M differs by with the other sign.
+    # M is −J up to c² A⁻¹, which is the same for all: deviations of M are those of J with opposite sign.
     subgroups = jnp.asarray(np.asarray(group.coupling) - shrunk, jnp.float32)
     error = np.sqrt((variance + noise.mean(0)) / len(recordings))
     return Hierarchy(group, subgroups, jnp.asarray(variance, jnp.float32), jnp.asarray(error, jnp.float32))
@@ -260,13 +271,13 @@ def empirical_bayes(group: Params, recordings: Sequence[Spectra], subgroup: Sequ
 def subject_prior(
     hierarchy: Hierarchy, subgroup: int | Int[ArrayLike, ""] = 0, *, strength: float = 1.0, anatomy: Float[ArrayLike, "K K"] | None = None
 ) -> DynamicsPrior:
-    """The prior of a new subject of a subgroup.
+    """Return the prior of a new subject of a subgroup.
 
     Args:
-      hierarchy: of `empirical_bayes`.
-      subgroup: 0…G−1.
-      strength: above 1 draws subjects more towards their subgroup than empirical Bayes found right.
-      anatomy: precision that distance adds (`distance_precision`), `[K, K]`.
+      hierarchy: hierarchy from `empirical_bayes`.
+      subgroup: index of the subgroup, 0…G−1.
+      strength: factor of the prior precision; above 1, subjects are shrunk more towards their subgroup than by empirical Bayes.
+      anatomy: precision added for distance (`distance_precision`), `[K, K]`.
     """
     precision = strength / hierarchy.variance + (0.0 if anatomy is None else jnp.asarray(anatomy))
     levels = (jnp.asarray(sd**-2, precision.dtype) for sd in (LEVEL_SD, LEVEL_SD, DELAY_SD))
@@ -274,18 +285,18 @@ def subject_prior(
 
 
 def posterior_sd(params: Params, spectra: Spectra, prior: DynamicsPrior, group_error: Float[ArrayLike, "K K"] = 0.0) -> Float[Array, "K K"]:
-    r"""Standard deviation of each entry of a subject's J, given their recording and the prior, in 1/s.
+    r"""Compute the posterior standard deviation of each entry of a subject's J in 1/s, `[K, K]`.
 
     .. math:: \mathrm{sd}^2 = v + (\pi v)^2 e^2, \qquad v = (1 / s^2 + \pi)^{-1}
 
-    with s the standard error of the recording alone, π the prior's precision and e the error of the prior's own mean. Entries are taken one
-    by one: what the prior says of others would narrow an entry a little more.
+    where s is the standard error from the recording alone, π the prior precision and e the standard error of the prior mean. Entries are
+    treated separately; the prior of other entries would reduce the standard deviations slightly.
 
     Args:
-      params: the subject's, of `fit`.
-      spectra: those that were fitted.
-      prior: that they were fitted with.
-      group_error: e, `Hierarchy.error`.
+      params: parameters of the subject from `fit`.
+      spectra: spectra to which they were fitted.
+      prior: prior of the fit.
+      group_error: standard error e of the prior mean, `Hierarchy.error`.
     """
     own = 1 / jnp.square(standard_errors(params, spectra))
     variance = 1 / (own + prior.precision.coupling)
@@ -293,16 +304,19 @@ def posterior_sd(params: Params, spectra: Spectra, prior: DynamicsPrior, group_e
 
 
 def distance_precision(distance: Float[ArrayLike, "K K"], strength: float = 1.0) -> Float[Array, "K K"]:
-    r"""Precision by which new coupling over long distances costs more.
+    r"""Return a prior precision that penalises long-range deviations from the group's coupling.
 
     .. math:: \lambda \sum_{k,l} (1 - e^{-d_{kl}/20\,mm}) (J_{kl} - J^{grp}_{kl})^2
 
     Args:
-      distance: between parcels in mm, `[K, K]`.
-      strength: λ in s², to be set beside K n_b times the likelihood.
+      distance: distances between parcels in mm, `[K, K]`.
+      strength: weight λ in s², relative to K n_b times the negative log-likelihood.
+
+    Returns:
+      The precision, `[K, K]`.
 
     Raises:
-      ValueError: `distance` is not square.
+      ValueError: If `distance` is not square.
     """  # fmt: skip
     d = jnp.asarray(distance)
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
@@ -311,16 +325,17 @@ def distance_precision(distance: Float[ArrayLike, "K K"], strength: float = 1.0)
 
 
 def structural(group: Params, connectome: Float[ArrayLike, "K K"]) -> Params:
-    """Parameters whose coupling is proportional to a structural connectome, as the mean of a group's prior.
+    """Return parameters whose coupling is proportional to a structural connectome, for use as the mean of a group's prior.
 
-    The connectome is normalised by the strengths of its parcels, as a random walk is; level and rate are least squares to the group's J.
+    The connectome is normalised symmetrically by node strength; its scale and the decay rate are fitted to the J of `group` by least
+    squares.
 
     Args:
-      group: any parameters of the same parcels, e.g. `moments`.
-      connectome: weights, 0 or above, symmetric, `[K, K]`.
+      group: parameters of the same parcels, e.g. from `moments`.
+      connectome: non-negative, symmetric weights, `[K, K]`.
 
     Raises:
-      ValueError: as `checked_connectome`.
+      ValueError: As for `checked_connectome`.
     """
     own = np.asarray(jacobian(group), np.float64)
     weights = checked_connectome(connectome, len(own))
@@ -328,20 +343,22 @@ def structural(group: Params, connectome: Float[ArrayLike, "K K"]) -> Params:
     strength = np.maximum(weights.sum(1), 1e-12)
     normal, apart = weights / np.sqrt(np.outer(strength, strength)), ~np.eye(len(own), dtype=bool)
     gain = max((normal * own)[apart].sum() / max((normal**2)[apart].sum(), 1e-12), 0.0)
-    rate = max(-np.diag(own).mean(), 1.01 * gain)  # stable: the normalised connectome's largest eigenvalue is 1
+    rate = max(-np.diag(own).mean(), 1.01 * gain)  # stable, because the largest eigenvalue of the normalised connectome is 1
     fitted = from_jacobian(gain * normal - rate * np.eye(len(own)))
     return group._replace(coupling=fitted.coupling)
 
 
 def checked_connectome(connectome: Float[ArrayLike, "K K"], n_parcels: int) -> Float[np.ndarray, "K K"]:
-    """A structural connectome, if that is what it is.
+    """Check a structural connectome, and return it in float64.
 
     Raises:
-      ValueError: it is not of so many parcels, or holds weights that are not finite, below 0 or asymmetric; the first of them is named.
+      ValueError: If the number of parcels differs, or weights are not finite, negative or asymmetric. The message names the first one.
     """
     weights = np.asarray(connectome, np.float64)
     if weights.shape != (n_parcels, n_parcels):
-        raise ValueError(f"expected {n_parcels} x {n_parcels} weights, as there are parcels, found {' x '.join(map(str, weights.shape))}")
+        raise ValueError(
+            f"expected {n_parcels} x {n_parcels} weights, one per pair of parcels, found {' x '.join(map(str, weights.shape))}"
+        )
     _refuse(weights, ~np.isfinite(weights), "NaN or infinite")
     _refuse(weights, weights < 0, "negative")
     _refuse(weights, ~np.isclose(weights, weights.T, atol=1e-6 * weights.max()), "asymmetric")
@@ -352,15 +369,15 @@ def _refuse(weights: np.ndarray, bad: np.ndarray, fault: str) -> None:
     if not bad.any():
         return
     row, column = np.argwhere(bad)[0]
-    also = f" and {weights[column, row]:g} the other way" if fault == "asymmetric" else ""
+    also = f", but {weights[column, row]:g} in the transpose" if fault == "asymmetric" else ""
     raise ValueError(
-        f"expected weights that are finite, 0 or above and symmetric, found {bad.sum()} of {bad.size} {fault}; the first, in row "
+        f"expected finite, non-negative and symmetric weights, found {bad.sum()} of {bad.size} {fault}; the first, in row "
         f"{row + 1} and column {column + 1}, is {weights[row, column]:g}{also}"
     )
 
 
 def _subgroup_means(apart: np.ndarray, noise: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each subgroup, `[G, K, K]`, and the variance between the true means, `[K, K]`; all 0 for one group."""
+    """Return the mean of each subgroup, `[G, K, K]`, and the variance between the true means, `[K, K]`; all 0 for one group."""
     count = int(of.max()) + 1
     if count == 1:
         return np.zeros((1, *apart.shape[1:])), np.zeros(apart.shape[1:])
@@ -374,18 +391,18 @@ def _subgroup_means(apart: np.ndarray, noise: np.ndarray, of: np.ndarray) -> tup
 
 
 def _of_means(variance: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Variance of each subgroup's mean, `[G, K, K]`."""
+    """Return the variance of each subgroup's mean, `[G, K, K]`."""
     return variance[None] / np.bincount(of)[:, None, None]
 
 
 def _variance_function(scatter: np.ndarray, noise: np.ndarray, coupling: np.ndarray, subjects: int) -> np.ndarray:
-    """τ² of each entry from the scatter beyond the noise, `[K, K]`; the diagonal by itself."""
+    """Estimate τ² of each entry from the variance in excess of the noise, `[K, K]`; the diagonal is treated separately."""
     eye, out = np.eye(len(scatter), dtype=bool), np.empty_like(scatter)
     for part in (eye, ~eye):
         trust = 1 / np.square(noise[part] + np.median(np.maximum(scatter[part], 0)) + SMALLEST_VARIANCE)
         design = np.stack([np.ones(part.sum()), coupling[part] ** 2], 1)[:, : 1 if part is eye else 2]
         smooth = np.maximum(design @ _non_negative(design, scatter[part], trust), SMALLEST_VARIANCE)
-        error = 2 * np.square(noise[part] + smooth) / max(subjects - 1, 1)  # of an entry's own value
+        error = 2 * np.square(noise[part] + smooth) / max(subjects - 1, 1)  # error variance of an entry's estimate
         spread = max(float(np.average(np.square(scatter[part] - smooth) - error, weights=trust)), 0.0)
         own = spread / (spread + error)
         out[part] = np.maximum(smooth + own * (scatter[part] - smooth), smooth / 10)

@@ -1,19 +1,19 @@
-r"""Interventions in the symmetric linear stochastic model: a node or a set is modulated, and the new connectivity has a closed form.
+r"""Virtual interventions in the symmetric linear stochastic model: closed-form connectivity after modulating one or several nodes.
 
 .. math:: dx = J x\,dt + dW \;\to\; dx = (J + U M U^T) x\,dt + dW, \qquad \text{or} \quad dx = J x\,dt + dW + u\,E 1\cos(\omega_0 t)\,dt
 
-J is decomposed once for a participant. An intervention on m nodes changes the resolvent :math:`R(s) = (sI - J)^{-1}` by rank 2m at most
-(Woodbury),
+J is decomposed once per participant. An intervention on m nodes changes the resolvent :math:`R(s) = (sI - J)^{-1}` by a matrix of rank 2m
+or less (Woodbury),
 
 .. math:: R' = R + R U (I - M U^T R U)^{-1} M U^T R
 
-and every covariance is a sum of resolvents, :math:`C = \mathrm{Re} \sum_f c_f R(s_f)`: with s = 0, c = ½ the solution of the Lyapunov
-equation :math:`J C + C J^T + I = 0` (all frequencies), with :math:`s = i\omega, c = 2 h\,i/\omega` the covariance in a band seen through a
-haemodynamic response of power h, since :math:`(\omega^2 + J^2)^{-1} = -\mathrm{Im}\,R(i\omega)/\omega` for a symmetric J.
+and every covariance is a sum of resolvents, :math:`C = \mathrm{Re} \sum_f c_f R(s_f)`. With s = 0 and c = ½, it is the solution of the
+Lyapunov equation :math:`J C + C J^T + I = 0` (all frequencies); with :math:`s = i\omega, c = 2 h\,i/\omega`, it is the covariance in a band
+after a haemodynamic response of power h, since :math:`(\omega^2 + J^2)^{-1} = -\mathrm{Im}\,R(i\omega)/\omega` for a symmetric J.
 
-**Energy.** An intervention is an input v to the nodes, :math:`\dot x = J x + v + \text{noise}`: v = U M Uᵀ x, or the forcing itself. Its
-cost is the mean power of the input, :math:`E|v|^2`, in the steady state that it leads to, the quantity whose integral is the control
-energy of network control theory (Gu 2015, Betzel 2016). The unit is the mean power of one node's own drift,
+**Energy.** An intervention is an input v to the nodes, :math:`\dot x = J x + v + \text{noise}`, with v = U M Uᵀ x or v the forcing. Its
+cost is the mean power of the input, :math:`E|v|^2`, in the resulting steady state; the integral of this power is the control
+energy of network control theory (Gu 2015, Betzel 2016). The unit is the mean power of the drift of one node,
 :math:`E|Jx|^2/K = -\mathrm{tr}J/2K`.
 """
 
@@ -31,22 +31,22 @@ from pnet_jax.dynamics.spectra import BAND_HZ
 
 Kind = Literal["coupling", "local", "forcing"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SMALLEST = {"coupling": -1.0, "local": -1.0, "forcing": 0.0}  # amplitude: at −1 the links are cut, or the own decay is gone
+SMALLEST = {"coupling": -1.0, "local": -1.0, "forcing": 0.0}  # minimum amplitudes; at −1, links are cut or the nodes' decay is removed
 LARGEST = 1e3
-MARGIN = 0.98  # of the amplitude at which stability is lost
+MARGIN = 0.98  # maximum amplitude relative to that at which stability is lost
 HALVINGS = 30
-BAND_POINTS = 12  # Gauss-Legendre nodes of a band: within 1e-4 of its integral for rates from .03 1/s
+BAND_POINTS = 12  # Gauss–Legendre nodes of a band; relative error of the integral below 1e-4 for rates from 0.03 1/s
 
 
 class Quadrature(NamedTuple):
-    """A covariance as a sum of resolvents.
+    """Coefficients of a covariance as a sum of resolvents.
 
     Attributes:
-      shift: s of each resolvent, `[F]`.
-      weight: c of each, `[F]`.
-      noise: variance that the measurement adds to each node, over that of the drive.
-      forcing: i times the angular frequency of a periodic input, 1/s.
-      gain: factor by which the measurement multiplies the power at that frequency.
+      shift: shift s of each resolvent, `[F]`.
+      weight: weight c of each resolvent, `[F]`.
+      noise: variance of the measurement noise of each node, relative to that of the drive.
+      forcing: angular frequency of a periodic input times i, in 1/s.
+      gain: power gain of the measurement at that frequency.
     """
 
     shift: Complex[Array, " F"]
@@ -56,15 +56,15 @@ class Quadrature(NamedTuple):
     gain: Float[Array, ""]
 
 
-class Model(NamedTuple):
-    """A participant's dynamics, decomposed.
+class DecomposedDynamics(NamedTuple):
+    """A participant's dynamics in a form from which interventions are computed.
 
     Attributes:
       jacobian: J in 1/s, `[K, K]`.
-      latent: covariance over all frequencies, without measurement, `[K, K]`: solves J C + C Jᵀ + I = 0.
-      resolvents: R at each shift of the quadrature, and last at the forcing's, `[F + 1, K, K]`.
-      covariance: of the measured signals, `[K, K]`.
-      unit: mean power of one node's own drift, E|Jx|² / K.
+      latent: covariance of the latent process over all frequencies, the solution of J C + C Jᵀ + I = 0, `[K, K]`.
+      resolvents: resolvents R at the shifts of the quadrature, followed by that of the forcing, `[F + 1, K, K]`.
+      covariance: covariance of the measured signals, `[K, K]`.
+      unit: mean power of the drift of one node, E|Jx|² / K.
     """
 
     jacobian: Float[Array, "K K"]
@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
 
 def all_frequencies(forcing_hz: float = 0.05) -> Quadrature:
-    """The latent process over all frequencies: the Lyapunov equation."""
+    """Return the quadrature of the latent process over all frequencies (Lyapunov equation)."""
     return Quadrature(
         jnp.zeros(1, jnp.complex64), jnp.full(1, 0.5, jnp.complex64), jnp.zeros(()), jnp.asarray(2j * np.pi * forcing_hz), jnp.ones(())
     )
@@ -88,13 +88,13 @@ def in_band(
     delay: Float[Array, ""] | float = 0.0,
     forcing_hz: float = 0.05,
 ) -> Quadrature:
-    """Signals in a band through the haemodynamic response.
+    """Return the quadrature of BOLD signals in a frequency band.
 
     Args:
-      band: Hz.
-      noise: σe² / σx² of `linear_stochastic.Params`.
-      delay: of the haemodynamic peak in seconds.
-      forcing_hz: frequency of a periodic input, in the band if it is to be seen.
+      band: frequency band in Hz.
+      noise: ratio σe² / σx² of `linear_stochastic.Params`.
+      delay: delay of the haemodynamic peak in seconds.
+      forcing_hz: frequency of a periodic input in Hz, within the band.
     """
     point, share = np.polynomial.legendre.leggauss(BAND_POINTS)
     hz = (band[0] + band[1]) / 2 + point * (band[1] - band[0]) / 2
@@ -111,8 +111,8 @@ def in_band(
     )
 
 
-def decompose(jacobian: Float[Array, "K K"], quadrature: Quadrature) -> Model:
-    """Decompose a symmetric, stable J; one `eigh`.
+def decompose(jacobian: Float[Array, "K K"], quadrature: Quadrature) -> DecomposedDynamics:
+    """Decompose a symmetric, stable J with one `eigh`.
 
     Memory: `[F + 1, K, K]` complex.
     """
@@ -125,19 +125,19 @@ def decompose(jacobian: Float[Array, "K K"], quadrature: Quadrature) -> Model:
     spread = (quadrature.weight[:, None] * inverse[:-1]).sum(0).real
     covariance = jnp.matmul(modes * spread[None], modes.T, precision="highest") + quadrature.noise * jnp.eye(len(values))
     latent = jnp.matmul(modes * (-0.5 / values)[None], modes.T, precision="highest")
-    return Model(jacobian, latent, resolvents, covariance, -values.mean() / 2)
+    return DecomposedDynamics(jacobian, latent, resolvents, covariance, -values.mean() / 2)
 
 
 def stable(jacobian: Float[Array, "K K"]) -> Bool[Array, ""]:
-    """Whether all eigenvalues of a symmetric J are below 0."""
+    """Return whether all eigenvalues of a symmetric J are below 0."""
     return jnp.linalg.eigvalsh(jacobian)[-1] < 0
 
 
-def limits(model: Model, nodes: Int[Array, " m"], kind: Kind) -> Float[Array, " 2"]:
-    r"""Smallest and largest amplitude at which the model is stable, with a margin of 2 %, `[2]`.
+def limits(model: DecomposedDynamics, nodes: Int[Array, " m"], kind: Kind) -> Float[Array, " 2"]:
+    r"""Return the smallest and largest amplitude at which the model is stable, with a margin of 2 %, `[2]`.
 
-    Along :math:`J + a U M_1 U^T` stability is lost where :math:`2 a G^{1/2} M_1 G^{1/2}` has an eigenvalue 1, with
-    :math:`G = U^T C U` and C the covariance over all frequencies.
+    Along :math:`J + a U M_1 U^T`, stability is lost if :math:`2 a G^{1/2} M_1 G^{1/2}` has an eigenvalue of 1, where
+    :math:`G = U^T C U` and C is the covariance over all frequencies.
     """
     if kind == "forcing":
         return jnp.array([0.0, LARGEST])
@@ -150,8 +150,8 @@ def limits(model: Model, nodes: Int[Array, " m"], kind: Kind) -> Float[Array, " 
     return jnp.stack([jnp.maximum(MARGIN / low, SMALLEST[kind]), jnp.minimum(MARGIN / high, LARGEST)])
 
 
-def energy(model: Model, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[Array, ""]) -> Float[Array, ""]:
-    """Mean power of the input, in units of the mean power of one node's own drift; infinite where the model becomes unstable."""
+def energy(model: DecomposedDynamics, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the mean power of the input, in units of the mean power of the drift of one node; valid within `limits`."""
     if kind == "forcing":
         return jnp.square(amplitude) / 2 * (nodes >= 0).astype(jnp.float32).sum() / model.unit
     columns, unit = _factors(model, nodes, kind)
@@ -160,8 +160,8 @@ def energy(model: Model, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[A
     return _energy(gram, own, amplitude * unit) / model.unit
 
 
-def amplitudes_at(model: Model, nodes: Int[Array, " m"], kind: Kind, cap: float) -> Float[Array, " 2"]:
-    """Negative and positive amplitude at which the energy reaches the cap, or the limit of stability or of the amplitude, `[2]`."""
+def amplitudes_at(model: DecomposedDynamics, nodes: Int[Array, " m"], kind: Kind, cap: float) -> Float[Array, " 2"]:
+    """Return the negative and positive amplitude at which the energy reaches `cap`, within `limits`, `[2]`."""
     bounds = limits(model, nodes, kind)
     if kind == "forcing":
         return jnp.array([0.0, 1.0]) * jnp.sqrt(2 * cap * model.unit / jnp.maximum((nodes >= 0).astype(jnp.float32).sum(), 1.0))
@@ -183,17 +183,20 @@ def amplitudes_at(model: Model, nodes: Int[Array, " m"], kind: Kind, cap: float)
 
 
 def intervene(
-    model: Model, quadrature: Quadrature, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[Array, ""]
+    model: DecomposedDynamics, quadrature: Quadrature, nodes: Int[Array, " m"], kind: Kind, amplitude: Float[Array, ""]
 ) -> Float[Array, "K K"]:
-    """Connectivity after an intervention, `[K, K]`, diagonal 1; NaN where the model becomes unstable.
+    """Compute the connectivity after an intervention.
 
     Args:
-      model: of `decompose` with the same quadrature.
-      quadrature: which covariance.
-      nodes: that are modulated, −1 for padding.
-      kind: `"coupling"` multiplies the links of the nodes by 1 + amplitude, `"local"` their own decay; `"forcing"` drives them together
-        with that amplitude at the quadrature's frequency.
-      amplitude: see `limits` and `amplitudes_at`.
+      model: dynamics from `decompose` with the same quadrature.
+      quadrature: quadrature of the covariance.
+      nodes: indices of the modulated nodes, padded with −1, `[m]`.
+      kind: type of intervention: `"coupling"` multiplies the links of the nodes by 1 + amplitude, `"local"` multiplies their decay by
+        1 + amplitude, and `"forcing"` drives them jointly with that amplitude at the frequency of the quadrature.
+      amplitude: amplitude of the intervention, see `limits` and `amplitudes_at`.
+
+    Returns:
+      Correlations with diagonal 1, `[K, K]`; NaN if the model becomes unstable.
 
     Memory: `[F, K, 2m]` complex; 8 F m K² operations.
 
@@ -218,31 +221,36 @@ def _columns(nodes: Int[Array, " m"], size: int) -> Float[Array, "K m"]:
     return (jnp.arange(size)[:, None] == nodes[None, :]).astype(jnp.float32)
 
 
-def _factors(model: Model, nodes: Int[Array, " m"], kind: Kind) -> tuple[Float[Array, "K r"], Float[Array, "r r"]]:
-    """U and M of amplitude 1; padded nodes have columns of 0."""
+def _factors(model: DecomposedDynamics, nodes: Int[Array, " m"], kind: Kind) -> tuple[Float[Array, "K r"], Float[Array, "r r"]]:
+    """Return U and M of amplitude 1; columns of padded nodes are 0."""
     e = _columns(nodes, len(model.jacobian))
     decay = jnp.diagonal(model.jacobian)
     if kind == "local":
         return e, jnp.diag(decay[nodes])
     links = jnp.matmul(model.jacobian, e, precision="highest") - decay[:, None] * e
-    b = links - jnp.matmul(e, jnp.matmul(e.T, links, precision="highest"), precision="highest") / 2  # links within the set count once
+    b = links - jnp.matmul(e, jnp.matmul(e.T, links, precision="highest"), precision="highest") / 2  # links within the set are counted once
     zero, eye = jnp.zeros((len(nodes),) * 2), jnp.eye(len(nodes))
     return jnp.concatenate([e, b], 1), jnp.block([[zero, eye], [eye, zero]])
 
 
 def _change(
-    model: Model, quadrature: Quadrature, nodes: Int[Array, " m"], kind: Kind, columns: Float[Array, "K r"], middle: Float[Array, "r r"]
+    model: DecomposedDynamics,
+    quadrature: Quadrature,
+    nodes: Int[Array, " m"],
+    kind: Kind,
+    columns: Float[Array, "K r"],
+    middle: Float[Array, "r r"],
 ) -> Float[Array, "K K"]:
-    """Re Σ c R U (I − M Uᵀ R U)⁻¹ M Uᵀ R."""
+    """Return Re Σ c R U (I − M Uᵀ R U)⁻¹ M Uᵀ R."""
     r = model.resolvents[:-1]
     there = (nodes >= 0).astype(jnp.float32)
     ru = r[:, :, jnp.maximum(nodes, 0)] * there.astype(r.dtype)[None, None]  # [F, K, m]
     if kind == "coupling":
-        # R J = s R − I, so that the links' columns need no product with R.
+        # R J = s R − I, so the columns of the links need no product with R.
         size, e = len(nodes), columns[:, : len(nodes)]
         decay = (jnp.diagonal(model.jacobian)[nodes] * there).astype(r.dtype)
         links = quadrature.shift[:, None, None] * ru - e.astype(r.dtype)[None] - ru * decay[None, None]
-        within = jnp.matmul(e.T, columns[:, size:], precision="highest").astype(r.dtype)  # half the links within the set
+        within = jnp.matmul(e.T, columns[:, size:], precision="highest").astype(r.dtype)  # half of the links within the set
         ru = jnp.concatenate([ru, links - jnp.matmul(ru, within[None], precision="highest")], 2)
     gram = jnp.matmul(columns.T.astype(r.dtype)[None], ru, precision="highest")
     m = middle.astype(r.dtype)[None]
@@ -258,7 +266,7 @@ def _change(
 
 
 def _energy(gram: Float[Array, "r r"], own: Float[Array, "r r"], middle: Float[Array, "r r"]) -> Float[Array, ""]:
-    """tr M Uᵀ C' U M Uᵀ U with C' the covariance under the intervention."""
+    """Return tr M Uᵀ C' U M Uᵀ U, where C' is the covariance under the intervention."""
     solved = jnp.linalg.solve(jnp.eye(len(gram)) - 2 * jnp.matmul(middle, gram, precision="highest"), middle)
     after = gram + 2 * jnp.matmul(gram, jnp.matmul(solved, gram, precision="highest"), precision="highest")
     return jnp.trace(middle @ after @ middle @ own)

@@ -1,16 +1,17 @@
-r"""The symmetric linear stochastic model, exact in frequency, one `eigh` a step.
+r"""Symmetric linear stochastic model, exact in the frequency domain, with one `eigh` per step.
 
 .. math:: dx = J x\,dt + \sigma_x dW, \quad s = h * x + e, \quad S(\omega) = |H(\omega)|^2\sigma_x^2 (\omega^2 I + A^2)^{-1} + \sigma_e^2 I
 
-with :math:`A = -J = U\,\mathrm{diag}(a)\,U^T`. A free symmetric matrix M gives the rates of its own modes, so that J is stable whatever M:
+with :math:`A = -J = U\,\mathrm{diag}(a)\,U^T`. A free symmetric matrix M with the same modes determines the rates such that J is stable for
+any M:
 
 .. math:: a - c^2/a = \lambda(M), \qquad \frac{a_i - a_j}{\lambda_i - \lambda_j} = \frac{a_i a_j}{a_i a_j + c^2}
 
-**Gradients without eigenvalue gaps.** Differentiating through `eigh` divides by λi − λj and fails where modes are degenerate, as those of a
-symmetric brain nearly are. But only *functions* of M are needed, and their derivative is the table of divided differences
+**Gradients without eigenvalue gaps.** Differentiating through `eigh` divides by λi − λj and fails if modes are degenerate, as they nearly
+are in a left–right symmetric brain. Only *functions* of M are needed, however, and their derivative is the table of divided differences
 (f(λi) − f(λj)) / (λi − λj) in the modes of M (Daleckii and Krein 1965), which has no such pole. For a resolvent the table is a product,
-1/(ω² + ai²) − 1/(ω² + aj²) = −(ai − aj)(ai + aj) / ((ω² + ai²)(ω² + aj²)), and so is that of S⁻¹; with the rates above the difference
-cancels in closed form. Sums over bins then are Gram matrices, and no subtraction is left in which digits could be lost.
+1/(ω² + ai²) − 1/(ω² + aj²) = −(ai − aj)(ai + aj) / ((ω² + ai²)(ω² + aj²)), and likewise for S⁻¹; with the rates above, the difference
+cancels in closed form. Sums over bins are then Gram matrices, without cancellation errors.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from jaxtyping import Array, Float
 from pnet_jax.dynamics import haemodynamics
 from pnet_jax.dynamics.spectra import BAND_HZ, Spectra
 
-SLOW = 0.01  # c in 1/s: rates well above it are M's own eigenvalues, so that M is −J but for c² A⁻¹
-BAND_POINTS = 128  # of the trapezoid rule over a band
+SLOW = 0.01  # c in 1/s; rates well above it equal the eigenvalues of M, so that M is −J up to c² A⁻¹
+BAND_POINTS = 128  # number of points of the trapezoidal rule over a band
 
 
 class Params(NamedTuple):
-    """Parameters of the model, all free.
+    """Unconstrained parameters of the model.
 
     Attributes:
-      coupling: M, close to −J, in 1/s, `[K, K]`; its symmetric part counts.
-      log_sigma_x: logarithm of the drive's amplitude. σx² is a density over one frame: it carries 1 / TR.
-      log_sigma_e: logarithm of the amplitude of the measurement's white noise.
-      delay: of the haemodynamic peak in seconds, above −5.
+      coupling: matrix M, close to −J, in 1/s, `[K, K]`; only its symmetric part is used.
+      log_sigma_x: logarithm of the amplitude of the drive; σx² is a density per frame and thus proportional to 1 / TR.
+      log_sigma_e: logarithm of the amplitude of white measurement noise.
+      delay: delay of the haemodynamic peak in seconds, above −5.
     """
 
     coupling: Float[Array, "K K"]
@@ -47,10 +48,10 @@ class Params(NamedTuple):
 
 
 def from_jacobian(jacobian: Float[ArrayLike, "K K"], *, sigma_x: float = 1.0, sigma_e: float = 0.1, delay: float = 0.0) -> Params:
-    """Parameters of a known symmetric, stable J.
+    """Return the parameters of a given symmetric, stable J in 1/s, `[K, K]`.
 
     Raises:
-      ValueError: J is not symmetric or not stable.
+      ValueError: If J is not symmetric or not stable.
     """
     j = np.asarray(jacobian, np.float64)
     if not np.allclose(j, j.T, atol=1e-6):
@@ -62,27 +63,27 @@ def from_jacobian(jacobian: Float[ArrayLike, "K K"], *, sigma_x: float = 1.0, si
 
 
 def jacobian(params: Params) -> Float[Array, "K K"]:
-    """J in 1/s, `[K, K]`: symmetric, all eigenvalues below 0. Its off-diagonal is the undirected coupling."""
+    """Return J in 1/s, `[K, K]`: symmetric, with negative eigenvalues. The off-diagonal entries are the undirected coupling."""
     return -_rate_matrix(_symmetric(params.coupling))
 
 
 def negative_log_likelihood(params: Params, spectra: Spectra) -> Float[Array, ""]:
-    r"""Whittle's, a parcel and a bin; 2 n_b K² operations beside the `eigh`.
+    r"""Compute the Whittle negative log-likelihood per parcel and bin.
 
     .. math:: \frac{1}{K n_b} \sum_\omega \big[\log\det S(\omega) + \hat s(\omega)^H S(\omega)^{-1} \hat s(\omega)\big]
 
     Args:
-      params: of K parcels.
-      spectra: of the same K; a bin counts by its weight.
+      params: parameters of K parcels.
+      spectra: spectra with the same K; bins are weighted by their weight.
 
     Returns:
-      `[]`. Gradients reach all parameters and `spectra.dft`; the constant log π is left out. Its K n_b-fold is the exact negative
-      logarithm of the density of complex normal bins.
+      The negative log-likelihood without the constant log π, `[]`; differentiable in all parameters and `spectra.dft`. Multiplied by
+      K n_b, it is the exact negative log-density of complex normal bins.
 
     Raises:
-      ValueError: the numbers of parcels differ.
+      ValueError: If the numbers of parcels differ.
 
-    Memory: `[F, N, K]` twice.
+    Memory: `[F, N, K]` twice. Time: 2 n_b K² operations plus one `eigh`.
 
     >>> import numpy as np
     >>> from pnet_jax.dynamics.spectra import frequency_bins, spectra
@@ -95,14 +96,14 @@ def negative_log_likelihood(params: Params, spectra: Spectra) -> Float[Array, ""
     """
     parcels = spectra.dft.shape[-1]
     if params.coupling.shape != (parcels, parcels):
-        raise ValueError(f"expected a coupling of shape {(parcels, parcels)}, as the spectra have it, got {params.coupling.shape}")
+        raise ValueError(f"expected a coupling of shape {(parcels, parcels)} to match the spectra, got {params.coupling.shape}")
     drive, noise = _levels(params, spectra.frequency)
     total = _whittle(_symmetric(params.coupling), drive, noise, _squared(spectra.frequency), spectra.dft, spectra.weight)
     return total / (parcels * jnp.maximum(spectra.weight.sum(), 1.0))
 
 
 def density(params: Params, frequency: Float[Array, " F"]) -> Float[Array, "F K K"]:
-    """S(ω), real and symmetric, `[F, K, K]`: what the model predicts of a periodogram that it has not seen."""
+    """Return the spectral density S(ω), real and symmetric, `[F, K, K]`: the expectation of a periodogram under the model."""
     drive, noise = _levels(params, frequency)
     matrix, eye = _symmetric(params.coupling), jnp.eye(params.coupling.shape[-1], dtype=params.coupling.dtype)
     one = jax.vmap(lambda share, square: _resolvents(matrix, share[None], square[None]))(drive, _squared(frequency))
@@ -110,18 +111,18 @@ def density(params: Params, frequency: Float[Array, " F"]) -> Float[Array, "F K 
 
 
 def covariance(params: Params, lag: Float[ArrayLike, ""] = 0.0, band: tuple[float, float] | None = BAND_HZ) -> Float[Array, "K K"]:
-    r"""Covariance of the signals and of themselves `lag` seconds later, without measurement noise, in closed form.
+    r"""Compute the covariance of the signals at a lag, without measurement noise, in closed form.
 
     .. math:: 2\int_{band} |H|^2\sigma_x^2 (\omega^2 + A^2)^{-1} \cos(\omega\tau)\,df, \qquad
               \text{without a band: } \tfrac12 \sigma_x^2 A^{-1} e^{-A|\tau|}
 
     Args:
-      params: K parcels.
-      lag: τ in seconds, any.
-      band: Hz; None takes the latent process itself over all frequencies, without haemodynamics.
+      params: parameters of K parcels.
+      lag: lag τ in seconds, of any sign.
+      band: frequency band in Hz; None for the latent process over all frequencies, without haemodynamics.
 
     Returns:
-      `[K, K]`, symmetric at every lag, since the coupling is.
+      The covariance, `[K, K]`; symmetric at every lag, because the coupling is symmetric.
     """
     lag = jnp.asarray(lag, params.coupling.dtype)
     if band is None:
@@ -133,18 +134,18 @@ def covariance(params: Params, lag: Float[ArrayLike, ""] = 0.0, band: tuple[floa
 
 
 def correlation(params: Params, lag: Float[ArrayLike, ""] = 0.0, band: tuple[float, float] | None = BAND_HZ) -> Float[Array, "K K"]:
-    """Functional connectivity of the model, `[K, K]`: `covariance` over the standard deviations at lag 0. The diagonal is 1 at lag 0."""
+    """Compute the functional connectivity of the model: `covariance` divided by the standard deviations at lag 0, `[K, K]`."""
     now = jnp.diagonal(covariance(params, 0.0, band))
     return covariance(params, lag, band) * jax.lax.rsqrt(now)[:, None] * jax.lax.rsqrt(now)[None, :]
 
 
 def information(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    r"""Expected (Fisher) information about A in its own modes, where it is diagonal.
+    r"""Compute the expected (Fisher) information about A in the modes of A, in which it is diagonal.
 
     .. math:: I_{ij} = (2 - \delta_{ij})(a_i + a_j)^2 \sum_\omega \frac{h^2}{b_i d_i b_j d_j}, \; b = \omega^2 + a^2, d = h + \sigma_e^2 b
 
     Returns:
-      The modes U, `[K, K]`, and the information about :math:`(U^T A U)_{ij}`, i ≤ j, `[K, K]`. σx, σe and the delay are taken as known.
+      The modes U, `[K, K]`, and the information about :math:`(U^T A U)_{ij}`, i ≤ j, `[K, K]`, given σx, σe and the delay.
     """
     drive, noise = _levels(params, spectra.frequency)
     rates, modes = _modes(_symmetric(params.coupling))
@@ -155,42 +156,42 @@ def information(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], 
 
 
 def variance_of_entries(modes: Float[Array, "K K"], variance: Float[Array, "K K"], crossed: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Variance of each entry of U B Uᵀ where an entry (i, j) of B depends on none but (j, i), `[K, K]`.
+    """Compute the variance of each entry of U B Uᵀ, if entry (i, j) of B is correlated only with (j, i), `[K, K]`.
 
     Args:
-      modes: U.
-      variance: of each entry of B.
-      crossed: covariance of (i, j) with (j, i); the variance itself where B is symmetric.
+      modes: modes U, `[K, K]`.
+      variance: variance of each entry of B, `[K, K]`.
+      crossed: covariance of (i, j) with (j, i), `[K, K]`; equal to the variance if B is symmetric.
 
     Memory: `[K, K]` a few times; K⁴ operations.
     """
     apart = crossed * (1 - jnp.eye(len(modes), dtype=modes.dtype))
 
     def row(mode: Float[Array, " K"]) -> Float[Array, " K"]:
-        both = mode[None, :] * modes  # [K, K]: U_ki U_li of this k
+        both = mode[None, :] * modes  # [K, K]: U_ki U_li for this k
         return (jnp.matmul(both, apart, precision="highest") * both).sum(1)
 
     return _outside(jnp.square(modes), variance) + jax.lax.map(row, modes)
 
 
 def standard_errors(params: Params, spectra: Spectra) -> Float[Array, "K K"]:
-    """Standard error of each entry of J from the expected information, in 1/s, `[K, K]`; inf where the data say nothing."""
+    """Return the standard error of each entry of J from the expected information, in 1/s, `[K, K]`; inf without information."""
     modes, info = information(params, spectra)
     return jnp.sqrt(variance_of_entries(modes, 1 / info, 1 / info))
 
 
 def one_step(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    """The one-step estimate of another recording's J from these parameters: J + I⁻¹ · score, and its standard errors, `[K, K]` each.
+    """Return the one-step estimate of a recording's J from these parameters, J + I⁻¹ · score, and its standard errors, `[K, K]` each.
 
-    It needs no iteration, is unbiased to first order and exists where maximum likelihood does not (fewer bins than parcels): what
-    empirical Bayes needs of a subject.
+    The estimate needs no iteration, is unbiased to first order, and exists even if the maximum likelihood estimate does not (fewer bins
+    than parcels), as required for empirical Bayes.
     """
     modes, moved, variance = one_step_in_modes(params, spectra)
     return jacobian(params) + _outside(modes, moved), jnp.sqrt(variance_of_entries(modes, variance, variance))
 
 
 def one_step_in_modes(params: Params, spectra: Spectra) -> tuple[Float[Array, "K K"], Float[Array, "K K"], Float[Array, "K K"]]:
-    """Return the modes U of J, and Uᵀ (estimate − J) U of the one-step estimate with its variances; entries are independent there."""
+    """Return the modes U of J, and Uᵀ (estimate − J) U of the one-step estimate with the variances of its independent entries."""
     modes, info = information(params, spectra)
     rates, _ = _modes(_symmetric(params.coupling))
     slope = jax.grad(negative_log_likelihood)(params, spectra).coupling * (len(modes) * jnp.maximum(spectra.weight.sum(), 1.0))
@@ -199,13 +200,16 @@ def one_step_in_modes(params: Params, spectra: Spectra) -> tuple[Float[Array, "K
 
 
 def scoring_step(params: Params, spectra: Spectra, slope: Params, precision: Params) -> Params:
-    """Slope over information, for Fisher scoring: of the coupling in the modes, of the three levels together.
+    """Compute a Fisher scoring step: for the coupling in its modes, and jointly for the three levels.
 
     Args:
-      params: where.
-      spectra: what was seen.
-      slope: gradient of the objective there.
-      precision: of the prior, added to the information; the mean of the coupling's, which must be the same in all modes, counts.
+      params: current parameters.
+      spectra: observed spectra.
+      slope: gradient of the objective at `params`.
+      precision: precision of the prior, added to the information; that of the coupling must be isotropic, and its mean is used.
+
+    Returns:
+      The step, to be subtracted from the parameters.
     """
     modes, info = information(params, spectra)
     rates, _ = _modes(_symmetric(params.coupling))
@@ -223,7 +227,7 @@ def scoring_step(params: Params, spectra: Spectra, slope: Params, precision: Par
 
 
 def band_grid(band: tuple[float, float]) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
-    """Frequencies and weights of the trapezoid rule over a band, in Hz."""
+    """Return the frequencies and weights of the trapezoidal rule over a band, in Hz."""
     frequency = np.linspace(*band, BAND_POINTS)
     share = np.full(BAND_POINTS, frequency[1] - frequency[0])
     share[[0, -1]] /= 2
@@ -231,7 +235,7 @@ def band_grid(band: tuple[float, float]) -> tuple[Float[np.ndarray, " F"], Float
 
 
 def _levels(params: Params, frequency: Float[Array, " F"]) -> tuple[Float[Array, " F"], Float[Array, ""]]:
-    """h(ω) = |H|² σx² and σe²."""
+    """Return h(ω) = |H|² σx² and σe²."""
     return jnp.exp(2 * params.log_sigma_x) * haemodynamics.power(frequency, params.delay), jnp.exp(2 * params.log_sigma_e)
 
 
@@ -244,16 +248,16 @@ def _symmetric(matrix: Float[Array, "K K"]) -> Float[Array, "K K"]:
 
 
 def _modes(matrix: Float[Array, "K K"]) -> tuple[Float[Array, " K"], Float[Array, "K K"]]:
-    """Rates a, `[K]`, and modes, `[K, K]`, of a free symmetric matrix."""
+    """Return the rates a, `[K]`, and modes, `[K, K]`, of a free symmetric matrix."""
     values, modes = jnp.linalg.eigh(matrix, symmetrize_input=False)
     root = jnp.sqrt(jnp.square(values) + 4 * SLOW**2)
     positive = jnp.where(values > 0, values, 0.0)
-    # The same number twice; each form loses digits where the other is used.
+    # Two equal expressions; each is used in the range in which the other loses precision.
     return jnp.where(values > 0, (positive + root) / 2, 2 * SLOW**2 / (root - jnp.minimum(values, 0.0))), modes
 
 
 def _differences(rates: Float[Array, " K"]) -> Float[Array, "K K"]:
-    """(ai − aj) / (λi − λj), and da/dλ on the diagonal."""
+    """Return (ai − aj) / (λi − λj), and da/dλ on the diagonal."""
     products = rates[:, None] * rates[None, :]
     return products / (products + SLOW**2)
 
@@ -272,7 +276,7 @@ def _inside(modes: Float[Array, "K K"], outside: Float[Array, "K K"]) -> Float[A
 
 @jax.custom_vjp
 def _rate_matrix(matrix: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """A of M."""
+    """Return A for a given M."""
     return _rate_matrix_forward(matrix)[0]
 
 
@@ -291,7 +295,7 @@ _rate_matrix.defvjp(_rate_matrix_forward, _rate_matrix_backward)
 
 @jax.custom_vjp
 def _resolvents(matrix: Float[Array, "K K"], share: Float[Array, " F"], squares: Float[Array, " F"]) -> Float[Array, "K K"]:
-    """Σ_f share (ω² + A²)⁻¹."""
+    """Return Σ_f share (ω² + A²)⁻¹."""
     return _resolvents_forward(matrix, share, squares)[0]
 
 
@@ -321,7 +325,7 @@ def _whittle(
     dft: Float[Array, "F N K"],
     weight: Float[Array, " F"],
 ) -> Float[Array, ""]:
-    """Σ_f weight [log det S + Σ_n ŝᵀ S⁻¹ ŝ]; in the modes S = d / b, b = ω² + a², d = h + σe² b."""
+    """Return Σ_f weight [log det S + Σ_n ŝᵀ S⁻¹ ŝ]; in the modes, S = d / b with b = ω² + a² and d = h + σe² b."""
     return _whittle_forward(matrix, drive, noise, squares, dft, weight)[0]
 
 
@@ -342,8 +346,8 @@ def _whittle_backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array
     w, wh = weight[:, None], (weight * drive)[:, None]
     scaled = (parts / d[:, None, :]).reshape(-1, parts.shape[-1])
     rows = jnp.repeat(weight * drive, parts.shape[1])[:, None]
-    gram = jnp.matmul((rows * scaled).T, scaled, precision="highest")  # divided differences of S⁻¹ between parts, summed over bins
-    slope = _sums(rates) * (gram - jnp.diag((wh / (b * d)).sum(0)))  # the diagonal: of log det S
+    gram = jnp.matmul((rows * scaled).T, scaled, precision="highest")  # divided differences of S⁻¹ applied to `parts`, summed over bins
+    slope = _sums(rates) * (gram - jnp.diag((wh / (b * d)).sum(0)))  # the diagonal is that of log det S
     by_level = w * (1 / d - energy * b / jnp.square(d))
     by_dft = 2 * weight[:, None, None] * jnp.matmul(parts * (b / d)[:, None, :], modes.T, precision="highest")
     return (

@@ -1,10 +1,11 @@
-r"""The healthy → patient group → patient prior of the coupling J.
+r"""Hierarchical prior of the coupling J of patients: healthy group → patient group → patient.
 
-Every recording gives a one-step estimate of its J from the healthy group's (`linear_stochastic.one_step_in_modes`). In the modes of the
-healthy J its errors are independent and known, so that the variances of the hierarchy are closed forms there: that of the patient group's
-shift beyond what sampling alone would make of it, and that between the participants of a group. The mean patient is then the maximum a
-posteriori of the pooled patients about the healthy J, and a patient that of the own recording about the mean patient (`fit.by_scoring`).
-A mean of one-step estimates would not do: it overshoots where the groups differ much.
+Every recording gives a one-step estimate of its J, starting from that of the healthy group (`linear_stochastic.one_step_in_modes`). In the
+modes of the healthy J, the errors are independent and known, so the variances of the hierarchy have closed forms: the variance of the
+patient group's shift beyond sampling error, and the variance between the participants of a group. The patient group mean is then the
+maximum a posteriori (MAP) estimate of the pooled patients around the healthy J, and a patient's J is the MAP estimate of their recording
+around the patient group mean (`fit.by_scoring`). The mean of the one-step estimates is not used because it overshoots if the groups
+differ strongly.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from pnet_jax.dynamics.fit import DELAY_SD, LEVEL_SD, DynamicsPrior, by_scoring
 from pnet_jax.dynamics.linear_stochastic import Params, information, jacobian, one_step_in_modes
 from pnet_jax.dynamics.spectra import Spectra, pool
 
-LEAST = 3  # participants of a group
-ROUNDS = 30  # of the weighted moment estimate of a variance
-SMALLEST = 1e-7  # variance in 1/s²
-NARROWEST = 0.2  # smallest standard deviation over the root mean square of the coupling: scaled signals vary too little among few parcels
+LEAST = 3  # minimum number of participants per group
+ROUNDS = 30  # iterations of the weighted moment estimate of a variance
+SMALLEST = 1e-7  # minimum variance in 1/s²
+NARROWEST = 0.2  # minimum standard deviation relative to the RMS coupling; with few parcels, scaled signals vary too little
 GROUP_STEPS = 12
 
 
@@ -34,8 +35,8 @@ class Estimates(NamedTuple):
     Attributes:
       healthy: parameters of the healthy group.
       recordings: the S recordings.
-      moved: Uᵀ (estimate − healthy J) U, `[S, K, K]`.
-      variance: of each entry, `[S, K, K]`.
+      moved: deviations from the healthy J in its modes, Uᵀ (estimate − healthy J) U, `[S, K, K]`.
+      variance: error variance of each entry, `[S, K, K]`.
     """
 
     healthy: Params
@@ -45,12 +46,12 @@ class Estimates(NamedTuple):
 
 
 class PatientPrior(NamedTuple):
-    """What training participants say about the J of one more patient.
+    """Prior of the J of a new patient, learned from training participants.
 
     Attributes:
-      prior: mean and isotropic precision of a patient's parameters; the mean is the mean patient.
-      shift_sd: standard deviation of an entry of the mean patient's J about the healthy group's, in 1/s.
-      sd: standard deviation of an entry of a patient's J about the mean patient's, in 1/s.
+      prior: mean and isotropic precision of a patient's parameters; the mean is that of the patient group.
+      shift_sd: standard deviation of an entry of the patient group's J around that of the healthy group, in 1/s.
+      sd: standard deviation of an entry of a patient's J around that of the patient group, in 1/s.
     """
 
     prior: DynamicsPrior
@@ -59,9 +60,9 @@ class PatientPrior(NamedTuple):
 
 
 def estimates(healthy: Params, recordings: Sequence[Spectra]) -> Estimates:
-    """One-step estimates of recordings that were standardised as the healthy group's were.
+    """Compute one-step estimates of recordings that were standardised like those of the healthy group.
 
-    Recordings should share their bins' shape (`frequency_bins(size=…)`), so that one program serves all.
+    Recordings should have the same number of bins (`frequency_bins(size=…)`) to avoid recompilation.
 
     Memory: two matrices `[K, K]` per recording.
     """
@@ -71,19 +72,22 @@ def estimates(healthy: Params, recordings: Sequence[Spectra]) -> Estimates:
 
 
 def patient_prior(known: Estimates, patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]) -> PatientPrior:
-    """Prior of one more patient.
+    """Estimate the prior of a new patient from the training participants.
 
     Args:
       known: estimates of S recordings.
-      patient: which of the S are of patients.
-      rows: those that may be used: the training participants.
+      patient: whether each recording is of a patient, `[S]`.
+      rows: indices of the recordings of training participants, `[n]`.
+
+    Returns:
+      The prior.
 
     Raises:
-      ValueError: fewer than 3 patients or healthy participants among the rows.
+      ValueError: If there are fewer than 3 patients or 3 healthy participants among the rows.
     """
     groups = [rows[patient[rows] == one] for one in (False, True)]
     if min(map(len, groups)) < LEAST:
-        raise ValueError(f"expected {LEAST} patients and {LEAST} controls or more to learn from, got {len(groups[1])} and {len(groups[0])}")
+        raise ValueError(f"expected at least {LEAST} patients and {LEAST} controls for training, got {len(groups[1])} and {len(groups[0])}")
     means = [known.moved[of].mean(0, dtype=np.float64) for of in groups]
     scatter = sum(((known.moved[of] - mean) ** 2).sum(0) for of, mean in zip(groups, means, strict=True)) / (len(rows) - 2)
     noise = known.variance[rows].mean(0, dtype=np.float64)
@@ -97,9 +101,9 @@ def patient_prior(known: Estimates, patient: Bool[np.ndarray, " S"], rows: Int[n
 
 
 def posterior_draws(params: Params, spectra: Spectra, prior: DynamicsPrior, draws: int, key: Array) -> Float[Array, "n K K"]:
-    """Draws of a participant's J around the maximum a posteriori, `[n, K, K]`, each stable.
+    """Draw samples of a participant's J around the MAP estimate, `[n, K, K]`; all are stable.
 
-    The posterior is normal in the modes of the estimate, with the precision of the recording's information and of the prior.
+    The posterior is approximated as normal in the modes of the estimate, with the sum of the information and the prior precision.
     """
     modes, info = information(params, spectra)
     sd = jax.lax.rsqrt(info + prior.precision.coupling.mean())
@@ -115,7 +119,7 @@ def _isotropic(mean: Params, variance: float) -> DynamicsPrior:
 
 
 def _beyond(squares: Float[np.ndarray, "K K"], noise: Float[np.ndarray, "K K"]) -> float:
-    """Variance that squares have beyond their noise, entries weighted by how well each says so."""
+    """Estimate the mean of squares in excess of their noise variance, weighting entries by their precision."""
     found = SMALLEST
     for _ in range(ROUNDS):
         weight = 1 / np.square(noise + found)

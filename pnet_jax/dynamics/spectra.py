@@ -1,8 +1,8 @@
-"""From signals to the bins of a band: all that a Whittle likelihood reads of a recording.
+"""Spectra of parcel signals in a frequency band, the input of the Whittle likelihood.
 
-Detrending, the Fourier transform, the division by a filter and the cutting at scrubbed frames are linear in the signals and the same
-for all parcels. So they are planned once on the host, as one matrix `[F, 2, T]` (`Bins`), and a scan with gaps has the same shape as one
-without: its bins are those of all its segments, one after the other, filled up with bins of weight 0.
+Detrending, the Fourier transform, the compensation of filters and the segmentation at scrubbed frames are linear in the signals and the
+same for all parcels. They are therefore combined once on the host into one operator `[F, 2, T]` (`Bins`). A scan with gaps has the same
+shape as one without: the bins of its segments are concatenated and padded with bins of weight 0.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from scipy import signal
 
 BAND_HZ = (0.009, 0.1)
 MIN_SECONDS = 40.0  # shorter segments are left out
-BRIDGED_SECONDS = 6.0  # frames that lack no more than this in a row are drawn in as a line between their neighbours
+BRIDGED_SECONDS = 6.0  # gaps up to this length are linearly interpolated
 MIN_BINS = 8
-MIN_GAIN = 0.5  # of the filter's power, for a bin to be used
-BUTTERWORTH_ORDER = 5  # nilearn's, forward and backward
-POOL_HZ = 0.002  # between pooled bins
+MIN_GAIN = 0.5  # minimum power gain of the filter for a bin to be used
+BUTTERWORTH_ORDER = 5  # as in nilearn, forward and backward
+POOL_HZ = 0.002  # spacing of pooled bins
 
 
 class Bins(NamedTuple):
-    """How the bins of one recording come from its frames; see `frequency_bins`.
+    """Linear operator from the frames of a recording to its frequency bins; see `frequency_bins`.
 
     Attributes:
-      frequency: Hz, `[F]`.
-      operator: real and imaginary part of the transform, `[F, 2, T]`; 0 at frames that are not kept.
-      weight: 1 for a bin, 0 for padding, `[F]`.
-      gain: power gain of the filter that the operator divides out, `[F]`; 1 where there was none.
-      dropped: segments that were too short, `[]`.
+      frequency: frequencies in Hz, `[F]`.
+      operator: real and imaginary part of the transform, `[F, 2, T]`; 0 for frames that are not kept.
+      weight: 1 for bins, 0 for padding, `[F]`.
+      gain: power gain of the filter, which the operator compensates, `[F]`; 1 without a filter.
+      dropped: number of segments left out because they are too short, `[]`.
     """
 
     frequency: Float[Array, " F"]
@@ -46,10 +46,10 @@ class Spectra(NamedTuple):
     """Spectra of K signals.
 
     Attributes:
-      frequency: Hz, `[F]`.
-      dft: N real rows a bin whose Gram matrix is the periodogram, `[F, N, K]`: real and imaginary part of DFT / √T (N = 2), a mean that
-        was missing (N = 3, `standardise`), or of a pooled periodogram its square root (N = K).
-      weight: how many recordings stand behind a bin, `[F]`; 0 is padding.
+      frequency: frequencies in Hz, `[F]`.
+      dft: N real rows per bin, whose Gram matrix is the periodogram, `[F, N, K]`: real and imaginary part of DFT / √T (N = 2), with the
+        restored mean signal (N = 3, `standardise`), or the square root of a pooled periodogram (N = K).
+      weight: number of recordings contributing to each bin, `[F]`; 0 for padding.
     """
 
     frequency: Float[Array, " F"]
@@ -58,7 +58,7 @@ class Spectra(NamedTuple):
 
 
 class TooShortError(ValueError):
-    """A recording, or a part of one, has too few frames for the band of the dynamics."""
+    """Raised if a recording, or a part of one, has too few frames for the frequency band of the dynamics."""
 
 
 def frequency_bins(
@@ -72,23 +72,26 @@ def frequency_bins(
     min_seconds: float = MIN_SECONDS,
     min_bins: int = MIN_BINS,
 ) -> Bins:
-    """Plans the bins of one recording. Host code, in float64.
+    """Compute the bins of one recording, on the host and in float64.
 
     Args:
-      kept: frames that count, `[T]`.
-      tr: seconds between frames.
+      kept: mask of the included frames, `[T]`.
+      tr: repetition time in seconds.
       band: lowest and highest frequency in Hz.
-      frames: position of each frame in the recording, ascending, `[T]` (`Scan.frames`); 0…T−1 if not given. Gaps of 6 s at most are
-        bridged by a line, which band-limited signals differ little from; after a longer one a new segment begins.
-      filtered: `(high_pass, low_pass)` in Hz of the Butterworth filter that the signals went through; None for no edge. It is divided
-        out, and bins it left less than half the power of are not used.
-      size: F to fill up to; as many as there are if not given.
-      min_seconds: shorter segments are left out and counted.
-      min_bins: fewer are an error.
+      frames: index of each frame in the recording, ascending, `[T]` (`Scan.frames`); default: 0…T−1. Gaps of at most 6 s are linearly
+        interpolated, which changes band-limited signals little; after a longer gap, a new segment begins.
+      filtered: cut-offs `(high_pass, low_pass)` in Hz of the Butterworth filter applied to the signals; None for no cut-off. The filter is
+        compensated, and bins with a power gain below 0.5 are not used.
+      size: number of bins F after padding; default: no padding.
+      min_seconds: minimum duration of a segment in seconds; shorter segments are left out and counted.
+      min_bins: minimum number of bins.
+
+    Returns:
+      The bins.
 
     Raises:
-      TooShortError: too few bins.
-      ValueError: more bins than `size`, or a band that is none.
+      TooShortError: If there are fewer than `min_bins` bins.
+      ValueError: If there are more bins than `size`, or the band or `tr` is invalid.
 
     >>> bins = frequency_bins(np.ones(150, bool), tr=2.0)
     >>> bins.operator.shape, float(bins.frequency[0]).__round__(3)
@@ -123,14 +126,17 @@ def frequency_bins(
 
 
 def spectra(signals: Float[Array, "K T"], bins: Bins) -> Spectra:
-    """The bins of K signals; linear, so that gradients reach the signals.
+    """Compute the spectra of K signals; the operation is linear and differentiable in the signals.
 
     Args:
-      signals: any unit, free of NaN, `[K, T]`.
-      bins: of `frequency_bins`.
+      signals: signals in any unit, without NaN, `[K, T]`.
+      bins: bins from `frequency_bins`.
+
+    Returns:
+      The spectra, with N = 2.
 
     Raises:
-      ValueError: `signals` and `bins` are not of the same T.
+      ValueError: If T differs between `signals` and `bins`.
     """
     if signals.shape[-1] != bins.operator.shape[-1]:
         raise ValueError(f"expected signals of T = {bins.operator.shape[-1]} frames, got shape {signals.shape}")
@@ -139,17 +145,17 @@ def spectra(signals: Float[Array, "K T"], bins: Bins) -> Spectra:
 
 
 def scale_of(spectra: Spectra) -> Float[Array, " K"]:
-    """Root of each signal's mean power over the bins, `[K]`; 1 for a signal without power."""
+    """Return the square root of each signal's mean power over the bins, `[K]`; 1 for a signal without power."""
     power = (spectra.weight[:, None] * jnp.square(spectra.dft).sum(1)).sum(0) / jnp.maximum(spectra.weight.sum(), 1.0)
     return jnp.sqrt(jnp.where(power > 0, power, 1.0))
 
 
 def standardise(spectra: Spectra, scale: Float[Array, " K"] | None = None) -> Spectra:
-    """Signals of mean power 1 in the band, or divided by the `scale` of another part of the recording, with a mean that varies.
+    """Scale the signals to mean power 1 in the band, or by the `scale` of another part of the recording, and restore the mean signal.
 
-    Where cleaning has removed the mean signal, a direction is left without power, which no brain has: a model that follows it finds
-    coupling of tens of 1/s that pulls all parcels to 0 together, and likelihoods without bound. What the mean of the signals lacks beside
-    a direction on the average is therefore added to every bin, as a third row. Recordings that have their mean keep it.
+    If cleaning has removed the mean signal, one direction has no power. A model fitted to such data has an unbounded likelihood and
+    implausible coupling of tens of 1/s that drives all parcels to 0 together. The power that the mean signal lacks compared with an average
+    direction is therefore added to every bin, as a third row. Recordings whose mean signal was not removed are unchanged.
     """
     scale = scale_of(spectra) if scale is None else scale
     dft = spectra.dft / scale[None, None, :]
@@ -157,7 +163,7 @@ def standardise(spectra: Spectra, scale: Float[Array, " K"] | None = None) -> Sp
 
 
 def _missing_mean(dft: Float[Array, "F N K"], weight: Float[Array, " F"]) -> Float[Array, "F 1 K"]:
-    """Of each bin, along the mean of the signals that have power."""
+    """Return the row of each bin that restores the power of the mean signal, over signals with power."""
     power = jnp.square(dft).sum(1)  # [F, K]
     there = (power.sum(0) > 0).astype(dft.dtype)
     count = jnp.maximum(there.sum(), 1.0)
@@ -165,20 +171,23 @@ def _missing_mean(dft: Float[Array, "F N K"], weight: Float[Array, " F"]) -> Flo
     mean = jnp.square((dft * there[None, None, :]).sum(2)).sum(1) / count
     lacking = jnp.maximum(1 - (weight @ mean) / jnp.maximum(weight @ average, 1e-12), 0.0)
     wanted = lacking * average
-    size = jnp.where(wanted > 0, jnp.sqrt(jnp.where(wanted > 0, wanted, 1.0)), 0.0)  # a slope at 0 as well
+    size = jnp.where(wanted > 0, jnp.sqrt(jnp.where(wanted > 0, wanted, 1.0)), 0.0)  # with a finite gradient at 0
     return size[:, None, None] * there[None, None, :] / jnp.sqrt(count)
 
 
 def power_gain(
     frequency: Float[np.ndarray, " F"], tr: float, filtered: tuple[float | None, float | None], order: int = BUTTERWORTH_ORDER
 ) -> Float[np.ndarray, " F"]:
-    r"""What a Butterworth filter, run forward and backward, multiplies the power by: :math:`|B(\omega)|^4`, `[F]`.
+    r"""Compute the power gain of a forward–backward Butterworth filter, :math:`|B(\omega)|^4`.
 
     Args:
-      frequency: Hz, `[F]`.
-      tr: seconds.
-      filtered: `(high_pass, low_pass)` in Hz; None or 0 for no edge.
-      order: of one pass.
+      frequency: frequencies in Hz, `[F]`.
+      tr: repetition time in seconds.
+      filtered: cut-offs `(high_pass, low_pass)` in Hz; None or 0 for no cut-off.
+      order: order of one pass.
+
+    Returns:
+      The power gain, `[F]`.
     """
     high_pass, low_pass = (edge or None for edge in filtered)
     if high_pass is None and low_pass is None:
@@ -190,29 +199,33 @@ def power_gain(
 
 
 def last_held_out(kept: Bool[np.ndarray, " T"], share: float = 0.2) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
-    """The kept frames without the last `share` of them, and those, `[T]` each."""
+    """Split the kept frames into the first ones and the last `share` of them, and return both masks, `[T]` each."""
     kept = np.asarray(kept, bool)
     late = np.cumsum(kept) > round((1 - share) * kept.sum())
     return kept & ~late, kept & late
 
 
 def pool(recordings: Sequence[Spectra], band: tuple[float, float] = BAND_HZ, step: float = POOL_HZ) -> Spectra:
-    r"""One mean periodogram of many recordings of the same parcels, `[F, K, K]` as its square root.
+    r"""Average the periodograms of many recordings of the same parcels, and return the square root, `[F, K, K]`.
 
-    For a symmetric model the real part of :math:`\sum_s \hat s \hat s^H` in a bin is all that the likelihood reads, so a group of any
-    size costs what K recordings cost. Recordings of any length and TR meet on a grid; the error is that of moving a bin by `step` / 2.
+    The likelihood of a symmetric model depends on each bin only through the real part of :math:`\sum_s \hat s \hat s^H`, so a group of any
+    size costs as much as K recordings. Recordings of any length and TR are assigned to a common grid, which shifts a bin by at most
+    `step` / 2.
 
     Args:
-      recordings: of the same K; standardise each first where amplitudes say nothing.
-      band: of the grid in Hz.
-      step: of the grid in Hz.
+      recordings: spectra of the recordings, with the same K; standardise each first if amplitudes are arbitrary.
+      band: band of the grid in Hz.
+      step: spacing of the grid in Hz.
+
+    Returns:
+      The pooled spectra, with N = K.
 
     Raises:
-      ValueError: no recording, or recordings of different K.
+      ValueError: If there is no recording, or K differs between recordings.
     """
     sizes = {s.dft.shape[-1] for s in recordings}
     if len(sizes) != 1:
-        raise ValueError(f"expected recordings of one K, got K = {sorted(sizes)}")
+        raise ValueError(f"expected recordings with the same K, got K = {sorted(sizes)}")
     (parcels,), count = sizes, max(1, round((band[1] - band[0]) / step))
     gram, weight, frequency = np.zeros((count, parcels, parcels)), np.zeros(count), np.zeros(count)
     for one in recordings:
@@ -230,7 +243,7 @@ def pool(recordings: Sequence[Spectra], band: tuple[float, float] = BAND_HZ, ste
 
 
 def _segments(kept: Bool[np.ndarray, " T"], frames: Int[np.ndarray, " T"], most: float) -> list[Int[np.ndarray, " n"]]:
-    """Columns of each run of kept frames that are no further from each other than `most`."""
+    """Return the columns of each run of kept frames that are at most `most` frames apart."""
     columns = np.flatnonzero(kept)
     runs = np.split(columns, np.flatnonzero(np.diff(frames[columns]) > most) + 1)
     return [run for run in runs if len(run)]
@@ -258,5 +271,5 @@ def _segment_bins(
 
 
 def _bridge(position: Int[np.ndarray, " k"], n: int) -> Float[np.ndarray, "n k"]:
-    """From frames that were kept to all of a segment: lines between neighbours where frames are missing."""
+    """Return the matrix that interpolates linearly from the kept frames to all frames of a segment."""
     return np.stack([np.interp(np.arange(n), position, one) for one in np.eye(len(position))], 1)

@@ -1,4 +1,4 @@
-"""Edges: one file a measure, and the registry of their names; their layers, raw, shrunk and guided."""
+"""Edge measures, one module each, with a registry by name; and the layers of edges: raw, shrunk and guided."""
 
 from pnet_jax.edges import copula as _copula
 from pnet_jax.edges import correlation as _correlation

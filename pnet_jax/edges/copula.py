@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from pnet_jax.edges.registry import register
 from pnet_jax.ops.correlation import correlation
 
-MOST_SHARED = 1 - 1e-6  # r² that float32 still tells from 1: 6.9 nats
+MOST_SHARED = 1 - 1e-6  # largest r² that float32 distinguishes from 1; 6.9 nats
 
 
 def normal_scores(signals: Float[Array, "K T"]) -> Float[Array, "K T"]:
-    """Each signal's ranks, ties at their mean, taken to the quantiles of a standard normal at rank / (T + 1)."""
+    """Transform each signal to normal quantiles at rank / (T + 1); ties have their mean rank."""
     ranks = rankdata(signals, axis=1).astype(jnp.float32)
     return ndtri(ranks / (signals.shape[1] + 1))
 
@@ -21,31 +21,31 @@ def normal_scores(signals: Float[Array, "K T"]) -> Float[Array, "K T"]:
 @register(
     "gaussian_copula",
     units="nats",
-    diagonal="0 by convention: a parcel's information on itself is infinite",
+    diagonal="0 by convention: the mutual information of a parcel with itself is infinite",
     signed=False,
-    description="Gaussian-copula mutual information of mean parcel signals, without correction of its bias",
+    description="Gaussian-copula mutual information of mean parcel signals, without bias correction",
 )
 @jax.jit
 def gaussian_copula(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    r"""Mutual information of each pair in nats, from the correlation of ranks made normal; a constant signal gives NaN.
+    r"""Compute the Gaussian-copula mutual information of each pair in nats, from the correlation of rank-based normal scores.
 
     .. math::
       I_{kl} = -\tfrac{1}{2} \log(1 - \rho_{kl}^2), \quad
       \rho = \mathrm{corr}\left(\Phi^{-1}\!\left(\tfrac{\mathrm{rank}\, x_k}{T + 1}\right),
       \Phi^{-1}\!\left(\tfrac{\mathrm{rank}\, x_l}{T + 1}\right)\right)
 
-    No monotone change of a signal alters it. It is the information of the pair if their copula is Gaussian, and a lower bound on the
-    information otherwise, up to sampling: a relation that is not monotone is missed. Positive and negative relations look alike.
+    It is invariant to monotone transformations of the signals. It equals the mutual information of the pair if their copula is Gaussian,
+    and is a lower bound otherwise, up to sampling error: dependence that is not monotone is missed. The sign of a relation is lost.
 
-    Independent signals do not give 0: over n independent frames the expectation is ½[ψ((n−1)/2) − ψ((n−2)/2)], about 1/(2n − 5). It is
-    not subtracted, because the effective n of autocorrelated frames differs between pairs; compare scans of one length and band only.
-    Beyond 6.9 nats (r² above 1 − 1e-6) float32 tells no difference, and 6.9 is given.
+    For independent signals and n independent frames, the expectation is not 0 but ½[ψ((n−1)/2) − ψ((n−2)/2)], about 1/(2n − 5). This bias
+    is not subtracted, because the effective n of autocorrelated frames differs between pairs; compare only scans of the same length and
+    band. Values are capped at 6.9 nats (r² = 1 − 1e-6), the limit of float32.
 
     Args:
-      signals: any unit, `[K, T]`.
+      signals: parcel signals, any unit, `[K, T]`.
 
     Returns:
-      Nats, at least 0; diagonal 0, or NaN for a constant signal; `[K, K]`.
+      Mutual information in nats, at least 0, with diagonal 0, `[K, K]`; NaN for a constant signal.
 
     Memory: a few times the signals, plus the result.
 

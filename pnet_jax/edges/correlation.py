@@ -18,7 +18,7 @@ from pnet_jax.ops.correlation import correlation
 )
 @jax.jit
 def pearson(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    """Pearson's r, diagonal 1; a constant signal gives NaN. Take `arctanh` before averaging or testing."""
+    """Compute Pearson's r, with diagonal 1; NaN for a constant signal. Apply `arctanh` before averaging or testing."""
     return correlation(jnp.asarray(signals)[None])[0]
 
 
@@ -31,6 +31,9 @@ def pearson(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
 )
 @jax.jit
 def covariance(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    """Sample covariance with T − 1 in the denominator. Signals are means of z-scored locations: a large value also says coherent."""
+    """Compute the sample covariance with denominator T − 1.
+
+    Signals are means of z-scored locations, so large values also reflect coherence within parcels.
+    """
     centred = signals - jnp.mean(signals, axis=1, keepdims=True)
     return jnp.matmul(centred, centred.T, precision="highest") / (signals.shape[1] - 1)

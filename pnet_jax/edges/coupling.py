@@ -1,4 +1,4 @@
-"""Coupling of parcels, symmetric and directed, under linear stochastic dynamics: made by fitting these, and not from the signals alone."""
+"""Symmetric and directed coupling of parcels under linear stochastic dynamics, estimated by fitting the dynamics."""
 
 from pnet_jax.edges.registry import _MEASURES, Measure
 
@@ -6,7 +6,7 @@ _MEASURES["coupling"] = Measure(
     "coupling",
     None,
     units="1/s",
-    diagonal="minus the rate at which a parcel forgets",
+    diagonal="minus the decay rate of a parcel",
     signed=True,
     description="Symmetric coupling J of linear stochastic dynamics with haemodynamics, fitted to the parcels' spectra",
     made_by="dynamics (--dynamics)",
@@ -15,10 +15,10 @@ _MEASURES["effective"] = Measure(
     "effective",
     None,
     units="1/s",
-    diagonal="minus the rate at which a parcel forgets",
+    diagonal="minus the decay rate of a parcel",
     signed=True,
     description="Directed coupling J of linear stochastic dynamics with haemodynamics, fitted to the parcels' cross-spectra: row k, "
-    "column l is what parcel l does to parcel k",
+    "column l is the effect of parcel l on parcel k",
     directed=True,
     made_by="dynamics (--dynamics)",
 )

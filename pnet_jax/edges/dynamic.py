@@ -1,4 +1,4 @@
-"""Connectivity in sliding windows, its variability, a static null for it, and recurring states."""
+"""Sliding-window connectivity, its variability with a static null model, and recurring states."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pnet_jax.edges._clock import Recording, on_clock
+from pnet_jax.edges._clock import TimedSignals, on_clock
 from pnet_jax.edges.registry import register
 
 WINDOW_SECONDS = 44.0
 TAPER_SECONDS = 6.0
-MIN_SHARE = 0.5  # of a window's weight must lie on kept frames
-SHARE_MARGIN = 1e-9  # float64 rounds a share by less; half of a symmetric taper is half, on every CPU
+MIN_SHARE = 0.5  # minimum share of a window's weight on kept frames
+SHARE_MARGIN = 1e-9  # above the rounding error of a share in float64, so that exactly half of a symmetric taper passes on every CPU
 MOST_R = 1 - 1e-6
 
 
 class Windows(NamedTuple):
-    """Connectivity in sliding windows of one recording.
+    """Sliding-window connectivity of one recording.
 
     Attributes:
-      edges: correlation in each window, `[W, K, K]`.
-      at: position of each window's first frame in frames after the first kept one, `[W]`.
-      tr: seconds between frames, and between the starts of windows.
+      edges: correlations in each window, `[W, K, K]`.
+      at: first frame of each window, in frames after the first kept one, `[W]`.
+      tr: repetition time in seconds, which is also the step between windows.
     """
 
     edges: Float[np.ndarray, "W K K"]
@@ -36,13 +36,13 @@ class Windows(NamedTuple):
 
 
 class Null(NamedTuple):
-    """Variability of edges beside that of surrogates whose connectivity is static.
+    """Variability of edges compared with surrogates of static connectivity.
 
     Attributes:
       observed: `dynamic_variability` of the signals, `[K, K]`.
-      mean: its mean over surrogates, `[K, K]`.
-      sd: its standard deviation over surrogates, `[K, K]`.
-      p: share of recordings, the observed one with the surrogates, that vary at least as much, `[K, K]`; NaN on the diagonal.
+      mean: mean over surrogates, `[K, K]`.
+      sd: standard deviation over surrogates, `[K, K]`.
+      p: share of the surrogates and the observed recording that vary at least as much as the observed one, `[K, K]`; NaN on the diagonal.
     """
 
     observed: Float[np.ndarray, "K K"]
@@ -52,15 +52,15 @@ class Null(NamedTuple):
 
 
 class States(NamedTuple):
-    """Recurring patterns of connectivity, the most frequent first.
+    """Recurring patterns of connectivity (states), the most frequent first.
 
     Attributes:
-      centres: mean connectivity of each state (of Fisher z, given as r), `[M, K, K]`; NaN where a recording has no value.
-      labels: state of each window, one `[W]` a recording.
+      centres: mean connectivity of each state (averaged in Fisher z, returned as r), `[M, K, K]`; NaN for edges missing in a recording.
+      labels: state of each window, `[W]` for each recording.
       occupancy: share of a recording's windows in each state, `[S, M]`.
-      dwell: mean duration of a visit in seconds, `[S, M]`; NaN for a state that was not visited.
-      transitions: probability of the next window's state (column) after each state (row), `[S, M, M]`; NaN where none follows.
-      inertia: sum of squared distances of the windows to their states' centres, in Fisher z of the edges above the diagonal.
+      dwell: mean duration of a visit in seconds, `[S, M]`; NaN for states that are not visited.
+      transitions: probability of the next window's state (column) given the current state (row), `[S, M, M]`; NaN without transitions.
+      inertia: sum of squared distances of the windows to the centres of their states, in Fisher z of the edges above the diagonal.
     """
 
     centres: Float[np.ndarray, "M K K"]
@@ -72,11 +72,17 @@ class States(NamedTuple):
 
 
 def taper(tr: float, seconds: float = WINDOW_SECONDS, sigma: float = TAPER_SECONDS) -> Float[np.ndarray, " n"]:
-    """Weights of a window's frames: a rectangle of `seconds` smoothed by a Gaussian of `sigma` seconds, cut at 3 sigma; largest 1."""
+    """Return the weights of a window's frames: a rectangle convolved with a Gaussian truncated at 3 sigma, with maximum 1.
+
+    Args:
+      tr: repetition time in seconds.
+      seconds: length of the rectangle in seconds.
+      sigma: standard deviation of the Gaussian in seconds.
+    """
     frames, reach = max(round(seconds / tr), 1), int(np.ceil(3 * sigma / tr))
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) * tr / sigma) ** 2) if sigma > 0 else np.ones(1)
     weights = np.convolve(np.ones(frames), bell)
-    weights = weights + weights[::-1]  # symmetric to the last bit: convolution adds the two sides in different orders
+    weights = weights + weights[::-1]  # exactly symmetric; the convolution sums the two sides in different orders
     return (weights / weights.max()).astype(np.float32)
 
 
@@ -88,28 +94,31 @@ def windows(
     seconds: float = WINDOW_SECONDS,
     sigma: float = TAPER_SECONDS,
 ) -> Windows:
-    r"""Correlation in tapered windows that slide by one frame.
+    r"""Compute correlations in tapered windows that slide by one frame.
 
     .. math::
       r_{kl}(w) = \frac{c_{kl}}{\sqrt{c_{kk} c_{ll}}}, \quad
       c_{kl} = \sum_t g_{t-w} (x_{kt} - \bar x_k)(x_{lt} - \bar x_l)
 
-    with g the taper on kept frames, 0 on frames left out, and means weighted alike. Windows with less than half of their weight on
-    kept frames are left out; exactly half is enough. The defaults are the 44 s with a taper of 6 s of Allen et al. (22 and 3 frames of
-    2 s); a window sees no fluctuation slower than about 1 / seconds.
+    where g is the taper on kept frames and 0 elsewhere, and means are weighted by g. Windows with less than half of their weight on
+    kept frames are left out. The defaults are those of Allen et al.: windows of 44 s with a taper of 6 s (22 and 3 frames of
+    2 s). Fluctuations slower than about 1 / seconds cannot be resolved.
 
     Args:
-      signals: any unit, `[K, T]`; rows of NaN give NaN.
-      tr: seconds between frames.
-      frames: positions of the T kept frames in the recording, ascending; all in a row if not given.
-      seconds: length of a window at half its height.
-      sigma: of the taper, in seconds; 0 for rectangles.
+      signals: parcel signals, any unit, `[K, T]`; rows of NaN give NaN.
+      tr: repetition time in seconds.
+      frames: indices of the T kept frames in the recording, ascending; default: consecutive frames.
+      seconds: full width of a window at half maximum, in seconds.
+      sigma: standard deviation of the taper in seconds; 0 for rectangular windows.
+
+    Returns:
+      The windows.
 
     Raises:
-      ValueError: the recording is shorter than a window, too few frames in every window, a window of fewer than 4 frames, or `frames` do
-        not fit the signals.
+      ValueError: If the recording is shorter than a window, too few frames are kept in every window, a window has fewer than 4 frames, or
+        `frames` do not match the signals.
 
-    Memory: 4 · W · K² bytes. `dynamic_variability` holds no such table.
+    Memory: 4 · W · K² bytes; `dynamic_variability` does not store the windows.
 
     >>> x = jnp.sin(jnp.arange(60.0)[None] * jnp.array([[0.5], [0.5], [0.9]]))
     >>> found = windows(x, tr=2.0)
@@ -128,7 +137,7 @@ def windows(
     diagonal="0",
     signed=False,
     description=f"Variance over sliding windows ({WINDOW_SECONDS:g} s, tapered) of the Fisher z of mean parcel signals; much of it is "
-    "sampling error that static connectivity has too: compare with surrogates",
+    "sampling error, which static connectivity shows too: compare with surrogates",
     needs=("tr", "frames"),
 )
 def dynamic_variability(
@@ -139,16 +148,17 @@ def dynamic_variability(
     seconds: float = WINDOW_SECONDS,
     sigma: float = TAPER_SECONDS,
 ) -> Float[Array, "K K"]:
-    r"""Variance over sliding windows of each edge's Fisher z, one window held at a time.
+    r"""Compute the variance of each edge's Fisher z over sliding windows, with one window in memory at a time.
 
     .. math::
       D_{kl} = \frac{1}{W - 1} \sum_w (\operatorname{artanh} r_{kl}(w) - \bar z_{kl})^2
 
-    Most of it is no dynamics: a window of 44 s holds few independent samples, and r from these varies by itself, more so for weak
-    edges and smooth signals. `static_null` says how much of it static connectivity explains; report both. Args and Raises: as `windows`.
+    Most of this variance does not reflect dynamics: a window of 44 s has few independent samples, so r varies by sampling error, more so
+    for weak edges and smooth signals. Report it together with `static_null`, which estimates the part explained by static connectivity.
+    For the arguments and errors, see `windows`.
 
     Returns:
-      At least 0, diagonal 0, `[K, K]`; a signal that is constant throughout a window gives NaN.
+      Variances ≥ 0 with diagonal 0, `[K, K]`; NaN for a signal that is constant throughout a window.
 
     Memory: the recording and a few `[K, K]`.
 
@@ -157,16 +167,16 @@ def dynamic_variability(
     >>> print(bool(found[0, 1] < 1e-3 < found[0, 2]))
     True
 
-    Source: Hindriks et al. 2016 and Liégeois et al. 2017, NeuroImage (on what it does not show).
+    Source: Hindriks et al. 2016 and Liégeois et al. 2017, NeuroImage (on limits of its interpretation).
     """
     return _variance(*_plan(signals, tr, frames, seconds, sigma))
 
 
 def phase_randomised(key: Array, signals: Float[Array, "K T"]) -> Float[Array, "K T"]:
-    """A surrogate with the spectra and cross-spectra of the signals, and so their static connectivity, but random phases.
+    """Draw a phase-randomised surrogate, which has the spectra and cross-spectra of the signals and so their static connectivity.
 
-    One random phase a frequency is added to all signals alike. Frames are taken as evenly spaced: with gaps the spectra are those of
-    the kept frames put in a row. Values become nearly Gaussian: spikes are among what the surrogate has not.
+    The same random phase is added to all signals at each frequency. Frames are treated as evenly spaced: with gaps, the spectra are those
+    of the concatenated kept frames. Values become nearly Gaussian, so the surrogate has no spikes.
 
     Source: Prichard & Theiler 1994, Physical Review Letters.
     """
@@ -189,20 +199,23 @@ def static_null(
     seconds: float = WINDOW_SECONDS,
     sigma: float = TAPER_SECONDS,
 ) -> Null:
-    """What of `dynamic_variability` static connectivity explains: the same of phase-randomised surrogates.
+    """Compare `dynamic_variability` with that of phase-randomised surrogates, whose connectivity is static.
 
     Args:
-      key: of the surrogates.
-      signals, tr, frames, seconds, sigma: as `windows`.
-      surrogates: how many, 2 or more; p is no smaller than 1 / (surrogates + 1).
+      key: random key of the surrogates.
+      signals, tr, frames, seconds, sigma: as in `windows`.
+      surrogates: number of surrogates, at least 2; the smallest p is 1 / (surrogates + 1).
+
+    Returns:
+      The observed variability and its null distribution.
 
     Raises:
-      ValueError: fewer than 2 surrogates, or as `windows`.
+      ValueError: If there are fewer than 2 surrogates, or as for `windows`.
 
-    Memory: as `dynamic_variability`, and the surrogates' results `[surrogates, K, K]`.
+    Memory: as for `dynamic_variability`, plus the results of the surrogates, `[surrogates, K, K]`.
     """
     if surrogates < 2:
-        raise ValueError(f"surrogates must be 2 or more, got {surrogates}")
+        raise ValueError(f"surrogates must be at least 2, got {surrogates}")
     signals = jnp.asarray(signals, jnp.float32)
     variability = functools.partial(dynamic_variability, tr=tr, frames=frames, seconds=seconds, sigma=sigma)
     observed = np.asarray(variability(signals))
@@ -213,21 +226,24 @@ def static_null(
 
 
 def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, starts: int = 10) -> States:
-    """States that the windows of one or several recordings recur to, by k-means on the Fisher z of their edges.
+    """Find recurring states of connectivity in the windows of one or several recordings, by k-means on the Fisher z of their edges.
 
-    K-means finds as many states as it is asked for, whether there are any: a static null (`phase_randomised`) has some too. Distances are
-    Euclidean (Allen et al. took the sum of absolute differences). Edges without a value in some window are left out.
+    K-means returns the requested number of states whether or not distinct states exist; compare with a static null (`phase_randomised`).
+    Distances are Euclidean (Allen et al. used the sum of absolute differences). Edges that are missing in a window are left out.
 
     Args:
-      recordings: `windows` of each subject or run, of the same parcels and TR.
-      n_states: M.
-      seed: of the starts (k-means++); the best of them is given.
-      starts: how many.
+      recordings: `windows` of each subject or run, with the same parcels and TR.
+      n_states: number of states M.
+      seed: random seed of the initialisations (k-means++).
+      starts: number of initialisations, of which the best result is returned.
+
+    Returns:
+      The states.
 
     Raises:
-      ValueError: no recording, different parcels or TR, more states than windows, or no edge with a value in all windows.
+      ValueError: If there is no recording, parcels or TR differ, there are more states than windows, or no edge is present in all windows.
 
-    Memory: 4 · W · K² / 2 bytes over all W windows, twice.
+    Memory: 4 · W · K² bytes for a total of W windows.
 
     >>> block = np.where((np.arange(20) // 5 % 2)[:, None, None] == 0, 0.8, -0.2) * np.ones((20, 3, 3))
     >>> found = states([Windows(block.astype(np.float32), np.arange(20), 2.0)], 2)
@@ -237,18 +253,18 @@ def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, s
     Source: Allen et al. 2014, Cerebral Cortex.
     """
     if not recordings:
-        raise ValueError("states need windows of one recording or more, got none")
+        raise ValueError("states need the windows of at least one recording, got none")
     if len({(one.edges.shape[1:], one.tr) for one in recordings}) > 1:
         raise ValueError(f"recordings must have the same parcels and TR, got {sorted({(len(one.edges[0]), one.tr) for one in recordings})}")
     upper = np.triu_indices(recordings[0].edges.shape[1], 1)
     z = np.concatenate([_fisher(one.edges[:, *upper]) for one in recordings])  # [W, E]
     seen = np.isfinite(z).all(0)
     if not seen.any():
-        raise ValueError("states need an edge with a value in all windows, got none: leave absent parcels out")
+        raise ValueError("states need an edge that is present in all windows, got none: leave out absent parcels")
     if not 1 <= n_states <= len(z):
-        raise ValueError(f"n_states must be from 1 to the {len(z)} windows there are, got {n_states}")
+        raise ValueError(f"n_states must be from 1 to the number of windows, {len(z)}, got {n_states}")
     centres, label, inertia = _k_means(jnp.asarray(z[:, seen]), jax.random.key(seed), n_states, starts)
-    # Of states that are equally frequent the one seen first, whichever of equally good starts rounding prefers.
+    # Equally frequent states are ordered by first occurrence, so that the order does not depend on rounding.
     label_seen, at = np.unique(label, return_index=True)
     first = np.full(n_states, len(label))
     first[label_seen] = at
@@ -262,29 +278,29 @@ def states(recordings: Sequence[Windows], n_states: int = 5, *, seed: int = 0, s
 
 def _plan(
     signals: Array, tr: float, frames: Int[np.ndarray, " T"] | None, seconds: float, sigma: float
-) -> tuple[Recording, Array, Int[Array, " W"]]:
-    """The recording with room for the tapers' ends, the taper, and where windows start that have enough kept frames."""
+) -> tuple[TimedSignals, Array, Int[Array, " W"]]:
+    """Return the signals padded for the ends of the taper, the taper, and the starts of the windows with enough kept frames."""
     recording = on_clock(signals, tr, frames)
     length, span = len(recording.kept), max(round(seconds / tr), 1)
     if span < 4 or sigma < 0:
-        raise ValueError(f"a window must have 4 frames or more and a sigma of 0 or more, got {seconds} s at a TR of {tr} s and {sigma} s")
+        raise ValueError(f"a window must have at least 4 frames and sigma ≥ 0, got {seconds} s at a TR of {tr} s and sigma = {sigma} s")
     if length <= span:
-        raise ValueError(f"sliding windows of {seconds:g} s need a recording longer than that, got {length * tr:g} s")
+        raise ValueError(f"sliding windows of {seconds:g} s need a longer recording, got {length * tr:g} s")
     weights = taper(tr, seconds, sigma)
     ends = (len(weights) - span) // 2
     kept = np.pad(np.asarray(recording.kept), ends)
-    # A window whose centre lies at the edge of a gap has exactly half of its weight on kept frames.
+    # A window centred on the edge of a gap has exactly half of its weight on kept frames.
     wide = np.float64(weights)
     share = np.correlate(np.float64(kept), wide, "valid") / wide.sum()
     starts = np.flatnonzero(share >= MIN_SHARE - SHARE_MARGIN).astype(np.int32)
     if len(starts) < 2:
-        raise ValueError(f"sliding windows need 2 windows or more with half of their {seconds:g} s kept, got {len(starts)}")
-    padded = Recording(jnp.pad(recording.x, ((0, 0), (ends, ends))), jnp.asarray(kept))
+        raise ValueError(f"expected at least 2 sliding windows with half of their {seconds:g} s kept, got {len(starts)}")
+    padded = TimedSignals(jnp.pad(recording.x, ((0, 0), (ends, ends))), jnp.asarray(kept))
     return padded, jnp.asarray(weights), jnp.asarray(starts)
 
 
-def _window(recording: Recording, weights: Float[Array, " n"], start: Array) -> Float[Array, "K K"]:
-    """Weighted correlation in one window."""
+def _window(recording: TimedSignals, weights: Float[Array, " n"], start: Array) -> Float[Array, "K K"]:
+    """Return the weighted correlations in one window."""
     x = jax.lax.dynamic_slice_in_dim(recording.x, start, len(weights), axis=1)
     weight = weights * jax.lax.dynamic_slice_in_dim(recording.kept, start, len(weights))
     weight = weight / weight.sum()
@@ -296,12 +312,12 @@ def _window(recording: Recording, weights: Float[Array, " n"], start: Array) -> 
 
 
 @jax.jit
-def _every(recording: Recording, weights: Array, starts: Array) -> Float[Array, "W K K"]:
+def _every(recording: TimedSignals, weights: Array, starts: Array) -> Float[Array, "W K K"]:
     return jax.lax.map(functools.partial(_window, recording, weights), starts)
 
 
 @jax.jit
-def _variance(recording: Recording, weights: Array, starts: Array) -> Float[Array, "K K"]:
+def _variance(recording: TimedSignals, weights: Array, starts: Array) -> Float[Array, "K K"]:
     def add(state: tuple[Array, Array, Array], start: Array) -> tuple[tuple[Array, Array, Array], None]:
         n, mean, squares = state
         z = jnp.arctanh(jnp.clip(_window(recording, weights, start), -MOST_R, MOST_R))
@@ -320,7 +336,7 @@ def _fisher(r: Float[np.ndarray, "W E"]) -> Float[np.ndarray, "W E"]:
 
 
 def _k_means(z: Float[Array, "W E"], key: Array, n_states: int, starts: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Centres, label of each window and inertia of the best of several starts."""
+    """Return the centres, the label of each window, and the inertia of the best of several initialisations."""
     best = min((_lloyd(z, one, n_states=n_states) for one in jax.random.split(key, starts)), key=lambda found: float(found[2]))
     return np.asarray(best[0]), np.asarray(best[1]), float(best[2])
 
@@ -340,7 +356,7 @@ def _lloyd(z: Float[Array, "W E"], key: Array, *, n_states: int, steps: int = 10
 
 
 def _plus_plus(z: Float[Array, "W E"], key: Array, n_states: int) -> Float[Array, "M E"]:
-    """Starts far from each other: each window is drawn with its squared distance to the nearest centre so far."""
+    """Initialise centres by k-means++: windows are drawn in proportion to their squared distance to the nearest centre so far."""
     first, rest = jax.random.split(key)
     centres = jnp.zeros((n_states, z.shape[1])).at[0].set(z[jax.random.randint(first, (), 0, len(z))])
 
@@ -356,12 +372,12 @@ def _plus_plus(z: Float[Array, "W E"], key: Array, n_states: int) -> Float[Array
 
 
 def _apart(z: Float[Array, "W E"], centres: Float[Array, "M E"]) -> Float[Array, "W M"]:
-    """Squared distances up to what is the same for all centres."""
+    """Return squared distances, up to a term that is the same for all centres."""
     return jnp.square(centres).sum(1)[None] - 2 * jnp.matmul(z, centres.T, precision="highest")
 
 
 def _visits(label: Int[np.ndarray, " W"], one: Windows, n_states: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean duration of visits in seconds, and transitions; neither goes across windows that were left out."""
+    """Return the mean duration of visits in seconds and the transition probabilities; neither spans windows that were left out."""
     follows = np.diff(one.at) == 1
     counts = np.zeros((n_states, n_states))
     np.add.at(counts, (label[:-1][follows], label[1:][follows]), 1)
@@ -374,7 +390,7 @@ def _visits(label: Int[np.ndarray, " W"], one: Windows, n_states: int) -> tuple[
 
 
 def _square(z: Float[np.ndarray, "M E"], seen: np.ndarray, upper: tuple[np.ndarray, ...]) -> Float[np.ndarray, "M K K"]:
-    """Correlations of the edges above the diagonal as symmetric matrices with diagonal 1, NaN where an edge has no value."""
+    """Return symmetric correlation matrices with diagonal 1 from the Fisher z of edges above the diagonal; NaN for missing edges."""
     parcels = int(upper[1].max()) + 1
     out = np.full((len(z), parcels, parcels), np.nan, np.float32)
     rows, columns = upper[0][seen], upper[1][seen]

@@ -1,4 +1,4 @@
-"""Guided edges: a posterior from several views of one scan, in edges and in the group's own modes."""
+"""Guided edges: posterior estimates from several views of one scan, in edge space and in the eigenmodes of the group."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from scipy.optimize import nnls
 
 from pnet_jax.edges.shrinkage import POOLING, checked_pairs, correlations, fisher
 
-SMALLEST = 1e-3  # share of the mean variance of a view that every direction of the views keeps
-SUM_COUNTS = 1e3  # weight of the demand that weights sum to 1
-BLOCK = 16  # participants whose matrices are rotated at once
+SMALLEST = 1e-3  # smallest variance in any direction of the views, relative to the mean variance of a view
+SUM_COUNTS = 1e3  # weight of the constraint that weights sum to 1
+BLOCK = 16  # number of participants whose matrices are rotated at once
 
 
-class Moments(NamedTuple):
-    """How views of one quantity vary together: of each edge, or of each pair of modes.
+class ViewMoments(NamedTuple):
+    """Covariances of the P views of each edge, or of each pair of modes.
 
     Attributes:
-      signal: covariance between participants of what lasts from one recording to the next, `[K, K, P, P]`.
-      noise: covariance that one independent frame leaves, `[K, K, P, P]`.
+      signal: between-participant covariance of what is stable across recordings, `[K, K, P, P]`.
+      noise: covariance of the noise of one independent frame, `[K, K, P, P]`.
     """
 
     signal: Float[Array, "K K P P"]
@@ -30,22 +30,22 @@ class Moments(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """Moments learned from a cohort that guide the edges of another participant; a pytree.
+    """Moments learned from a cohort that guide the edges of other participants; a pytree.
 
     Attributes:
-      mean: Fisher z of each of the P views, `[P, K, K]`; NaN where no one has the edge.
-      modes: eigenvectors of the group's correlations, `[K, K]`.
+      mean: group mean Fisher z of each of the P views, `[P, K, K]`; NaN for edges that no participant has.
+      modes: eigenvectors of the group mean correlations, `[K, K]`.
       edges: moments of the edges.
-      pairs: moments in the modes, one for each pair of them.
-      weights: weights of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; a row for each
+      pairs: moments of the pairs of modes.
+      weights: weights of the estimates, which sum to 1: in edges and in modes from view 0, then from views 0 and 1, …; one row for each
         number of views that a participant may have, `[P, 2 P]`.
-      scale: factor of the posterior variance that fits the errors on held-out participants, for each number of views, `[P]`.
+      scale: factor that calibrates the posterior variance to the errors in held-out participants, for each number of views, `[P]`.
     """
 
     mean: Float[Array, "P K K"]
     modes: Float[Array, "K K"]
-    edges: Moments
-    pairs: Moments
+    edges: ViewMoments
+    pairs: ViewMoments
     weights: Float[Array, "P 2P"]
     scale: Float[Array, " P"]
 
@@ -60,33 +60,34 @@ def fit_guided(
 ) -> Guide:
     r"""Learn the guide from two recordings (or two halves of one) of each participant.
 
-    Every edge has P views: view 0 is the raw one that is to be estimated, others are further estimates from the same frames
-    (`whitened`). Deviations :math:`d` from the group mean are Gaussian with a covariance T that lasts and one N / n_eff that does not:
+    Every edge has P views: view 0 is the raw edge to be estimated, and others are further estimates from the same frames
+    (`whitened`). Deviations :math:`d` from the group mean are Gaussian, with a covariance T that is stable across recordings and a noise
+    covariance N / n_eff:
 
     .. math:: T = \tfrac{S}{S-1} \langle d^A {d^B}^\top \rangle_\mathrm{sym}, \qquad
       N = \Big\langle \frac{(d^A - d^B)(d^A - d^B)^\top}{1/n^A + 1/n^B} \Big\rangle
 
-    once for each edge, and once for each pair of the group's modes U in :math:`U^\top d\, U`: deviations are smooth over the network,
-    and noise of correlations is nearly uncorrelated between modes. The weights of the estimates from more and fewer views, in edges and in
-    modes, are those that best predict the other recordings of held-out participants, in two folds: the moments of few participants alone
-    would not reveal a view that is not informative about the raw edges. Nothing else is learned, so a few dozen participants are enough.
-    The guide depends on no location, parcel order or number of parcels.
+    These moments are estimated for each edge, and for each pair of the group's modes U from :math:`U^\top d\, U`, because deviations are
+    smooth over the network and the noise of correlations is nearly uncorrelated between modes. The weights of the estimates from different
+    numbers of views, in edges and in modes, are those that best predict the other recordings of held-out participants, in two folds; the
+    moments of few participants would not reveal that a view is uninformative about the raw edges. Nothing else is learned, so a few dozen
+    participants are enough. The method makes no assumption about the locations, order or number of parcels.
 
     Args:
-      first: correlations of the first recordings, view 0 the raw ones, `[S, P, K, K]`; NaN for absent parcels.
-      second: correlations of the second recordings, participants in the same order.
-      n_eff_first: number of independent frames of the raw band, about 2 · bandwidth · seconds, `[S]`.
-      n_eff_second: that of the second recordings; as of the first if not given.
-      pooling: weight, in participants, of the mean of T and N over all edges relative to an edge's own.
+      first: correlations of the first recordings, with the raw ones as view 0, `[S, P, K, K]`; NaN for absent parcels.
+      second: correlations of the second recordings, with participants in the same order, `[S, P, K, K]`.
+      n_eff_first: effective number of independent frames in the raw band, about 2 · bandwidth · duration, `[S]`.
+      n_eff_second: the same for the second recordings, `[S]`; default: as for the first.
+      pooling: weight, in participants, of the mean of T and N over all edges relative to the estimate of an edge.
 
     Returns:
-      The guide for `guide`. It must not be applied to a participant on whom it was fitted.
+      The guide for `guide`. It must not be applied to participants to whom it was fitted.
 
     Raises:
-      ValueError: there are fewer than four participants, shapes do not agree, n_eff is not above 0, or fewer than two participants in a
+      ValueError: If there are fewer than four participants, shapes do not agree, n_eff is not above 0, or fewer than two participants in a
         fold have a parcel.
 
-    Memory: about 6 times one of the inputs.
+    Memory: about six times one of the inputs.
 
     >>> import numpy as np
     >>> lasting, passing = np.random.default_rng(0).normal(size=(40, 1, 1)), np.random.default_rng(1).normal(size=(2, 40, 2, 1, 1))
@@ -97,7 +98,7 @@ def fit_guided(
     >>> edges.shape, bool(sd[0, 1] < 0.2)
     ((3, 3), True)
 
-    Source: Efron & Morris 1973 for several variables at once; noise of correlations: Wishart theory.
+    Source: Efron & Morris 1973, multivariate; noise of correlations: Wishart theory.
     """
     n_first, n_second = checked_pairs(first, second, n_eff_first, n_eff_second, ndim=4)
     if len(n_first) < 4:
@@ -127,7 +128,7 @@ def fit_guided(
 
 
 def _weights(gram: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], first: int) -> Float[np.ndarray, " n"]:
-    """Weights of the first estimates that predict best: none below 0, together 1, so that an endless recording has its raw edges."""
+    """Return the non-negative weights of the first estimates that predict best; they sum to 1, so that the raw edges are the limit."""
     level = max(float(np.trace(gram)), 1e-12)
     root = np.linalg.cholesky(gram[:first, :first] / level + 1e-6 * np.eye(first))
     rows = np.concatenate([root.T, np.full((1, first), SUM_COUNTS)])
@@ -145,21 +146,23 @@ def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Arra
       E_p, M_p:\; d_{kl} \mapsto \big[T_{kl} (T_{kl} + N_{kl} / n_\mathrm{eff})^{-1}\big]_{0 \cdot}\, d_{kl}
       \text{ of the first } p \text{ views}
 
-    As n_eff grows this becomes the raw edge, whatever the other views say; as it falls to 0, the group's. For description and
-    identification only: a patient is pulled towards the participants the guide was fitted on, see `case_control_layer`.
+    The estimate tends to the raw edge as n_eff grows, whatever the other views, and to the group mean as n_eff tends to 0. Use it for
+    description and identification only: patients are shrunk towards the participants to whom the guide was fitted, see
+    `case_control_layer`.
 
     Args:
-      views: correlations, the raw ones first, `[P, K, K]`; fewer views than the guide was fitted with are enough, in its order.
-      taught: guide that `fit_guided` learned from other participants.
-      n_eff: independent frames of this recording.
+      views: correlations, the raw ones first, `[P, K, K]`; the first views of the guide, in its order, are enough.
+      taught: guide learned by `fit_guided` from other participants.
+      n_eff: effective number of independent frames of this recording.
 
     Returns:
-      Correlations with diagonal 1, and the standard deviation *in Fisher z* with diagonal 0; NaN where the raw edge or the group is.
+      Correlations with diagonal 1, and their standard deviation *in Fisher z* with diagonal 0, `[K, K]` each; NaN if the raw edge or the
+      group mean is NaN.
 
     Raises:
-      ValueError: more views than the guide knows.
+      ValueError: If there are more views than in the guide.
 
-    Memory: a few `[K, K, P, P]`. For an example see `fit_guided`.
+    Memory: a few `[K, K, P, P]`. For an example, see `fit_guided`.
     """
     known = taught.mean.shape[0]
     if views.ndim != 3 or not 1 <= len(views) <= known:
@@ -174,13 +177,13 @@ def guide(views: Float[Array, "P K K"], taught: Guide, n_eff: float | Float[Arra
 
 
 def _posterior(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    """Mean and variance of the raw deviation; what is not there counts as no deviation."""
+    """Return the posterior mean and variance of the raw deviation; missing values count as zero deviation."""
     weights = taught.weights[len(d) - 1, : 2 * len(d)]
     return tuple(jnp.tensordot(weights, values, axes=1, precision="highest") for values in _estimates(d, taught, n_eff))  # type: ignore[return-value]
 
 
 def _estimates(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""]) -> tuple[Float[Array, "2P K K"], Float[Array, "2P K K"]]:
-    """Means and variances: in edges and in modes, of the first view, of the first two, and so on."""
+    """Return posterior means and variances, in edges and in modes, from the first view, from the first two, and so on."""
     d, u = jnp.nan_to_num(d), taught.modes
     turned = _rotate(d, u)
     means, variances = [], []
@@ -188,13 +191,13 @@ def _estimates(d: Float[Array, "P K K"], taught: Guide, n_eff: Float[Array, ""])
         by_edge, own = _linear(d[:views], taught.edges, n_eff)
         by_mode, spread = _linear(turned[:views], taught.pairs, n_eff)
         means += [by_edge, _rotate(by_mode, u.T)]
-        # Modes are taken as independent; products of different eigenvectors' loadings nearly cancel.
+        # Modes are treated as independent; products of the loadings of different eigenvectors nearly cancel.
         variances += [own, _rotate(spread, jnp.square(u).T)]
     return jnp.stack(means), jnp.stack(variances)
 
 
-def _linear(d: Float[Array, "P K K"], moments: Moments, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
-    """Posterior mean and variance of view 0 of each element by itself."""
+def _linear(d: Float[Array, "P K K"], moments: ViewMoments, n_eff: Float[Array, ""]) -> tuple[Float[Array, "K K"], Float[Array, "K K"]]:
+    """Return the posterior mean and variance of view 0, independently for each element."""
     views = d.shape[0]
     signal, noise = moments.signal[..., :views, :views], moments.noise[..., :views, :views]
     target = signal[..., 0]  # [K, K, P]
@@ -204,7 +207,7 @@ def _linear(d: Float[Array, "P K K"], moments: Moments, n_eff: Float[Array, ""])
 
 
 def _solve(matrix: Float[Array, "K K P P"], right: Float[Array, "K K P"]) -> Float[Array, "K K P"]:
-    """Gaussian elimination for all elements at once: P is small and matrices are positive, so no library call an element is needed."""
+    """Solve for all elements at once by Gaussian elimination; P is small and matrices are positive definite, so no pivoting is needed."""
     size = right.shape[-1]
     rows = [[matrix[..., i, j] for j in range(size)] + [right[..., i]] for i in range(size)]
     for i in range(size):
@@ -226,10 +229,10 @@ def _fit(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], pooling: Float[Array, ""]
 ) -> Guide:
     mean = _mean(a, b)
-    # Decompositions are done on the host: many in one compiled program beside large products never came back on two cores (K = 419).
+    # Decompositions run on the host: many of them in one compiled program with large products hung on two cores (K = 419).
     modes = np.linalg.eigh(np.nan_to_num(np.asarray(correlations(mean[0]))))[1]
     guide = _fit_in_modes(a, b, n_a, n_b, pooling, mean, jnp.asarray(modes))
-    edges, pairs = (Moments(*(jnp.asarray(_positive(np.asarray(part))) for part in moments)) for moments in (guide.edges, guide.pairs))
+    edges, pairs = (ViewMoments(*(jnp.asarray(_positive(np.asarray(part))) for part in moments)) for moments in (guide.edges, guide.pairs))
     return guide._replace(edges=edges, pairs=pairs)
 
 
@@ -274,8 +277,8 @@ def _moments(
     n_b: Float[Array, " S"],
     count: Float[Array, "K K"],
     pooling: Float[Array, ""],
-) -> Moments:
-    """Method of moments, shrunk towards the mean over all elements if there are few participants."""
+) -> ViewMoments:
+    """Estimate the moments, shrunk towards the mean over all elements if there are few participants."""
 
     def product(x: Float[Array, "S P K K"], y: Float[Array, "S P K K"]) -> Float[Array, "K K P P"]:
         return jnp.einsum("spkl,sqkl->klpq", x, y, precision="highest") / count[..., None, None]
@@ -287,11 +290,11 @@ def _moments(
 
     cross = product(a, b) * (count / (count - 1))[..., None, None]
     difference = (a - b) * jax.lax.rsqrt(1 / n_a + 1 / n_b)[:, None, None, None]
-    return Moments(pooled((cross + jnp.swapaxes(cross, 2, 3)) / 2), pooled(product(difference, difference)))
+    return ViewMoments(pooled((cross + jnp.swapaxes(cross, 2, 3)) / 2), pooled(product(difference, difference)))
 
 
 def _positive(values: Float[np.ndarray, "K K P P"]) -> Float[np.ndarray, "K K P P"]:
-    """The nearest covariance whose every direction keeps a small share of the mean variance: moments need not be one."""
+    """Clip the eigenvalues to a small share of the mean variance, because moment estimates need not be positive definite."""
     level = np.trace(values, axis1=2, axis2=3).mean() / values.shape[-1]
     size, direction = np.linalg.eigh(values)
     size = np.maximum(size, SMALLEST * max(float(level), 1e-12)).astype(values.dtype)
@@ -302,7 +305,7 @@ def _positive(values: Float[np.ndarray, "K K P P"]) -> Float[np.ndarray, "K K P 
 def _score(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
 ) -> tuple[Float[Array, "2P 2P"], Float[Array, " 2P"]]:
-    """Gram matrix of the estimates and their products with the other recording's raw edges, summed over participants and edges."""
+    """Return the Gram matrix of the estimates and their products with the raw edges of the other recording, summed over all."""
 
     def one(carry, participant):  # type: ignore[no-untyped-def]
         da, db, n_one, n_two = participant
@@ -323,7 +326,7 @@ def _score(
 def _spread(
     a: Float[Array, "S P K K"], b: Float[Array, "S P K K"], n_a: Float[Array, " S"], n_b: Float[Array, " S"], taught: Guide
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sums of the squared errors minus the noise of the predicted recording, and of the predicted variances."""
+    """Return the sum of squared errors minus the noise of the predicted recording, and the sum of the predicted variances."""
     noise = taught.edges.noise[..., 0, 0]
 
     def one(carry, participant):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Precision and partial correlation, from a shrunk covariance."""
+"""Precision and partial correlation from a shrunk covariance."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from pnet_jax.ops import partial as op
 
 @jax.jit
 def ledoit_wolf(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    """Covariance of one subject's signals shrunk towards its mean variance; see `ops.partial.ledoit_wolf`."""
+    """Compute the covariance of one subject's signals, shrunk towards its mean variance; see `ops.partial.ledoit_wolf`."""
     return op.ledoit_wolf(jnp.asarray(signals)[None])[0]
 
 
 @register(
     "precision",
     units="inverse squared unit of the signals",
-    diagonal="inverse of the variance left by all other parcels",
+    diagonal="inverse of the variance not explained by all other parcels",
     signed=True,
     description="Inverse of the Ledoit-Wolf covariance of mean parcel signals",
 )
 @jax.jit
 def precision(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    """Inverse of the Ledoit–Wolf covariance."""
+    """Compute the inverse of the Ledoit–Wolf covariance."""
     return op.precision(jnp.asarray(signals)[None])[0]
 
 
@@ -36,8 +36,8 @@ def precision(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
 )
 @jax.jit
 def partial(signals: Float[Array, "K T"]) -> Float[Array, "K K"]:
-    """Correlation of two parcels given all others, diagonal 1; a constant signal gives NaN.
+    """Compute the correlation of two parcels given all others, with diagonal 1; NaN for a constant signal.
 
-    Ill-posed unless the effective number of frames (about 2 · bandwidth · duration) is well above K: see `n_eff` in the QC.
+    The problem is ill-posed unless the effective number of frames (about 2 · bandwidth · duration) is well above K; see `n_eff` in the QC.
     """
     return op.partial(jnp.asarray(signals)[None])[0]

@@ -1,4 +1,4 @@
-"""The layers of a network's edges, what each is meant for, and what is refused."""
+"""Layers of a network's edges, their purposes, and the check for case-control tests."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MEANT_FOR = {
     "raw": "inference, diagnosis, circuits",
     "shrunk": "description, identification",
     "guided": "description, identification",
-    "coupling": "mechanism, virtual modulation; shrunk towards other participants, and so not for tests between groups",
-    "effective": "mechanism, direction of influence; shrunk towards other participants, and so not for tests between groups",
+    "coupling": "mechanism, virtual modulation; shrunk towards other participants, so not for tests between groups",
+    "effective": "mechanism, direction of influence; shrunk towards other participants, so not for tests between groups",
 }
 
 
 class Layer(NamedTuple):
-    """One estimate of all edges.
+    """One estimate of all edges, with its uncertainty.
 
     Attributes:
       edges: correlations with diagonal 1, `[K, K]`; NaN for absent parcels.
-      uncertainty: standard deviation in Fisher z with diagonal 0, `[K, K]`.
+      uncertainty: standard deviations in Fisher z with diagonal 0, `[K, K]`.
     """
 
     edges: Float[np.ndarray, "K K"]
@@ -44,20 +44,20 @@ def layers(
     taught: Guide | None = None,
     views: Sequence[Float[np.ndarray, "K K"]] = (),
 ) -> dict[str, Layer]:
-    """Every layer that can be made of a scan: `raw`, with a group `shrunk`, with a guide `guided`.
+    """Compute the layers of a scan: `raw`, `shrunk` if a group is given, and `guided` if a guide is given.
 
     Args:
       raw: Pearson correlations, `[K, K]`; NaN for absent parcels.
-      n_eff: independent frames, about 2 · bandwidth · seconds (`network.qc.n_eff`).
-      group: group that `fit_shrinkage` fitted to other participants.
-      taught: guide that `fit_guided` learned from other participants.
-      views: further views of the same scan in the order in which the guide was fitted.
+      n_eff: effective number of independent frames, about 2 · bandwidth · duration (`network.qc.n_eff`).
+      group: group statistics fitted by `fit_shrinkage` to other participants.
+      taught: guide learned by `fit_guided` from other participants.
+      views: further views of the same scan, in the order in which the guide was fitted.
 
     Returns:
-      Layers by name. The uncertainty of `raw` is the group's measured noise, or 1/√(n_eff − 3) without a group.
+      Layers by name. The uncertainty of `raw` is based on the noise measured in the group, or is 1/√(n_eff − 3) without a group.
 
     Raises:
-      ValueError: n_eff is not above 0, or a group or guide has another K.
+      ValueError: If n_eff is not above 0, or K differs in the group or guide.
 
     >>> import numpy as np
     >>> made = layers(np.array([[1, 0.5], [0.5, 1]], np.float32), n_eff=103)
@@ -69,7 +69,7 @@ def layers(
         raise ValueError(f"n_eff: expected a number above 0, got {n_eff}")
     for name, known in (("group", group and group.mean.shape), ("guide", taught and taught.modes.shape)):
         if known and known[-1] != len(raw):
-            raise ValueError(f"the {name} was fitted with {known[-1]} parcels, the scan has {len(raw)}: expected the same prior")
+            raise ValueError(f"the {name} was fitted with {known[-1]} parcels, the scan has {len(raw)}: expected the same atlas")
     noise = np.full(raw.shape, n_eff / max(n_eff - 3, 1), np.float32) if group is None else np.asarray(group.noise)
     spread = np.where(np.isnan(raw), np.nan, np.sqrt(noise / np.float32(n_eff))).astype(np.float32)
     np.fill_diagonal(spread, 0)
@@ -79,14 +79,14 @@ def layers(
     if taught is not None:
         stack: Float[Array, "P K K"] = jnp.stack([jnp.asarray(view, jnp.float32) for view in (raw, *views)])
         made["guided"] = Layer(*map(np.asarray, guide(stack, taught, n_eff)))
-    # What an absent parcel has with itself is unknown as well.
+    # The diagonal of an absent parcel is NaN as well.
     return {
         name: Layer(layer.edges, np.where(np.isnan(layer.edges), np.float32(np.nan), layer.uncertainty)) for name, layer in made.items()
     }
 
 
 def add_layers(network: Network, made: dict[str, Layer]) -> Network:
-    """The network with the layers among its edges and their uncertainty beside them; the raw layer stays under `"pearson"`."""
+    """Return the network with the layers and their uncertainty added to its edges; the raw layer is stored as `"pearson"`."""
     named = {"pearson" if name == "raw" else name: layer for name, layer in made.items()}
     return dataclasses.replace(
         network,
@@ -96,10 +96,10 @@ def add_layers(network: Network, made: dict[str, Layer]) -> Network:
 
 
 def meant_for(name: str) -> str:
-    """What a layer is meant for.
+    """Return the purpose of a layer.
 
     Raises:
-      ValueError: there is no such layer.
+      ValueError: If there is no such layer.
 
     >>> meant_for("raw")
     'inference, diagnosis, circuits'
@@ -112,28 +112,28 @@ def meant_for(name: str) -> str:
 def case_control_layer(name: str, *, force: bool = False) -> str:
     """Check that a layer may enter a test of patients against controls.
 
-    `evaluate.circuits` calls it for the layer that it is asked to test. Call it in an analysis script of your own as well: the tests in
-    `pnet_jax.ops.permutation` take arrays, which do not say what layer they are of. Sidecars of saved edges name the layer's purpose
+    `evaluate.circuits` calls it for the tested layer. Call it in your own analysis scripts as well: the tests in
+    `pnet_jax.ops.permutation` take arrays and cannot check their layer. Sidecars of saved edges state the purpose of the layer
     under `MeantFor`.
 
-    A shrunk or guided edge is shrunk towards the participants on whom the group was fitted. Differences of patients shrink with all other
-    individual differences (`benchmarks/planted_difference.py`: a third, half are left), and by how much depends on the length of a scan:
-    where patients have fewer frames left than controls, as patients do who move, differences vanish or appear that no brain has. Guided
-    edges also spread a local change over the edges that vary together in the group. For participants on whom the group was fitted, the
-    errors are not independent, and permutation tests are not valid.
+    Shrunk and guided edges are shrunk towards the participants to whom the group was fitted. Effects of disease shrink like all other
+    individual differences (to a third or a half, `benchmarks/planted_difference.py`), by an amount that depends on the length of the scan.
+    If patients have fewer kept frames than controls, e.g. because of motion, differences can vanish, or appear where there is no effect.
+    Guided edges also spread a local change over edges that covary in the group. For participants to whom the group was fitted, errors are
+    not independent, and permutation tests are not valid.
 
     Args:
-      name: of the layer.
-      force: let it pass with a warning.
+      name: name of the layer.
+      force: whether to accept the layer with a warning.
 
     Returns:
       The name.
 
     Raises:
-      ValueError: the layer is shrunk or guided and `force` is not set, or there is no such layer.
+      ValueError: If the layer is not raw and `force` is not set, or there is no such layer.
 
     Warns:
-      UserWarning: it is, and `force` is set.
+      UserWarning: If the layer is not raw and `force` is set.
 
     >>> case_control_layer("raw")
     'raw'
@@ -142,9 +142,9 @@ def case_control_layer(name: str, *, force: bool = False) -> str:
     if name != "raw":
         said = (
             f"{name} edges are meant for {purpose}, not for tests of patients against controls: they are shrunk towards the "
-            "participants on whom they were fitted, which erases effects of disease"
+            "participants to whom the group was fitted, which erases effects of disease"
         )
         if not force:
-            raise ValueError(f'{said}. Expected the layer "raw", got "{name}"; force=True tests it all the same')
+            raise ValueError(f'{said}. Expected the layer "raw", got "{name}"; set force=True to test it anyway')
         warnings.warn(said, UserWarning, stacklevel=2)
     return name

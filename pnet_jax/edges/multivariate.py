@@ -1,8 +1,8 @@
-"""Parcels as sets of locations: how alike two of them tell frames apart, whatever the mixing of their locations.
+"""Multivariate connectivity: similarity of parcels as sets of locations, based on their representational geometry.
 
-A parcel's frames × frames matrix (products or distances of its patterns) says which frames look alike there. Measures of this file
-correlate these matrices. They are never held: a tile of 32 × 32 frames of all parcels at a time is made, and its share of every pair
-of parcels is one product.
+The frames × frames matrix of a parcel (inner products or distances of its patterns) describes which frames have similar patterns. The
+measures in this module correlate these matrices between parcels. The matrices are never stored: tiles of 32 × 32 frames are computed for
+all parcels at a time, and their contribution to every pair of parcels is one matrix product.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ _Tiles = Float[Array, "N V B"]
 def cka(
     y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, debiased: bool = True
 ) -> Float[Array, "K K"]:
-    r"""Linear centred kernel alignment of parcels as sets of locations; without `debiased` it is the RV coefficient.
+    r"""Compute the linear centred kernel alignment (CKA) of parcels as sets of locations; without debiasing, it is the RV coefficient.
 
     .. math::
       \mathrm{CKA}_{kl} = \frac{\langle G^k, G^l \rangle}{\sqrt{\langle G^k, G^k \rangle \langle G^l, G^l \rangle}}, \quad
       G^k_{ij} = \sum_{v \in k} y_{vi} y_{vj}
 
-    with G centred over rows and columns. Rotating or scaling a parcel's signals as a whole alters nothing. The RV coefficient of
-    independent parcels is far above 0 and grows with the number of locations over that of frames; debiased, the diagonal of G is left
-    out and centring is the unbiased one, so that the expectation is 0 for independent parcels of independent frames. Frames of fMRI are not
-    independent: something of the bias stays.
+    with G centred over rows and columns. The measures are invariant to rotation and isotropic scaling of a parcel's signals. The RV
+    coefficient of independent parcels is far above 0 and increases with the ratio of locations to frames. The debiased estimate leaves out
+    the diagonal of G and uses unbiased centring, so that its expectation is 0 for independent parcels and independent frames. Because
+    fMRI frames are autocorrelated, some bias remains.
 
     Args:
-      y: signals of locations, finite, `[V, T]`; z-scored ones count alike.
+      y: signals of the locations, finite, `[V, T]`; z-score them to weight locations equally.
       labels: parcel of each location, 0…K−1; −1 outside, `[V]`.
-      n_parcels: K.
-      debiased: leave the bias out.
+      n_parcels: number of parcels K.
+      debiased: whether to use the debiased estimate.
 
     Returns:
-      RV in [0, 1], or debiased CKA in about [−1, 1]; diagonal 1; a parcel without a location, or with constant ones only, is NaN; `[K, K]`.
+      RV in [0, 1], or debiased CKA in about [−1, 1], with diagonal 1, `[K, K]`; NaN for parcels without locations or with constant
+      signals only.
 
     Raises:
-      ValueError: shapes or labels that do not fit, or fewer than 4 frames.
+      ValueError: If shapes or labels do not agree, or there are fewer than 4 frames.
 
-    Memory: the signals twice, and 4 · (16 · n · 2 · 32 + 2 · K · 32²) bytes for n locations in the largest parcel. Time grows
-    with VT² + K²T².
+    Memory: the signals twice, and 4 · (16 · n · 2 · 32 + 2 · K · 32²) bytes for n locations in the largest parcel. Time is proportional
+    to VT² + K²T².
 
     >>> y = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
     >>> y[4:] = [[0.6, 0.8], [-0.8, 0.6]] @ y[:2]  # a rotation of the first parcel's locations
@@ -64,20 +65,21 @@ def cka(
 def distance_correlation(
     y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int, *, bias_corrected: bool = True
 ) -> Float[Array, "K K"]:
-    r"""Distance correlation of parcels as sets of locations: 0 in expectation only for independent patterns, linear relation or not.
+    r"""Compute the distance correlation of parcels as sets of locations, which is sensitive to linear and nonlinear dependence.
 
     .. math::
       \mathrm{dCor}^2_{kl} = \frac{\langle A^k, A^l \rangle}{\sqrt{\langle A^k, A^k \rangle \langle A^l, A^l \rangle}}, \quad
       a^k_{ij} = \Big( \sum_{v \in k} (y_{vi} - y_{vj})^2 \Big)^{1/2}
 
-    with A the centred a. Without correction it tends to 1 as parcels grow, related or not, so that the corrected square is the rule here;
-    that may be below 0. Its expectation is 0 for independent frames; autocorrelation leaves something of the bias.
+    where A is the centred a. Without bias correction, dCor tends to 1 with increasing parcel size even for independent parcels. The
+    default is therefore the bias-corrected square, which can be negative. Its expectation is 0 for independent parcels and independent
+    frames; with autocorrelated frames, some bias remains.
 
-    Args, Raises, Memory: as `cka`.
+    For the arguments, errors and memory, see `cka`.
 
     Returns:
-      Bias-corrected dCor² in [−1, 1], or dCor in [0, 1]; diagonal 1; NaN as in `cka`; `[K, K]`. Near-equal frames have distances
-      exact to about 3e-4 of their norm.
+      Bias-corrected dCor² in [−1, 1], or dCor in [0, 1], with diagonal 1, `[K, K]`; NaN as in `cka`. Distances of nearly equal frames
+      are accurate to about 3e-4 of their norm.
 
     >>> y = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
     >>> y[2:] = y[:2] ** 2
@@ -99,7 +101,7 @@ _LOCATIONS = ("y", "labels")
     units="RV coefficient",
     diagonal="1",
     signed=False,
-    description="RV coefficient (linear CKA with its bias) of parcels as sets of locations",
+    description="RV coefficient (linear CKA without debiasing) of parcels as sets of locations",
     needs=_LOCATIONS,
 )
 def _rv(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[Array, "K K"]:
@@ -111,7 +113,7 @@ def _rv(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], label
     units="debiased linear CKA",
     diagonal="1",
     signed=True,
-    description="Debiased linear centred kernel alignment of parcels as sets of locations; unrelated parcels may lie below 0",
+    description="Debiased linear centred kernel alignment of parcels as sets of locations; can be negative for unrelated parcels",
     needs=_LOCATIONS,
 )
 def _cka(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[Array, "K K"]:
@@ -123,7 +125,7 @@ def _cka(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labe
     units="bias-corrected squared distance correlation",
     diagonal="1",
     signed=True,
-    description="Bias-corrected squared distance correlation of parcels as sets of locations; unrelated parcels may lie below 0",
+    description="Bias-corrected squared distance correlation of parcels as sets of locations; can be negative for unrelated parcels",
     needs=_LOCATIONS,
 )
 def _distance(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"]) -> Float[Array, "K K"]:
@@ -131,12 +133,12 @@ def _distance(signals: Float[np.ndarray, "K T"], *, y: Float[np.ndarray, "V T"],
 
 
 def _prepared(y: Float[Array | np.ndarray, "V T"], labels: Int[np.ndarray, " V"], n_parcels: int) -> tuple[Array, Array]:
-    """Checked signals as float32 and the locations of each parcel, V where it has no more, `[K, n]`."""
+    """Return the checked signals as float32 and the locations of each parcel, padded with V, `[K, n]`."""
     y, labels = jnp.asarray(y, jnp.float32), np.asarray(labels)
     if y.ndim != 2 or labels.shape != y.shape[:1]:
         raise ValueError(f"y must be [locations, frames] and labels [locations], got shapes {y.shape} and {labels.shape}")
     if y.shape[1] < 4:
-        raise ValueError(f"parcels as sets of locations need 4 frames or more, got {y.shape[1]}")
+        raise ValueError(f"multivariate edge measures need at least 4 frames, got {y.shape[1]}")
     if labels.size and not (labels.min() >= -1 and labels.max() < n_parcels):
         raise ValueError(f"labels must be −1 or 0…{n_parcels - 1}, got {labels.min()}…{labels.max()}")
     inside = np.flatnonzero(labels >= 0)
@@ -153,8 +155,8 @@ def _alike(y: Float[Array, "V T"], members: Int[Array, "K n"], *, distances: boo
     frames = y.shape[1]
     level = jnp.square(y).sum(1, keepdims=True)
     y = y - y.mean(1, keepdims=True)
-    y = jnp.where(jnp.square(y).sum(1, keepdims=True) > 1e-10 * level, y, 0.0)  # less is the rounding of a constant
-    y = jnp.pad(y, ((0, 1), (0, -frames % TILE)))  # location V is 0 in all frames: no location
+    y = jnp.where(jnp.square(y).sum(1, keepdims=True) > 1e-10 * level, y, 0.0)  # below this, the signal is constant up to rounding
+    y = jnp.pad(y, ((0, 1), (0, -frames % TILE)))  # index V is an all-zero dummy location
     tiles = jnp.swapaxes(y.reshape(len(y), -1, TILE), 0, 1)  # [N, V + 1, B]
     there = (jnp.arange(y.shape[1]) < frames).astype(y.dtype).reshape(-1, TILE)  # [N, B]
     tile = functools.partial(_tile, tiles, there, members, distances, unbiased)
@@ -172,7 +174,7 @@ def _alike(y: Float[Array, "V T"], members: Int[Array, "K n"], *, distances: boo
         pairs = _pairs(there, i, j, unbiased)
         centred = (tile(i, j) - means[i][:, :, None] - means[j][:, None, :] + total[:, None, None]) * pairs[None]
         flat = centred.reshape(len(members), -1)
-        # The matrices are symmetric: tiles below the diagonal are not made, those above it count twice.
+        # The matrices are symmetric: tiles below the diagonal are skipped, and those above it count twice.
         return products + jnp.where(i == j, 1.0, 2.0) * jnp.matmul(flat, flat.T, precision="highest"), None
 
     upper = jnp.asarray(np.stack(np.triu_indices(count), 1).astype(np.int32))
@@ -183,7 +185,7 @@ def _alike(y: Float[Array, "V T"], members: Int[Array, "K n"], *, distances: boo
 
 
 def _pairs(there: Float[Array, "N B"], i: Array, j: Array, unbiased: bool) -> Float[Array, "B B"]:
-    """Which pairs of frames of a tile count: not those behind the end, and unbiased no frame with itself."""
+    """Return the mask of the pairs of frames in a tile: without padding and, if unbiased, without pairs of a frame with itself."""
     pairs = there[i][:, None] * there[j][None]
     return pairs * jnp.where(i == j, 1 - jnp.eye(TILE), 1.0) if unbiased else pairs
 
@@ -191,7 +193,7 @@ def _pairs(there: Float[Array, "N B"], i: Array, j: Array, unbiased: bool) -> Fl
 def _tile(
     tiles: _Tiles, there: Float[Array, "N B"], members: Int[Array, "K n"], distances: bool, unbiased: bool, i: Array, j: Array
 ) -> Float[Array, "K B B"]:
-    """Products, or distances, of the patterns of all parcels between the frames of two tiles; 0 for pairs that do not count."""
+    """Return inner products or distances of the patterns between the frames of two tiles, for all parcels; 0 for masked pairs."""
 
     def of_parcel(locations: Int[Array, " n"]) -> Float[Array, "B B"]:
         rows, columns = tiles[i, locations], tiles[j, locations]  # [n, B]

@@ -1,4 +1,4 @@
-"""Measures by name."""
+"""Registry of edge measures by name."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pnet_jax.config import nearest
 _Function = Callable[..., jax.Array]
 
 NEEDS = ("tr", "frames", "y", "labels")
-"""What a measure may ask for: seconds between frames, positions of the kept frames in the recording `[T]`, signals of locations
+"""Optional inputs of a measure: repetition time in seconds, indices of the kept frames in the recording `[T]`, signals of the locations
 `[V, T]`, and their parcels `[V]`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A way to turn parcel signals into edges.
+    """An edge measure: a function from parcel signals to edges, with its properties.
 
     Attributes:
-      name: what users call it.
-      function: signals of the present parcels `[K, T]` to `[K, K]`, and what it `needs` by keyword; None for measures that are
-        `made_by` something else.
-      units: of the values.
-      diagonal: what stands on it.
-      signed: whether values below 0 occur.
+      name: name of the measure.
+      function: function from the signals of the present parcels `[K, T]`, and the inputs it `needs` by keyword, to edges `[K, K]`; None
+        for measures that are `made_by` something else.
+      units: units of the values.
+      diagonal: description of the diagonal.
+      signed: whether values can be negative.
       description: one sentence for sidecars.
-      directed: whether the entry at row k, column l can differ from that at row l, column k.
-      needs: what the function takes beside the signals, of `NEEDS`.
-      made_by: where the edges come from, if not from this function.
-      masked: signals `[K, T]` and which frames count `[T]` to `[K, K]`, of a measure whose every edge is of two parcels alone: the
-        construction step makes these for many scans at once. None for the others.
+      directed: whether row k, column l can differ from row l, column k.
+      needs: further inputs of the function, from `NEEDS`.
+      made_by: origin of the edges, if not this function.
+      masked: function from signals `[K, T]` and a frame mask `[T]` to edges `[K, K]`, for measures whose edges depend on two parcels only;
+        the construction step computes these for many scans at once. None for other measures.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Measure:
 
     @property
     def of_locations(self) -> bool:
-        """Whether it reads the signals of locations and not only their means."""
+        """Whether the measure needs the signals of locations, not only parcel means."""
         return "y" in self.needs
 
 
@@ -69,10 +69,10 @@ def register(
     needs: tuple[str, ...] = (),
     masked: _Function | None = None,
 ) -> Callable[[_Function], _Function]:
-    """Decorator: makes a function of signals `[K, T]`, and of what it `needs`, known by name.
+    """Return a decorator that registers a function of signals `[K, T]`, and of the inputs it `needs`, as an edge measure.
 
     Raises:
-      ValueError: it needs what no measure is given.
+      ValueError: If `needs` has entries that are not in `NEEDS`.
     """
     if unknown := set(needs) - set(NEEDS):
         raise ValueError(f"edge measure {name!r} may need some of {NEEDS}, got {sorted(unknown)}")
@@ -85,15 +85,15 @@ def register(
 
 
 def names() -> list[str]:
-    """Every registered measure."""
+    """Return the names of all registered measures."""
     return sorted(_MEASURES)
 
 
 def measure(name: str) -> Measure:
-    """The measure called `name`.
+    """Return the measure called `name`.
 
     Raises:
-      ValueError: there is none; the nearest name is given.
+      ValueError: If there is no such measure; the message suggests the nearest name.
     """
     if name not in _MEASURES:
         raise ValueError(f"unknown edge measure {name!r}: expected one of {names()}{nearest(name, _MEASURES)}")
@@ -101,19 +101,22 @@ def measure(name: str) -> Measure:
 
 
 def compute(name: str, signals: Float[np.ndarray, "K T"], **given: Any) -> Float[np.ndarray, "K K"]:
-    """Edges of one subject; rows and columns of absent parcels (NaN signals) are NaN, so that K never changes.
+    """Compute the edges of one subject; rows and columns of absent parcels (NaN signals) are NaN.
 
     Args:
-      name: a registered measure of one subject.
-      signals: `[K, T]`.
-      **given: any of `NEEDS`; a measure takes of them what it needs.
+      name: name of a registered measure.
+      signals: parcel signals, `[K, T]`.
+      **given: any of `NEEDS`; only those that the measure needs are used.
+
+    Returns:
+      Edges, `[K, K]`, float32.
 
     Raises:
-      ValueError: the measure is unknown, needs a cohort, or needs what was not given.
+      ValueError: If the measure is unknown, is not computed from the signals of one subject, or a required input is missing.
     """
     found = measure(name)
     if found.function is None:
-        raise ValueError(f"edge measure {name!r} is not made of one subject's signals: it needs {found.made_by}")
+        raise ValueError(f"edge measure {name!r} is not computed from one subject's signals: it needs {found.made_by}")
     if missing := [need for need in found.needs if given.get(need) is None]:
         raise ValueError(f"edge measure {name!r} needs {', '.join(found.needs)}: not given {', '.join(missing)}")
     present = np.isfinite(signals).all(1)
@@ -127,7 +130,7 @@ def compute(name: str, signals: Float[np.ndarray, "K T"], **given: Any) -> Float
 
 
 def _among(present: Bool[np.ndarray, " K"], labels: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
-    """Labels as indices into the present parcels; −1 in absent ones and outside."""
-    place = np.full(len(present) + 1, -1, np.int32)  # the last is for label −1
+    """Return the labels as indices into the present parcels; −1 in absent parcels and outside."""
+    place = np.full(len(present) + 1, -1, np.int32)  # the last entry is for label −1
     place[:-1][present] = np.arange(present.sum(), dtype=np.int32)
     return place[labels]

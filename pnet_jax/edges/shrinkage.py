@@ -1,4 +1,4 @@
-"""Shrunk edges: empirical Bayes towards a group, edge by edge."""
+"""Shrunk edges: empirical Bayes shrinkage towards a group, edge by edge."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-POOLING = 10.0  # weight, in participants, of the average over all edges relative to an edge's own variances
-CLIP = 0.99  # largest correlation whose Fisher z is taken
-SMALLEST_SIGNAL = 1e-5  # variance of Fisher z between participants below which they cannot be distinguished from the group
+POOLING = 10.0  # weight, in participants, of the mean variances over all edges relative to those of an edge
+CLIP = 0.99  # correlations are clipped to this absolute value before the Fisher transform
+SMALLEST_SIGNAL = 1e-5  # smallest between-participant variance of Fisher z
 
 
 class Shrinkage(NamedTuple):
-    """What a cohort says of each edge, in Fisher z; a pytree.
+    """Group statistics of each edge in Fisher z; a pytree.
 
     Attributes:
-      mean: of the cohort, `[K, K]`, diagonal 0; NaN where fewer than two participants have the edge.
-      signal: τ², variance between participants of what lasts from one recording to the next, `[K, K]`.
-      noise: variance that one independent frame leaves: s² = noise / n_eff, `[K, K]`.
+      mean: mean over the cohort, with diagonal 0, `[K, K]`; NaN if fewer than two participants have the edge.
+      signal: between-participant variance τ² of what is stable across recordings, `[K, K]`.
+      noise: noise variance of one independent frame, so that s² = noise / n_eff, `[K, K]`.
     """
 
     mean: Float[Array, "K K"]
@@ -29,7 +29,7 @@ class Shrinkage(NamedTuple):
 
 
 def fisher(r: Float[Array, "*B K K"]) -> Float[Array, "*B K K"]:
-    """Fisher z of correlations (clipped to ±.99), with diagonal 0 so that it weighs nothing; NaN stays NaN off the diagonal."""
+    """Return the Fisher z of correlations, clipped to ±0.99, with diagonal 0; NaN stays NaN off the diagonal."""
     r = jnp.asarray(r, jnp.float32)
     own = jnp.broadcast_to(jnp.eye(r.shape[-1], dtype=bool), r.shape)
     return jnp.where(own, 0.0, jnp.arctanh(jnp.clip(r, -CLIP, CLIP)))
@@ -49,22 +49,23 @@ def fit_shrinkage(
       \tau^2 = \tfrac{S}{S-1} \langle (z^A - m)(z^B - m) \rangle, \quad
       \text{noise} = \Big\langle \frac{(z^A - z^B)^2}{1/n^A + 1/n^B} \Big\rangle
 
-    Noise of a recording is inversely proportional to its number of independent frames, so that pairs of other lengths than the scan's
-    will do.
+    The noise variance of a recording is inversely proportional to its number of independent frames, so recordings of other lengths than
+    the scans to be shrunk can be used.
 
     Args:
       first: correlations of each participant's first recording, `[S, K, K]`; NaN for absent parcels.
-      second: correlations of the second recording, participants in the same order.
-      n_eff_first: number of independent frames, about 2 · bandwidth · seconds, `[S]`.
-      n_eff_second: that of the second recordings; as of the first if not given.
-      pooling: weight, in participants, of the mean of the variances over all edges relative to an edge's own, which few participants
-        estimate poorly.
+      second: correlations of the second recording, with participants in the same order, `[S, K, K]`.
+      n_eff_first: effective number of independent frames, about 2 · bandwidth · duration, `[S]`.
+      n_eff_second: the same for the second recordings, `[S]`; default: as for the first.
+      pooling: weight, in participants, of the mean variances over all edges relative to those of an edge, which are poorly estimated from
+        few participants.
 
     Returns:
-      The group with which to `shrink` the edges of other participants. It must not be applied to its own participants.
+      Group statistics with which to `shrink` the edges of other participants. They must not be applied to the participants to whom they
+      were fitted.
 
     Raises:
-      ValueError: there are fewer than two participants, shapes do not agree, or n_eff is not above 0.
+      ValueError: If there are fewer than two participants, shapes do not agree, or n_eff is not above 0.
 
     Memory: a few `[S, K, K]`.
 
@@ -87,16 +88,17 @@ def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array,
     .. math:: \hat z = m + B (z - m), \quad B = \frac{\tau^2}{\tau^2 + s^2}, \quad
       \mathrm{sd}^2 = \tau^2 (1 - B), \quad s^2 = \text{noise} / n_\mathrm{eff}
 
-    A long recording keeps its own edges, an empty one has the group's. For description and identification; see `case_control_layer` for
-    what it must not be used for.
+    Edges of long recordings are shrunk little, and those of short ones tend to the group mean. Use the result for description and
+    identification, not for tests between groups; see `case_control_layer`.
 
     Args:
       r: correlations, `[K, K]`.
-      group: group that `fit_shrinkage` fitted to other participants.
-      n_eff: independent frames of this recording.
+      group: group statistics fitted by `fit_shrinkage` to other participants.
+      n_eff: effective number of independent frames of this recording.
 
     Returns:
-      Correlations with diagonal 1, and the standard deviation *in Fisher z* with diagonal 0; NaN where r or the group is.
+      Correlations with diagonal 1, and their standard deviation *in Fisher z* with diagonal 0, `[K, K]` each; NaN if r or the group mean
+      is NaN.
     """
     z = fisher(r)
     spread = group.noise / jnp.asarray(n_eff, jnp.float32)
@@ -105,7 +107,7 @@ def shrink(r: Float[Array, "K K"], group: Shrinkage, n_eff: float | Float[Array,
 
 
 def correlations(z: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Fisher z back to r with diagonal 1; a parcel without any edge has NaN on the diagonal too."""
+    """Transform Fisher z back to r with diagonal 1; the diagonal of a parcel without edges is NaN."""
     own = jnp.eye(len(z), dtype=bool)
     absent = jnp.all(jnp.isnan(z) | own, axis=1) & (len(z) > 1)
     return jnp.where(own, jnp.where(absent, jnp.nan, 1.0)[:, None], jnp.tanh(z))
@@ -119,10 +121,10 @@ def checked_pairs(
     *,
     ndim: int,
 ) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
-    """n_eff of both recordings as arrays, after looking at the shapes of a cohort of pairs."""
+    """Check the shapes of pairs of recordings, and return their n_eff as arrays, `[S]` each."""
     shapes = np.shape(first), np.shape(second)
     if shapes[0] != shapes[1] or len(shapes[0]) != ndim or shapes[0][-1] != shapes[0][-2]:
-        raise ValueError(f"expected two arrays of one shape [S, {'' if ndim == 3 else 'views, '}K, K], got {shapes[0]} and {shapes[1]}")
+        raise ValueError(f"expected two arrays of equal shape [S, {'' if ndim == 3 else 'views, '}K, K], got {shapes[0]} and {shapes[1]}")
     if shapes[0][0] < 2:
         raise ValueError(f"a group needs at least 2 participants, got {shapes[0][0]}")
     n_eff_second = n_eff_first if n_eff_second is None else n_eff_second

@@ -29,7 +29,7 @@ def cohort_tangent(signals: Sequence[Float[np.ndarray, "K T"]], shared: Bool[np.
 
     Args:
       signals: Parcel signals of each scan, `[K, T]`; finite in the shared parcels.
-      shared: Parcels that every scan has, at least 2.
+      shared: Mask of the parcels present in every scan, at least 2, `[K]`.
 
     Returns:
       Tangent edges of each scan at the cohort's geometric mean, NaN for parcels that are not shared, `[S, K, K]`.

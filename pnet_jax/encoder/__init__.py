@@ -1,1 +1,1 @@
-"""From signals to one embedding per location."""
+"""Encoders from the signals of a scan to one embedding per location."""

@@ -1,4 +1,4 @@
-"""Individual changes of an encoder and of a prior: few parameters, none of them specific to a location."""
+"""Individual adaptation of an encoder and of the prototypes, with few parameters that do not depend on the location."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 class Adapter(NamedTuple):
-    r"""A change of low rank of the projection, and of the prototypes that parcels begin from.
+    r"""Low-rank adaptation of the projection, with offsets of the group prototypes.
 
     .. math:: x_v \to x_v + x_v\, A B, \qquad \mu_k^{grp} \to \operatorname{normalise}(\mu_k^{grp} + \delta_k)
 
-    which is :math:`P \to P (I + A B)` of the linear encoder, and of the neural one a change of what its last layer says.
+    For the linear encoder, this is :math:`P \to P (I + A B)`; for the neural encoder, it modifies the output of the last layer.
 
     Attributes:
-      down: A, `[D, r]`.
-      up: B, `[r, D]`; 0 in an adapter that changes nothing.
-      offsets: δ, `[K, D]`.
+      down: matrix A, `[D, r]`.
+      up: matrix B, `[r, D]`; 0 in an identity adapter.
+      offsets: offsets δ, `[K, D]`.
     """
 
     down: Float[Array, "D r"]
@@ -28,13 +28,16 @@ class Adapter(NamedTuple):
 
 
 def init(dimensions: int, n_parcels: int, rank: int, key: PRNGKeyArray) -> Adapter:
-    """An adapter that changes nothing.
+    """Initialise an identity adapter.
 
     Args:
-      dimensions: D.
-      n_parcels: K.
-      rank: r.
-      key: of the directions that it reads first.
+      dimensions: number of embedding dimensions D.
+      n_parcels: number of parcels K.
+      rank: rank r.
+      key: random key of the initial A.
+
+    Returns:
+      An adapter with random A, and B and offsets of 0.
     """
     down = jax.random.normal(key, (dimensions, rank)) * dimensions**-0.5
     return Adapter(down, jnp.zeros((rank, dimensions)), jnp.zeros((n_parcels, dimensions)))
@@ -46,6 +49,6 @@ def adapt(adapter: Adapter, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
 
 
 def size(adapter: Adapter) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean square of the entries of A B and of the offsets."""
+    """Return the mean squares of the entries of A B and of the offsets."""
     low = jnp.matmul(adapter.down, adapter.up, precision="highest")
     return jnp.square(low).mean(), jnp.square(adapter.offsets).mean()

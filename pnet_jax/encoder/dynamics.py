@@ -1,4 +1,4 @@
-"""Forecast of the embedding's signals by linear dynamics, as a term of pre-training."""
+"""Pre-training term: forecasts of the latent signals by linear dynamics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def dyn_loss(
     tr: Float[ArrayLike, ""],
     horizon: int,
 ) -> Float[Array, ""]:
-    """Error of the latent signals zᵀy forecast 1 to `horizon` frames ahead by exp(A TR), relative to their variance.
+    """Compute the error of forecasts of the latent signals zᵀy, 1 to `horizon` frames ahead by exp(A TR), relative to their variance.
 
-    Frames between which others were scrubbed are further apart in time than in `y`, and are not forecast from each other.
+    Pairs of frames with scrubbed frames between them are excluded, because they are further apart in time than in `y`.
     """
     frames, kept = jnp.asarray(frames), kept.astype(y.dtype)
     signals = jnp.where(counted[:, None], z, 0.0).T @ (y * kept[None, :])  # [D, T]

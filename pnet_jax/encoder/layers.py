@@ -1,4 +1,4 @@
-"""Layers of the neural encoder. Each works on rows, `[n, width]`; how many there are is in no parameter's shape."""
+"""Layers of the neural encoder. They operate on rows, `[n, width]`; no parameter shape depends on the number of rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-LOWEST = -1e30  # below any logit, and no NaN where two of them are subtracted
+LOWEST = -1e30  # below any logit, but finite, so that differences are not NaN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(a: Float[Array, "*b n m"], b: Float[Array, "*b m k"], dtype: str) -> Float[Array, "*b n k"]:
-    """a @ b with factors in `dtype` and sums in float32, in the backward pass too (where JAX would mix the two types)."""
+    """Compute a @ b with factors in `dtype` and accumulation in float32, also in the backward pass (in which JAX would mix dtypes)."""
     return _matmul(a.astype(dtype), b.astype(dtype))
 
 
@@ -39,9 +39,9 @@ product.defvjp(_forward, _backward)
 
 
 class Dense(nnx.Module):
-    """x W + b; `zero` starts it at 0.
+    """Dense layer x W + b; `zero` initialises W with 0.
 
-    Without a bias where a constant would change nothing: its gradient were rounding alone, of which Adam makes full steps.
+    Use `bias=False` if a constant has no effect: the gradient of the bias would be rounding error, which Adam scales to full steps.
     """
 
     def __init__(self, inputs: int, outputs: int, dtype: str, *, rngs: nnx.Rngs, zero: bool = False, bias: bool = True):
@@ -56,14 +56,14 @@ class Dense(nnx.Module):
 
 
 class Norm(nnx.LayerNorm):
-    """Layer norm in float32."""
+    """Layer normalisation in float32."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         super().__init__(width, use_fast_variance=False, rngs=rngs)
 
 
 class Mlp(nnx.Module):
-    """x + W GELU(V norm(x))."""
+    """Residual MLP block x + W GELU(V norm(x))."""
 
     def __init__(self, width: int, ratio: int, dtype: str, *, rngs: nnx.Rngs):
         self.norm = Norm(width, rngs=rngs)
@@ -75,10 +75,10 @@ class Mlp(nnx.Module):
 
 
 class Pooled(NamedTuple):
-    """A softmax average under way: what has been seen of the rows to attend to.
+    """Running softmax average over a context that is processed in blocks.
 
     Attributes:
-      peak: largest logit, `[H, n, 1]`.
+      peak: largest logit so far, `[H, n, 1]`.
       mass: Σ exp(logit − peak), `[H, n, 1]`.
       total: Σ exp(logit − peak) · value, `[H, n, d]`.
     """
@@ -89,7 +89,7 @@ class Pooled(NamedTuple):
 
 
 def merged(seen: Pooled) -> Pooled:
-    """One average of several that saw parts of the rows, which are the first axis of each array."""
+    """Merge running averages over parts of the context, which are stacked along the first axis."""
     if len(seen.peak) == 1:
         return jax.tree.map(lambda one: one[0], seen)
     peak = seen.peak.max(0)
@@ -98,22 +98,22 @@ def merged(seen: Pooled) -> Pooled:
 
 
 class Attention(nnx.Module):
-    """Attention block: x + average of the context's values, then an MLP.
+    """Attention block: x plus the attention-weighted values of the context, followed by an MLP.
 
-    The average is a running one (`start`, any number of `pool`, `finish`), so that a context of any size is seen in blocks.
+    The average is a running one (`start`, any number of `pool`, `finish`), so that a context of any size can be processed in blocks.
     """
 
     def __init__(self, width: int, heads: int, ratio: int, dtype: str, *, rngs: nnx.Rngs):
         self.norm, self.context_norm = Norm(width, rngs=rngs), Norm(width, rngs=rngs)
         self.query, self.value, self.output = (Dense(width, width, dtype, rngs=rngs) for _ in range(3))
-        self.key = Dense(width, width, dtype, rngs=rngs, bias=False)  # one number more for all keys of a query
+        self.key = Dense(width, width, dtype, rngs=rngs, bias=False)  # a bias would add a constant to all logits of a query
         self.mlp = Mlp(width, ratio, dtype, rngs=rngs)
         self.heads, self.dtype = heads, dtype
 
     def __call__(
         self, x: Float[Array, "n w"], context: Float[Array, "m w"] | None = None, counted: Bool[Array, " m"] | None = None
     ) -> Float[Array, "n w"]:
-        """One block over the whole context; x attends to itself where none is given."""
+        """Attend to the whole context, by default to x itself."""
         context = x if context is None else context
         counted = jnp.ones(len(context), bool) if counted is None else counted
         return self.finish(x, self.pool(x, self.start(x), context, counted))
@@ -124,7 +124,7 @@ class Attention(nnx.Module):
         return Pooled(one + LOWEST, one, jnp.zeros((self.heads, rows, width // self.heads), jnp.float32))
 
     def pool(self, x: Float[Array, "n w"], seen: Pooled, context: Float[Array, "m w"], counted: Bool[Array, " m"]) -> Pooled:
-        """What was seen, and this part of the context; rows of it that do not count have no weight."""
+        """Update the running average with a part of the context; excluded rows have no weight."""
         context = self.context_norm(context)
         queries, keys, values = (self._split(y) for y in (self.query(self.norm(x)), self.key(context), self.value(context)))
         logits = product(queries / jnp.sqrt(queries.shape[-1]), keys.mT, self.dtype)  # [H, n, m]

@@ -1,4 +1,4 @@
-"""Model: what a checkpoint holds, and the embedding it gives."""
+"""Model: the contents of a checkpoint, and the embedding computed with it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Encoder: TypeAlias = "LinearEncoder | PerceiverEncoder"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """An encoder with the atlases it was stored with.
+    """An encoder with its atlases and model card.
 
     Attributes:
-      name: of the checkpoint.
-      encoder: weights, of a linear or a neural encoder.
+      name: name of the checkpoint.
+      encoder: weights of a linear or neural encoder.
       atlases: group atlases by number of parcels.
-      card: what it was made from, by which command and configuration, and its known limits.
+      card: model card: training data, command, configuration and known limitations.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Model:
     card: dict[str, Any]
 
     def embed(self, scan: Scan) -> Float[np.ndarray, "V D"]:
-        """Embedding of every location of a scan, rows of length 1, 0 where a location has no signal, `[V, D]`.
+        """Compute the embedding of every location of a scan, with rows of unit length, 0 for locations without a signal, `[V, D]`.
 
-        Angles inside a scan mean something, angles between scans do not: the axes are the scan's own.
+        The axes are specific to the scan: only angles within a scan are meaningful.
         """
         return np.asarray(embed(self.encoder, observe(scan, self.encoder.references)))
 
     @property
     def trained_on(self) -> frozenset[tuple[str, str]] | None:
-        """Data set and subject label of every participant whose scans the weights were fitted to; None where the card has no list."""
+        """Data set and subject label of every participant in the training data; None if the model card does not list them."""
         listed = self.card.get("participants")
         return None if listed is None else frozenset((row["dataset"], subject) for row in listed for subject in row["subjects"])
 
@@ -58,7 +58,7 @@ class Model:
     def sha256(self) -> str:
         """SHA-256 of the weights and atlases."""
         whole = hashlib.sha256()
-        for array in jax.tree.leaves(self.encoder):  # dictionaries by name
+        for array in jax.tree.leaves(self.encoder):  # dictionaries are traversed in order of their keys
             whole.update(np.ascontiguousarray(array, "<f4").tobytes())
         for key in sorted(self.atlases):
             whole.update(self.atlases[key].digest.encode())
@@ -71,19 +71,22 @@ class Model:
 
 
 def embed(encoder: Encoder, observed: Observed, adapter: Adapter | None = None) -> Float[Array, "V D"]:
-    """Embedding of every location of one recording by either kind of encoder; see `linear.embed` and `perceiver.embed_scan`.
+    """Compute the embedding of every location of one recording; see `linear.embed` and `perceiver.embed_scan`.
 
     Args:
-      encoder: weights.
+      encoder: weights of a linear or neural encoder.
       observed: the recording.
-      adapter: individual change of the components; none if not given.
+      adapter: individual adaptation of the components; default: none.
+
+    Returns:
+      Embeddings with rows of unit length, `[V, D]`.
     """
     if adapter is not None:
         return _adapted(adapter, components(encoder, observed))
     observed = Observed(*(jnp.asarray(x) for x in observed))
     if isinstance(encoder, LinearEncoder):
         return linear.embed(encoder, observed.y, observed.region, observed.kept, observed.counted)
-    from pnet_jax.encoder.perceiver import embed_scan  # with flax, a quarter of a second that only it needs
+    from pnet_jax.encoder.perceiver import embed_scan  # imported here because importing flax takes 0.25 s
 
     return embed_scan(encoder, observed)
 
@@ -95,7 +98,7 @@ def _adapted(adapter: Adapter, x: Float[Array, "V D"]) -> Float[Array, "V D"]:
 
 
 def components(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
-    """The components of a recording's locations, on axes that all scans share, `[V, D]`."""
+    """Compute the components of a recording's locations, on axes shared by all scans, `[V, D]`."""
     observed = Observed(*(jnp.asarray(x) for x in observed))
     if isinstance(encoder, LinearEncoder):
         return linear.project(encoder, observed.y, observed.region, observed.kept, observed.counted)
@@ -105,13 +108,13 @@ def components(encoder: Encoder, observed: Observed) -> Float[Array, "V D"]:
 
 
 def fingerprints(encoder: Encoder, observed: Observed) -> Float[Array, "V R"]:
-    """A recording's fingerprints without their mean, `[V, R]`."""
+    """Compute the fingerprints of a recording's locations, centred over locations, `[V, R]`."""
     y, kept, counted, region = (jnp.asarray(x) for x in (observed.y, observed.kept, observed.counted, observed.region))
     return _centred_fingerprints(y, kept, counted, region, jnp.asarray(encoder.references))
 
 
 def decoder(encoder: Encoder) -> Float[Array, "D R"]:
-    """From components to the fingerprint, without its mean, that another recording is expected to have."""
+    """Return the map from components to the expected centred fingerprints of another recording, `[D, R]`."""
     return jnp.asarray(encoder.decoder if isinstance(encoder, LinearEncoder) else encoder.params["heads"]["fingerprint"]["kernel"])
 
 

@@ -1,7 +1,7 @@
-r"""The five terms of pre-training, each 0 cost at weight 0: split + .5 nce + .5 mae + .1 vic + .1 dyn.
+r"""The five terms of the pre-training objective: split + 0.5 nce + 0.5 mae + 0.1 vic + 0.1 dyn. Terms of weight 0 are not computed.
 
-Terms are relative to what is to be explained, so that each begins near 1 or below whatever the scan: a table of 200 regions, a TR
-of .7 or 3 s, half of the references empty, 30 frames.
+Terms are normalised by the variance to be explained, so that each starts near or below 1 for any scan, e.g. with 200 ROIs, a TR
+of 0.7 or 3 s, half of the references empty, or 30 frames.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from pnet_jax.ops.fingerprint.reference import unit
 
 TERMS = ("split", "nce", "mae", "vic", "dyn")
 WINDOW_SECONDS = 32.0
-WINDOWS = 20  # of a segment at most; what comes later is not reconstructed
+WINDOWS = 20  # maximum number of windows per segment; later frames are not reconstructed
 COSINES = 8
-BALLS = 128  # drawn, of which as many are used as hide the share that was asked
-NOISE_FLOOR = 0.05  # of the mean noise variance, so that no reference has all the weight
+BALLS = 128  # number of balls drawn, of which only as many are used as needed to hide the configured share
+NOISE_FLOOR = 0.05  # floor relative to the mean noise variance, so that no reference dominates
 
 
 def total(
     encoder: PerceiverEncoder, segments: Segments, key: PRNGKeyArray, config: ObjectiveConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted sum of the terms of a batch.
+    """Compute the weighted sum of the terms of a batch.
 
     Args:
-      encoder: weights; differentiate by `encoder.params`.
-      segments: a batch.
-      key: of the balls that are hidden and the negatives that are drawn; a scan's own are those of its record number.
-      config: weights of the terms. Those of weight 0 are not computed.
+      encoder: weights of the encoder; differentiate with respect to `encoder.params`.
+      segments: the batch.
+      key: random key of the hidden balls and the negatives, combined with the record number of each scan.
+      config: weights of the terms; terms of weight 0 are not computed.
 
     Returns:
-      The loss, and every term before its weight, with `split_r2` beside `split`.
+      The loss, and the unweighted terms by name, including `split_r2`.
     """
     terms: dict[str, Array] = {}
     s = arrays(segments)
@@ -68,7 +68,7 @@ def total(
     return functools.reduce(jnp.add, parts, jnp.zeros(())), terms
 
 
-# split: the other segment's fingerprint
+# split: prediction of the other segment's fingerprint
 
 
 def _split_term(heads: Heads, views: View, s: Any) -> tuple[Array, Array]:
@@ -80,14 +80,14 @@ def _split_term(heads: Heads, views: View, s: Any) -> tuple[Array, Array]:
 def split_loss(
     predicted: Float[Array, "B 2 V R"], found: Float[Array, "B 2 V R"], counted: Bool[Array, "B V"], present: Bool[Array, "B R"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""How far a segment's prediction is from the fingerprint of the *other* one, whose noise it cannot know (Noise2Noise).
+    r"""Compute the error of predicting the fingerprint of the *other* segment, whose noise is independent (Noise2Noise).
 
     .. math::
       L = \frac{\sum w_r (\hat f^A_{vr} - f^B_{vr})^2 + w_r (\hat f^B_{vr} - f^A_{vr})^2}{\sum w_r (f_{vr}^A)^2 + w_r (f_{vr}^B)^2},
       \qquad 1 / w_r = \tfrac12 \operatorname{E}_v (f^A_{vr} - f^B_{vr})^2 + \text{floor}
 
     Returns:
-      The loss (1 for a prediction of 0), and the share of variance explained with all references weighing the same.
+      The loss, which is 1 for a prediction of 0, and the share of variance explained with equal weights of all references.
     """
     valid = (counted[:, :, None] & present[:, None, :]).astype(found.dtype)  # [B, V, R]
     apart = jnp.square(found[:, 0] - found[:, 1]) * valid
@@ -99,7 +99,7 @@ def split_loss(
     return share(error @ weight, variance @ weight), 1 - share(error.sum(), variance.sum())
 
 
-# nce: a location against others of its scan and hemisphere
+# nce: contrast of a location with others of its scan and hemisphere
 
 
 def nce_loss(
@@ -110,7 +110,7 @@ def nce_loss(
     key: PRNGKeyArray,
     config: ObjectiveConfig,
 ) -> Float[Array, ""]:
-    """InfoNCE of one scan: to find a location of one segment in the other, among the others' `negatives`, in nats."""
+    """Compute the InfoNCE loss of one scan in nats: identification of a location of one segment in the other, among its `negatives`."""
     first, second = jax.random.split(key)
     order = jnp.where(counted, jax.random.uniform(first, counted.shape), -1.0)
     anchors = _first(order, config.anchors)  # [n]
@@ -134,7 +134,7 @@ def negatives(
     key: PRNGKeyArray,
     config: ObjectiveConfig,
 ) -> Bool[Array, "n V"]:
-    """Which locations each anchor is told from: half of them near, the rest anywhere in the hemisphere but nearer than that."""
+    """Draw the negatives of each anchor: half of them near, the rest anywhere in the hemisphere beyond the minimum distance."""
     nearest, farthest = config.near_mm
     square = jnp.square(xyz[anchors][:, None] - xyz[None]).sum(-1)
     able = counted[None, :] & (hemisphere[anchors][:, None] == hemisphere[None, :]) & (square >= nearest**2)
@@ -146,21 +146,21 @@ def negatives(
 
 
 def _largest(score: Float[Array, "n V"], able: Bool[Array, "n V"], count: int) -> Bool[Array, "n V"]:
-    """The `count` highest scores of those able; all of these where they are fewer."""
+    """Return the mask of the `count` highest scores among those in `able`; all of them if there are fewer."""
     score = jnp.where(able, score, -1.0)
     return able & (score >= jnp.sort(score, axis=1)[:, -count][:, None])
 
 
 def _first(order: Float[Array, " V"], count: int) -> Int[Array, " n"]:
-    """Where the highest values are, the highest first. `jax.lax.top_k` would bring the scans of all devices to each of them."""
+    """Return the indices of the highest values, in descending order. `jax.lax.top_k` would gather the scans of all devices on each."""
     return jnp.argsort(-order)[:count]
 
 
-# mae: hidden balls
+# mae: reconstruction of hidden balls
 
 
 def _mae_term(encoder: PerceiverEncoder, config: ObjectiveConfig, s: Any, key: PRNGKeyArray) -> Float[Array, ""]:
-    """Of one of the two segments of one scan, drawn by lot."""
+    """Compute the reconstruction loss of one randomly drawn segment of a scan."""
     lot, balls = jax.random.split(key)
     side = jax.random.bernoulli(lot).astype(jnp.int32)
     y, kept, frames, references, log_tsnr, tr = (a[side] for a in (s.y, s.kept, s.frames, s.references, s.log_tsnr, s.tr))
@@ -179,7 +179,8 @@ def hide_balls(
     share: float,
     radius: float,
 ) -> tuple[Bool[Array, " V"], Bool[Array, " R"]]:
-    """Locations and reference points inside random balls: as many balls as hide `share` of the locations at most, at least one."""
+    """Return the masks of locations and reference points inside random balls: as many as hide at most `share` of the locations, but one
+    at least."""
     order = jnp.where(counted, jax.random.uniform(key, counted.shape), -1.0)
     centres = _first(order, BALLS)
     count = len(centres)
@@ -187,7 +188,7 @@ def hide_balls(
     def first(places: Array) -> Array:
         square = jnp.square(places[:, None] - xyz[centres][None]).sum(-1)
         inside = (square <= radius**2) & counted[centres][None, :]
-        return jnp.where(inside, jnp.arange(count)[None, :], count).min(1)  # the first ball around each, or `count`
+        return jnp.where(inside, jnp.arange(count)[None, :], count).min(1)  # the first ball that contains each, or `count`
 
     covered = jnp.where(counted, first(xyz), count)
     size = jnp.cumsum(jnp.zeros(count + 1).at[covered].add(counted.astype(jnp.float32))[:count])
@@ -204,12 +205,13 @@ def mae_loss(
     tr: Float[ArrayLike, ""],
     hidden: Bool[Array, " V"],
 ) -> Float[Array, ""]:
-    r"""Error of hidden locations' window coefficients, reconstructed from those of the reference signals that can be seen.
+    r"""Compute the error of the hidden locations' window coefficients, reconstructed from those of the visible reference signals.
 
     .. math:: L = \frac{\sum_{v,w,j} (c_{vwj} - \sum_r a_{vr} c_{rwj})^2}{\sum_{v,w,j} c_{vwj}^2}
 
-    The network says the weights a, one vector a location for all windows; the references, of variance 1 and 0 where hidden, say what
-    happened when. So neither V, T nor the number of windows is in a parameter, and a says what a location is a mixture of.
+    The network predicts the weights a, one vector per location for all windows; the time courses are those of the references, with
+    variance 1, or 0 if hidden. No parameter shape therefore depends on V, T or the number of windows, and a describes each location as
+    a mixture of references.
     """
     basis = window_basis(kept, frames, tr)  # [T, W · 8]
     weight, hidden = kept.astype(y.dtype), hidden.astype(y.dtype)
@@ -220,12 +222,12 @@ def mae_loss(
 
 
 def window_basis(kept: Bool[Array, " T"], frames: Int[Array, " T"], tr: Float[ArrayLike, ""]) -> Float[Array, "T b"]:
-    """The first 8 cosines of every 32 s of the recording, as means over the kept frames of a window; 0 where these fill less than 90 %."""
+    """Return the first 8 cosines in windows of 32 s, normalised by the number of kept frames; 0 for windows that are filled below 90 %."""
     seconds = (since_first(kept, frames) + 0.5) * tr
     window = jnp.floor(seconds / WINDOW_SECONDS)
     inside = (window[:, None] == jnp.arange(WINDOWS, dtype=jnp.float32)[None, :]) & kept[:, None]  # [T, W]
     size = inside.sum(0).astype(jnp.float32)
-    full = size * tr >= (0.9 - 1e-6) * WINDOW_SECONDS  # 40 frames of .72 s are nine tenths of a window: rounding must not decide
+    full = size * tr >= (0.9 - 1e-6) * WINDOW_SECONDS  # 40 frames of 0.72 s fill exactly 90 % of a window, so a tolerance is needed
     mean = jnp.where(inside & full[None, :], 1 / jnp.maximum(size, 1.0)[None, :], 0.0)
     phase = jnp.pi * (seconds / WINDOW_SECONDS - window)
     cosines = jnp.cos(phase[:, None] * jnp.arange(COSINES, dtype=jnp.float32)[None, :])  # [T, 8]
@@ -233,11 +235,11 @@ def window_basis(kept: Bool[Array, " T"], frames: Int[Array, " T"], tr: Float[Ar
     return (mean[:, :, None] * (cosines * scale[None, :])[:, None, :]).reshape(len(kept), -1)
 
 
-# vic: no dimension empty, no two alike
+# vic: variance and covariance of the dimensions
 
 
 def vic_loss(z: Float[Array, "V D"], counted: Bool[Array, " V"]) -> Float[Array, ""]:
-    """VICReg: the lack of variance of every dimension, and the covariance of every two, of z scaled to a variance of 1 in all."""
+    """Compute the VICReg loss of z scaled to mean variance 1: the variance deficit of each dimension plus squared covariances."""
     weight = counted.astype(z.dtype)
     size, dimensions = jnp.maximum(weight.sum(), 1.0), z.shape[1]
     centred = centre(z, weight) * jnp.sqrt(dimensions)

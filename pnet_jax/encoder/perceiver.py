@@ -1,4 +1,4 @@
-"""The neural encoder: the linear one plus a correction that a Perceiver reads from the whole scan."""
+"""Neural encoder: the linear encoder plus a correction computed by a Perceiver from the whole scan."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pnet_jax.encoder.linear import LinearEncoder, centre, own_metric, project, 
 from pnet_jax.encoder.tokens import FREQUENCIES, POSITIONS, Observed, position_features, signal_features
 from pnet_jax.ops.parts import over_parts
 
-SIGNALS = 2 * len(FREQUENCIES) + 1  # what `signal_features` adds to the components
+SIGNALS = 2 * len(FREQUENCIES) + 1  # number of features that `signal_features` adds to the components
 
 jax.tree_util.register_static(PerceiverConfig)  # part of a tree's structure, not of its leaves
 
 
 class PerceiverEncoder(NamedTuple):
-    """Weights and sizes; a pytree whose leaves are arrays.
+    """Weights and sizes of the neural encoder; a pytree whose leaves are arrays.
 
     Attributes:
-      linear: the encoder that it starts from; not trained.
-      params: `{"perceiver": …, "heads": …}`, nested dicts of float32 arrays; only the objectives use the heads.
-      config: sizes.
+      linear: linear encoder that is corrected; not trained.
+      params: `{"perceiver": …, "heads": …}`, nested dicts of float32 arrays; the heads are used only by the objectives.
+      config: sizes of the layers.
     """
 
     linear: LinearEncoder
@@ -38,12 +38,12 @@ class PerceiverEncoder(NamedTuple):
 
     @property
     def references(self) -> Float[np.ndarray, "R 3"]:
-        """Reference points in MNI mm."""
+        """MNI coordinates of the reference points in mm."""
         return self.linear.references
 
 
 class Perceiver(nnx.Module):
-    """Locations write to latents, latents think, locations read."""
+    """Perceiver: latents attend to locations, latents attend to each other, and locations attend to latents."""
 
     def __init__(self, config: PerceiverConfig, *, rngs: nnx.Rngs):
         width, dtype = config.width, config.dtype
@@ -61,7 +61,7 @@ class Perceiver(nnx.Module):
         self.correction = Dense(width, config.dimensions, dtype, rngs=rngs, zero=True, bias=False)
 
     def tokens(self, signals: Float[Array, "V F"], xyz: Float[Array, "V 3"], hidden: Bool[Array, " V"] | None) -> Float[Array, "V w"]:
-        """What a location's signal says, and where it is if the configuration says so; of a hidden one only where it is."""
+        """Embed the signal of each location, with its position if configured; for hidden locations, only the position."""
         said = self.signal(signals)
         if hidden is None and not self.tells_place:
             return self.token(said)
@@ -70,24 +70,24 @@ class Perceiver(nnx.Module):
         return self.token(said if hidden is None else jnp.where(hidden[:, None], self.hidden[...][None, :] + place, said))
 
     def thoughts(self, seen: Pooled, remat: bool) -> Float[Array, "M w"]:
-        """Latents after all locations have written to them."""
+        """Return the latents after attending to all locations and to each other."""
         latents = self.write.finish(self.latents[...], seen)
         for name in sorted(self.think):
             latents = _stored(self.think[name], remat)(latents)
         return latents
 
     def listen(self, state: Float[Array, "V w"], thoughts: Float[Array, "M w"]) -> Float[Array, "V w"]:
-        """The final state of locations that read from the latents."""
+        """Return the final states of locations after attending to the latents."""
         return self.norm(self.read(state, thoughts))
 
 
 class Heads(nnx.Module):
-    """What only the objectives use.
+    """Output heads used only by the objectives.
 
     Attributes:
-      fingerprint: from components to a fingerprint without its mean, `[D] → [R]`.
-      weights: from a location's state to the weights of reference signals that reconstruct its own, `[width] → [R]`.
-      turn, damp: of the generator of the latent dynamics, 1/s, `[D, D]`.
+      fingerprint: map from components to a centred fingerprint, `[D] → [R]`.
+      weights: map from a location's state to the weights with which reference signals reconstruct its signal, `[width] → [R]`.
+      turn, damp: parameters of the generator of the latent dynamics in 1/s, `[D, D]`.
     """
 
     def __init__(self, config: PerceiverConfig, *, rngs: nnx.Rngs):
@@ -95,42 +95,49 @@ class Heads(nnx.Module):
         self.fingerprint = Dense(size, config.references, "float32", rngs=rngs, bias=False)
         self.weights = Dense(config.width, config.references, config.dtype, rngs=rngs, zero=True)
         self.turn = nnx.Param(jnp.zeros((size, size), jnp.float32))
-        self.damp = nnx.Param(0.3 * jnp.eye(size, dtype=jnp.float32))  # forgets in 11 s
+        self.damp = nnx.Param(0.3 * jnp.eye(size, dtype=jnp.float32))  # decay time of 11 s
 
 
-class Network(nnx.Module):
+class PerceiverWithHeads(nnx.Module):
+    """The Perceiver and its output heads."""
+
     def __init__(self, config: PerceiverConfig, *, rngs: nnx.Rngs):
         self.perceiver = Perceiver(config, rngs=rngs)
         self.heads = Heads(config, rngs=rngs)
 
 
 def init(linear: LinearEncoder, config: PerceiverConfig, key: PRNGKeyArray) -> PerceiverEncoder:
-    """An untrained encoder, whose embedding is exactly the linear encoder's.
+    """Initialise an encoder whose embedding is exactly that of the linear encoder.
 
     Args:
-      linear: where it starts from.
-      config: sizes.
-      key: of the weights.
+      linear: linear encoder to be corrected.
+      config: sizes of the layers.
+      key: random key of the weights.
+
+    Returns:
+      The encoder.
 
     Raises:
-      ValueError: the linear encoder has other dimensions or references than the configuration.
+      ValueError: If the dimensions or references of the linear encoder differ from the configuration.
     """
     expected = (config.references, config.dimensions)
     if linear.projection.shape != expected:
-        raise ValueError(f"PerceiverConfig says {expected} references and dimensions, the linear encoder has {linear.projection.shape}")
-    params = nnx.to_pure_dict(nnx.state(Network(config, rngs=nnx.Rngs(key))))
+        raise ValueError(
+            f"expected a linear encoder with {expected} references and dimensions as configured, got {linear.projection.shape}"
+        )
+    params = nnx.to_pure_dict(nnx.state(PerceiverWithHeads(config, rngs=nnx.Rngs(key))))
     params["heads"]["fingerprint"]["kernel"] = jnp.asarray(linear.decoder)
     return PerceiverEncoder(linear, params, config)
 
 
-def network(encoder: PerceiverEncoder) -> Network:
-    """The layers with the encoder's weights in them."""
+def network(encoder: PerceiverEncoder) -> PerceiverWithHeads:
+    """Return the layers with the weights of the encoder."""
     return nnx.merge(_graph(encoder.config), encoder.params)
 
 
 @functools.lru_cache
-def _graph(config: PerceiverConfig) -> nnx.GraphDef[Network]:
-    return nnx.split(nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0))))[0]
+def _graph(config: PerceiverConfig) -> nnx.GraphDef[PerceiverWithHeads]:
+    return nnx.split(nnx.eval_shape(lambda: PerceiverWithHeads(config, rngs=nnx.Rngs(0))))[0]
 
 
 def encode(
@@ -141,20 +148,20 @@ def encode(
     counted: Bool[Array, " V"],
     hidden: Bool[Array, " V"] | None = None,
 ) -> tuple[Float[Array, "V D"], Float[Array, "V w"]]:
-    """Corrected components of one segment, on axes that all scans share; `jax.vmap` for many.
+    """Compute the corrected components of one segment, on axes shared by all scans; use `jax.vmap` for several segments.
 
     Args:
-      encoder: weights.
+      encoder: weights of the encoder.
       x: linear components, `[V, D]`.
-      signals: `tokens.signal_features`, `[V, D + 33]`.
-      xyz: MNI mm.
-      counted: locations that take part.
-      hidden: locations of which only the place is known; nothing attends to them.
+      signals: features from `tokens.signal_features`, `[V, D + 33]`.
+      xyz: MNI coordinates in mm, `[V, 3]`.
+      counted: mask of the included locations, `[V]`.
+      hidden: mask of the locations for which only the position is used, `[V]`; latents do not attend to them.
 
     Returns:
-      x + W h without its mean, 0 where not counted, `[V, D]`, and the state h of every location, `[V, width]`.
+      x plus the centred correction W h, 0 if not counted, `[V, D]`, and the state h of every location, `[V, width]`.
 
-    Memory: `[V, width · mlp]` and `[heads, M, V]`; `embed_scan` where that is too much.
+    Memory: `[V, width · mlp]` and `[heads, M, V]`; for less memory, use `embed_scan`.
     """
     layers, remat = network(encoder).perceiver, encoder.config.remat
     state = _stored(layers.tokens, remat)(signals, jnp.where(counted[:, None], xyz, 0.0), hidden)
@@ -166,28 +173,28 @@ def encode(
 
 
 def _stored(function: Callable[..., Any], remat: bool) -> Callable[..., Any]:
-    """The function; under remat nothing inside it is stored for the backward pass."""
+    """Return the function, rematerialised in the backward pass if `remat`."""
     return jax.checkpoint(lambda *arguments: function(*arguments)) if remat else function
 
 
 @jax.jit
 def embed_scan(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
-    r"""Embedding of every location of one whole scan.
+    r"""Compute the embedding of every location of a whole scan.
 
     .. math:: z_v = \operatorname{normalise}(M^{-1/2} (x_v + W (h_v - \bar h)))
 
-    with x and M as in `linear.embed`: M is the scan's own shrunk covariance, here of the corrected components. What the correction
-    adds to all locations alike says nothing of any, and is taken out as the mean fingerprint is.
+    with x and M as in `linear.embed`; here, M is the shrunk covariance of the corrected components of the scan. The mean of the
+    correction over locations is uninformative and removed, like the mean fingerprint.
 
     Args:
-      encoder: weights.
+      encoder: weights of the encoder.
       observed: one recording.
 
     Returns:
-      z, rows of length 1, 0 where not counted, `[V, D]`.
+      Embeddings z with rows of unit length, 0 if not counted, `[V, D]`.
 
-    Memory: y and a few `[V, D]`, and `config.block` locations' states: the locations go through the network in blocks, once to
-    write to the latents, once to read from them.
+    Memory: y, a few `[V, D]`, and the states of `config.block` locations: locations pass through the network in blocks, once for
+    the latents to attend to them, once for them to attend to the latents.
     """
     x = components(encoder, observed)
     return whiten(x, own_metric(x))
@@ -195,7 +202,7 @@ def embed_scan(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V
 
 @jax.jit
 def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V D"]:
-    """Corrected components on axes that all scans share, in blocks; arguments are those of `embed_scan`."""
+    """Compute the corrected components of `embed_scan` in blocks, on axes shared by all scans, `[V, D]`."""
     y, kept, frames, counted, region, xyz, log_tsnr, tr = (jnp.asarray(x) for x in observed)
     x = project(encoder.linear, y, region, kept, counted)
     locations, recording = (x, y, counted, xyz, log_tsnr), (kept, frames, tr)
@@ -205,7 +212,7 @@ def components(encoder: PerceiverEncoder, observed: Observed) -> Float[Array, "V
 
 
 def _write(x: Array, y: Array, counted: Array, xyz: Array, log_tsnr: Array, encoder: PerceiverEncoder, recording: Any) -> Pooled:
-    """What the latents see of the locations, with an axis for the parts of the locations in front."""
+    """Return the running averages of the latents over the locations, with a leading axis for the shards of the locations."""
     layers, (size, due, starts) = network(encoder).perceiver, _blocks(encoder, len(x))
     latents = layers.latents[...]
 
@@ -220,7 +227,7 @@ def _write(x: Array, y: Array, counted: Array, xyz: Array, log_tsnr: Array, enco
 def _read(
     x: Array, y: Array, counted: Array, xyz: Array, log_tsnr: Array, encoder: PerceiverEncoder, recording: Any, thoughts: Array
 ) -> Float[Array, "V D"]:
-    """What the locations read from the latents."""
+    """Return the corrections of the locations after attending to the latents."""
     layers, (size, _, starts) = network(encoder).perceiver, _blocks(encoder, len(x))
 
     def read(out: Array, start: Array) -> tuple[Array, None]:
@@ -231,9 +238,9 @@ def _read(
 
 
 def _blocks(encoder: PerceiverEncoder, count: int) -> tuple[int, Array, Array]:
-    """How many locations a block has, where each is due, and where it begins.
+    """Return the block size, the nominal start of each block, and its actual start.
 
-    The last one begins earlier than it should, to be as long as the others: no copy of y to pad it.
+    The last block starts earlier than its nominal start, so that it is as long as the others without padding y.
     """
     size = min(encoder.config.block, count)
     due = jnp.arange(0, count, size)
@@ -241,7 +248,7 @@ def _blocks(encoder: PerceiverEncoder, count: int) -> tuple[int, Array, Array]:
 
 
 def _tokens(layers: Perceiver, start: Array, size: int, locations: Any, recording: Any) -> tuple[Array, Array]:
-    """States of a block of locations, and which of them count."""
+    """Return the tokens of a block of locations, and the mask of the included ones."""
     x, y, there, xyz, log_tsnr = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in locations)
     kept, frames, tr = recording
     place, signal = (jnp.where(there[:, None], rows, 0.0) for rows in (xyz, y))

@@ -1,4 +1,4 @@
-"""What an encoder reads of a scan: reference signals, and of a location its power spectrum and its place."""
+"""Inputs of the encoders: reference signals, and the power spectrum and position of each location."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from pnet_jax.scan import FRAME_BUCKET, LOCATION_BUCKET, Scan
 
 RADIUS_MM = 16.0
 FREQUENCIES = np.linspace(0.01, 0.10, 16, dtype=np.float32)  # Hz
-TAPERS = 3  # the band of a bin is ±(TAPERS + 1) / 2 of 1 / duration: ±.007 Hz in 5 minutes, about the distance of two bins
-MARGIN = 1e-6  # relative, of frequencies that are compared in float32
-LEAST_POWER = 1e-2  # 1/Hz; a signal of variance 1 within .01–.10 Hz has about 11
+TAPERS = 3  # the half bandwidth is (TAPERS + 1) / (2 · duration): 0.007 Hz for 5 minutes, about the spacing of the bins
+MARGIN = 1e-6  # relative tolerance for comparisons of frequencies in float32
+LEAST_POWER = 1e-2  # 1/Hz; a signal of variance 1 within 0.01–0.10 Hz has about 11
 WAVELENGTHS = np.geomspace(8, 160, 32, dtype=np.float32)  # mm
 POSITIONS = 4 * 2 * len(WAVELENGTHS)  # columns of `position_features`
 
 
 class Segments(NamedTuple):
-    """A batch: two segments A and B of each of B scans, at the same V locations. What the encoder reads and the objectives compare.
+    """A training batch: two segments of each of B scans, at the same V locations, as numpy or JAX arrays.
 
-    A and B are two sessions on one Space, or two parts of one scan with a gap between them. numpy or JAX arrays.
+    The two segments are two sessions on one Space, or two parts of one scan separated by a gap.
 
     Attributes:
-      y: signals, z-scored over the segment's kept frames, 0 in padded frames and where not counted; float16 on its way to the
-        device, float32 there.
-      kept: frames that count; padding and nothing else is False.
-      frames: position of each frame in the recording, from the segment's first on; scrubbed frames are left out, so that positions need
-        not be consecutive. 0 in padded frames.
-      references: mean signal of every reference region over all locations of the scan, centred over the segment; 0 where the region
-        is empty and in padded frames.
-      xyz: MNI mm.
+      y: signals, z-scored over the kept frames of the segment, 0 in padded frames and if not counted; transferred to the device in float16
+        and converted to float32 there.
+      kept: mask of the frames; False only in the padding.
+      frames: index of each frame in the recording, relative to the first of the segment; not consecutive if frames were scrubbed; 0 in
+        padded frames.
+      references: mean signal of every reference region over all locations of the scan, centred over the segment; 0 for empty regions and
+        in padded frames.
+      xyz: MNI coordinates in mm.
       hemisphere: 0 left, 1 right.
-      counted: False for padding and for locations without a varying signal in both segments.
-      log_tsnr: log(mean / std) of the scan a segment is from, 0 where unknown.
+      counted: False for padding and for locations whose signal is constant in a segment.
+      log_tsnr: log(mean / std) of the scan of each segment, 0 if unknown.
       tr: repetition time in seconds.
-      record: number of the scan in the store, of segment A's where A and B are two; errors name scans by it.
+      record: number of the scan in the store, or of the first segment's scan if there are two; used in error messages.
     """
 
     y: Float[ArrayLike, "B 2 V T"]
@@ -58,17 +58,17 @@ class Segments(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """One recording as an encoder reads it.
+    """One recording as input of an encoder.
 
     Attributes:
       y: signals, any unit, `[V, T]`.
-      kept: frames that count, `[T]`.
-      frames: position of each frame in the recording, ascending where `kept`; only their differences matter, `[T]`.
-      counted: locations that make up the scan; padding and dead locations do not, `[V]`.
+      kept: mask of the included frames, `[T]`.
+      frames: index of each frame in the recording, ascending if kept; only differences matter, `[T]`.
+      counted: mask of the included locations, without padding and constant signals, `[V]`.
       region: reference region of each location (`nearest_reference`), `[V]`.
-      xyz: MNI mm, `[V, 3]`.
-      log_tsnr: from `log_tsnr`, `[V]`.
-      tr: seconds.
+      xyz: MNI coordinates in mm, `[V, 3]`.
+      log_tsnr: log temporal signal-to-noise ratio from `log_tsnr`, `[V]`.
+      tr: repetition time in seconds.
     """
 
     y: Float[ArrayLike, "V T"]
@@ -82,7 +82,7 @@ class Observed(NamedTuple):
 
 
 def log_tsnr(mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
-    """log(mean / std), 0 where it is unknown: a mean below the spread is no recording's level, but a centred series', `[V]`."""
+    """Return log(mean / std), 0 if unknown, `[V]`; a mean below the standard deviation indicates a centred series, not a raw level."""
     known = valid & (std > 0) & (mean > std)
     return np.log(np.where(known, mean, 1) / np.where(known, std, 1)).astype(np.float32)
 
@@ -94,13 +94,13 @@ def observe(
     here: Int[np.ndarray, " n"] | None = None,
     counted: Bool[np.ndarray, " V"] | None = None,
 ) -> Observed:
-    """A scan as an encoder reads it.
+    """Prepare a scan as input of an encoder.
 
     Args:
-      scan: V locations.
-      references: the encoder's reference points in MNI mm.
-      here: only these locations; all if not given.
-      counted: those that make up the scan; the ones with a signal if not given.
+      scan: the scan, of V locations.
+      references: MNI coordinates of the encoder's reference points in mm, `[R, 3]`.
+      here: indices of the locations to use, `[n]`; default: all.
+      counted: mask of the included locations, `[V]`; default: locations with a signal.
     """
     rows = slice(None) if here is None else here
     counted = (scan.valid if counted is None else counted)[rows]
@@ -112,13 +112,13 @@ def observe(
 
 
 def at_frames(observed: Observed, columns: Int[np.ndarray, " n"] | Bool[np.ndarray, " T"]) -> Observed:
-    """Some frames of a recording, each where it was."""
+    """Select frames of a recording; their times are kept."""
     y, kept, frames = np.asarray(observed.y), np.asarray(observed.kept), np.asarray(observed.frames)
     return observed._replace(y=np.ascontiguousarray(y[:, columns]), kept=kept[columns], frames=frames[columns])
 
 
 def bucketed(observed: Observed, locations: int = LOCATION_BUCKET, frames: int = FRAME_BUCKET) -> Observed:
-    """Padded to multiples of `locations` and `frames`, so that scans of like sizes share a compiled step; padding does not count."""
+    """Pad to multiples of `locations` and `frames`, so that scans of similar size share a compiled step; padding is masked."""
     y, kept, at, counted, region, xyz, tsnr, tr = (np.asarray(part) for part in observed)
     v, t = ((0, -size % multiple) for size, multiple in zip(y.shape, (locations, frames), strict=True))
     return Observed(
@@ -134,18 +134,21 @@ def bucketed(observed: Observed, locations: int = LOCATION_BUCKET, frames: int =
 
 
 def nearest_reference(xyz: Float[np.ndarray, "V 3"], references: Float[np.ndarray, "R 3"]) -> Int[np.ndarray, " V"]:
-    """Index of the reference point nearest to each location, −1 where none lies within 16 mm, `[V]`."""
+    """Return the index of the reference point nearest to each location, −1 if none lies within 16 mm, `[V]`."""
     distance, nearest = cKDTree(references).query(xyz, distance_upper_bound=RADIUS_MM, workers=-1)
     return np.where(np.isfinite(distance), nearest, -1).astype(np.int32)
 
 
 def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: int) -> Float[Array, "R T"]:
-    """Mean signal of each reference region, `[R, T]`; 0 where a region has no location.
+    """Compute the mean signal of each reference region.
 
     Args:
-      y: signals, `[V, T]`; rows that are 0 throughout (no signal) only scale the mean.
-      region: reference of each location, −1 for none, `[V]`.
-      count: R.
+      y: signals, `[V, T]`; rows of zeros (no signal) only scale the mean.
+      region: reference region of each location, −1 if none, `[V]`.
+      count: number of reference regions R.
+
+    Returns:
+      Reference signals, `[R, T]`; 0 for regions without locations.
     """
     at = jnp.where(region < 0, count, region)
     sums = segment_sum(y, at, count + 1)[:count]
@@ -156,24 +159,24 @@ def reference_signals(y: Float[Array, "V T"], region: Int[Array, " V"], count: i
 def log_power(
     y: Float[Array, "V T"], kept: Bool[Array, " T"], frames: Int[Array, " T"], tr: Float[ArrayLike, ""]
 ) -> tuple[Float[Array, "V 16"], Bool[Array, " 16"]]:
-    r"""Log multitaper power density at .01–.10 Hz, of signals scaled to variance 1.
+    r"""Compute the log multitaper power spectral density at 0.01–0.10 Hz of signals scaled to variance 1.
 
     .. math::
       s_{vf} = \log\Big(\tfrac23 \mathrm{TR} \sum_{k=1}^{3} \Big|\sum_t a_k(t)\, y_v(t)\, e^{-2\pi i f t \mathrm{TR}}\Big|^2 + .01\Big),
       \qquad a_k(t) \propto \sin \frac{\pi k (t + 1)}{n + 1}, \quad \sum_t a_k(t)^2 = 1
 
-    with t the positions of the kept frames in the recording from the first of them on, and n the frames from the first to the last.
-    A scrubbed frame is a gap in time, not a shorter recording.
+    where t is the index of each kept frame relative to the first one, and n is the number of frames from the first to the last.
+    Scrubbed frames are treated as gaps in time.
 
     Args:
       y: signals, any unit, `[V, T]`.
-      kept: frames that count; padding anywhere changes nothing, `[T]`.
-      frames: position of each frame in the recording, ascending where `kept`, `[T]`.
-      tr: seconds.
+      kept: mask of the included frames, `[T]`; the position of the padding has no effect.
+      frames: index of each frame in the recording, ascending if kept, `[T]`.
+      tr: repetition time in seconds.
 
     Returns:
-      The log of 1/Hz, `[V, 16]`, 0 in the bins that the segment says nothing of; and the bins that it does: those below Nyquist,
-      and so high that 0 Hz is not within their band, `[16]`.
+      The log power in log 1/Hz, 0 in bins that are not resolved, `[V, 16]`; and the mask of resolved bins: those below the Nyquist
+      frequency whose bandwidth excludes 0 Hz, `[16]`.
 
     Source: sine tapers, Riedel & Sidorenko 1995; tapers over the gaps of a record, Chave 2019.
     """
@@ -193,20 +196,21 @@ def log_power(
     parts = jnp.matmul(unit(y, weight), basis.T, precision="highest")  # [V, 3 · 2 · 16]
     power = 2 * tr * count / TAPERS * jnp.square(parts).reshape(-1, 2 * TAPERS, len(FREQUENCIES)).sum(1)
     lowest, bins = (TAPERS + 1) / 2 / jnp.maximum(span * tr, 1e-6), jnp.asarray(FREQUENCIES)
-    # 100 frames of 2 s begin at .01 Hz, the first bin, and 5 s end below .1 Hz, the last: rounding must not decide these.
+    # For 100 frames of 2 s, the lowest frequency equals the first bin (0.01 Hz); for a TR of 5 s, Nyquist equals the last (0.1 Hz). The
+    # margin makes the comparison independent of rounding.
     present = (bins >= lowest * (1 - MARGIN)) & (bins < 0.5 / tr * (1 - MARGIN))
     return jnp.where(present[None, :], jnp.log(power + LEAST_POWER), 0.0), present
 
 
 def since_first(kept: Bool[Array, " T"], frames: Int[Array, " T"]) -> Float[Array, " T"]:
-    """Frames since the first that counts, 0 where a frame does not count, `[T]`."""
+    """Return the number of frames since the first included one, 0 for excluded frames, `[T]`."""
     frames = jnp.asarray(frames)
     first = jnp.where(kept, frames, jnp.iinfo(frames.dtype).max).min()
     return jnp.where(kept, frames - first, 0).astype(jnp.float32)
 
 
 def position_features(xyz: Float[Array, "V 3"]) -> Float[Array, "V 256"]:
-    """Sine and cosine of x, y, z and |x| at 32 wavelengths from 8 to 160 mm; |x| is the same in homotopic places, `[V, 256]`."""
+    """Return the sine and cosine of x, y, z and |x| at 32 wavelengths from 8 to 160 mm; |x| is equal at homotopic locations, `[V, 256]`."""
     coordinates = jnp.concatenate([xyz, jnp.abs(xyz[:, :1])], 1)  # [V, 4]
     phase = (2 * jnp.pi * coordinates[:, :, None] / WAVELENGTHS[None, None, :]).reshape(len(xyz), -1)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], 1)
@@ -220,7 +224,7 @@ def signal_features(
     tr: Float[ArrayLike, ""],
     log_tsnr: Float[Array, " V"],
 ) -> Float[Array, "V F"]:
-    """All that a location's signal says of it: components, log power with the bins that there are, log tSNR, `[V, D + 33]`."""
+    """Return the signal features of each location: components, log power with the mask of its bins, and log tSNR, `[V, D + 33]`."""
     power, present = log_power(y, kept, frames, tr)
     there = jnp.broadcast_to(present.astype(power.dtype)[None, :], power.shape)
     return jnp.concatenate([x, power, there, log_tsnr[:, None]], 1)

@@ -1,4 +1,4 @@
-"""What the encoder makes of a batch, for the objectives to compare."""
+"""Encoder outputs of a batch, used by the objectives."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pnet_jax.ops.fingerprint import fingerprint
 
 
 class View(NamedTuple):
-    """One segment as the encoder sees it.
+    """Encoder inputs and outputs of one segment.
 
     Attributes:
-      y: signals, 0 where they do not count, `[V, T]`.
-      fingerprint: without its mean over locations, `[V, R]`.
+      y: signals, 0 if masked, `[V, T]`.
+      fingerprint: fingerprints, centred over locations, `[V, R]`.
       x: corrected components, `[V, D]`.
-      state: of every location, `[V, width]`.
+      state: final state of every location, `[V, width]`.
     """
 
     y: Float[Array, "V T"]
@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 def look(encoder: PerceiverEncoder, segments: Segments) -> View:
-    """Both segments of every scan, each on its own: `View` with leading axes `[B, 2]`."""
+    """Encode both segments of every scan separately, and return a `View` with leading axes `[B, 2]`."""
     both = jax.vmap(functools.partial(look_once, encoder), (0, 0, 0, 0, None, None, 0, 0))
     s = arrays(segments)
     return jax.vmap(both)(s.y, s.kept, s.frames, s.references, s.xyz, s.counted, s.log_tsnr, s.tr)
@@ -50,7 +50,7 @@ def look_once(
     tr: Float[Array, ""],
     hidden: Bool[Array, " V"] | None = None,
 ) -> View:
-    """One segment, of which the `hidden` locations show only where they are."""
+    """Encode one segment; for `hidden` locations, only the position is used."""
     y = jnp.where(counted[:, None] & kept[None, :], y.astype(jnp.float32), 0.0)
     references = jnp.where(kept[None, :], references, 0.0)
     f = centre(fingerprint(y, references, kept=kept, implementation="reference"), counted.astype(jnp.float32))
@@ -60,15 +60,15 @@ def look_once(
 
 
 def shared(x: Float[Array, "2 V D"]) -> Float[Array, "2 V D"]:
-    """Embeddings of a scan's two segments on the same axes: both are whitened by the mean of their metrics."""
+    """Return the embeddings of a scan's two segments on common axes, whitened by the mean of their metrics."""
     return jax.vmap(whiten, (0, None))(x, jax.vmap(own_metric)(x).mean(0))
 
 
 def arrays(segments: Segments) -> Any:
-    """The batch on the device."""
+    """Convert the arrays of a batch to JAX arrays."""
     return jax.tree.map(jnp.asarray, segments)
 
 
 def share(part: Float[Array, ""], whole: Float[Array, ""]) -> Float[Array, ""]:
-    """part / whole, 0 where there is nothing."""
+    """Return part / whole, 0 if `whole` is 0."""
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)

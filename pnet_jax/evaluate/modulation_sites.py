@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pnet_jax.dynamics.interventions import Kind, Model, all_frequencies, decompose, intervene
+from pnet_jax.dynamics.interventions import DecomposedDynamics, Kind, all_frequencies, decompose, intervene
 
 NOISE, ARTEFACT = "noise", "local variance"
 KINDS: tuple[str, ...] = (*get_args(Kind), NOISE, ARTEFACT)
@@ -70,7 +70,7 @@ def _changes(own: Array, sites: Array, amplitudes: Array, kind: str) -> Array:
     return jax.lax.map(one, sites)
 
 
-def _noise(model: Model, nodes: Array) -> Array:
+def _noise(model: DecomposedDynamics, nodes: Array) -> Array:
     """Covariance that white noise at the nodes adds: J X + X J + E Eᵀ = 0."""
     values, modes = jnp.linalg.eigh(model.jacobian)
     part = modes * _hit(nodes, len(values))[:, None]

@@ -58,7 +58,7 @@ class Judge:
         }
 
 
-def near_pairs(space: Space, locations: Int[np.ndarray, " n"], per_hemisphere: int, seed: int = 0) -> score.Pairs:
+def near_pairs(space: Space, locations: Int[np.ndarray, " n"], per_hemisphere: int, seed: int = 0) -> score.NearPairs:
     """Return all pairs up to 36 mm apart among a random sample of the locations of each hemisphere, with their 4 mm distance bin."""
     rng = np.random.default_rng(seed)
     sides = [locations[space.hemisphere[locations] == side] for side in (LEFT, RIGHT)]

@@ -26,7 +26,7 @@ from pnet_jax.dynamics.spectra import Spectra, scale_of, standardise
 from pnet_jax.encoder.adapter import Adapter, adapt
 from pnet_jax.encoder.adapter import size as size_of
 from pnet_jax.encoder.linear import own_metric, whiten
-from pnet_jax.parcellation.mixture import Mixture, Problem, begin, group_prototypes, mixture, normalise, soft_sums
+from pnet_jax.parcellation.mixture import Mixture, Problem, group_prototypes, initial_mixture, mixture, normalise, soft_sums
 
 NOISE_FLOOR = 0.05  # of the mean noise variance, so that no reference has all the weight
 BORDER = 0.3  # of 1 − cosine: neighbours that differ by more lie on two sides of a border, and are let go
@@ -100,7 +100,7 @@ def parcels(adapter: Adapter, subject: Subject, q: Float[Array, "V C"], steps: i
     z = whiten(x, own_metric(x))
     prototypes = normalise(group_prototypes(z, subject.labels, len(adapter.offsets)) + adapter.offsets)
     problem = Problem(z, subject.candidates, subject.log_prior, subject.table, prototypes)
-    start = begin(problem, jnp.log(jax.lax.stop_gradient(q) + 1e-6))
+    start = initial_mixture(problem, jnp.log(jax.lax.stop_gradient(q) + 1e-6))
     return mixture(problem, subject.kappa, subject.beta, steps=steps, start=start), z
 
 

@@ -21,7 +21,7 @@ from pnet_jax.errors import SettingsError
 from pnet_jax.finetune.objective import Own, Subject, parcels
 from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
 from pnet_jax.finetune.wave import Tuned, begin, fine_tune
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.decide import over_cubes
 from pnet_jax.parcellation.held_out import Score, held_out
@@ -129,7 +129,7 @@ def judge(
 
 
 @jax.jit
-def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: Blocks) -> Score:
+def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: ParcelBlocks) -> Score:
     q = parcels(adapter, subject, subject.q, FINAL_STEPS)[0].q
     return held_out(q, subject.candidates, z, len(adapter.offsets), blocks=blocks)
 

@@ -1,1 +1,1 @@
-"""What a cohort teaches about one more participant, as priors."""
+"""Group models: priors learned from a cohort for new participants."""

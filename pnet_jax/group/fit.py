@@ -1,4 +1,4 @@
-"""Group model: what the constructed networks of a cohort teach about one more participant."""
+"""Group model: priors for new participants, learned from the networks of a cohort."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from pnet_jax.dynamics.spectra import Spectra, TooShortError, frequency_bins, po
 from pnet_jax.edges.guided import Guide, fit_guided
 from pnet_jax.edges.shrinkage import Shrinkage, fit_shrinkage
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.group.pairs import LEAST_FOR_LAYERS, Pairs, Recording, is_other_session, motion_of_edges, pairs_of, recording_of
+from pnet_jax.group.pairs import LEAST_FOR_LAYERS, EdgePairs, RecordedEdges, is_other_session, motion_of_edges, pairs_of, recording_of
 from pnet_jax.group.spatial import smoothed
 from pnet_jax.network import Network
 from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.spatial import AtlasOnSpace, LearnedPrior, log_shares, place, rows_of, space_key
 
-LEAST = 3  # participants to learn what participants differ by
-MOST_HELD = 1000  # participants whose edges and spectra are held at a time; variances are known to 5 % from so many
-PRIOR_WEIGHT = 0.5  # participants that the atlas counts for in the spatial prior
+LEAST = 3  # minimum number of participants for estimating between-participant variance
+MOST_HELD = 1000  # maximum number of participants whose edges and spectra are kept in memory; variances then have an error of 5 %
+PRIOR_WEIGHT = 0.5  # weight of the atlas in the spatial prior, in participants
 SHARPNESS = 0.5  # exponent of the shares
-GROUP_SD = 0.1  # 1/s: of a group's coupling about where its fit begins, or a structural connectome, which a wider one would not notice
+GROUP_SD = 0.1  # prior SD of the group's coupling in 1/s; with a wider prior, a structural connectome would have no effect
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """What a cohort has in common, and what its participants differ by.
+    """Group model of a cohort: group means and between-participant variances.
 
     Attributes:
-      atlas: digest of the parcels.
+      atlas: digest of the atlas.
       subjects: labels of the participants.
-      spatial: where they have their parcels; None where fewer than 3 of them have parcels of their own.
-      shrinkage: of the edges, see `edges.fit_shrinkage`; None of fewer than 4 participants.
-      guide: see `edges.fit_guided`; None of fewer than 4 participants.
-      hierarchy: of the dynamics, see `dynamics.fit.Hierarchy`; None where they were not asked for.
-      pairs: what shrinkage and guide were fitted on, `"sessions"` or `"halves"`, see `group.pairs`; empty if there are none.
+      spatial: spatial prior learned from the participants' parcels; None if fewer than 3 participants have personalised parcels.
+      shrinkage: group statistics of the edges, see `edges.fit_shrinkage`; None for fewer than 4 participants.
+      guide: guide of the edges, see `edges.fit_guided`; None for fewer than 4 participants.
+      hierarchy: group dynamics and their variance, see `dynamics.fit.Hierarchy`; None if not requested.
+      pairs: data to which shrinkage and guide were fitted, `"sessions"` or `"halves"`, see `group.pairs`; empty if they were not fitted.
       n_pairs: number of participants with such a pair.
       motion: mean |QC-FC| of the edges, see `group.pairs.motion_of_edges`; empty unless the guide has a second view.
     """
@@ -61,7 +61,7 @@ class Group:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that decides a result, first 16 digits."""
+        """First 16 digits of the SHA-256 over all data that affect results."""
         found = hashlib.sha256(self.atlas.encode())
         for name in ("spatial", "shrinkage", "guide", "hierarchy"):
             found.update(name.encode())
@@ -78,30 +78,33 @@ def fit_group(
     connectome: Float[np.ndarray, "K K"] | None = None,
     second_view: bool = False,
 ) -> Group:
-    """Group model of a cohort, from one constructed network of each participant, or one of each of two sessions.
+    """Fit the group model of a cohort to one network per participant, or to one network of each of two sessions.
 
-    The networks are read once, one after another, so that they may come from disk. Parcels and dynamics are learned from the first network
-    of a participant. How edges vary is learned from pairs of sessions where enough participants have two, and from the halves of the first
-    scan otherwise (`group.pairs.pairs_of`); the group says which. Of a further participant nothing may be judged by a model that it is
-    part of: fit one without it.
+    The networks are read once, in order, so they can be loaded lazily. The spatial prior and the dynamics are learned from the first
+    network of each participant. The variability of edges is learned from pairs of sessions if enough participants have two, otherwise from
+    the halves of the first scan (`group.pairs.pairs_of`); `Group.pairs` states which. Do not apply the model to participants to whom it was
+    fitted; fit a separate model without them.
 
     Args:
-      networks: one or two networks per participant, with the atlas's parcels; the second is of another session with the same task.
-      atlas: K parcels that they were constructed from.
-      dynamics: learn those too; takes minutes for several hundred parcels.
-      connectome: structural, of the same parcels in the same order; the group's coupling is drawn towards it.
-      second_view: let the guide learn from the whitened edges as well. Guided edges then predict the other recording better and depend more
-        on head motion, which the group reports as `motion`. For description only.
+      networks: one or two networks per participant with the parcels of the atlas; the second is of another session with the same task.
+      atlas: atlas of K parcels from which the networks were constructed.
+      dynamics: whether to learn the dynamics, which takes minutes for several hundred parcels.
+      connectome: structural connectome of the same parcels in the same order, `[K, K]`; the group's coupling is shrunk towards it.
+      second_view: whether the guide uses the whitened edges as a second view. Guided edges then predict the other recording better but
+        depend more on head motion, as reported in `Group.motion`. Use them for description only.
+
+    Returns:
+      The group model.
 
     Raises:
-      SettingsError: there are fewer than 3 participants, or nothing can be learned from them.
-      InputError: a network is of another atlas, has no edges of its halves or no second view, or is a second one of a participant but not
-        of another session; names it.
-      ValueError: the connectome is of other parcels.
+      SettingsError: If there are fewer than 3 participants, or nothing can be learned from them.
+      InputError: If a network has another atlas, no edges of its halves or no second view, or is the second of a participant but not of
+        another session. The message names the participant.
+      ValueError: If the connectome is invalid or has another number of parcels.
 
-    Memory: edges of at most 1,000 participants, three or four matrices each, and one table of locations and candidates for each Space.
+    Memory: edges of at most 1,000 participants, three or four matrices each, and one table of locations and candidates per Space.
     """
-    where, recordings, subjects, found = _Where(atlas), dict[str, list[Recording]](), dict[str, None](), list[Spectra]()
+    where, recordings, subjects, found = _Where(atlas), dict[str, list[RecordedEdges]](), dict[str, None](), list[Spectra]()
     for network in networks:
         _check_atlas(network, atlas)
         own = recordings.get(network.subject, [])
@@ -124,7 +127,7 @@ def fit_group(
     spatial = where.learned()
     if spatial is None and shrinkage is None and hierarchy is None:
         raise SettingsError(
-            f"nothing can be learned from {len(subjects)} networks: expected {LEAST} or more with personalised parcels, or "
+            f"nothing can be learned from {len(subjects)} networks: expected at least {LEAST} with personalised parcels, or "
             f"{LEAST_FOR_LAYERS} for the layers of the edges; use longer scans or more participants"
         )
     learned = ("", 0) if pairs is None else (pairs.kind, len(pairs.first))
@@ -132,13 +135,13 @@ def fit_group(
     return Group(atlas.digest, tuple(subjects), spatial, shrinkage, guide, hierarchy, *learned, motion)
 
 
-def _check_session(network: Network, own: list[Recording]) -> None:
+def _check_session(network: Network, own: list[RecordedEdges]) -> None:
     if len(own) > 1:
-        raise InputError(f"sub-{network.subject}: expected networks of at most two sessions, found a third: give two of them")
+        raise InputError(f"sub-{network.subject}: expected networks of at most two sessions, found a third: select two of them")
     if not is_other_session(network, own[0]):
         raise InputError(
             f"sub-{network.subject}: expected one network per participant, or one of each of two sessions with the same task, found a "
-            "second that is not of another session: give one of them"
+            "second that is not of another session: select one of them"
         )
 
 
@@ -152,13 +155,13 @@ def _check_atlas(network: Network, atlas: Atlas) -> None:
 
 
 class _Where:
-    r"""Counts of where participants have their parcels, and the prior that they make.
+    r"""Counts of the participants' parcels at each location, and the spatial prior derived from them.
 
     .. math:: \pi_{vk} \propto 4 c_{vk} + \sum_{u \in N(v)} c_{uk}, \qquad c_{vk} = \sum_s [l_{sv} = k] + \tfrac{1}{2} \pi^{atlas}_{vk}
 
-    to the power of one half, over the participants whose own parcels are supported by their scan: the others have the atlas's, which says
-    nothing about where theirs are. Parcels of short scans vary less between participants than true ones do, for they are drawn to the
-    prior that they were made with; the root makes up for it.
+    raised to the power of one half. Only participants with personalised parcels are counted, because atlas parcels are not informative.
+    Parcels of short scans vary less between participants than true parcels, because they are shrunk towards the prior used in their
+    construction; the square root compensates for this.
     """
 
     def __init__(self, atlas: Atlas):
@@ -167,7 +170,7 @@ class _Where:
         self.seen: dict[Hashable, int] = {}
 
     def add(self, network: Network) -> None:
-        """Counts one participant."""
+        """Count the parcels of one participant."""
         if network.qc.selection.decision == "atlas":
             return
         key = space_key(network.space)
@@ -182,7 +185,7 @@ class _Where:
         self.seen[key] += 1
 
     def learned(self) -> LearnedPrior | None:
-        """The prior on the Space that most participants share; the others count at the nearest location."""
+        """Return the prior on the most common Space; participants in other Spaces are counted at the nearest locations."""
         if sum(self.seen.values()) < LEAST:
             return None
         most = max(self.seen, key=lambda key: self.seen[key])
@@ -200,7 +203,7 @@ class _Where:
 
 
 def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candidates: np.ndarray) -> np.ndarray:
-    """Counts of another Space at the nearest of its locations to each of this one's."""
+    """Return the counts of another Space at its locations nearest to those of this Space."""
     n = len(placed.here)
     reach = max(other.space.resolution, placed.space.resolution) * np.sqrt(3) / 2 + 1e-3
     distance, nearest = cKDTree(other.space.xyz).query(placed.space.xyz, distance_upper_bound=reach)
@@ -213,13 +216,13 @@ def _moved(other: AtlasOnSpace, counts: np.ndarray, placed: AtlasOnSpace, candid
 
 
 def _spectra(network: Network) -> Spectra | None:
-    """Spectra of the parcels; a parcel without locations has none, and no say."""
+    """Return the spectra of the parcels, 0 for parcels without locations; None, with a warning, if the scan is too short."""
     cleaning = network.provenance.get("cleaning", {})
     low, high = (cleaning.get(name) for name in ("high_pass", "low_pass"))
     try:
         bins = frequency_bins(np.ones(len(network.frames), bool), network.tr, frames=network.frames, filtered=(low, high))
     except TooShortError as error:
-        warnings.warn(f"left out of the group's dynamics: sub-{network.subject}: {error}", stacklevel=4)
+        warnings.warn(f"sub-{network.subject} is left out of the group's dynamics: {error}", stacklevel=4)
         return None
     return standardise(spectra(jnp.asarray(np.nan_to_num(network.signals)), bins))
 
@@ -232,6 +235,6 @@ def _hierarchy(recordings: Sequence[Spectra], connectome: Float[np.ndarray, "K K
     return empirical_bayes(dynamics_fit.fit_group(pooled, mean=towards, sd=GROUP_SD), recordings)
 
 
-def _layers(pairs: Pairs) -> tuple[Shrinkage, Guide]:
+def _layers(pairs: EdgePairs) -> tuple[Shrinkage, Guide]:
     first, second, n_first, n_second = map(jnp.asarray, (pairs.first, pairs.second, pairs.n_eff_first, pairs.n_eff_second))
     return fit_shrinkage(first[:, 0], second[:, 0], n_first, n_second), fit_guided(first, second, n_first, n_second)

@@ -1,4 +1,4 @@
-"""Pairs of recordings from which a group learns how edges vary: sessions of a participant, or halves of a scan."""
+"""Pairs of recordings from which the variability of edges is learned: sessions of a participant, or halves of a scan."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pnet_jax.errors import InputError
 from pnet_jax.network import Network
 
 SESSIONS, HALVES = "sessions", "halves"
-LEAST_FOR_LAYERS = 4  # participants to fit a guide in two folds
-ENOUGH_SESSIONS = 20  # participants with two sessions that suffice, however many have only one
+LEAST_FOR_LAYERS = 4  # minimum number of participants for fitting a guide in two folds
+ENOUGH_SESSIONS = 20  # number of participants with two sessions that is always enough
 VIEWS = ("pearson", "whitened")
 
 
-class Recording(NamedTuple):
-    """Edges of one recording in P views, Pearson's first.
+class RecordedEdges(NamedTuple):
+    """Edges of one recording in P views, Pearson correlations first.
 
     Attributes:
-      whole: of all frames, `[P, K, K]`.
-      n_eff: independent frames.
-      halves: of the halves, `[2, P, K, K]`; None for a second session, of which they are not needed.
-      n_eff_halves: independent frames of the halves.
+      whole: edges of the whole recording, `[P, K, K]`.
+      n_eff: effective number of independent frames.
+      halves: edges of the halves, `[2, P, K, K]`; None for a second session, for which they are not needed.
+      n_eff_halves: effective number of independent frames of each half.
       displacement: mean framewise displacement in mm, NaN if unknown.
-      session, task: entities, empty if there are none.
+      session, task: BIDS entities, empty if absent.
     """
 
     whole: Float[np.ndarray, "P K K"]
@@ -41,14 +41,14 @@ class Recording(NamedTuple):
     task: str
 
 
-class Pairs(NamedTuple):
-    """Two recordings of each of S participants.
+class EdgePairs(NamedTuple):
+    """Edges of two recordings of each of S participants.
 
     Attributes:
       kind: `"sessions"` or `"halves"`.
       first, second: edges in P views, `[S, P, K, K]`.
-      n_eff_first, n_eff_second: independent frames, `[S]`.
-      displacement: of the recording that `first` is of, `[S]`.
+      n_eff_first, n_eff_second: effective numbers of independent frames, `[S]`.
+      displacement: mean framewise displacement in mm of the recording of `first`, `[S]`.
     """
 
     kind: str
@@ -59,13 +59,13 @@ class Pairs(NamedTuple):
     displacement: Float[np.ndarray, " S"]
 
 
-def recording_of(network: Network, *, second_view: bool, with_halves: bool = True) -> Recording:
-    """Return the edges of a network that a group learns from.
+def recording_of(network: Network, *, second_view: bool, with_halves: bool = True) -> RecordedEdges:
+    """Return the edges of a network from which a group is learned.
 
-    Where the network has no edges of the whole scan in a view, they are the mean of the halves in Fisher z.
+    If the network has no edges of the whole scan in a view, they are averaged over the halves in Fisher z.
 
     Raises:
-      InputError: the network has no edges of its halves, or no second view though it is asked for; names the participant.
+      InputError: If the network has no edges of its halves, or no second view if requested. The message names the participant.
     """
     views = VIEWS if second_view else VIEWS[:1]
     if "pearson" not in network.halves:
@@ -78,7 +78,7 @@ def recording_of(network: Network, *, second_view: bool, with_halves: bool = Tru
     whole = [network.edges.get(name, _mean(network.halves[name])) for name in views]
     degrees = tuple(max(float(one), 1.0) for one in network.qc.selection.degrees)
     n_eff, moved = network.qc.n_eff, network.qc.mean_displacement
-    return Recording(
+    return RecordedEdges(
         whole=np.stack(whole).astype(np.float32),
         n_eff=max(sum(degrees) if n_eff is None else float(n_eff), 1.0),
         halves=np.stack([network.halves[name] for name in views], 1).astype(np.float32) if with_halves else None,
@@ -89,40 +89,42 @@ def recording_of(network: Network, *, second_view: bool, with_halves: bool = Tru
     )
 
 
-def is_other_session(network: Network, first: Recording) -> bool:
-    """Whether a network is of another session with the same task."""
+def is_other_session(network: Network, first: RecordedEdges) -> bool:
+    """Return whether a network is of another session with the same task."""
     entities = network.entities
     return str(entities.get("ses", "")) != first.session and str(entities.get("task", "")) == first.task
 
 
-def pairs_of(recordings: Mapping[str, Sequence[Recording]]) -> Pairs | None:
-    """Return pairs of sessions if enough participants have two, of halves otherwise; None for fewer than four participants.
+def pairs_of(recordings: Mapping[str, Sequence[RecordedEdges]]) -> EdgePairs | None:
+    """Return pairs of sessions if enough participants have two, pairs of halves otherwise; None for fewer than four participants.
 
-    What differs between sessions but not between halves of one, such as the state of the participant, is noise to whoever describes the
+    Variation between sessions that the halves of a session share, such as the state of the participant, is noise for the description of a
     participant. Pairs of halves count it as signal, so that edges are shrunk too little. The two kinds are not mixed. Sessions are used if
-    20 participants, or half of at least four, have two.
+    at least 20 participants have two, or at least four and half of all.
     """
     both = [own for own in recordings.values() if len(own) > 1]
     if len(both) >= LEAST_FOR_LAYERS and (len(both) >= ENOUGH_SESSIONS or 2 * len(both) >= len(recordings)):
         first, second = [own[0] for own in both], [own[1] for own in both]
         n_eff = [np.array([one.n_eff for one in part], np.float32) for part in (first, second)]
         moved = np.array([one.displacement for one in first])
-        return Pairs(SESSIONS, np.stack([one.whole for one in first]), np.stack([one.whole for one in second]), n_eff[0], n_eff[1], moved)
+        return EdgePairs(
+            SESSIONS, np.stack([one.whole for one in first]), np.stack([one.whole for one in second]), n_eff[0], n_eff[1], moved
+        )
     if len(recordings) < LEAST_FOR_LAYERS:
         return None
     own = [each[0] for each in recordings.values()]
     halves = np.stack([one.halves for one in own if one.halves is not None], 1)
     n_eff_halves = np.array([one.n_eff_halves for one in own], np.float32)
-    return Pairs(HALVES, halves[0], halves[1], n_eff_halves[:, 0], n_eff_halves[:, 1], np.array([one.displacement for one in own]))
+    return EdgePairs(HALVES, halves[0], halves[1], n_eff_halves[:, 0], n_eff_halves[:, 1], np.array([one.displacement for one in own]))
 
 
-def motion_of_edges(pairs: Pairs) -> dict[str, float]:
-    """Return how far edges go with head motion: the mean over edges of |r| with displacement over participants (QC-FC).
+def motion_of_edges(pairs: EdgePairs) -> dict[str, float]:
+    """Compute the association of edges with head motion: the mean over edges of |r| with displacement across participants (QC-FC).
 
     Guided edges are those of held-out participants, in two folds.
 
     Returns:
-      Mean |QC-FC| of `raw`, `guided` (one view) and, if there are two views, `guided, second view`; NaN where displacement is unknown.
+      Mean |QC-FC| of `raw`, `guided` (one view) and, with two views, `guided, second view`; NaN if displacement is unknown.
     """
     views = pairs.first.shape[1]
     estimates = {"raw": pairs.first[:, 0]}
@@ -138,7 +140,7 @@ def motion_of_edges(pairs: Pairs) -> dict[str, float]:
 
 
 def qc_fc(edges: Float[np.ndarray, "S K K"], displacement: Float[np.ndarray, " S"]) -> float:
-    """Return the mean over edges of |r| between an edge's Fisher z and displacement; NaN if displacement is unknown or does not vary."""
+    """Return the mean over edges of |r| between Fisher z and displacement; NaN if displacement is unknown or does not vary."""
     known = np.isfinite(displacement)
     if known.sum() < 3 or np.ptp(displacement[known]) == 0:
         return float("nan")
@@ -149,7 +151,7 @@ def qc_fc(edges: Float[np.ndarray, "S K K"], displacement: Float[np.ndarray, " S
         return float(np.nanmean(np.abs(x @ y / (np.linalg.norm(x) * np.linalg.norm(y, axis=0)))))
 
 
-def _fit(pairs: Pairs, who: np.ndarray, views: int) -> Guide:
+def _fit(pairs: EdgePairs, who: np.ndarray, views: int) -> Guide:
     first, second = (jnp.asarray(edges[who][:, :views]) for edges in (pairs.first, pairs.second))
     return fit_guided(first, second, jnp.asarray(pairs.n_eff_first[who]), jnp.asarray(pairs.n_eff_second[who]))
 

@@ -1,7 +1,7 @@
-"""Group spatial model: where a cohort has its parcels and, where participants share axes, in which directions.
+"""Group spatial model: the locations of parcels in a cohort and, if participants share embedding axes, their mean directions.
 
-The cohort is fitted by expectation–maximisation. One round adds up sufficient statistics over participants, so that a cohort of any size
-streams through batches, and devices exchange one sum.
+The model is fitted by expectation–maximisation. Each round accumulates sufficient statistics over participants, so that a cohort of any
+size can be streamed in batches, and devices exchange one sum.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pnet_jax.parcellation.held_out import log_normaliser
 from pnet_jax.parcellation.mixture import Mixture, Problem, mixture, normalise
 
 KAPPA = 20.0  # concentration of the cohort's fit
-CERTAINTY = 0.8  # probability of a label in the model that the fit starts from
-OWN_WEIGHT = 4.0  # weight of a location in the smoothing of the prior, where each of its neighbours has 1
-PSEUDO_COUNT = 0.5  # participants spread evenly over the candidates of each location
-OWN_STEPS = 4  # steps in which a participant without shared axes finds its own prototypes, in each round
-STEPS = 6  # of the fit of one participant given the group
+CERTAINTY = 0.8  # probability of the given label in the initial model
+OWN_WEIGHT = 4.0  # weight of a location relative to each of its neighbours in the smoothing of the prior
+PSEUDO_COUNT = 0.5  # prior counts in participants, spread evenly over the candidates of each location
+OWN_STEPS = 4  # steps per round for estimating individual prototypes if participants do not share axes
+STEPS = 6  # steps for fitting one participant given the group
 ROUNDS = 20
 TOLERANCE = 1e-4  # nats per location
 
@@ -35,14 +35,14 @@ TOLERANCE = 1e-4  # nats per location
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SpatialModel:
-    """What a cohort teaches about the parcels of one more participant; a pytree.
+    """Group model of the parcels, used as the prior of new participants; a pytree.
 
     Attributes:
-      candidates: Parcels a location may belong to, −1 padded, `[V, C]`.
+      candidates: Candidate parcels of each location, padded with −1, `[V, C]`.
       log_prior: Log probability of each candidate in the cohort, `[V, C]`.
-      prototypes: Mean directions of the parcels, `[K, D]`; None where participants share no axes.
+      prototypes: Mean directions of the parcels, `[K, D]`; None if participants do not share axes.
       kappa: Concentration of the cohort's fit.
-      n_parcels: K.
+      n_parcels: Number of parcels K.
     """
 
     candidates: Int[Array, "V C"]
@@ -53,11 +53,11 @@ class SpatialModel:
 
 
 class Sums(NamedTuple):
-    """Sufficient statistics of one round; those of several batches or devices add.
+    """Sufficient statistics of one round, which are additive over batches and devices.
 
     Attributes:
-      counts: Participants at each candidate, `[V, C]`.
-      directions: Sums of the embeddings of each parcel, `[K, D]`; None where participants share no axes.
+      counts: Expected number of participants at each candidate, `[V, C]`.
+      directions: Sums of the embeddings of each parcel, `[K, D]`; None if participants do not share axes.
       log_density: Log density of all embeddings under the model, in nats.
       locations: Number of embeddings.
     """
@@ -74,7 +74,7 @@ class SpatialFit(NamedTuple):
     Attributes:
       model: The fitted model.
       log_density: Mean log density per location at the start of each round, in nats.
-      converged: Whether the last round gained less than the tolerance. Where it is False, more rounds would change the model.
+      converged: Whether the last round gained less than the tolerance. If False, more rounds would change the model.
     """
 
     model: SpatialModel
@@ -90,18 +90,18 @@ def start_model(
     candidates: Int[np.ndarray, "V C"] | None = None,
     kappa: float = KAPPA,
 ) -> SpatialModel:
-    """Make the model that a fit starts from, given one label per location.
+    """Make the initial model of a fit from one label per location.
 
     Args:
-      labels: Parcels of an atlas or of a clustering of the group mean, −1 where unknown, `[V]`.
-      n_parcels: K.
-      dimensions: D where all participants share the axes of their embeddings (task conditions); None where each scan has its own axes
+      labels: Parcels of an atlas or of a clustering of the group mean, −1 if unknown, `[V]`.
+      n_parcels: Number of parcels K.
+      dimensions: Number of embedding dimensions D if all participants share axes (task conditions); None if each scan has its own axes
         (resting state, whitened per scan).
-      candidates: Parcels a location may belong to, −1 padded, e.g. of a `LocalPrior`; every parcel everywhere if not given.
+      candidates: Candidate parcels of each location, padded with −1, e.g. of a `LocalPrior`, `[V, C]`; default: all parcels.
       kappa: Concentration of the fit.
 
     Returns:
-      A model without prototypes (all 0): its expectation is its prior, so that the first round makes the prototypes.
+      A model with prototypes of 0, so that its expectation is its prior and the first round estimates the prototypes.
 
     >>> model = start_model(np.array([0, 1, -1]), 2, dimensions=3)
     >>> [[f"{p:.1f}" for p in row] for row in jnp.exp(model.log_prior)]
@@ -122,22 +122,22 @@ def start_model(
 
 
 def expectation(model: SpatialModel, z: Float[Array, "S V D"], valid: Bool[Array, "S V"]) -> Sums:
-    r"""Assign the locations of S participants to parcels and add up what re-estimates the model.
+    r"""Assign the locations of S participants to parcels, and accumulate the sufficient statistics.
 
     .. math:: U_{svk} \propto \pi_{vk} \exp(\kappa\, z_{sv}^\top m_{sk})
 
-    with :math:`m_{sk} = \mu_k` where participants share axes. Elsewhere each participant's own prototypes are estimated from the prior
-    and the participant's embeddings: nothing of a participant is kept between rounds.
+    with :math:`m_{sk} = \mu_k` if participants share axes. Otherwise, individual prototypes are estimated from the prior
+    and the participant's embeddings; nothing is stored per participant between rounds.
 
     Args:
       model: The current model.
-      z: Embeddings of length 1, `[S, V, D]`; anything at locations that are not valid.
-      valid: Locations that carry a signal, `[S, V]`.
+      z: Embeddings of unit length, `[S, V, D]`; arbitrary at invalid locations.
+      valid: Locations with a signal, `[S, V]`.
 
     Returns:
       `Sums` over the S participants.
 
-    Memory: S times that of `soft_assign`; larger cohorts come in batches.
+    Memory: S times that of `soft_assign`; process larger cohorts in batches.
     """
     chex.assert_shape(z, (None, len(model.candidates), None))
     chex.assert_shape(valid, z.shape[:2])
@@ -168,9 +168,9 @@ def maximisation(model: SpatialModel, sums: Sums, table: Int[Array, "N V C"]) ->
     with w = 4 and a = 0.5.
 
     Args:
-      model: The model that the sums were made with.
+      model: The model with which the sums were computed.
       sums: `Sums` of all participants.
-      table: Where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, V, C]`; N = 0 for no smoothing.
+      table: Positions of the same parcel at the neighbours (`ops.potts.chunked.match_table`), `[N, V, C]`; N = 0 for no smoothing.
 
     Returns:
       The next model.
@@ -190,7 +190,7 @@ def maximisation(model: SpatialModel, sums: Sums, table: Int[Array, "N V C"]) ->
 
 
 def smoothed(counts: Float[Array, "V C"], table: Int[Array, "N V C"]) -> Float[Array, "V C"]:
-    """Counts of each location, with `OWN_WEIGHT`, and of its neighbours."""
+    """Return the counts of each location, weighted by `OWN_WEIGHT`, plus those of its neighbours."""
     return OWN_WEIGHT * counts + sum_neighbours(counts, table)
 
 
@@ -208,19 +208,19 @@ def fit_spatial(
     """Fit the model to a cohort.
 
     Args:
-      start: The model to start from, e.g. of `start_model`.
-      cohort: Batches of embeddings and of the locations that are valid, read once per round: a list, or an object whose every iteration
-        yields the same batches.
-      table: Where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, V, C]`.
-      rounds: Largest number of rounds.
-      tolerance: Gain in mean log density per location below which the fit ends, in nats.
+      start: Initial model, e.g. from `start_model`.
+      cohort: Batches of embeddings and masks of valid locations, read once per round: a list, or an object that yields the same batches
+        in every iteration.
+      table: Positions of the same parcel at the neighbours (`ops.potts.chunked.match_table`), `[N, V, C]`.
+      rounds: Maximum number of rounds.
+      tolerance: Gain in mean log density per location below which the fit has converged, in nats.
 
     Returns:
       `SpatialFit`.
 
     Raises:
-      ValueError: The cohort has no batch, or is an iterator that is exhausted after one round.
-      FloatingPointError: The log density is not finite.
+      ValueError: If the cohort has no batch, or is an iterator that is exhausted after one round.
+      FloatingPointError: If the log density is not finite.
 
     Source: smoothed expectation–maximisation, Silverman et al. 1990; hierarchy of group prior and individual parcels, Kong et al. 2019.
     """
@@ -231,12 +231,12 @@ def fit_spatial(
             part = _expectation(model, z, valid)
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
         if sums is None:
-            raise ValueError(f"Cohort yielded no batch in round {len(densities) + 1}; expected batches that can be read in every round.")
+            raise ValueError(f"the cohort yielded no batch in round {len(densities) + 1}: expected batches that can be read in every round")
         densities.append(float(sums.log_density / sums.locations))
         if not np.isfinite(densities[-1]):
-            raise FloatingPointError(f"Log density is {densities[-1]} in round {len(densities)}; embeddings must be finite where valid.")
+            raise FloatingPointError(f"log density is {densities[-1]} in round {len(densities)}: embeddings must be finite where valid")
         model = _maximisation(model, sums, table)
-        # The first round has no prototypes yet; what it gains says nothing of convergence.
+        # The first round has no prototypes yet, so its gain does not indicate convergence.
         if len(densities) > 2 and densities[-1] - densities[-2] < tolerance:
             return SpatialFit(model, np.array(densities), True)
     return SpatialFit(model, np.array(densities), False)
@@ -257,18 +257,18 @@ def fit_participant(
       U_{vk} \propto \pi_{vk} \exp(\kappa\, z_v^\top m_k), \qquad
       m_k = \operatorname{normalise}\Big(\sum_v U_{vk} z_v + k_0 \mu_k\Big)
 
-    This is `parcellation.mixture` with the cohort's prior and prototypes, and without votes of neighbours.
+    This is `parcellation.mixture` with the prior and prototypes of the group, and without the neighbour term.
 
     Args:
-      model: The group.
-      z: Embeddings of length 1, `[V, D]`.
-      valid: Locations that carry a signal, `[V]`.
-      kappa: Concentration, which grows with the amount of data.
-      k0: Weight of the group's prototypes, in locations; without effect where participants share no axes.
-      steps: Unrolled steps.
+      model: Group model.
+      z: Embeddings of unit length, `[V, D]`.
+      valid: Locations with a signal, `[V]`.
+      kappa: Concentration, which should increase with the amount of data.
+      k0: Weight of the group's prototypes, in locations; without effect if participants do not share axes.
+      steps: Number of unrolled steps.
 
     Returns:
-      `Mixture`: probabilities `[V, C]`, 0 where not valid, and prototypes `[K, D]`.
+      `Mixture`: probabilities `[V, C]`, 0 if not valid, and prototypes `[K, D]`.
     """
     problem = _problem(model, z, valid)
     start = None if model.prototypes is None else Mixture(jnp.exp(problem.log_prior), model.prototypes)
@@ -276,7 +276,7 @@ def fit_participant(
 
 
 def _problem(model: SpatialModel, z: Float[Array, "V D"], valid: Bool[Array, " V"]) -> Problem:
-    """The mixture's input for one participant; a location that is not valid has no candidate."""
+    """Return the input of the mixture for one participant; invalid locations have no candidates."""
     candidates = jnp.where(valid[:, None], model.candidates, -1)
     prototypes = jnp.zeros((model.n_parcels, z.shape[1]), z.dtype) if model.prototypes is None else model.prototypes
     none = jnp.zeros((0, *candidates.shape), jnp.int32)

@@ -1,1 +1,1 @@
-"""Kernels. One folder an op: `reference.py` is the definition, `chunked.py` what is used, `api.py` the face."""
+"""Kernels, one package each: `reference.py` has the definition, `chunked.py` the default implementation, `api.py` the public functions."""

@@ -1,14 +1,14 @@
-"""How an op's face picks an implementation."""
+"""Selection of the implementation of an op."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def choose(implementations: Mapping[str, Callable[..., Any]], name: str | None) -> Callable[..., Any]:
-    """The implementation called `name`, or the default `"chunked"`.
+    """Return the implementation called `name`, or the default, `"chunked"`.
 
     Raises:
-      ValueError: no implementation of that name.
+      ValueError: If there is no implementation of that name.
     """
     name = name or "chunked"
     if name not in implementations:

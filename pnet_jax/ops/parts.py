@@ -1,7 +1,7 @@
-"""Locations in parts: what is to be run on each device's own locations where a mesh splits them.
+"""Functions that run on each device's shard of the locations if a mesh splits them.
 
-Under `jit` the compiler splits most of a step by itself. A loop over blocks of a split axis, and a sum by label along it, it runs on all
-of the array on every device instead: these are told here where the parts are. On one device nothing is added to the program.
+Under `jit`, the compiler partitions most of a step by itself. Loops over blocks of a sharded axis and segment sums along it, however,
+would run on the whole array on every device; these functions partition them explicitly. On one device they add nothing to the program.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ LOCATION = "location"  # the mesh axis
 def over_parts(
     function: Callable[..., Any], split: Sequence[Array], same: Sequence[Any] = (), *, along: int = 0, total: bool = False
 ) -> Any:
-    """`function(*split, *same)`, each device with its own part of the arrays in `split`.
+    """Call `function(*split, *same)` on each device with its shard of the arrays in `split`.
 
-    The mesh is the one that the step runs on (`jax.shard_map` or `jax.set_mesh`); without one, or where its parts do not divide the
-    arrays, the function is called as it is.
+    The mesh is the one on which the step runs (`jax.shard_map` or `jax.set_mesh`). Without a mesh, or if the number of shards does not
+    divide the arrays, the function is called directly.
 
     Args:
-      function: of arrays and trees; everything that is traced enters as an argument.
-      split: arrays of one size along `along`.
-      same: trees that every device holds whole.
-      along: dimension that is split.
-      total: the results are sums, added over the parts; otherwise they are split along their first dimension.
+      function: function of arrays and pytrees; every traced value must be an argument.
+      split: arrays of equal size along the dimension `along`.
+      same: pytrees that are replicated on every device.
+      along: dimension along which the arrays are split.
+      total: whether the results are summed over the shards; otherwise they are split along their first dimension.
+
+    Returns:
+      The results of `function`, summed or split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape[LOCATION] if LOCATION in mesh.auto_axes else 1
@@ -47,5 +50,5 @@ def over_parts(
 
 
 def segment_sum(rows: Float[Array, "V ..."], at: Int[Array, " V"], count: int) -> Float[Array, "K ..."]:
-    """`jax.ops.segment_sum` over locations: of each part on its device, then one sum over the parts."""
+    """Return `jax.ops.segment_sum` over locations: one sum on each device, then one sum over devices."""
     return over_parts(lambda rows, at: jax.ops.segment_sum(rows, at, count), (rows, at), total=True)

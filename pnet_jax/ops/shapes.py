@@ -1,4 +1,4 @@
-"""Named sizes, shared by tests and benchmarks, so that a figure and a test speak of the same thing."""
+"""Named problem sizes, shared by tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The sizes of one problem; 0 where a letter plays no part.
+    """The sizes of one problem; sizes that do not apply are 0.
 
     Attributes:
-      name: what tests and `pnet bench --shapes` call it.
-      S: subjects.
-      V: locations.
-      T: frames.
-      R: reference signals.
-      D: embedding dimensions.
-      K: parcels.
-      C: candidate parcels of a location.
-      N: neighbours of a location: 26 on a grid, 6 on a mesh.
-      P: permutations.
+      name: name of the problem in tests and in `pnet bench --shapes`.
+      S: number of subjects.
+      V: number of locations.
+      T: number of frames.
+      R: number of reference signals.
+      D: number of embedding dimensions.
+      K: number of parcels.
+      C: number of candidate parcels per location.
+      N: number of neighbours per location: 26 on a grid, 6 on a mesh.
+      P: number of permutations.
 
     >>> SHAPES["mni3mm-k200"].V
     65536
@@ -39,12 +39,12 @@ class Shape:
     P: int = 0
 
     @property
-    def E(self) -> int:  # noqa: N802  a letter like the others
-        """Edges of one network: pairs of parcels."""
+    def E(self) -> int:  # noqa: N802  a capital letter like the others
+        """Number of edges of a network, i.e. of pairs of parcels."""
         return self.K * (self.K - 1) // 2
 
 
-# V is a multiple of 4096, as every scan is padded to one.
+# V is a multiple of 4096, because scans are padded to one.
 _SCANS = (
     Shape("tiny", V=512, T=48, R=24, D=8, K=12, C=6, N=26),
     Shape("tiny-mesh", V=512, T=48, R=24, D=8, K=12, C=6, N=6),
@@ -62,4 +62,4 @@ _COHORTS = (
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in _SCANS + _COHORTS}
 SCANS: tuple[str, ...] = tuple(shape.name for shape in _SCANS)
 COHORTS: tuple[str, ...] = tuple(shape.name for shape in _COHORTS)
-TINY: tuple[str, ...] = tuple(name for name in SHAPES if name.startswith("tiny"))  # for tests: a second or less each
+TINY: tuple[str, ...] = tuple(name for name in SHAPES if name.startswith("tiny"))  # for tests; at most one second each

@@ -1,1 +1,1 @@
-"""Atlas, mixture and hardening: from embeddings to a subject's parcels."""
+"""Parcellation of one subject from embeddings: atlas, mixture model and hard labels."""

@@ -1,4 +1,4 @@
-"""Group atlas: where the parcels are expected, and which parcels a location may belong to."""
+"""Group atlas, and the spatial prior and candidate parcels derived from it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pnet_jax.errors import InputError
 from pnet_jax.parcellation.geodesic import from_group, sheet
 from pnet_jax.space import LEFT, RIGHT, Mesh, Space, hemisphere_of
 
-REACH_MM = 4.0  # a location further from every parcel than this is outside
-CUT_MM = 16.0  # a parcel further than this is no candidate
-SIGMA_MM = 5.6  # softness of the borders; held-out densities of simulated and real scans are higher than with 4 mm
-MAX_CANDIDATES = 8  # 99.8 % of the labels of 200 parcels, 99.3 % of 400, are among the nearest eight
-SAME_MM = 0.01  # two points of a mesh that are the same vertex
+REACH_MM = 4.0  # locations further than this from every parcel are outside
+CUT_MM = 16.0  # parcels further than this are not candidates
+SIGMA_MM = 5.6  # softness of the boundaries; held-out densities of simulated and real scans are higher than with 4 mm
+MAX_CANDIDATES = 8  # the nearest eight parcels include 99.8 % of the labels for 200 parcels, and 99.3 % for 400
+SAME_MM = 0.01  # points of a mesh closer than this are the same vertex
 _SIDES = tuple(re.compile(rf"(?<![A-Za-z])(?i:{word[0]}h?|{word})(?![A-Za-z])|{word.title()}") for word in ("left", "right"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Atlas:
-    """K parcels as labelled points in MNI mm, independent of any grid.
+    """K parcels as labelled points in MNI coordinates, independent of any grid.
 
     Attributes:
-      xyz: points, `[N, 3]`, mm.
+      xyz: MNI coordinates of the points in mm, `[N, 3]`.
       labels: parcel of each point, 0…K−1, `[N]`.
       hemisphere: 0 left, 1 right, `[N]`.
-      ids: the source's own id of each parcel, `[K]`.
-      names: `K` of them.
+      ids: id of each parcel in the source, `[K]`.
+      names: names of the K parcels.
       resolution: spacing of the points in mm.
-      source: file or recipe it was made from.
-      space: template the points are in.
+      source: file or description of the source.
+      space: template of the coordinates.
     """
 
     xyz: Float[np.ndarray, "N 3"]
@@ -54,14 +54,14 @@ class Atlas:
 
     @property
     def hemispheres(self) -> tuple[str, ...]:
-        """`"L"`, `"R"`, or `"B"` where at least a tenth of a parcel lies on the other side: voxels at x = 0 belong to somebody."""
+        """Hemisphere of each parcel: `"L"`, `"R"`, or `"B"` if at least a tenth of it lies on either side (voxels at x = 0 are on one)."""
         left = np.bincount(self.labels, weights=self.hemisphere == LEFT, minlength=self.n_parcels)
         share = left / np.bincount(self.labels, minlength=self.n_parcels)
         return tuple("L" if s > 0.9 else "R" if s < 0.1 else "B" for s in share)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides a result, first 16 digits."""
+        """First 16 digits of the SHA-256 over all data that affect results."""
         arrays = [self.xyz.astype("<f4"), self.labels.astype("<i4"), self.hemisphere.astype("<i4"), self.ids.astype("<i4")]
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
@@ -76,30 +76,35 @@ def make_atlas(
     source: str = "memory",
     space: str = "unknown",
 ) -> Atlas:
-    """Atlas from points that carry ids; ids need be neither contiguous nor start at 1. Points with id ≤ 0 are background.
+    """Make an atlas from points with parcel ids.
+
+    Ids do not have to be contiguous. Points with an id ≤ 0 are background.
 
     Args:
-      xyz: MNI mm, `[N, 3]`.
+      xyz: MNI coordinates of the points in mm, `[N, 3]`.
       values: id of each point, `[N]`.
       resolution: spacing of the points in mm.
-      names: id to name, or one name for each id in ascending order.
-      hemisphere: 0 left, 1 right; by the sign of x if not given.
-      source: file or recipe.
-      space: template.
+      names: mapping from id to name, or one name per id in ascending order.
+      hemisphere: 0 left, 1 right, `[N]`; default: from the sign of x.
+      source: file or description of the source.
+      space: template of the coordinates.
+
+    Returns:
+      The atlas.
 
     Raises:
-      InputError: there is no id above 0, or the number of names is wrong.
+      InputError: If there is no id above 0, or the number of names is wrong.
     """
     inside = np.asarray(values) > 0
     if not inside.any():
-        raise InputError(f"atlas {source}: no label above 0")
+        raise InputError(f"atlas {source}: no label above 0, expected parcel ids ≥ 1")
     xyz, values = np.asarray(xyz, np.float32)[inside], np.asarray(values)[inside].astype(np.int64)
     ids, labels = np.unique(values, return_inverse=True)
     if names is None:
         names = {int(i): f"parcel-{i}" for i in ids}
     elif not isinstance(names, dict):
         if len(names) != len(ids):
-            raise InputError(f"atlas {source}: {len(ids)} ids in use but {len(names)} names")
+            raise InputError(f"atlas {source}: expected one name per id, found {len(ids)} ids and {len(names)} names")
         names = dict(zip(ids.tolist(), names, strict=True))
     side = hemisphere_of(xyz) if hemisphere is None else np.asarray(hemisphere)[inside].astype(np.int8)
     return Atlas(
@@ -130,12 +135,12 @@ def names_on_other_side(atlas: Atlas) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalPrior:
-    """A atlas as one Space sees it.
+    """Candidate parcels and spatial prior of an atlas on one Space.
 
     Attributes:
-      candidates: parcels within reach of each location, nearest first, −1 padded, `[V, C]`.
-      log_prior: log π of each candidate, normalised over them, `[V, C]`; `-inf`-like (−1e9) at the padding.
-      labels: the atlas's own answer, the parcel of the nearest point; −1 further than 4 mm from every parcel, `[V]`.
+      candidates: candidate parcels of each location, nearest first, padded with −1, `[V, C]`.
+      log_prior: log π of each candidate, normalised over the candidates; −1e9 in the padding, `[V, C]`.
+      labels: parcel of the nearest point of the atlas; −1 further than 4 mm from every parcel, `[V]`.
     """
 
     candidates: Int[np.ndarray, "V C"]
@@ -147,20 +152,23 @@ PADDING = -1e9  # finite, so that a gradient through a padded candidate is 0 and
 
 
 def on_space(atlas: Atlas, space: Space) -> LocalPrior:
-    r"""Candidates of every location and the spatial prior over them.
+    r"""Compute the candidate parcels of every location and the spatial prior over them.
 
     .. math:: \pi_{vk} \propto \exp(-d_k(v)^2 / 2\sigma^2)
 
-    with :math:`d_k(v)` the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside;
-    parcels beyond 16 mm are no candidates, and of more than 8 the nearest are kept. Locations further than 4 mm from every parcel
-    have none. Of vertices of a mesh the distance is the one along the cortex (`geodesic`), from the vertices that lie in the parcel.
+    where :math:`d_k(v)` is the distance in mm from location v to the nearest point of parcel k in the same hemisphere, 0 inside.
+    Candidates are the nearest 8 parcels within 16 mm. Locations further than 4 mm from every parcel have no candidates. For vertices
+    of a mesh the distance is measured along the cortex (`geodesic`), from the vertices that lie in the parcel.
 
     Args:
-      atlas: K parcels.
-      space: V locations.
+      atlas: atlas of K parcels.
+      space: Space of V locations.
+
+    Returns:
+      The candidates and the prior.
 
     Raises:
-      InputError: no location lies within 4 mm of any parcel.
+      InputError: If no location lies within 4 mm of any parcel.
     """
     labels = np.full(len(space), -1, np.int32)
 
@@ -181,7 +189,7 @@ def on_space(atlas: Atlas, space: Space) -> LocalPrior:
         near = _distances(atlas, points, space.xyz[here])
         return triples + [(here[v], np.full(len(v), k, np.int32), np.where(labels[here[v]] == k, 0.0, d)) for k, v, d in near]
 
-    with ThreadPoolExecutor(2) as pool:  # scipy's trees work outside the interpreter's lock
+    with ThreadPoolExecutor(2) as pool:  # scipy's trees release the GIL
         triples = [triple for side in pool.map(one_side, (LEFT, RIGHT)) for triple in side]
     if not (labels >= 0).any():
         low, high = atlas.xyz.min(0).round().tolist(), atlas.xyz.max(0).round().tolist()
@@ -228,14 +236,14 @@ def _along_cortex(
 def _distances(
     atlas: Atlas, points: Int[np.ndarray, " n"], xyz: Float[np.ndarray, "m 3"]
 ) -> Iterator[tuple[int, Int[np.ndarray, " c"], Float[np.ndarray, " c"]]]:
-    """For each parcel with points on this side: locations within the cut, and how far they are."""
+    """Yield, for each parcel with points in this hemisphere, the locations within `CUT_MM` and their distances."""
     order = points[np.argsort(atlas.labels[points], kind="stable")]
     ks, starts = np.unique(atlas.labels[order], return_index=True)
     for k, own in zip(ks, np.split(order, starts[1:]), strict=True):
         low, high = atlas.xyz[own].min(0) - CUT_MM, atlas.xyz[own].max(0) + CUT_MM
         near = np.flatnonzero(((xyz >= low) & (xyz <= high)).all(1))
         beyond = np.maximum(np.maximum(low + CUT_MM - xyz[near], xyz[near] - high + CUT_MM), 0)
-        near = near[np.square(beyond).sum(1) <= CUT_MM**2]  # the corners of the box are too far
+        near = near[np.square(beyond).sum(1) <= CUT_MM**2]  # excludes the corners of the box
         d = cKDTree(atlas.xyz[own], balanced_tree=False, compact_nodes=False).query(xyz[near], distance_upper_bound=CUT_MM + 1e-3)[0]
         close = np.isfinite(d)
         yield k, near[close], d[close]
@@ -244,7 +252,7 @@ def _distances(
 def _nearest_first(
     n: int, v: Int[np.ndarray, " P"], k: Int[np.ndarray, " P"], d: Float[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, "V C"], Float[np.ndarray, "V C"]]:
-    """Triples (location, parcel, distance) as tables `[V, C]`, nearest candidate first, ties by parcel index."""
+    """Arrange triples (location, parcel, distance) as tables `[V, C]`, nearest candidate first, ties by parcel index."""
     order = np.lexsort((k, d, v))
     v, k, d = v[order], k[order], d[order]
     count = np.bincount(v, minlength=n)
@@ -257,14 +265,14 @@ def _nearest_first(
 
 
 def nearest_locations(atlas: Atlas, space: Space) -> Int[np.ndarray, " N"]:
-    """The location nearest to each of the atlas's points, −1 where none lies within half a voxel's diagonal, `[N]`."""
+    """Return the location nearest to each point of the atlas, −1 if none lies within half a voxel diagonal, `[N]`."""
     reach = max(space.resolution, atlas.resolution) * np.sqrt(3) / 2 + 1e-3  # corners included
     distance, nearest = cKDTree(space.xyz).query(atlas.xyz, distance_upper_bound=reach, workers=-1)
     return np.where(np.isfinite(distance), nearest, -1)
 
 
 def coverage_of(atlas: Atlas, nearest: Int[np.ndarray, " N"], valid: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " K"]:
-    """Share of each parcel's points whose nearest location carries a signal, `[K]`."""
+    """Return the share of each parcel's points whose nearest location has a signal, `[K]`."""
     seen = np.append(valid, False)[nearest]
     total = np.bincount(atlas.labels, minlength=atlas.n_parcels)
     return (np.bincount(atlas.labels[seen], minlength=atlas.n_parcels) / total).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Replication probabilities: how often an independent repeat of the scan would give a location the same parcel."""
+"""Replication probabilities: calibrated probabilities that an independent scan gives a location the same parcel."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pnet_jax.ops.potts.chunked import sum_neighbours
 
 VOTE_FLOOR = 1e-3
 LEAST_Q = 1e-6
-LEAST_PRIOR = -12.0  # log π; a candidate at 16 mm has −8
-MOST = 3.0  # the exponents lie between 0 and this
+LEAST_PRIOR = -12.0  # minimum log π; a candidate at 16 mm has −8
+MOST = 3.0  # maximum of the exponents
 START = 0.3
 NEWTON_STEPS = 16
-RADIUS = 0.5  # of the first step
+RADIUS = 0.5  # initial trust-region radius
 RIDGE = 1e-4
 SWEEPS = 40
 
@@ -25,13 +25,16 @@ SWEEPS = 40
 def features(
     q: Float[Array, "V C"], log_prior: Float[Array, "V C"], table: Int[Array, "N V C"], degree: Float[Array, " V"]
 ) -> Float[Array, "V C 3"]:
-    """log q of each candidate, the log of its mean over the neighbours, and log π, `[V, C, 3]`.
+    """Compute log q of each candidate, the log of its mean over the neighbours, and log π.
 
     Args:
-      q: probabilities, `[V, C]`.
+      q: probability of each candidate, `[V, C]`.
       log_prior: log π of each candidate, `[V, C]`.
-      table: see `SpatialPrior`.
-      degree: neighbours of each location that count, `[V]`.
+      table: positions of the same parcel at the neighbours, see `SpatialPrior`, `[N, V, C]`.
+      degree: number of valid neighbours of each location, `[V]`.
+
+    Returns:
+      The features, `[V, C, 3]`.
     """
     chex.assert_equal_shape([q, log_prior])
     chex.assert_shape([table, degree], [(None, *q.shape), (len(q),)])
@@ -40,14 +43,14 @@ def features(
 
 
 def calibrated(x: Float[Array, "V C F"], exponents: Float[Array, " F"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
-    r"""Probabilities :math:`p_{vk} \propto q_{vk}^a\, (\bar q_{N(v)k} + .001)^b\, \pi_{vk}^c`, 0 where there is no candidate, `[V, C]`."""
+    r"""Return :math:`p_{vk} \propto q_{vk}^a\, (\bar q_{N(v)k} + 0.001)^b\, \pi_{vk}^c`, 0 in the padding, `[V, C]`."""
     there = candidates >= 0
     logits = jnp.where(there, _weighted(x, exponents), -1e30)
     return jnp.where(there, jax.nn.softmax(logits, axis=1), 0.0)
 
 
 def _weighted(x: Float[Array, "*n F"], exponents: Float[Array, " F"]) -> Float[Array, "*n"]:
-    """x·w, feature by feature: a product of matrices with so few columns is slower."""
+    """Return x·w, summed feature by feature, because a matrix product with few columns is slower."""
     total = exponents[0] * x[..., 0]
     for i in range(1, x.shape[-1]):
         total = total + exponents[i] * x[..., i]
@@ -55,15 +58,15 @@ def _weighted(x: Float[Array, "*n F"], exponents: Float[Array, " F"]) -> Float[A
 
 
 def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candidates: Int[Array, "n C"]) -> Float[Array, " F"]:
-    """Exponents that make each half's probabilities predict the other half's labels: conditional logit, both directions.
+    """Fit the exponents with which each half's probabilities predict the labels of the other half, by conditional logistic regression.
 
     Args:
-      x: `features` of each half.
-      labels: of the *other* half, in the same order.
-      candidates: −1 where there is none, or where a location does not count.
+      x: `features` of each half, `[2, n, C, F]`.
+      labels: labels of the *other* half, in the same order, `[2, n]`.
+      candidates: candidate parcels, −1 in the padding and for excluded locations, `[n, C]`.
 
     Returns:
-      Exponents between 0 and 3, by Newton steps in a trust region.
+      Exponents between 0 and 3, `[F]`, from Newton steps in a trust region.
     """
     chex.assert_rank(x, 4)
     chex.assert_shape([labels, candidates], [x.shape[:2], x.shape[1:3]])
@@ -88,7 +91,7 @@ def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candida
     def step(_: Array, state: tuple[_Model, Array]) -> tuple[_Model, Array]:
         here, radius = state
         tried = at(here.at + _least(here, jnp.maximum(-here.at, -radius), jnp.minimum(MOST - here.at, radius)))
-        # Near the solution the values differ by rounding alone, and the step is right all the same.
+        # Near the solution, values differ only by rounding, and the step is still valid.
         better = tried.value < here.value + 1e-6
         kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, here)
         return kept, jnp.where(better, 2 * radius, radius / 4)
@@ -98,7 +101,7 @@ def fit_exponents(x: Float[Array, "2 n C F"], labels: Int[Array, "2 n"], candida
 
 
 class _Model(NamedTuple):
-    """Value and derivatives of what is minimised, at a point."""
+    """Value and derivatives of the objective at a point."""
 
     at: Float[Array, " F"]
     value: Float[Array, ""]
@@ -107,7 +110,7 @@ class _Model(NamedTuple):
 
 
 def _least(model: _Model, low: Float[Array, " F"], high: Float[Array, " F"]) -> Float[Array, " F"]:
-    """The step to the lowest point of the quadratic model in a box, by coordinate descent: exact along each axis, and few axes."""
+    """Return the step that minimises the quadratic model in a box, by coordinate descent, which is exact along each axis."""
     gradient, hessian = model.gradient, model.hessian
 
     def sweep(_: Array, x: Array) -> Array:
@@ -120,7 +123,9 @@ def _least(model: _Model, low: Float[Array, " F"], high: Float[Array, " F"]) -> 
 
 
 def never_sharper(p: Float[Array, "V C"], q: Float[Array, "V C"], weight: Float[Array, " V"]) -> Float[Array, "V C"]:
-    """p, or q where p is on average more certain: replication is not correctness, and where the prior dominates both halves agree
-    on what is wrong."""
+    """Return p, or q if p is more certain on average.
+
+    Replication does not imply correctness: if the prior dominates, both halves agree on wrong labels.
+    """
     sharper = (p.max(1) * weight).sum() > (q.max(1) * weight).sum()
     return jnp.where(sharper, q, p)

@@ -1,4 +1,4 @@
-"""The choice of κ, β and T on the halves of a scan, by the held-out log predictive density."""
+"""Selection of κ, β and T on the halves of a scan, by the held-out log predictive density."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pnet_jax.parcellation.held_out import held_out
-from pnet_jax.parcellation.mixture import Mixture, Problem, begin, mixture
+from pnet_jax.parcellation.mixture import Mixture, Problem, initial_mixture, mixture
 
 KAPPAS = (2.0, 5.0, 10.0, 20.0, 40.0)
 BETAS = (0.1, 0.2, 0.4)
-MIDDLE = 1  # place in BETAS that κ is searched at
-STEPS = 2  # of a fit that begins where the one at the κ before ended
-FREE_SHARPNESS = 4.0  # of the spatial prior without data; of 1, 2 and 4 it has the highest held-out density on noise and on the real scan
-FREE_STEPS = 30  # to convergence: votes alone make parcels compact, which is to be no gain of the data
-SCORED = 4  # while searching, every fourth location is scored
+MIDDLE = 1  # index in BETAS at which κ is searched
+STEPS = 2  # steps of a fit that starts from the fit at the previous κ
+FREE_SHARPNESS = 4.0  # exponent of the data-free prior; of 1, 2 and 4, it has the highest held-out density on noise and on a real scan
+FREE_STEPS = 30  # steps to convergence, because smoothing alone makes parcels compact, which must not count as a gain from data
+SCORED = 4  # every fourth location is scored during the search
 
 
 class Choice(NamedTuple):
-    """Settings chosen on the halves, and the halves' parcels under them.
+    """Settings selected on the halves, and the parcels of the halves with these settings.
 
     Attributes:
-      kappa: concentration, from a parabola through log κ.
-      beta: weight of the neighbours.
-      temperature: T of the best score; above 1 q is over-confident.
-      score: S of the best pair, nats per location.
-      free: S of the best data-free member (κ = 0).
-      free_beta: its place in `free`.
-      edge: the best κ is the smallest or the largest of the grid.
-      kappas, betas: the trials, `[n]`.
-      scores, temperatures: of each trial, `[n]`.
-      halves: the mixtures of both halves at the chosen settings.
+      kappa: concentration κ, from a parabola in log κ.
+      beta: weight β of the neighbours.
+      temperature: temperature T of the best score; above 1, q is over-confident.
+      score: score S of the best pair, in nats per location.
+      free: score S of the best data-free model (κ = 0), in nats per location.
+      free_beta: index of its β.
+      edge: whether the best κ is the smallest or the largest of the grid.
+      kappas, betas: settings of the trials, `[n]`.
+      scores, temperatures: score and temperature of each trial, `[n]`.
+      halves: mixtures of both halves at the selected settings.
     """
 
     kappa: Float[Array, ""]
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
 
 
 def data_free(problem: Problem, betas: Float[Array, " b"]) -> Float[Array, "b V C"]:
-    """Parcels without data, κ = 0: votes and a sharp spatial prior alone, for each β; what parcels with data have to surpass."""
+    """Compute data-free parcels (κ = 0) for each β, from smoothing and a sharpened spatial prior only, as the baseline."""
     sharp = problem._replace(log_prior=FREE_SHARPNESS * problem.log_prior)
 
     def one(beta: Array) -> Array:
@@ -70,16 +70,19 @@ def choose(
     kappas: Sequence[float] | Float[Array, " n"] = KAPPAS,
     betas: Sequence[float] | Float[Array, " m"] = BETAS,
 ) -> Choice:
-    """κ, β and T of the highest held-out score.
+    """Select the κ, β and T with the highest held-out score.
 
-    κ goes upwards through its grid at the middle β, each fit from the one before; a parabola through log κ refines the best; the
-    other β are tried there. Everything has a fixed shape: no trial depends on the host.
+    κ is increased through its grid at the middle β, with each fit starting from the previous one, and the best κ is refined by a parabola
+    in log κ. All β are then evaluated at this κ. All shapes are fixed, so that the search is compiled.
 
     Args:
-      problems: the mixture's input from each half, on the same candidates.
-      free: `data_free` of the same candidates.
-      n_parcels: K.
-      kappas, betas: the grids; one value each fixes it.
+      problems: input of the mixture from each half, with the same candidates.
+      free: probabilities from `data_free` for the same candidates, `[b, V, C]`.
+      n_parcels: number of parcels K.
+      kappas, betas: grids of κ and β; a single value fixes the setting.
+
+    Returns:
+      The selected settings.
     """
     chex.assert_equal_shape([one.candidates for one in problems])
     chex.assert_shape(free, (None, *problems[0].candidates.shape))
@@ -111,7 +114,7 @@ def choose(
 
 
 class _Tried(NamedTuple):
-    """Settings that were tried: κ, β, S, T, and the probabilities of both halves; with one axis more in front, several."""
+    """Trial settings κ and β, with S, T and the probabilities of both halves; several trials have a leading axis."""
 
     kappa: Float[Array, ""]
     beta: Float[Array, ""]
@@ -121,20 +124,20 @@ class _Tried(NamedTuple):
 
 
 def _upwards(problems: tuple[Problem, Problem], kappas: Float[Array, " n"], beta: Array, n_parcels: int) -> _Tried:
-    """Every κ at one β, each fit from the one before."""
+    """Evaluate every κ at one β, with each fit starting from the previous one."""
 
     def step(start: tuple[Mixture, Mixture], kappa: Array) -> tuple[tuple[Mixture, Mixture], _Tried]:
         found = _fit(problems, kappa, beta, start)
         return found, _tried(problems, kappa, beta, found, n_parcels)
 
-    begun = begin(problems[0], log_prior(problems[0])), begin(problems[1], log_prior(problems[1]))
+    begun = initial_mixture(problems[0], log_prior(problems[0])), initial_mixture(problems[1], log_prior(problems[1]))
     return jax.lax.scan(step, begun, kappas)[1]
 
 
 def _across(
     problems: tuple[Problem, Problem], kappa: Array, betas: Float[Array, " n"], start: tuple[Mixture, Mixture], n_parcels: int
 ) -> _Tried:
-    """Every β at one κ, from the same start."""
+    """Evaluate every β at one κ, from the same start."""
     return jax.lax.map(lambda beta: _tried(problems, kappa, beta, _fit(problems, kappa, beta, start), n_parcels), betas)
 
 
@@ -149,7 +152,7 @@ def _tried(problems: tuple[Problem, Problem], kappa: Array, beta: Array, found: 
 
 
 def _scored(problems: tuple[Problem, Problem], q: tuple[Array, Array], n_parcels: int) -> tuple[Array, Array]:
-    """S and T of each half's probabilities on the other half, averaged."""
+    """Return S and T of each half's probabilities on the other half, averaged over both directions."""
     candidates = problems[0].candidates
     rows = jnp.arange(0, len(candidates), SCORED, dtype=jnp.int32)
     found = [held_out(q[i], candidates, problems[1 - i].z, n_parcels, rows, problems[0].blocks) for i in (0, 1)]
@@ -157,18 +160,18 @@ def _scored(problems: tuple[Problem, Problem], q: tuple[Array, Array], n_parcels
 
 
 def log_prior(problem: Problem) -> Float[Array, "V C"]:
-    """log π, 0 in padding."""
+    """Return log π, 0 in the padding."""
     return jnp.where(problem.candidates >= 0, problem.log_prior, 0.0)
 
 
 def _from(problems: tuple[Problem, Problem], q: Float[Array, "2 V C"]) -> tuple[Mixture, Mixture]:
-    """Mixtures to go on from, of stored probabilities."""
-    first, second = (begin(problem, jnp.log(jnp.maximum(one, 1e-9))) for problem, one in zip(problems, q, strict=True))
+    """Return initial mixtures from stored probabilities."""
+    first, second = (initial_mixture(problem, jnp.log(jnp.maximum(one, 1e-9))) for problem, one in zip(problems, q, strict=True))
     return first, second
 
 
 def _parabola(x: Float[Array, " n"], y: Float[Array, " n"], best: Int[Array, ""]) -> Float[Array, ""]:
-    """exp of the peak of the parabola through the best point and those beside it, at most as far as these."""
+    """Return exp of the vertex of the parabola through the best point and its neighbours, clipped to the range of these."""
     at = jnp.clip(best, 1, len(x) - 2)
     (a, b, c), (p, q, r) = (v[at + jnp.arange(-1, 2)] for v in (x, y))
     left, right = (q - p) / (b - a), (r - q) / (c - b)

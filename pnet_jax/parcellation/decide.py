@@ -1,4 +1,4 @@
-"""Personalised parcels or the atlas: gains over the data-free member of the family, each with its interval."""
+"""Bootstrap intervals of the gains by which personalised or atlas parcels are selected."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ QUANTILES = (2.5, 50.0, 97.5)
 
 
 def over_blocks(key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"]) -> Float[Array, " 3"]:
-    """2.5 %, 50 % and 97.5 % of a mean, by a bootstrap of whole blocks drawn with replacement.
+    """Compute the 2.5th, 50th and 97.5th percentile of a mean, by a block bootstrap.
 
     Args:
-      key: of the draw.
-      sums: of the values in each block.
-      sizes: how many values a block has; empty ones are never drawn.
+      key: random key of the bootstrap.
+      sums: sum of the values in each block, `[B]`.
+      sizes: number of values in each block, `[B]`; empty blocks are never drawn.
 
     Returns:
-      NaN without any block.
+      The percentiles, `[3]`; NaN without any block.
     """
     chex.assert_rank(sums, 1)
     chex.assert_equal_shape([sums, sizes])
     some = sizes > 0
     count = some.sum()
     order = jnp.argsort(~some, stable=True)
-    uniform = jax.random.uniform(key, (len(sums), RESAMPLES)).T  # block by block: what is drawn does not depend on empty ones behind
+    uniform = jax.random.uniform(key, (len(sums), RESAMPLES)).T  # drawn per block, so that trailing empty blocks do not change the draws
     draw = jnp.floor(uniform * count.astype(jnp.float32)).astype(jnp.int32)
     drawn = order[jnp.minimum(draw, jnp.maximum(count - 1, 0))]
     taken = (jnp.arange(len(sums))[None, :] < count).astype(sums.dtype)
@@ -38,7 +38,7 @@ def over_blocks(key: Array, sums: Float[Array, " B"], sizes: Float[Array, " B"])
 def over_cubes(
     key: Array, values: Float[Array, " V"], counts: Bool[Array, " V"], cube: Int[Array, " V"], n_cubes: int
 ) -> Float[Array, " 3"]:
-    """`over_blocks` of a value of each location, in blocks of space."""
+    """Apply `over_blocks` to values of locations, with spatial blocks."""
     chex.assert_equal_shape([values, counts, cube])
     weight = counts.astype(values.dtype)
     sums, sizes = (jax.ops.segment_sum(x, cube, n_cubes) for x in (values * weight, weight))
@@ -46,18 +46,21 @@ def over_cubes(
 
 
 def over_time(key: Array, frames: Float[Array, "2 T"], block: Int[Array, "2 T"], n_blocks: int) -> Float[Array, " 3"]:
-    """`over_blocks` of what the frames of both halves add to a difference in DCBC, in blocks of time.
+    """Apply `over_blocks` to the contributions of frames to a difference in DCBC, with blocks of time from both halves.
 
     Args:
-      key: of the draw.
-      frames: from `score.by_frame`, which sum to the difference in each half.
-      block: stretch of time that a frame belongs to, counted through both halves; −1 for frames that do not count.
-      n_blocks: most stretches there can be.
+      key: random key of the bootstrap.
+      frames: contributions from `score.by_frame`, which sum to the difference in each half, `[2, T]`.
+      block: time block of each frame, numbered across both halves, −1 for excluded frames, `[2, T]`.
+      n_blocks: maximum number of blocks.
+
+    Returns:
+      The percentiles, `[3]`.
     """
     chex.assert_equal_shape([frames, block])
     at = jnp.where(block < 0, n_blocks, block)
     own = (block >= 0).astype(frames.dtype)
-    per_half = own.sum(1, keepdims=True)  # so that a block's mean is on the scale of the difference of its half
+    per_half = own.sum(1, keepdims=True)  # scales the mean of a block to the difference in its half
     sums = jax.ops.segment_sum((frames * per_half).ravel(), at.ravel(), n_blocks + 1)[:n_blocks]
     sizes = jax.ops.segment_sum(own.ravel(), at.ravel(), n_blocks + 1)[:n_blocks]
     return over_blocks(key, sums, sizes)

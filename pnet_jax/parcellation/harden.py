@@ -1,4 +1,4 @@
-"""From probabilities to one label per location: connected, never empty where the atlas can fill it. Pure and compiled."""
+"""Hard labels from probabilities, with connected parcels that are non-empty if possible. Pure and compiled."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 from pnet_jax.ops.potts.chunked import sum_neighbours
 
 PASSES = 5
-SMALLEST_SHARE = 4  # a parcel below one part in so many of its atlas size gets its most probable locations back
+SMALLEST_SHARE = 4  # a parcel below 1 / SMALLEST_SHARE of its atlas size is given its most probable locations back
 
 
 class Hardened(NamedTuple):
-    """Labels and what was done to them.
+    """Hard labels and their corrections.
 
     Attributes:
-      labels: −1 where a location has no candidate, `[V]`.
-      restored: parcels that got locations of the atlas back because less than a quarter of their size there was left, `[K]`.
-      moved_fragments: how many locations changed because they hung apart from the body of their parcel.
+      labels: parcel of each location, −1 without candidates, `[V]`.
+      restored: whether each parcel was given atlas locations back, because less than a quarter of its atlas size was left, `[K]`.
+      moved_fragments: number of locations reassigned because they were disconnected from the main component of their parcel.
     """
 
     labels: Int[Array, " V"]
@@ -31,7 +31,7 @@ class Hardened(NamedTuple):
 
 
 def most_probable(q: Float[Array, "V C"], candidates: Int[Array, "V C"]) -> Int[Array, " V"]:
-    """The candidate of the highest probability, the first of equal ones; −1 where there is none, `[V]`."""
+    """Return the most probable candidate of each location, the first of equal ones; −1 without candidates, `[V]`."""
     best = jnp.where(candidates >= 0, q, -1.0).argmax(1)
     return jnp.take_along_axis(candidates, best[:, None], axis=1)[:, 0]
 
@@ -44,15 +44,18 @@ def harden(
     atlas_labels: Int[Array, " V"],
     n_parcels: int,
 ) -> Hardened:
-    """Most probable candidate; fragments join the majority of their neighbours; parcels that nearly vanished are restored.
+    """Assign each location to its most probable candidate, reassign fragments to adjacent parcels, and restore parcels that nearly vanish.
 
     Args:
-      q: probabilities, `[V, C]`.
-      candidates: −1 where there is none; locations that do not count have none, `[V, C]`.
-      table: see `SpatialPrior`.
-      neighbours: −1 padded, `[V, N]`; without neighbours (ROIs) nothing is a fragment.
-      atlas_labels: the atlas's answer, −1 outside and where a location does not count, `[V]`.
-      n_parcels: K.
+      q: probability of each candidate, `[V, C]`.
+      candidates: candidate parcels, padded with −1; excluded locations have none, `[V, C]`.
+      table: positions of the same parcel at the neighbours, see `SpatialPrior`, `[N, V, C]`.
+      neighbours: adjacent locations, padded with −1, `[V, N]`; without neighbours (ROIs), there are no fragments.
+      atlas_labels: parcels of the atlas, −1 outside and for excluded locations, `[V]`.
+      n_parcels: number of parcels K.
+
+    Returns:
+      The labels and their corrections.
     """
     chex.assert_equal_shape([q, candidates])
     chex.assert_shape(table, (None, *q.shape))
@@ -63,7 +66,7 @@ def harden(
     moved = (labels != first).sum().astype(jnp.int32)
     size, expected = _sizes(labels, n_parcels), _sizes(atlas_labels, n_parcels)
     restored = (SMALLEST_SHARE * size < expected) & (expected > 0)
-    # Rank of every location within its atlas parcel, by the probability of that parcel.
+    # Rank of each location within its atlas parcel, by the probability of that parcel.
     own = jnp.where(candidates == atlas_labels[:, None], q, 0.0).sum(1)
     at = jnp.where(atlas_labels < 0, n_parcels, atlas_labels)
     order = jnp.lexsort((-own, at))
@@ -102,7 +105,7 @@ def _join_fragments(
 
 
 def bodies(labels: Int[Array, " V"], neighbours: Int[Array, "V N"], n_parcels: int) -> Int[Array, " K"]:
-    """The component that is each parcel's body: its largest, of equal ones that with the first location; V for absent parcels, `[K]`."""
+    """Return the largest component of each parcel, of equal ones that with the first location; V for absent parcels, `[K]`."""
     component, count = components(labels, neighbours), len(labels)
     size = jax.ops.segment_sum(jnp.ones(count, jnp.int32), component, count)[component]
     at = jnp.where(labels < 0, n_parcels, labels)
@@ -112,10 +115,10 @@ def bodies(labels: Int[Array, " V"], neighbours: Int[Array, "V N"], n_parcels: i
 
 
 def components(labels: Int[Array, " V"], neighbours: Int[Array, "V N"]) -> Int[Array, " V"]:
-    """First location of the connected component of equal labels that each location is in, `[V]`.
+    """Return the connected component of equal labels of each location, identified by its first location, `[V]`.
 
-    Every location takes the smallest root among its neighbours of the same label, and roots point to their own root, until nothing
-    changes: about log₂ of a parcel's diameter passes.
+    Each location takes the smallest root among its neighbours of the same label, with pointer jumping, until nothing changes; this takes
+    about log₂ of a parcel's diameter passes.
     """
     count = len(labels)
     beside = jnp.where((neighbours >= 0) & (labels[neighbours] == labels[:, None]), neighbours, count)
@@ -123,7 +126,7 @@ def components(labels: Int[Array, " V"], neighbours: Int[Array, "V N"]) -> Int[A
     def spread(state: tuple[Array, Array]) -> tuple[Array, Array]:
         root, _ = state
         lowest = jnp.minimum(jnp.append(root, count)[beside].min(1, initial=count), root)
-        # The old root learns of the new one, then all jump to the root of their root.
+        # The old root is updated with the new one; then all locations jump to the root of their root.
         found = root.at[root].min(lowest)
         found = jnp.minimum(found, lowest)
         found = found[found]
@@ -134,7 +137,7 @@ def components(labels: Int[Array, " V"], neighbours: Int[Array, "V N"]) -> Int[A
 
 
 def count_components(labels: Int[np.ndarray, " V"], neighbours: Int[np.ndarray, "V N"], n_parcels: int) -> Int[np.ndarray, " K"]:
-    """Connected components of each parcel, on the host, `[K]`; 0 for absent parcels."""
+    """Count the connected components of each parcel, on the host; 0 for absent parcels, `[K]`."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""Held-out predictive density of soft parcels: the proper score that settings are chosen by."""
+"""Held-out predictive density of soft parcels: the proper score for selecting settings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pnet_jax.ops.soft_assign import blocked
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 from pnet_jax.parcellation.mixture import soft_sums
 
-FLOOR = 1e-4  # smallest probability of a candidate: an impossible label must not decide the score alone
+FLOOR = 1e-4  # minimum probability of a candidate, so that no single label dominates the score
 TEMPERATURES = np.array([1.0, 1.5, 2.0, 3.0, 5.0], np.float32)
-BLOCK = 2048  # locations whose cosines to all K prototypes are there at a time
-CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # κ' of the held-out embeddings
+BLOCK = 2048  # number of locations whose cosines to all K prototypes are in memory at a time
+CONCENTRATIONS = np.geomspace(4, 110, 10).astype(np.float32)  # grid of the concentration κ' of the held-out embeddings
 
 
 class Score(NamedTuple):
     """Held-out log density of one half's embeddings under the other half's soft parcels.
 
     Attributes:
-      each: nats of each location at the best T and κ', 0 where it does not count, `[V]`.
-      mean: their mean over the locations that count.
-      temperature: the best T.
+      each: log density of each location at the best T and κ' in nats, 0 for excluded locations, `[V]`.
+      mean: mean over the included locations.
+      temperature: best temperature T.
     """
 
     each: Float[Array, " V"]
@@ -35,15 +35,15 @@ class Score(NamedTuple):
 
 
 def log_normaliser(kappa: Float[Array, "*n"] | float, dimensions: int) -> Float[Array, "*n"]:
-    r"""log C_D(κ), the normaliser of the von Mises–Fisher density on the unit sphere in D dimensions.
+    r"""Compute log C_D(κ), the log normaliser of the von Mises–Fisher density on the unit sphere in D dimensions.
 
     .. math:: \log C_D(\kappa) = \nu \log \kappa - \tfrac{D}{2} \log 2\pi - \log I_\nu(\kappa), \qquad \nu = D / 2 - 1
 
-    by the uniform expansion of the Bessel function for large order; the error is below 1e-3 nats for D ≥ 16 and any κ ≥ 0.
+    by the uniform asymptotic expansion of the Bessel function for large order; the error is below 1e-3 nats for D ≥ 16 and κ ≥ 0.
 
     Args:
-      kappa: concentrations, at least 0.
-      dimensions: D, 4 or more.
+      kappa: concentrations κ ≥ 0.
+      dimensions: number of dimensions D, at least 4.
 
     Source: Abramowitz & Stegun 9.7.7; Banerjee et al. 2005.
 
@@ -61,7 +61,7 @@ def log_normaliser(kappa: Float[Array, "*n"] | float, dimensions: int) -> Float[
 
 
 def tempered(q: Float[Array, "V C"], candidates: Int[Array, "V C"], temperature: Float[Array, ""]) -> Float[Array, "V C"]:
-    """log of probabilities p ∝ q^(1/T), at least log 1e-4 for a candidate and −∞ for none, `[V, C]`."""
+    """Return the log of probabilities p ∝ q^(1/T), at least log 1e-4 for candidates and −∞ in the padding, `[V, C]`."""
     there = candidates >= 0
     logs = jnp.where(there, jnp.log(jnp.maximum(q, 1e-6)) / temperature, -jnp.inf)
     some = there.any(1, keepdims=True)
@@ -75,25 +75,28 @@ def held_out(
     z: Float[Array, "V D"],
     n_parcels: int,
     rows: Int[Array, " n"] | None = None,
-    blocks: Blocks | None = None,
+    blocks: ParcelBlocks | None = None,
 ) -> Score:
-    r"""Log density of one half's embeddings z under the other half's soft parcels q.
+    r"""Compute the log density of one half's embeddings z under the other half's soft parcels q.
 
     .. math::
       S = \max_{T, \kappa'} \operatorname{mean}_v \log \sum_k p_{vk}\, C_D(\kappa')\, e^{\kappa' z_v^\top m_{vk}}, \qquad
       p \propto q^{1/T}, \qquad m_{vk} = \operatorname{normalise}\Big(\sum_{u \ne v} q_{uk} z_u\Big)
 
-    Probabilities that are too sharp cost as much as those that are too flat, and fragments that fit noise gain nothing on another
-    half: no location is in the prototypes that it is scored under, else the sharpest q would gain by its own noise. The best T says
-    how over-confident q is; it does not take part in choosing labels.
+    The score penalises over-confident and under-confident probabilities, and fragments that fit noise do not improve it on the other
+    half. Each location is excluded from the prototypes under which it is scored; otherwise, sharp q would gain from the noise of the
+    location itself. The best T measures the over-confidence of q; it does not affect the labels.
 
     Args:
-      q: from the other half, `[V, C]`.
-      candidates: −1 where there is none, or where the location does not count, `[V, C]`.
-      z: embeddings of this half, length 1, `[V, D]`.
-      n_parcels: K.
-      rows: locations to score; all if not given. The prototypes m are of all other locations.
-      blocks: of the locations (`ops.soft_assign.blocked`): products are of a block's parcels alone.
+      q: probabilities from the other half, `[V, C]`.
+      candidates: candidate parcels, −1 in the padding and for excluded locations, `[V, C]`.
+      z: embeddings of this half, of unit length, `[V, D]`.
+      n_parcels: number of parcels K.
+      rows: indices of the locations to score, `[n]`; default: all. Prototypes always use all other locations.
+      blocks: tables of `ops.soft_assign.blocked`; products are then limited to the parcels of a block.
+
+    Returns:
+      The score.
 
     Memory: one block of `[2048, K]`, or `[V, L]` with blocks, and `[n, C]` for each T and κ' in turn.
     """
@@ -130,7 +133,7 @@ def held_out(
 
 
 def products(z: Float[Array, "V D"], sums: Float[Array, "K D"], candidates: Int[Array, "V C"]) -> Float[Array, "V C"]:
-    """z·s of every location and candidate, in blocks of locations."""
+    """Return z·s of each location and candidate, computed in blocks of locations, `[V, C]`."""
 
     def block(row: tuple[Array, Array]) -> Array:
         one, at = row
@@ -142,19 +145,19 @@ def products(z: Float[Array, "V D"], sums: Float[Array, "K D"], candidates: Int[
 def without_own(
     q: Float[Array, "V C"], candidates: Int[Array, "V C"], product: Float[Array, "V C"], sums: Float[Array, "K D"]
 ) -> Float[Array, "V C"]:
-    """Cosine of every location with the sum Σ q z of each candidate less its own share, −1 where there is no candidate, `[V, C]`.
+    """Return the leave-one-out cosine of each location with the sum Σ q z of each candidate, `[V, C]`.
 
-    0 where nothing is left of a sum.
+    It is −1 in the padding, and 0 if nothing is left of a sum without the location.
     """
     energy = jnp.square(sums).sum(1)[jnp.maximum(candidates, 0)]
     left = energy - 2 * q * product + jnp.square(q)
-    some = left > 1e-5 * (1 + energy)  # less is what rounding leaves
+    some = left > 1e-5 * (1 + energy)  # below this, only rounding error is left
     found = jnp.where(some, (product - q) / jnp.sqrt(jnp.where(some, left, 1.0)), 0.0)
     return jnp.where(candidates >= 0, found, -1.0)
 
 
 def _mixed(logs: Float[Array, "V C"], cosine: Float[Array, "V C"], kappa: Float[Array, ""]) -> Float[Array, " V"]:
-    """log Σ p exp(κ' cos); the nearest candidate's term is at least 1e-4 once its exponent is taken out, so that none is lost."""
+    """Return log Σ p exp(κ' cos), scaled by the term of the nearest candidate so that it cannot underflow."""
     nearest = cosine.max(1)
     return kappa * nearest + jnp.log(jnp.maximum((jnp.exp(logs) * jnp.exp(kappa * (cosine - nearest[:, None]))).sum(1), 1e-37))
 
@@ -170,17 +173,17 @@ def log_density(
 
     .. math:: \log \sum_{k \in C(v)} \max(q_{vk}, 10^{-4})\, C_D(\kappa) \exp(\kappa\, z_v^\top \mu_k)
 
-    The score is proper where `z` comes from other data of the participant than `q`.
+    The score is proper if `z` and `q` come from different data of the participant.
 
     Args:
       q: Probability of each candidate, `[V, C]`.
-      candidates: Parcels a location may belong to, −1 padded, `[V, C]`.
-      z: Embeddings of length 1, `[V, D]`.
+      candidates: Candidate parcels, padded with −1, `[V, C]`.
+      z: Embeddings of unit length, `[V, D]`.
       prototypes: Mean directions of the parcels, `[K, D]`.
       kappa: Concentration κ ≥ 0.
 
     Returns:
-      Nats for each location, `[V]`; 0 where a location has no candidate.
+      Log density of each location in nats, `[V]`; 0 without candidates.
 
     Memory: the result and one block of `[4096, K]`.
 

@@ -12,24 +12,24 @@ from jaxtyping import Array, Float, Int
 from pnet_jax.ops.parts import segment_sum
 from pnet_jax.ops.potts.chunked import sum_neighbours
 from pnet_jax.ops.soft_assign import Assignment, soft_assign
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 
 ALPHA = 1.0  # weight of the spatial prior
 K0 = 10.0  # weight of a group prototype, in locations
 STEPS = 12
-BLOCK = 4096  # locations whose probabilities are dense at a time
+BLOCK = 4096  # number of locations whose dense probabilities are in memory at a time
 
 
 class Problem(NamedTuple):
-    """Everything of one scan and one prior that does not change from step to step.
+    """Input of the mixture for one scan and one spatial prior.
 
     Attributes:
-      z: embeddings of length 1, `[V, D]`.
-      candidates: `[V, C]`, −1 padded.
+      z: embeddings of unit length, `[V, D]`.
+      candidates: candidate parcels of each location, padded with −1, `[V, C]`.
       log_prior: log π of each candidate, `[V, C]`.
-      table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, V, C]`.
-      prototypes: μ^grp of length 1, `[K, D]`; 0 where a parcel has none.
-      blocks: of the locations (`ops.soft_assign.blocked`), or None.
+      table: positions of the same parcel at the neighbours (`ops.potts.chunked.match_table`), `[N, V, C]`.
+      prototypes: group prototypes μ^grp of unit length, `[K, D]`; 0 for parcels without one.
+      blocks: tables of `ops.soft_assign.blocked`, or None.
     """
 
     z: Float[Array, "V D"]
@@ -37,11 +37,11 @@ class Problem(NamedTuple):
     log_prior: Float[Array, "V C"]
     table: Int[Array, "N V C"]
     prototypes: Float[Array, "K D"]
-    blocks: Blocks | None = None
+    blocks: ParcelBlocks | None = None
 
 
 class Mixture(NamedTuple):
-    """Result: probabilities `[V, C]` and prototypes `[K, D]`."""
+    """Result of the mixture: probabilities `[V, C]` and prototypes `[K, D]`."""
 
     q: Float[Array, "V C"]
     prototypes: Float[Array, "K D"]
@@ -56,22 +56,22 @@ def mixture(
     start: Mixture | None = None,
     k0: Float[Array, ""] | float = K0,
 ) -> Mixture:
-    r"""Fits the mixture by unrolled mean-field steps.
+    r"""Fit the mixture by unrolled mean-field steps.
 
     .. math::
       \log q_{vk} = \kappa_v z_v^\top \mu_k + \beta \sum_{u \in N(v)} q_{uk} + \alpha \log \pi_{vk} + \text{const}, \qquad
       \mu_k = \operatorname{normalise}\Big(\sum_v q_{vk} z_v + k_0 \mu_k^{grp}\Big)
 
     Args:
-      problem: one scan and one prior.
-      kappa: concentration, one number or `[V]`.
-      beta: weight of the neighbours' votes.
-      steps: unrolled steps.
-      start: where to begin, e.g. the result at a smaller κ, or `begin` of other probabilities; the prior itself if not given.
-      k0: weight of a group prototype, in locations.
+      problem: input of the mixture.
+      kappa: concentration κ, one number or `[V]`.
+      beta: weight β of the neighbours.
+      steps: number of unrolled steps.
+      start: initial mixture, e.g. the result at a smaller κ or from `initial_mixture`; default: the spatial prior.
+      k0: weight k₀ of a group prototype, in locations.
 
     Returns:
-      `Mixture`; differentiable in `z`, the prototypes, `kappa`, `beta` and `k0`.
+      `Mixture`, differentiable in `z`, the prototypes, `kappa`, `beta` and `k0`.
     """
     _check(problem)
     there = problem.candidates >= 0
@@ -83,17 +83,17 @@ def mixture(
         found = soft_assign(problem.z, carry.prototypes, problem.candidates, bias, kappa, blocks=problem.blocks)
         return _updated(problem, found, k0), None
 
-    return jax.lax.scan(step, start or begin(problem, log_prior, k0), length=steps)[0]
+    return jax.lax.scan(step, start or initial_mixture(problem, log_prior, k0), length=steps)[0]
 
 
-def begin(problem: Problem, log_q: Float[Array, "V C"], k0: Float[Array, ""] | float = K0) -> Mixture:
-    """Probabilities to begin with, from their logarithms up to a constant in each row, and the prototypes they imply."""
+def initial_mixture(problem: Problem, log_q: Float[Array, "V C"], k0: Float[Array, ""] | float = K0) -> Mixture:
+    """Return the mixture of given log probabilities, which may be unnormalised, with the corresponding prototypes."""
     chex.assert_equal_shape([log_q, problem.candidates])
     return _updated(problem, soft_assign(problem.z, problem.prototypes, problem.candidates, log_q, 0.0, blocks=problem.blocks), k0)
 
 
 def _check(problem: Problem) -> None:
-    """Assert that all arrays are of the same locations, candidates and dimensions."""
+    """Assert that all arrays have the same locations, candidates and dimensions."""
     z, candidates, log_prior, table, prototypes, _ = problem
     chex.assert_rank([z, candidates, prototypes], 2)
     chex.assert_equal_shape_prefix([z, candidates], 1)
@@ -108,16 +108,16 @@ def _updated(problem: Problem, found: Assignment, k0: Float[Array, ""] | float) 
 
 
 def group_prototypes(z: Float[Array, "V D"], labels: Int[Array, " V"], n_parcels: int) -> Float[Array, "K D"]:
-    """Mean direction of the embeddings inside each prior parcel, `[K, D]`; 0 where a parcel has no location."""
+    """Return the mean direction of the embeddings in each atlas parcel, `[K, D]`; 0 for parcels without locations."""
     return normalise(segment_sum(z, jnp.where(labels < 0, n_parcels, labels), n_parcels + 1)[:n_parcels])
 
 
 def soft_sums(
     q: Float[Array, "V C"], candidates: Int[Array, "V C"], rows: Float[Array, "V n"], n_parcels: int
 ) -> tuple[Float[Array, "K n"], Float[Array, " K"]]:
-    """Rows summed over the locations of each parcel by their probabilities, and these sums' weights, `[K, n]` and `[K]`.
+    """Return sums of the rows over locations, weighted by the probabilities of each parcel, `[K, n]`, and sums of the weights, `[K]`.
 
-    Memory: `[block, K]` at a time, and nothing of it for the backward pass.
+    Memory: one block of `[4096, K]`, which is recomputed in the backward pass.
     """
     chex.assert_equal_shape([q, candidates])
     chex.assert_equal_shape_prefix([q, rows], 1)
@@ -138,7 +138,7 @@ def soft_sums(
 
 
 def normalise(x: Float[Array, "n D"]) -> Float[Array, "n D"]:
-    """Rows scaled to length 1; a row of zeros stays 0, with a gradient of 0."""
+    """Scale the rows to unit length; a row of zeros stays 0, with a gradient of 0."""
     energy = jnp.square(x).sum(-1, keepdims=True)
     some = energy > 1e-12
     return jnp.where(some, x / jnp.sqrt(jnp.where(some, energy, 1.0)), 0.0)

@@ -1,4 +1,4 @@
-"""How well parcels describe signals they were not made from: pure functions of signals, labels and a table of near pairs."""
+"""Scores of parcellations on held-out signals: DCBC and homogeneity. Pure functions of signals, labels and a table of near pairs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from pnet_jax.space import LEFT, RIGHT, Mesh, Space
 
 BIN_MM = 4.0
 FURTHEST_MM = 36.0
-RINGS = int(np.ceil((FURTHEST_MM - BIN_MM / 2) / BIN_MM))  # of each hemisphere
-MIN_PAIRS = 50  # in a distance bin, within and across, for the bin to count
-GROUP = 256  # locations among which all near pairs are taken
+RINGS = int(np.ceil((FURTHEST_MM - BIN_MM / 2) / BIN_MM))  # number of distance bins per hemisphere
+MIN_PAIRS = 50  # minimum numbers of pairs within and across parcels for a distance bin to be used
+GROUP = 256  # number of locations per group; all near pairs within a group are used
 PAIR_BUCKET = 1024
 GROUPS_AT_A_TIME = 8
 
 
+<<<<<<< HEAD
 class Pairs(NamedTuple):
     """Pairs of locations of one hemisphere no further apart than 36 mm, group by group; vertices of a mesh along the cortex.
+=======
+class NearPairs(NamedTuple):
+    """Pairs of locations of the same hemisphere at most 36 mm apart, within groups of locations.
+>>>>>>> w-ea
 
     Attributes:
-      groups: locations of each group, −1 padded; pairs are within groups, `[G, M]`.
-      first, second: of each pair, places in its group, `[G, Q]`.
-      ring: distance bin; the hemispheres have bins of their own, −1 in padding, `[G, Q]`.
+      groups: locations of each group, padded with −1, `[G, M]`.
+      first, second: indices of each pair's locations in their group, `[G, Q]`.
+      ring: distance bin of each pair, with separate bins for each hemisphere; −1 in the padding, `[G, Q]`.
     """
 
     groups: Int[Array, "G M"]
@@ -40,17 +45,20 @@ class Pairs(NamedTuple):
     ring: Int[Array, "G Q"]
 
 
-def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, rows: int | None = None, seed: int = 0) -> Pairs:
-    """A random sample of near pairs in which every location takes part, the same for the same seed.
+def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, rows: int | None = None, seed: int = 0) -> NearPairs:
+    """Draw a reproducible random sample of near pairs that includes every location.
 
-    The locations of a hemisphere are dealt into random groups, and all near pairs inside a group are taken: pairs of many
-    different locations vary less together than all pairs of a few, so that fewer of them give the same precision.
+    The locations of a hemisphere are randomly split into groups, and all near pairs within a group are used. Pairs of many
+    different locations are less correlated than all pairs of few locations, so fewer pairs give the same precision.
 
     Args:
-      space: V locations.
-      locations: which of them may be drawn, `[n]`.
-      rows: padded number of locations; Spaces with the same one get tables of like shapes.
-      seed: of the deal.
+      space: Space of V locations.
+      locations: indices of the locations to sample from, `[n]`.
+      rows: padded number of locations, which determines the shape of the tables; default: no padding.
+      seed: random seed.
+
+    Returns:
+      The pairs.
     """
     rng = np.random.default_rng(seed)
     groups: list[Int[np.ndarray, " M"]] = []
@@ -62,6 +70,7 @@ def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, rows: int | 
     return near_pairs(space, groups)
 
 
+<<<<<<< HEAD
 def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
     """All near pairs inside each group of locations; a group lies in one hemisphere.
 
@@ -72,6 +81,11 @@ def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
         {} if mesh is None else {side: sheet(mesh, side) for side in {int(space.hemisphere[dealt[0]]) for dealt in groups if len(dealt)}}
     )
     found = [_of_group(space, dealt, sheets) for dealt in groups]
+=======
+def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> NearPairs:
+    """Return all near pairs within each group of locations; a group must lie in one hemisphere."""
+    found = [_of_group(space, dealt) for dealt in groups]
+>>>>>>> w-ea
     most = max([len(ring) for _, _, ring in found] + [1])
     size = max([GROUP] + [len(dealt) for dealt in groups])
     first, second, ring = (np.full((len(groups), most + -most % PAIR_BUCKET), fill, np.int32) for fill in (0, 0, -1))
@@ -80,7 +94,7 @@ def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
         table[at, : len(dealt)] = dealt
         for out, part in zip((first, second, ring), parts, strict=True):
             out[at, : len(part)] = part
-    return Pairs(jnp.asarray(table), jnp.asarray(first), jnp.asarray(second), jnp.asarray(ring))
+    return NearPairs(jnp.asarray(table), jnp.asarray(first), jnp.asarray(second), jnp.asarray(ring))
 
 
 def _of_group(space: Space, dealt: Int[np.ndarray, " M"], sheets: dict[int, Sheet]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,30 +129,33 @@ def _along_cortex(
 
 
 def standardised(y: Float[Array, "V T"], kept: Float[Array, " T"]) -> Float[Array, "V T"]:
-    """Signals of mean 0 and variance 1 over the frames that count, 0 in the others; 0 where one does not vary."""
+    """Z-score the signals over the included frames; 0 in excluded frames and for constant signals."""
     count = jnp.maximum(kept.sum(), 1.0)
     y = (y - ((y * kept[None, :]).sum(1, keepdims=True) / count)) * kept[None, :]
     energy = jnp.square(y).sum(1, keepdims=True) / count
     return jnp.where(energy > 1e-12, y / jnp.sqrt(jnp.where(energy > 1e-12, energy, 1.0)), 0.0)
 
 
-def pair_correlations(y: Float[Array, "V T"], pairs: Pairs, count: Float[Array, ""]) -> Float[Array, "G Q"]:
-    """Correlation of each pair; a group's are one product.
+def pair_correlations(y: Float[Array, "V T"], pairs: NearPairs, count: Float[Array, ""]) -> Float[Array, "G Q"]:
+    """Compute the correlation of each pair, with one matrix product per group.
 
-    A group's locations lie anywhere: where a mesh splits the locations, each device exchanges its locations for a part of the frames
-    of all of them, which is as much, and correlations are added over the devices.
+    If a mesh splits the locations, the signals are resharded from locations to frames, because the locations of a group are on several
+    devices, and the correlations are summed over the devices.
 
     Args:
-      y: signals as `standardised` makes them, `[V, T]`.
-      pairs: of the V locations.
-      count: frames that count.
+      y: signals from `standardised`, `[V, T]`.
+      pairs: pairs of the V locations.
+      count: number of included frames.
+
+    Returns:
+      Correlations of the pairs, `[G, Q]`.
     """
     chex.assert_rank(y, 2)
     chex.assert_type(y, float)
     return over_parts(_products, (y,), (pairs,), along=1, total=True) / count
 
 
-def _products(y: Float[Array, "V T"], pairs: Pairs) -> Float[Array, "G Q"]:
+def _products(y: Float[Array, "V T"], pairs: NearPairs) -> Float[Array, "G Q"]:
     def one(group: tuple[Array, ...]) -> Array:
         locations, first, second = group
         x = y[locations]
@@ -147,18 +164,18 @@ def _products(y: Float[Array, "V T"], pairs: Pairs) -> Float[Array, "G Q"]:
     return jax.lax.map(one, (pairs.groups, pairs.first, pairs.second), batch_size=min(GROUPS_AT_A_TIME, len(pairs.groups)))
 
 
-def dcbc(correlations: Float[Array, "G Q"], pairs: Pairs, labels: Int[Array, " V"]) -> Float[Array, ""]:
-    """Distance-controlled boundary coefficient: correlation within minus across parcels at equal distance.
+def dcbc(correlations: Float[Array, "G Q"], pairs: NearPairs, labels: Int[Array, " V"]) -> Float[Array, ""]:
+    """Compute the distance-controlled boundary coefficient: correlation within minus across parcels at equal distance.
 
-    Averaged over rings of 4 mm with weight 1 / (1 / n_within + 1 / n_across).
+    The differences are averaged over distance bins of 4 mm with weights 1 / (1 / n_within + 1 / n_across).
 
     Args:
-      correlations: from `pair_correlations`.
-      pairs: of the V locations.
-      labels: parcels, −1 outside, `[V]`.
+      correlations: correlations from `pair_correlations`, `[G, Q]`.
+      pairs: pairs of the V locations.
+      labels: parcel of each location, −1 outside, `[V]`.
 
     Returns:
-      In correlation units; NaN where no ring has 50 pairs within and across.
+      The DCBC, a difference of correlations; NaN if no bin has 50 pairs both within and across parcels.
 
     Source: Zhi et al. 2022, Human Brain Mapping.
     """
@@ -166,8 +183,8 @@ def dcbc(correlations: Float[Array, "G Q"], pairs: Pairs, labels: Int[Array, " V
     return (correlations * pair_weights(pairs, labels)).sum()
 
 
-def pair_weights(pairs: Pairs, labels: Int[Array, " V"]) -> Float[Array, "G Q"]:
-    """What each pair's correlation counts in the DCBC of these labels; NaN where it cannot be measured."""
+def pair_weights(pairs: NearPairs, labels: Int[Array, " V"]) -> Float[Array, "G Q"]:
+    """Return the weight of each pair's correlation in the DCBC of the labels, `[G, Q]`; NaN if the DCBC is undefined."""
     there = jnp.where(pairs.groups < 0, -1, labels[pairs.groups])  # [G, M]
     own, other = (jnp.take_along_axis(there, at, axis=1) for at in (pairs.first, pairs.second))
     outside = (own < 0) | (other < 0) | (pairs.ring < 0)
@@ -175,30 +192,33 @@ def pair_weights(pairs: Pairs, labels: Int[Array, " V"]) -> Float[Array, "G Q"]:
     ones = jnp.ones(cell.size, jnp.float32)
     count = jax.ops.segment_sum(ones, cell.ravel(), 4 * RINGS + 1)[:-1].reshape(-1, 2)
     good = (count >= MIN_PAIRS).all(1)
-    share = jnp.where(good, 1 / (1 / jnp.maximum(count, 1.0)).sum(1), 0.0)  # of each ring
+    share = jnp.where(good, 1 / (1 / jnp.maximum(count, 1.0)).sum(1), 0.0)  # weight of each distance bin
     total = share.sum()
     share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1.0), jnp.nan)
     each = share[:, None] * jnp.array([-1.0, 1.0])[None, :] / jnp.maximum(count, 1.0)
     return jnp.append(each.ravel(), jnp.where(total > 0, 0.0, jnp.nan))[cell]
 
 
-def by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"], count: Float[Array, ""]) -> Float[Array, " T"]:
-    r"""What each frame adds to a weighted sum of correlations, `[T]`.
+def by_frame(y: Float[Array, "V T"], pairs: NearPairs, weights: Float[Array, "G Q"], count: Float[Array, ""]) -> Float[Array, " T"]:
+    r"""Compute the contribution of each frame to a weighted sum of correlations.
 
-    A correlation is a mean of products over frames, so that frame t adds :math:`x_t^\top W x_t / T`; with `pair_weights` the frames
-    sum to the DCBC.
+    A correlation is a mean of products over frames, so frame t contributes :math:`x_t^\top W x_t / T`; with `pair_weights`, the
+    contributions sum to the DCBC.
 
     Args:
-      y: signals as `standardised` makes them, `[V, T]`.
-      pairs: of the V locations.
-      weights: of the pairs.
-      count: frames that count.
+      y: signals from `standardised`, `[V, T]`.
+      pairs: pairs of the V locations.
+      weights: weights of the pairs, `[G, Q]`.
+      count: number of included frames.
+
+    Returns:
+      The contributions, `[T]`.
     """
     chex.assert_equal_shape([weights, pairs.ring])
     return over_parts(_by_frame, (y,), (pairs, weights), along=1) / count
 
 
-def _by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"]) -> Float[Array, " T"]:
+def _by_frame(y: Float[Array, "V T"], pairs: NearPairs, weights: Float[Array, "G Q"]) -> Float[Array, " T"]:
     size = pairs.groups.shape[1]
 
     def one(group: tuple[Array, ...]) -> Array:
@@ -212,18 +232,18 @@ def _by_frame(y: Float[Array, "V T"], pairs: Pairs, weights: Float[Array, "G Q"]
 
 
 def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int, count: Float[Array, ""]) -> Float[Array, ""]:
-    """Mean correlation over all pairs of locations of a parcel, weighted by parcel size.
+    """Compute the mean correlation over all pairs of locations in a parcel, weighted by parcel size.
 
-    Compact shapes alone raise it: print it beside the atlas's and a data-free map's value only.
+    Compact parcels alone increase homogeneity, so compare it with that of the atlas and of a data-free parcellation.
 
     Args:
-      y: signals as `standardised` makes them, `[V, T]`.
-      labels: −1 outside, `[V]`.
-      n_parcels: K.
-      count: frames that count.
+      y: signals from `standardised`, `[V, T]`.
+      labels: parcel of each location, −1 outside, `[V]`.
+      n_parcels: number of parcels K.
+      count: number of included frames.
 
     Returns:
-      NaN where no parcel has two locations.
+      The homogeneity; NaN if no parcel has two locations.
     """
     chex.assert_shape(labels, (len(y),))
     at = jnp.where(labels < 0, n_parcels, labels)
@@ -237,10 +257,14 @@ def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int
 
 
 def nearest_centroid(labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndarray, " V"]:
+<<<<<<< HEAD
     """The data-free map: every location to the nearest centroid of the given parcels in its hemisphere, −1 where −1.
 
     Vertices of a mesh go to the nearest centroid along the cortex, that of a parcel being its vertex closest to the mean of its vertices.
     """
+=======
+    """Return the data-free parcellation that assigns each location to the nearest parcel centroid in its hemisphere; −1 stays −1."""
+>>>>>>> w-ea
     out = np.full_like(labels, -1)
     for side, here in hemisphere_parts(space, labels >= 0):
         parcels, index = np.unique(labels[here], return_inverse=True)

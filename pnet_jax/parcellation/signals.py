@@ -1,4 +1,4 @@
-"""Mean signals of parcels."""
+"""Parcel signals."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from pnet_jax.ops.parts import segment_sum
 
 @functools.partial(jax.jit, static_argnames="n_parcels")
 def parcel_signals(y: Float[ArrayLike, "V T"], labels: Int[ArrayLike, " V"], n_parcels: int) -> Float[Array, "K T"]:
-    """Mean signal of each parcel over its locations, NaN where it has none, `[K, T]`.
+    """Compute the mean signal of each parcel over its locations.
 
     Args:
-      y: signals, `[V, T]`.
-      labels: −1 outside, `[V]`.
-      n_parcels: K.
+      y: signals of the locations, `[V, T]`.
+      labels: parcel of each location, −1 outside, `[V]`.
+      n_parcels: number of parcels K.
+
+    Returns:
+      Parcel signals, `[K, T]`; NaN for parcels without locations.
 
     >>> parcel_signals(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0, 0]), 2).tolist()
     [[2.0, 3.0], [nan, nan]]

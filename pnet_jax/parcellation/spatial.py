@@ -1,4 +1,4 @@
-"""An atlas on a Space: everything of a parcellation that no scan changes, made once and shared by all scans of that Space."""
+"""An atlas on a Space: the data of a parcellation that do not depend on the scan, shared by all scans on that Space."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from scipy.spatial import cKDTree
 
 from pnet_jax.errors import InputError
 from pnet_jax.ops.potts.chunked import match_table
-from pnet_jax.ops.soft_assign.blocked import Blocks, make_blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks, make_blocks
 from pnet_jax.parcellation.atlas import PADDING, Atlas, nearest_locations, on_space
-from pnet_jax.parcellation.score import Pairs, sample_pairs
+from pnet_jax.parcellation.score import NearPairs, sample_pairs
 from pnet_jax.scan import LOCATION_BUCKET, Scan
 from pnet_jax.space import LEFT, RIGHT, Space, grid_space, take
 
-CUBE_MM = 32.0  # blocks of the spatial bootstrap: wider than the smoothness of any scan
+CUBE_MM = 32.0  # block size of the spatial bootstrap, larger than the smoothness of any scan
 CANDIDATE_BUCKET, CUBE_BUCKET = 8, 64
-LEAST_PROBABILITY = 1e-3  # of a candidate that a cohort has nowhere: the next participant may
+LEAST_PROBABILITY = 1e-3  # minimum probability of candidates that do not occur in the cohort at a location
 
 
 class SpatialPrior(NamedTuple):
-    """The spatial prior on W locations and the tables that go with it: arrays on the device, the same for every scan.
+    """The spatial prior on W locations with its tables: arrays on the device, the same for every scan.
 
     Attributes:
-      candidates: parcels that a location may belong to, −1 padded, `[W, C]`.
-      log_prior: log π of each, `[W, C]`.
-      table: where the neighbours hold the same parcel (`ops.potts.chunked.match_table`), `[N, W, C]`.
-      neighbours: adjacent locations, −1 padded, `[W, N]`.
+      candidates: candidate parcels of each location, padded with −1, `[W, C]`.
+      log_prior: log π of each candidate, `[W, C]`.
+      table: positions of the same parcel at the neighbours (`ops.potts.chunked.match_table`), `[N, W, C]`.
+      neighbours: adjacent locations, padded with −1, `[W, N]`.
       blocks: parcels of each block of locations (`ops.soft_assign.blocked`).
-      labels: the parcel that construction starts from and falls back to, −1 in padding, `[W]`: the atlas's own, or under a learned prior
-        the most probable one.
+      labels: initial parcel of each location, also the fallback, −1 in the padding, `[W]`: that of the atlas, or the most probable one
+        under a learned prior.
       cube: block of each location for the spatial bootstrap, `[W]`.
-      cubes: its blocks, numbered, `[B]`; only their number matters.
-      pairs: near pairs, for the DCBC.
-      xyz: MNI mm, `[W, 3]`.
+      cubes: indices of the blocks, `[B]`; only their number is used.
+      pairs: near pairs for the DCBC.
+      xyz: MNI coordinates in mm, `[W, 3]`.
     """
 
     candidates: Int[Array, "W C"]
     log_prior: Float[Array, "W C"]
     table: Int[Array, "N W C"]
     neighbours: Int[Array, "W N"]
-    blocks: Blocks
+    blocks: ParcelBlocks
     labels: Int[Array, " W"]
     cube: Int[Array, " W"]
     cubes: Int[Array, " B"]
-    pairs: Pairs
+    pairs: NearPairs
     xyz: Float[Array, "W 3"]
 
 
 class LearnedPrior(NamedTuple):
-    """A spatial prior that a cohort taught (`group.fit_group`): where its participants have the atlas's parcels.
+    """Spatial prior learned from the parcels of a cohort (`group.fit_group`).
 
     Attributes:
-      xyz: MNI mm, `[n, 3]`.
+      xyz: MNI coordinates in mm, `[n, 3]`.
       hemisphere: 0 left, 1 right, `[n]`.
-      candidates: parcels that each location may belong to, −1 padded, `[n, C]`.
-      log_prior: log π of each, `[n, C]`.
+      candidates: candidate parcels of each location, padded with −1, `[n, C]`.
+      log_prior: log π of each candidate, `[n, C]`.
       resolution: spacing of the locations in mm.
     """
 
@@ -77,11 +77,11 @@ class AtlasOnSpace:
     """An atlas on the Space of a cohort.
 
     Attributes:
-      atlas: K parcels.
-      space: the n locations within 4 mm of a parcel; scans say of each whether they have it.
-      here: their places in the whole Space (`whole_space`), `[n]`.
-      prior: the spatial prior there, padded to W locations.
-      nearest: location nearest to each of the atlas's points, −1 where there is none, `[N]`.
+      atlas: atlas of K parcels.
+      space: the n locations within 4 mm of a parcel; a scan can lack some of them.
+      here: indices of these locations in the whole Space (`whole_space`), `[n]`.
+      prior: spatial prior on these locations, padded to W locations.
+      nearest: location nearest to each point of the atlas, −1 if none is near, `[N]`.
     """
 
     atlas: Atlas
@@ -96,12 +96,15 @@ class AtlasOnSpace:
 
 
 def whole_space(space: Space, atlas: Atlas) -> Space:
-    """The Space that a scan's Space is part of: of a grid all voxels near the atlas, so that masks that differ share one; else itself."""
+    """Return the Space that contains a scan's Space: all grid voxels near the atlas, so that scans with different masks share it.
+
+    For Spaces that are not grids, return the Space itself.
+    """
     if space.kind != "grid" or space.grid is None:
         return space
     grid = space.grid
     whole = grid.affine if grid.to_mni is None else grid.to_mni @ grid.affine
-    # A box around the atlas: a field of view is mostly air.
+    # Limited to a box around the atlas, because most of the field of view is air.
     low, high = atlas.xyz.min(0) - CUBE_MM / 2, atlas.xyz.max(0) + CUBE_MM / 2
     corners = np.array(np.meshgrid(*zip(low, high, strict=True), indexing="ij")).reshape(3, -1).T
     inside = (corners - whole[:3, 3]) @ np.linalg.inv(whole[:3, :3]).T
@@ -113,20 +116,23 @@ def whole_space(space: Space, atlas: Atlas) -> Space:
 
 
 def place(atlas: Atlas, space: Space, learned: LearnedPrior | None = None) -> AtlasOnSpace:
-    """An atlas on the whole Space that a scan's Space is part of.
+    """Place an atlas on the whole Space that contains a scan's Space.
 
     Args:
-      atlas: K parcels.
-      space: of a scan.
-      learned: what a cohort taught about these parcels; takes the place of distances to the atlas where it has a location near.
+      atlas: atlas of K parcels.
+      space: Space of a scan.
+      learned: spatial prior learned from a cohort, which replaces the distance-based prior at locations near its own.
+
+    Returns:
+      The atlas on the Space.
 
     Raises:
-      InputError: atlas and Space do not overlap.
+      InputError: If atlas and Space do not overlap.
     """
     whole = whole_space(space, atlas)
     local = on_space(atlas, whole)
     here = np.flatnonzero(local.labels >= 0)
-    # Parcel by parcel, so that blocks of locations share few candidates.
+    # Sorted by parcel, so that blocks of locations share few candidates.
     here = here[np.argsort(local.labels[here], kind="stable")]
     own = take(whole, here)
     log_prior, labels = local.log_prior[here], local.labels[here]
@@ -155,8 +161,8 @@ def place(atlas: Atlas, space: Space, learned: LearnedPrior | None = None) -> At
 def _learned_on(
     learned: LearnedPrior, space: Space, candidates: Int[np.ndarray, "n C"], log_prior: Float[np.ndarray, "n C"]
 ) -> Float[np.ndarray, "n C"]:
-    """A learned log π over the candidates of a Space, each location's from the nearest one of its side; the atlas's where none is near."""
-    reach = max(learned.resolution, space.resolution) * np.sqrt(3) / 2 + 1e-3  # corners of a voxel included
+    """Return the learned log π at the nearest location of the same hemisphere, or that of the atlas if no location is near, `[n, C]`."""
+    reach = max(learned.resolution, space.resolution) * np.sqrt(3) / 2 + 1e-3  # includes the corners of a voxel
     out = np.array(log_prior)
     for side in (LEFT, RIGHT):
         own, theirs = np.flatnonzero(space.hemisphere == side), np.flatnonzero(learned.hemisphere == side)
@@ -172,7 +178,7 @@ def _learned_on(
 
 
 def log_shares(weights: Float[np.ndarray, "n C"], candidates: Int[np.ndarray, "n C"]) -> Float[np.ndarray, "n C"]:
-    """log of weights normalised over the candidates of each location, `PADDING` where there is none."""
+    """Return the log of the weights normalised over the candidates of each location; `PADDING` in the padding, `[n, C]`."""
     weights = np.where(candidates >= 0, weights, 0.0)
     share = weights / np.maximum(weights.sum(1, keepdims=True), 1e-30)
     return np.where(candidates >= 0, np.log(np.maximum(share, 1e-30)), PADDING).astype(np.float32)
@@ -181,17 +187,17 @@ def log_shares(weights: Float[np.ndarray, "n C"], candidates: Int[np.ndarray, "n
 def _most_probable(
     candidates: Int[np.ndarray, "n C"], log_prior: Float[np.ndarray, "n C"], atlas: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"]:
-    """The candidate of the highest prior, the nearer one of two alike; a parcel that is nowhere the most probable keeps the atlas's."""
+    """Return the candidate with the highest prior; parcels that are nowhere the most probable keep their atlas locations, `[n]`."""
     labels = np.take_along_axis(candidates, log_prior.argmax(1)[:, None], 1)[:, 0]
-    while len(lost := np.setdiff1d(atlas, labels)):  # the locations that one gets back may be all that another had
+    while len(lost := np.setdiff1d(atlas, labels)):  # restoring one parcel may remove the last locations of another
         labels = np.where(np.isin(atlas, lost), atlas, labels)
     return labels.astype(np.int32)
 
 
 def rows_of(placed: AtlasOnSpace, space: Space) -> Int[np.ndarray, " n"]:
-    """For each of the n locations of an atlas, the row of a scan on `space` that is the same place; −1 where the scan has none, `[n]`.
+    """Return the row in `space` of each of the n locations of an atlas; −1 if `space` lacks the location, `[n]`.
 
-    The scan's Space has the same key (`space_key`) as the one that the atlas was placed on.
+    `space` must have the same key (`space_key`) as the Space on which the atlas was placed.
     """
     if space.kind != "grid" or space.grid is None or placed.space.grid is None:
         return placed.here
@@ -201,28 +207,28 @@ def rows_of(placed: AtlasOnSpace, space: Space) -> Int[np.ndarray, " n"]:
 
 
 class Rows(NamedTuple):
-    """Where a scan has the locations of an atlas.
+    """Rows of a scan that correspond to the locations of an atlas.
 
     Attributes:
-      at: row of the scan for each of the W locations; 0 where it has none, `[W]`.
-      valid: it has one, with a signal, `[W]`.
+      at: row of the scan for each of the W locations; 0 if it lacks the location, `[W]`.
+      valid: whether the scan has a signal at the location, `[W]`.
     """
 
     at: Int[np.ndarray, " W"]
     valid: Bool[np.ndarray, " W"]
 
     def take(self, y: Float[np.ndarray, "V T"], size: int | None = None) -> Float[np.ndarray, "W size"]:
-        """Signals in the order of the atlas's locations, 0 where the scan has none; frames padded with 0 to `size`."""
+        """Return the signals in the order of the atlas locations, 0 if missing; frames are padded with 0 to `size`."""
         out = np.zeros((len(self.at), y.shape[1] if size is None else size), np.float32)
         out[self.valid, : y.shape[1]] = y[self.at[self.valid]]
         return out
 
 
 def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
-    """Where a scan has the locations of an atlas on its Space.
+    """Find the rows of a scan that correspond to the locations of an atlas.
 
     Raises:
-      InputError: none of the locations has a signal.
+      InputError: If no location of the atlas has a signal. The message names the scan.
     """
     found = rows_of(placed, scan.space)
     rows = pad_rows(found, -1)
@@ -238,7 +244,7 @@ def locate(placed: AtlasOnSpace, scan: Scan) -> Rows:
 
 
 def space_key(space: Space) -> Hashable:
-    """Equal for Spaces that share an atlas's tables: grids by their image, whatever their masks; others by their locations."""
+    """Return a key that is equal for Spaces that can share an atlas's tables: same image grid, or else same locations."""
     if space.kind == "grid" and space.grid is not None:
         return ("grid", space.grid.shape, *(None if x is None else x.tobytes() for x in (space.grid.affine, space.grid.to_mni)))
     on_mesh = () if space.mesh is None else (space.mesh.xyz, space.mesh.faces, space.mesh.hemisphere, space.mesh.vertex)
@@ -247,7 +253,7 @@ def space_key(space: Space) -> Hashable:
 
 
 def pad_rows(table: np.ndarray, value: float, multiple: int = LOCATION_BUCKET) -> np.ndarray:
-    """Rows up to a multiple, filled with a value, so that scans of like sizes share compiled steps."""
+    """Pad the rows with a value to a multiple, so that scans of similar size share compiled steps."""
     return np.pad(table, ((0, -len(table) % multiple),) + ((0, 0),) * (table.ndim - 1), constant_values=value)
 
 

@@ -17,7 +17,7 @@ from pnet_jax.encoder import objectives, perceiver
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
-from pnet_jax.pretraining.step import Loss, TrainState, begin, make_optimiser, make_step, make_validation
+from pnet_jax.pretraining.step import Loss, TrainState, initial_state, make_optimiser, make_step, make_validation
 
 # Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
 SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
@@ -39,7 +39,7 @@ BATCH: dict[str, tuple[str | None, ...]] = dict(
 )
 
 
-class Spread(NamedTuple):
+class ShardedStep(NamedTuple):
     """A step and the state it begins with.
 
     Attributes:
@@ -55,7 +55,7 @@ class Spread(NamedTuple):
     validate: Any
 
 
-def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh: Mesh) -> Spread:
+def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh: Mesh) -> ShardedStep:
     """The training step of a configuration on a mesh.
 
     Args:
@@ -78,7 +78,7 @@ def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh:
         donate_argnums=0,
     )
     validate = jax.jit(make_validation(_loss(linear, config), config.optimiser, config.seed), in_shardings=(layout.average, batch, None))
-    return Spread(initial, layout, step, validate)
+    return ShardedStep(initial, layout, step, validate)
 
 
 def by_field(make: Callable[[str], Any]) -> Segments:
@@ -119,10 +119,10 @@ def check_divides(config: PretrainConfig, mesh: Mesh, processes: int = 1) -> Non
 def _initial(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, optimiser: Any) -> TrainState:
     """Fresh weights on a linear encoder, or those of a neural one to go on from."""
     if isinstance(base, LinearEncoder):
-        return begin(perceiver.init(base, config.perceiver, jax.random.key(config.seed)).params, optimiser)
+        return initial_state(perceiver.init(base, config.perceiver, jax.random.key(config.seed)).params, optimiser)
     if base.config != config.perceiver:
         raise ValueError(f"checkpoint {config.start} has sizes {base.config}, expected those of the configuration, {config.perceiver}")
-    return begin(jax.tree.map(jnp.asarray, base.params), optimiser)
+    return initial_state(jax.tree.map(jnp.asarray, base.params), optimiser)
 
 
 def _loss(linear: LinearEncoder, config: PretrainConfig) -> Loss:

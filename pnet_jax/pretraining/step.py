@@ -44,7 +44,7 @@ def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
     )
 
 
-def begin(params: Any, optimiser: optax.GradientTransformation) -> TrainState:
+def initial_state(params: Any, optimiser: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
 

@@ -22,7 +22,7 @@ from pnet_jax.simulate import coupling as couplings
 from pnet_jax.simulate import disease as diseases
 from pnet_jax.simulate.dynamics import BAND_HZ, HRF_DELAY_SD_SECONDS, LinearModel, linear_model, sample, true_fc
 from pnet_jax.simulate.observe import SITES, TIERS, Site, observe, site_gain
-from pnet_jax.simulate.realism import Parts, Traits, draw_traits
+from pnet_jax.simulate.realism import RealismInputs, Traits, draw_traits
 from pnet_jax.simulate.space import RESOLUTIONS, centroids, grey_matter_space, group_parcels, subject_parcels
 from pnet_jax.space import Space
 
@@ -92,7 +92,7 @@ class SimulatedSubject:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Group:
+class SimulatedGroup:
     """What all subjects of a cohort share: V locations, parcels `[V]`, coupling, and where disease and ageing act."""
 
     space: Space
@@ -267,14 +267,14 @@ def check(config: SimulateConfig) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def group_truth(resolution: int, parcels: int, seed: int) -> Group:
+def group_truth(resolution: int, parcels: int, seed: int) -> SimulatedGroup:
     """What all subjects of a cohort share. Cached: treat the arrays as read-only."""
     rng = _stream(seed, _GROUP)
     space = grey_matter_space(resolution)
     labels = group_parcels(space, parcels, rng)
     coupling = couplings.group_coupling(centroids(labels, space.xyz, parcels), rng)
     plan = diseases.plan(coupling.modules, couplings.weights(coupling).sum(1), rng)
-    return Group(space, labels, coupling, plan)
+    return SimulatedGroup(space, labels, coupling, plan)
 
 
 def _with_disease(
@@ -313,7 +313,7 @@ def _session(
     latent, parts = sample(model, rng, tr=tr, frames=frames), None
     if tier.realism is not None and traits is not None:  # further realisations of the same dynamics, independent of the first latents
         second, third = (sample(model, rng, tr=tr, frames=frames)[traits.order] for _ in range(2))
-        parts = Parts(tier.realism, traits, second, third[: traits.gradients.shape[1]])
+        parts = RealismInputs(tier.realism, traits, second, third[: traits.gradients.shape[1]])
     gain = site_gain(space, _stream(config.seed, _SITE, site_index))
     with threadpool_limits(1, "blas"):  # thousands of small products: several threads wait for each other on a busy machine
         recording = observe(latent, labels, space, rng, tr=tr, tier=tier, site=site, gain=gain, parts=parts)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from pnet_jax.simulate.realism import Parts, Realism, heavy_tails, neural, vascular
+from pnet_jax.simulate.realism import Realism, RealismInputs, heavy_tails, neural, vascular
 from pnet_jax.simulate.space import smooth_field
 from pnet_jax.space import Space
 
@@ -77,7 +77,7 @@ SITES = (Site("A", 2.0, 1.0, 1.0, 6.0), Site("B", 2.5, 0.8, 0.85, 7.0), Site("C"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recording:
+class SimulatedRecording:
     """Raw signals and what fMRIPrep would say of them.
 
     Attributes:
@@ -157,8 +157,8 @@ def observe(
     site: Site,
     gain: Float[np.ndarray, " V"],
     second: Float[np.ndarray, "K T"] | None = None,
-    parts: Parts | None = None,
-) -> Recording:
+    parts: RealismInputs | None = None,
+) -> SimulatedRecording:
     """A recording of parcel signals.
 
     Voxel gains are drawn anew in every recording, so that nothing but parcels, coupling and traits ties a subject's sessions together.
@@ -205,7 +205,7 @@ def observe(
     y *= UNIT
     y += BASELINE
     y *= (gain * intensity)[:, None]
-    return Recording(y, framewise_displacement(motion), _confounds(y, motion, patterns.mean(0) @ course + common[0], rng))
+    return SimulatedRecording(y, framewise_displacement(motion), _confounds(y, motion, patterns.mean(0) @ course + common[0], rng))
 
 
 def framewise_displacement(motion: Float[np.ndarray, "6 T"]) -> Float[np.ndarray, " T"]:

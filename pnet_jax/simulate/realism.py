@@ -96,7 +96,7 @@ class Traits:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Parts:
+class RealismInputs:
     """What a realistic recording needs besides first latents, labels and noise.
 
     Attributes:
@@ -203,7 +203,7 @@ def balanced_fields(
     return out / np.sqrt(np.square(out).mean(0))
 
 
-def neural(latent: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], parts: Parts) -> Float[np.ndarray, "V T"]:
+def neural(latent: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], parts: RealismInputs) -> Float[np.ndarray, "V T"]:
     """Neural signal of each location before its gain, `[V, T]`.
 
     Args:

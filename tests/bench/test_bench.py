@@ -20,7 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pnet_jax
 from pnet_jax import parallel
 from pnet_jax.bench import hlo, inputs, results, scaling, timing
-from pnet_jax.bench.cases import CASES, Spread, Work
+from pnet_jax.bench.cases import CASES, CasePartition, Work
 from pnet_jax.bench.measure import against, measure
 from pnet_jax.bench.program import main
 from pnet_jax.bench.roofline import Roofline
@@ -266,7 +266,7 @@ def test_a_gather_that_the_compiler_slips_in_is_seen():
         def run(implementation, y):
             return jax.lax.map(lambda row: row - row.mean(), y, batch_size=16)
 
-        return Work(run, (make.normal(shape.V, shape.T),), Spread("location", (PartitionSpec("location"),)))
+        return Work(run, (make.normal(shape.V, shape.T),), CasePartition("location", (PartitionSpec("location"),)))
 
     row = scaling.over_devices(dataclasses.replace(CASES["fingerprint"], build=build), "chunked", SHAPES["tiny"], (1, 8))
     assert "all-gather" in row["collectives"][1]

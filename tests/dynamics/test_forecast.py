@@ -49,9 +49,9 @@ def test_frames_that_do_not_count_change_nothing():
 
 
 def test_what_cannot_be_fitted_is_refused():
-    with pytest.raises(ValueError, match=r"one D, got D = \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"the same D, got D = \[2, 3\]"):
         fit_transition([np.zeros((2, 9)), np.zeros((3, 9))])
-    with pytest.raises(ValueError, match="two kept frames that follow each other, got none"):
+    with pytest.raises(ValueError, match="one pair of consecutive kept frames, got none"):
         fit_transition([np.zeros((2, 4))], [np.array([True, False, True, False])])
     with pytest.raises(ValueError, match="T = 5, got 5"):
         forecast_r2(np.eye(2), np.zeros((2, 5)), horizon=5)

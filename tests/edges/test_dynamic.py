@@ -91,8 +91,8 @@ def test_rectangular_windows_are_numpy_s_correlation():
 @pytest.mark.parametrize(
     ("frames", "arguments", "message"),
     [
-        (20, {}, "sliding windows of 44 s need a recording longer than that, got 40 s"),
-        (150, {"seconds": 4}, "a window must have 4 frames or more"),
+        (20, {}, "sliding windows of 44 s need a longer recording, got 40 s"),
+        (150, {"seconds": 4}, "a window must have at least 4 frames"),
         (150, {"frames": np.arange(150) * 5}, "with half of their 44 s kept, got 0"),
     ],
 )
@@ -106,9 +106,11 @@ def test_variability_holds_no_table_of_windows():
     shape = jax.ShapeDtypeStruct
     recording = jax.tree.map(lambda s: shape(s, np.float32), ((60, frames), (frames,)), is_leaf=lambda s: isinstance(s[0], int))
     starts = shape((frames - len(weights) + 1,), np.int32)
-    from pnet_jax.edges._clock import Recording
+    from pnet_jax.edges._clock import TimedSignals
 
-    used = _variance.lower(Recording(*recording), shape(weights.shape, np.float32), starts).compile().memory_analysis().temp_size_in_bytes
+    used = (
+        _variance.lower(TimedSignals(*recording), shape(weights.shape, np.float32), starts).compile().memory_analysis().temp_size_in_bytes
+    )
     assert used < 4 * 60 * 60 * len(range(*starts.shape)) / 4
 
 
@@ -131,7 +133,7 @@ def test_the_null_explains_static_signals_and_not_switching_ones():
     assert moving.p[0, 1] == np.float32(1 / 21)
     assert moving.observed[0, 1] > moving.mean[0, 1] + 5 * moving.sd[0, 1]
     assert moving.p[0, 2] > 1 / 21
-    with pytest.raises(ValueError, match="surrogates must be 2 or more, got 1"):
+    with pytest.raises(ValueError, match="surrogates must be at least 2, got 1"):
         static_null(jax.random.key(1), smooth(), tr=TR, surrogates=1)
 
 
@@ -195,7 +197,7 @@ def test_states_that_cannot_be_are_refused():
         ([], 2, "got none"),
         ([one, windows(smooth(), tr=TR)], 2, "the same parcels and TR"),
         ([one], 10_000, "n_states must be from 1 to the"),
-        ([nothing], 2, "an edge with a value in all windows"),
+        ([nothing], 2, "an edge that is present in all windows"),
     ):
         with pytest.raises(ValueError, match=message):
             states(given, count)

@@ -172,7 +172,7 @@ def test_a_measure_that_is_like_no_other_gets_no_guess():
 
 
 def test_a_measure_of_a_cohort_is_refused_for_one_subject():
-    with pytest.raises(ValueError, match="'tangent' is not made of one subject's signals: it needs a cohort"):
+    with pytest.raises(ValueError, match="'tangent' is not computed from one subject's signals: it needs a cohort"):
         edges.compute("tangent", signals())
 
 

@@ -91,9 +91,9 @@ def test_a_lag_with_few_pairs_does_not_count():
     ("arguments", "message"),
     [
         ({"tr": 0.0}, "tr must be above 0 s, got 0.0"),
-        ({"tr": 2.0, "seconds": -1}, "seconds must be 0 or more, got -1"),
-        ({"tr": 2.0, "frames": np.zeros(120, int)}, "frames must be 120 ascending positions"),
-        ({"tr": 2.0, "frames": np.arange(5)}, "frames must be 120 ascending positions"),
+        ({"tr": 2.0, "seconds": -1}, "seconds must be at least 0, got -1"),
+        ({"tr": 2.0, "frames": np.zeros(120, int)}, "frames must be 120 ascending indices"),
+        ({"tr": 2.0, "frames": np.arange(5)}, "frames must be 120 ascending indices"),
     ],
 )
 def test_wrong_input_is_refused(arguments, message):

@@ -119,7 +119,7 @@ def test_parcels_without_locations_or_with_constant_ones_are_nan(measure):
     ("y", "labels", "message"),
     [
         (np.zeros((3, 9)), np.zeros(4, int), r"got shapes \(3, 9\) and \(4,\)"),
-        (np.zeros((3, 3)), np.zeros(3, int), "need 4 frames or more, got 3"),
+        (np.zeros((3, 3)), np.zeros(3, int), "need at least 4 frames, got 3"),
         (np.zeros((3, 9)), np.array([0, 1, 2]), "labels must be −1 or 0…1, got 0…2"),
     ],
 )

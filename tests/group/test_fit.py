@@ -129,7 +129,7 @@ def test_fewer_than_three_with_parcels_of_their_own_teach_no_spatial_prior():
     kept = [network(LINE, split(4), subject=f"9{at}", decision="atlas", seed=at) for at in range(3)]
     assert fit_group([*kept, *cohort(borders=[3, 4])], TWO).spatial is None
     with pytest.raises(
-        ValueError, match="nothing can be learned from 3 networks: expected 3 or more with personalised parcels, or 4 for the layers"
+        ValueError, match="nothing can be learned from 3 networks: expected at least 3 with personalised parcels, or 4 for the layers"
     ):
         fit_group(kept, TWO)
 
@@ -240,13 +240,13 @@ def test_a_structural_connectome_draws_the_groups_coupling(many, toy):
     plain = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True).hierarchy.group.coupling)
     drawn = np.asarray(fit_group(many[:4], toy.atlas, dynamics=True, connectome=connectome).hierarchy.group.coupling)
     assert drawn[0, 7] - plain[0, 7] > 0.001
-    with pytest.raises(ValueError, match="expected 12 x 12 weights, as there are parcels, found 3 x 3"):
+    with pytest.raises(ValueError, match="expected 12 x 12 weights, one per pair of parcels, found 3 x 3"):
         fit_group(many[:4], toy.atlas, dynamics=True, connectome=np.eye(3))
 
 
 def test_a_scan_too_short_for_dynamics_is_left_out_with_a_warning(many, toy):
     short = dataclasses.replace(many[4], signals=many[4].signals[:, :12], frames=np.arange(12))
-    with pytest.warns(UserWarning, match="left out of the group's dynamics: sub-04: too few frames"):
+    with pytest.warns(UserWarning, match="sub-04 is left out of the group's dynamics: too few frames"):
         group = fit_group([*many[:3], short], toy.atlas, dynamics=True)
     assert group.shrinkage is not None  # its edges count
     three = fit_group(many[:3], toy.atlas, dynamics=True)

@@ -280,7 +280,7 @@ def test_the_density_has_the_slope_of_finite_differences():
 
 def test_an_iterator_that_ends_is_refused_and_so_are_numbers_that_are_none():
     cohort, model = planted(), models()[0]
-    with pytest.raises(ValueError, match="Cohort yielded no batch in round 2"):
+    with pytest.raises(ValueError, match="the cohort yielded no batch in round 2"):
         fit_spatial(model, iter([(cohort.z, cohort.valid)]), table_of(model))
     with pytest.raises(FloatingPointError, match="embeddings must be finite"):
         fit_spatial(model, [(np.full_like(cohort.z, np.nan), cohort.valid)], table_of(model))

@@ -202,7 +202,7 @@ def test_one_trace_serves_values_of_every_kind():
     ("shape", "message"),
     [
         ((7, 40), r"\[subjects, parcels, frames\].*got shape \(7, 40\)"),
-        ((5, 7, 2), r"3 frames or more, got shape \(5, 7, 2\)"),
+        ((5, 7, 2), r"at least 3 frames, got shape \(5, 7, 2\)"),
     ],
 )
 def test_signals_that_cannot_be_used_are_refused(shape, message):

@@ -208,7 +208,7 @@ def test_temporary_memory_never_holds_a_distance_matrix(monkeypatch):
     ("arguments", "message"),
     [
         ({"signals": np.ones((5, 40), np.float32)}, r"\[subjects, parcels, frames\].*got shape \(5, 40\)"),
-        ({"signals": np.ones((1, 5, 3), np.float32), "bias_corrected": True}, "needs 4 frames or more, got 3"),
+        ({"signals": np.ones((1, 5, 3), np.float32), "bias_corrected": True}, "needs at least 4 frames, got 3"),
         ({"kept": np.ones(6, bool)}, r"kept must have shape \(1, 6\) \(subjects, frames\), got \(6,\)"),
         ({"implementation": "dense"}, r"one of \['chunked', 'reference'\], got 'dense'"),
     ],

@@ -184,7 +184,7 @@ def test_temporary_memory_never_holds_all_fingerprints(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"y": (13, 29)}, r"\[R, T\] with one T, got \(13, 29\) and \(4, 30\)"),
+        ({"y": (13, 29)}, r"\[R, T\] with the same T, got \(13, 29\) and \(4, 30\)"),
         ({"y": (30,)}, r"y must be \[V, T\]"),
         ({"kept": (13,)}, r"kept must have shape \(30,\), got \(13,\)"),
         ({"mean": (5,)}, r"mean must have shape \(4,\), got \(5,\)"),

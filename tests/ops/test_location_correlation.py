@@ -230,7 +230,7 @@ def test_one_program_serves_every_pair_of_blocks():
     ("arguments", "message"),
     [
         ({"y": np.ones((2, 3, 4), np.float32)}, r"y must be \[locations, frames\], got shape \(2, 3, 4\)"),
-        ({"y": np.ones((5, 2), np.float32)}, r"3 frames or more, got shape \(1, 5, 2\)"),
+        ({"y": np.ones((5, 2), np.float32)}, r"at least 3 frames, got shape \(1, 5, 2\)"),
         ({"y": np.ones((5, 4), int)}, "y must be floating point, got int"),
         ({"kept": np.ones(5, bool)}, r"kept must have shape \(4,\) \(frames\), got \(5,\)"),
         ({"mask": np.ones(4, bool)}, r"mask must have shape \(5,\) \(locations\), got \(4,\)"),
@@ -322,7 +322,7 @@ def test_no_table_of_all_pairs_on_any_device():
 @pytest.mark.parametrize(
     ("mesh", "more", "message"),
     [
-        (lambda: mesh_of(3), {}, "the mesh splits locations into 3: expected a multiple of it, got 29"),
+        (lambda: mesh_of(3), {}, "the mesh splits locations over 3 devices: expected a multiple of 3 locations, got 29"),
         (lambda: jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]), {}, r"expected a mesh with an axis location, got \('x',\)"),
         (lambda: mesh_of(1), {"implementation": "reference"}, "a mesh needs the implementation 'chunked', got 'reference'"),
     ],

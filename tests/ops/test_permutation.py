@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from pnet_jax.bench import hlo
 from pnet_jax.ops.permutation import chunked, false_discovery_rate, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.asked import edge_table
-from pnet_jax.ops.permutation.model import Model, rearranged
+from pnet_jax.ops.permutation.model import PermutationModel, rearranged
 
 IMPLEMENTATIONS = ("reference", "chunked")
 KEY = jax.random.key(0)
@@ -180,7 +180,7 @@ def test_statistics_of_permuted_residuals_equal_least_squares():
     z, y = rng.normal(size=(20, 2)), np.float64(edges())
     found = permutation_test(np.float32(y), GROUP, np.float32(z), key=KEY, permutations=199)
     label, anywhere = np.arange(20, dtype=np.float32)[None], np.zeros(20, np.int32)
-    model = Model(np.zeros((20, 1), np.float32), label, anywhere, np.float32(16), np.ones(1, bool))
+    model = PermutationModel(np.zeros((20, 1), np.float32), label, anywhere, np.float32(16), np.ones(1, bool))
     order = np.asarray(jax.jit(rearranged)(model, KEY, np.int32(1)))[0].astype(int)
     null = np.column_stack([np.ones(20), z])
     fitted = null @ np.linalg.lstsq(null, y)[0]
@@ -312,14 +312,14 @@ def test_memory_does_not_grow_with_permutations(monkeypatch):
         ({"effect": np.ones(20, np.float32)}, "effect must vary among subjects"),
         ({"covariates": GROUP[:, None]}, "beyond what the covariates explain"),
         ({"covariates": np.ones((4, 2), np.float32)}, r"covariates must have shape \(20, 2\), got \(4, 2\)"),
-        ({"covariates": np.ones((20, 18), np.float32)}, "18 covariates need 21 subjects or more, got 20"),
+        ({"covariates": np.ones((20, 18), np.float32)}, "18 covariates need at least 21 subjects, got 20"),
         ({"strata": np.zeros(3, np.int32)}, r"strata must have shape \(20,\), got \(3,\)"),
-        ({"permutations": 0}, "permutations must be 1 or more, got 0"),
+        ({"permutations": 0}, "permutations must be at least 1, got 0"),
         ({"tail": "left"}, r"tail must be one of \('both', 'greater', 'less'\), got 'left'"),
         ({"threshold": -1.0}, "threshold must be above 0, got -1.0"),
-        ({"edges": edges(n=65), "threshold": 2.0}, "where ends are not given, got 65"),
+        ({"edges": edges(n=65), "threshold": 2.0}, "without ends.*got 65 edges"),
         ({"threshold": 2.0, "ends": np.zeros((66, 2), int)}, "ends must be two different nodes"),
-        ({"threshold": 2.0, "ends": np.tile([[0, 1]], (66, 1))}, "ends name an edge twice"),
+        ({"threshold": 2.0, "ends": np.tile([[0, 1]], (66, 1))}, "found an edge twice"),
         ({"implementation": "fast"}, r"one of \['chunked', 'reference'\], got 'fast'"),
     ],
 )
@@ -330,7 +330,7 @@ def test_bad_input_is_refused(change, message):
 
 
 def test_one_pair_is_refused():
-    with pytest.raises(ValueError, match="differences need 2 subjects or more, got 1"):
+    with pytest.raises(ValueError, match="differences need at least 2 subjects, got 1"):
         sign_flip_test(np.ones((1, 3), np.float32), key=KEY)
 
 

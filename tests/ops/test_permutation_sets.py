@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pnet_jax.ops.permutation import Enhancement, chunked, permutation_test, reference, sign_flip_test
 from pnet_jax.ops.permutation.asked import make_asked
-from pnet_jax.ops.permutation.model import Model, rearranged
+from pnet_jax.ops.permutation.model import PermutationModel, rearranged
 
 KEY = jax.random.key(0)
 NODES, SUBJECTS = 12, 20
@@ -98,7 +98,9 @@ def test_set_means_equal_numpy_and_their_p_values_counts():
     blocks = np.stack([np.isin(ENDS, range(6)).all(1), np.isin(ENDS, range(6, 12)).all(1), np.zeros(66, bool)], 1)
     found = permutation_test(y, GROUP, key=KEY, permutations=permutations, sets={"blocks": blocks}).sets["blocks"]
     anywhere, label = np.zeros(SUBJECTS, np.int32), np.arange(SUBJECTS, dtype=np.float32)[None]
-    model = Model(np.zeros((SUBJECTS, 1), np.float32), jnp.asarray(label), jnp.asarray(anywhere), np.float32(18), np.ones(1, bool))
+    model = PermutationModel(
+        np.zeros((SUBJECTS, 1), np.float32), jnp.asarray(label), jnp.asarray(anywhere), np.float32(18), np.ones(1, bool)
+    )
     orders = jax.jit(jax.vmap(lambda number: rearranged(model, KEY, number)))(np.arange(permutations))[:, 0].astype(int)
 
     def means(group):
@@ -187,7 +189,7 @@ def test_means_of_strata_equal_indicators_of_strata():
     assert_allclose(within.max_t.mean(), named.max_t.mean(), rtol=0.05)
     with pytest.raises(ValueError, match="beyond what the covariates explain"):
         permutation_test(y, GROUP, key=KEY, strata=GROUP.astype(np.int32), within_strata=True)
-    with pytest.raises(ValueError, match="0 covariates and 20 strata need 22 subjects or more, got 20"):
+    with pytest.raises(ValueError, match="0 covariates and 20 strata need at least 22 subjects, got 20"):
         permutation_test(y, GROUP, key=KEY, strata=np.arange(20), within_strata=True)
 
 
@@ -244,5 +246,5 @@ def test_bad_covariates_of_pairs_are_refused():
         sign_flip_test(edges(), np.ones((3, 1), np.float32), key=KEY)
     with pytest.raises(ValueError, match="beyond what the covariates explain"):
         sign_flip_test(edges(), np.ones((20, 1), np.float32), key=KEY)
-    with pytest.raises(ValueError, match="differences need 21 subjects or more, got 20"):
+    with pytest.raises(ValueError, match="differences need at least 21 subjects, got 20"):
         sign_flip_test(edges(), np.ones((20, 19), np.float32), key=KEY)

@@ -409,9 +409,9 @@ def spoiled(index, value):
         (np.ones((2, 3, 3), np.int32), HOPS, "weights must be floating point, got int32"),
         (spoiled((2, 1, 5), 0.9), HOPS, "weights must be symmetric, network 2"),
         (spoiled((1, 4, 4), np.inf), HOPS, "weights must be finite or NaN, network 1"),
-        (2 * networks(), PortraitSettings(lengths="1-w"), "weights must be 1 or less for lengths '1-w', network 0 has"),
+        (2 * networks(), PortraitSettings(lengths="1-w"), "weights must be at most 1 for lengths '1-w', network 0 has"),
     ],
-    ids=["flat", "whole numbers", "directed", "infinite", "too large"],
+    ids=["flat", "integers", "directed", "infinite", "too large"],
 )
 def test_weights_that_cannot_be_used_are_refused(weights, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -460,7 +460,7 @@ def test_only_what_pairs_read_is_gathered(settings, gathers):
 
 
 def test_meshes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="the mesh splits networks into 8: expected a multiple of it, got 4; networks of NaN fill up"):
+    with pytest.raises(ValueError, match="networks over 8 devices: expected a multiple of 8 networks, got 4; pad with networks of NaN"):
         divergence(networks(4), mesh=mesh_of(8))
     with pytest.raises(ValueError, match="a mesh needs the implementation 'chunked', got 'reference'"):
         divergence(networks(8), implementation="reference", mesh=mesh_of(8))

@@ -156,8 +156,8 @@ def test_the_table_says_where_a_neighbour_holds_the_same_parcel():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"candidates": np.zeros((2, 3), np.int32)}, r"one shape \[V, C\], got \(2, 2\) and \(2, 3\)"),
-        ({"q": np.zeros(2), "candidates": np.zeros(2, np.int32)}, r"one shape \[V, C\]"),
+        ({"candidates": np.zeros((2, 3), np.int32)}, r"the same shape \[V, C\], got \(2, 2\) and \(2, 3\)"),
+        ({"q": np.zeros(2), "candidates": np.zeros(2, np.int32)}, r"the same shape \[V, C\]"),
         ({"neighbours": np.zeros((3, 1), np.int32)}, r"neighbours must have shape \(2, N\), got \(3, 1\)"),
         ({"implementation": "quick"}, r"one of \['chunked', 'reference'\], got 'quick'"),
     ],

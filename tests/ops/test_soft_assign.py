@@ -176,10 +176,10 @@ def test_temporary_memory_never_holds_every_parcel_of_every_location(monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prototypes": np.zeros((3, 4))}, r"prototypes \[K, D\] with one D, got \(5, 2\) and \(3, 4\)"),
+        ({"prototypes": np.zeros((3, 4))}, r"prototypes \[K, D\] with the same D, got \(5, 2\) and \(3, 4\)"),
         ({"z": np.zeros(5)}, r"z must be \[V, D\]"),
-        ({"bias": np.zeros((5, 3))}, r"one shape \(5, C\), got \(5, 2\) and \(5, 3\)"),
-        ({"candidates": np.zeros((4, 2), int), "bias": np.zeros((4, 2))}, r"one shape \(5, C\), got \(4, 2\)"),
+        ({"bias": np.zeros((5, 3))}, r"the same shape \(5, C\), got \(5, 2\) and \(5, 3\)"),
+        ({"candidates": np.zeros((4, 2), int), "bias": np.zeros((4, 2))}, r"the same shape \(5, C\), got \(4, 2\)"),
         ({"kappa": np.ones(2, np.float32)}, r"kappa must be a number or have shape \(5,\), got \(2,\)"),
         ({"implementation": "dense"}, r"one of \['chunked', 'pallas', 'reference'\], got 'dense'"),
     ],

@@ -106,7 +106,7 @@ def test_products_cost_what_the_lists_are_long():
 
 def test_what_does_not_fit_is_refused():
     z, prototypes, candidates, bias = problem()
-    with pytest.raises(ValueError, match=r"multiple of the block, 40; got 96"):
+    with pytest.raises(ValueError, match=r"multiple of the block size 40, got 96"):
         make_blocks(candidates, K, 40)
     with pytest.raises(ValueError, match="needs blocks"):
         soft_assign(z, prototypes, candidates, bias, 1.0, implementation="blocked")

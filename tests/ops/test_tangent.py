@@ -194,7 +194,7 @@ def test_temporary_memory_is_a_few_times_the_covariances():
     [
         ({"covariances": np.eye(3, dtype=np.float32)}, r"\[subjects, parcels, parcels\].*got shape \(3, 3\)"),
         ({"covariances": np.ones((2, 3, 4), np.float32)}, r"got shape \(2, 3, 4\)"),
-        ({"covariances": np.ones((0, 3, 3), np.float32)}, r"one subject or more, got shape \(0, 3, 3\)"),
+        ({"covariances": np.ones((0, 3, 3), np.float32)}, r"at least one subject, got shape \(0, 3, 3\)"),
         ({"covariances": np.ones((2, 3, 3), int)}, "covariances must be floating point, got int"),
         ({"mean": np.eye(4, dtype=np.float32)}, r"mean must have shape \(3, 3\) \(parcels, parcels\), got \(4, 4\)"),
         ({"implementation": "dense"}, r"one of \['chunked', 'reference'\], got 'dense'"),

@@ -16,7 +16,7 @@ from pnet_jax.bench.measure import memory_of
 from pnet_jax.bench.scaling import exponent
 from pnet_jax.config import InputConfig, ObjectiveConfig, ParallelConfig, PerceiverConfig, PretrainConfig
 from pnet_jax.encoder.linear import LinearEncoder
-from pnet_jax.pretraining.spread import Spread, batch_shapes, spread
+from pnet_jax.pretraining.spread import ShardedStep, batch_shapes, spread
 from pnet_jax.records import batches, open_store, prepare
 
 pytestmark = pytest.mark.usefixtures("float16")  # of which batches are
@@ -46,7 +46,7 @@ def linear(references: int) -> LinearEncoder:
     return LinearEncoder(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-def over(config: PretrainConfig, devices: int = 1) -> Spread:
+def over(config: PretrainConfig, devices: int = 1) -> ShardedStep:
     mesh = parallel.make_mesh(ParallelConfig(subject=devices, location=1), jax.devices()[:devices])
     return spread(linear(config.perceiver.references), config, mesh)
 

@@ -292,7 +292,7 @@ def test_a_folder_holds_one_run(whole, store, config, change, message):
     ("change", "message"),
     [
         ({"input": InputConfig(batch=6)}, "input.batch is 6: expected a multiple of 8"),
-        ({"perceiver": PerceiverConfig(16, 4, 1, 2, 2, 12, 24)}, r"PerceiverConfig says \(24, 12\)"),
+        ({"perceiver": PerceiverConfig(16, 4, 1, 2, 2, 12, 24)}, r"expected a linear encoder with \(24, 12\)"),
         ({"start": "pnet-liner"}, "did you mean 'pnet-linear'"),
     ],
 )

@@ -30,9 +30,9 @@ def run(**changed):
     ("call", "message"),
     [
         (lambda: fingerprint(jnp.ones((V, 5), jnp.int32), jnp.ones((2, 5))), "y and references must be floating point"),
-        (lambda: soft_assign(PROBLEM.z, PROBLEM.prototypes, Q, Q, 1.0), "candidates whole numbers"),
-        (lambda: potts(Q, np.zeros((V, C)), NEIGHBOURS, n_parcels=K), "candidates and neighbours whole numbers"),
-        (lambda: portrait_divergence(jnp.ones((2, 3, 3)), pairs=jnp.zeros((1, 2))), "pairs must be whole numbers"),
+        (lambda: soft_assign(PROBLEM.z, PROBLEM.prototypes, Q, Q, 1.0), "candidates integers"),
+        (lambda: potts(Q, np.zeros((V, C)), NEIGHBOURS, n_parcels=K), "candidates and neighbours integers"),
+        (lambda: portrait_divergence(jnp.ones((2, 3, 3)), pairs=jnp.zeros((1, 2))), "pairs must be integers"),
     ],
 )
 def test_kernels_refuse_types_as_values(call, message):

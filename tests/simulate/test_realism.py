@@ -95,9 +95,9 @@ def test_the_neural_signal_has_the_first_latent_as_its_mean_in_each_true_parcel(
     gradients = np.random.default_rng(2).standard_normal((realism.GRADIENTS, 60)).astype(np.float32)
     hard = dataclasses.replace(traits, share=np.zeros_like(traits.share))
     assert_allclose(
-        parcel_means(realism.neural(latent, labels, realism.Parts(AMPLITUDES, hard, second, gradients)), labels), latent, atol=0.01
+        parcel_means(realism.neural(latent, labels, realism.RealismInputs(AMPLITUDES, hard, second, gradients)), labels), latent, atol=0.01
     )
-    soft = parcel_means(realism.neural(latent, labels, realism.Parts(AMPLITUDES, traits, second, gradients)), labels)
+    soft = parcel_means(realism.neural(latent, labels, realism.RealismInputs(AMPLITUDES, traits, second, gradients)), labels)
     assert min(np.corrcoef(soft[k], latent[k])[0, 1] for k in range(PARCELS)) > 0.95
 
 
@@ -107,7 +107,7 @@ def test_parcels_are_not_homogeneous(labels, traits, part):
     gradients = np.random.default_rng(2).standard_normal((realism.GRADIENTS, 60)).astype(np.float32)
     none = dataclasses.replace(AMPLITUDES, heterogeneity=0.0, gradients=0.0)
     without, with_ = (
-        homogeneity(realism.neural(latent, labels, realism.Parts(x, traits, second, gradients)), labels)
+        homogeneity(realism.neural(latent, labels, realism.RealismInputs(x, traits, second, gradients)), labels)
         for x in (none, dataclasses.replace(none, **{part: 1.0}))
     )
     assert without > 0.8 and with_ < without - 0.2
@@ -158,7 +158,7 @@ def test_a_recording_has_heavier_tails_than_one_of_gaussian_noise(brain, labels,
     for tail in (5.0, 1e6):
         amplitudes = realism.Realism(heterogeneity=0.0, gradients=0.0, vascular=0.0, motion=0.0, drop_out=0.0, tail=tail)
         given = dict(tier=observe.Tier(1.0, 0.2, amplitudes), site=observe.SITES[0], gain=np.ones(len(brain), np.float32))
-        parts = realism.Parts(amplitudes, traits, zeros, zeros[: realism.GRADIENTS])
+        parts = realism.RealismInputs(amplitudes, traits, zeros, zeros[: realism.GRADIENTS])
         y = observe.observe(zeros, labels, brain, np.random.default_rng(5), tr=2.0, parts=parts, **given).y
         found.append(np.median(kurtosis(np.diff(y[::50], axis=1), axis=1)))
     assert found[0] > found[1] + 0.5

@@ -1,4 +1,4 @@
-"""The op `correlation`; its face is in `api.py`."""
+"""The op `correlation`; its public function is in `api.py`."""
 
 from pnet_jax.ops.correlation.api import correlation
 

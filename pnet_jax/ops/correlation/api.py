@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public function of the op."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +15,23 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"reference": reference.correl
 def correlation(
     signals: Float[Array, "S K T"], kept: Bool[Array, "S T"] | None = None, *, implementation: str | None = None
 ) -> Float[Array, "S K K"]:
-    r"""Pearson correlation between the parcel signals of each subject.
+    r"""Compute the Pearson correlations between the parcel signals of each subject.
 
     .. math::
       r_{kl} = \frac{\sum_t \tilde x_{kt} \tilde x_{lt}}{\sqrt{\sum_t \tilde x_{kt}^2 \sum_t \tilde x_{lt}^2}}, \quad \tilde x = x - \bar x
 
     Args:
-      signals: any unit, `[S, K, T]`; bfloat16 and float16 are read as float32 and summed in it.
-      kept: frames that count, `[S, T]`; all if not given. What stands in the other frames is not read.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      signals: parcel signals, any unit, `[S, K, T]`; bfloat16 and float16 are converted to float32.
+      kept: mask of the included frames, `[S, T]`; default: all. Values in excluded frames are ignored.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      r in [−1, 1], diagonal 1, `[S, K, K]` in float32; rows and columns of a constant signal are NaN, with gradients of 0.
+      Correlations in [−1, 1] with diagonal 1, `[S, K, K]`, float32; rows and columns of a constant signal are NaN, with gradients of 0.
 
     Raises:
-      ValueError: fewer than 3 frames, shapes that do not agree, signals that are no floats, or an unknown implementation.
+      ValueError: If there are fewer than 3 frames, shapes do not agree, `signals` is not floating point, or the implementation is unknown.
 
-    Memory: the result plus the centred signals of at most 16 subjects, the gradient likewise (`chunked`); or of all (`reference`).
+    Memory: the result plus the centred signals of at most 16 subjects, also for the gradient (`chunked`); or of all subjects (`reference`).
 
     >>> import jax.numpy as jnp
     >>> correlation(jnp.array([[[1.0, 2.0, 4.0], [-1.0, -2.0, -4.0]]])).round(2).tolist()

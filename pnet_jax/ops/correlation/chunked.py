@@ -1,7 +1,7 @@
-"""The implementation in use: a few subjects at a time; a constant signal gives NaN values but gradients of 0.
+"""Default implementation: a few subjects at a time; a constant signal gives NaN values but gradients of 0.
 
-Signals are made of length 1 before the product, so that the [K, K] table is written once and never read again. The gradient
-is written out: it keeps nothing of the forward pass but the signals, and does the same in blocks.
+Signals are scaled to unit length before the product, so that the [K, K] matrix is written once and never read again. The gradient
+is explicit: it keeps only the signals from the forward pass and is computed in the same blocks.
 """
 
 import jax
@@ -40,7 +40,7 @@ def _pull(subject: tuple[Array, Array, Float[Array, "K K"]]) -> Float[Array, "K 
     unit = centred * scale
     cotangent = jnp.where(varies[:, None] & varies[None, :], cotangent, 0.0)
     along = jnp.matmul(cotangent + cotangent.T, unit, precision="highest")  # [K, T]
-    # Both terms have mean 0 over the frames that count and are 0 in the others: centring has nothing left to do.
+    # Both terms have mean 0 over the included frames and are 0 in the others, so the gradient of centring is the identity.
     return (scale * (along - unit * (along * unit).sum(1, keepdims=True))).astype(signals.dtype)
 
 

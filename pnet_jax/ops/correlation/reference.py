@@ -1,4 +1,4 @@
-"""The definition."""
+"""Reference definition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

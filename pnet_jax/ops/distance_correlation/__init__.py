@@ -1,4 +1,4 @@
-"""The op `distance_correlation`; its face is in `api.py`."""
+"""The op `distance_correlation`; its public function is in `api.py`."""
 
 from pnet_jax.ops.distance_correlation.api import distance_correlation
 

@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public function of the op."""
 
 from jaxtyping import Array, Bool, Float
 
@@ -16,27 +16,27 @@ def distance_correlation(
     bias_corrected: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "S K K"]:
-    r"""Distance correlation between the parcel signals of each subject: 0 only for independent signals, linear relation or not.
+    r"""Compute the distance correlations between the parcel signals of each subject; they are 0 only for independent signals.
 
     .. math::
       \mathrm{dCor}^2_{kl} = \frac{\sum_{ij} A^k_{ij} A^l_{ij}}{\sqrt{\sum_{ij} (A^k_{ij})^2 \sum_{ij} (A^l_{ij})^2}}, \quad
       A_{ij} = a_{ij} - \bar a_{i\cdot} - \bar a_{\cdot j} + \bar a_{\cdot\cdot}, \quad a_{ij} = |x_i - x_j|
 
-    Two independent signals of few frames have a distance correlation well above 0. The bias-corrected form centres so that
-    the expectation is 0; it estimates the square, and may be below 0.
+    With few frames, the distance correlation of independent signals is well above 0. The bias-corrected estimate is centred so that
+    its expectation is 0 for independent signals; it estimates the square and can be negative.
 
     Args:
-      signals: any unit, `[S, K, T]`; bfloat16 and float16 are read as float32.
-      kept: frames that count, `[S, T]`; all if not given. What stands in the other frames is not read.
-      bias_corrected: give the bias-corrected estimate of dCor² in place of dCor; needs 4 frames or more.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      signals: parcel signals, any unit, `[S, K, T]`; bfloat16 and float16 are converted to float32.
+      kept: mask of the included frames, `[S, T]`; default: all. Values in excluded frames are ignored.
+      bias_corrected: return the bias-corrected estimate of dCor² instead of dCor; needs at least 4 frames.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      dCor in [0, 1], or the corrected dCor² in [−1, 1]; diagonal 1; `[S, K, K]` in float32. Rows and columns of a constant signal
-      are NaN; with `chunked` its gradients are 0.
+      dCor in [0, 1], or the bias-corrected dCor² in [−1, 1], with diagonal 1, `[S, K, K]`, float32. Rows and columns of a constant signal
+      are NaN; with `chunked` the gradients are 0.
 
     Raises:
-      ValueError: too few frames, shapes that do not agree, signals that are no floats, or an unknown implementation.
+      ValueError: If there are too few frames, shapes do not agree, `signals` is not floating point, or the implementation is unknown.
 
     Memory: the result plus a few times `[K, 1024]` (`chunked`), or `[S, K, T, T]` (`reference`). Time grows with K²T².
 
@@ -49,5 +49,5 @@ def distance_correlation(
     """
     weight = frames_that_count(signals, kept)
     if bias_corrected and signals.shape[-1] < 4:
-        raise ValueError(f"the bias-corrected estimate needs 4 frames or more, got {signals.shape[-1]}")
+        raise ValueError(f"the bias-corrected estimate needs at least 4 frames, got {signals.shape[-1]}")
     return choose(_IMPLEMENTATIONS, implementation)(signals, weight, bias_corrected)

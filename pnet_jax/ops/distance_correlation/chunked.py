@@ -1,7 +1,7 @@
-"""The implementation in use: one subject at a time, and of its distance matrices one tile of frames × frames at a time.
+"""Default implementation: one subject, and one tile (frames × frames) of its distance matrices, at a time.
 
-A tile of all parcels is a [K, BLOCK²] table, and its share of every pair of parcels is one product. The matrices are symmetric:
-tiles below the diagonal are not made, those above it count twice.
+The tiles of all parcels form a [K, BLOCK²] table, so the contribution to every pair of parcels is one matrix product. The distance
+matrices are symmetric: tiles below the diagonal are skipped, and those above it count twice.
 """
 
 import functools
@@ -36,7 +36,7 @@ def _one(bias_corrected: bool, subject: tuple[Float[Array, "K T"], Float[Array, 
     both = usable[:, None] & usable[None, :]
     scale = jax.lax.rsqrt(jnp.where(usable, spread, 1.0))
     found = products * scale[:, None] * scale[None, :]
-    if not bias_corrected:  # sqrt has no gradient at 0, where rounding may lead
+    if not bias_corrected:  # sqrt has no gradient at 0, which rounding may produce
         found = jnp.where(found > 0, jnp.sqrt(jnp.where(found > 0, found, 1.0)), 0.0)
     return jnp.where(both, found, jnp.nan)
 
@@ -48,7 +48,7 @@ def _blocks(x: Float[Array, "K T"]) -> _Blocks:
 
 
 def _sums_of_rows(x: _Blocks, weight: _Blocks, rows: Float[Array, "K B"]) -> Float[Array, "K B"]:
-    """Sum of the distances of some frames to all that count."""
+    """Sum the distances of a block of frames to all included frames."""
 
     @jax.checkpoint
     def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
@@ -63,7 +63,7 @@ def _distances(rows: Float[Array, "K B"], columns: Float[Array, "K B"]) -> Float
 
 
 def _products(x: _Blocks, weight: _Blocks, means: _Blocks, total: Float[Array, " K"], bias_corrected: bool) -> Float[Array, "K K"]:
-    """Σ over pairs of frames of the products of centred distances, for every pair of parcels."""
+    """Sum the products of centred distances over all pairs of frames, for every pair of parcels."""
     blocks, parcels, block = x.shape
     tiles = jnp.asarray(np.stack(np.triu_indices(blocks), 1).astype(np.int32))  # [N (N + 1) / 2, 2]
 
@@ -78,5 +78,5 @@ def _products(x: _Blocks, weight: _Blocks, means: _Blocks, total: Float[Array, "
         times = jnp.where(tile[0] == tile[1], 1.0, 2.0).astype(x.dtype)
         return products + times * jnp.matmul(flat, flat.T, precision="highest"), None
 
-    # The start takes its type, and under a mesh its axes, from the signals.
+    # The initial value takes its dtype, and under a mesh its sharding, from the signals.
     return jax.lax.scan(add, total[:, None] * total[None, :] * 0, tiles)[0]

@@ -1,4 +1,4 @@
-"""The definition, on all distance matrices [S, K, T, T]."""
+"""Reference definition on all distance matrices [S, K, T, T]."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

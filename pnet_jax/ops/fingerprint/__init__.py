@@ -1,4 +1,4 @@
-"""The op `fingerprint`; its face is in `api.py`."""
+"""The op `fingerprint`; its public function is in `api.py`."""
 
 from pnet_jax.ops.fingerprint.api import fingerprint
 

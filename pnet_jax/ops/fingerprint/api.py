@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public function of the op."""
 
 import chex
 import jax.numpy as jnp
@@ -20,25 +20,25 @@ def fingerprint(
     projection: Float[Array, "R D"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "V D"]:
-    r"""How every location co-varies with a set of reference signals of the same scan.
+    r"""Compute the connectivity fingerprint of each location: its correlations with the reference signals of the same scan.
 
     .. math:: f_{vj} = \operatorname{artanh}(\operatorname{clip}(r(y_v, r_j), \pm .99)), \qquad z_v = P^\top (f_v - \bar f)
 
     Args:
       y: signals, any unit, float32 or bfloat16 (sums are float32 for both), `[V, T]`.
-      references: reference signals, any unit, `[R, T]`; a constant one gives correlation 0.
-      kept: frames that count, `[T]`; all of them if not given.
-      mean: f̄, subtracted before the projection, `[R]`; 0 if not given.
-      projection: P, `[R, D]`; the identity if not given, and then D = R.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      references: reference signals, any unit, `[R, T]`; the correlation with a constant reference is 0.
+      kept: mask of the included frames, `[T]`; default: all.
+      mean: mean fingerprint f̄, subtracted before the projection, `[R]`; default: 0.
+      projection: projection matrix P, `[R, D]`; default: the identity, so that D = R.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      Fisher z (no unit), centred and projected, `[V, D]`. A constant location has correlation 0 with everything.
+      Centred and projected Fisher z (no unit), `[V, D]`. The correlations of a constant location are 0.
 
     Raises:
-      ValueError: shapes that do not agree, or an unknown implementation.
+      ValueError: If shapes do not agree or the implementation is unknown.
 
-    Memory: the result plus 2048 locations' fingerprints (`chunked`), or `[V, R]` (`reference`).
+    Memory: the result plus the fingerprints of 2048 locations (`chunked`), or `[V, R]` (`reference`).
 
     >>> y = jnp.array([[1.0, 2.0, 3.0, 4.0], [1.0, -1.0, 1.0, -1.0]])
     >>> [f"{z:.2f}" for z in fingerprint(y, jnp.array([[2.0, 1.0, 2.0, 1.0]]))[:, 0]]
@@ -47,7 +47,7 @@ def fingerprint(
     Source: connectivity fingerprints as location features, e.g. Passingham et al. 2002; Fisher 1915 for z.
     """
     if y.ndim != 2 or references.ndim != 2 or y.shape[1] != references.shape[1]:
-        raise ValueError(f"y must be [V, T] and references [R, T] with one T, got {y.shape} and {references.shape}")
+        raise ValueError(f"y must be [V, T] and references [R, T] with the same T, got {y.shape} and {references.shape}")
     frames, count = y.shape[1], references.shape[0]
     if kept is not None and kept.shape != (frames,):
         raise ValueError(f"kept must have shape ({frames},), got {kept.shape}")

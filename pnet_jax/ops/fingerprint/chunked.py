@@ -1,4 +1,4 @@
-"""The implementation in use: blocks of locations, so that [V, R] never exists beside a projection."""
+"""Default implementation: blocks of locations, so that the [V, R] fingerprints before projection are never stored."""
 
 import jax
 import jax.numpy as jnp

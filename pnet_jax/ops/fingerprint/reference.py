@@ -1,4 +1,4 @@
-"""The definition: one Fisher z per location and reference, then the projection."""
+"""Reference definition: one Fisher z per location and reference, then the projection."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,11 +20,11 @@ def fingerprint(
 
 
 def unit(x: Float[Array, "n T"], kept: Float[Array, " T"]) -> Float[Array, "n T"]:
-    """Rows centred over the kept frames and of length 1; a constant row gives 0, and a gradient of 0."""
+    """Centre the rows over the included frames and scale them to unit length; constant rows become 0, with a gradient of 0."""
     dtype, x = x.dtype, widen(x)
     centred = (x - ((x @ kept) / jnp.maximum(kept.sum(), 1.0))[:, None]) * kept[None, :]
     energy = jnp.square(centred).sum(-1, keepdims=True)
-    varies = vary(x, kept[None, :] > 0)[:, None] & (energy > 0)  # squares of tiny numbers may be 0
+    varies = vary(x, kept[None, :] > 0)[:, None] & (energy > 0)  # squares of tiny numbers may underflow to 0
     # `where` twice: the gradient of the branch not taken must not be NaN either.
     return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, energy, 1.0)), 0.0).astype(dtype)
 

@@ -1,4 +1,4 @@
-"""The op `location_correlation`; its faces are in `api.py`."""
+"""The op `location_correlation`; its public functions are in `api.py`."""
 
 from pnet_jax.ops.location_correlation.api import TopCorrelations, location_correlation, top_correlations
 

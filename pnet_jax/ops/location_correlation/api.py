@@ -1,4 +1,4 @@
-"""The faces of the op."""
+"""Public functions of the op."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ _STATISTICS = ("degree", "mean", "mean_z", "strength")
 
 
 class TopCorrelations(NamedTuple):
-    """The locations that each location correlates with most.
+    """The k locations with which each location has the largest correlations.
 
     Attributes:
-      values: r, from the largest down; NaN where there are fewer than k, `[V, k]`.
-      indices: the locations; −1 where there are fewer than k, `[V, k]`.
+      values: correlations in descending order, padded with NaN, `[V, k]`.
+      indices: indices of the locations, padded with −1, `[V, k]`.
     """
 
     values: Float[Array, "V k"]
@@ -41,30 +41,30 @@ def location_correlation(
     implementation: str | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, " V"]:
-    r"""One number for each location from its correlations with all others, without the table of them.
+    r"""Compute a statistic of each location's correlations with all others, without storing the `[V, V]` matrix.
 
     .. math:: s_v = \sum_{w \ne v} f(r_{vw}) \quad \text{or, for a mean,} \quad \tfrac{1}{V - 1} \sum_{w \ne v} f(r_{vw})
 
     Args:
-      y: signals, any unit, `[V, T]`; bfloat16 and float16 are read as float32. For a cohort `jax.lax.map` over subjects.
-      statistic: `"mean"` (of r), `"mean_z"` (of Fisher's z, with |r| held below 1 − 10⁻⁶), `"degree"` (how many r lie above the
-        threshold), `"strength"` (the sum of those), or a function of an array of r, element by element, whose values are summed.
-      threshold: of degree and strength.
-      kept: frames that count, `[T]`; all if not given. What stands in the other frames is not read.
-      mask: locations that count, `[V]`; all if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
-      mesh: with an axis "location" that splits the locations (`ring`); not given, they are not split.
+      y: signals, any unit, `[V, T]`; bfloat16 and float16 are converted to float32. For a cohort, use `jax.lax.map` over subjects.
+      statistic: `"mean"` (mean r), `"mean_z"` (mean Fisher z, with |r| clipped to 1 − 10⁻⁶), `"degree"` (number of r above the
+        threshold), `"strength"` (sum of the r above the threshold), or an elementwise function of r whose values are summed.
+      threshold: threshold of r for degree and strength.
+      kept: mask of the included frames, `[T]`; default: all. Values in excluded frames are ignored.
+      mask: mask of the included locations, `[V]`; default: all.
+      implementation: `"reference"` or `"chunked"` (default).
+      mesh: mesh whose axis "location" splits the locations (`ring`); default: no split.
 
     Returns:
-      The statistic, `[V]` in float32. Masked and constant locations add nothing to others and are NaN themselves, with gradients of 0.
+      The statistic, `[V]`, float32. Masked and constant locations do not contribute to others and are NaN, with gradients of 0.
 
     Raises:
-      ValueError: fewer than 3 frames, shapes that do not agree, signals that are no floats, an unknown statistic or implementation, a
-        mesh without the axis or with parts that do not divide V.
+      ValueError: If there are fewer than 3 frames, shapes do not agree, `y` is not floating point, the statistic or implementation is
+        unknown, or the mesh lacks the axis or its size does not divide V.
 
-    Memory: the result plus a few tiles of 512 × 512 and blocks of `[512, T]`, and a copy of y if V is above 512 and no multiple
-    of it (`chunked`); or `[V, V]` (`reference`). Time grows with V²T. On each
-    device of a mesh, its own part of y and a visiting one in float32.
+    Memory: the result plus a few tiles of 512 × 512 and blocks of `[512, T]`, and a copy of y if V is above 512 and not a multiple
+    of it (`chunked`); or `[V, V]` (`reference`). On each device of a mesh, its shard of y and one from another device, in float32. Time
+    is proportional to V²T.
 
     >>> y = jnp.array([[1.0, 2, 4], [2, 4, 8], [-1, -2, -4]])
     >>> location_correlation(y, "degree").tolist()
@@ -92,24 +92,23 @@ def top_correlations(
     implementation: str | None = None,
     mesh: Mesh | None = None,
 ) -> TopCorrelations:
-    r"""The k locations that each location correlates with most, itself left out: a sparse graph without the dense one.
+    r"""Find the k other locations with which each location has the largest correlations, without storing the `[V, V]` matrix.
 
     .. math:: N_k(v) = \text{the } k \text{ largest of } \{ r_{vw} : w \ne v \}
 
     Args:
-      y: signals, any unit, `[V, T]`; bfloat16 and float16 are read as float32. For a cohort `jax.lax.map` over subjects.
-      k: how many, 1 to V − 1.
-      kept: frames that count, `[T]`; all if not given. What stands in the other frames is not read.
-      mask: locations that count, `[V]`; all if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
-      mesh: with an axis "location" that splits the locations (`ring`); not given, they are not split.
+      y: signals, any unit, `[V, T]`; bfloat16 and float16 are converted to float32. For a cohort, use `jax.lax.map` over subjects.
+      k: number of locations to return for each location, 1 to V − 1.
+      kept: mask of the included frames, `[T]`; default: all. Values in excluded frames are ignored.
+      mask: mask of the included locations, `[V]`; default: all.
+      implementation: `"reference"` or `"chunked"` (default).
+      mesh: mesh whose axis "location" splits the locations (`ring`); default: no split.
 
     Returns:
-      `TopCorrelations`. Masked and constant locations are in no list, and their own are empty.
+      `TopCorrelations`. Masked and constant locations are not listed, and their own lists are empty.
 
     Raises:
-      ValueError: k out of range, fewer than 3 frames, shapes that do not agree, signals that are no floats, an unknown implementation, a
-        mesh as in `location_correlation`.
+      ValueError: If k is out of range, or for any reason given in `location_correlation`.
 
     Memory: as for `location_correlation`.
 
@@ -128,11 +127,12 @@ def top_correlations(
 
 
 def _over(mesh: Mesh, y: Array, implementation: str | None, part: Callable[..., Any]) -> Callable[..., Any]:
-    """`part` on each device, with its own locations; the setting behind the arrays is the same for all."""
+    """Return a function that calls `part` on each device with its shard of the locations and the same `setting`."""
     if LOCATION not in mesh.axis_names:
         raise ValueError(f"expected a mesh with an axis {LOCATION}, got {mesh.axis_names}")
     if len(y) % mesh.shape[LOCATION]:
-        raise ValueError(f"the mesh splits locations into {mesh.shape[LOCATION]}: expected a multiple of it, got {len(y)}")
+        parts = mesh.shape[LOCATION]
+        raise ValueError(f"the mesh splits locations over {parts} devices: expected a multiple of {parts} locations, got {len(y)}")
     if implementation == "reference":
         raise ValueError("a mesh needs the implementation 'chunked', got 'reference'")
     each = P(LOCATION)

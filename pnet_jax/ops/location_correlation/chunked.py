@@ -1,7 +1,7 @@
-"""The implementation in use: tiles of locations × locations; nothing is ever [V, V], and no second [V, T] is made.
+"""Default implementation: tiles of locations × locations, so that neither a [V, V] matrix nor a second [V, T] array is stored.
 
-Each tile brings its two blocks of signals to length 1 again, which costs a few percent of the product. The table is
-symmetric: for a sum, a tile above the diagonal serves its rows and its columns.
+Each tile rescales its two blocks of signals to unit length, which costs a few percent of the product. The matrix is
+symmetric: for a sum, a tile above the diagonal contributes to its rows and its columns.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from pnet_jax.ops._signals import centre, widen
 BLOCK = 512
 
 
-class Blocks(NamedTuple):
-    """Signals in N blocks of B locations, with what brings them to mean 0 and length 1; present ones have a say."""
+class SignalBlocks(NamedTuple):
+    """Signals in N blocks of B locations, with the mean and scale that standardise them, and whether each location is included."""
 
     y: Float[Array, "N B T"]
     mean: Float[Array, "N B"]
@@ -48,7 +48,7 @@ def total(
         rows, columns = share(tile)
         return sums.at[tile[0]].add(rows).at[tile[1]].add(columns), None
 
-    # The start takes its type, and under a mesh its axes, from the signals.
+    # The initial value takes its dtype, and under a mesh its sharding, from the signals.
     sums, _ = jax.lax.scan(step, jnp.where(blocks.present, 0.0, blocks.scale * 0), tiles)
     return sums.reshape(-1)[: len(y)], blocks.present.reshape(-1)[: len(y)]
 
@@ -65,11 +65,11 @@ def top(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"
         def step(best: tuple[Array, Array], j: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
             r = jnp.where(_pairs(blocks, i, j), jnp.matmul(unit, blocks.unit(j, kept).T, precision="highest"), -jnp.inf)
             here = jnp.broadcast_to((j * block + jnp.arange(block, dtype=jnp.int32))[None, :], r.shape)
-            # The earlier ones stand first: among equals the lower index stays, as in a sort of the whole row.
+            # Earlier locations come first, so that ties keep the lower index, as in a sort of the whole row.
             values, at = jax.lax.top_k(jnp.concatenate([best[0], r], 1), k)
             return (values, jnp.take_along_axis(jnp.concatenate([best[1], here], 1), at, axis=1)), None
 
-        none = unit[:, :1] * 0  # takes its type, and under a mesh its axes, from the signals
+        none = unit[:, :1] * 0  # takes its dtype, and under a mesh its sharding, from the signals
         start = jnp.broadcast_to(none - jnp.inf, (block, k)), jnp.broadcast_to(none.astype(jnp.int32) - 1, (block, k))
         return jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))[0]
 
@@ -78,10 +78,10 @@ def top(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"
     return jnp.where(there, values, jnp.nan), jnp.where(there, indices, -1)
 
 
-def blocks_of(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> Blocks:
+def blocks_of(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> SignalBlocks:
     block = min(BLOCK, len(y))
     padded = -len(y) % block
-    if padded:  # else there is nothing to copy
+    if padded:  # otherwise, avoid the copy
         y, mask = jnp.pad(y, ((0, padded), (0, 0))), jnp.pad(mask, (0, padded))
     y, mask = y.reshape(-1, block, y.shape[1]), mask.reshape(-1, block)
 
@@ -93,9 +93,9 @@ def blocks_of(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array
         mean = jnp.where(there, widen(signals), 0.0).sum(1) / jnp.maximum(kept.sum(), 1)
         return mean, jax.lax.rsqrt(energy), varies & mask
 
-    return Blocks(y, *jax.lax.map(moments, (y, mask)))
+    return SignalBlocks(y, *jax.lax.map(moments, (y, mask)))
 
 
-def _pairs(blocks: Blocks, i: Int[Array, ""], j: Int[Array, ""]) -> Bool[Array, "B B"]:
+def _pairs(blocks: SignalBlocks, i: Int[Array, ""], j: Int[Array, ""]) -> Bool[Array, "B B"]:
     other = (i != j) | ~jnp.eye(blocks.present.shape[1], dtype=bool)
     return other & blocks.present[i][:, None] & blocks.present[j][None, :]

@@ -1,4 +1,4 @@
-"""The definitions on a dense [V, V] table."""
+"""Reference definitions on a dense [V, V] matrix."""
 
 from collections.abc import Callable
 

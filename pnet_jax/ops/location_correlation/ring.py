@@ -1,7 +1,8 @@
-"""Where the locations lie on several devices in equal parts: the parts travel round a ring of the devices, one step at a time.
+"""Implementation for locations sharded over several devices: the shards are passed around a ring of devices, one step at a time.
 
-A device never holds more signals than its own part and a visiting one. For a sum, each pair of parts meets once: the sums over the
-visitor's rows travel with it, half way round, and are sent home. For the largest correlations, parts go all the way round.
+A device holds at most its own shard of the signals and one from another device. For a sum, each pair of shards meets once: the partial
+sums of a shard's rows are passed along with it, half way around the ring, and then sent back. For the largest correlations, shards are
+passed all the way around.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _Best = tuple[Float[Array, "N B k"], Int[Array, "N B k"]]
 def total(
     y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], function: Callable[[Array], Array], axis: str
 ) -> tuple[Float[Array, " V"], Bool[Array, " V"]]:
-    """`chunked.total` inside `shard_map`: n // 2 permutes of signals over n devices, and as many of their sums."""
+    """Compute `chunked.total` inside `shard_map`, with n // 2 permutes of the signals over n devices and as many of their sums."""
     parts = jax.lax.axis_size(axis)
     sums, present = chunked.total(y, kept, mask, function)
     own = _unit(y, kept, mask)
@@ -36,7 +37,7 @@ def total(
     none, half = jnp.zeros(own.shape[:2], own.dtype), (parts - 1) // 2
     (mine, visitor, theirs), _ = jax.lax.scan(step, (none, own, none), length=half)
     mine += _onward(theirs, axis, -half) if half else 0.0
-    if parts % 2 == 0:  # the part opposite: both compute the pair, and each takes its own rows
+    if parts % 2 == 0:  # the opposite shard: both devices compute the pair, and each keeps its own rows
         mine += _meet(own, _onward(visitor, axis), function)[0]
     return sums + mine.reshape(-1)[: len(y)], present
 
@@ -44,15 +45,15 @@ def total(
 def top(
     y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"], k: int, axis: str
 ) -> tuple[Float[Array, "V k"], Int[Array, "V k"]]:
-    """`chunked.top` inside `shard_map`, by n − 1 permutes of signals over n devices; indices are those of all locations."""
+    """Compute `chunked.top` inside `shard_map`, with n − 1 permutes of the signals over n devices; indices are global."""
     parts, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     own = _unit(y, kept, mask)
     none = jnp.full((*own.shape[:2], k), -jnp.inf, own.dtype), jnp.full((*own.shape[:2], k), -1, jnp.int32)
 
     def visit(best: _Best, held: _Best, visitor: Float[Array, "N B T"], number: Int[Array, ""]) -> tuple[_Best, _Best]:
         who = jax.lax.rem(here + number, jnp.int32(parts))
-        # Parts come in ascending order, but for the jump from the last to the first: what was found before it is held apart and put
-        # behind the rest in the end. So among equals the lower index stays, as on one device.
+        # Shards arrive in ascending order, except for the wrap from the last to the first. Candidates found before the wrap are kept
+        # separately and appended at the end, so that ties keep the lower index, as on one device.
         first = who == 0
         held, best = _where(first, best, held), _where(first, none, best)
         return _merged(own, visitor, best, who * len(y), who == here), held
@@ -71,7 +72,7 @@ def top(
 
 
 def _unit(y: Float[Array, "V T"], kept: Float[Array, " T"], mask: Bool[Array, " V"]) -> Float[Array, "N B T"]:
-    """Signals of length 1; 0 where one is not present, which no signal of length 1 is: nothing else has to travel."""
+    """Scale the signals to unit length, 0 if excluded; 0 marks the excluded locations, so that no mask has to be communicated."""
     blocks = chunked.blocks_of(y, kept, mask)
     return jax.lax.map(lambda at: blocks.unit(at, kept), jnp.arange(len(blocks.present), dtype=jnp.int32))
 
@@ -83,7 +84,7 @@ def _present(unit: Float[Array, "... T"]) -> Bool[Array, " ..."]:
 def _meet(
     own: Float[Array, "N B T"], visitor: Float[Array, "N B T"], function: Callable[[Array], Array]
 ) -> tuple[Float[Array, "N B"], Float[Array, "N B"]]:
-    """Sums over a visiting part for each of the own locations, and over the own part for each of the visitor's."""
+    """Return the sums over a visiting shard for each local location, and over the local shard for each visiting location."""
     tiles = jnp.asarray(np.argwhere(np.ones((len(own), len(own)))).astype(np.int32))  # [N², 2]
 
     @jax.checkpoint
@@ -102,7 +103,7 @@ def _meet(
 
 
 def _merged(own: Float[Array, "N B T"], visitor: Float[Array, "N B T"], best: _Best, first: Int[Array, ""], same: Bool[Array, ""]) -> _Best:
-    """The best so far with those of a visiting part, whose first location has the index `first`."""
+    """Update the largest correlations with those of a visiting shard, whose first location has the index `first`."""
     count, block, _ = own.shape
     order = jnp.arange(count, dtype=jnp.int32)
 
@@ -127,6 +128,6 @@ def _where(choice: Bool[Array, ""], a: Any, b: Any) -> Any:
 
 
 def _onward(x: Array, axis: str, steps: int = 1) -> Array:
-    """From each device to the one `steps` further on."""
+    """Send an array from each device to the one `steps` further along the ring."""
     parts = jax.lax.axis_size(axis)
     return jax.lax.ppermute(x, axis, [(part, (part + steps) % parts) for part in range(parts)])

@@ -1,4 +1,4 @@
-"""The faces of the op."""
+"""Public functions of the op."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,22 +13,22 @@ from pnet_jax.ops.partial import chunked, reference
 def ledoit_wolf(
     signals: Float[Array, "S K T"], kept: Bool[Array, "S T"] | None = None, *, implementation: str | None = None
 ) -> Float[Array, "S K K"]:
-    r"""Covariance of each subject's parcel signals, shrunk towards its mean variance: always invertible.
+    r"""Compute the Ledoit–Wolf covariance of each subject's parcel signals: shrunk towards its mean variance, always invertible.
 
     .. math:: \hat\Sigma = (1 - \delta) S + \delta\, \tfrac{\mathrm{tr} S}{K} I
 
-    with the δ that minimises the expected squared error; S has the number of frames in the denominator.
+    with the δ that minimises the expected squared error; the denominator of S is the number of frames.
 
     Args:
-      signals: any unit, `[S, K, T]`; bfloat16 and float16 are read as float32.
-      kept: frames that count, `[S, T]`; all if not given. What stands in the other frames is not read.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      signals: parcel signals, any unit, `[S, K, T]`; bfloat16 and float16 are converted to float32.
+      kept: mask of the included frames, `[S, T]`; default: all. Values in excluded frames are ignored.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      Covariances in the squared unit of the signals, `[S, K, K]` in float32. A constant signal covaries with none.
+      Covariances in the squared unit of the signals, `[S, K, K]`, float32. The covariances of a constant signal are 0.
 
     Raises:
-      ValueError: fewer than 3 frames, shapes that do not agree, signals that are no floats, or an unknown implementation.
+      ValueError: If there are fewer than 3 frames, shapes do not agree, `signals` is not floating point, or the implementation is unknown.
 
     Memory: the result plus a few `[K, T]` of at most 16 subjects (`chunked`), or `[S, T, K, K]` (`reference`).
 
@@ -44,18 +44,18 @@ def ledoit_wolf(
 def precision(
     signals: Float[Array, "S K T"], kept: Bool[Array, "S T"] | None = None, *, implementation: str | None = None
 ) -> Float[Array, "S K K"]:
-    r"""Inverse :math:`P = \hat\Sigma^{-1}` of each subject's Ledoit–Wolf covariance.
+    r"""Compute the inverse :math:`P = \hat\Sigma^{-1}` of each subject's Ledoit–Wolf covariance.
 
     Args:
-      signals: any unit, `[S, K, T]`; bfloat16 and float16 are read as float32.
-      kept: frames that count, `[S, T]`; all if not given. What stands in the other frames is not read.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      signals: parcel signals, any unit, `[S, K, T]`; bfloat16 and float16 are converted to float32.
+      kept: mask of the included frames, `[S, T]`; default: all. Values in excluded frames are ignored.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      Precisions in the inverse squared unit of the signals, `[S, K, K]` in float32; NaN for a subject in whom nothing varies.
+      Precision matrices in the inverse squared unit of the signals, `[S, K, K]`, float32; NaN for a subject with only constant signals.
 
     Raises:
-      ValueError: as for `ledoit_wolf`.
+      ValueError: As for `ledoit_wolf`.
 
     Memory: as for `ledoit_wolf`.
 
@@ -71,21 +71,21 @@ def precision(
 def partial(
     signals: Float[Array, "S K T"], kept: Bool[Array, "S T"] | None = None, *, implementation: str | None = None
 ) -> Float[Array, "S K K"]:
-    r"""Correlation of two parcels given all others, for each subject, from the Ledoit–Wolf covariance.
+    r"""Compute the partial correlation of each pair of parcels given all others, from each subject's Ledoit–Wolf covariance.
 
     .. math:: r_{kl \mid \cdot} = -P_{kl} / \sqrt{P_{kk} P_{ll}}, \quad P = \hat\Sigma^{-1}
 
     Args:
-      signals: any unit, `[S, K, T]`; bfloat16 and float16 are read as float32.
-      kept: frames that count, `[S, T]`; all if not given. What stands in the other frames is not read.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      signals: parcel signals, any unit, `[S, K, T]`; bfloat16 and float16 are converted to float32.
+      kept: mask of the included frames, `[S, T]`; default: all. Values in excluded frames are ignored.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      Partial correlations in [−1, 1], diagonal 1, `[S, K, K]` in float32. With `chunked`, rows and columns of a constant signal are
+      Partial correlations in [−1, 1] with diagonal 1, `[S, K, K]`, float32. With `chunked`, rows and columns of a constant signal are
       NaN, with gradients of 0.
 
     Raises:
-      ValueError: as for `ledoit_wolf`.
+      ValueError: As for `ledoit_wolf`.
 
     Memory: as for `ledoit_wolf`.
 

@@ -1,4 +1,4 @@
-"""The implementation in use: a few subjects at a time; the inverse by Cholesky's factor, which keeps it symmetric."""
+"""Default implementation: a few subjects at a time; the inverse is computed from the Cholesky factor, which keeps it symmetric."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def partial(signals: Float[Array, "S K T"], kept: Float[Array, "S T"]) -> Float[
 
 
 def _over_subjects(one: Callable[[_Subject], Array], signals: Array, kept: Array) -> Array:
-    """The gradient makes a block again rather than keep it."""
+    """Map over blocks of subjects; the gradient recomputes each block instead of storing it."""
     return jax.lax.map(jax.checkpoint(one), (signals, kept), batch_size=subjects_a_block(len(signals)))
 
 
@@ -35,7 +35,7 @@ def _covariance(subject: _Subject) -> tuple[Float[Array, "K K"], Bool[Array, " K
     identity = jnp.eye(parcels, dtype=x.dtype)
     sample = jnp.matmul(x, x.T, precision="highest") / frames
     level = jnp.trace(sample) / parcels
-    # Sum over t of |x_t x_t' - S|^2 without forming any of the T matrices.
+    # Sum over t of |x_t x_t' - S|^2, without forming the T matrices.
     fourth = jnp.square(jnp.square(x).sum(0)).sum() / frames
     noise = (fourth - jnp.square(sample).sum()) / frames
     distance = jnp.square(sample - level * identity).sum()
@@ -52,7 +52,7 @@ def _inverse(covariance: Float[Array, "K K"]) -> Float[Array, "K K"]:
 def _partial(subject: _Subject) -> Float[Array, "K K"]:
     covariance, varies = _covariance(subject)
     identity = jnp.eye(len(varies), dtype=covariance.dtype)
-    # A subject in whom nothing varies has no inverse to take: any will do, as none of it is returned.
+    # If all signals of a subject are constant, the covariance is singular; any inverse will do, because all its values are masked.
     inverse = _inverse(jnp.where(varies.any(), covariance, identity))
     scale = jax.lax.rsqrt(jnp.diag(inverse))
     found = jnp.where(identity > 0, 1.0, -inverse * scale[:, None] * scale[None, :])

@@ -1,4 +1,4 @@
-"""The definitions."""
+"""Reference definitions."""
 
 import jax
 import jax.numpy as jnp

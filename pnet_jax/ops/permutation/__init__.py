@@ -1,4 +1,4 @@
-"""The op `permutation`; its face is in `api.py`."""
+"""The op `permutation`; its public functions are in `api.py`."""
 
 from pnet_jax.ops.permutation.api import permutation_test, sign_flip_test
 from pnet_jax.ops.permutation.asked import Enhancement

@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public functions of the op."""
 
 import functools
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pnet_jax.ops._choose import choose
 from pnet_jax.ops.permutation import chunked, reference
 from pnet_jax.ops.permutation.asked import Asked, Enhancement, Kept, make_asked
 from pnet_jax.ops.permutation.correct import false_discovery_rate
-from pnet_jax.ops.permutation.model import Model, correlations, one_sample, sided, slack, to_t, two_sample
+from pnet_jax.ops.permutation.model import PermutationModel, correlations, one_sample, sided, slack, to_t, two_sample
 from pnet_jax.ops.permutation.results import Components, EdgeSets, Enhanced, PermutationResult
 
 _TESTS = {"reference": reference.test, "chunked": chunked.test}
@@ -40,41 +40,42 @@ def permutation_test(
     implementation: str | None = None,
     mesh: Mesh | None = None,
 ) -> PermutationResult:
-    r"""Which edges go with a group or a measure, with p values from permuted subjects.
+    r"""Test the association of each edge with a group or a continuous variable, by permutation of subjects.
 
     .. math:: t = r \sqrt{\mathrm{df} / (1 - r^2)}, \quad r = \mathrm{corr}(R_Z x, R_Z y)
 
-    with x the effect, y an edge and R_Z what covariates and a mean leave. With x = 0 or 1 and no covariates this is the two-sample t with
-    pooled variance. The edges' residuals are permuted and fitted anew to the whole model each time (Freedman and Lane), rearrangements and
-    edges as one product of matrices. With a threshold, components of the edges beyond it are tested too (network-based statistic); with an
-    enhancement, each edge by the components that it belongs to at all thresholds; with sets, the mean t and t² of each set of edges.
+    where x is the effect, y an edge and R_Z the residual after regression on the covariates and a mean. With x = 0 or 1 and no covariates,
+    this is the two-sample t with pooled variance. The residuals of the edges are permuted and refitted to the full model each time
+    (Freedman and Lane); permutations and edges are computed as one matrix product. With a threshold, components of the edges beyond it are
+    tested too (network-based statistic); with an enhancement, each edge is tested by its components at all thresholds (threshold-free
+    network-based statistic); with sets, the mean t and t² of each set of edges are tested.
 
     Args:
-      edges: `[S, E]`.
-      effect: group as 0 and 1, or any measure, `[S]`; t > 0 where edges grow with it.
-      covariates: held constant, such as age, or sites as zeros and ones, `[S, Q]`; a mean is always held.
-      key: `jax.random.key`; rearrangement i depends on key and i only.
-      permutations: P.
+      edges: edges, `[S, E]`.
+      effect: group as 0 and 1, or any continuous variable, `[S]`; t > 0 if edges increase with it.
+      covariates: nuisance covariates, e.g. age, or sites as zeros and ones, `[S, Q]`; a mean is always included.
+      key: `jax.random.key`; permutation i depends on the key and i only.
+      permutations: number of permutations P.
       tail: `"both"`, `"greater"` or `"less"`.
-      strata: whole numbers such as sites, `[S]`; subjects change places within a stratum only.
-      within_strata: hold a mean for each stratum constant, as covariates of zeros and ones would at a higher cost; strata are then known
-        outside `jit`.
-      threshold: of t, > 0; for components.
-      enhancement: settings of the threshold-free network-based statistic, `Enhancement()` for the usual ones; not computed if not given.
-      sets: families of sets of edges by name, `[E, G]` each, True where an edge belongs to a set; p values are corrected within a family.
-      ends: the two nodes of each edge, `[E, 2]`; `numpy.triu_indices(K, 1)` in its order if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
-      mesh: whose axis "subject" splits the rearrangements, each device with all edges; not given, they are not split.
+      strata: stratum of each subject as an integer, e.g. its site, `[S]`; subjects are permuted within strata only.
+      within_strata: whether to include a mean for each stratum, equivalent to covariates of zeros and ones but cheaper; strata must then
+        be concrete values, not traced.
+      threshold: threshold of t for components, > 0.
+      enhancement: settings of the threshold-free network-based statistic, e.g. `Enhancement()`; default: not computed.
+      sets: families of sets of edges by name, `[E, G]` each, True if an edge belongs to a set; p values are corrected within a family.
+      ends: the two nodes of each edge, `[E, 2]`; default: `numpy.triu_indices(K, 1)`.
+      implementation: `"reference"` or `"chunked"` (default).
+      mesh: mesh whose axis "subject" splits the permutations, with edges replicated on all devices; default: no split.
 
     Returns:
       `PermutationResult`.
 
     Raises:
-      ValueError: shapes that do not agree, too few subjects, an effect that does not vary or that the covariates explain (values are looked
-        at outside `jit` only), a threshold or tail that does not exist, an unknown implementation, or a mesh without the axis.
+      ValueError: If shapes do not agree, there are too few subjects, the effect does not vary or is explained by the covariates (values are
+        checked outside `jit` only), the threshold or tail is invalid, the implementation is unknown, or the mesh lacks the axis.
 
-    Memory: two arrays like `edges`, plus about 40 MB of one block of rearrangements (`chunked`; 120 MB with an enhancement), or [P, E] and
-    [P, K, K] (`reference`). Two numbers for each rearrangement and set.
+    Memory: two arrays like `edges`, plus about 40 MB for one block of permutations (`chunked`; 120 MB with an enhancement), or [P, E] and
+    [P, K, K] (`reference`), plus two numbers per permutation and set.
 
     >>> edges = jnp.array([[0.0, 3], [1, 1], [2, 2], [10, 1], [11, 3], [12, 2]])
     >>> found = permutation_test(edges, jnp.array([0.0, 0, 0, 1, 1, 1]), key=jax.random.key(0), permutations=999)
@@ -102,7 +103,7 @@ def permutation_test(
             raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
     if subjects < (least := covariates.shape[1] + levels + 2):
         beside = f" and {levels} strata" if levels > 1 else ""
-        raise ValueError(f"{covariates.shape[1]} covariates{beside} need {least} subjects or more, got {subjects}")
+        raise ValueError(f"{covariates.shape[1]} covariates{beside} need at least {least} subjects, got {subjects}")
     model = _two_sample(edges, effect, covariates, strata, levels)
     _check_effect(model)
     asked = make_asked(edges.shape[1], edges.dtype, threshold, enhancement, sets, ends)
@@ -123,25 +124,25 @@ def sign_flip_test(
     implementation: str | None = None,
     mesh: Mesh | None = None,
 ) -> PermutationResult:
-    r"""Which edges differ from 0 on average, such as those of pairs, with p values from flipped signs.
+    r"""Test whether each edge differs from 0 on average, e.g. within-subject differences, by flipping signs.
 
     .. math:: t = \bar y \sqrt{S} / s_y
 
-    and with covariates that of the intercept; the signs of the residuals without it are flipped (Freedman and Lane).
+    With covariates, t is that of the intercept, and the signs of the residuals of the model without it are flipped (Freedman and Lane).
 
     Args:
-      differences: second minus first of each pair, or any values that are symmetric about 0 under the null, `[S, E]`.
-      covariates: second minus first of what is held constant, `[S, Q]`; not centred, so that the difference tested is the one at 0.
-      key, permutations, tail, threshold, enhancement, sets, ends, implementation, mesh: as in `permutation_test`; a subject's edges flip
-        together.
+      differences: second minus first measurement of each pair, or any values that are symmetric about 0 under the null, `[S, E]`.
+      covariates: second minus first value of nuisance covariates, `[S, Q]`; not centred, so that the mean is tested at covariates of 0.
+      key, permutations, tail, threshold, enhancement, sets, ends, implementation, mesh: as in `permutation_test`; the signs of all edges of
+        a subject flip together.
 
     Returns:
       `PermutationResult`.
 
     Raises:
-      ValueError: as `permutation_test`.
+      ValueError: As for `permutation_test`.
 
-    Memory: as `permutation_test`.
+    Memory: as for `permutation_test`.
 
     >>> found = sign_flip_test(jnp.array([[1.0], [2], [3], [2], [2]]), key=jax.random.key(0), permutations=999)
     >>> f"{found.t[0]:.2f}", bool(0.03 < found.p[0] < 0.1)
@@ -155,7 +156,7 @@ def sign_flip_test(
     if covariates.shape != (subjects, covariates.shape[-1]):
         raise ValueError(f"covariates must have shape {(subjects, covariates.shape[-1])}, got {covariates.shape}")
     if subjects < covariates.shape[1] + 2:
-        raise ValueError(f"differences need {covariates.shape[1] + 2} subjects or more, got {subjects}")
+        raise ValueError(f"differences need at least {covariates.shape[1] + 2} subjects, got {subjects}")
     model = _one_sample(differences, covariates)
     _check_effect(model)
     asked = make_asked(differences.shape[1], differences.dtype, threshold, enhancement, sets, ends)
@@ -166,10 +167,10 @@ _two_sample, _one_sample = jax.jit(two_sample, static_argnums=4), jax.jit(one_sa
 
 
 def _test(
-    model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked, implementation: str | None, mesh: Mesh | None
+    model: PermutationModel, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     if permutations < 1:
-        raise ValueError(f"permutations must be 1 or more, got {permutations}")
+        raise ValueError(f"permutations must be at least 1, got {permutations}")
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {TAILS}, got {tail!r}")
     choose(_TESTS, implementation)
@@ -182,7 +183,7 @@ def _test(
 
 @functools.partial(jax.jit, static_argnames=("permutations", "tail", "implementation", "mesh"))
 def _run(
-    model: Model, key: Array, asked: Asked, *, permutations: int, tail: str, implementation: str | None, mesh: Mesh | None
+    model: PermutationModel, key: Array, asked: Asked, *, permutations: int, tail: str, implementation: str | None, mesh: Mesh | None
 ) -> PermutationResult:
     r = correlations(model, model.rows[None])[0]
     test = choose(_TESTS, implementation) if mesh is None else functools.partial(chunked.over, mesh)
@@ -199,7 +200,7 @@ def _run(
         components = _components(reference.excess(own, model, asked.threshold), asked, kept, implementation)
     if kept.score is not None:
         score = choose(_ENHANCED, implementation)(reference.heights(own, model), asked)[0]
-        # Sums of many rearrangements differ by rounding.
+        # Scores of equivalent permutations differ by rounding.
         p_score = jnp.where(score > 0, _reached(kept.score, score, 1e-4 * score), 1)
         enhanced = Enhanced(blank(score), blank(p_score), kept.score)
     t = to_t(r, model.df)
@@ -217,7 +218,7 @@ def _components(excess: Array, asked: Asked, kept: Kept, implementation: str | N
     place = jnp.zeros(nodes, jnp.int32).at[order].set(jnp.arange(nodes, dtype=jnp.int32))
     extent, intensity = extent[order][: nodes // 2], intensity[order][: nodes // 2]
     of_edge = jnp.where(excess[0] > 0, place[label[asked.ends[:, 0]]], -1)
-    # Sums of many rearrangements differ by rounding; extents are whole numbers.
+    # Intensities of equivalent permutations differ by rounding; extents are integers.
     p_extent, p_intensity = (
         jnp.where(extent > 0, _reached(null, own, margin), jnp.nan)
         for null, own, margin in ((kept.extent, extent, 0.0), (kept.intensity, intensity, 1e-5 * intensity))
@@ -225,8 +226,8 @@ def _components(excess: Array, asked: Asked, kept: Kept, implementation: str | N
     return Components(of_edge, extent, intensity, p_extent, p_intensity, kept.extent, kept.intensity, asked.threshold)  # type: ignore[arg-type]
 
 
-def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Array, model: Model, tail: str) -> EdgeSets:
-    """Observed means, with p values from those of the rearrangements."""
+def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Array, model: PermutationModel, tail: str) -> EdgeSets:
+    """Return the observed means of the sets, with p values from those of the permutations."""
     size = jnp.where(model.tested[:, None], members, 0).sum(0)
 
     def tested(own: Array, null: Array, tail: str) -> tuple[Array, Array, Array]:
@@ -242,7 +243,7 @@ def _edge_sets(own: tuple[Array, Array], null: tuple[Array, Array], members: Arr
 
 
 def _reached(null: Array | None, own: Array, margin: Array | float) -> Array:
-    """(1 + how many of the null reach each value) / (1 + how many there are)."""
+    """Return (1 + number of null values that reach each value) / (1 + number of null values)."""
     assert null is not None
     below = jnp.searchsorted(jnp.sort(null), own - margin)
     return (1 + len(null) - below).astype(own.dtype) / (1 + len(null))
@@ -255,6 +256,6 @@ def _floating(edges: Any) -> Array:
     return edges if edges.dtype.itemsize >= 4 else edges.astype(jnp.float32)
 
 
-def _check_effect(model: Model) -> None:
+def _check_effect(model: PermutationModel) -> None:
     if not isinstance(model.rows, jax.core.Tracer) and not np.asarray(model.rows[0]).any():
         raise ValueError("effect must vary among subjects beyond what the covariates explain")

@@ -1,4 +1,4 @@
-"""What is computed of every rearrangement beside the edges' own t, and what is kept of it."""
+"""Statistics requested of every permutation in addition to t, and the values kept of each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Enhancement:
     """Settings of the threshold-free network-based statistic.
 
     Attributes:
-      extent: E, power of the number of edges of a component.
-      height: H, power of the threshold.
-      step: distance of the thresholds, in t; between two of them the integral over h^H is exact and components are those of the lower one.
-      top: highest threshold, in t; components above it are those at it.
+      extent: exponent E of the number of edges of a component.
+      height: exponent H of the threshold.
+      step: step between thresholds, in t; between two thresholds, the integral over h^H is exact with the components of the lower one.
+      top: highest threshold, in t; above it, the components at this threshold are used.
     """
 
     extent: float = 0.4
@@ -28,15 +28,15 @@ class Enhancement:
 
 
 class Asked(NamedTuple):
-    """What is computed; a pytree.
+    """Statistics requested; a pytree.
 
     Attributes:
       ends: the two nodes of each edge, `[E, 2]`.
-      table: number of the edge between two nodes, −1 where there is none, `[K, K]`.
-      threshold: of t, for components; None: none are computed.
-      levels: thresholds of the threshold-free statistic, rising, `[L]`; None: it is not computed.
-      powers: E and H of the threshold-free statistic, `[2]`.
-      sets: members of sets of edges as 0 and 1, by name, `[E, G]` each.
+      table: index of the edge between two nodes, −1 if there is none, `[K, K]`.
+      threshold: threshold of t for components; None if components are not requested.
+      levels: ascending thresholds of the threshold-free statistic, `[L]`; None if it is not requested.
+      powers: exponents E and H of the threshold-free statistic, `[2]`.
+      sets: membership of edges in sets as 0 and 1, by name, `[E, G]` each.
     """
 
     ends: Int[Array, "E 2"]
@@ -48,17 +48,17 @@ class Asked(NamedTuple):
 
     @property
     def graph(self) -> bool:
-        """Whether anything needs to know which edges meet."""
+        """Whether a requested statistic depends on which edges share a node."""
         return self.threshold is not None or self.levels is not None
 
 
 class Kept(NamedTuple):
-    """What is kept of each of P rearrangements.
+    """Values kept of each of the P permutations.
 
     Attributes:
       largest: largest r, `[P]`.
-      extent, intensity: largest of a component, `[P]`; None where no threshold was given.
-      score: largest threshold-free score, `[P]`; None where it was not asked for.
+      extent, intensity: largest extent and intensity of a component, `[P]`; None if no threshold was given.
+      score: largest threshold-free score, `[P]`; None if it was not requested.
       sets: mean t and mean t² of each set, by name, `[P, G]` each.
     """
 
@@ -77,10 +77,10 @@ def make_asked(
     sets: Mapping[str, Bool[np.ndarray, "E G"]] | None,
     ends: Int[np.ndarray, "E 2"] | None,
 ) -> Asked:
-    """Check what is asked for.
+    """Check the requested statistics and prepare their tables.
 
     Raises:
-      ValueError: a threshold or setting that is not above 0, sets of another number of edges, or ends that are no graph's.
+      ValueError: If a threshold or setting is not above 0, the number of edges of a set differs, or the ends do not describe a graph.
     """
     if threshold is not None and not threshold > 0:
         raise ValueError(f"threshold must be above 0, got {threshold}")
@@ -107,23 +107,23 @@ def make_asked(
 
 
 def edge_ends(n_edges: int, ends: Int[np.ndarray, "E 2"] | None) -> Int[np.ndarray, "E 2"]:
-    """The two nodes of each edge: all pairs of K nodes, row by row, where they are not given."""
+    """Return the two nodes of each edge; by default, all pairs of K nodes, row by row."""
     if ends is None:
         nodes = int((1 + np.sqrt(1 + 8 * n_edges)) / 2)
         if nodes * (nodes - 1) // 2 != n_edges:
-            raise ValueError(f"edges must be all K (K - 1) / 2 pairs of K nodes where ends are not given, got {n_edges}")
+            raise ValueError(f"without ends, edges must be all K (K - 1) / 2 pairs of K nodes, got {n_edges} edges")
         ends = np.stack(np.triu_indices(nodes, 1), 1)
     ends = np.asarray(ends)
     if ends.shape != (n_edges, 2) or ends.min() < 0 or (ends[:, 0] == ends[:, 1]).any():
-        raise ValueError(f"ends must be two different nodes, 0 or more, of each of {n_edges} edges, got shape {ends.shape}")
+        raise ValueError(f"ends must be two different nodes (≥ 0) of each of the {n_edges} edges, got an array of shape {ends.shape}")
     return ends
 
 
 def edge_table(n_edges: int, ends: Int[np.ndarray, "E 2"] | None) -> Int[np.ndarray, "K K"]:
-    """The number of the edge between two nodes, −1 where there is none."""
+    """Return the index of the edge between two nodes, −1 if there is none, `[K, K]`."""
     ends = edge_ends(n_edges, ends)
     table = np.full((ends.max() + 1,) * 2, -1, np.int32)
     table[ends[:, 0], ends[:, 1]] = table[ends[:, 1], ends[:, 0]] = np.arange(n_edges)
     if (table >= 0).sum() != 2 * n_edges:
-        raise ValueError("ends name an edge twice")
+        raise ValueError("ends must list each edge once, found an edge twice")
     return table

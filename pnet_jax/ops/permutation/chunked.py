@@ -1,4 +1,4 @@
-"""The implementation in use: blocks of rearrangements, of which only counts and maxima are kept; components by label propagation."""
+"""Default implementation: blocks of permutations, of which only counts and maxima are kept; components by label propagation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pnet_jax.ops.permutation.asked import Asked, Kept
-from pnet_jax.ops.permutation.model import Model, correlations, rearranged, sided, slack
+from pnet_jax.ops.permutation.model import PermutationModel, correlations, rearranged, sided, slack
 from pnet_jax.ops.permutation.reference import beyond, kept
 
 SUBJECT = "subject"  # the mesh axis
-NUMBERS = 1 << 22  # in the largest array of a block
+NUMBERS = 1 << 22  # maximum number of elements in the largest array of a block
 
 
 def test(
-    model: Model,
+    model: PermutationModel,
     key: PRNGKeyArray,
     permutations: int,
     tail: str,
@@ -23,7 +23,7 @@ def test(
     begin: Int[Array, ""] | int = 0,
     end: int | None = None,
 ) -> tuple[Int[Array, " E"], Kept]:
-    """`reference.test` of the rearrangements `begin`, `begin` + 1, …; those from `end` on are not counted."""
+    """Run `reference.test` on the permutations numbered `begin`, `begin` + 1, …; those from `end` on are not counted."""
     own_end = jnp.minimum(begin + permutations, permutations if end is None else end)
     observed = sided(correlations(model, model.rows[None])[0], tail) - slack(model.data.dtype)
     block = block_size(model, permutations, asked.table.size if asked.graph else 0)
@@ -39,11 +39,13 @@ def test(
     return exceeded, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:permutations], rows)
 
 
-def over(mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked) -> tuple[Int[Array, " E"], Kept]:
-    """`test` with the rearrangements split over the mesh axis "subject": one all-reduce of the counts. Edges are held by every device."""
+def over(
+    mesh: Mesh, model: PermutationModel, key: PRNGKeyArray, permutations: int, tail: str, asked: Asked
+) -> tuple[Int[Array, " E"], Kept]:
+    """Run `test` with permutations split over the mesh axis "subject" and edges replicated; one all-reduce of the counts."""
     share = -(-permutations // mesh.shape[SUBJECT])
 
-    def part(model: Model, key: PRNGKeyArray, asked: Asked) -> tuple[Array, Kept]:
+    def part(model: PermutationModel, key: PRNGKeyArray, asked: Asked) -> tuple[Array, Kept]:
         begin = jax.lax.axis_index(SUBJECT) * share
         exceeded, rows = test(model, key, share, tail, asked, begin, permutations)
         return (jax.lax.psum(exceeded, SUBJECT) if mesh.shape[SUBJECT] > 1 else exceeded), rows
@@ -54,20 +56,20 @@ def over(mesh: Mesh, model: Model, key: PRNGKeyArray, permutations: int, tail: s
     return exceeded, jax.tree.map(lambda x: x[:permutations], rows)
 
 
-def block_size(model: Model, permutations: int, cells: int) -> int:
+def block_size(model: PermutationModel, permutations: int, cells: int) -> int:
     return max(1, min(permutations, NUMBERS // max(model.data.shape[1] * len(model.rows), cells)))
 
 
 def components(excess: Float[Array, "B E"], table: Int[Array, "K K"]) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
-    """Every node takes the lowest label among its neighbours, then that node's label, until nothing changes in the block."""
-    weight = jnp.pad(excess, ((0, 0), (0, 1)))[:, table]  # [B, K, K], symmetric: sums and minima run over the axis that vectorises
+    """Propagate the lowest label among neighbours, then the label of that node, until nothing changes in the block."""
+    weight = jnp.pad(excess, ((0, 0), (0, 1)))[:, table]  # [B, K, K], symmetric: sums and minima run over the axis that vectorises best
     linked = weight > 0
     label = labelled(linked, jnp.broadcast_to(jnp.arange(len(table), dtype=jnp.int32), weight.shape[:2]))
     return label, gathered(linked.sum(1, dtype=excess.dtype), label), gathered(weight.sum(1), label)
 
 
 def labelled(linked: Bool[Array, "B K K"], label: Int[Array, "B K"]) -> Int[Array, "B K"]:
-    """The lowest node of each node's component, from labels that are the lowest of parts of it."""
+    """Return the lowest node of each node's component, starting from the lowest nodes of parts of it."""
     nodes = linked.shape[-1]
 
     def spread(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -80,12 +82,12 @@ def labelled(linked: Bool[Array, "B K K"], label: Int[Array, "B K"]) -> Int[Arra
 
 
 def gathered(per_node: Float[Array, "B K"], label: Int[Array, "B K"]) -> Float[Array, "B K"]:
-    """Half the sum over the nodes of each component, at its lowest node: every edge has two nodes."""
+    """Return half the sum over the nodes of each component, at its lowest node; half because every edge has two nodes."""
     return jnp.zeros_like(per_node).at[jnp.arange(len(label))[:, None], label].add(per_node) / 2
 
 
 def enhanced(t: Float[Array, "B E"], asked: Asked) -> Float[Array, "B E"]:
-    """`reference.enhanced` from the highest level down: components of one level are parts of those of the next."""
+    """Compute `reference.enhanced` from the highest level down, where components of one level are parts of those of the next."""
     assert asked.levels is not None
     power, height = asked.powers[0], asked.powers[1] + 1
     dense = jnp.pad(t, ((0, 0), (0, 1)))[:, asked.table]  # [B, K, K]

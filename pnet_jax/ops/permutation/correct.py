@@ -1,4 +1,4 @@
-"""Corrections for many edges."""
+"""Corrections for multiple comparisons."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ from jaxtyping import Array, Float
 
 
 def false_discovery_rate(p: Float[Array, " E"]) -> Float[Array, " E"]:
-    r"""The smallest false discovery rate at which each edge would be found (Benjamini and Hochberg).
+    r"""Compute the smallest false discovery rate at which each edge is significant (Benjamini and Hochberg).
 
     .. math:: q_{(i)} = \min_{j \ge i} \; p_{(j)} n / j
 
     Args:
-      p: p values, `[E]`; NaN ones do not count.
+      p: p values, `[E]`; NaN values are ignored.
 
     Returns:
-      q, `[E]`, NaN where p is.
+      q values, `[E]`; NaN if p is NaN.
 
     >>> [f"{q:.3f}" for q in false_discovery_rate(jnp.array([0.01, 0.04, 0.03, jnp.nan]))]
     ['0.030', '0.040', '0.040', 'nan']

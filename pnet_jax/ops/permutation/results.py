@@ -1,4 +1,4 @@
-"""What a test returns."""
+"""Results of permutation tests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jaxtyping import Array, Float, Int
 
 
 class Components(NamedTuple):
-    """Connected components of the edges above a threshold, largest first; K // 2 places, 0 and NaN where there are fewer.
+    """Connected components of the edges above a threshold, largest first; padded with 0 and NaN to C = K // 2 components.
 
     Attributes:
-      label: the component of each edge, −1 for none, `[E]`.
+      label: component of each edge, −1 if none, `[E]`.
       extent: number of edges, `[C]`.
       intensity: sum of t − threshold over the edges, `[C]`.
       p_extent: family-wise p of the extent, `[C]`.
       p_intensity: family-wise p of the intensity, `[C]`.
-      max_extent: largest extent of each rearrangement, `[P]`.
-      max_intensity: largest intensity of each rearrangement, `[P]`.
-      threshold: of t.
+      max_extent: largest extent of each permutation, `[P]`.
+      max_intensity: largest intensity of each permutation, `[P]`.
+      threshold: threshold of t.
     """
 
     label: Int[Array, " E"]
@@ -39,7 +39,7 @@ class Enhanced(NamedTuple):
     Attributes:
       score: integral over the height of extent^E · height^H, `[E]`; NaN for edges that cannot be tested.
       p: family-wise p of the score, `[E]`.
-      max_score: largest score of each rearrangement, `[P]`.
+      max_score: largest score of each permutation, `[P]`.
     """
 
     score: Float[Array, " E"]
@@ -50,15 +50,15 @@ class Enhanced(NamedTuple):
 class EdgeSets(NamedTuple):
     """Tests of sets of edges, such as all edges between two networks or all edges of a node; NaN for a set without testable edges.
 
-    Family-wise p values are over the sets: of each rearrangement counts the set with the most extreme statistic, in standard deviations of
-    that set's own rearrangements, because small sets vary more than large ones.
+    Family-wise p values are over the sets: the most extreme set of each permutation counts, with each statistic standardised by its
+    distribution over permutations, because small sets vary more than large ones.
 
     Attributes:
-      size: number of edges that were tested, `[G]`.
-      mean: mean t, `[G]`; large where all edges differ in one direction.
-      p, p_fwe: of the mean, in the direction of the tail, uncorrected and family-wise, `[G]`.
-      square: mean t², `[G]`; large where edges differ in any direction.
-      p_square, p_square_fwe: of the mean square, `[G]`.
+      size: number of tested edges, `[G]`.
+      mean: mean t, `[G]`; large if the edges differ in the same direction.
+      p, p_fwe: uncorrected and family-wise p of the mean, in the direction of the tail, `[G]`.
+      square: mean t², `[G]`; large if the edges differ in any direction.
+      p_square, p_square_fwe: uncorrected and family-wise p of the mean square, `[G]`.
     """
 
     size: Float[Array, " G"]
@@ -73,19 +73,19 @@ class EdgeSets(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PermutationResult:
-    """What a test found; NaN for edges that cannot be tested: a NaN in any subject, or no variation.
+    """Result of a permutation test; NaN for edges that cannot be tested, because a subject has NaN or the edge does not vary.
 
     Attributes:
-      t: statistic, `[E]`.
-      p: (1 + rearrangements that reach the edge's own t) / (1 + P), uncorrected, `[E]`.
-      p_fwe: the same with the largest t of each rearrangement: family-wise, `[E]`.
-      q: false discovery rate (Benjamini and Hochberg) of p, `[E]`.
-      max_t: largest t of each rearrangement, by size where both tails count, `[P]`.
+      t: t statistic, `[E]`.
+      p: uncorrected p, (1 + number of permutations that reach the t of the edge) / (1 + P), `[E]`.
+      p_fwe: family-wise p, computed likewise from the largest t of each permutation, `[E]`.
+      q: false discovery rate (Benjamini and Hochberg), `[E]`.
+      max_t: largest t of each permutation, in absolute value if both tails count, `[P]`.
       df: degrees of freedom.
-      components: of the edges above a threshold, if one was given.
-      enhanced: threshold-free network-based statistic, if it was asked for.
-      sets: tests of sets of edges by name, empty if none were given.
-      tail: which values count as extreme.
+      components: components of the edges above the threshold, if one was given.
+      enhanced: threshold-free network-based statistic, if requested.
+      sets: tests of sets of edges by name; empty if none were given.
+      tail: `"both"`, `"greater"` or `"less"`.
     """
 
     t: Float[Array, " E"]

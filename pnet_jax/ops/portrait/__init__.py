@@ -1,4 +1,4 @@
-"""The op `portrait`; its face is in `api.py`."""
+"""The op `portrait`; its public functions are in `api.py`."""
 
 from pnet_jax.ops.portrait.api import PortraitDivergence, portrait_divergence, portraits, shortest_paths
 from pnet_jax.ops.portrait.graph import keep_strongest, spanning_tree

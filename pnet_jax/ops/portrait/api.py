@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public functions of the op."""
 
 import dataclasses
 import functools
@@ -25,14 +25,14 @@ _DIVERGENCES = {"reference": reference.divergences, "chunked": chunked.divergenc
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PortraitDivergence:
-    """Divergences and what they were made with.
+    """Portrait divergences and the settings used.
 
     Attributes:
-      divergence: 0 (same portrait) … 1, `[S, S]`, or `[P]` for given pairs; NaN where a network has no node.
-      nodes: how many nodes each network has, `[S]`.
-      density: share of the pairs of nodes that have an edge in the graph that was used, `[S]`.
-      negative: share of the pairs of nodes whose weight was negative and so no edge, `[S]`.
-      settings: how they were made.
+      divergence: divergences from 0 (same portrait) to 1, `[S, S]`, or `[P]` for given pairs; NaN for a network without nodes.
+      nodes: number of nodes of each network, `[S]`.
+      density: share of the pairs of nodes with an edge in the graph used, `[S]`.
+      negative: share of the pairs of nodes with a negative weight, which is not an edge, `[S]`.
+      settings: settings used.
     """
 
     divergence: Float[Array, " *P"]
@@ -43,23 +43,22 @@ class PortraitDivergence:
 
 
 def shortest_paths(lengths: Float[Array, "S N N"], *, hops: bool = False, implementation: str | None = None) -> Float[Array, "S N N"]:
-    r"""Length of the shortest path between all pairs of nodes of each network.
+    r"""Compute the lengths of the shortest paths between all pairs of nodes of each network.
 
     .. math:: d_{ij} = \min_{i \to m_1 \to \dots \to j} \ell_{i m_1} + \ell_{m_1 m_2} + \dots
 
     Args:
-      lengths: of each edge, ≥ 0, inf where there is none, `[S, N, N]`; the diagonal is not read.
-      hops: count edges instead; much faster.
-      implementation: `"reference"` (min-plus products) or `"chunked"` (Floyd and Warshall; products of 0/1 matrices for hops);
-        `"chunked"` if not given.
+      lengths: length of each edge, ≥ 0, inf if there is no edge, `[S, N, N]`; the diagonal is ignored.
+      hops: whether to count edges instead of adding lengths; much faster.
+      implementation: `"reference"` (min-plus products) or `"chunked"` (default; Floyd–Warshall, or products of 0/1 matrices for hops).
 
     Returns:
-      d, `[S, N, N]`: 0 on the diagonal, inf where no path leads.
+      Shortest path lengths d, `[S, N, N]`; 0 on the diagonal, inf for unconnected nodes.
 
     Raises:
-      ValueError: no stack of square matrices, or an unknown implementation.
+      ValueError: If `lengths` is not a stack of square matrices or the implementation is unknown.
 
-    Memory: the result, plus a few [N, N] tables (of 8 networks for hops).
+    Memory: the result plus a few [N, N] matrices (of 8 networks for hops).
 
     >>> shortest_paths(jnp.array([[[0, 1, 5], [1, 0, 2], [5, 2, 0.0]]]))[0].tolist()
     [[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]
@@ -80,21 +79,21 @@ def portraits(
     *,
     implementation: str | None = None,
 ) -> Float[Array, "S L N+1"]:
-    """Network portraits: B[l, k] is the number of nodes that have exactly k nodes at a distance in bin l.
+    """Compute network portraits: B[l, k] is the number of nodes that have exactly k nodes at a distance in bin l.
 
     Args:
-      distances: as `shortest_paths` gives them, `[S, N, N]`.
-      edges: of the bins, ascending, `[L+1]`; a bin holds its left edge, the last one its right edge too.
-      present: which nodes there are, `[S, N]`; all if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      distances: shortest path lengths from `shortest_paths`, `[S, N, N]`.
+      edges: bin edges, ascending, `[L+1]`; bins include their left edge, and the last bin also its right edge.
+      present: mask of the present nodes, `[S, N]`; default: all.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      B, whole numbers, `[S, L, N+1]`; each row sums to the number of nodes.
+      Portraits B of integer values, `[S, L, N+1]`; each row sums to the number of nodes.
 
     Raises:
-      ValueError: shapes that do not agree, or an unknown implementation.
+      ValueError: If shapes do not agree or the implementation is unknown.
 
-    Memory: the result plus [N, L] counts of one network (`chunked`), or [S, N, L, N+1] (`reference`).
+    Memory: the result plus the [N, L] counts of one network (`chunked`), or [S, N, L, N+1] (`reference`).
 
     >>> chain = jnp.array([[[0, 1, 2], [1, 0, 1], [2, 1, 0.0]]])
     >>> portraits(chain, jnp.arange(4.0))[0].astype(int).tolist()
@@ -104,7 +103,7 @@ def portraits(
     """
     _check_square("distances", distances)
     if edges.ndim != 1 or len(edges) < 2:
-        raise ValueError(f"edges must be two or more numbers, got shape {edges.shape}")
+        raise ValueError(f"edges must have shape [L + 1] with at least two values, got shape {edges.shape}")
     present = jnp.ones(distances.shape[:2], bool) if present is None else present
     if present.shape != distances.shape[:2]:
         raise ValueError(f"present must have shape {distances.shape[:2]} (networks, nodes), got {present.shape}")
@@ -119,33 +118,33 @@ def portrait_divergence(
     implementation: str | None = None,
     mesh: Mesh | None = None,
 ) -> PortraitDivergence:
-    r"""Portrait divergence between networks: how much their numbers of nodes at each distance differ. Nodes need not correspond.
+    r"""Compute portrait divergences, which compare the distance distributions of networks; nodes need not correspond.
 
     .. math::
       D = \tfrac12 \mathrm{KL}(P \| M) + \tfrac12 \mathrm{KL}(Q \| M), \quad M = \tfrac12 (P + Q), \quad
       P(k, l) = k B_{lk} \big/ \textstyle\sum_{l k} k B_{lk}
 
-    in bits, so that 0 ≤ D ≤ 1. `PortraitSettings.convention` has the other P.
+    in bits, so that 0 ≤ D ≤ 1. For the alternative definition of P, see `PortraitSettings.convention`.
 
     Args:
-      weights: symmetric, `[S, N, N]`. Edges are the positive weights off the diagonal, thinned by `settings.density`; a node all of whose
-        edges are NaN is absent, one without an edge counts.
-      settings: how weights become portraits; hops at 15 % density with the spanning tree, in the authors' convention, if not given.
-      pairs: which networks to compare, `[P, 2]`; all with all if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
-      mesh: with an axis "subject" that splits the networks and the pairs; not given, they are not split. What a comparison reads of
-        each network is gathered once.
+      weights: symmetric weights, `[S, N, N]`. Edges are the positive weights off the diagonal, thresholded by `settings.density`. A node is
+        absent if all its edges are NaN; a node without edges is present.
+      settings: settings of the portraits; default: hops at 15 % density with the spanning tree, in the authors' convention.
+      pairs: pairs of networks to compare, `[P, 2]`; default: all pairs.
+      implementation: `"reference"` or `"chunked"` (default).
+      mesh: mesh whose axis "subject" splits the networks and the pairs; default: no split. The data needed for comparisons are gathered
+        once.
 
     Returns:
       `PortraitDivergence`, with the settings.
 
     Raises:
-      ValueError: weights or pairs of the wrong shape, weights that are not symmetric, infinite, or above 1 where their length would be
-        negative (values are looked at outside `jit` only), an unknown implementation, or a mesh without the axis or with parts that do
-        not divide S.
+      ValueError: If weights or pairs have the wrong shape, weights are not symmetric, infinite, or above 1 if their length would then be
+        negative (values are checked outside `jit` only), the implementation is unknown, or the mesh lacks the axis or its size does not
+        divide S.
 
-    Memory: three arrays like `weights`, plus the portraits `[S, levels, N + 1]` when bins are common to all pairs (`"hops"`, `edges`).
-    Inside `jit` hops have N levels, outside as many as there are.
+    Memory: three arrays like `weights`, plus the portraits `[S, levels, N + 1]` if bins are common to all pairs (`"hops"`, `edges`).
+    The number of levels for hops is N inside `jit`, and that of the longest path outside.
 
     >>> star = jnp.array([[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0.0]])
     >>> chain = jnp.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0.0]])
@@ -161,7 +160,7 @@ def portrait_divergence(
     if pairs is not None and (pairs.ndim != 2 or pairs.shape[1] != 2):
         raise ValueError(f"pairs must have shape [P, 2], got {pairs.shape}")
     if pairs is not None:
-        chex.assert_type(pairs, int, exception_type=ValueError, custom_message="pairs must be whole numbers")
+        chex.assert_type(pairs, int, exception_type=ValueError, custom_message="pairs must be integers")
     choose(_DIVERGENCES, implementation)
     spread.check(mesh, len(weights), implementation)
     graphs, present, density, negative = spread.each(mesh, _graphs, settings.density, settings.tree)(weights)
@@ -171,7 +170,7 @@ def portrait_divergence(
 
 
 def _of_pairs(settings: PortraitSettings) -> PortraitSettings:
-    """What the comparison itself depends on, so that graphs made in other ways need no new program."""
+    """Return only the settings on which the comparison depends, so that other settings do not trigger a recompilation."""
     plain, hops = PortraitSettings(), settings.lengths == "hops"
     return dataclasses.replace(
         plain,
@@ -183,7 +182,7 @@ def _of_pairs(settings: PortraitSettings) -> PortraitSettings:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, Array, Array, Array]:
-    """The edges that count, which nodes there are, and the density and the share of negative weights of each network."""
+    """Return the weights of the kept edges, the present nodes, and the density and share of negative weights of each network."""
     kept = graph.positive_edges(weights) if density is None else graph.keep_strongest(weights, density, tree=tree)
     present = graph.present(weights)
     nodes = present.sum(1, dtype=jnp.int32)
@@ -196,7 +195,7 @@ def _graphs(weights: Array, density: float | None, tree: bool) -> tuple[Array, A
 def _distances(
     graphs: Array, settings: PortraitSettings, implementation: str | None, mesh: Mesh | None
 ) -> tuple[Array, Array | np.ndarray | None]:
-    """Lengths of the shortest paths, and the edges of the bins where they are common to all pairs."""
+    """Return the lengths of the shortest paths, and the bin edges if they are common to all pairs."""
     if settings.lengths == "hops":
         hops = spread.each(mesh, _paths, "hops", None, implementation)(graphs)
         levels = hops.shape[-1]
@@ -215,7 +214,7 @@ def _paths(graphs: Array, lengths: str, rounding: int | None, implementation: st
     edges = jnp.where(graphs > 0, length, jnp.inf)
     if lengths == "hops":
         return shortest_paths(edges, hops=True, implementation=implementation)
-    if rounding is None:  # sums as Dijkstra makes them
+    if rounding is None:  # sums in the order of Dijkstra's algorithm
         return choose(_FROM_SOURCE, implementation)(edges)
     paths = shortest_paths(edges, implementation=implementation)
     return jax.lax.reduce_precision(jnp.minimum(paths, paths.swapaxes(1, 2)), jnp.finfo(paths.dtype).nexp, rounding)
@@ -231,7 +230,7 @@ def _divergences(
     implementation: str | None,
     mesh: Mesh | None,
 ) -> tuple[Array, Array]:
-    """The divergences of given pairs or of all, and the numbers of nodes."""
+    """Return the divergences of the given pairs or of all pairs, and the numbers of nodes."""
     nodes, compare = present.sum(1, dtype=jnp.int32), choose(_DIVERGENCES, implementation)
     if mesh is not None:
         compare = functools.partial(spread.divergences, mesh)
@@ -257,11 +256,11 @@ def _check_values(weights: Any, settings: PortraitSettings) -> None:
     for index, network in enumerate(values):
         off = ~np.eye(len(network), dtype=bool)
         if np.isinf(network).any():
-            raise ValueError(f"weights must be finite or NaN, network {index} has an infinite one")
+            raise ValueError(f"weights must be finite or NaN, network {index} has an infinite weight")
         if not np.allclose(network, network.T, rtol=1e-4, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"weights must be symmetric, network {index} differs from its transpose by {np.nanmax(np.abs(network - network.T)):.2g}"
             )
         largest = np.max(network, where=off & ~np.isnan(network), initial=0)
         if settings.lengths in ("1-w", "-log w") and largest > 1:
-            raise ValueError(f"weights must be 1 or less for lengths {settings.lengths!r}, network {index} has {largest:.4g}")
+            raise ValueError(f"weights must be at most 1 for lengths {settings.lengths!r}, network {index} has {largest:.4g}")

@@ -1,7 +1,8 @@
-"""The implementation in use: one network or one pair at a time, so that nothing larger than a network's own table is held.
+"""Default implementation: one network or one pair at a time, so that memory is limited to a few matrices of one network.
 
-Hops come from products of 0/1 matrices; lengths from Floyd and Warshall's pass, which is one min-plus product in all. The bins of a pair
-are read from the merged order of two sorted lists, found by a search that begins in the right one of many buckets; nothing is sorted twice.
+Hops are computed by products of 0/1 matrices, and lengths by the Floyd–Warshall algorithm, whose cost is one min-plus product. The bin
+edges of a pair are read from the merged order of two sorted lists; a lookup table of buckets shortens the binary search, so that nothing
+is sorted twice.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 from pnet_jax.ops.portrait.reference import distribution, places
 from pnet_jax.ops.portrait.settings import PortraitSettings
 
-NETWORKS = 8  # whose hops are taken at once
-PAIRS = 16  # compared at once when the bins are common to all
-STRIDE = 64  # of the sorted path lengths between two counts that are kept
-FEW = 1024  # different path lengths in every network: so few are searched by themselves, without the padding
-BUCKETS = 1 << 15  # of equal width, at most, in which different path lengths are looked up
+NETWORKS = 8  # number of networks whose hops are computed at once
+PAIRS = 16  # number of pairs compared at once if the bins are common to all
+STRIDE = 64  # number of sorted path lengths between two stored counts
+FEW = 1024  # up to this number of distinct path lengths in every network, the padding is left out of the search
+BUCKETS = 1 << 15  # maximum number of equal-width buckets for looking up distinct path lengths
 
 
 def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
@@ -35,10 +36,10 @@ def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
 
 
 def paths_from_source(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
-    """Paths whose lengths are added up from the source outward, as the definition's are, to the last bit.
+    """Compute shortest paths whose lengths are summed from the source outward, bit for bit as in the reference definition.
 
-    Sweeps as in `shortest_paths`, but with an edge behind the path in place of a second path, until nothing changes. Rounded sums are
-    monotone, so that the end does not depend on the order in which paths are found.
+    Sweeps as in `shortest_paths`, but extends each path by an edge instead of a second path, until nothing changes. Rounded sums are
+    monotone, so the result does not depend on the order in which paths are found.
     """
 
     def one(lengths: Float[Array, "N N"]) -> Float[Array, "N N"]:
@@ -61,7 +62,7 @@ def hops(adjacency: Bool[Array, "S N N"], dtype: np.dtype) -> Float[Array, "S N 
 
         def further(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             distance, front, level = state
-            # Only whether a sum of zeros and ones is 0 matters, so the precision of the product does not.
+            # Only whether the sum of zeros and ones is 0 matters, so the default precision is enough.
             new = (jnp.matmul(front, steps) > 0) & jnp.isinf(distance)
             return jnp.where(new, level, distance), new.astype(jnp.float32), level + 1
 
@@ -106,10 +107,10 @@ def divergences(
 def prepared(
     distances: Float[Array, "S N N"], present: Bool[Array, "S N"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
 ) -> Any:
-    """What a comparison needs to know of each network: its distribution where bins are common to all, else its paths in order."""
+    """Return the data of each network needed for comparisons: its distribution if bins are common to all, else its sorted paths."""
     if edges is not None:
         return distribution(portraits(distances, edges, present), settings.convention)
-    # A path counts once where both directions have one length.
+    # Both directions of a path have the same length after rounding, so they count once.
     different = distances[0].size if settings.rounding is None else distances[0].size // 2 + 1
     return jax.lax.map(lambda network: _order(network, different), _among(distances, present))
 
@@ -117,7 +118,7 @@ def prepared(
 def compared(
     networks: Any, present: Bool[Array, "S N"], pairs: Int[Array, "P 2"], edges: Float[Array, " L+1"] | None, settings: PortraitSettings
 ) -> Float[Array, " P"]:
-    """The divergences of pairs of `prepared` networks."""
+    """Return the divergences of pairs of `prepared` networks."""
     if edges is not None:
         return jax.lax.map(lambda pair: _jensen_shannon(networks[pair[0]], networks[pair[1]]), pairs, batch_size=PAIRS)
 
@@ -139,13 +140,13 @@ def compared(
 
 
 class _Lookup(NamedTuple):
-    """Different values in ascending order, and where to look for one.
+    """Distinct values in ascending order, with a table of buckets for searching them.
 
     Attributes:
-      values: padded with inf, `[U]`.
-      first: the place of the first value of each bucket, and of the first inf behind the last one, `[B + 1]`.
-      origin, scale: a value x is in the bucket numbered (x − origin) · scale, held inside the range.
-      steps: of a binary search in the fullest bucket.
+      values: distinct values, padded with inf, `[U]`.
+      first: index of the first value of each bucket, followed by the index of the first inf, `[B + 1]`.
+      origin, scale: parameters of the bucket of a value x, (x − origin) · scale, clipped to the range of buckets.
+      steps: number of steps of a binary search in the fullest bucket.
     """
 
     values: Float[Array, " U"]
@@ -158,7 +159,7 @@ class _Lookup(NamedTuple):
         return jnp.clip((x - self.origin) * self.scale, 0, len(self.first) - 2).astype(jnp.int32)
 
     def smaller(self, x: Float[Array, " M"]) -> Int[Array, " M"]:
-        """How many values lie before each x: `searchsorted`, with as many steps as the fullest bucket needs."""
+        """Return the number of values below each x, as `searchsorted` does, in as many steps as the fullest bucket needs."""
         bucket = self.bucket(x)
 
         def halve(_: Int[Array, ""], ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -172,7 +173,7 @@ class _Lookup(NamedTuple):
 
 def _lookup(values: Float[Array, " U"]) -> _Lookup:
     finite, buckets = jnp.isfinite(values), min(BUCKETS, len(values))
-    # The first is the 0 of the diagonal, which may lie far from the others.
+    # The first value is the 0 of the diagonal, which may be far from the others.
     origin, last = values[min(1, len(values) - 1)], jnp.max(values, initial=0, where=finite)
     wide = jnp.isfinite(origin) & (last > origin)
     found = _Lookup(values, jnp.zeros(buckets + 1, jnp.int32), jnp.where(wide, origin, 0), jnp.zeros_like(last), jnp.zeros((), jnp.int32))
@@ -183,13 +184,13 @@ def _lookup(values: Float[Array, " U"]) -> _Lookup:
 
 
 class _Ordered(NamedTuple):
-    """The path lengths of a network in ascending order, N² of them.
+    """The N² path lengths of a network in ascending order.
 
     Attributes:
-      lengths: padded with inf, `[M]`.
-      rows: the node each starts from, `[M]`.
-      before: how many of the first 0, STRIDE, 2 STRIDE … start from each node, `[M / STRIDE + 1, N]`.
-      lookup: of the different finite ones.
+      lengths: path lengths, padded with inf, `[M]`.
+      rows: start node of each path, `[M]`.
+      before: number of paths from each node among the first 0, STRIDE, 2 STRIDE, …, `[M / STRIDE + 1, N]`.
+      lookup: lookup table of the distinct finite lengths.
     """
 
     lengths: Float[Array, " M"]
@@ -201,12 +202,12 @@ class _Ordered(NamedTuple):
 def _order(distances: Float[Array, "N N"], size: int) -> _Ordered:
     nodes = len(distances)
     padded = -(-distances.size // STRIDE) * STRIDE - distances.size
-    flat = jnp.abs(jnp.pad(distances.reshape(-1), (0, padded), constant_values=jnp.inf))  # no −0, whose bits are no 0
+    flat = jnp.abs(jnp.pad(distances.reshape(-1), (0, padded), constant_values=jnp.inf))  # avoids −0, whose bits differ from those of 0
     ascending = _sorted(flat)
     new = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
     different = jnp.full(size, jnp.inf, flat.dtype).at[jnp.cumsum(new, dtype=jnp.int32) - 1].set(ascending, mode="drop")
-    rows = jnp.arange(len(flat), dtype=jnp.int32) // nodes  # the padding's row is out of range, and dropped below
-    # A length's place among the different ones and its row make one whole number where they fit into it: such sort fastest.
+    rows = jnp.arange(len(flat), dtype=jnp.int32) // nodes  # rows of the padding are out of range and dropped below
+    # If the rank of a length and its row fit into one integer, sorting these integers is fastest.
     if (size + 1) * (nodes + 2) < 2**31:
         place = jnp.searchsorted(different, flat).astype(jnp.int32)
         rows = jax.lax.rem(jnp.sort(place * (nodes + 2) + jnp.minimum(rows, nodes + 1)), jnp.int32(nodes + 2))
@@ -218,13 +219,13 @@ def _order(distances: Float[Array, "N N"], size: int) -> _Ordered:
 
 
 def _sorted(x: Float[Array, " M"]) -> Float[Array, " M"]:
-    """Values ≥ 0 in ascending order; by their bits, which order the same way and compare faster."""
+    """Sort values ≥ 0 by their bits, which have the same order and compare faster."""
     whole = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
     return jax.lax.bitcast_convert_type(jnp.sort(jax.lax.bitcast_convert_type(x, whole)), x.dtype)
 
 
 def _below(network: _Ordered, edges: Float[Array, " L+1"]) -> Int[Array, "L+1 N"]:
-    """How many path lengths from each node lie below each edge; up to the last one, it included."""
+    """Count the path lengths from each node below each bin edge; the last edge is inclusive."""
     cut = jnp.searchsorted(network.lengths, edges).astype(jnp.int32)
     cut = cut.at[-1].set(jnp.searchsorted(network.lengths, edges[-1], side="right"))
     block, rest = cut // STRIDE, cut % STRIDE
@@ -235,7 +236,7 @@ def _below(network: _Ordered, edges: Float[Array, " L+1"]) -> Int[Array, "L+1 N"
 
 
 def _jensen_shannon(p: Float[Array, "L K"], q: Float[Array, "L K"]) -> Float[Array, ""]:
-    # Cell by cell, so that equal cells give exactly 0.
+    # Elementwise, so that equal elements give exactly 0.
     return ((_xlog2x(p) + _xlog2x(q)) / 2 - _xlog2x((p + q) / 2)).sum()
 
 
@@ -244,20 +245,20 @@ def _xlog2x(x: Float[Array, "L K"]) -> Float[Array, "L K"]:
 
 
 def _percentiles(one: _Lookup, other: _Lookup, bins: int, *, exact: bool) -> Float[Array, " L+1"]:
-    """Percentiles of the union of two sorted lists a and b of different values, interpolated linearly.
+    """Return linearly interpolated percentiles of the union of two sorted lists, a and b, of distinct values.
 
-    A value's place in the union is its place in a, plus how many of b lie before it, less how many before it both have. Shared ones are
-    counted a block at a time; inside a block only where a value is wanted.
+    The rank of a value of a in the union is its rank in a, plus the number of values of b below it, minus the number of shared values below
+    it. Shared values are counted per block, and within a block only if a percentile falls into it.
     """
     b, finite = other.values, other.first[-1]
     a = jnp.pad(one.values, (0, -len(one.values) % STRIDE), constant_values=jnp.inf)
-    smaller = other.smaller(a)  # how many of b lie before each of a
+    smaller = other.smaller(a)  # number of values of b below each of a
     shared = (b[jnp.minimum(smaller, len(b) - 1)] == a) & jnp.isfinite(a)
     smaller, inside = smaller.reshape(-1, STRIDE), shared.reshape(-1, STRIDE)
     in_blocks = jnp.cumsum(inside.sum(1, dtype=jnp.int32))
-    before = in_blocks - inside.sum(1, dtype=jnp.int32)  # shared ones before each block
+    before = in_blocks - inside.sum(1, dtype=jnp.int32)  # shared values before each block
     first = jnp.arange(len(before), dtype=jnp.int32) * STRIDE
-    place = first + smaller[:, 0] - before  # of each block's first value in the union
+    place = first + smaller[:, 0] - before  # rank of each block's first value in the union
     n = jnp.isfinite(a).sum(dtype=jnp.int32) + finite - in_blocks[-1]
 
     def value(wanted: Int[Array, " L+1"]) -> Float[Array, " L+1"]:
@@ -265,7 +266,7 @@ def _percentiles(one: _Lookup, other: _Lookup, bins: int, *, exact: bool) -> Flo
         to = jnp.cumsum(inside[block], axis=1, dtype=jnp.int32) + before[block][:, None]  # [L + 1, STRIDE]
         own = inside[block].astype(jnp.int32)
         rank = (first[block][:, None] + jnp.arange(STRIDE, dtype=jnp.int32)[None, :]) + smaller[block] - to + own
-        up_to = (rank <= wanted[:, None]).sum(1, dtype=jnp.int32)  # of the block, up to the wanted one
+        up_to = (rank <= wanted[:, None]).sum(1, dtype=jnp.int32)  # number of values of the block up to the wanted rank
         last = jnp.maximum(up_to - 1, 0)[:, None]
         at, share = jnp.take_along_axis(rank, last, 1)[:, 0], jnp.where(up_to > 0, jnp.take_along_axis(to, last, 1)[:, 0], 0)
         i = first[block] + last[:, 0]

@@ -1,4 +1,4 @@
-"""From edge weights to a graph: spanning tree, density."""
+"""Graphs from edge weights: maximum spanning tree and density threshold."""
 
 import functools
 import math
@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 @jax.jit
 def spanning_tree(weights: Float[Array, "S N N"]) -> Bool[Array, "S N N"]:
-    """The spanning tree of largest weight, by Prim's algorithm; a forest where the positive edges do not connect all nodes.
+    """Find the maximum spanning tree with Prim's algorithm, or a spanning forest if the positive edges do not connect all nodes.
 
     Args:
-      weights: symmetric; an edge is a positive weight, `[S, N, N]`.
+      weights: symmetric weights, `[S, N, N]`; edges are the positive weights.
 
     Returns:
-      Which edges are in the tree, symmetric. Of equal weights the one found first is taken.
+      Whether each edge is in the tree, symmetric, `[S, N, N]`. Of equal weights, the one found first is taken.
 
     >>> spanning_tree(jnp.array([[[0, 0.9, 0.5], [0.9, 0, 0.7], [0.5, 0.7, 0]]]))[0].astype(int).tolist()
     [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -45,21 +45,21 @@ def _prim(weights: Float[Array, "N N"]) -> Bool[Array, "N N"]:
 
 
 def keep_strongest(weights: Float[Array, "S N N"], density: float, *, tree: bool = True) -> Float[Array, "S N N"]:
-    r"""The strongest positive edges of each network, as many as a density asks for.
+    r"""Keep the strongest positive edges of each network at a given density.
 
-    With :math:`n` nodes, :math:`\lfloor \rho\, n (n - 1) / 2 + 1/2 \rfloor` edges are kept. With `tree` those of the spanning tree of
-    largest weight come first, however weak, so that the graph stays connected; a tree that alone exceeds the density is kept whole.
+    With :math:`n` nodes, :math:`\lfloor \rho\, n (n - 1) / 2 + 1/2 \rfloor` edges are kept. With `tree`, the edges of the maximum spanning
+    tree are kept first, so that the graph stays connected; the tree is kept even if it alone exceeds the density.
 
     Args:
-      weights: symmetric, `[S, N, N]`; NaN, negative and diagonal values are no edges.
-      density: ρ in (0, 1], share of the pairs of nodes that have an edge; a node with NaN in all its edges is none.
-      tree: keep the spanning tree.
+      weights: symmetric weights, `[S, N, N]`; NaN, negative and diagonal values are not edges.
+      density: density ρ in (0, 1], the share of the pairs of nodes with an edge; nodes whose edges are all NaN do not count.
+      tree: whether to keep the maximum spanning tree.
 
     Returns:
-      The weights of the kept edges, 0 elsewhere. Of equal weights those of lower row and column are taken first.
+      Weights of the kept edges, 0 elsewhere, `[S, N, N]`. Of equal weights, those with the lower row and column are kept first.
 
     Raises:
-      ValueError: a density outside (0, 1].
+      ValueError: If the density is outside (0, 1].
 
     Memory: three arrays like `weights`.
 
@@ -76,7 +76,7 @@ def keep_strongest(weights: Float[Array, "S N N"], density: float, *, tree: bool
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _keep_strongest(weights: Float[Array, "S N N"], density: float, tree: bool) -> Float[Array, "S N N"]:
-    # A density often asks for half an edge more: whole numbers decide it, not the rounding of a product.
+    # The number of edges is often exactly halfway between two integers: fractions decide, not the rounding of a product.
     share, size = Fraction(repr(density)), weights.shape[-1] + 1
     asked = np.array([math.floor(share * (n * (n - 1) // 2) + Fraction(1, 2)) for n in range(size)], np.int32)
     wanted = jnp.asarray(asked)[present(weights).sum(1)]
@@ -96,11 +96,11 @@ def _strongest(weights: Float[Array, "N N"], first: Bool[Array, "N N"], wanted: 
 
 
 def positive_edges(weights: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
-    """Positive weights off the diagonal, 0 elsewhere."""
+    """Return the positive weights off the diagonal, 0 elsewhere."""
     return jnp.where((weights > 0) & ~jnp.eye(weights.shape[-1], dtype=bool)[None], weights, 0)
 
 
 def present(weights: Float[Array, "S N N"]) -> Bool[Array, "S N"]:
-    """Which nodes there are: those with an edge that is not NaN. A lone node is there when its diagonal is not NaN."""
+    """Return the mask of present nodes: those with an edge that is not NaN. A single node is present if its diagonal is not NaN."""
     off = ~jnp.eye(weights.shape[-1], dtype=bool)[None]
     return (~jnp.isnan(weights) & (off | (weights.shape[-1] == 1))).any(2)

@@ -1,4 +1,4 @@
-"""The definition."""
+"""Reference definition."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from pnet_jax.ops.portrait.settings import PortraitSettings
 
 
 def shortest_paths(lengths: Float[Array, "S N N"]) -> Float[Array, "S N N"]:
-    """Min-plus products until nothing changes; lengths add up from the source outward, as in Dijkstra's algorithm, to the last bit."""
+    """Iterate min-plus products to convergence; lengths are summed from the source outward, bit for bit as in Dijkstra's algorithm."""
 
     def one(lengths: Float[Array, "N N"]) -> Float[Array, "N N"]:
         def further(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -33,7 +33,7 @@ def portraits(distances: Float[Array, "S N N"], edges: Float[Array, " L+1"], pre
     last = jnp.arange(len(edges) - 1) == len(edges) - 2
     d = jnp.where(present[:, :, None] & present[:, None, :], distances, jnp.inf)[..., None]  # [S, N, N, 1]
     inside = (d >= at_least) & ((d < below) | (last[None, None, None, :] & (d == below)))
-    seen = inside.sum(2)  # [S, N, L]: how many nodes each node has in each bin
+    seen = inside.sum(2)  # [S, N, L]: number of nodes at each node's distance bin
     exactly = (seen[..., None] == jnp.arange(nodes + 1)[None, None, None, :]) & present[:, :, None, None]
     return exactly.sum(1).astype(distances.dtype)
 
@@ -47,7 +47,7 @@ def distribution(portrait: Float[Array, "*S L K"], convention: str) -> Float[Arr
 
 
 def percentile_edges(distances: Float[Array, " M"], bins: int, *, exact: bool) -> Float[Array, " L+1"]:
-    """Percentiles of the different path lengths, interpolated linearly."""
+    """Return linearly interpolated percentiles of the distinct path lengths."""
     values = jnp.unique(distances, size=distances.size, fill_value=jnp.inf)
     n = jnp.isfinite(values).sum(dtype=jnp.int32)
     low, t = places(n, bins, values.dtype, exact=exact)
@@ -56,11 +56,11 @@ def percentile_edges(distances: Float[Array, " M"], bins: int, *, exact: bool) -
 
 
 def places(n: Int[Array, ""], bins: int, dtype: np.dtype, *, exact: bool) -> tuple[Int[Array, " L+1"], Float[Array, " L+1"]]:
-    """Where the percentiles 0, 100 / bins, … 100 stand among n sorted values: how many values lie before, and how far on to the next.
+    """Return the ranks of the percentiles 0, 100 / bins, …, 100 among n sorted values, as an integer part and a fraction.
 
-    Exact: in whole numbers, so that a percentile that falls on a value is that value. A product of floats can round to just above it and
-    move all paths of that length to the bin before; whether it does differs between float32 and float64. Otherwise by that product, as
-    numpy and so netrd do.
+    With `exact`, integer arithmetic is used, so that a percentile that falls on a value is that value. A floating-point product can be
+    rounded to just above it and move all paths of that length to the previous bin, differently in float32 and float64. Without `exact`,
+    that product is used, as in numpy and netrd.
     """
     if not exact:
         at = (n - 1).astype(dtype) * jnp.asarray(np.linspace(0, 100, bins + 1) / 100, dtype)

@@ -1,31 +1,32 @@
-"""How networks become graphs, graphs portraits and portraits one number."""
+"""Settings of the portrait divergence."""
 
 import dataclasses
 
 import numpy as np
 
-MOST_BINS = 2**15  # where percentiles stand is counted in int32
+MOST_BINS = 2**15  # ranks of percentiles are computed in int32
 CONVENTIONS = ("author", "netrd")
 LENGTHS = ("hops", "1/w", "1-w", "-log w", "w")
 
 
 @dataclasses.dataclass(frozen=True)
 class PortraitSettings:
-    """Every choice a portrait divergence depends on; every result carries its settings.
+    """All settings of a portrait divergence; stored with every result.
 
     Attributes:
-      convention: `"author"`, P(k, l) ∝ k B[l, k], the authors' program since 2019; or `"netrd"`, P(k, l) = B[l, k] / N · P(l), their
-        program of 2018 and netrd. The two differ by up to a factor of 2.
-      lengths: what an edge of weight w is long: `"hops"` (1, whatever its weight), `"1/w"`, `"1-w"`, `"-log w"` or `"w"`.
-      density: share of the pairs of nodes that keep their edge, the strongest first; None keeps every positive edge.
-      tree: with a density, keep the spanning tree of largest weight too.
-      bins: number of bins of path length whose edges are percentiles of the different path lengths of both compared networks. Coarser bins
-        give larger values. Hops have a bin each.
-      edges: edges of the bins, the same for all pairs, in place of `bins`; left ones included, the last one too. Longer paths do not count.
-      rounding: binary digits after the first that path lengths are rounded to. Otherwise the order in which a path's edges are added makes
-        two lengths of one, and percentiles of the different lengths fall between them: a network would differ from itself with its nodes in
-        another order. None: no rounding, sums from either end as they come, and percentiles as numpy rounds their places, as in netrd; a
-        percentile that falls on a length is then that length only up to rounding.
+      convention: definition of P: `"author"`, P(k, l) ∝ k B[l, k], as in the authors' program since 2019; or `"netrd"`,
+        P(k, l) = B[l, k] / N · P(l), as in their program of 2018 and in netrd. The divergences differ by up to a factor of 2.
+      lengths: length of an edge of weight w: `"hops"` (1 for every edge), `"1/w"`, `"1-w"`, `"-log w"` or `"w"`.
+      density: share of the pairs of nodes whose edges are kept, the strongest first; None keeps every positive edge.
+      tree: whether to keep the maximum spanning tree as well; only with a density.
+      bins: number of path-length bins; their edges are percentiles of the distinct path lengths of both networks compared. Coarser bins
+        give larger divergences. With `"hops"`, every number of hops is a bin.
+      edges: bin edges common to all pairs, instead of `bins`; bins include their left edge, and the last bin also its right edge. Longer
+        paths are ignored.
+      rounding: number of mantissa bits to which path lengths are rounded. Without rounding, the order of summation can split one length
+        into two, so that percentiles fall between them and a network differs from itself with permuted nodes. None disables rounding: sums
+        are used as computed from either end, and percentiles are interpolated as in numpy and netrd; a percentile that falls on a length
+        then equals it only up to rounding.
     """
 
     convention: str = "author"
@@ -48,6 +49,6 @@ class PortraitSettings:
         if self.edges is not None and (len(self.edges) < 2 or not np.all(np.diff(self.edges) >= 0)):
             raise ValueError(f"edges must be two or more ascending numbers, got {self.edges}")
         if self.edges is not None and self.lengths == "hops":
-            raise ValueError("edges are for lengths other than 'hops', which have a bin each")
+            raise ValueError("edges are for lengths other than 'hops', for which every number of hops is a bin")
         if self.rounding is not None and not 0 < self.rounding <= 23:
             raise ValueError(f"rounding must be 1 to 23 binary digits or None, got {self.rounding}")

@@ -1,6 +1,7 @@
-"""Networks and their pairs on several devices.
+"""Portrait divergences on several devices.
 
-Each network's graph and paths are made on one device; what a comparison reads of them is gathered everywhere; each pair is compared on one.
+The graph and paths of each network are computed on one device, the data needed for comparisons are gathered on all devices, and each pair
+is compared on one device.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ def check(mesh: Mesh | None, networks: int, implementation: str | None) -> None:
         raise ValueError(f"expected a mesh with an axis {SUBJECT}, got {mesh.axis_names}")
     if networks % mesh.shape[SUBJECT]:
         parts = mesh.shape[SUBJECT]
-        raise ValueError(f"the mesh splits networks into {parts}: expected a multiple of it, got {networks}; networks of NaN fill up")
+        raise ValueError(
+            f"the mesh splits networks over {parts} devices: expected a multiple of {parts} networks, got {networks}; "
+            "pad with networks of NaN"
+        )
     if implementation == "reference":
         raise ValueError("a mesh needs the implementation 'chunked', got 'reference'")
 
 
 def each(mesh: Mesh | None, function: Callable[..., Any], *settings: Any) -> Callable[[Array], Any]:
-    """`function` of networks, on each device of those it holds."""
+    """Return a function that applies `function` to the networks on each device."""
     if mesh is None:
         return lambda networks: function(networks, *settings)
     return _on_each(mesh, function, settings)
 
 
-@functools.cache  # else every call would be compiled anew
+@functools.cache  # avoids recompilation at every call
 def _on_each(mesh: Mesh, function: Callable[..., Any], settings: tuple[Any, ...]) -> Callable[[Array], Any]:
     own = P(SUBJECT)
     return jax.jit(jax.shard_map(lambda x: function(x, *settings), mesh=mesh, in_specs=own, out_specs=own, check_vma=False))
@@ -54,9 +58,9 @@ def divergences(
     edges: Float[Array, " L+1"] | None,
     settings: PortraitSettings,
 ) -> Float[Array, " P"]:
-    """`chunked.divergences`, with networks and pairs split; one all-gather for each array that a comparison reads."""
+    """Compute `chunked.divergences` with networks and pairs split over devices; one all-gather per array needed for comparisons."""
     count = len(pairs)
-    pairs = jnp.pad(pairs, ((0, -count % mesh.shape[SUBJECT]), (0, 0)))  # the first network with itself fills up
+    pairs = jnp.pad(pairs, ((0, -count % mesh.shape[SUBJECT]), (0, 0)))  # padding compares the first network with itself
     edges = None if edges is None else jnp.asarray(edges)
 
     def part(distances: Array, present: Array, pairs: Array) -> Array:

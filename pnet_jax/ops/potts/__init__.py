@@ -1,4 +1,4 @@
-"""The op `potts`; its face is in `api.py`."""
+"""The op `potts`; its public function is in `api.py`."""
 
 from pnet_jax.ops.potts.api import potts
 

@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public function of the op."""
 
 from collections.abc import Callable
 
@@ -20,25 +20,25 @@ def potts(
     n_parcels: int,
     implementation: str | None = None,
 ) -> Float[Array, "V C"]:
-    r"""How much the neighbours of a location belong to each of its candidate parcels.
+    r"""Sum the probabilities of the neighbours of each location for each of its candidate parcels.
 
     .. math:: s_{vk} = \sum_{u \in N(v)} q_{uk}
 
     Args:
-      q: probability of each candidate, `[V, C]`; 0 at the padding.
-      candidates: parcel of each entry of `q`, −1 padded, no parcel twice in a row, `[V, C]`.
-      neighbours: adjacent locations, −1 padded, symmetric, `[V, N]`.
-      n_parcels: K.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      q: probability of each candidate, `[V, C]`; 0 in the padding.
+      candidates: candidate parcels of each location, padded with −1, without duplicates in a row, `[V, C]`.
+      neighbours: adjacent locations, padded with −1, symmetric, `[V, N]`.
+      n_parcels: number of parcels K.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      Sums, `[V, C]`; 0 at the padding.
+      Sums over the neighbours, `[V, C]`; 0 in the padding.
 
     Raises:
-      ValueError: shapes that do not agree, or an unknown implementation.
+      ValueError: If shapes do not agree or the implementation is unknown.
 
-    Memory: 4·N·V·C bytes for the table (`chunked`), or N·V·K values (`reference`). Whoever takes many steps makes the table
-    once by `match_table` and calls `sum_neighbours`.
+    Memory: 4·N·V·C bytes for the table (`chunked`), or N·V·K values (`reference`). For repeated calls, make the table once with
+    `match_table` and call `sum_neighbours`.
 
     >>> import jax.numpy as jnp
     >>> q = jnp.array([[1.0, 0.0], [0.4, 0.6]])
@@ -49,13 +49,13 @@ def potts(
     Source: mean-field update of a Potts model, e.g. Zhang, Brady & Smith 2001.
     """
     if q.shape != candidates.shape or q.ndim != 2:
-        raise ValueError(f"q and candidates must have one shape [V, C], got {q.shape} and {candidates.shape}")
+        raise ValueError(f"q and candidates must have the same shape [V, C], got {q.shape} and {candidates.shape}")
     if neighbours.ndim != 2 or len(neighbours) != len(q):
         raise ValueError(f"neighbours must have shape ({len(q)}, N), got {neighbours.shape}")
     chex.assert_type(
         [q, candidates, neighbours],
         [float, int, int],
         exception_type=ValueError,
-        custom_message="q must be floating point, candidates and neighbours whole numbers",
+        custom_message="q must be floating point, candidates and neighbours integers",
     )
     return choose(_IMPLEMENTATIONS, implementation)(q, candidates, neighbours, n_parcels)

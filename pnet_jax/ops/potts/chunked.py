@@ -1,6 +1,6 @@
-"""The implementation in use: a table of where each (location, candidate) finds itself at each neighbour.
+"""Default implementation: a table of the position of each location's candidates among the candidates of each neighbour.
 
-The table depends on the prior and the Space only, so that it is made once and used in every step. Adjacency is symmetric, so
+The table depends only on the atlas and the Space, so it is made once and used in every step. Adjacency is symmetric, so
 the sum is its own transpose and the gradient is the same gather instead of a scatter.
 """
 
@@ -20,9 +20,9 @@ def potts(
 
 @functools.partial(jax.jit, static_argnames="n_parcels")
 def match_table(candidates: Int[Array, "V C"], neighbours: Int[Array, "V N"], *, n_parcels: int) -> Int[Array, "N V C"]:
-    """Position in the flattened `[V, C]` of the same parcel at neighbour n; V·C, one past the end, where it is none."""
+    """Return the position of the same parcel at neighbour n in the flattened `[V, C]`; V·C, one past the end, if it is not a candidate."""
     size, width = candidates.shape
-    # At which place in its row a location holds a parcel; `width` says it does not. One more row and column for the padding.
+    # Column of each parcel in a location's row of candidates, or `width` if it is not one; the extra row and column are for the padding.
     rows, at = jnp.arange(size)[:, None], jnp.where(candidates < 0, n_parcels, candidates)
     place = jnp.full((size + 1, n_parcels + 1), width, jnp.uint8).at[rows, at].set(jnp.arange(width, dtype=jnp.uint8)[None, :])
     place = place.at[:, n_parcels].set(width)

@@ -1,4 +1,4 @@
-"""The op `soft_assign`; its face is in `api.py`."""
+"""The op `soft_assign`; its public function is in `api.py`."""
 
 from pnet_jax.ops.soft_assign.api import Assignment, soft_assign
 

@@ -1,4 +1,4 @@
-"""The face of the op."""
+"""Public function of the op."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from pnet_jax.ops._choose import choose
 from pnet_jax.ops._signals import wide
 from pnet_jax.ops.soft_assign import blocked, chunked, reference
-from pnet_jax.ops.soft_assign.blocked import Blocks
+from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 
 
 def _pallas(*arguments: Array) -> tuple[Array, Array, Array]:
-    from pnet_jax.ops.soft_assign import pallas_tpu  # Pallas takes longer to import than all the rest of the op
+    from pnet_jax.ops.soft_assign import pallas_tpu  # imported here because importing Pallas is slow
 
     return pallas_tpu.soft_assign(*arguments)
 
@@ -23,12 +23,12 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"reference": reference.soft_a
 
 
 class Assignment(NamedTuple):
-    """What one pass over the locations gives.
+    """Result of one pass over the locations.
 
     Attributes:
       q: probability of each candidate, `[V, C]`.
-      sums: Σ_v q_vk z_v, `[K, D]`.
-      masses: Σ_v q_vk, `[K]`.
+      sums: weighted sums of the embeddings, Σ_v q_vk z_v, `[K, D]`.
+      masses: sums of the probabilities, Σ_v q_vk, `[K]`.
     """
 
     q: Float[Array, "V C"]
@@ -43,29 +43,30 @@ def soft_assign(
     bias: Float[Array, "V C"],
     kappa: Float[Array, " V"] | float,
     *,
-    blocks: Blocks | None = None,
+    blocks: ParcelBlocks | None = None,
     implementation: str | None = None,
 ) -> Assignment:
-    r"""Soft assignment of locations to their candidate parcels, with the sums that re-estimate the prototypes.
+    r"""Compute the soft assignment of locations to their candidate parcels, and the sums from which prototypes are re-estimated.
 
     .. math:: q_{vk} \propto \exp(\kappa_v\, z_v^\top \mu_k + b_{vk}), \quad k \in C(v)
 
     Args:
-      z: embeddings of length 1, float32 or bfloat16 (sums are float32 for both), `[V, D]`.
-      prototypes: μ, `[K, D]`.
-      candidates: parcels a location may belong to, −1 padded, each at most once a row, `[V, C]`.
-      bias: b, log prior plus neighbours' votes, `[V, C]`; read only where there is a candidate.
-      kappa: concentration κ ≥ 0, one for all or `[V]`.
-      blocks: tables of `blocked.make_blocks` for candidates of which these are some: with them products are of a block's parcels alone.
-      implementation: `"reference"`, `"chunked"`, `"blocked"` (with `blocks`) or, on a TPU, `"pallas"`; if not given `"blocked"` where there
-        are blocks, else `"chunked"`.
+      z: embeddings of unit length, float32 or bfloat16 (sums are float32 for both), `[V, D]`.
+      prototypes: prototypes μ, `[K, D]`.
+      candidates: candidate parcels of each location, padded with −1, each at most once per row, `[V, C]`.
+      bias: bias b, the log prior plus the contribution of the neighbours, `[V, C]`; ignored in the padding.
+      kappa: concentration κ ≥ 0, one number or `[V]`.
+      blocks: tables of `blocked.make_blocks` for these candidates or a superset of them; products are then limited to the parcels of a
+        block.
+      implementation: `"reference"`, `"chunked"`, `"blocked"` (with `blocks`) or, on a TPU, `"pallas"`. The default is `"blocked"` if
+        `blocks` is given, else `"chunked"`.
 
     Returns:
-      `Assignment`: q sums to 1 in each row with a candidate and is 0 elsewhere.
+      `Assignment`; q sums to 1 in each row with a candidate and is 0 elsewhere.
 
     Raises:
-      ValueError: shapes that do not agree, an unknown implementation, or `"blocked"` without blocks.
-      NotImplementedError: `"pallas"` where the backend is no TPU, or for a type or a K that it does not take.
+      ValueError: If shapes do not agree, the implementation is unknown, or it is `"blocked"` without `blocks`.
+      NotImplementedError: If `"pallas"` is used on a backend other than TPU, or does not support the dtype or K.
 
     Memory: the result plus one block of `[2048, K]` (`chunked`), `[V, L]` (`blocked`), `[V, K]` (`reference`), or the result alone
     (`pallas`).
@@ -77,14 +78,14 @@ def soft_assign(
     Source: expectation step of a von Mises–Fisher mixture, Banerjee et al. 2005.
     """
     if z.ndim != 2 or prototypes.ndim != 2 or z.shape[1] != prototypes.shape[1]:
-        raise ValueError(f"z must be [V, D] and prototypes [K, D] with one D, got {z.shape} and {prototypes.shape}")
+        raise ValueError(f"z must be [V, D] and prototypes [K, D] with the same D, got {z.shape} and {prototypes.shape}")
     if candidates.shape != bias.shape or candidates.ndim != 2 or len(candidates) != len(z):
-        raise ValueError(f"candidates and bias must have one shape ({len(z)}, C), got {candidates.shape} and {bias.shape}")
+        raise ValueError(f"candidates and bias must have the same shape ({len(z)}, C), got {candidates.shape} and {bias.shape}")
     chex.assert_type(
         [z, prototypes, candidates],
         [float, float, int],
         exception_type=ValueError,
-        custom_message="z and prototypes must be floating point, candidates whole numbers",
+        custom_message="z and prototypes must be floating point, candidates integers",
     )
     kappa = jnp.asarray(kappa, wide(z))
     if kappa.ndim and kappa.shape != (len(z),):

@@ -1,7 +1,7 @@
-"""Blocks of neighbouring locations, each with a short list of parcels: products are of these alone.
+"""Implementation with blocks of neighbouring locations, each with a short list of parcels to which products are limited.
 
-An atlas on a Space is fixed for a whole cohort, so that the order, the lists and both directions of the map between candidates and
-lists are made once. Every product is dense in a block's L parcels, not in all K, and nothing is scattered.
+An atlas on a Space is fixed for a whole cohort, so the lists and both directions of the map between candidates and
+lists are made once. Every product is dense in the L parcels of a block instead of all K, and no scatter is needed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BLOCK = 128
 LIST_BUCKET, MEMBER_BUCKET = 16, 8
 
 
-class Blocks(NamedTuple):
-    """Which parcels each block of locations needs.
+class ParcelBlocks(NamedTuple):
+    """Parcels needed by each block of locations.
 
     Attributes:
-      lists: parcels of each block, K in padding, `[B, L]`.
-      place: where each candidate stands in the list of its block, L for none, `[V, C]`.
-      inverse: which candidate of a location an entry of the list is, C for none, `[V, L]`.
-      members: where each parcel stands in the flattened lists, B · L for none, `[K, M]`.
+      lists: parcels of each block, padded with K, `[B, L]`.
+      place: position of each candidate in the list of its block, L if none, `[V, C]`.
+      inverse: candidate of a location that corresponds to each entry of the list, C if none, `[V, L]`.
+      members: positions of each parcel in the flattened lists, padded with B · L, `[K, M]`.
     """
 
     lists: Int[Array, "B L"]
@@ -35,20 +35,23 @@ class Blocks(NamedTuple):
     members: Int[Array, "K M"]
 
 
-def make_blocks(candidates: Int[np.ndarray, "V C"], n_parcels: int, block: int = BLOCK) -> Blocks:
-    """Tables for candidates whose V is a multiple of the block; host code, once for a Space.
+def make_blocks(candidates: Int[np.ndarray, "V C"], n_parcels: int, block: int = BLOCK) -> ParcelBlocks:
+    """Make the tables of a set of candidates on the host, once per Space.
 
     Args:
-      candidates: −1 padded, `[V, C]`.
-      n_parcels: K.
-      block: locations in a block.
+      candidates: candidate parcels, padded with −1, `[V, C]`; V must be a multiple of `block`.
+      n_parcels: number of parcels K.
+      block: number of locations per block.
+
+    Returns:
+      The tables.
 
     Raises:
-      ValueError: V is no multiple of the block.
+      ValueError: If V is not a multiple of the block.
     """
     count, width = candidates.shape
     if count % block:
-        raise ValueError(f"the number of locations must be a multiple of the block, {block}; got {count}: pad them")
+        raise ValueError(f"the number of locations must be a multiple of the block size {block}, got {count}: pad them")
     each = candidates.reshape(-1, block * width)
     found = [np.unique(row[row >= 0]) for row in each]
     size = max([len(one) for one in found] + [1])
@@ -70,11 +73,11 @@ def make_blocks(candidates: Int[np.ndarray, "V C"], n_parcels: int, block: int =
     most = max(int(sizes.max(initial=1)), 1)
     members = np.full((n_parcels, most + -most % MEMBER_BUCKET), flat.size, np.int32)
     members[flat[order], np.arange(len(order)) - (np.cumsum(sizes) - sizes)[flat[order]]] = order
-    return Blocks(*(jnp.asarray(x) for x in (lists, place, inverse[:, :size], members)))
+    return ParcelBlocks(*(jnp.asarray(x) for x in (lists, place, inverse[:, :size], members)))
 
 
-def similarities(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], blocks: Blocks) -> Float[Array, "V C"]:
-    """z·μ of every location and candidate, 0 where there is none."""
+def similarities(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], blocks: ParcelBlocks) -> Float[Array, "V C"]:
+    """Return z·μ of each location and candidate, 0 in the padding."""
     count, size = blocks.lists.shape
     own = jnp.pad(prototypes, ((0, 1), (0, 0)))[blocks.lists]  # [B, L, D]
     rows = z.reshape(count, -1, z.shape[1])
@@ -83,8 +86,8 @@ def similarities(z: Float[Array, "V D"], prototypes: Float[Array, "K D"], blocks
     return jnp.take_along_axis(dense, blocks.place, axis=1)
 
 
-def sums(q: Float[Array, "V C"], rows: Float[Array, "V n"], blocks: Blocks) -> tuple[Float[Array, "K n"], Float[Array, " K"]]:
-    """Rows summed over the locations of each parcel by their probabilities, and these sums' weights."""
+def sums(q: Float[Array, "V C"], rows: Float[Array, "V n"], blocks: ParcelBlocks) -> tuple[Float[Array, "K n"], Float[Array, " K"]]:
+    """Return the sums of the rows over locations, weighted by the probabilities of each parcel, and the sums of the weights."""
     count, size = blocks.lists.shape
     inverse = blocks.inverse.astype(jnp.int32)
     dense = jnp.take_along_axis(jnp.pad(q, ((0, 0), (0, 1))), inverse, axis=1).reshape(count, -1, size)  # [B, v, L]
@@ -100,7 +103,7 @@ def soft_assign(
     candidates: Int[Array, "V C"],
     bias: Float[Array, "V C"],
     kappa: Float[Array, " V"],
-    blocks: Blocks,
+    blocks: ParcelBlocks,
 ) -> tuple[Float[Array, "V C"], Float[Array, "K D"], Float[Array, " K"]]:
     there = candidates >= 0
     logits = jnp.where(there, kappa[:, None] * similarities(z, prototypes, blocks) + bias.astype(wide(z)), -1e30)

@@ -1,6 +1,6 @@
-"""The implementation in use: blocks of locations; inside a block the products are dense in K, outside everything is [V, C].
+"""Default implementation: blocks of locations; products are dense in K within a block, and everything else is [V, C].
 
-One pass gives the probabilities and, while the block is at hand, what the next step needs of them.
+One pass computes the probabilities and, while a block is in memory, the sums needed by the next step.
 """
 
 import jax

@@ -1,7 +1,7 @@
-"""One kernel for a TPU: a block of locations is read once and gives its q, its part of the sums and its part of the masses.
+"""Fused TPU kernel: each block of locations is read once and contributes its q and its share of the sums and masses.
 
-Locations lie along the 128 lanes and parcels along the sublanes, so a sum over parcels adds registers and no lane is empty for want of
-candidates. Nothing is gathered: a candidate's row is where a count over the parcels equals it.
+Locations lie along the 128 lanes and parcels along the sublanes, so a sum over parcels adds registers and no lane is idle when there
+are few candidates. Gathers are replaced by comparisons of the candidates with an iota over the parcels.
 """
 
 import functools
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from pnet_jax.ops.soft_assign import chunked
 
 LANES = 128
-BLOCK = 512  # locations; fewer where that many would not fit
-VMEM = 12 * 2**20  # bytes: a kernel is given 16 MB unless it asks for more, the rest is the compiler's own
+BLOCK = 512  # maximum number of locations per block; fewer if they do not fit
+VMEM = 12 * 2**20  # bytes; a kernel has 16 MB by default, and the rest is left to the compiler
 ABSENT = -1e30
 
 
@@ -28,7 +28,7 @@ def soft_assign(
     kappa: Float[Array, " V"],
 ) -> tuple[Float[Array, "V C"], Float[Array, "K D"], Float[Array, " K"]]:
     if (backend := jax.default_backend()) != "tpu":
-        # The sums are added up in one block that every program of the grid visits: in turn on a TPU, at once on a GPU.
+        # All programs of the grid accumulate into one block: sequentially on a TPU, but concurrently on a GPU.
         raise NotImplementedError(f"soft_assign: the implementation 'pallas' is for tpu only, the backend is {backend!r}")
     return fused(z, prototypes, candidates, bias, kappa, False)
 
@@ -42,9 +42,9 @@ def fused(
     kappa: Float[Array, " V"],
     interpret: bool | pltpu.InterpretParams,
 ) -> tuple[Float[Array, "V C"], Float[Array, "K D"], Float[Array, " K"]]:
-    """The kernel whatever the backend: for tests, where `interpret` is as in `pallas_call`, and to lower for a TPU elsewhere (False).
+    """Run the kernel on any backend: for tests, with `interpret` as in `pallas_call`, or with False to lower it for a TPU.
 
-    Inside `shard_map` it needs `check_vma=False`: how a kernel's results vary over devices is not derived.
+    Inside `shard_map` it needs `check_vma=False`, because Pallas does not infer how the results vary over devices.
     """
     if not {z.dtype, prototypes.dtype} <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
         raise NotImplementedError(f"soft_assign: 'pallas' takes float32 or bfloat16, got {z.dtype} and {prototypes.dtype}")
@@ -54,7 +54,7 @@ def fused(
     padded = _up(n_locations, block)
 
     def locations(x: Array, value: float = 0) -> Array:
-        """Locations last, padded to whole blocks."""
+        """Pad the last axis (locations) to whole blocks."""
         return jnp.pad(x, ((0, 0), (0, padded - n_locations)), constant_values=value)
 
     def whole(*shape: int) -> pl.BlockSpec:
@@ -69,7 +69,7 @@ def fused(
         grid=(padded // block,),
         in_specs=[part(dimensions), whole(rows, dimensions), part(width), part(width), part(1)],
         out_specs=[part(width), whole(rows, dimensions), whole(rows, 1)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),  # one after the other: the sums are added up
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),  # sequential, because the sums are accumulated
         cost_estimate=pl.CostEstimate(
             flops=4 * padded * rows * dimensions + 5 * padded * rows * width,
             transcendentals=padded * width,
@@ -100,7 +100,7 @@ def _kernel(z_ref, prototypes_ref, candidates_ref, bias_ref, kappa_ref, q_ref, s
     there = candidates >= 0
     logits = jnp.where(there, kappa_ref[...] * jnp.concatenate(found) + bias_ref[...], ABSENT)  # [C, block]
     weight = jnp.where(there, jnp.exp(logits - jnp.max(logits, axis=0, keepdims=True)), 0.0)
-    # The best candidate's weight is 1: the sum is below 1 only where there is no candidate.
+    # The weight of the best candidate is 1, so the sum is below 1 only if there is no candidate.
     q = weight / jnp.maximum(jnp.sum(weight, axis=0, keepdims=True), 1.0)
     q_ref[...] = q
     dense = jnp.zeros_like(similarity)
@@ -111,7 +111,7 @@ def _kernel(z_ref, prototypes_ref, candidates_ref, bias_ref, kappa_ref, q_ref, s
 
 
 def _product(a: Array, b: Array, axis: int) -> Array:
-    """Sum over the last axis of `a` and `axis` of `b`, in float32; the three-piece product only where an input is float32."""
+    """Contract the last axis of `a` with `axis` of `b` in float32; highest precision only if an input is float32."""
     if a.dtype != b.dtype:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
@@ -123,24 +123,24 @@ def _rows(x: Array) -> list[Array]:
 
 
 def block_size(n_parcels: int, dimensions: int, width: int) -> int:
-    """The largest block, at most `BLOCK`, whose kernel fits.
+    """Return the largest block size, at most `BLOCK`, for which the kernel fits in memory.
 
     Raises:
-      NotImplementedError: not even 128 locations fit.
+      NotImplementedError: If not even 128 locations fit.
     """
     block = BLOCK
     while (needed := vmem_bytes(block, n_parcels, dimensions, width)) > VMEM:
         if block == LANES:
             raise NotImplementedError(
                 f"soft_assign: 'pallas' holds all parcels in at most {VMEM} bytes, "
-                f"K = {n_parcels}, D = {dimensions}, C = {width} need {needed}"
+                f"but K = {n_parcels}, D = {dimensions}, C = {width} need {needed}"
             )
-        block //= 2  # V is a multiple of 4096 in use: no copy for padding
+        block //= 2  # V is a multiple of 4096 in practice, so no copy is needed for padding
     return block
 
 
 def vmem_bytes(block: int, n_parcels: int, dimensions: int, width: int) -> int:
-    """What a program holds: two buffers of every block in and out, and the tables `[K, block]`, all in whole tiles of float32."""
+    """Return the memory of a program: two buffers per input and output block and the `[K, block]` tables, in whole float32 tiles."""
     rows = _up(n_parcels, 16)
     moved = (_up(dimensions, 8) + 3 * _up(width, 8) + 8) * block + (2 * _up(dimensions, LANES) + LANES) * rows
     return 4 * (2 * moved + 5 * rows * block)
@@ -155,9 +155,9 @@ def _forward(z, prototypes, candidates, bias, kappa, interpret):  # type: ignore
 
 
 def _backward(interpret, given, cotangents):  # type: ignore[no-untyped-def]
-    """Pallas derives nothing, and the chunked derivative is blocked as the kernel is: it keeps the inputs alone and no `[V, K]`.
+    """Compute the gradient with the chunked implementation, because Pallas kernels are not differentiated automatically.
 
-    It runs q once more, which a kernel of its own would do too.
+    It is blocked like the kernel: it stores only the inputs and no `[V, K]` table. It recomputes q, as a dedicated kernel would.
     """
     z, prototypes, candidates, bias, kappa = given
 

@@ -1,4 +1,4 @@
-"""The definition on a dense [V, K] table."""
+"""Reference definition on a dense [V, K] table."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def soft_assign(
     n_parcels = len(prototypes)
     bias = bias.astype(wide(z))
     rows, there = jnp.arange(len(z))[:, None], candidates >= 0
-    at = jnp.where(there, candidates, n_parcels)  # the last column takes the padding
+    at = jnp.where(there, candidates, n_parcels)  # the last column is for the padding
     dense_bias = jnp.full((len(z), n_parcels + 1), -jnp.inf, wide(z)).at[rows, at].max(jnp.where(there, bias, -jnp.inf))
     similarity = jnp.matmul(z, prototypes.T, precision="highest", preferred_element_type=wide(z))  # [V, K]
     logits = kappa[:, None] * similarity + dense_bias[:, :n_parcels]

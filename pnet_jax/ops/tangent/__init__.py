@@ -1,4 +1,4 @@
-"""The op `tangent`; its faces are in `api.py`."""
+"""The op `tangent`; its public functions are in `api.py`."""
 
 from pnet_jax.ops.tangent.api import geometric_mean, tangent
 

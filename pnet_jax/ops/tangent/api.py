@@ -1,4 +1,4 @@
-"""The faces of the op."""
+"""Public functions of the op."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,25 +14,25 @@ _LOGS = {"reference": reference.logs, "chunked": chunked.logs}
 def tangent(
     covariances: Float[Array, "S K K"], mean: Float[Array, "K K"] | None = None, *, implementation: str | None = None
 ) -> tuple[Float[Array, "S K K"], Float[Array, "K K"]]:
-    r"""Tangent vectors of covariances at their geometric mean, as symmetric matrices, and that mean.
+    r"""Compute the tangent vectors of covariances at their geometric mean, as symmetric matrices.
 
     .. math:: L_s = \log(G^{-1/2} \Sigma_s G^{-1/2}), \quad \sum_s L_s = 0
 
-    In a prediction study the mean belongs to the training subjects alone: give it with the others.
+    In a prediction study, estimate the mean from the training subjects only and pass it as `mean` for the test subjects.
 
     Args:
-      covariances: symmetric and positive definite, e.g. by `ops.partial.ledoit_wolf`, `[S, K, K]`.
-      mean: G, `[K, K]`; the geometric mean of the covariances if not given.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      covariances: symmetric positive definite matrices, e.g. from `ops.partial.ledoit_wolf`, `[S, K, K]`.
+      mean: reference matrix G, `[K, K]`; default: the geometric mean of the covariances.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      L `[S, K, K]`, without unit, and G `[K, K]` in the unit of the covariances, both float32. A covariance that is NaN or not
-      positive definite has no logarithm, and without `mean` it spoils the mean of all.
+      L `[S, K, K]`, without unit, and G `[K, K]` in the unit of the covariances, both float32. The result of a covariance that is NaN or
+      not positive definite is undefined and, without `mean`, so are the mean and all results.
 
     Raises:
-      ValueError: shapes that do not agree, covariances that are no floats, or an unknown implementation.
+      ValueError: If shapes do not agree, `covariances` is not floating point, or the implementation is unknown.
 
-    Memory: four arrays of the size of the covariances. With `chunked` there is a gradient in reverse mode only where `mean` is given.
+    Memory: four arrays of the size of the covariances. With `chunked`, reverse-mode gradients are available only if `mean` is given.
 
     >>> found, mean = tangent(jnp.array([[[1.0]], [[4.0]]]))
     >>> mean.round(3).tolist(), [f"{x:.2f}" for x in found.ravel()]
@@ -41,7 +41,7 @@ def tangent(
     Source: Varoquaux et al. 2010, MICCAI; Fletcher & Joshi 2007, Signal Processing; Newton steps: Rentmeesters & Absil 2011, EUSIPCO.
     """
     if covariances.ndim != 3 or covariances.shape[1] != covariances.shape[2] or not len(covariances):
-        raise ValueError(f"covariances must be [subjects, parcels, parcels] of one subject or more, got shape {covariances.shape}")
+        raise ValueError(f"covariances must be [subjects, parcels, parcels] with at least one subject, got shape {covariances.shape}")
     if not jnp.issubdtype(covariances.dtype, jnp.floating):
         raise ValueError(f"covariances must be floating point, got {covariances.dtype}")
     if mean is None:
@@ -53,19 +53,19 @@ def tangent(
 
 
 def geometric_mean(covariances: Float[Array, "S K K"], *, implementation: str | None = None) -> Float[Array, "K K"]:
-    r"""The matrix nearest to all covariances on the manifold of positive definite matrices.
+    r"""Compute the geometric mean of covariances on the manifold of symmetric positive definite matrices.
 
     .. math:: G = \arg\min_X \sum_s \lVert \log(X^{-1/2} \Sigma_s X^{-1/2}) \rVert^2
 
     Args:
-      covariances: symmetric and positive definite, `[S, K, K]`.
-      implementation: `"reference"` or `"chunked"`; `"chunked"` if not given.
+      covariances: symmetric positive definite matrices, `[S, K, K]`.
+      implementation: `"reference"` or `"chunked"` (default).
 
     Returns:
-      G in the unit of the covariances, `[K, K]`.
+      The geometric mean G in the unit of the covariances, `[K, K]`.
 
     Raises:
-      ValueError: as for `tangent`.
+      ValueError: As for `tangent`.
 
     Memory: as for `tangent`.
 

@@ -1,8 +1,8 @@
-"""The implementation in use: Newton's steps on the manifold, as few eigendecompositions as can be.
+"""Default implementation: Newton steps on the manifold, with as few eigendecompositions as possible.
 
-An eigendecomposition of every subject costs some thirty products of matrices, so each is used for more than its logarithm: with the
-eigenvectors at hand the curvature of the problem is four products a subject, and conjugate gradients turn it into Newton's step.
-The first mean is the one half-way between the arithmetic and the harmonic mean, exact for two subjects. Two or three
+One eigendecomposition per subject costs about thirty matrix products, so it is used for more than the logarithm: given the
+eigenvectors, a product with the Hessian takes four matrix products per subject, and conjugate gradients solve for the Newton step.
+The initial mean is the geometric mean of the arithmetic and the harmonic mean, which is exact for two subjects. Two or three
 steps are enough, and the logarithms at the last mean are the tangent vectors.
 """
 
@@ -20,7 +20,7 @@ TOLERANCE = 3e-5
 
 
 class _State(NamedTuple):
-    """The mean; the logarithms at it by their eigenvectors and values; the mean of these; its largest entry before and now; steps."""
+    """Mean, eigenvectors and eigenvalues of the logarithms at it, their mean, its largest absolute entry before and now, and step count."""
 
     mean: Float[Array, "K K"]
     vectors: Float[Array, "S K K"]
@@ -52,7 +52,7 @@ def _start(covariances: Float[Array, "S K K"]) -> Float[Array, "K K"]:
 
 def _solve(start: _State, covariances: Float[Array, "S K K"]) -> _State:
     def unfinished(state: _State) -> Bool[Array, ""]:
-        # Newton's steps gain a factor of ten or more, until rounding ends that.
+        # Each Newton step reduces the gradient by a factor of ten or more, until rounding dominates.
         return (state.now > TOLERANCE) & (state.now < state.before / 2) & (state.steps < STEPS)
 
     def step(state: _State) -> _State:
@@ -70,14 +70,14 @@ def _at(mean: Float[Array, "K K"], covariances: Float[Array, "S K K"], before: F
 
 
 def _decompose(covariances: Float[Array, "S K K"], mean: Float[Array, "K K"]) -> tuple[Float[Array, "S K K"], Float[Array, "S K"]]:
-    """Eigenvectors and logarithms of the eigenvalues of the covariances as seen from the mean; none is below the largest's rounding."""
+    """Return eigenvectors and log eigenvalues of the whitened covariances; eigenvalues are clipped to the rounding of the largest."""
     inverse = of_values(mean, lambda v: 1 / jnp.sqrt(v))
     values, vectors = jnp.linalg.eigh(_product(inverse[None], covariances, inverse[None]))
     return vectors, jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).eps * values[:, -1:]))
 
 
 def _newton(state: _State) -> Float[Array, "K K"]:
-    r"""Solves :math:`\tfrac1S \sum_s V_s (c_s \circ V_s^\top H V_s) V_s^\top = M` for the step H, about."""
+    r"""Solve :math:`\tfrac1S \sum_s V_s (c_s \circ V_s^\top H V_s) V_s^\top = M` approximately for the step H."""
     half = (state.values[:, :, None] - state.values[:, None, :]) / 2
     far = jnp.abs(half) > 1e-3
     curvature = jnp.where(far, half / jnp.tanh(jnp.where(far, half, 1.0)), 1.0)  # [S, K, K]

@@ -1,4 +1,4 @@
-"""The definition: fixed-point steps from the arithmetic mean, a fixed number of them."""
+"""Reference definition: a fixed number of fixed-point steps from the arithmetic mean."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ STEPS = 30
 
 
 def of_values(matrix: Float[Array, "*S K K"], function: Callable[[Array], Array]) -> Float[Array, "*S K K"]:
-    """A function of a symmetric matrix: that of its eigenvalues, on its eigenvectors."""
+    """Apply a function to the eigenvalues of a symmetric matrix."""
     values, vectors = jnp.linalg.eigh(matrix)
     return jnp.matmul(vectors * function(values)[..., None, :], jnp.swapaxes(vectors, -1, -2), precision="highest")
 
