@@ -25,13 +25,8 @@ PAIR_BUCKET = 1024
 GROUPS_AT_A_TIME = 8
 
 
-<<<<<<< HEAD
-class Pairs(NamedTuple):
-    """Pairs of locations of one hemisphere no further apart than 36 mm, group by group; vertices of a mesh along the cortex.
-=======
 class NearPairs(NamedTuple):
-    """Pairs of locations of the same hemisphere at most 36 mm apart, within groups of locations.
->>>>>>> w-ea
+    """Pairs of locations of the same hemisphere at most 36 mm apart, within groups of locations; along the cortex for vertices of a mesh.
 
     Attributes:
       groups: locations of each group, padded with −1, `[G, M]`.
@@ -70,22 +65,16 @@ def sample_pairs(space: Space, locations: Int[np.ndarray, " n"], *, rows: int | 
     return near_pairs(space, groups)
 
 
-<<<<<<< HEAD
-def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> Pairs:
-    """All near pairs inside each group of locations; a group lies in one hemisphere.
+def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> NearPairs:
+    """Return all near pairs within each group of locations; a group must lie in one hemisphere.
 
-    Where the Space has a mesh, distances of vertices are those along the cortex, and a vertex and a voxel are no pair.
+    If the Space has a mesh, distances between vertices are measured along the cortex, and a vertex and a voxel do not form a pair.
     """
     mesh = space.mesh
     sheets = (
         {} if mesh is None else {side: sheet(mesh, side) for side in {int(space.hemisphere[dealt[0]]) for dealt in groups if len(dealt)}}
     )
     found = [_of_group(space, dealt, sheets) for dealt in groups]
-=======
-def near_pairs(space: Space, groups: list[Int[np.ndarray, " M"]]) -> NearPairs:
-    """Return all near pairs within each group of locations; a group must lie in one hemisphere."""
-    found = [_of_group(space, dealt) for dealt in groups]
->>>>>>> w-ea
     most = max([len(ring) for _, _, ring in found] + [1])
     size = max([GROUP] + [len(dealt) for dealt in groups])
     first, second, ring = (np.full((len(groups), most + -most % PAIR_BUCKET), fill, np.int32) for fill in (0, 0, -1))
@@ -257,14 +246,10 @@ def homogeneity(y: Float[Array, "V T"], labels: Int[Array, " V"], n_parcels: int
 
 
 def nearest_centroid(labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndarray, " V"]:
-<<<<<<< HEAD
-    """The data-free map: every location to the nearest centroid of the given parcels in its hemisphere, −1 where −1.
+    """Return the data-free parcellation that assigns each location to the nearest parcel centroid in its hemisphere; −1 stays −1.
 
-    Vertices of a mesh go to the nearest centroid along the cortex, that of a parcel being its vertex closest to the mean of its vertices.
+    For vertices of a mesh, distances are measured along the cortex, from the vertex of each parcel closest to the mean of its vertices.
     """
-=======
-    """Return the data-free parcellation that assigns each location to the nearest parcel centroid in its hemisphere; −1 stays −1."""
->>>>>>> w-ea
     out = np.full_like(labels, -1)
     for side, here in hemisphere_parts(space, labels >= 0):
         parcels, index = np.unique(labels[here], return_inverse=True)
@@ -279,7 +264,7 @@ def nearest_centroid(labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndar
 
 
 def hemisphere_parts(space: Space, inside: Bool[np.ndarray, " V"]) -> Iterator[tuple[int, Int[np.ndarray, " n"]]]:
-    """The locations of each hemisphere that count, with its number: first those on a mesh, then the others; no part is empty."""
+    """Yield the locations of each hemisphere and its number: first those on a mesh, then the others; no part is empty."""
     for side in (LEFT, RIGHT):
         here = np.flatnonzero((space.hemisphere == side) & inside)
         on_mesh = np.zeros(len(here), bool) if space.mesh is None else space.mesh.vertex[here] >= 0
