@@ -74,7 +74,7 @@ def encoder(
     if out:
         check_writable(Path(out).absolute().parent)
     loaded = [dataclasses.replace(load_model(given), name=name) for given, name in zip(models, _short_names(models), strict=True)]
-    given = load_atlas(atlas) if atlas else None
+    given = load_atlas(atlas, surfaces=selection.surfaces) if atlas else None
     skipped: dict[str, str] = {}
     cases, total, excluded = _recorded(args, loaded, given, skipped) if input else _simulated(args, given)
     with Bar(total, "evaluate", "pair") as bar:
@@ -150,7 +150,7 @@ def _recorded(args: _Asked, models: Sequence[Any], atlas: Any, skipped: dict[str
     from pnet_jax.evaluate.cases import RECORDED, scan_cases
     from pnet_jax.evaluate.encoder import unseen
 
-    atlas = resolve(ConstructConfig(), atlas=atlas, parcels=args.parcels, model=models[0]).atlas
+    atlas = resolve(ConstructConfig(), atlas=atlas, parcels=args.parcels, model=models[0], surfaces=args.selection.surfaces).atlas
     found, load = sources_of(args.selection, str(args.input))
     sources, excluded, unlisted, alike = unseen(found, models, args.dataset)
     for line in _said_of_training(found, excluded, unlisted, alike):

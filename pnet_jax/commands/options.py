@@ -48,13 +48,15 @@ class Selection:
       participant_label: Participants to use, e.g. `01 02` or `sub-01 sub-02`; all by default.
       session_label: Sessions to use, e.g. `1 2` or `ses-1 ses-2`; all by default.
       task: Task to use; resting state by default.
-      space: Space of the files to use; for files without the entity `space`, the space they are in.
+      space: Space of the files to use; for files without the entity `space`, the space they are in
+        (e.g. fsaverage5 for GIFTI files).
       mask: Brain mask; by default the one beside each scan.
       confounds: Confounds table; by default the one beside each scan.
       tr: Repetition time in seconds, if the files do not contain it.
       native_to_mni: Text file with a 4 × 4 matrix from native mm to MNI mm; nothing is resampled.
       roi_atlas: Locations of the ROIs of a table: dseg image, or table with the columns x, y, z.
-      surfaces: Left and right GIFTI surface in MNI mm, for CIFTI files with vertices.
+      surfaces: Left and right GIFTI surface (midthickness) in MNI mm, for recordings or atlases with vertices; those of the template by
+        default.
     """
 
     participant_label: tuple[str, ...] = ()

@@ -166,6 +166,7 @@ def personalize(
     checkpoint: str = "pnet-linear",
     atlas: str | None = None,
     parcels: int | None = None,
+    surfaces: tuple[str, str] | None = None,
     config: Annotated[PersonalizeConfig, Settings] = PersonalizeConfig(),
 ) -> Done:
     """Fine-tune model, parcels and dynamics on each scan in STORE, several at a time, and write the individual parameters to OUT.
@@ -179,6 +180,7 @@ def personalize(
       checkpoint: Pre-trained model: name of a shipped model, or checkpoint folder.
       atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint by default.
       parcels: Number of parcels of the atlas of the checkpoint (200 by default).
+      surfaces: Left and right GIFTI surface, for an atlas with vertices.
       config: Settings.
     """
     from pnet_jax.checkpoint import load_group
@@ -188,7 +190,7 @@ def personalize(
     from pnet_jax.records import open_store
 
     opened = open_store(store, allow_damaged=True)
-    plan = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels))
+    plan = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels), surfaces=surfaces)
     learned = load_group(group)
     with Bar(len(opened), "personalize") as bar:
         rows = stage(opened, out, config, model=plan.model, atlas=plan.atlas, group=learned, progress=bar, say=bar.say)
@@ -213,6 +215,7 @@ def fit_group(
     checkpoint: str = "pnet-linear",
     atlas: str | None = None,
     parcels: int | None = None,
+    surfaces: tuple[str, str] | None = None,
     dynamics: bool = False,
     second_view: bool = False,
     structural: str | None = None,
@@ -228,6 +231,7 @@ def fit_group(
       checkpoint: Pre-trained model, as for `pnet construct`.
       atlas: Atlas, as for `pnet construct`.
       parcels: Number of parcels, as for `pnet construct`.
+      surfaces: Left and right GIFTI surface, for an atlas with vertices.
       dynamics: Also learn dynamics.
       second_view: Guided edges also learn from the edges before the low-pass filter (`pnet construct --cleaning.wide`); they then depend
         more on head motion, which is printed.
@@ -247,7 +251,7 @@ def fit_group(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder for the group model, found one with content")
     check_writable(out.absolute().parent)
-    chosen = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels)).atlas
+    chosen = resolve(ConstructConfig(checkpoint=checkpoint, atlas=atlas, parcels=parcels), surfaces=surfaces).atlas
     files = find_networks(input, atlas_label(chosen.source, chosen.n_parcels))
     records = {record["dseg"]: record for record in read_records(input) if "dseg" in record}
     connectome = read_connectome(structural, chosen.n_parcels) if structural else None
