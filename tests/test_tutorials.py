@@ -22,6 +22,7 @@ PAGES = ROOT / "docs/tutorials"
 RUN = {"first-network": 8, "fmriprep": 8, "group-model": 3, "pretraining": 6, "cluster": 5, "evaluation": 5}
 BLOCK = re.compile(r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"[|<>$;&`]")
+ALONE = ("pnet pretrain ",)  # training starts JAX's own processes, which has to come before any other use of JAX
 
 
 class Block(NamedTuple):
@@ -54,7 +55,7 @@ def run(page: str) -> None:
 
 
 def _command(line: str) -> None:
-    if not line.startswith("pnet ") or SHELL.search(line):
+    if not line.startswith("pnet ") or line.startswith(ALONE) or SHELL.search(line):
         _shell(line)
         return
     from pnet_jax.cli import main
