@@ -31,27 +31,16 @@ EXIT_CODES = """Exit codes:
 | 2 | wrong usage: an unknown command or option, or a value that is not accepted |
 | 128 + n | ended by signal n: 130 by Ctrl-C, 143 by SIGTERM, 141 by a reader that closed the output |
 """
-NAVIGATION = """* [Home](index.md)
-* Use
-    * [Estimators](estimators.md)
-    * [Clusters](clusters.md)
-    * [Evaluation](evaluation/README.md)
-* Evaluation
-{evaluation}
-* Methods
-    * [Method](method.md)
-    * [Edges](edges.md)
-    * [Kernels](kernels.md)
-    * [Reliability](reliability.md)
-* Reference
-{commands}
-{python}
-* Development
-    * [Architecture](architecture.md)
-    * [Decisions on edges](development/edges.md)
-    * [Packaging](development/packaging.md)
-    * [Surfaces](development/surfaces.md)
-"""
+# Pages of each section, in their order; those that do not exist are left out. A folder stands for the pages in it.
+NAVIGATION = {
+    "Start": ("quickstart.md", "choosing.md", "tutorials", "faq.md"),
+    "Use": ("reports.md", "estimators.md", "clusters.md", "comparison.md"),
+    "Evaluation": ("evaluation/README.md", "evaluation"),
+    "Background": ("concepts.md", "method.md", "edges.md", "results.md", "kernels.md", "reliability.md", "glossary.md"),
+    "Reference": (),
+    "Development": ("contributing.md", "architecture.md", "development"),
+}
+TUTORIALS = ("first-network", "fmriprep", "group-model", "pretraining", "cluster", "evaluation")
 
 
 def main() -> None:
@@ -61,12 +50,30 @@ def main() -> None:
         text = file.read_text("utf-8")
         if (moved := _moved(text, file.parent)) != text:
             _page(str(file.relative_to(DOCS)), moved)
-    navigation = NAVIGATION.format(
-        evaluation="\n".join(f"    * [{_title(file)}](evaluation/{file.name})" for file in sorted((DOCS / "evaluation").glob("[!R]*.md"))),
-        commands="\n".join(_commands()),
-        python="\n".join(_python()),
-    )
-    _page("SUMMARY.md", navigation)
+    reference = [*_commands(), *_python()]
+    lines = ["* [Home](index.md)"]
+    for section, pages in NAVIGATION.items():
+        lines += [f"* {section}", *_listed(pages), *(reference if section == "Reference" else [])]
+    _page("SUMMARY.md", "\n".join(lines))
+
+
+def _listed(pages: tuple[str, ...]) -> list[str]:
+    """Lines of the navigation for the pages that exist."""
+    out = []
+    for page in pages:
+        place = DOCS / page
+        if place.is_dir():
+            files = sorted((file for file in place.glob("*.md") if file.name != "README.md"), key=_order)
+            nested = page == "tutorials"
+            out += ["    * Tutorials"] if nested else []
+            out += [f"    {'    ' * nested}* [{_title(file)}]({file.relative_to(DOCS)})" for file in files]
+        elif place.is_file():
+            out.append(f"    * [{_title(place)}]({page})")
+    return out
+
+
+def _order(file: Path) -> tuple[int, str]:
+    return (TUTORIALS.index(file.stem) if file.stem in TUTORIALS else len(TUTORIALS), file.name)
 
 
 def _page(name: str, text: str) -> None:
