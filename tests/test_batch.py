@@ -590,9 +590,9 @@ def test_scans_of_many_shapes_do_not_all_wait(mixed, config, tmp_path, monkeypat
     monkeypatch.setattr(Ready, "shape", property(lambda ready: numbers.setdefault(ready.scan.label, len(numbers))))
     whole = pipeline.Pipeline._step
     monkeypatch.setattr(pipeline.Pipeline, "_step", lambda loop, more: most.append(loop._held) or whole(loop, more))
-    many = [dataclasses.replace(one, subject=f"{10 * turn + number}") for turn in range(4) for number, one in enumerate(mixed)]
+    many = [dataclasses.replace(one, subject=f"{10 * turn + number}") for turn in range(2) for number, one in enumerate(mixed)]
     rows = construct_cohort(many, tmp_path, dataclasses.replace(config, edges=("pearson",), wave=2, workers=0))
-    assert status_of(rows) == ["ok"] * 20
+    assert status_of(rows) == ["ok"] * 10
     assert max(most) <= 6
 
 
