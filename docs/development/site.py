@@ -33,6 +33,7 @@ EXIT_CODES = """Exit codes:
 """
 NAVIGATION = """* [Home](index.md)
 * Use
+    * [Reports](reports.md)
     * [Clusters](clusters.md)
     * [Evaluation](evaluation/README.md)
 * Evaluation

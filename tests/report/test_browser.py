@@ -78,7 +78,8 @@ def test_rules_of_axe(name, dark, pages, browser):
     browser.open(pages[name], dark=dark)
     browser.run("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     browser.run(script.read_text("utf-8") + "; 0")
-    found = json.loads(browser.run("axe.run().then((all) => JSON.stringify(all.violations))"))
+    checked, found = json.loads(browser.run("axe.run().then((all) => JSON.stringify([all.passes.length, all.violations]))"))
+    assert checked > 15
     said = [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]]
     assert not said, "\n".join(said)
 
