@@ -16,7 +16,7 @@ from pnet_jax.commands.options import Done
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel", "nilearn", "scikit-learn", "pandas")
 # Extras of the package, and what they are for.
 EXTRAS = {
-    "report": (("matplotlib", "jinja2"), "HTML pages and figures"),
+    "report": (("jinja2",), "HTML pages"),
     "cohort": (("zarr", "xarray", "fsspec"), "cohort stores"),
     "cluster": (("dask", "distributed", "dask-jobqueue"), "SLURM, PBS, SGE and LSF clusters"),
     "harmonize": (("combatlearn",), "ComBat harmonisation in folds"),

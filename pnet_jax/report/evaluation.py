@@ -12,16 +12,17 @@ import numpy as np
 
 import pnet_jax
 from pnet_jax.outputs.atomic import write_text
+from pnet_jax.report.chart import ATLAS, PERSONAL, SERIES, Chart, Panel
 from pnet_jax.report.extra import check_installed
+from pnet_jax.report.matrices import matrix_panel
 from pnet_jax.report.measures import explained
 from pnet_jax.report.page import template
-from pnet_jax.report.style import ABSENT, ALARM, ATLAS, DATA_FREE, GRID, PERSONAL, as_png, drawing, new_figure
 
 if TYPE_CHECKING:
     from pnet_jax.evaluate.answer import Answer, Figure, Row
 
 MOST_ROWS, MOST_NAMES, MOST_MEASURES = 60, 40, 7  # of a table on the page; of labelled rows in a matrix; columns of a table
-COLOURS = (PERSONAL, ALARM, ATLAS, DATA_FREE, "#7c3aed", "#b45309")
+MOST_DOTS, MOST_POINTS = 20, 400  # points of a line that are marked; values of a distribution that are drawn
 
 
 def write_evaluation(
@@ -46,7 +47,7 @@ def write_evaluation(
 
     Raises:
       OSError: The file cannot be written; the error names it.
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: jinja2 is not installed.
     """
     check_installed()
     page = template("evaluation.html").render(
@@ -67,7 +68,7 @@ def _shown(answer: Answer) -> dict[str, Any]:
         "question": answer.question,
         "sentences": answer.sentences,
         "warnings": answer.warnings,
-        "figures": [{"title": figure.title, "image": draw(figure)} for figure in answer.figures],
+        "figures": {"found": [draw(figure) for figure in answer.figures]},
         "tables": [(name, _table(rows)) for name, rows in tables.items()],
         "measures": explained(row.measure for row in answer.rows),
         "settings": [(name.replace("_", " "), value) for name, value in answer.settings.items()],
@@ -118,52 +119,69 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def draw(figure: Figure) -> str:
-    """Return a figure as a `data:` address: curves, a matrix or distributions."""
-    with drawing():
-        page = new_figure(4.6 if figure.matrix is not None else 3.4, layout="constrained")
-        axes = page.subplots(1, 1)
-        if figure.matrix is not None:
-            _matrix(page, axes, figure)
-        elif figure.lines:
-            _lines(axes, figure)
-        else:
-            _distributions(axes, figure)
-        axes.set(xlabel=figure.x, ylabel=figure.y)
-        return as_png(page)
+def draw(figure: Figure) -> Panel:
+    """Draw a figure: curves, a matrix or distributions."""
+    if figure.matrix is not None:
+        return _matrix(figure)
+    return _lines(figure) if figure.lines else _distributions(figure)
 
 
-def _lines(axes: Any, figure: Figure) -> None:
-    for line, colour in zip(figure.lines, COLOURS * len(figure.lines), strict=False):
-        marker = "o" if len(line.x) <= 20 else ""
-        axes.plot(line.x, line.y, color=colour, label=line.name, marker=marker, markersize=4, linewidth=1.4)
+def _lines(figure: Figure) -> Panel:
+    x = np.concatenate([np.asarray(line.x, float) for line in figure.lines])
+    bands = [values for line in figure.lines for values in (line.y, line.low, line.high) if values is not None]
+    y = np.concatenate([np.asarray(values, float) for values in bands])
+    chart = Chart(figure.title, _ends(x), _ends(y), left=62)
+    chart.x_axis(figure.x)
+    chart.y_axis(figure.y)
+    keys = []
+    for at, line in enumerate(figure.lines):
+        kind = SERIES[at % len(SERIES)]
         if line.low is not None and line.high is not None:
-            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-    axes.grid(True, color=GRID)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+            chart.band(line.x, line.low, line.high, kind)
+        chart.line(line.x, line.y, kind)
+        if len(line.x) <= MOST_DOTS:
+            for one, other in zip(line.x, line.y, strict=True):
+                if np.isfinite(other):
+                    chart.dot(one, other, kind, radius=3, said=f"{line.name}: {number(float(other))}")
+        keys.append((line.name, kind))
+    return Panel(figure.title, chart.svg(), tuple(keys))
 
 
-def _matrix(page: Any, axes: Any, figure: Figure) -> None:
-    import matplotlib
-
+def _matrix(figure: Figure) -> Panel:
     assert figure.matrix is not None
-    values = np.ma.masked_invalid(figure.matrix)
-    limit = float(np.abs(values).max()) if values.count() else 1.0
-    cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
-    shown = axes.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-    if figure.names and len(figure.names) <= MOST_NAMES:
-        axes.set_xticks(range(len(figure.names)), figure.names, rotation=90)
-        axes.set_yticks(range(len(figure.names)), figure.names)
-    page.colorbar(shown, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
+    matrix = np.asarray(figure.matrix, float)
+    known = np.abs(matrix[np.isfinite(matrix)])
+    limit = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    named = figure.names if figure.names and len(figure.names) <= MOST_NAMES else ()
+    names = [(at + 0.5, name) for at, name in enumerate(named)]
+    return matrix_panel(figure.title, matrix, limit=limit, names=names, x=figure.x, y=figure.y)
 
 
-def _distributions(axes: Any, figure: Figure) -> None:
+def _distributions(figure: Figure) -> Panel:
     known = {name: np.asarray(values, float)[np.isfinite(values)] for name, values in figure.values.items()}
     known = {name: values for name, values in known.items() if len(values)}
-    axes.boxplot(list(known.values()), orientation="horizontal", widths=0.6, showfliers=False, medianprops={"color": PERSONAL})
+    every = np.concatenate([*known.values(), np.zeros(0)])
+    longest = max((len(name) for name in known), default=0)
+    chart = Chart(figure.title, _ends(every), (len(known) - 0.5, -0.5), height=70 + 44 * len(known), left=min(30 + 6 * longest, 200))
+    chart.x_axis(figure.x)
+    chart.y_axis(figure.y, [(at, name) for at, name in enumerate(known)], grid=False)
     rng = np.random.default_rng(0)
-    for at, values in enumerate(known.values(), 1):
-        drawn = values if len(values) <= 500 else rng.choice(values, 500, replace=False)
-        axes.plot(drawn, at + rng.uniform(-0.2, 0.2, len(drawn)), ".", color=ATLAS, alpha=0.4, markersize=3)
-    axes.set_yticks(range(1, len(known) + 1), list(known))
-    axes.grid(True, axis="x", color=GRID)
+    for at, values in enumerate(known.values()):
+        drawn = values if len(values) <= MOST_POINTS else rng.choice(values, MOST_POINTS, replace=False)
+        for value in drawn:
+            chart.dot(value, at + rng.uniform(-0.2, 0.2), ATLAS, radius=1.6)
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        chart.bar(low, high, at + 0.3, at - 0.3, "c-box")
+        chart.line((middle, middle), (at + 0.3, at - 0.3), PERSONAL)
+    note = "Box: quartiles; line: median." + (f" At most {MOST_POINTS} values are drawn." if len(every) > MOST_POINTS else "")
+    return Panel(figure.title, chart.svg(), note=note)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of an axis that holds all values, with a margin."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = 0.04 * (high - low) or 0.04 * abs(high) or 0.5
+    return low - margin, high + margin

@@ -1,10 +1,10 @@
-"""Reports need two packages that the rest does not: what to say where they are missing."""
+"""Reports need a package that the rest does not: what to say where it is missing."""
 
 from __future__ import annotations
 
 import importlib
 
-NEEDED = ("jinja2", "matplotlib")
+NEEDED = ("jinja2",)
 
 
 class ReportExtraMissingError(ImportError, ValueError):
@@ -12,7 +12,7 @@ class ReportExtraMissingError(ImportError, ValueError):
 
 
 def check_installed() -> None:
-    """Refuses to begin a report that could not be finished; a batch calls it before its first scan.
+    """Refuse to begin a report that could not be finished; a batch calls it before its first scan.
 
     Raises:
       ReportExtraMissingError: names what is missing and how to get it.

@@ -1,269 +1,207 @@
-"""Figures without a brain: connectome, evidence across halves, choice of the settings, reliability, motion, coverage."""
+"""Charts of a scan's page: reliability, evidence across halves, choice of the settings, motion, coverage."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pnet_jax.network import Network, Selection
-from pnet_jax.report.style import ABSENT, ALARM, ATLAS, BETAS, DATA_FREE, GRID, INK, NULL, PERSONAL, SOFT, as_png, new_figure
+from pnet_jax.network import Interval, Network, Selection
+from pnet_jax.report.chart import ALARM, ATLAS, DATA_FREE, INK, NULL, PERSONAL, SERIES, Chart, Panel, number
+from pnet_jax.report.png import png
 from pnet_jax.report.words import has_confidence, known, min_coverage, recorded_frames
 
-MAX_MATRICES = 6
-LEFT_OUT = "#fde2d3"
-_MAPS = {"personalised": ("personalised", PERSONAL), "data_free": ("data-free", DATA_FREE), "atlas": ("atlas", ATLAS)}
+CARPET_ROWS, CARPET_GREYS = 200, 24  # of the image of the signals: more parcels are averaged, few greys make a small file
+SCRUBBED = (217, 72, 15, 90)  # RGBA of frames that were left out
+MAPS = {"personalised": ("personalised", PERSONAL), "data_free": ("data-free", DATA_FREE), "atlas": ("atlas", ATLAS)}
 _SCORES = {"dcbc": "DCBC", "homogeneity": "Homogeneity"}
-_GAINS = {"gain": ("Gain, nats per location", "+.3f"), "dcbc_gain": ("Gain, DCBC", "+.4f")}
+_GAINS = {"gain": ("Gain, nats per location", "+.3f"), "dcbc_gain": ("Gain in DCBC", "+.4f")}
 
 
-def connectome_figure(network: Network) -> str:
-    """Every measure's K × K matrix, parcels ordered by hemisphere, colours symmetric about 0, absent parcels grey.
-
-    The distribution of the last measure fills the empty place beside an odd one.
-    """
-    import matplotlib
-
-    order = np.concatenate([np.flatnonzero(np.array(network.hemispheres) == side) for side in "LBR"])
-    measures = list(network.edges)[:MAX_MATRICES]
-    rows = -(-len(measures) // 2)
-    figure = new_figure(4.7 * rows, layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    for measure, axes in zip(measures, panels, strict=False):
-        matrix = network.edges[measure][np.ix_(order, order)].astype(float)
-        limit = colour_limit(matrix)
-        cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad=ABSENT)
-        shown = axes.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set_title(measure_title(measure))
-        if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True):
-            axes.set(xlabel="from", ylabel="to")
-        mark_hemispheres(axes, np.array(network.hemispheres)[order])
-        bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02, extend="both")
-        bar.outline.set_visible(False)
-    if len(measures) % 2:
-        _distribution(panels[len(measures)], network.edges[measures[-1]], measures[-1])
-    return as_png(figure)
-
-
-def fit_figure(selection: Selection) -> str | None:
-    """Scores of three maps across halves, and both gains over the data-free map; None where nothing was measured."""
-    maps = {name: getattr(selection, name) for name in _MAPS}
-    scores = {score: {name: getattr(found, score) for name, found in maps.items()} for score in _SCORES}
-    scores = {score: given for score, given in scores.items() if np.isfinite(list(given.values())).any()}
-    gains = [gain for gain in _GAINS if known(getattr(selection, gain))]
-    if not scores and not gains:
-        return None
-    figure = new_figure(2.2, layout="constrained")
-    axes = figure.subplots(1, len(scores) + len(gains), squeeze=False)[0]
-    for number, (panel, (score, given)) in enumerate(zip(axes, scores.items(), strict=False)):
-        _dots(panel, given, named=number == 0)
-        panel.set_title(_SCORES[score])
-        panel.set_xlabel("made from one half, scored on the other", fontsize=8)
-    for panel, gain in zip(axes[len(scores) :], gains, strict=True):
-        title, form = _GAINS[gain]
-        _interval(panel, getattr(selection, gain), title, form)
-    return as_png(figure)
-
-
-def choice_figure(selection: Selection) -> str | None:
-    """Held-out score against κ, a line for each β, the chosen pair marked, the data-free score as a line; None without trials."""
-    trials = [trial for trial in selection.trials if np.isfinite(trial.score)]
-    if not trials:
-        return None
-    figure = new_figure(3.1, layout="constrained")
-    axes = figure.subplots()
-    for number, beta in enumerate(sorted({trial.beta for trial in trials})):
-        best = {trial.kappa: trial.score for trial in sorted(trials, key=lambda trial: trial.score) if trial.beta == beta}
-        line = sorted(best.items())
-        # On the chosen κ, points of several β lie close together: those of one trial alone get a shape of their own.
-        mark = "o-" if len(line) > 1 else "sD^v"[number % 4]
-        axes.plot(*np.array(line).T, mark, ms=5, lw=1.5, color=BETAS[number % len(BETAS)], label=f"β = {beta:g}")
-    if np.isfinite(selection.data_free_score):
-        axes.axhline(selection.data_free_score, color=DATA_FREE, ls="--", lw=1.3, label="data-free (κ = 0)")
-    if np.isfinite([selection.kappa, selection.score]).all():
-        label = f"chosen: κ = {selection.kappa:.3g}, β = {selection.beta:.3g}"
-        axes.plot(selection.kappa, selection.score, "o", ms=12, mfc="none", mec=ALARM, mew=1.8, ls="none", label=label)
-    axes.set_xscale("log")
-    kappas, chosen = sorted({trial.kappa for trial in trials}), selection.kappa
-    # What was tried next to the chosen κ would be written over it.
-    kappas = [kappa for kappa in kappas if kappa == chosen or not abs(np.log(kappa / chosen)) < 0.15]
-    axes.set_xticks(kappas, [f"{kappa:.3g}" for kappa in kappas])
-    axes.minorticks_off()
-    axes.locator_params(axis="y", nbins=6)
-    axes.set(xlabel="κ (weight of the scan's own signals)", ylabel="S, nats per location", title="Held-out log predictive density")
-    axes.grid(axis="y", lw=0.7)
-    figure.legend(loc="outside right upper")
-    return as_png(figure)
-
-
-def reliability_figure(network: Network) -> str | None:
-    """How often the other half repeats a label against its probability, and how probable the labels of the whole scan are.
-
-    None where the probabilities were not calibrated.
-    """
+def reliability(network: Network) -> list[Panel]:
+    """Share of replicated labels against their probability, and the probabilities of all locations; empty without a calibration."""
     calibration = network.qc.calibration
     if calibration is None or not calibration.curve:
-        return None
-    figure = new_figure(3.6, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
-    p, replicated, count = np.array([(bin.probability, bin.replicated, bin.locations) for bin in calibration.curve]).T
-    left.plot([0, 1], [0, 1], color=NULL, lw=1.2, ls="--", zorder=0, label="perfect calibration")
-    left.plot(p, replicated, color=PERSONAL, lw=1.2, zorder=1)
-    left.scatter(p, replicated, s=12 + 170 * count / count.max(), color=PERSONAL, alpha=0.8, linewidths=0, zorder=2)
-    left.set(xlabel="replication probability", ylabel="share replicated by the other half", xlim=(0, 1), ylim=(0, 1))
-    left.set_title(f"Reliability (ECE = {calibration.expected_error:.3f})")
-    left.set_box_aspect(1)
-    left.legend(loc="upper left")
+        return []
+    title = f"Reliability (ECE = {calibration.expected_error:.3f})"
+    chart = Chart(f"{title}: share of replicated labels against replication probability", (0, 1), (0, 1), height=300)
+    chart.x_axis("Replication probability")
+    chart.y_axis("Share replicated by the other half")
+    chart.line((0, 1), (0, 1), NULL, "dashed")
+    chart.line([one.probability for one in calibration.curve], [one.replicated for one in calibration.curve], PERSONAL)
+    most = max(one.locations for one in calibration.curve)
+    for one in calibration.curve:
+        said = f"probability {one.probability:.2f}, replicated {one.replicated:.2f}, n = {one.locations:,} locations"
+        chart.dot(one.probability, one.replicated, PERSONAL, radius=3 + 7 * np.sqrt(one.locations / most), said=said)
+    panels = [Panel(title, chart.svg(), (("measured", PERSONAL), ("perfect calibration", NULL)))]
     inside = (network.labels >= 0) & (network.atlas_labels >= 0)
-    if has_confidence(network) and inside.any():
-        moved = (network.labels != network.atlas_labels)[inside]
-        own = network.confidence[inside]
-        colors, names = [NULL, PERSONAL], [f"as in {network.start}", "moved"]
-        right.hist([own[~moved], own[moved]], bins=np.linspace(0, 1, 26), stacked=True, color=colors, label=names, rwidth=0.9)
-        right.axvline(0.5, color=SOFT, lw=0.9, ls="--")
-        right.set(xlabel="replication probability of the location's own label", ylabel="locations", xlim=(0, 1))
-        right.set_title(f"All locations (mean = {own.mean():.2f}, the expected agreement with a repeat)")
-        right.legend(loc="upper left")
-    else:
-        right.set_axis_off()
-    return as_png(figure)
+    return [*panels, _probabilities(network, inside)] if has_confidence(network) and inside.any() else panels
 
 
-def motion_figure(network: Network) -> str | None:
-    """Framewise displacement with the frames that were left out, above the parcel signals; None where there is neither."""
-    fd = None if network.displacement is None else np.asarray(network.displacement, float)
-    signals = network.signals[np.isfinite(network.signals).all(1)]
-    if fd is None and not len(signals):
-        return None
-    recorded = recorded_frames(network) or int(network.frames[-1]) + 1
-    figure = new_figure(3.9 if fd is not None else 2.6, layout="constrained")
-    panels = figure.subplots(1 + (fd is not None), 1, sharex=True, height_ratios=[1, 1.6] if fd is not None else None, squeeze=False)[:, 0]
-    minutes = np.arange(recorded) * network.tr / 60
-    if fd is not None:
-        _displacement(panels[0], minutes, fd, np.isin(np.arange(recorded), network.frames), network.tr)
-    carpet = np.full((len(signals), recorded), np.nan)
-    spread = signals.std(1, keepdims=True)
-    carpet[:, network.frames] = (signals - signals.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
-    import matplotlib
-
-    cmap = matplotlib.colormaps["gray"].with_extremes(bad=LEFT_OUT)
-    extent = (0, recorded * network.tr / 60, len(signals), 0)
-    panels[-1].imshow(np.ma.masked_invalid(carpet), aspect="auto", cmap=cmap, vmin=-2, vmax=2, extent=extent, interpolation="nearest")
-    panels[-1].set(xlabel="minutes", ylabel="parcel", title="Parcel signals (each standardised)")
-    return as_png(figure)
+def _probabilities(network: Network, inside: np.ndarray) -> Panel:
+    own, moved = network.confidence[inside], (network.labels != network.atlas_labels)[inside]
+    edges = np.linspace(0, 1, 26)
+    kept, gone = (np.histogram(own[which], edges)[0] for which in (~moved, moved))
+    chart = Chart(f"Histogram of the replication probabilities, n = {len(own):,} locations", (0, 1), (0, _top(kept + gone)), height=300)
+    chart.x_axis("Replication probability of the location's label")
+    chart.y_axis("Locations")
+    for k, (one, other) in enumerate(zip(kept.tolist(), gone.tolist(), strict=True)):
+        said = f"{edges[k]:.2f} to {edges[k + 1]:.2f}: {one:,} as in {network.start}, {other:,} moved"
+        chart.bar(edges[k] + 0.002, edges[k + 1] - 0.002, 0, one, NULL, said)
+        if other:
+            chart.bar(edges[k] + 0.002, edges[k + 1] - 0.002, one, one + other, PERSONAL, said)
+    chart.rule(x=0.5)
+    keys = ((f"as in {network.start}", NULL), ("moved", PERSONAL))
+    return Panel(f"All locations (mean = {own.mean():.2f})", chart.svg(), keys)
 
 
-def coverage_figure(network: Network) -> str:
-    """How much of each atlas parcel the scan covers, and parcel sizes before the scan is seen and in the result."""
-    figure = new_figure(2.9, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    bins = np.linspace(0, 1, 21)
-    least = min_coverage(network)
-    low = network.coverage < least
-    left.hist([network.coverage[low], network.coverage[~low]], bins=bins, stacked=True, color=[ALARM, PERSONAL], rwidth=0.9)
-    left.set_yscale("symlog", linthresh=5)
-    left.set_yticks([0, 1, 5, 10, 50, 100, 500][: 3 + int(np.searchsorted([10, 50, 100, 500], len(network.ids)))])
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    left.minorticks_off()
-    left.axvline(least, color=SOFT, lw=0.9, ls="--")
-    left.set(xlabel="share of the atlas parcel that the scan covers", ylabel="parcels", title="Coverage", xlim=(0, 1))
-    sizes = [np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.atlas_labels, network.labels)]
-    top = max(int(np.max(sizes)), 1) * 1.3
-    right.plot([0, top], [0, top], color=NULL, lw=1, zorder=0)
-    right.scatter(*sizes, s=14, color=np.where(sizes[1] == 0, ALARM, PERSONAL), alpha=0.75, linewidths=0)
-    for axis in (right.set_xscale, right.set_yscale):
-        axis("symlog", linthresh=10)
-    right.set(
-        xlabel=f"locations in {network.start}", ylabel="locations in the result", title="Parcel size", xlim=(0, top), ylim=(-0.6, top)
-    )
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-    return as_png(figure)
+def fit(selection: Selection) -> list[Panel]:
+    """Scores of three maps across halves, and both gains over the data-free map; empty where nothing was measured."""
+    maps = {name: getattr(selection, name) for name in MAPS}
+    scores = {score: {name: getattr(found, score) for name, found in maps.items()} for score in _SCORES}
+    panels = [_scores(_SCORES[score], given) for score, given in scores.items() if np.isfinite(list(given.values())).any()]
+    return panels + [_interval(getattr(selection, gain), *_GAINS[gain]) for gain in _GAINS if known(getattr(selection, gain))]
 
 
-def measure_title(measure: str) -> str:
-    """A measure's name with what it is in, e.g. `pearson: correlation (r)`."""
-    from pnet_jax import edges
-
-    known = "pearson" if measure in ("shrunk", "guided") else measure
-    return f"{measure}: {edges.measure(known).units}" if known in edges.names() else measure
-
-
-def _distribution(axes, matrix, measure):
-    directed = not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
-    values = matrix[~np.eye(len(matrix), dtype=bool) if directed else np.triu_indices(len(matrix), 1)]
-    values = values[np.isfinite(values)]
-    axes.set(xlabel=measure_title(measure), ylabel="pairs of parcels", title=f"{measure}: distribution")
-    axes.set_box_aspect(0.8)
-    if len(values):
-        axes.hist(values, bins=60, color=PERSONAL)
-        axes.axvline(0, color=SOFT, lw=0.9, ls="--")
-        middle = float(np.median(values))
-        axes.axvline(middle, color=ALARM, lw=1.3, label=f"median {middle:.3g}")
-        axes.legend(loc="upper right")
-
-
-def colour_limit(matrix):
-    """98th percentile of the off-diagonal sizes, so that a few extreme edges do not wash out the rest."""
-    off = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
-    off = off[np.isfinite(off)]
-    return float(np.percentile(off, 98)) or 1.0 if len(off) else 1.0
-
-
-def mark_hemispheres(axes, sides):
-    """Label the hemispheres along both axes of a matrix and draw lines between them; `sides` are those of the rows, in order."""
-    start = np.flatnonzero(np.r_[True, sides[1:] != sides[:-1]])
-    middle = (start + np.r_[start[1:], len(sides)] - 1) / 2
-    names = [{"L": "left", "R": "right", "B": "both"}[side] for side in sides[start]]
-    axes.set_xticks(middle, names)
-    axes.set_yticks(middle, names, rotation=90, va="center")
-    axes.tick_params(length=0)
-    for edge in start[1:]:
-        axes.axhline(edge - 0.5, color=INK, lw=0.7)
-        axes.axvline(edge - 0.5, color=INK, lw=0.7)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _dots(axes, given, named):
-    values = [given[name] for name in _MAPS if np.isfinite(given[name])]
+def _scores(title: str, given: dict[str, float]) -> Panel:
+    values = [value for value in given.values() if np.isfinite(value)]
     low, high = min(values), max(values)
-    room = (high - low or abs(high) or 1) * 0.35
-    for row, (name, (_, color)) in enumerate(_MAPS.items()):
+    margin = (high - low or abs(high) or 1) * 0.35
+    chart = Chart(f"{title} of three maps", (low - margin, high + 2 * margin), (2.5, -0.5), height=170, left=96)
+    chart.x_axis("Made from one half, scored on the other")
+    chart.y_axis("", [(row, name) for row, (name, _) in enumerate(MAPS.values())])
+    for row, (name, (_, kind)) in enumerate(MAPS.items()):
         if np.isfinite(value := given[name]):
-            axes.plot([low - room, value], [row, row], color=GRID, lw=1.5, zorder=0)
-            axes.plot(value, row, "o", ms=9, color=color)
-            axes.annotate(f"{value:.4f}", (value, row), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_yticks(range(len(_MAPS)), [label if named else "" for label, _ in _MAPS.values()])
-    axes.set_ylim(len(_MAPS) - 0.5, -0.5)
-    axes.set_xlim(low - room, high + 2.6 * room)
-    axes.locator_params(axis="x", nbins=3)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.spines["left"].set_visible(False)
+            chart.dot(value, row, kind, radius=6)
+            chart.text(value, row, f"{value:.4f}".replace("-", "−"), anchor="start", dx=10, dy=4)
+    return Panel(title, chart.svg())
 
 
-def _interval(axes, interval, title, form):
+def _interval(interval: Interval, title: str, form: str) -> Panel:
     low, middle, high = interval
-    color = PERSONAL if low > 0 else ALARM if high < 0 else ATLAS
-    axes.axvline(0, color=SOFT, lw=0.9, ls="--")
-    axes.plot([low, high], [0, 0], color=color, lw=3, solid_capstyle="round")
-    axes.plot(middle, 0, "o", ms=9, color=color)
-    text, box = f"{middle:{form}}\n[{low:{form}}, {high:{form}}]", {"fc": "white", "ec": "none", "pad": 1}
-    axes.annotate(text, (middle, 0), (0, 11), textcoords="offset points", ha="center", fontsize=8.5, bbox=box)
+    kind = PERSONAL if low > 0 else ALARM if high < 0 else ATLAS
     reach = max(abs(low), abs(high), 1e-6) * 1.35
-    axes.set(xlim=(min(low - 0.3 * reach, -0.3 * reach), max(high + 0.3 * reach, 0.3 * reach)), ylim=(-0.8, 1.3))
-    axes.set_title(title)
-    axes.set_yticks([])
-    axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel("95 % block-bootstrap interval", fontsize=8)
-    axes.spines["left"].set_visible(False)
+    ends = (min(low - 0.3 * reach, -0.3 * reach), max(high + 0.3 * reach, 0.3 * reach))
+    said = f"{middle:{form}} [{low:{form}}, {high:{form}}]".replace("-", "−")
+    chart = Chart(f"{title}: {said}", ends, (-1, 1), height=170, left=20)
+    chart.x_axis("95 % interval of a block bootstrap")
+    chart.rule(x=0)
+    chart.bar(low, high, -0.04, 0.04, kind)
+    chart.dot(middle, 0, kind, radius=6)
+    chart.text(middle, 0, said, dy=-16)
+    return Panel(title, chart.svg())
 
 
-def _displacement(axes, minutes, fd, kept, tr):
-    axes.plot(minutes, fd, color=INK, lw=0.9)
-    axes.fill_between(minutes, fd, color=GRID, lw=0)
-    for frame in np.flatnonzero(~kept):
-        axes.axvspan(minutes[frame] - tr / 120, minutes[frame] + tr / 120, color=LEFT_OUT, lw=0, zorder=0)
-    if (~kept).any():
-        axes.plot(minutes[~kept], fd[~kept], "o", ms=3.5, color=ALARM, label=f"scrubbed: {int((~kept).sum())} frames")
-        axes.legend(loc="upper right")
-    said = "" if (~kept).any() else " (no frame was scrubbed)"
-    axes.set(ylabel="mm", title=f"Head motion: framewise displacement{said}", ylim=(0, None))
+def choice(selection: Selection) -> list[Panel]:
+    """Held-out score against κ, a line for each β, the chosen pair marked, the data-free score as a line; empty without trials."""
+    trials = [trial for trial in selection.trials if np.isfinite(trial.score)]
+    if not trials:
+        return []
+    kappas = sorted({trial.kappa for trial in trials})
+    scores = [trial.score for trial in trials] + [selection.data_free_score] * bool(np.isfinite(selection.data_free_score))
+    margin = 0.06 * (max(scores) - min(scores) or 1)
+    ends = (kappas[0] / 1.15, kappas[-1] * 1.15)
+    chart = Chart("Held-out log predictive density against κ", ends, (min(scores) - margin, max(scores) + margin), left=62, x_scale=np.log)
+    chosen = selection.kappa
+    # What was tried next to the chosen κ would be written over it.
+    named = [kappa for kappa in kappas if kappa == chosen or not abs(np.log(kappa / chosen)) < 0.2]
+    chart.x_axis("κ (weight of the scan's own signals)", [(kappa, f"{kappa:.3g}") for kappa in named])
+    chart.y_axis("S, nats per location")
+    keys = []
+    for at, beta in enumerate(sorted({trial.beta for trial in trials})):
+        best = {trial.kappa: trial.score for trial in sorted(trials, key=lambda trial: trial.score) if trial.beta == beta}
+        kind = SERIES[at % len(SERIES)]
+        chart.line(sorted(best), [best[kappa] for kappa in sorted(best)], kind)
+        for kappa, score in best.items():
+            chart.dot(kappa, score, kind, said=f"κ = {kappa:.3g}, β = {beta:g}: S = {score:.3f}")
+        keys.append((f"β = {beta:g}", kind))
+    if np.isfinite(selection.data_free_score):
+        chart.rule(y=selection.data_free_score, kind=DATA_FREE)
+        keys.append(("data-free (κ = 0)", DATA_FREE))
+    if np.isfinite([selection.kappa, selection.score]).all():
+        chart.dot(selection.kappa, selection.score, INK, radius=9, open=True)
+        keys.append((f"chosen: κ = {selection.kappa:.3g}, β = {selection.beta:.3g}", INK))
+    return [Panel("Held-out log predictive density", chart.svg(), tuple(keys))]
+
+
+def motion(network: Network) -> list[Panel]:
+    """Framewise displacement with the frames that were left out, and the parcel signals; empty where there is neither."""
+    signals = network.signals[np.isfinite(network.signals).all(1)]
+    recorded = recorded_frames(network) or int(network.frames[-1]) + 1
+    panels = [] if network.displacement is None else [_displacement(network, recorded)]
+    return [*panels, _carpet(network, signals, recorded)] if len(signals) else panels
+
+
+def _displacement(network: Network, recorded: int) -> Panel:
+    fd, minutes = np.asarray(network.displacement, float), np.arange(recorded) * network.tr / 60
+    gone = np.setdiff1d(np.arange(recorded), network.frames)
+    most = max(float(np.nanmax(fd)) if np.isfinite(fd).any() else 0, 0.1) * 1.05
+    chart = Chart("Framewise displacement in mm over time", (0, recorded * network.tr / 60), (0, most))
+    chart.x_axis("Time, min")
+    chart.y_axis("Framewise displacement, mm")
+    for frame in gone:
+        chart.bar(minutes[frame] - network.tr / 120, minutes[frame] + network.tr / 120, 0, most, "c-scrubbed")
+    chart.line(minutes, fd, INK, "thin")
+    for frame in gone:
+        chart.dot(minutes[frame], fd[frame] if np.isfinite(fd[frame]) else 0, ALARM, radius=2.5)
+    note = f"{len(gone)} of {recorded} frames were scrubbed." if len(gone) else "No frame was scrubbed."
+    return Panel("Head motion", chart.svg(), ((f"scrubbed, n = {len(gone)}", ALARM),) * bool(len(gone)), note)
+
+
+def _carpet(network: Network, signals: np.ndarray, recorded: int) -> Panel:
+    spread = signals.std(1, keepdims=True)
+    signals = (signals - signals.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    rows = min(len(signals), CARPET_ROWS)
+    edges = np.linspace(0, len(signals), rows + 1).astype(int)[:-1]
+    binned = np.add.reduceat(signals, edges) / np.diff(np.r_[edges, len(signals)])[:, None]
+    grey = np.rint(np.clip((binned + 2) / 4, 0, 1) * CARPET_GREYS) * (255 // CARPET_GREYS)
+    image = np.empty((rows, recorded, 4), np.uint8)
+    image[:] = SCRUBBED
+    image[:, network.frames, :3], image[:, network.frames, 3] = grey[..., None], 255
+    minutes = recorded * network.tr / 60
+    chart = Chart("Standardised signals of the parcels over time", (0, minutes), (len(signals), 0))
+    chart.image(png(image), (0, minutes), (0, len(signals)))
+    chart.x_axis("Time, min")
+    chart.y_axis("Parcel", grid=False)
+    return Panel("Parcel signals (each standardised)", chart.svg(), note="Black: 2 SD below the mean; white: 2 SD above it.")
+
+
+def coverage(network: Network) -> list[Panel]:
+    """How much of each atlas parcel the scan covers, and parcel sizes before the scan is seen and in the result."""
+    least, edges = min_coverage(network), np.linspace(0, 1, 21)
+    counts = np.histogram(network.coverage, edges)[0]
+    chart = Chart(f"Histogram of the coverage of {len(counts)} parcels", (0, 1), (0, _top(counts)), y_scale=_root)
+    chart.x_axis("Share of the atlas parcel that the scan covers")
+    chart.y_axis("Parcels", _few(int(counts.max())))
+    for k, count in enumerate(counts.tolist()):
+        if count:
+            said = f"{edges[k]:.0%} to {edges[k + 1]:.0%}: {count} parcels".replace("%", " %")
+            chart.bar(edges[k] + 0.003, edges[k + 1] - 0.003, 0, count, ALARM if edges[k + 1] <= least + 1e-9 else PERSONAL, said)
+    chart.rule(x=least)
+    keys = ((f"below {100 * least:.0f} %", ALARM),) * bool((network.coverage < least).any())
+    return [Panel("Coverage", chart.svg(), keys), _sizes(network)]
+
+
+def _sizes(network: Network) -> Panel:
+    before, after = (np.bincount(labels[labels >= 0], minlength=network.n_parcels) for labels in (network.atlas_labels, network.labels))
+    top = max(int(before.max(initial=0)), int(after.max(initial=0)), 1) * 1.3
+    chart = Chart("Size of each parcel before and after", (0, top), (0, top), x_scale=_root, y_scale=_root)
+    chart.x_axis(f"Locations in {network.start}", _few(int(top)))
+    chart.y_axis("Locations in the result", _few(int(top)))
+    chart.line((0, top), (0, top), NULL, "dashed")
+    for k, (one, other) in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
+        chart.dot(one, other, PERSONAL if other else ALARM, radius=2.6, said=f"{network.names[k]}: {one} before, {other} after")
+    return Panel("Parcel size", chart.svg(), (("absent", ALARM),) * bool((after == 0).any()))
+
+
+def _root(value: float) -> float:
+    """Scale of counts of very different size, which has a place for 0."""
+    return float(np.sqrt(max(value, 0)))
+
+
+def _few(most: int) -> list[tuple[float, str]]:
+    """Choose marks for a square-root axis of counts."""
+    marks = [0, *(factor * 10**power for power in range(7) for factor in (1, 2, 5) if factor * 10**power <= most)]
+    return [(value, number(value)) for value in marks if value == 0 or value > most / 50]
+
+
+def _top(counts: np.ndarray) -> float:
+    return max(int(counts.max(initial=1)), 1) * 1.05

@@ -38,7 +38,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
 
     Raises:
       ValueError: the folder is none or holds no result; says what was searched.
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: jinja2 is not installed.
       OSError: a page cannot be written; the error names it.
     """
     check_installed()

@@ -15,12 +15,16 @@ import pnet_jax
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.status import RECORDS
 from pnet_jax.outputs.tables import read_rows
-from pnet_jax.report.brains import points_figure, share_levels, slices_figure, template
-from pnet_jax.report.figures import colour_limit, mark_hemispheres
+from pnet_jax.report.brains import share_levels
+from pnet_jax.report.chart import Panel
 from pnet_jax.report.group import LEAST, MOST, MapSums, Moments, add_edges, add_maps, sample
-from pnet_jax.report.style import ABSENT, as_png, drawing, new_figure
+from pnet_jax.report.linked import SIDES, colour_limit
+from pnet_jax.report.matrices import matrix_panel
+from pnet_jax.report.plates import slices_plate, template, views_plate
+from pnet_jax.report.png import ramp
 
 CACHE = "group-figures.cache"  # in the folder of the records
+FORM = 2  # of what is cached
 STALE = 0.1  # share of a full sample that may change before its figures are regenerated
 
 
@@ -43,7 +47,7 @@ def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]], *, exact: boo
     if len(chosen) < LEAST:
         return None
     made = [(row.get("files") or {}).get(row["dseg"]) for row in chosen]
-    names = [f"{pnet_jax.__version__} {row['scan']} {row['dseg']} {digest}" for row, digest in zip(chosen, made, strict=True)]
+    names = [f"{pnet_jax.__version__}/{FORM} {row['scan']} {row['dseg']} {digest}" for row, digest in zip(chosen, made, strict=True)]
     cache = folder / RECORDS / CACHE
     if not all(made):  # without a record, changes of a result cannot be detected
         return _drawn(folder, chosen) | {"participants": participants, "stale": 0}
@@ -82,8 +86,8 @@ def _maps(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
         "left_out": left_out,
         "space": sums.first.name,
         "share": float(known.mean()) if len(known) else 0.0,
-        "changed": share_figure(sums, changed, "YlOrRd", "share"),
-        "confidence": share_figure(sums, sums.mean(sums.confidence), "viridis", "probability"),
+        "changed": share_map(sums, changed, "share"),
+        "confidence": share_map(sums, sums.mean(sums.confidence), "probability"),
     }
 
 
@@ -104,48 +108,44 @@ def _edges(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] 
         "parcels": len(sides),
         "mean": float(moments.average[known].mean()) if known.any() else 0.0,
         "sd": float(np.median(moments.sd[known])) if known.any() else 0.0,
-        "image": matrices_figure(moments, sides),
+        "panels": {"found": [panel._asdict() for panel in matrix_panels(moments, sides)]},
     }
 
 
-def share_figure(sums: MapSums, shares: np.ndarray, cmap: str, title: str) -> str:
-    """Draw a map of shares 0…1 and return it as a `data:` URL: slices for a grid, otherwise views of the surface points.
+def share_map(sums: MapSums, shares: np.ndarray, colours: str) -> dict[str, Any]:
+    """Draw a map of shares 0…1: slices for a grid, otherwise views of the surface points.
 
     Args:
-      sums: defines the locations.
-      shares: one for each location, NaN if unknown.
-      cmap: name of a colour map.
-      title: title of the colour scale.
+      sums: Defines the locations.
+      shares: One for each location, NaN if unknown.
+      colours: Name of a ramp.
+
+    Returns:
+      `image` and `backdrop` (`data:` addresses), `captions` and `shape`, as the template of a plate reads them.
     """
-    import nibabel
-
     first = sums.first
-    with drawing():
-        if first.affine is None:
-            assert first.space is not None
-            return points_figure(first.space, shares, cmap, title)
-        image = nibabel.Nifti1Image(share_levels(shares), first.affine)
-        mm = np.argwhere(np.isfinite(shares)) @ first.affine[:3, :3].T + first.affine[:3, 3]
-        return slices_figure(image, template() if first.name.startswith("MNI") else None, mm, cmap, title)
+    if first.affine is None:
+        assert first.space is not None
+        views, values = views_plate(first.space), shares
+    else:
+        known = np.isfinite(shares)
+        volume = np.full(shares.shape, -1, np.int32)
+        volume[known] = np.arange(int(known.sum()))
+        views, values = slices_plate(volume, first.affine, template() if first.name.startswith("MNI") else None), shares[known]
+    image = views.draw(ramp(colours), share_levels(values))
+    return {"image": image, "backdrop": views.backdrop, "captions": views.captions, "shape": views.shape}
 
 
-def matrices_figure(moments: Moments, sides: Sequence[str]) -> str:
-    """Draw the mean and standard deviation of every edge side by side, parcels ordered by hemisphere; return a `data:` URL."""
-    import matplotlib
-
+def matrix_panels(moments: Moments, sides: Sequence[str]) -> list[Panel]:
+    """Draw the mean and standard deviation of every edge, parcels ordered by hemisphere."""
     order = np.concatenate([np.flatnonzero(np.array(sides) == side) for side in "LBR"])
-    with drawing():
-        figure = new_figure(4.7, layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, title, matrix in zip(panels, ("Mean", "Standard deviation"), (moments.average, moments.sd), strict=True):
-            shown = matrix[np.ix_(order, order)]
-            limit = colour_limit(shown)
-            signed = title == "Mean"
-            cmap = matplotlib.colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=ABSENT)
-            low = -limit if signed else 0
-            drawn = axes.imshow(np.ma.masked_invalid(shown), cmap=cmap, vmin=low, vmax=limit, interpolation="nearest")
-            axes.set_title(f"{title} of Pearson's r")
-            mark_hemispheres(axes, np.array(sides)[order])
-            bar = figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.02, extend="both" if signed else "max")
-            bar.outline.set_visible(False)
-        return as_png(figure)
+    ordered = np.array(sides)[order]
+    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    middle = (start + np.r_[start[1:], len(ordered)]) / 2
+    names = [(float(at), SIDES[side].removesuffix(" sides")) for at, side in zip(middle, ordered[start], strict=True)]
+    panels = []
+    for title, matrix, signed in (("Mean", moments.average, True), ("Standard deviation", moments.sd, False)):
+        shown = matrix[np.ix_(order, order)]
+        options = {"limit": colour_limit(shown), "signed": signed, "names": names, "edges": start[1:].tolist()}
+        panels.append(matrix_panel(f"{title} of Pearson's r", shown, **options))
+    return panels

@@ -19,6 +19,7 @@ from pnet_jax.report.group_drawing import group_figures
 from pnet_jax.report.histogram import histogram
 from pnet_jax.report.listing import UNRECORDED, row_of, table_json
 from pnet_jax.report.page import template
+from pnet_jax.report.png import gradient
 from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, compared, distribution, outliers, spread
 from pnet_jax.report.reasons import Kind, bare, decision, kinds
 from pnet_jax.report.sites import site_rows, sites_of
@@ -44,7 +45,7 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
 
     Raises:
       OSError: the file cannot be written; the error names it.
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: jinja2 is not installed.
     """
     check_installed()
     folder = Path(folder)
@@ -58,6 +59,7 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
     noun = "result" if len({row["scan"] for row in rows}) < len(rows) else "scan"
     page = template("index.html").render(
         name=folder.resolve().name,
+        gradient=gradient,
         version=pnet_jax.__version__,
         atlases=sorted({row["atlas"] for row in rows if row["atlas"]}),
         lead=_lead(rows, reasons, len(beyond)),

@@ -73,7 +73,7 @@ COLUMNS = (
     Column("coverage", "Coverage", "Mean share of a parcel's extent that the scan covers", scale=100, unit="%"),
     Column("n_warnings", "Warnings", "Number of warnings"),
     Column("seconds", "Seconds", "Processing time of the scan", shown=False),
-    Column("notes", "Error or warnings", "Click a text to read it in full", "notes"),
+    Column("notes", "Error or warnings", "Select a text to read it in full", "notes"),
 )
 
 

@@ -17,39 +17,45 @@ from pnet_jax.outputs.atlas import network_atlas
 from pnet_jax.outputs.atomic import write_text
 from pnet_jax.outputs.bids import parcel_rows, scan_label
 from pnet_jax.outputs.tables import plain
-from pnet_jax.report import words
+from pnet_jax.report import brains, figures, words
 from pnet_jax.report.extra import check_installed
+from pnet_jax.report.linked import MAX_MATRICES, SIDES, linked_json, matrix_order, measure_title
+from pnet_jax.report.methods import REFERENCE, methods
+from pnet_jax.report.plates import Plate
+from pnet_jax.report.png import gradient
 
 MAIN_MEASURE = "pearson"
 
 
 def write_report(network: Network, file: str | os.PathLike) -> Path:
-    """Write one scan's report: parcels and confidence on anatomy, what moved, evidence across halves, connectome, motion, provenance.
+    """Write the report of one scan: reliability, parcels, connectivity, evidence, motion, provenance, and a text for a methods section.
 
-    The page is a single file without scripts or external resources, about 2 MB. Where a piece of the result is missing (no motion
-    series, a ROI scan, halves that were not compared), the page says so in its place.
+    The page is a single file without external resources, about 1 MB. Table, maps and matrix are linked by a script in the page. Where a
+    piece of the result is missing (no motion series, a ROI scan, halves that were not compared), the page says so in its place.
 
     Args:
-      network: a subject's result; fields of `qc` and `provenance` that are not known may be missing.
-      file: where to write, `….html`.
+      network: Result of a subject; fields of `qc` and `provenance` that are not known may be missing.
+      file: Path of the page, `….html`.
 
     Returns:
       The path of the file.
 
     Raises:
-      OSError: the file cannot be written; the error names it.
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      OSError: The file cannot be written; the error names it.
+      ReportExtraMissingError: jinja2 is not installed.
     """
     return write_text(file, render(network))
 
 
 def render(network: Network) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Raises:
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: jinja2 is not installed.
     """
     check_installed()
+    views = _attempt("maps", lambda: brains.plate(network), network)
+    selection = network.qc.selection
     return template("report.html").render(
         start=network.start,
         label=scan_label(network),
@@ -58,11 +64,25 @@ def render(network: Network) -> str:
         sentences=words.sentences(network),
         verdict=words.verdict(network),
         cards=words.key_numbers(network),
-        figures=_figures(network),
-        selection=network.qc.selection,
+        views=views["found"],
+        maps=_maps(network, views),
+        charts_of={
+            "reliability": _attempt("reliability", lambda: figures.reliability(network), network),
+            "fit": _attempt("fit", lambda: figures.fit(selection), network),
+            "choice": _attempt("choice", lambda: figures.choice(selection), network),
+            "motion": _attempt("motion", lambda: figures.motion(network), network),
+            "coverage": _attempt("coverage", lambda: figures.coverage(network), network),
+        },
+        glass=_attempt("glass", lambda: brains.edges_drawing(network, _main_measure(network)) if network.edges else None, network),
+        measures=[measure_title(name) for name in list(network.edges)[:MAX_MATRICES]],
+        bounds=_bounds(network),
+        sides=SIDES,
+        data=linked_json(network, views["found"]),
+        selection=selection,
         calibration=network.qc.calibration,
         choice=words.choice_numbers(network),
         percent=words.percent,
+        gradient=gradient,
         space=network.space,
         backdrop=_backdrop(network),
         has_motion=network.displacement is not None,
@@ -73,12 +93,14 @@ def render(network: Network) -> str:
         warnings=network.qc.warnings,
         seconds=_seconds(network),
         provenance=words.flatten(plain(network.provenance)),
+        methods=methods(network),
+        reference=REFERENCE,
     )
 
 
 @functools.cache
 def template(name: str) -> Any:
-    """A page's template; everything put into it is escaped."""
+    """Return the template of a page; everything that is put into it is escaped."""
     import jinja2
 
     loader = jinja2.PackageLoader("pnet_jax.report", "templates")
@@ -87,35 +109,38 @@ def template(name: str) -> Any:
     return pages.get_template(name)
 
 
-def _figures(network: Network) -> dict[str, dict[str, str | None]]:
-    """Every figure's image, or None where the result holds nothing to draw, or what went wrong."""
-    from pnet_jax.report import brains, figures
-    from pnet_jax.report.style import drawing
-
-    selection = network.qc.selection
-    measure = MAIN_MEASURE if MAIN_MEASURE in network.edges else next(iter(network.edges), None)
-    draw: dict[str, Callable[[], str | None]] = {
-        "parcellation": lambda: brains.parcellation_figure(network),
-        "confidence": lambda: brains.confidence_figure(network),
-        "change": lambda: brains.change_figure(network),
-        "connectome": lambda: figures.connectome_figure(network) if measure else None,
-        "glass": lambda: brains.glass_figure(network, measure) if measure else None,
-        "fit": lambda: figures.fit_figure(selection),
-        "choice": lambda: figures.choice_figure(selection),
-        "reliability": lambda: figures.reliability_figure(network),
-        "motion": lambda: figures.motion_figure(network),
-        "coverage": lambda: figures.coverage_figure(network),
+def _maps(network: Network, views: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Draw the maps, each None where the result holds nothing to draw, or with what went wrong."""
+    draw: dict[str, Callable[[Plate], Any]] = {
+        "parcellation": lambda plate: brains.parcel_map(network, plate, network.labels),
+        "confidence": lambda plate: brains.confidence_map(network, plate),
+        "start": lambda plate: brains.parcel_map(network, plate, network.atlas_labels),
+        "change": lambda plate: brains.change_map(network, plate),
     }
-    with drawing():
-        return {name: _attempt(name, function, network) for name, function in draw.items()}
+    if views["found"] is None:
+        return dict.fromkeys(draw, views)
+    return {name: _attempt(name, functools.partial(function, views["found"]), network) for name, function in draw.items()}
 
 
-def _attempt(name: str, function: Callable[[], str | None], network: Network) -> dict[str, str | None]:
+def _attempt(name: str, function: Callable[[], Any], network: Network) -> dict[str, Any]:
     try:
-        return {"image": function(), "error": None}
+        return {"found": function(), "error": None}
     except Exception as error:  # noqa: BLE001  a figure that cannot be drawn must not cost the rest of the page
         warnings.warn(f"{scan_label(network)}: the figure `{name}` could not be drawn: {error!r}", stacklevel=2)
-        return {"image": None, "error": f"{type(error).__name__}: {error}"}
+        return {"found": None, "error": f"{type(error).__name__}: {error}"}
+
+
+def _main_measure(network: Network) -> str:
+    return MAIN_MEASURE if MAIN_MEASURE in network.edges else next(iter(network.edges))
+
+
+def _bounds(network: Network) -> list[dict[str, Any]]:
+    """Return the hemispheres along the matrix, with the place of each in per cent."""
+    sides = np.array(network.hemispheres)[matrix_order(network)]
+    start = np.flatnonzero(np.r_[True, sides[1:] != sides[:-1]])
+    ends = np.r_[start[1:], len(sides)]
+    places = 100 * np.stack([start, (start + ends) / 2], 1) / max(len(sides), 1)
+    return [{"name": SIDES[sides[k]], "start": at, "middle": middle} for k, (at, middle) in zip(start, places.tolist(), strict=True)]
 
 
 def _header(network: Network) -> list[tuple[str, str]]:

@@ -24,6 +24,12 @@ def recorded_frames(network: Network) -> int | None:
     return network.qc.recorded_frames if network.displacement is None else len(network.displacement)
 
 
+def state(network: Network) -> str:
+    """What the participant did during the scan, as the page writes it."""
+    task = str(network.entities.get("task", "rest"))
+    return "resting-state fMRI" if task.lower().startswith("rest") else f"fMRI during the task “{task}”"
+
+
 def moved_share(network: Network) -> float | None:
     """Share of locations that left the parcel they started from; None where the atlas has no location here."""
     if network.qc.moved is not None:
@@ -165,11 +171,9 @@ def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
 
 
 def _what(network: Network) -> str:
-    task = str(network.entities.get("task", "rest"))
-    state = "resting-state fMRI" if task.lower().startswith("rest") else f"fMRI during the task “{task}”"
     return (
         f"This page shows the brain of sub-{network.subject} divided into {network.n_parcels} areas (parcels) and the functional "
-        f"connectivity between them, estimated from {minutes_kept(network):.1f} minutes of {state}."
+        f"connectivity between them, estimated from {minutes_kept(network):.1f} minutes of {state(network)}."
     )
 
 

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from pnet_jax.construction import qc as construction_qc
 from pnet_jax.network import QC, Selection
 from pnet_jax.outputs import load_maps, page_name, result_columns, save, scan_label, write_record
+from pnet_jax.outputs.status import RECORDS
 from pnet_jax.report import group_drawing, write_index
 from pnet_jax.report.group import MOST, MapSums, Moments, add_edges, add_maps, sample
 from pnet_jax.report.quality import FIGURES, distribution, limits, outliers, ticks
@@ -27,12 +28,6 @@ ATLAS = "Schaefer12"
 
 class CohortPage(Page):
     """A cohort report; `data` is what its table is drawn from."""
-
-    scripts = True
-
-    @property
-    def data(self) -> dict:
-        return json.loads(self.script[0])
 
     def column(self, key: str) -> list:
         one = next(one for one in self.data["columns"] if one["key"] == key)
@@ -380,7 +375,7 @@ def group(tmp_path):
 def test_the_group_is_drawn(group):
     folder, rows = group
     page = CohortPage(write_index(folder, rows))
-    assert page.images == 3 and "All 4 participants with a finished scan" in page.text
+    assert page.images == 4 and "All 4 participants with a finished scan" in page.text
     assert "Share of 3 participants with personalised parcels" in page.text
     assert "1 of the 4 participants have the atlas’s parcels" in page.text
     assert "over 4 participants of Pearson’s r between 12 parcels" in page.text
@@ -389,7 +384,8 @@ def test_the_group_is_drawn(group):
 def test_group_figures_are_made_again_only_when_results_change(group, monkeypatch):
     folder, rows = group
     drawn = []
-    monkeypatch.setattr(group_drawing, "slices_figure", lambda *given: drawn.append(given) or "data:image/png;base64,")
+    plate = {"image": "data:image/png;base64,", "backdrop": "", "captions": (), "shape": (1, 2)}
+    monkeypatch.setattr(group_drawing, "share_map", lambda *given: drawn.append(given) or plate)
     first = CohortPage(write_index(folder))
     assert len(drawn) == 2
     assert CohortPage(write_index(folder)).addresses == first.addresses and len(drawn) == 2
@@ -405,16 +401,26 @@ def test_group_figures_are_made_again_only_when_results_change(group, monkeypatc
     assert "have changed since" not in CohortPage(write_index(folder, exact=True)).text and len(drawn) == 6
 
 
+def test_group_figures_cached_in_another_form_are_made_again(group):
+    folder, rows = group
+    write_index(folder, rows)
+    cache = folder / RECORDS / group_drawing.CACHE
+    kept = json.loads(cache.read_text())
+    old = [name.replace(f"/{group_drawing.FORM} ", " ", 1) for name in kept["names"]]
+    cache.write_text(json.dumps({"names": old, "figures": {"n": 4, "atlas": ATLAS, "maps": {"changed": "data:"}, "edges": None}}))
+    assert CohortPage(write_index(folder, rows)).images == 4
+
+
 def test_a_group_figure_that_fails_does_not_cost_the_page(group, monkeypatch):
     folder, rows = group
 
     def broken(*_):
         raise RuntimeError("no fonts <here>")
 
-    monkeypatch.setattr(group_drawing, "slices_figure", broken)
+    monkeypatch.setattr(group_drawing, "share_map", broken)
     with pytest.warns(UserWarning, match="the group maps could not be drawn: RuntimeError"):
         page = CohortPage(write_index(folder, rows))
-    assert "could not be drawn (RuntimeError: no fonts <here>)" in page.text and page.images == 1
+    assert "could not be drawn (RuntimeError: no fonts <here>)" in page.text and page.images == 2
 
 
 def test_an_empty_folder(tmp_path):

@@ -80,8 +80,13 @@
       td.title = value;
     } else if (one.kind === "notes") {
       td.className = "notes";
-      td.textContent = value;
       td.title = value;
+      if (value) {
+        const button = make("button", value);
+        button.type = "button";
+        button.setAttribute("aria-expanded", "false");
+        td.append(button);
+      }
     } else if ((one.key === "status" || one.key === "parcels") && value) {
       const tone = { ok: "good", personalised: "good", atlas: "plain", fixed: "plain", "no record": "plain" }[value] || "bad";
       td.append(make("span", value, `badge ${tone}`));
@@ -200,7 +205,7 @@
   byId("save").addEventListener("click", save);
   byId("table").addEventListener("click", (event) => {
     const note = event.target.closest("td.notes");
-    if (note) note.classList.toggle("open");
+    if (note && note.firstChild) note.firstChild.setAttribute("aria-expanded", String(note.classList.toggle("open")));
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-show]");
