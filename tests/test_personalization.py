@@ -491,7 +491,7 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     xyz = np.random.default_rng(0).uniform(-60, 60, (402, 3))
     many = make_atlas(xyz, np.arange(402) // 2 + 1, resolution=8, names=[f"area-{k}" for k in range(201)], source="many", space="MNI")
     config = ConstructConfig(dynamics=True)
-    with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
+    with pytest.raises(ValueError, match='"effective" supports at most 200 parcels, atlas many has 201: use a coarser atlas'):
         resolve(config, atlas=many, model=toy_model, edges=("pearson", "effective"))
     with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):  # and nothing of the number of parcels
         resolve(config, atlas=many, model=toy_model, edges=("coupling",))
