@@ -193,7 +193,7 @@ def test_the_digest_tells_priors_apart_by_points_labels_and_ids():
 def test_a_prior_without_labels_or_with_the_wrong_number_of_names_is_refused():
     with pytest.raises(ValueError, match="atlas toy: no label above 0"):
         make_atlas(np.zeros((2, 3)), [0, -1], resolution=2, source="toy")
-    with pytest.raises(ValueError, match="atlas toy: 2 ids in use but 3 names"):
+    with pytest.raises(ValueError, match="atlas toy: expected one name per id, found 2 ids and 3 names"):
         make_atlas(np.zeros((2, 3)), [1, 2], resolution=2, names=["a", "b", "c"], source="toy")
 
 
