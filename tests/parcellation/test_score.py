@@ -13,7 +13,7 @@ from pnet_jax.parcellation.score import (
     FURTHEST_MM,
     MIN_PAIRS,
     RINGS,
-    Pairs,
+    NearPairs,
     by_frame,
     dcbc,
     homogeneity,
@@ -71,12 +71,12 @@ def dcbc_by_loops(y, space, labels):
     return total / weights
 
 
-def everything(space: Space) -> Pairs:
+def everything(space: Space) -> NearPairs:
     """All near pairs: one group a hemisphere."""
     return near_pairs(space, [np.flatnonzero(space.hemisphere == side) for side in (LEFT, RIGHT)])
 
 
-def flat(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flat(pairs: NearPairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Locations and ring of each pair that is one, `[P]`."""
     there = np.asarray(pairs.ring) >= 0
     i, j = (np.take_along_axis(np.asarray(pairs.groups), np.asarray(at), 1)[there] for at in (pairs.first, pairs.second))
@@ -84,7 +84,7 @@ def flat(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def dcbc_by_numpy(y, pairs, labels):
-    """Pairs in a list, bins counted by numpy in float64."""
+    """NearPairs in a list, bins counted by numpy in float64."""
     i, j, ring = flat(pairs)
     inside = (labels[i] >= 0) & (labels[j] >= 0)
     i, j, ring = i[inside], j[inside], ring[inside]
@@ -185,7 +185,7 @@ def test_padding_frames_pairs_groups_and_locations_changes_nothing():
     pairs = everything(space)
     w = weights(pairs, labels)
     expected = coefficient(correlations(y, pairs, COUNT), pairs, labels), homogeneous(y, labels, 6, COUNT)
-    more = Pairs(
+    more = NearPairs(
         np.pad(pairs.groups, ((0, 3), (0, 7)), constant_values=-1),
         *(np.pad(x, ((0, 3), (0, 100)), constant_values=fill) for x, fill in ((pairs.first, 0), (pairs.second, 0), (pairs.ring, -1))),
     )
