@@ -360,7 +360,7 @@ def test_directed_coupling_comes_back_from_disk_with_its_direction(directed, tmp
     assert_allclose(again.uncertainty["effective"], directed.uncertainty["effective"], rtol=1e-5)
     (sidecar,) = (json.loads(file.read_text()) for file in files if file.name.endswith("stat-effective_relmat.json"))
     assert sidecar["Directed"] and sidecar["Units"] == "1/s" and "direction" in sidecar["MeantFor"]
-    assert "column l is what parcel l does to parcel k" in sidecar["RelationshipMeasure"]
+    assert "column l is the effect of parcel l on parcel k" in sidecar["RelationshipMeasure"]
     assert any(file.name.endswith("stat-effective_desc-sd_relmat.json") for file in files)
 
 
