@@ -26,7 +26,7 @@ from pnet_jax.dynamics.spectra import TooShortError
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
 from pnet_jax.errors import InputError, SettingsError
-from pnet_jax.finetune import Own, Subject, Tuned, fine_tune, shape_of, stacked
+from pnet_jax.finetune import FinetuneSubject, IndividualParameters, Tuned, fine_tune, shape_of, stacked
 from pnet_jax.finetune.person import Personal, Verdict, dynamics_prior, judge
 from pnet_jax.group.fit import Group
 from pnet_jax.outputs import check_writable, read_record, read_records, write_record, write_table
@@ -138,7 +138,7 @@ class _Waiting:
     row: dict[str, Any]
     scan: Scan
     placed: AtlasOnSpace
-    subject: Subject
+    subject: FinetuneSubject
     personalised: bool
 
 
@@ -193,12 +193,12 @@ def _ready(scan: Scan, row: dict[str, Any], builder: Builder, config: Personaliz
     return _Waiting(row, dataclasses.replace(scan, halves=None, wide=None), ready.placed, subject, bool(start.personalised))
 
 
-def memory_of(subject: Subject) -> int:
+def memory_of(subject: FinetuneSubject) -> int:
     """Bytes that fine-tuning takes for one recording, about."""
     return _COPIES * sum(leaf.nbytes for leaf in jax.tree.leaves(subject))
 
 
-def wave_size(subject: Subject, devices: int, most: int) -> int:
+def wave_size(subject: FinetuneSubject, devices: int, most: int) -> int:
     """Compute the size of a wave: as many recordings as fit into its memory, a multiple of the devices, at most `most`."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
@@ -294,7 +294,7 @@ def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dic
     said = about["verdicts"][scan]
     after, before = (float("nan") if said[name] is None else said[name] for name in ("score", "without"))
     verdict = Verdict(said["kept"], after, before, said["reason"])
-    return Personal(Own(Adapter(**own["adapter"]), Params(**own["dynamics"])), said["round"], verdict), about
+    return Personal(IndividualParameters(Adapter(**own["adapter"]), Params(**own["dynamics"])), said["round"], verdict), about
 
 
 def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: PersonalizeConfig) -> tuple[Personal | None, list[str]]:

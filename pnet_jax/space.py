@@ -22,7 +22,7 @@ class Space:
 
     Attributes:
       xyz: MNI coordinates in mm, `[V, 3]`, float32.
-      hemisphere: 0 left, 1 right, `[V]`, int8. By structure where one is known, else by the sign of x (x < 0 is left).
+      hemisphere: 0 left, 1 right, `[V]`, int8. From the structure if known, else from the sign of x (left if x < 0).
       structure: index into `structures`, `[V]`, int16.
       structures: names of the structures; those of the CIFTI brain models, or `("volume",)` if nothing finer is known.
       neighbours: indices of adjacent locations, padded with −1, `[V, N]`, int32: 26 neighbours on a grid, mesh neighbours on a surface.

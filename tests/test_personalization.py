@@ -360,7 +360,7 @@ def test_directed_coupling_comes_back_from_disk_with_its_direction(directed, tmp
     assert_allclose(again.uncertainty["effective"], directed.uncertainty["effective"], rtol=1e-5)
     (sidecar,) = (json.loads(file.read_text()) for file in files if file.name.endswith("stat-effective_relmat.json"))
     assert sidecar["Directed"] and sidecar["Units"] == "1/s" and "direction" in sidecar["MeantFor"]
-    assert "column l is what parcel l does to parcel k" in sidecar["RelationshipMeasure"]
+    assert "column l is the effect of parcel l on parcel k" in sidecar["RelationshipMeasure"]
     assert any(file.name.endswith("stat-effective_desc-sd_relmat.json") for file in files)
 
 
@@ -491,7 +491,7 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     xyz = np.random.default_rng(0).uniform(-60, 60, (402, 3))
     many = make_atlas(xyz, np.arange(402) // 2 + 1, resolution=8, names=[f"area-{k}" for k in range(201)], source="many", space="MNI")
     config = ConstructConfig(dynamics=True)
-    with pytest.raises(ValueError, match='"effective" is for at most 200 parcels, prior many has 201: give a coarser prior'):
+    with pytest.raises(ValueError, match='"effective" supports at most 200 parcels, atlas many has 201: use a coarser atlas'):
         resolve(config, atlas=many, model=toy_model, edges=("pearson", "effective"))
     with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):  # and nothing of the number of parcels
         resolve(config, atlas=many, model=toy_model, edges=("coupling",))

@@ -14,8 +14,9 @@ from pnet_jax.construction.step import Outputs
 from pnet_jax.construction.wave import Builder, Ready
 from pnet_jax.dynamics.spectra import TooShortError
 from pnet_jax.edges.layers import add_layers, layers
-from pnet_jax.finetune.person import Dynamics, Effective, Personal, dynamics_of, dynamics_prior, effective_of, judge, tune
-from pnet_jax.finetune.subject import Subject, make_subject, parts_of
+from pnet_jax.finetune.objective import FinetuneSubject
+from pnet_jax.finetune.person import DirectedCoupling, IndividualDynamics, Personal, dynamics_of, dynamics_prior, effective_of, judge, tune
+from pnet_jax.finetune.subject import make_subject, parts_of
 from pnet_jax.group.fit import Group
 from pnet_jax.network import Network
 from pnet_jax.scan import Scan, some_frames
@@ -36,7 +37,7 @@ def inform(network: Network, ready: Ready, found: Outputs, builder: Builder, per
     return _with_layers(network, group, ready.scan)
 
 
-def tunable(ready: Ready, builder: Builder, config: PersonalizeConfig) -> tuple[Outputs, Subject]:
+def tunable(ready: Ready, builder: Builder, config: PersonalizeConfig) -> tuple[Outputs, FinetuneSubject]:
     """A recording ready to be fine-tuned: the settings and the parcels it begins with come from the part that is fitted alone.
 
     Raises:
@@ -80,7 +81,7 @@ def _with_dynamics(network: Network, ready: Ready, found: Outputs, builder: Buil
     return _add_dynamics(network, dynamics, effective, report)
 
 
-def _add_dynamics(network: Network, dynamics: Dynamics, effective: Effective | None, report: dict[str, Any]) -> Network:
+def _add_dynamics(network: Network, dynamics: IndividualDynamics, effective: DirectedCoupling | None, report: dict[str, Any]) -> Network:
     """The coupling J and its standard errors beside the other edges, and what fine-tuning did."""
     network = dataclasses.replace(network, qc=dataclasses.replace(network.qc, dynamics=report))
     network.edges["coupling"] = spread_present(dynamics.coupling, network.signals)

@@ -1,4 +1,4 @@
-r"""Objective of individual parameters, one recording at a time.
+r"""Objective of the individual parameters of one recording.
 
 .. math::
   L_s = L_{split} + w_{dyn} L_{dyn} + w_{anat} L_{anat} + \lambda \lVert\theta_s\rVert^2_{\Sigma^{-1}}
@@ -28,17 +28,17 @@ from pnet_jax.encoder.adapter import size as size_of
 from pnet_jax.encoder.linear import own_metric, whiten
 from pnet_jax.parcellation.mixture import Mixture, Problem, group_prototypes, initial_mixture, mixture, normalise, soft_sums
 
-NOISE_FLOOR = 0.05  # of the mean noise variance, so that no reference has all the weight
-BORDER = 0.3  # of 1 − cosine: neighbours that differ by more lie on two sides of a border, and are let go
+NOISE_FLOOR = 0.05  # floor relative to the mean noise variance, so that no reference dominates
+BORDER = 0.3  # scale of 1 − cosine above which the penalty saturates, because neighbours are then separated by a boundary
 
 
 class Halves(NamedTuple):
-    """Products of the components of one part of a recording with themselves and with the fingerprints of another.
+    """Products of the components of one part of a recording with themselves and with the fingerprints of another part.
 
     Attributes:
       own: Σ x xᵀ, `[D, D]`.
-      across: Σ x fᵀ with f of the other part, `[D, R]`.
-      energy: Σ f² of the other part, `[R]`.
+      across: Σ x fᵀ, with fingerprints f of the other part, `[D, R]`.
+      energy: Σ f², with fingerprints f of the other part, `[R]`.
     """
 
     own: Float[Array, "D D"]
@@ -46,24 +46,24 @@ class Halves(NamedTuple):
     energy: Float[Array, " R"]
 
 
-class Subject(NamedTuple):
-    """One recording as fine-tuning reads it; waves stack them.
+class FinetuneSubject(NamedTuple):
+    """One recording as input of fine-tuning; stacked in waves.
 
     Attributes:
-      x: components of the first part of the recording, `[V, D]`.
-      parts: products with which each half of that part predicts the other, stacked, two of each.
-      later: products with which that part predicts the rest, which is held out.
-      weight: of each reference: its inverse noise variance, `[R]`.
-      decoder: from components to fingerprints, `[D, R]`.
-      rows: spectra of each location's signal in the first part, `[V, F · 2]`.
-      later_rows: and in the rest, `[V, G · 2]`.
-      frequency, counted: of the bins of the first part, `[F]`.
-      later_frequency, later_counted: and of the rest, `[G]`.
-      candidates, log_prior, table: see `Problem`.
-      labels: of the prior, `[V]`.
-      pairs: neighbours, `[P, 2]`; −1 padded.
-      q: probabilities to begin with, `[V, C]`.
-      kappa, beta: of the mixture.
+      x: components from the fitted part of the recording, `[V, D]`.
+      parts: products for predicting each half of the fitted part from the other, stacked along a leading axis of 2.
+      later: products for predicting the held-out part from the fitted part.
+      weight: inverse noise variance of each reference, `[R]`.
+      decoder: map from components to fingerprints, `[D, R]`.
+      rows: spectra of each location's signal in the fitted part, `[V, F · 2]`.
+      later_rows: spectra of each location's signal in the held-out part, `[V, G · 2]`.
+      frequency, counted: frequencies in Hz and weights of the bins of the fitted part, `[F]`.
+      later_frequency, later_counted: frequencies in Hz and weights of the bins of the held-out part, `[G]`.
+      candidates, log_prior, table: as in `Problem`.
+      labels: initial parcel of each location under the spatial prior, `[V]`.
+      pairs: pairs of adjacent locations, padded with −1, `[P, 2]`.
+      q: initial probabilities of the candidates, `[V, C]`.
+      kappa, beta: concentration and weight of the neighbours in the mixture.
     """
 
     x: Float[Array, "V D"]
@@ -87,15 +87,15 @@ class Subject(NamedTuple):
     beta: Float[Array, ""]
 
 
-class Own(NamedTuple):
-    """θ of one participant: the adapter of the encoder and the prototypes, and the dynamics of the parcels."""
+class IndividualParameters(NamedTuple):
+    """Individual parameters θ of one participant: adapter of the encoder and the prototypes, and dynamics of the parcels."""
 
     adapter: Adapter
     dynamics: Params
 
 
-def parcels(adapter: Adapter, subject: Subject, q: Float[Array, "V C"], steps: int) -> tuple[Mixture, Float[Array, "V D"]]:
-    """Run a few steps of the mixture from `q` under an adapter; returns the mixture and the embedding."""
+def parcels(adapter: Adapter, subject: FinetuneSubject, q: Float[Array, "V C"], steps: int) -> tuple[Mixture, Float[Array, "V D"]]:
+    """Run a few steps of the mixture from `q` with an adapter, and return the mixture and the embedding."""
     x = adapt(adapter, subject.x)
     z = whiten(x, own_metric(x))
     prototypes = normalise(group_prototypes(z, subject.labels, len(adapter.offsets)) + adapter.offsets)
@@ -104,8 +104,8 @@ def parcels(adapter: Adapter, subject: Subject, q: Float[Array, "V C"], steps: i
     return mixture(problem, subject.kappa, subject.beta, steps=steps, start=start), z
 
 
-def parcel_spectra(subject: Subject, q: Float[Array, "V C"], n_parcels: int) -> tuple[Spectra, Spectra]:
-    """Spectra of the parcels' mean signals in the first part of the recording and in the rest, both on the first part's scale."""
+def parcel_spectra(subject: FinetuneSubject, q: Float[Array, "V C"], n_parcels: int) -> tuple[Spectra, Spectra]:
+    """Return the spectra of the parcel signals in the fitted and the held-out part, both scaled by the fitted part."""
     rows = jnp.concatenate([subject.rows, subject.later_rows], axis=1)
     sums, masses = soft_sums(q, subject.candidates, rows, n_parcels)
     means = sums / jnp.maximum(masses, 1e-3)[:, None]
@@ -119,8 +119,8 @@ def _bins(means: Float[Array, "K n"]) -> Float[Array, "F 2 K"]:
     return means.T.reshape(-1, 2, means.shape[0])
 
 
-def split_loss(adapter: Adapter, subject: Subject, halves: Halves) -> Float[Array, ""]:
-    """Error of fingerprints predicted from another part's components, relative to their variance, weighted by reference precision."""
+def split_loss(adapter: Adapter, subject: FinetuneSubject, halves: Halves) -> Float[Array, ""]:
+    """Compute the error of fingerprints predicted from another part, relative to their variance and weighted by reference precision."""
     turn = jnp.eye(subject.decoder.shape[0]) + jnp.matmul(adapter.down, adapter.up, precision="highest")
     told = jnp.matmul(turn, subject.decoder, precision="highest")  # [D, R]
     square = (told * jnp.matmul(halves.own, told, precision="highest")).sum(0)
@@ -128,40 +128,42 @@ def split_loss(adapter: Adapter, subject: Subject, halves: Halves) -> Float[Arra
     return (error @ subject.weight) / jnp.maximum(halves.energy @ subject.weight, 1e-12)
 
 
-def both_halves(adapter: Adapter, subject: Subject) -> Float[Array, ""]:
-    """`split_loss` of the two halves of the first part, in both directions."""
+def both_halves(adapter: Adapter, subject: FinetuneSubject) -> Float[Array, ""]:
+    """Return the `split_loss` between the two halves of the fitted part, averaged over both directions."""
     return jax.vmap(split_loss, (None, None, 0))(adapter, subject, subject.parts).mean()
 
 
 def roughness(z: Float[Array, "V D"], pairs: Int[Array, "P 2"]) -> Float[Array, ""]:
-    """How much neighbours differ, saturating where they differ much: a border costs the same however sharp it is."""
+    """Return the mean difference between neighbouring embeddings, saturating so that sharp boundaries are not penalised further."""
     there = (pairs >= 0).all(1).astype(z.dtype)
     apart = 1 - (z[pairs[:, 0]] * z[pairs[:, 1]]).sum(1)
     return (there * apart / (apart + BORDER)).sum() / jnp.maximum(there.sum(), 1.0)
 
 
 def size(adapter: Adapter, config: PersonalizeConfig) -> Float[Array, ""]:
-    """Mean squares of the adapter's entries, in units of their expected sizes."""
+    """Return the mean squares of the adapter's entries, in units of their expected variances."""
     low, offsets = size_of(adapter)
     return low / config.adapter_sd**2 + offsets / config.offset_sd**2
 
 
-def dynamics_loss(own: Own, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
-    """Negative log-posterior of individual dynamics per parcel and bin, relative to the likelihood of the prior's mean."""
+def dynamics_loss(own: IndividualParameters, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
+    """Return the negative log-posterior of the individual dynamics per parcel and bin, relative to the likelihood of the prior mean."""
     size = seen.dft.shape[-1] * jnp.maximum(seen.weight.sum(), 1.0)
     return predicted(own, prior, seen) + fit.penalty(own.dynamics, prior) / size
 
 
-def predicted(own: Own, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
-    """Negative log-likelihood per parcel and bin relative to that of the prior's mean; below 0 if individual dynamics predict better.
+def predicted(own: IndividualParameters, prior: DynamicsPrior, seen: Spectra) -> Float[Array, ""]:
+    """Return the negative log-likelihood per parcel and bin relative to that of the prior mean; below 0 if individual dynamics are better.
 
-    Parcels that blur or resemble each other make *any* signals easier to predict; the difference from the group's dynamics on the same
-    signals does not reward that.
+    Blurred or similar parcels have signals that *any* dynamics predict more easily; the difference from the group's dynamics on the same
+    signals does not reward this.
     """
     return negative_log_likelihood(own.dynamics, seen) - negative_log_likelihood(prior.mean, seen)
 
 
-def held_out(own: Own, subject: Subject, prior: DynamicsPrior, later: Spectra, config: PersonalizeConfig) -> Float[Array, 2]:
-    """Weighted errors for early stopping: the same two errors on the held-out part of the recording."""
+def held_out(
+    own: IndividualParameters, subject: FinetuneSubject, prior: DynamicsPrior, later: Spectra, config: PersonalizeConfig
+) -> Float[Array, 2]:
+    """Return the errors of the representation and of the dynamics on the held-out part, weighted for early stopping, `[2]`."""
     representation, dynamics = split_loss(own.adapter, subject, subject.later), predicted(own, prior, later)
     return jnp.stack([representation, config.dynamics_weight * dynamics])

@@ -1,4 +1,4 @@
-"""Complete fine-tuning on one recording: the parameters, whether their parcels are kept, and the dynamics of these parcels."""
+"""Complete fine-tuning on one recording: individual parameters, the decision whether to keep their parcels, and dynamics."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pnet_jax.dynamics.spectra import scale_of, spectra, standardise
 from pnet_jax.encoder.adapter import Adapter
 from pnet_jax.encoder.model import Model
 from pnet_jax.errors import SettingsError
-from pnet_jax.finetune.objective import Own, Subject, parcels
+from pnet_jax.finetune.objective import FinetuneSubject, IndividualParameters, parcels
 from pnet_jax.finetune.subject import bins_of, judged_embedding, last_part
-from pnet_jax.finetune.wave import Tuned, begin, fine_tune
+from pnet_jax.finetune.wave import Tuned, fine_tune, initial_parameters
 from pnet_jax.ops.soft_assign.blocked import ParcelBlocks
 from pnet_jax.parcellation.atlas import Atlas
 from pnet_jax.parcellation.decide import over_cubes
@@ -29,20 +29,20 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan
 
 FINAL_STEPS = 6
-LOOK_EVERY = 2  # steps between looks at the held-out part
+LOOK_EVERY = 2  # number of steps between evaluations of the held-out part
 
 tune = functools.partial(jax.jit, static_argnames="config")(fine_tune)
 _fit = jax.jit(fit, static_argnames=("steps", "rate", "every"))
 
 
 class Verdict(NamedTuple):
-    """Whether the fine-tuned parcels are kept.
+    """Decision whether the fine-tuned parcels are kept.
 
     Attributes:
-      kept: they are.
-      score: their held-out log predictive density on the part of the recording that judges, nats per location.
-      without: of the parcels without fine-tuning, there too.
-      reason: one sentence.
+      kept: whether the fine-tuned parcels are kept.
+      score: held-out log predictive density of the fine-tuned parcels on the test part of the recording, in nats per location.
+      without: the same for the parcels without fine-tuning.
+      reason: reason for the decision, one sentence.
     """
 
     kept: bool
@@ -52,26 +52,26 @@ class Verdict(NamedTuple):
 
 
 class Personal(NamedTuple):
-    """What fine-tuning one recording came to.
+    """Result of fine-tuning on one recording.
 
     Attributes:
       own: individual parameters.
-      round: the best one; 0 is no change at all.
-      verdict: whether the parcels are kept.
+      round: best round; 0 means no change.
+      verdict: decision whether the parcels are kept.
     """
 
-    own: Own
+    own: IndividualParameters
     round: int
     verdict: Verdict
 
 
-class Dynamics(NamedTuple):
+class IndividualDynamics(NamedTuple):
     """Dynamics of the K' parcels that are present in the participant.
 
     Attributes:
-      fit: see `dynamics.fit.Fit`.
-      coupling: J in 1/s, `[K', K']`.
-      error: posterior standard deviation of each entry, `[K', K']`.
+      fit: fit of the dynamics, see `dynamics.fit.Fit`.
+      coupling: coupling J in 1/s, `[K', K']`.
+      error: posterior standard deviation of each entry in 1/s, `[K', K']`.
     """
 
     fit: Fit
@@ -79,14 +79,14 @@ class Dynamics(NamedTuple):
     error: Float[np.ndarray, "k k"]
 
 
-class Effective(NamedTuple):
-    """Directed coupling of the K' parcels that are present.
+class DirectedCoupling(NamedTuple):
+    """Directed coupling of the K' parcels that are present in the participant.
 
     Attributes:
-      coupling: J in 1/s, `[K', K']`; row k, column l is what l does to k.
-      error: standard error of each entry, `[K', K']`.
-      sd: widths of the prior that the scan spoke for, of the symmetric and of the skew part, in 1/s; see `fit_effective`.
-      ok: False where the fit was not finite, not stable or no better than where it began: the symmetric coupling is given.
+      coupling: coupling J in 1/s, `[K', K']`; row k, column l is the effect of l on k.
+      error: standard error of each entry in 1/s, `[K', K']`.
+      sd: estimated prior widths of the symmetric and the skew-symmetric part in 1/s; see `fit_effective`.
+      ok: False if the fit was not finite, not stable or no better than its start; the symmetric coupling is then returned.
     """
 
     coupling: Float[np.ndarray, "k k"]
@@ -96,7 +96,7 @@ class Effective(NamedTuple):
 
 
 def dynamics_prior(hierarchy: Hierarchy, parcels: Atlas, config: PersonalizeConfig) -> DynamicsPrior:
-    """Make the prior of the dynamics of a new participant; coupling is penalised more at larger distances."""
+    """Return the prior of the dynamics of a new participant; deviations from the group are penalised more at larger distances."""
     centres = np.stack([parcels.xyz[parcels.labels == k].mean(0) for k in range(parcels.n_parcels)])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
     typical = float(1 / np.median(np.asarray(hierarchy.variance)))
@@ -104,13 +104,13 @@ def dynamics_prior(hierarchy: Hierarchy, parcels: Atlas, config: PersonalizeConf
 
 
 def judge(
-    scan: Scan, placed: AtlasOnSpace, model: Model, subject: Subject, prior: DynamicsPrior, tuned: Tuned, config: PersonalizeConfig
+    scan: Scan, placed: AtlasOnSpace, model: Model, subject: FinetuneSubject, prior: DynamicsPrior, tuned: Tuned, config: PersonalizeConfig
 ) -> Verdict:
-    """Parcels of the fitted part of the recording, with and without fine-tuning, scored on the part that judges.
+    """Score the parcels of the fitted part of the recording, with and without fine-tuning, on the test part.
 
-    The score is the held-out log predictive density of that part's embeddings (`parcellation.held_out`), by the model without an adapter
-    for both. Fine-tuned parcels are kept only where the bootstrap interval of their gain, over 32-mm cubes, lies above 0. The round was
-    picked on another part, so that the best of several rounds is not judged by the luck that made it the best.
+    The score is the held-out log predictive density of the embeddings of the test part (`parcellation.held_out`), computed without an
+    adapter in both cases. Fine-tuned parcels are kept only if the bootstrap interval of their gain, over 32-mm cubes, lies above 0. The
+    best round is selected on another part of the recording to avoid selection bias.
     """
     nothing = float("nan")
     if not bool(tuned.ok):
@@ -118,7 +118,7 @@ def judge(
     if int(tuned.round) == 0:
         return Verdict(False, nothing, nothing, "no round predicted the held-out part better than no fine-tuning")
     z = judged_embedding(scan, placed, model, config)
-    plain = begin(subject.x.shape[1], prior, config).adapter
+    plain = initial_parameters(subject.x.shape[1], prior, config).adapter
     ours, before = (_judged(adapter, subject, z, placed.prior.blocks) for adapter in (tuned.own.adapter, plain))
     counts = (subject.candidates >= 0).any(1)
     key = jax.random.key(config.seed)
@@ -129,7 +129,7 @@ def judge(
 
 
 @jax.jit
-def _judged(adapter: Adapter, subject: Subject, z: Float[Array, "W D"], blocks: ParcelBlocks) -> Score:
+def _judged(adapter: Adapter, subject: FinetuneSubject, z: Float[Array, "W D"], blocks: ParcelBlocks) -> Score:
     q = parcels(adapter, subject, subject.q, FINAL_STEPS)[0].q
     return held_out(q, subject.candidates, z, len(adapter.offsets), blocks=blocks)
 
@@ -140,11 +140,11 @@ def dynamics_of(
     prior: DynamicsPrior,
     config: PersonalizeConfig,
     group_error: Float[np.ndarray, "K K"] | None = None,
-) -> Dynamics:
-    """Dynamics of the parcels that have a signal; `group_error` is that of the prior's mean (`Hierarchy.error`).
+) -> IndividualDynamics:
+    """Fit the dynamics of the parcels that have a signal; `group_error` is the standard error of the prior mean (`Hierarchy.error`).
 
     Raises:
-      ValueError: too few frames for the band; names the scan.
+      ValueError: If there are too few frames for the frequency band. The message names the scan.
     """
     present = np.flatnonzero(np.isfinite(signals).all(1))
     some = jnp.asarray(signals[present])
@@ -155,32 +155,32 @@ def dynamics_of(
     own = _present(prior, present)
     found = _fit(seen, own, later, steps=config.rounds * config.steps, rate=config.dynamics_rate, every=LOOK_EVERY)
     error = 0.0 if group_error is None else np.asarray(group_error)[np.ix_(present, present)]
-    return Dynamics(found, np.asarray(jacobian(found.params)), np.asarray(posterior_sd(found.params, seen, own, error)))
+    return IndividualDynamics(found, np.asarray(jacobian(found.params)), np.asarray(posterior_sd(found.params, seen, own, error)))
 
 
 def refuse_directed(parcels: Atlas) -> None:
-    """Refuses a prior with too many parcels for directed coupling, before a scan is read.
+    """Check, before a scan is read, that an atlas does not have too many parcels for directed coupling.
 
     Raises:
-      SettingsError: it has more than 200.
+      SettingsError: If it has more than 200 parcels.
     """
     if parcels.n_parcels > MOST_PARCELS:
         raise SettingsError(
-            f'edge measure "effective" is for at most {MOST_PARCELS} parcels, prior {parcels.source} has {parcels.n_parcels}: give a '
-            'coarser prior, or use "coupling", which is undirected and takes any number'
+            f'edge measure "effective" supports at most {MOST_PARCELS} parcels, atlas {parcels.source} has {parcels.n_parcels}: use a '
+            'coarser atlas, or the undirected measure "coupling", which has no limit'
         )
 
 
 def effective_of(
-    scan: Scan, signals: Float[np.ndarray, "K T"], prior: DynamicsPrior, symmetric: Dynamics, config: PersonalizeConfig
-) -> Effective:
-    """Directed coupling of the parcels that have a signal, from the whole recording.
+    scan: Scan, signals: Float[np.ndarray, "K T"], prior: DynamicsPrior, symmetric: IndividualDynamics, config: PersonalizeConfig
+) -> DirectedCoupling:
+    """Fit the directed coupling of the parcels that have a signal, from the whole recording.
 
-    It is shrunk towards the group's coupling and starts from the participant's symmetric one, which was fitted to the same scan and as a
-    prior would count it twice.
+    It is shrunk towards the group's coupling. The participant's symmetric coupling is used as the start but not as the prior, because it
+    was fitted to the same scan.
 
     Raises:
-      ValueError: more than 200 parcels have a signal.
+      ValueError: If more than 200 parcels have a signal.
     """
     present = np.flatnonzero(np.isfinite(signals).all(1))
     first, later = (spectra(jnp.asarray(signals[present]), one) for one in bins_of(scan, *last_part(scan, config.held_out)))
@@ -193,11 +193,11 @@ def effective_of(
         coupling, error = np.asarray(found.params.jacobian), np.asarray(found.standard_errors)
         stable = np.isfinite(coupling).all() and np.linalg.eigvals(coupling.astype(np.float64)).real.max() < 0
         ok = bool(found.ok) and bool(stable) and bool(np.isfinite(error).all())
-    except (ValueError, np.linalg.LinAlgError):  # a start on the border of stability, or spectra that are not positive definite
+    except (ValueError, np.linalg.LinAlgError):  # start at the stability limit, or spectra that are not positive definite
         ok = False
     if not ok:
-        return Effective(symmetric.coupling, symmetric.error, (0.0, 0.0), False)
-    return Effective(coupling, error, found.sd, True)
+        return DirectedCoupling(symmetric.coupling, symmetric.error, (0.0, 0.0), False)
+    return DirectedCoupling(coupling, error, found.sd, True)
 
 
 def _present(prior: DynamicsPrior, present: Int[np.ndarray, " k"]) -> DynamicsPrior:

@@ -1,4 +1,4 @@
-"""From a recording to what fine-tuning reads of it."""
+"""Preparation of a recording for fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pnet_jax.dynamics.spectra import Bins, TooShortError, frequency_bins, last_
 from pnet_jax.encoder.linear import LinearEncoder
 from pnet_jax.encoder.model import Encoder, Model, components, decoder, embed, fingerprints
 from pnet_jax.encoder.tokens import Observed, at_frames, bucketed, log_tsnr, nearest_reference
-from pnet_jax.finetune.objective import NOISE_FLOOR, Halves, Subject
+from pnet_jax.finetune.objective import NOISE_FLOOR, FinetuneSubject, Halves
 from pnet_jax.parcellation.spatial import AtlasOnSpace, Rows, locate
 from pnet_jax.scan import Scan
 
 GAP_SECONDS = 30.0
-PAIRS = 16384  # neighbours that the smoothness looks at
+PAIRS = 16384  # number of neighbour pairs in the smoothness penalty
 BIN_BUCKET = 16
-LATER_SECONDS, LATER_BINS = 20.0, 2  # the held-out part is short, and only compares
+LATER_SECONDS, LATER_BINS = 20.0, 2  # lower limits for the held-out part, which is short and only used for comparisons
 
 
 def make_subject(
@@ -36,20 +36,23 @@ def make_subject(
     kappa: float,
     beta: float,
     config: PersonalizeConfig,
-) -> Subject:
-    """One recording, ready to be stacked with others of like size.
+) -> FinetuneSubject:
+    """Prepare one recording for fine-tuning, in a form that can be stacked with others of similar size.
 
     Args:
       scan: the recording.
-      placed: the atlas on its Space.
-      model: encoder.
-      q: probabilities of the parcels to begin with.
-      candidates: parcels that each location may belong to; −1 where the scan has none.
-      kappa, beta: of the mixture, measured on the scan.
-      config: see `PersonalizeConfig`.
+      placed: atlas on the Space of the recording.
+      model: model with the encoder.
+      q: initial probabilities of the candidates, `[W, C]`.
+      candidates: candidate parcels of each location, −1 in the padding and for missing locations, `[W, C]`.
+      kappa, beta: concentration and weight of the neighbours in the mixture, selected on the scan.
+      config: settings of the fine-tuning.
+
+    Returns:
+      The prepared recording.
 
     Raises:
-      TooShortError: too few frames for the band in the part that is fitted or in the one that is held out; names the scan.
+      TooShortError: If the fitted or the held-out part has too few frames for the frequency band. The message names the scan.
     """
     rows, prior = locate(placed, scan), placed.prior
     seen = _observed(scan, rows, placed, model)
@@ -64,7 +67,7 @@ def make_subject(
     both = [_halves(x[a], told[1 - a]) for a in (0, 1)]
     bins = bins_of(scan, first, rest)
     tables = [_rows(y, one) for one in bins]
-    return Subject(
+    return FinetuneSubject(
         x=x[3],
         parts=jax.tree.map(lambda *two: jnp.stack(two), *both),
         later=_halves(x[3], told[2]),
@@ -88,13 +91,13 @@ def make_subject(
 
 
 def judged_embedding(scan: Scan, placed: AtlasOnSpace, model: Model, config: PersonalizeConfig) -> Float[Array, "W D"]:
-    """Embedding of the judging part by the model without any adapter, in whose terms both kinds of parcels are judged."""
+    """Compute the embedding of the test part without an adapter, on which parcels with and without fine-tuning are scored."""
     seen = _observed(scan, locate(placed, scan), placed, model)
     return embed(model.encoder, bucketed(at_frames(seen, parts_of(scan, config).judging)))
 
 
 def _observed(scan: Scan, rows: Rows, placed: AtlasOnSpace, model: Model) -> Observed:
-    """The atlas's locations as an encoder reads them."""
+    """Return the locations of the atlas as input of an encoder."""
     at, valid = rows
     xyz = np.asarray(placed.prior.xyz)
     region = np.where(valid, nearest_reference(xyz, np.asarray(model.encoder.references)), -1).astype(np.int32)
@@ -104,12 +107,12 @@ def _observed(scan: Scan, rows: Rows, placed: AtlasOnSpace, model: Model) -> Obs
 
 
 def _expected(encoder: Encoder) -> Float[Array, "D R"]:
-    """From components to what is expected of *another* part: the linear encoder's weighted by how well each component repeats."""
+    """Return the map from components to expected fingerprints of *another* part; for the linear encoder, scaled by reliability."""
     return decoder(encoder) * (jnp.asarray(encoder.reliability)[:, None] if isinstance(encoder, LinearEncoder) else 1.0)
 
 
 def _view(encoder: Encoder, seen: Observed, columns: Bool[np.ndarray, " T"]) -> tuple[Array, Array]:
-    """Fingerprints and components of some frames."""
+    """Return the fingerprints and components of selected frames."""
     part = bucketed(at_frames(seen, columns))
     return fingerprints(encoder, part), components(encoder, part)
 
@@ -122,7 +125,7 @@ def _halves(x: Float[Array, "V D"], other: Float[Array, "V R"]) -> Halves:
 
 @jax.jit
 def _precision(first: Float[Array, "V R"], second: Float[Array, "V R"]) -> Float[Array, " R"]:
-    """Inverse noise variance of each reference; 0 where one has no location."""
+    """Return the inverse noise variance of each reference; 0 for references without locations."""
     noise = jnp.square(first - second).mean(0) / 2
     present = (jnp.abs(first) > 0).any(0) & (jnp.abs(second) > 0).any(0)
     present = present.astype(noise.dtype)
@@ -130,13 +133,13 @@ def _precision(first: Float[Array, "V R"], second: Float[Array, "V R"]) -> Float
     return present * mean / (noise + NOISE_FLOOR * mean + 1e-9)
 
 
-class Parts(NamedTuple):
-    """Frames of a recording by what they are for, `[T]` each; the gaps between them are for nothing.
+class RecordingParts(NamedTuple):
+    """Masks of the frames of a recording by purpose, `[T]` each; frames in the gaps between the parts are not used.
 
     Attributes:
-      fitted: parameters are fitted to these.
-      picking: the best round is the one that does best here.
-      judging: nothing has seen these when it is asked whether fine-tuned parcels are kept.
+      fitted: frames to which parameters are fitted.
+      picking: frames on which the best round is selected.
+      judging: test frames, used only for the decision whether the fine-tuned parcels are kept.
     """
 
     fitted: Bool[np.ndarray, " T"]
@@ -144,26 +147,29 @@ class Parts(NamedTuple):
     judging: Bool[np.ndarray, " T"]
 
 
-def parts_of(scan: Scan, config: PersonalizeConfig) -> Parts:
-    """The last share of the recording judges, the same share before it picks, the rest is fitted; gaps of 30 s or a twentieth between."""
+def parts_of(scan: Scan, config: PersonalizeConfig) -> RecordingParts:
+    """Split a recording into a fitted, a selection and a test part, in this order.
+
+    The last two parts have a share of `config.held_out` each; parts are separated by gaps of 30 s or a twentieth of the recording.
+    """
     kept = len(scan.frames)
     share, gap = config.held_out, min(round(GAP_SECONDS / scan.tr), kept // 20)
     at = np.arange(kept)
     judged, picked = round((1 - share) * kept), round((1 - 2 * share) * kept)
-    return Parts(at < picked - gap, (at >= picked) & (at < judged - gap), at >= judged)
+    return RecordingParts(at < picked - gap, (at >= picked) & (at < judged - gap), at >= judged)
 
 
 def bins_of(scan: Scan, fitted: Bool[np.ndarray, " T"], later: Bool[np.ndarray, " T"]) -> tuple[Bins, Bins]:
-    """Bins of the part that is fitted and of the one held out, each filled up to a multiple.
+    """Compute the frequency bins of the fitted and the held-out part, each padded to a multiple.
 
     Raises:
-      TooShortError: too few frames for the band in one of them; names the scan.
+      TooShortError: If one of the parts has too few frames for the frequency band. The message names the scan.
     """
-    return _bins(scan, fitted, "fitted"), _bins(scan, later, "held out", min_seconds=LATER_SECONDS, min_bins=LATER_BINS)
+    return _bins(scan, fitted, "fitted"), _bins(scan, later, "held-out", min_seconds=LATER_SECONDS, min_bins=LATER_BINS)
 
 
 def last_part(scan: Scan, share: float) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
-    """All but the last share of the frames, and those."""
+    """Return the masks of all but the last share of the frames, and of these last frames."""
     return last_held_out(np.ones(scan.y.shape[1], bool), share)
 
 
@@ -172,7 +178,7 @@ def _bins(scan: Scan, columns: Bool[np.ndarray, " T"], where: str, **least: Any)
     try:
         found = len(plan().frequency)
     except TooShortError as error:
-        raise TooShortError(f"{scan.label}, the part of the recording that is {where}: {error}") from error
+        raise TooShortError(f"{scan.label}, {where} part of the recording: {error}") from error
     return plan(size=-(-found // BIN_BUCKET) * BIN_BUCKET)
 
 
@@ -182,7 +188,7 @@ def _rows(y: Float[np.ndarray, "n T"], bins: Bins) -> Float[np.ndarray, "n m"]:
 
 
 def _neighbours(neighbours: Int[np.ndarray, "W N"], counts: Bool[np.ndarray, " W"]) -> Int[np.ndarray, "P 2"]:
-    """Pairs of neighbours, the same number for every scan, spread over the brain."""
+    """Return pairs of neighbours spread over the brain, the same number for every scan."""
     at, column = np.nonzero(neighbours > np.arange(len(neighbours))[:, None])  # each pair once
     pairs = np.stack([at, neighbours[at, column]], 1).astype(np.int32)
     pairs = pairs[counts[pairs].all(1)] if len(pairs) else pairs
@@ -190,11 +196,11 @@ def _neighbours(neighbours: Int[np.ndarray, "W N"], counts: Bool[np.ndarray, " W
     return np.pad(chosen, ((0, PAIRS - len(chosen)), (0, 0)), constant_values=-1)
 
 
-def shape_of(subject: Subject) -> tuple[tuple[int, ...], ...]:
-    """Subjects of one shape can share a wave, and a compiled step."""
+def shape_of(subject: FinetuneSubject) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of all arrays; subjects with equal shapes can share a wave and a compiled step."""
     return tuple(np.shape(leaf) for leaf in jax.tree.leaves(subject))
 
 
-def stacked(subjects: Sequence[Subject]) -> Subject:
-    """A wave: all arrays with one axis more in front."""
+def stacked(subjects: Sequence[FinetuneSubject]) -> FinetuneSubject:
+    """Stack subjects into a wave, along a new leading axis of every array."""
     return jax.tree.map(lambda *parts: jnp.stack(parts), *subjects)

@@ -19,7 +19,7 @@ from pnet_jax.dynamics import haemodynamics
 from pnet_jax.dynamics.effective import fit_effective
 from pnet_jax.dynamics.spectra import TooShortError, scale_of, spectra, standardise
 from pnet_jax.encoder.adapter import adapt
-from pnet_jax.finetune import begin, fine_tune, stacked
+from pnet_jax.finetune import fine_tune, initial_parameters, stacked
 from pnet_jax.finetune.objective import (
     both_halves,
     dynamics_loss,
@@ -80,7 +80,7 @@ def step_over(devices: int):
 
 def test_split_loss_is_the_error_of_the_fingerprints_themselves(subjects, prior):
     subject, rng = subjects[0], np.random.default_rng(0)
-    own = begin(subject.x.shape[1], prior, CONFIG).adapter
+    own = initial_parameters(subject.x.shape[1], prior, CONFIG).adapter
     own = own._replace(up=jnp.asarray(rng.normal(0, 0.05, own.up.shape), jnp.float32))
     x, other = np.asarray(subject.x), rng.normal(size=(len(subject.x), subject.decoder.shape[1])).astype(np.float32)
     halves = subject.later._replace(own=jnp.asarray(x.T @ x), across=jnp.asarray(x.T @ other), energy=jnp.asarray((other**2).sum(0)))
@@ -116,7 +116,7 @@ def test_spectra_of_soft_parcels_are_those_of_their_mean_signals(subjects, scans
 
 
 def test_without_a_change_the_dynamics_tell_as_much_as_the_groups(subjects, prior):
-    own = begin(subjects[0].x.shape[1], prior, CONFIG)
+    own = initial_parameters(subjects[0].x.shape[1], prior, CONFIG)
     seen, later = parcel_spectra(subjects[0], subjects[0].q, K)
     assert float(predicted(own, prior, seen)) == 0 == float(dynamics_loss(own, prior, seen))
     representation, dynamics = held_out(own, subjects[0], prior, later, CONFIG)
@@ -125,7 +125,7 @@ def test_without_a_change_the_dynamics_tell_as_much_as_the_groups(subjects, prio
 
 def test_gradients_of_the_likelihood_reach_adapter_and_offsets(subjects, prior):
     soft = subjects[0]._replace(kappa=jnp.float32(3))  # parcels that give way
-    own = begin(soft.x.shape[1], prior, CONFIG)
+    own = initial_parameters(soft.x.shape[1], prior, CONFIG)
     rng = np.random.default_rng(2)
     other = own.dynamics._replace(coupling=own.dynamics.coupling + jnp.asarray(0.5 * np.eye(K), jnp.float32))
     own = own._replace(dynamics=other, adapter=own.adapter._replace(up=jnp.asarray(rng.normal(0, 0.05, own.adapter.up.shape), jnp.float32)))
@@ -161,7 +161,7 @@ def test_borders_cost_the_same_however_sharp():
 def test_the_best_round_is_kept_and_the_error_of_the_halves_falls(wave, subjects, prior):
     assert wave.ok.all()
     assert_array_equal(wave.round, wave.curve.sum(2).argmin(1))
-    plain = begin(subjects[0].x.shape[1], prior, CONFIG).adapter
+    plain = initial_parameters(subjects[0].x.shape[1], prior, CONFIG).adapter
     improved = wave.round > 0
     assert improved.any()
     for at in np.flatnonzero(improved):

@@ -68,7 +68,7 @@ def test_label_files_are_found(tmp_path, name):
 def test_names_by_argument(tmp_path):
     assert load_atlas(save(tmp_path), names=["a", "b", "c"]).names == ("a", "b", "c")
     assert load_atlas(save(tmp_path), names={3: "x", 7: "y", 40: "z"}).names == ("x", "y", "z")
-    with pytest.raises(ValueError, match="3 ids in use but 2 names"):
+    with pytest.raises(ValueError, match="found 3 ids and 2 names"):
         load_atlas(save(tmp_path), names=["a", "b"])
 
 

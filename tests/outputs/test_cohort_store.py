@@ -296,7 +296,7 @@ def test_a_network_with_impossible_edges_is_written_as_failed(networks, tmp_path
     assert bad.shape == (K, K)
     networks = [dataclasses.replace(networks[0], edges={"pearson": bad}), networks[1]]
     fill(path, networks)
-    assert "are NaN at parcels 0 and 1" in read_store(path).provenance["left_out"][label(networks[0])]
+    assert "are NaN between parcels 0 and 1" in read_store(path).provenance["left_out"][label(networks[0])]
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
