@@ -53,7 +53,7 @@ class Bounds(NamedTuple):
 
     @property
     def networks(self) -> int:
-        """Networks that are being written, at most: two waves may be computed meanwhile."""
+        """Largest number of networks being written at a time, given that two waves may be computed meanwhile."""
         return self.writing + 2 * self.wave
 
 
@@ -107,7 +107,7 @@ class Pipeline:
         self._reading = self._writing = self._failed = self._total = 0
         self._waiting: dict[Hashable, list[_Scan]] = {}
         self._flying: deque[tuple[list[_Scan], Future[Outputs], float]] = deque()
-        # The call of a step with loops returns only when a GPU is done with it: in a thread, the next wave travels meanwhile.
+        # A step with loops returns only when the GPU has finished; in a thread, the next wave can be transferred meanwhile.
         self._device = ThreadPoolExecutor(1, "device")
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:
