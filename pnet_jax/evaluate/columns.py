@@ -12,9 +12,9 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 
-LEAST_SHARED = 3  # parcels that all scans must have
-LEAST_VALUES, LARGEST = 3, 1e100  # of a number to predict: its square must be finite
-LABELS = ("scan", "subject")  # columns that identify, and are neither targets nor covariates
+LEAST_SHARED = 3  # fewest parcels that all scans must have
+LEAST_VALUES, LARGEST = 3, 1e100  # limits for a numeric target, whose square must be finite
+LABELS = ("scan", "subject")  # identifiers, which cannot be targets or covariates
 
 
 class Target(NamedTuple):

@@ -24,8 +24,8 @@ from pnet_jax.evaluate.plan import Plan, plan
 from pnet_jax.evaluate.split import Split, by_subject, fixed, joined_values, leave_site_out
 
 DRAWS = 2000
-SITE = "site"  # the column that may be lacking
-LEAST_HELD = 3  # values of a number among held-out scans, for a correlation
+SITE = "site"  # column that may be missing
+LEAST_HELD = 3  # fewest held-out values of a numeric target for a correlation
 
 
 def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
@@ -102,7 +102,7 @@ def check_folds(split: Split, goal: Target) -> None:
 
 
 class Comparison(NamedTuple):
-    """Predictions of all pipelines on the same folds, and what they were made from.
+    """Predictions of all pipelines on the same folds, and their inputs.
 
     Attributes:
       cohort: Scans with a target, in the order of all arrays.
@@ -148,7 +148,7 @@ def compared(
     """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`, `beside` with the rows of the cohort."""
     _check_settings(models, permutations, learning)
     if held_out is not None:
-        lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
+        lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # subjects of the cohort without a target
         held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
     warnings = few_participants(goal, scans.table["subject"].astype(str)) + absent_parcels(scans) + equal_networks(scans)
@@ -353,7 +353,7 @@ def predictions_table(cohort: Cohort, goal: Target, found: Sequence[Predictions]
 
 
 def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
-    """Return the cohort with signals and Pearson edges of the first minutes of each recording; other layers are left out.
+    """Return the cohort with signals and Pearson edges of the first minutes of each recording; other edges are omitted.
 
     Raises:
       SettingsError: The length is not above 0.

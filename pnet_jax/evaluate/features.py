@@ -26,7 +26,7 @@ from pnet_jax.ops import tangent as op
 Rows = Int[np.ndarray, " n"]
 
 
-BLOCK = 64  # scans whose logarithms are computed at once
+BLOCK = 64  # number of scans whose logarithms are computed at once
 
 _block_logarithms = jax.jit(lambda covariances, mean: op.tangent(covariances, mean)[0])
 
@@ -126,7 +126,7 @@ class Tangent:
         value, vector = np.linalg.eigh(plain[train].mean(0, dtype=np.float64))
         mean = ((vector * np.exp(value)) @ vector.T).astype(np.float32)
         i, j = np.tril_indices(c.shape[-1])
-        weight = np.where(i == j, np.sqrt(0.5), 1).astype(np.float32)  # so that the length is that of the matrix, up to a factor
+        weight = np.where(i == j, np.sqrt(0.5), 1).astype(np.float32)  # preserves the Frobenius norm up to a factor
         return _logarithms(c, mean)[:, i, j] * weight
 
     def _shrunk(self, c: Float[np.ndarray, "S R R"]) -> Float[np.ndarray, "S R R"]:
@@ -223,7 +223,7 @@ class Embeddings:
         products = np.swapaxes(embedded, 1, 2) @ embedded / len(places)
         i, j = np.triu_indices(basis.shape[1])
         parts = embedded.reshape(len(z), -1), products[:, i, j]
-        # Both parts have the same weight, however many values they have.
+        # Both parts have equal weight, independent of their numbers of values.
         return np.concatenate([part / np.sqrt(part[train].var(0).sum()) for part in parts], 1).astype(np.float32)
 
 

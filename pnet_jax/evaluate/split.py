@@ -1,4 +1,4 @@
-"""Split of participants into training and held-out parts, shared by all methods that are compared."""
+"""Splits of participants into training and held-out parts, shared by all compared methods."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Short digest of the folds, which is equal for two evaluations on the same folds."""
+        """Short digest of the folds; equal for evaluations on the same folds."""
         sha = hashlib.sha256()
         for train, test in self.folds:
             sha.update(np.asarray(train, "<i8").tobytes() + b"|" + np.asarray(test, "<i8").tobytes() + b";")
@@ -163,14 +163,14 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
     from sklearn.model_selection import StratifiedGroupKFold
 
     kinds = classes_of(y)
-    if np.bincount(kinds).max() < 2:  # a few different numbers: nothing to balance
+    if np.bincount(kinds).max() < 2:  # too few distinct numbers to balance
         kinds = np.zeros_like(kinds)
     each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
     if len(np.unique(groups)) < 2:
         raise InputError(f"{said}: expected two or more groups, found only {groups[0] if len(groups) else 'none'}")
     count = max(2, min(folds, *each, len(np.unique(groups))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above where it matters
+        warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above if it matters
         yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, kinds, groups)
 
 
@@ -195,7 +195,7 @@ def joined_values(y: np.ndarray, subjects: np.ndarray, folds: int) -> np.ndarray
         codes[value] = codes[first]
         if len(np.unique(subjects[(first <= at) & (at <= value)])) >= folds:
             codes[value + 1 :], first = codes[value] + 1, value + 1
-    last = codes[first - 1] if first else 0  # too few subjects are left beyond it
+    last = codes[first - 1] if first else 0  # too few subjects remain beyond it
     return np.minimum(codes, last)[at]
 
 

@@ -241,11 +241,11 @@ def test_scans_too_short_for_a_condition_are_told(toy):
 
 
 def test_bad_input_is_refused(toy, toy_model, case, shuffled):
-    with pytest.raises(ValueError, match="one or more models, got none"):
+    with pytest.raises(ValueError, match="at least one model, got none"):
         gate([], [case])
-    with pytest.raises(ValueError, match="one or more pairs of recordings, got none"):
+    with pytest.raises(ValueError, match="at least one pair of recordings, found neither"):
         gate([toy_model], scan_cases([], toy.atlas))
-    with pytest.raises(ValueError, match="names of their own, none of atlas, centroids, weighted; got toy, toy"):
+    with pytest.raises(ValueError, match="unique names other than atlas, centroids, weighted; got toy, toy"):
         gate([toy_model, toy_model], [case])
     with pytest.raises(ValueError, match="names of their own"):
         gate([dataclasses.replace(toy_model, name="atlas")], [case])
@@ -326,7 +326,7 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
     assert (code, subjects) == (0, {"02"})
     code, told, _ = evaluated(folder, capsys, "--models", str(folder / "on all"))
-    assert code == 1 and "no participant is left to evaluate on: all 2 were trained on by on all" in told
+    assert code == 1 and "no participant is left to evaluate on: all 2 were used to train on all" in told
 
 
 @pytest.mark.parametrize(
