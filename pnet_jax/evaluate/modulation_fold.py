@@ -92,8 +92,11 @@ def adjust(
 
 
 def axes_of(setting: Setting, z: Float[np.ndarray, "S E"], train: Int[np.ndarray, " n"], seed: int) -> list[Axis]:
-    """Return the axis of the training rows; then, for each part of their subjects, the axis of the others (selection) and its own
-    (scoring).""" parts = parts_of(setting.patient, setting.subjects, train, seed)
+    """Return the axis of the training rows; then, for each part of their subjects, the axis of the others and its own.
+
+    Targets are selected on the axis of the others and scored on that of the part.
+    """
+    parts = parts_of(setting.patient, setting.subjects, train, seed)
     rows = [train, *(some for part in parts for some in (np.setdiff1d(train, part), part))]
     return [fit_axis(z, setting.patient, some) for some in rows]
 
