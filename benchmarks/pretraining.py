@@ -200,7 +200,7 @@ def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("--config", type=Path, default=ROOT / "configs" / "pretrain_small.toml", help="TOML file of `pnet pretrain`")
     arguments.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4, 8], help="rows of the table; none leaves it out")
-    arguments.add_argument("--steps", type=int, default=0, help="take so many steps on this machine's devices and time them")
+    arguments.add_argument("--steps", type=int, default=0, help="number of steps to run and time on the devices of this machine")
     arguments.add_argument("--batch", type=int, help="scans of a batch, instead of the configuration's")
     arguments.add_argument("--locations", type=int, help="locations of a scan, instead of the configuration's")
     arguments.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products, instead of the configuration's")

@@ -251,7 +251,7 @@ def _arguments():
     arguments.add_argument("--first-seed", type=int, default=1000)
     arguments.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     arguments.add_argument("--go-on", type=Path, nargs="+", default=[], help="results of other seeds that count too")
-    arguments.add_argument("--seconds", type=float, help="no further surrogate is begun after so many")
+    arguments.add_argument("--seconds", type=float, help="time after which no further surrogate is started")
     arguments.add_argument("--regions", type=int, default=200, help="cortical regions of the atlas")
     arguments.add_argument("--joint", action="store_true", help="cleaned as a whole before they are read")
     arguments.add_argument("--power", type=int, default=0, metavar="N", help="simulated participants of each tier and length")

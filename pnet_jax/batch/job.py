@@ -36,14 +36,14 @@ class Job:
     """A run over many scans, as it is sent to worker processes.
 
     Attributes:
-      folder: root of the results.
-      config: see `ConstructConfig`.
-      options: further arguments of `load_scan`, the same for every scan.
-      atlas: label of the atlas in file names.
-      digest: fingerprint of `settings`.
-      notes: warnings that apply to every result.
+      folder: Root of the results.
+      config: See `ConstructConfig`.
+      options: Further arguments of `load_scan`, the same for every scan.
+      atlas: Label of the atlas in file names.
+      digest: Fingerprint of `settings`.
+      notes: Warnings that apply to every result.
       parcels: K.
-      settings: everything that determines a result except the scan, by name: text, numbers and lists of these.
+      settings: Everything that determines a result except the scan, by name: text, numbers and lists of these.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
     a bug) says nothing about the recording, and its earlier results are kept.
 
     Raises:
-      OSError: The disk is full; nothing more can be written.
+      OSError: If the disk is full; nothing more can be written.
     """
     if isinstance(error, OSError) and error.errno in FULL:
         raise OSError(error.errno, f"{error.strerror}; run stopped: free some space and run it again with --resume", error.filename)

@@ -76,28 +76,28 @@ def construct_cohort(
     can work in one folder at the same time; each scan is constructed by one of them. A full disk ends the call.
 
     Args:
-      sources: scans to construct, from `find_scans`.
-      folder: derivatives root.
-      config: see `ConstructConfig`.
-      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
+      sources: Scans to construct, from `find_scans`.
+      folder: Derivatives root.
+      config: See `ConstructConfig`.
+      load: Further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      resume: Skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
         version, configuration, checkpoint, atlas and group.
-      retry_failed: construct only the scans of the folder that failed in earlier calls with the same settings; no other scan of `sources`
+      retry_failed: Construct only the scans of the folder that failed in earlier calls with the same settings; no other scan of `sources`
         is added to the folder.
-      shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
-      executor: where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
+      shard: Construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
+      executor: Where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
         package and the same paths, and always resume. None uses this process and its workers.
-      progress: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
-      say: called with messages about the run: the scans of its part, how many are up to date, its limits, and what it waited for.
+      progress: Called with the label of a scan, the numbers of completed and of failed scans, and the total.
+      say: Called with messages about the run: its scans, the number of up-to-date results, limits, and waiting times.
 
     Returns:
       The record of each scan of this call, in order (`outputs.status`); with `skipped`, if the result was up to date. Empty if
       `retry_failed` is set and nothing failed.
 
     Raises:
-      SettingsError: there is no scan, a measure is unknown, an atlas or checkpoint cannot be used, the folder holds results of another
+      SettingsError: If there are no scans, a measure is unknown, an atlas or checkpoint cannot be used, the folder has results of another
         command, or all scans that failed had other settings than those to be tried again.
-      OSError: the folder cannot be written.
+      OSError: If the folder cannot be written.
     """
     config = config or ConstructConfig()
     if not sources:
@@ -264,7 +264,7 @@ def describe_bounds(bounds: Bounds, scans: int) -> str:
 def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], job: Job, told: Told) -> list[dict[str, Any]]:
     """Construct scans with the workers of an executor, a block at a time, and return their records.
 
-    If the worker of a block dies, each of its scans is tried on its own, so that one that takes too much memory costs no other.
+    If the worker of a block dies, each of its scans is tried on its own, so that a scan that takes too much memory affects no other.
     """
     rows: dict[int, dict[str, Any]] = {}
     waiting = in_blocks(range(len(sources)), BLOCK)

@@ -46,9 +46,9 @@ def read(job: Job, source: ScanSource) -> Read:
     """Read and clean one scan.
 
     Raises:
-      InputError: The recording is refused.
-      MemoryError: The scan needs more memory than the machine has.
-      RuntimeError: One of its files changed while it was read.
+      InputError: If the recording is refused.
+      MemoryError: If the scan needs more memory than the machine has.
+      RuntimeError: If one of its files changed while it was read.
     """
     begun = time.perf_counter()
     if source.problem:

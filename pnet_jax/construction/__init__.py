@@ -53,7 +53,6 @@ def construct(
           and guided Pearson edges, and the priors for `config.dynamics`.
       personal: Individual parameters of this recording (`load_personal`). If dynamics are requested and it is None, it is fine-tuned here.
       config: All other settings. The arguments above take precedence.
-      config: everything else; the arguments above win over it.
 
     Raises:
       ValueError: If scan and atlas do not overlap, an edge measure is unknown or requires a cohort, the atlas or model does not have K

@@ -108,7 +108,7 @@ def _with_layers(network: Network, group: Group, scan: Scan) -> Network:
     if network.subject in {label.rpartition("/")[2] for label in group.subjects}:
         network = _warn(
             network,
-            f"the group model was also learned from a participant sub-{network.subject}; if this is the same person, "
+            f"the group model was also learned from a participant sub-{network.subject}; if this is the same participant, "
             "use another group model for results that are to be compared",
         )
     if "pearson" not in network.edges:

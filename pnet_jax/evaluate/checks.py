@@ -29,7 +29,7 @@ def few_participants(goal: Target, subjects: np.ndarray) -> list[str]:
       subjects: Subject of each value of the target, `[n]`.
 
     Raises:
-      InputError: There are too few participants; the message gives their number.
+      InputError: If there are too few participants; the message gives their number.
     """
     groups = [(f"of class {name}", subjects[goal.y == one], 2) for one, name in enumerate(goal.classes)]
     warnings = []
@@ -79,7 +79,7 @@ def equal_networks(cohort: Cohort) -> list[str]:
     """Return a warning if different participants have identical networks, which suggests that one file was read for several.
 
     Raises:
-      InputError: All scans have the same network.
+      InputError: If all scans have the same network.
     """
     arrays = cohort.edges[main_layer(cohort)] if cohort.edges else cohort.signals
     if arrays is None:

@@ -32,8 +32,8 @@ def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
     """Return the site of each scan, or None if the cohort has only one site, or no column `site`.
 
     Raises:
-      SettingsError: Another column was named and does not exist.
-      InputError: A scan has no site; the message names it.
+      SettingsError: If another column was named and does not exist.
+      InputError: If a scan has no site; the message names it.
     """
     if name == SITE and name not in cohort.table:
         return None
@@ -60,7 +60,7 @@ def folds_of(
 
     Raises:
       SettingsError: `leave_out` is unknown.
-      InputError: There is only one site, or there are fewer participants than folds.
+      InputError: If there is only one site, or there are fewer participants than folds.
     """
     subjects = cohort.table["subject"].astype(str)
     if held_out is not None:
@@ -80,7 +80,8 @@ def check_folds(split: Split, goal: Target) -> None:
     """Check that a model can be fitted in every fold, and that held-out scans can be scored.
 
     Raises:
-      InputError: A training part has fewer than two participants of a class, or all held-out scans have only one class or too few values.
+      InputError: If a training part has fewer than two participants of a class, or all held-out scans have only one class or too few
+          values.
     """
     for number, (train, _) in enumerate(split, 1):
         if not goal.classes:
@@ -181,7 +182,7 @@ def _check_settings(models: Sequence[str], permutations: int, learning: Sequence
     """Check settings before anything is fitted.
 
     Raises:
-      SettingsError: A model is unknown, or a number is out of range; the message names the setting.
+      SettingsError: If a model is unknown, or a number is out of range; the message names the setting.
     """
     if not models or (unknown := [name for name in models if name not in MODELS]):
         got = repr(unknown[0]) + nearest(unknown[0], MODELS) if models else "none"
@@ -356,8 +357,8 @@ def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
     """Return the cohort with signals and Pearson edges of the first minutes of each recording; other edges are omitted.
 
     Raises:
-      SettingsError: The length is not above 0.
-      InputError: The cohort has no signals, or the repetition time of a scan is unknown; the message names the scan.
+      SettingsError: If the length is not above 0.
+      InputError: If the cohort has no signals, or the repetition time of a scan is unknown; the message names the scan.
     """
     if not 0 < minutes < math.inf:
         raise SettingsError(f"minutes: expected lengths above 0, got {minutes:g}")

@@ -88,7 +88,7 @@ def _inner(split: Split, train: Int[np.ndarray, " n"], y: np.ndarray) -> tuple[n
     """Return the rows of the first inner fold that has both classes in both parts.
 
     Raises:
-      InputError: There is no such fold.
+      InputError: If there is no such fold.
     """
     for fit, val in split.inner(train, y):
         if np.ptp(y[train[fit]]) > 0 and np.ptp(y[train[val]]) > 0:

@@ -99,7 +99,7 @@ def parcellation_scores(
       `differences`, the participant's map minus each; p is the share of random maps, averaged over participants, with at least its DCBC.
 
     Raises:
-      InputError: The numbers of maps and signals differ.
+      InputError: If the numbers of maps and signals differ.
       SettingsError: `nulls` is less than 1; homogeneity is not reported without random parcels.
     """
     if nulls < 1:

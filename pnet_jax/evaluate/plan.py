@@ -68,8 +68,8 @@ def plan(
       exclude: Column of the target, which is not used as a covariate.
 
     Raises:
-      SettingsError: A feature is neither known nor an edge layer, or a covariate is unknown or the target.
-      InputError: A covariate has missing values or does not vary.
+      SettingsError: If a feature is neither known nor an edge layer, or a covariate is unknown or the target.
+      InputError: If a covariate has missing values or does not vary.
     """
     if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
         known = [*FEATURES, *cohort.edges]

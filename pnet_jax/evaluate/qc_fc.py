@@ -71,9 +71,9 @@ def motion_rows(
       seed: Random seed.
 
     Raises:
-      SettingsError: There is no permutation, or there are fewer than two folds.
-      InputError: There are fewer than ten participants, values are not finite, no edge varies, or FD is negative, does not vary or is fully
-        explained by covariates.
+      SettingsError: If there is no permutation, or there are fewer than two folds.
+      InputError: If there are fewer than ten participants, values are not finite, no edge varies, or FD is negative, does not vary or
+          is fully explained by covariates.
     """
     check_motion(edges, fd)
     if permutations < 1 or folds < 2:
@@ -119,7 +119,7 @@ def check_motion(edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"]) -
     """Refuse values that cannot be evaluated.
 
     Raises:
-      InputError: There are fewer than ten participants, values are not finite, or FD is negative or does not vary.
+      InputError: If there are fewer than ten participants, values are not finite, or FD is negative or does not vary.
     """
     if len(fd) < LEAST:
         raise InputError(f"motion: expected {LEAST} participants or more with a value of framewise displacement, found {len(fd)}")

@@ -29,7 +29,7 @@ class Split:
       seed: Seed of the inner folds.
 
     Raises:
-      InputError: A fold has an empty part, an index is out of range, or a subject is in both parts; the message names the first.
+      InputError: If a fold has an empty part, an index is out of range, or a subject is in both parts; the message names the first.
     """
 
     subjects: np.ndarray
@@ -78,7 +78,7 @@ class Split:
           Folds of *positions in `train`*, as scikit-learn expects for data restricted to `train`.
 
         Raises:
-          InputError: The training part cannot be split in two.
+          InputError: If the training part cannot be split in two.
         """
         said, own = f"{self.name}, inner folds", y[train]
         if self.blocks is not None and len(np.unique(self.blocks[train])) > 1:
@@ -96,8 +96,8 @@ def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int 
       y: Classes, which the folds keep balanced, or any numbers (then balanced by quintile), `[S]`.
 
     Raises:
-      SettingsError: There are fewer than two folds, or no repeat.
-      InputError: A class has fewer subjects than there are folds; the message names the class.
+      SettingsError: If there are fewer than two folds, or no repeat.
+      InputError: If a class has fewer subjects than there are folds; the message names the class.
     """
     if folds < 2 or repeats < 1:
         raise SettingsError(f"expected 2 folds or more and 1 repeat or more, got {folds} folds and {repeats} repeats")
@@ -118,7 +118,7 @@ def leave_site_out(subjects: Labels, sites: Labels, *, groups: int | None = None
       groups: Number of groups of sites that are held out together, balanced by size; one group per site by default.
 
     Raises:
-      InputError: There is only one site, or a subject was scanned at two sites.
+      InputError: If there is only one site, or a subject was scanned at two sites.
     """
     labels, places = np.asarray(subjects, str), np.asarray(sites, str)
     names, sizes = np.unique(places, return_counts=True)
@@ -145,7 +145,7 @@ def fixed(subjects: Labels, held_out: Sequence[Sequence[str]], *, blocks: Labels
       blocks: Sites or other groups that inner folds hold out as a whole, `[S]`.
 
     Raises:
-      InputError: A listed subject is not in the cohort; the message names the first.
+      InputError: If a listed subject is not in the cohort; the message names the first.
     """
     labels = np.asarray(subjects, str)
     known = set(labels.tolist())

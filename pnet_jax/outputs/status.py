@@ -180,7 +180,7 @@ def write_table(folder: str | os.PathLike[str]) -> Path:
     """Write `status.tsv` from the records: a row for each scan and atlas; missing values are `n/a`.
 
     Raises:
-      OSError: The table cannot be written; names the file.
+      OSError: If the table cannot be written; names the file.
     """
     folder = Path(folder)
     with waiting_for(folder / RECORDS / ".table.lock"):  # the later of two processes reads the records of both
