@@ -77,7 +77,7 @@ def test_the_group_level_collects_with_the_participants(raw, tmp_path):
             ("{raw}", "{out}", "participant"),
             r"run fMRIPrep first, or give the folder of its results",
         ),
-        (lambda raw: None, ("{raw}", "{out}", "participant", "-d", "{raw}/none"), r"--derivatives: expected a folder"),
+        (lambda raw: None, ("{raw}", "{out}", "participant", "-d", "{raw}/none"), r"--derivatives: folder .* not found"),
         (lambda raw: None, ("{raw}", "{out}", "group"), r"found no status.tsv; run the participant level first"),
         (lambda raw: None, ("{raw}", "{out}", "group", "--task", "rest"), r"--task is an option of the participant level"),
     ],

@@ -84,7 +84,7 @@ def test_a_masked_mean_of_padded_rows_is_the_mean_of_the_real_ones():
     ("shape", "axes", "message"),
     [
         ((10, 3), ("subject",), r"dimension 0 of an array is split along 'subject' into 8 parts: expected a multiple of 8, got 10"),
-        ((8,), ("subject", None), r"2 dimensions are named \(subject, None\), an array has shape \(8,\)"),
+        ((8,), ("subject", None), r"2 dimensions are named \(subject, None\), but an array has shape \(8,\)"),
     ],
 )
 def test_arrays_that_do_not_divide_are_refused(shape, axes, message):

@@ -107,7 +107,7 @@ def _reason(scan: Scan, subject: Subject, found: Outputs, start: str, labels: st
     if not np.isfinite(dcbc[0]):
         return f"the DCBC could not be measured across halves (too few neighbouring locations), so {start} is kept"
     if gain[0] > 0 and dcbc[0] > 0:
-        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} also occurs in noise; a longer scan would help, so {start} is kept"
+        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise; a longer scan would help, so {start} is kept"
     return f"{said}, which does not exclude zero; a longer scan would help, so {start} is kept"
 
 

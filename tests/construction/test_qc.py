@@ -77,7 +77,7 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
         ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
         ({"gain": NOTHING}, {}, "does not exclude zero; a longer scan would help, so the atlas is kept"),
         ({"dcbc_gain": NOTHING}, {}, "does not exclude zero"),
-        ({"dcbc_gain": np.array([0.001, 0.005, 0.009])}, {}, "below 0.01 also occurs in noise; a longer scan would help"),
+        ({"dcbc_gain": np.array([0.001, 0.005, 0.009])}, {}, "below 0.01 is also found in noise; a longer scan would help"),
     ],
 )
 def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, quality, subject, reason):

@@ -49,7 +49,7 @@ def test_a_table_of_a_spreadsheet_is_read(files):
         ("participant_id\tfile\n1\tm0.npy\n".encode("utf-16"), "t.tsv: not a text file in UTF-8"),
         ("participant_id\tfile\tsite\n1\tm0.npy\tZürich\n".encode("latin-1"), "t.tsv: not a text file in UTF-8"),
         (b"participant_id\tfile\n1\tm0.npy\n2\tm1.npy\ta\tb\n", "t.tsv: not a readable table"),
-        (b"participant_id\tfile\tdx\tdx\n1\tm0.npy\ta\tb\n", "expected unique column names, found 'dx' 2 times"),
+        (b"participant_id\tfile\tdx\tdx\n1\tm0.npy\ta\tb\n", "expected columns with different names, found 'dx' 2 times"),
         (b"participant_id\tfile\n1\tm0.npy\nn/a\tm1.npy\n", "expected a value of participant_id in every row, found none in row 2"),
         (b"participant_id\tfile\n1\tm0.npy\n2\t\n", "expected a value of file in every row, found none in row 2"),
         (b"participant_id\tfile\n1\tm0.npy\nx_ses-2\tm1.npy\n", "without keys such as _ses- or _run-, found subject 'x_ses-2'"),

@@ -247,7 +247,7 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
         gate([toy_model], scan_cases([], toy.atlas))
     with pytest.raises(ValueError, match="unique names other than atlas, centroids, weighted; got toy, toy"):
         gate([toy_model, toy_model], [case])
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="unique names"):
         gate([dataclasses.replace(toy_model, name="atlas")], [case])
     far = make_atlas(toy.space.xyz + 500, toy.expected + 1, resolution=8, source="far")
     with pytest.raises(ValueError, match="condition full, subject 01: atlas far does not overlap the scan"):
