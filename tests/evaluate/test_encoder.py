@@ -256,7 +256,7 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
         simulated_cases(("full", "3mins"))
     with pytest.raises(ValueError, match="no longer than the 2 min of the recordings, got 6min"):
         simulated_cases(("6min",), SimulateConfig(minutes=2.0))
-    with pytest.raises(ValueError, match="condition 'tr' is for simulated scans"):
+    with pytest.raises(ValueError, match="condition 'tr' applies only to simulated scans"):
         scan_cases([], toy.atlas, ("tr",))
     moved = toy_model.encoder._replace(references=toy_model.encoder.references + 1)
     assert same_references(toy_model, shuffled)
@@ -340,7 +340,7 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
         (["encoder", "--subjects", "0"], 2, "--subjects: expected 1 or more, got 0"),
         (["encoder", "nowhere"], 1, "no such file or folder"),
         (["encoder", "{folder}/scans", "--parcels", "7"], 1, "requested 7"),
-        (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "for simulated scans"),
+        (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "applies only to simulated scans"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, code, message, folder, capsys):
