@@ -339,7 +339,7 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
         (["encoder", "--task", "rest"], 1, "--task is for scans"),
         (["encoder", "--subjects", "0"], 2, "--subjects: expected 1 or more, got 0"),
         (["encoder", "nowhere"], 1, "no such file or folder"),
-        (["encoder", "{folder}/scans", "--parcels", "7"], 1, "requested 7"),
+        (["encoder", "{folder}/scans", "--parcels", "7"], 1, "7 were requested"),
         (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "applies only to simulated scans"),
     ],
 )
