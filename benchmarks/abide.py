@@ -1,4 +1,4 @@
-"""Real participants for the benchmarks: ABIDE I as 200 regions (Craddock), 19 sites, and which of these are kept for testing."""
+"""ABIDE I data for the benchmarks: 200 regions (Craddock), 19 sites, some of which are held out for testing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_FRAMES = 140
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """Signals of 200 regions, `[T, K]`, and whose they are."""
+    """Signals of 200 regions, `[T, K]`, with their participant and site."""
 
     signals: np.ndarray
     site: str
@@ -32,12 +32,12 @@ class Recording:
 
     @property
     def test(self) -> bool:
-        """Whether it is of a site that is kept for testing."""
+        """Whether the scan belongs to a held-out site."""
         return self.site in TEST_SITES
 
 
 def recordings(table: Path, *, without_mean: bool = True) -> list[Recording]:
-    """All that are long enough and in which every region varies, with or without the mean of the regions taken away."""
+    """Read all scans that are long enough and in which every region varies, optionally with the mean over regions removed."""
     with np.load(table) as file:
         data = {name: file[name] for name in ("z", "clip", "offset", "site", "sub_id")}
     out = []
@@ -51,7 +51,7 @@ def recordings(table: Path, *, without_mean: bool = True) -> list[Recording]:
 
 
 def participants(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
-    """Scans of the participants of the training or of the test sites, band-passed."""
+    """Return band-passed scans from the training or the test sites."""
     with np.load(table) as file:
         space = regions(atlas, file["roi_id"])
     for one in recordings(table):
@@ -60,7 +60,7 @@ def participants(table: Path, atlas: Path, *, test: bool) -> Iterator[Scan]:
 
 
 def regions(atlas: Path, ids: np.ndarray) -> Space:
-    """Centroids of the regions of a table, in its order."""
+    """Return the centroids of the regions of a table, in its order."""
     import pnet_jax
     from pnet_jax.ingest.atlas import centroids
 
@@ -70,10 +70,10 @@ def regions(atlas: Path, ids: np.ndarray) -> Space:
 
 
 def band_of(tr: float) -> tuple[float, float]:
-    """The band in Hz, as far as a repetition time allows."""
+    """Return the band in Hz, as far as the repetition time allows."""
     return BAND_HZ[0], min(BAND_HZ[1], 0.45 / tr)
 
 
 def band_passed(x: np.ndarray, tr: float) -> np.ndarray:
-    """`[T, K]` within the band."""
+    """Band-pass signals, `[T, K]`."""
     return sosfiltfilt(butter(2, band_of(tr), "band", fs=1 / tr, output="sos"), x, axis=0).astype(np.float32)

@@ -1,12 +1,11 @@
-"""The five terms of pre-training: each left out, and each alone, beside all of them and beside no training.
+"""Ablation of the five pre-training objectives: each omitted, and each alone, compared with all of them and with no training.
 
-Every variant trains the same model on the same store, batches and seed, for fewer steps than the shipped one; then all go through
-the gate: simulated participants that none has seen, and the real scan's halves where it is there. The untrained model is the linear
-encoder.
+All variants train the same model on the same store, batches and seed, for fewer steps than the shipped model. They are then evaluated on
+unseen simulated participants and, if available, on the halves of the real scan. The untrained model is the linear encoder.
 
     python benchmarks/ablation.py STORE RUNS --steps 200 --out benchmarks/results/ablation.json
 
-RUNS keeps the trained models: the same command goes on where it was stopped.
+RUNS stores the trained models; repeating the command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ def main() -> None:
 
 
 def variants() -> dict[str, tuple[str, ...]]:
-    """Terms of each variant; their weights are the configuration's."""
+    """Objectives of each variant, with the weights of the configuration."""
     without = {f"without {term}": tuple(t for t in TERMS if t != term) for term in TERMS}
     return {"all": TERMS, **without, **{f"{term} alone": (term,) for term in TERMS}}
 
 
 def _trained(args, base: PretrainConfig, name: str, terms: tuple[str, ...]):
-    """The variant's model, from RUNS if it stands there; a term alone has weight 1."""
+    """Train the model of a variant, or load it from RUNS; an objective alone has weight 1."""
     weight = {term: 0.0 if term not in terms else 1.0 if len(terms) == 1 else getattr(base.objectives, term) for term in TERMS}
     config = dataclasses.replace(
         base,
@@ -67,7 +66,7 @@ def _simulated(args):
 
 
 def _real(args):
-    """The real scan's halves with one prior, or nothing where the data are not there."""
+    """Yield the halves of the real scan with one prior, or nothing if the data are not available."""
     if not (args.data / BOLD).is_file():
         return []
     bold, mask, file = need(args.data, BOLD, MASK, atlas(200))

@@ -1,4 +1,4 @@
-"""What the attacks of `reliability.py` share: commands in processes of their own, comparison of folders, and counts."""
+"""Shared parts of the attacks in `reliability.py`: commands in separate processes, comparison of folders, and counts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pnet_jax.outputs.overview import overview
 PNET = [sys.executable, "-c", "import sys; from pnet_jax.cli import main; sys.exit(main())"]
 OPTIONS = ["--parcels", "100", "--no-report", "--cleaning.motion", "basic", "--workers", "2"]
 EDGES = ["--edges", "pearson", "tangent"]
-MARK = "PNET_ATTACK"  # variable by which a process and all that it started are recognised, whoever their parent is
-PATIENCE = 5.0  # seconds after which no process of a run that has ended may be left
+MARK = "PNET_ATTACK"  # environment variable that identifies a process and all of its descendants
+PATIENCE = 5.0  # seconds within which all processes of a finished run must end
 
 
 class Place(NamedTuple):
-    """The synthetic cohort, its undisturbed result, a folder for what else is needed, and the seconds from a run's folder to its end."""
+    """The synthetic cohort, its undisturbed result, a working folder, and the seconds from the creation of a run's folder to its end."""
 
     cohort: Path
     clean: Path
@@ -38,13 +38,13 @@ class Place(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A command in a process, and session, of its own."""
+    """A command in a separate process and session."""
 
     process: subprocess.Popen
     mark: str
 
     def family(self) -> list[psutil.Process]:
-        """The process and all that it started, the orphans among them included."""
+        """The process and all of its descendants, including orphans."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -59,7 +59,7 @@ class Started(NamedTuple):
         return [one for one in self.family() if any("popen_loky" in word for word in _words(one))]
 
     def kill(self, tree: bool) -> None:
-        """`kill -9`, of the process alone or of all that it started too."""
+        """Send `kill -9` to the process alone, or also to its descendants."""
         for one in self.family() if tree else []:
             if one.pid != self.process.pid:
                 one.kill()
@@ -67,7 +67,7 @@ class Started(NamedTuple):
         self.process.wait()
 
     def left(self) -> list[str]:
-        """Command lines of what is still there after a while."""
+        """Command lines of the processes that remain after a while."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and self.family():
             time.sleep(0.05)
@@ -82,13 +82,13 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def start(*arguments: object, limit: int | None = None, plain: bool = False) -> Started:
-    """A command; `limit` is the size in bytes above which it can write no file; with `plain`, permissions count for root too."""
+    """Start a command; `limit` is the largest size of a file in bytes that it can write; with `plain`, permissions also apply to root."""
 
     def before() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores this signal
         if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is then an error and not the end
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # exceeding the file size limit then raises an error
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         if plain:
             as_anyone()
@@ -107,13 +107,13 @@ def start(*arguments: object, limit: int | None = None, plain: bool = False) -> 
 
 
 def as_anyone() -> None:
-    """Give up, for programs that are started from here on, root's right to write and read what permissions forbid."""
+    """Drop root's right to bypass file permissions, for programs started from here on."""
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def finish(started: Started) -> tuple[int, list[str]]:
-    """Exit code, and lines that were said beside the progress bar."""
+    """Return the exit code and the lines printed besides the progress bar."""
     out, err = started.process.communicate(timeout=900)
     lines = [line for line in re.split(r"[\r\n]", out + err) if line.strip() and not re.search(r"scan/s|s/scan|\?scan", line)]
     return started.process.returncode, lines
@@ -124,18 +124,18 @@ def run(*arguments: object, **options) -> tuple[int, list[str]]:
 
 
 def wait_for(started: Started, there: Callable[[], object]) -> None:
-    """Until something is there, or the command has ended."""
+    """Wait until a condition holds or the command has ended."""
     while started.process.poll() is None and not there():
         time.sleep(0.02)
 
 
 def results(folder: Path) -> int:
-    """Number of results that are complete."""
+    """Count the complete results."""
     return len(list(folder.rglob("*_dseg.tsv")))
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a result, what a run took in seconds left out."""
+    """Read every file of a result, without the run times."""
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         data, name = file.read_bytes(), str(file.relative_to(folder))
@@ -154,14 +154,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Files that only one folder has, or that differ; and scans of the second that are not done, or whose files do not match."""
+    """List files that differ or exist in only one folder, and scans of the second that are not done or do not match their files."""
     a, b = content(one), content(other)
     wrong = [f"{state.scan} is {state.state}: {state.reason}" for state in overview(other, verify=True) if state.state != "done"]
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name)) + wrong
 
 
 def rows_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """Status and error of each participant."""
+    """Return status and error of each participant."""
     file = folder / "status.tsv"
     table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False) if file.exists() else pd.DataFrame()
     return {row["subject"]: (row["status"], row["error"]) for row in table.to_dict("records")}
@@ -172,7 +172,7 @@ def one_line(said: list[str]) -> bool:
 
 
 class Attack:
-    """Counts of one kind of attack: tried, held, refused in good order, and what went wrong."""
+    """Counts of one kind of attack: attempts, passed, refused with a proper error, and failures."""
 
     def __init__(self, name: str):
         self.name, self.tried, self.held, self.refused, self.defects, self.skipped = name, 0, 0, 0, [], []
@@ -192,7 +192,7 @@ class Attack:
         print(f"{self.name:12} {case:48} skipped: {why}", flush=True)
 
     def same(self, case: str, place: Place, out: Path, *more: object) -> None:
-        """`--resume` makes of the folder what an undisturbed run makes."""
+        """Check that `--resume` turns the folder into the result of an undisturbed run."""
         code, said = run("construct", place.cohort, out, *OPTIONS, *EDGES, "--resume", *more)
         differ = differences(place.clean, out)
         self(case, code == 0 and not differ and one_line(said), said=(code, differ[:3]) if code or differ else "")

@@ -1,7 +1,7 @@
-"""`pnet construct` over many scans: scans per hour, memory as the cohort grows, and what the program waited for.
+"""`pnet construct` for many scans: scans per hour, memory as the cohort grows, and waiting times.
 
-A cohort of `--subjects` scans (4 mm, 10 minutes, K = 200, simulated; `--distinct` recordings that are repeated under further labels) and
-one of `--roi` tables of 200 regions are constructed by `pnet construct` in its own process, with and without pages. The memory of the
+A cohort of `--subjects` scans (4 mm, 10 minutes, K = 200, simulated; `--distinct` recordings that are repeated under other labels) and
+one of `--roi` tables of 200 regions are constructed by `pnet construct` in a separate process, with and without reports. The memory of the
 process and its workers is sampled during the run. `--before FOLDER` names a checkout whose `pnet construct` is measured in the same way on
 `--few` scans, so that both are compared within one run.
 
@@ -119,7 +119,7 @@ def measured(code: Path, folder: Path, out: Path, scans: int, *options: object) 
         "scans": scans,
         "seconds": round(seconds, 1),
         "first_after": round(first, 1),
-        "seconds_each": round((seconds - first) / max(scans - 1, 1), 3),  # without the startup, which is negligible for a large cohort
+        "seconds_each": round((seconds - first) / max(scans - 1, 1), 3),  # without start-up, which is negligible for large cohorts
         "per_hour": round(3600 * scans / seconds),
         "peak_gib_early": round(max((used for _, done, used in memory if done <= 100), default=0) / 2**30, 2),
         "peak_gib": round(max(used for *_, used in memory) / 2**30, 2),

@@ -1,27 +1,27 @@
-"""Cerebellar parcels of held-out participants from one half of their task data, scored on the other half.
+"""Cerebellar parcels of held-out participants, estimated from one half of their task data and scored on the other half.
 
-12 participants, 29 task conditions in each of two halves (betas; the mean over conditions is removed from every voxel). All participants
-did the same tasks, so that conditions are axes that they share. For each participant in turn, the group spatial model (K = 10, 20) is
-fitted to the other 11. The participant's parcels are made from half 1 and their DCBC is taken on half 2, and the other way round.
+12 participants, 29 task conditions in each of two halves (betas, with the mean over conditions removed from every voxel). All participants
+performed the same tasks, so conditions are axes common to all. For each participant, the group spatial model (K = 10, 20) is fitted to the
+other 11. The participant's parcels are estimated from half 1 and their DCBC is computed on half 2, and vice versa.
 
 The hyper-parameters of the participant's fit (kappa, k0) are those with the highest held-out log density among the other 11, each under a
-group model of the remaining 10: nothing of a participant has a part in what is chosen for it. The density is that of one half's responses
-under the parcels of the other half, with prototypes, concentration and temperature of the half that is scored.
+group model of the remaining 10, so a participant has no influence on its own hyper-parameters. The density is that of one half's responses
+under the parcels of the other half, with prototypes, concentration and temperature estimated on the scored half.
 
 Rows, on the same voxels:
 
-- personalised: the group model given the participant's half.
-- as decided: personalised where the participant's own half supports it, else the group's parcels. Both are made from 15 of the conditions
-  of that half and scored on the other 14, and the other way round; the higher held-out log density decides. The same decision is made for
-  smoothed white noise in the place of the participant's responses, where the group's parcels are the right answer.
+- personalised: the group model conditioned on the participant's half.
+- as decided: personalised if the participant's half supports it, otherwise the group parcels. Both are estimated from 15 of the conditions
+  of that half and scored on the other 14, and vice versa; the higher held-out log density decides. The same decision is made for
+  smoothed white noise instead of the participant's responses, for which the group parcels are the correct choice.
 - group: most probable parcels of the group model.
 - others: mean score of the other participants' personalised parcels of the same half.
-- k-means: k-means of the participant's own half, without the group and without regard to neighbours.
-- Ward: Ward clustering of the participant's own half, neighbouring voxels only.
+- k-means: k-means of the participant's half, without group model and spatial information.
+- Ward: Ward clustering of the participant's half, with adjacent voxels only.
 
-DCBC rewards fragments, so that maps are to be compared at a similar number of connected pieces.
+DCBC rewards fragments, so maps should be compared at similar numbers of connected pieces.
 
-About half an hour on two shared cores.
+Takes about half an hour on two shared cores.
 
     python benchmarks/cerebellum.py --out benchmarks/results/cerebellum.json
 """
@@ -51,11 +51,11 @@ from pnet_jax.parcellation.score import standardised
 from pnet_jax.space import grid_space
 
 MAPS = ("personalised", "as decided", "group", "others", "k-means", "Ward")
-HALVES = ((0, 1), (1, 0))  # made from, scored on
+HALVES = ((0, 1), (1, 0))  # half for estimation, half for scoring
 KAPPAS = (5.0, 10.0, 20.0, 40.0)
 WEIGHTS = (10.0, 30.0, 100.0)  # k0
 GRID = tuple(itertools.product(KAPPAS, WEIGHTS))
-# Held-out data are scored at the best of these: how certain parcels are must not count against where they are.
+# Held-out data are scored at the best of these, so that the score depends on the positions of parcels and not on their certainty.
 CONCENTRATIONS = tuple(np.geomspace(2, 60, 8).tolist())
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
 EVEN, ODD = np.arange(0, 29, 2), np.arange(1, 29, 2)  # conditions
@@ -78,13 +78,13 @@ def main() -> None:
 
 
 class Study:
-    """Everything about one number of parcels.
+    """Run all analyses for one number of parcels.
 
     Args:
-      betas: responses, mean over conditions 0, `[S, 2, V, 29]`.
-      valid: voxels with data, `[S, V]`.
+      betas: Responses, mean over conditions 0, `[S, 2, V, 29]`.
+      valid: Voxels with data, `[S, V]`.
       space: V voxels.
-      k: number of parcels.
+      k: Number of parcels.
     """
 
     def __init__(self, betas, valid, space, k):
@@ -98,7 +98,7 @@ class Study:
         self.scores = functools.cache(self._scores)
 
     def _group(self, *left_out):
-        """Group model of all but these participants, started at Ward of their mean."""
+        """Fit the group model to all but these participants, initialised by Ward clustering of their mean."""
         rest = [s for s in range(len(self.betas)) if s not in left_out]
         mean = self.whole[rest].sum(0)
         labels = ward(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9), self.valid[rest].any(0), self.graph, self.k)
@@ -106,18 +106,18 @@ class Study:
         return fit_spatial(start, [(self.whole[s : s + 1], self.valid[s : s + 1]) for s in rest], self.table).model
 
     def _scores(self, s, without):
-        """Held-out log density of each setting for a participant, under the group without this and another one."""
+        """Held-out log density of each setting for a participant, under the group model without this and another participant."""
         model = self.group(*sorted((s, without)))
         found = [_grid_scores(model, self.z[s, made], self.z[s, scored], self.valid[s]) for made, scored in HALVES]
         return np.mean(found, axis=0)
 
     def settings(self, s):
-        """kappa and k0 for a participant, chosen on the others."""
+        """Select kappa and k0 for a participant on the other participants."""
         others = [i for i in range(len(self.betas)) if i != s]
         return GRID[int(np.mean([self.scores(i, s) for i in others], axis=0).argmax())]
 
     def one_participant(self, s):
-        """Scores of every map on the half it was not made from, mean of both directions, and what was chosen."""
+        """Score every map on the half from which it was not estimated, averaged over both directions; also return the choices."""
         (kappa, k0), model, valid = self.settings(s), self.group(s), self.valid[s]
         others = [i for i in range(len(self.betas)) if i != s]
         group = np.asarray(model.log_prior).argmax(1)
@@ -140,7 +140,7 @@ class Study:
         return average(rows) | {"kappa": kappa, "k0": k0}
 
     def noise(self, s, half):
-        """White noise, smoothed over neighbours twice, in place of a participant's responses, `[V, 29]`."""
+        """White noise, smoothed over neighbours twice, instead of a participant's responses, `[V, 29]`."""
         x = np.random.default_rng([s, half]).normal(size=self.betas.shape[2:]).astype(np.float32)
         for _ in range(2):
             x = x + self.graph @ x / self.space.neighbours.shape[1]
@@ -148,7 +148,7 @@ class Study:
 
 
 def labels_of(model, z, valid, kappa, k0):
-    """A participant's most probable parcels, −1 where there are no data, `[V]`."""
+    """Return a participant's most probable parcels, −1 without data, `[V]`."""
     q = _participant(model, z, valid, jnp.float32(kappa), jnp.float32(k0)).q
     return np.where(valid, np.asarray(q).argmax(1), -1)
 
@@ -189,7 +189,7 @@ def own_gain(model, betas, valid, kappa, k0):
 
 @jax.jit
 def _density_of(q, candidates, z, valid):
-    """Mean log density of embeddings under probabilities and the prototypes these give, at the best temperature and concentration."""
+    """Mean log density of embeddings given probabilities and their prototypes, at the best temperature and concentration."""
 
     def at_temperature(temperature):
         p = jnp.where(valid[:, None], jax.nn.softmax(jnp.log(jnp.maximum(q, 1e-30)) / temperature, axis=1), 0)
@@ -198,13 +198,13 @@ def _density_of(q, candidates, z, valid):
         def at_concentration(kappa):
             return jnp.where(valid, log_density(p, candidates, z, prototypes, kappa), 0).sum() / valid.sum()
 
-        return jax.vmap(at_concentration)(jnp.asarray(CONCENTRATIONS, jnp.float32)).max()  # the cosines are made once for all
+        return jax.vmap(at_concentration)(jnp.asarray(CONCENTRATIONS, jnp.float32)).max()  # the cosines are computed once
 
     return jax.lax.map(at_temperature, jnp.asarray(TEMPERATURES, jnp.float32)).max()
 
 
 def embed(betas):
-    """Directions of the responses in the space of contrasts between conditions, of length 1, `[..., V, 28]`."""
+    """Directions of the responses in the space of contrasts between conditions, with unit length, `[..., V, 28]`."""
     z = betas @ helmert(betas.shape[-1]).T.astype(np.float32)
     length = np.linalg.norm(z, axis=-1, keepdims=True)
     return (z / np.where(length > 0, length, 1)).astype(np.float32)
@@ -216,7 +216,7 @@ def adjacency(space):
 
 
 def ward(y, inside, graph, k):
-    """Ward's clustering of neighbouring voxels, −1 outside, `[V]`."""
+    """Ward clustering of adjacent voxels, −1 outside, `[V]`."""
     here = np.flatnonzero(inside)
     labels = np.full(len(inside), -1)
     labels[here] = AgglomerativeClustering(k, linkage="ward", connectivity=graph[here][:, here]).fit_predict(y[here])
@@ -231,13 +231,13 @@ def kmeans(z, inside, k):
 
 
 def pieces(labels, graph):
-    """Number of connected pieces of all parcels together."""
+    """Count the connected pieces of all parcels."""
     parts = (np.flatnonzero(labels == k) for k in range(labels.max() + 1))
     return float(sum(connected_components(graph[here][:, here], directed=False)[0] for here in parts if len(here)))
 
 
 def summary(rows):
-    """Means over participants, and paired tests of the first two maps against the others."""
+    """Compute means over participants, and paired tests of the first two maps against the others."""
     tests = {}
     for own in MAPS[:2]:
         tests[f"{own} over"] = {}
@@ -268,7 +268,7 @@ def report(figures, parcels, n):
 
 
 def load(file):
-    """Subjects, betas `[S, 2, V, 29]` with the mean over a half's conditions removed, voxels with data `[S, V]`, and the Space."""
+    """Return subjects, betas `[S, 2, V, 29]` minus the mean over the conditions of a half, voxels with data `[S, V]`, and the Space."""
     data = np.load(file)
     mask = np.zeros(data["volume_shape"], bool)
     mask[tuple(data["voxel_ijk"].T)] = True

@@ -1,4 +1,4 @@
-"""What the benchmark programs share: arguments, data, scores, tables and result files."""
+"""Shared parts of the benchmark programs: arguments, data, scores, tables and result files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CEREBELLUM = "mdtb_cerebellum/mdtb_s1_condhalf_float16.npz"
 
 
 def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentParser:
-    """Arguments of every program: `--out`, and `--data` where it reads real recordings."""
+    """Make the arguments of every program: `--out`, and `--data` if it reads real recordings."""
     out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if data:
         out.add_argument(
@@ -34,27 +34,27 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
 
 
 def need(folder: Path, *names: str) -> list[Path]:
-    """Paths of files under the data folder; ends the program with status 2 where one is missing."""
+    """Return paths of files in the data folder; ends the program with status 2 if one is missing."""
     paths = [folder / name for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
-        print(f"data not found: {', '.join(missing)}; give the folder that holds them: --data FOLDER", file=sys.stderr)
+        print(f"data not found: {', '.join(missing)}; give the folder that contains them: --data FOLDER", file=sys.stderr)
         raise SystemExit(2)
     return paths
 
 
 def atlas(regions: int) -> str:
-    """File of the Schaefer atlas with that many cortical regions, with 16 subcortical ones of Tian's."""
+    """Return the file of the Schaefer atlas with this number of cortical regions, plus 16 subcortical regions of Tian's atlas."""
     return f"atlases/Schaefer{regions}TianS1_res-2_dseg.nii.gz"
 
 
 def average(rows: Sequence[dict[str, float]], reduce=np.mean) -> dict[str, float]:
-    """Mean (or another reduction) of each entry."""
+    """Compute the mean (or another reduction) of each entry."""
     return {key: float(reduce([row[key] for row in rows])) for key in rows[0]}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints rows under a head; numbers with four digits after the point."""
+    """Print a table with four decimal places."""
     cells = [list(head)] + [[f"{x:.4f}" if isinstance(x, float) else "-" if x is None else str(x) for x in row] for row in rows]
     width = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for row in cells:
@@ -62,7 +62,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
-    """Writes figures with what they were measured with to `args.out`, if it was given."""
+    """Write figures with a description of the measurement to `args.out`, if given."""
     if args.out is None:
         return
     import jax
@@ -83,12 +83,12 @@ def write(args: argparse.Namespace, figures: dict[str, object]) -> None:
 
 
 def given(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments as they are written: folders say where somebody keeps things, not what was measured, so names only."""
+    """Return the arguments to record, with file names instead of paths, which describe the machine rather than the measurement."""
     return {key: _names_only(value) for key, value in vars(args).items() if key not in ("out", "data")}
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that are installed; a machine with an accelerator may have few."""
+    """Return the versions of the installed packages; machines with accelerators may have few."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,8 +1,8 @@
-"""Seconds from one recording to a participant's parcels and Pearson edges, beside nilearn's Ward and pNet's SR-NMF.
+"""Time from one recording to parcels and Pearson edges, compared with nilearn's Ward and pNet's SR-NMF.
 
-Real scan: 4 mm, TR 1.5 s; the mask holds the voxels within 4 mm of the prior (Schaefer-200 + Tian, K = 216), the same for
-everybody. pnet_jax and Ward read, clean and parcellate the file; SR-NMF gets signals that are cleaned already, and the first half
-of the scan only, on which pnet_jax is timed too. Synthetic scan: 64k voxels (3 mm), 300 frames, K = 200, cleaned signals in memory.
+Real scan: 4 mm, TR 1.5 s; the mask contains the voxels within 4 mm of the prior (Schaefer-200 + Tian, K = 216) for all programs. pnet_jax
+and Ward read, clean and parcellate the file; SR-NMF receives cleaned signals of the first half of the scan only, on which pnet_jax is also
+timed. Synthetic scan: 64k voxels (3 mm), 300 frames, K = 200, cleaned signals in memory.
 
     python benchmarks/construct.py --fmripnet-python PYTHON --out benchmarks/results/construct.json
 """
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def time_file(bold, mask, prior_file, args) -> dict[str, object]:
-    """From file to labels and edges. Cold: the first call, with model, atlas and compilation; warm: both loaded and compiled."""
+    """Time from file to labels and edges. Cold: first call, with model, atlas and compilation; warm: both loaded and compiled."""
     jax.clear_caches()
     start = time.perf_counter()
     model, prior = pnet_jax.load_model(args.checkpoint), pnet_jax.load_atlas(prior_file, space="MNI152NLin6Asym")
@@ -64,7 +64,7 @@ def time_file(bold, mask, prior_file, args) -> dict[str, object]:
 
 
 def time_synthetic(args) -> dict[str, object]:
-    """From a cleaned Scan in memory to labels and edges: V = 64k, T = 300, K = 200."""
+    """Time from a cleaned Scan in memory to labels and edges: V = 64k, T = 300, K = 200."""
     subject = simulate_subject(SimulateConfig(resolution=3, parcels=200, minutes=10.0, tr=2.0, sessions=1), 0)
     scan, space = cleaned_scan(subject.sessions[0]), subject.space
     prior = make_atlas(space.xyz, subject.group_labels + 1, resolution=space.resolution, hemisphere=space.hemisphere)
@@ -80,7 +80,7 @@ def time_synthetic(args) -> dict[str, object]:
 
 
 def time_ward(bold, mask, prior_file, args) -> dict[str, object]:
-    """nilearn's Ward with as many parcels on the same file, voxels and filter; its own `transform` for the signals."""
+    """Time nilearn's Ward with equal number of parcels, file, voxels and filter; signals from its `transform`."""
     from nilearn.regions import Parcellations
 
     image = nib.load(bold)
@@ -105,7 +105,7 @@ def time_ward(bold, mask, prior_file, args) -> dict[str, object]:
 
 
 def time_srnmf(bold, mask, prior_file, args) -> dict[str, object]:
-    """pNet's SR-NMF by its own interpreter; reading, cleaning and its table of neighbours are not counted."""
+    """Time pNet's SR-NMF in its own environment, without reading, cleaning and its table of neighbours."""
     if args.fmripnet_python is None:
         return {"measured": False, "reason": "no --fmripnet-python"}
     scan = pnet_jax.load_scan(bold, mask=mask)
@@ -122,7 +122,7 @@ def time_srnmf(bold, mask, prior_file, args) -> dict[str, object]:
 
 
 def _prepare(files, folder):
-    """The recording, the atlas, and a mask of the voxels within reach of the atlas."""
+    """Return the recording, the atlas, and a mask of the voxels close to the atlas."""
     bold, mask, prior = files
     image = nib.load(mask)
     space = grid_space(np.asarray(image.dataobj) > 0, image.affine)
@@ -135,7 +135,7 @@ def _prepare(files, folder):
 
 
 def _repeat(once, repeats):
-    """Seconds and stage seconds of warm calls."""
+    """Return the total and stage times of warm calls in seconds."""
     rows = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Networks a second of the construction step alone, in waves of several sizes: what a device does once scans are in memory.
+"""Networks per second of the construction step alone, for several wave sizes, with scans in memory.
 
-Synthetic scans of V locations (grey matter at 3 mm), T frames and K parcels, each parcel with a signal of its own in noise. The step is
-compiled for each wave size. `step`: seconds of a wave whose scans are on the device. `streamed`: seconds of a wave while the scans of the
-next one travel from the host's memory to the device, outputs fetched. `idle`: share of that in which the device waits. FLOPs are counted
-in the compiled program, loops as often as they run. `of roofline`: the least time that its matrix products can take on this device, over
-the step's.
+Synthetic scans have V locations (grey matter at 3 mm), T frames and K parcels, each with an independent signal plus noise. The step is
+compiled for each wave size. `step`: seconds per wave with scans on the device. `streamed`: seconds per wave while the scans of the next one
+are transferred to the device, including transfer of outputs to the host. `idle`: share of that time in which the device waits. FLOPs are
+counted in the compiled program, including loop iterations. `of roofline`: the minimum time of its matrix products on this device relative
+to the time of the step.
 
     python benchmarks/construct_step.py --waves 8 16 32 64 --out benchmarks/results/construct_step_gpu.json
 """
@@ -28,7 +28,7 @@ from pnet_jax.parcellation.atlas import on_space
 from pnet_jax.scan import make_scan
 from pnet_jax.simulate.space import grey_matter_space
 
-STREAMED = 8  # waves
+STREAMED = 8  # number of waves
 
 
 def main() -> None:
@@ -53,13 +53,13 @@ def main() -> None:
             continue
         rows.append((f"wave of {size}", *row.values()))
         print({"wave": size} | row, flush=True)
-        write(args, figures)  # after each size, for a run that does not reach its end
+        write(args, figures)  # after each size, so that an interrupted run keeps its results
     if rows:
         table(("step", *row), rows)
 
 
 def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats: int) -> dict[str, float]:
-    """Figures of waves of one size."""
+    """Measure waves of one size."""
     shared, mesh, start = scans[0].shared, builder.mesh, time.perf_counter()
     waves = [[scan.subject] * size for scan in scans]
     here = jax.block_until_ready(stacked(waves[0], mesh))
@@ -72,7 +72,7 @@ def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats:
     alone = min(_seconds(lambda: jax.block_until_ready(step(tables, here))) for _ in range(repeats))
     put = min(_seconds(lambda: jax.block_until_ready(stacked(waves[1], mesh))) for _ in range(2))
     start = time.perf_counter()
-    with ThreadPoolExecutor(1) as thread:  # as in the loop over scans: on a GPU the call returns when the step is done
+    with ThreadPoolExecutor(1) as thread:  # as in the loop over scans: on a GPU, the call returns when the step has finished
         for number in range(STREAMED):
             found = thread.submit(step, tables, here)
             here = stacked(waves[(number + 1) % 2], mesh)  # while the step runs
@@ -96,7 +96,7 @@ def one_size(builder: Builder, scans: list[Ready], size: int, roofline, repeats:
 
 
 def make_synthetic(space, atlas, frames: int, seed: int):
-    """A scan whose parcels have signals of their own."""
+    """Make a scan whose parcels have independent signals."""
     rng = np.random.default_rng(seed)
     nearest = on_space(atlas, space).labels
     signals = rng.standard_normal((atlas.n_parcels, frames), np.float32)

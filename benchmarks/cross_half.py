@@ -1,16 +1,16 @@
-"""Parcels from one half of a real scan, scored on the other half, in both directions.
+"""Parcels estimated from one half of a real scan and scored on the other half, in both directions.
 
-The scan (resting, 4 mm, TR 1.5 s, 6.5 min) is cut in two with 10 frames left out between; each half is cleaned and constructed as a scan
-of its own, so that every choice is made inside the half that makes the parcels. For each atlas and encoder:
+The scan (resting state, 4 mm, TR 1.5 s, 6.5 min) is split with a gap of 10 frames; each half is cleaned and constructed as a separate scan,
+so that all choices are made within the half from which the parcels are estimated. For each atlas and encoder:
 
 - DCBC and homogeneity on the other half of the personalised parcels, of the atlas, and of a data-free map (nearest centroid);
-- agreement: share of voxels with the same label from both halves; share that left the atlas's parcel, and of these the share with the
-  same new label in the other half; the same of moves whose replication probability is at least one half;
-- ECE: expected calibration error of the label's probability against "the other half gives the same label".
+- agreement: share of voxels with the same label in both halves; share that left the atlas parcel, and among these the share with the
+  same new label in the other half; the same for moves with a replication probability of at least one half;
+- ECE: expected calibration error of the label probability for the event "the other half has the same label".
 
     python benchmarks/cross_half.py --encoders pnet-linear pnet-small raw --out benchmarks/results/cross_half.json
 
-`--frontier`: agreement and DCBC over a grid of κ and β, with the point that is chosen, as a figure too (`--figure FILE`).
+`--frontier`: agreement and DCBC over a grid of κ and β, with the selected point, also as a figure (`--figure FILE`).
 
     python benchmarks/cross_half.py --frontier --out benchmarks/results/frontier.json --figure docs/frontier.svg
 """
@@ -31,7 +31,7 @@ from pnet_jax.pretraining import reference_points
 from pnet_jax.simulate.space import grey_matter_space
 
 GAP_FRAMES = 10
-REGIONS = (100, 200, 400)  # and 16 subcortical ones: K = 116, 216, 416
+REGIONS = (100, 200, 400)  # plus 16 subcortical regions: K = 116, 216, 416
 REFERENCES = 400
 KAPPAS, BETAS = (2.0, 5.0, 10.0, 15.0, 20.0, 40.0, 80.0), (0.1, 0.2, 0.4, 0.8)
 KINDS = ("personalised", "fixed", "centroids")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def compare(scans, atlases, models) -> dict[str, object]:
-    """A row for each atlas and encoder."""
+    """Compute one row per atlas and encoder."""
     rows, figures = [], {}
     for prior in atlases:
         for name, model in models.items():
@@ -70,7 +70,7 @@ def compare(scans, atlases, models) -> dict[str, object]:
 
 
 def cross_half(scans, prior, model, config=None) -> dict[str, object]:
-    """Scores of both directions, averaged."""
+    """Average the scores of both directions."""
     networks = [pnet_jax.construct(scan, atlas=prior, model=model, config=config, edges=()) for scan in scans]
     space, fixed = scans[0].space, networks[0].atlas_labels
     inside = (fixed >= 0) & (networks[0].labels >= 0) & (networks[1].labels >= 0)
@@ -90,7 +90,7 @@ def cross_half(scans, prior, model, config=None) -> dict[str, object]:
 
 
 def replication(networks, fixed, inside) -> dict[str, float]:
-    """How far two networks of one participant agree, and how well each knows it."""
+    """Compute the agreement of two networks of one participant, and the calibration of their probabilities."""
     same = (networks[0].labels == networks[1].labels)[inside]
     each = []
     for network in networks:
@@ -109,18 +109,18 @@ def replication(networks, fixed, inside) -> dict[str, float]:
 
 
 def calibration_error(p, right, bins: int = 10) -> float:
-    """Mean difference of probability and share that is right, over bins of equal width, weighted by their sizes."""
+    """Mean difference between probability and accuracy over bins of equal width, weighted by size."""
     at = np.minimum((p * bins).astype(int), bins - 1)
     return float(sum(abs(p[at == b].mean() - right[at == b].mean()) * np.mean(at == b) for b in np.unique(at)))
 
 
 def config(kappa: float, beta: float):
-    """Fixed settings, always personalised."""
+    """Return a configuration with fixed κ and β that always personalises."""
     return pnet_jax.ConstructConfig(kappa=kappa, beta=beta, labels="personalised")
 
 
 def frontier(scans, atlases) -> dict[str, object]:
-    """Agreement and DCBC over the grid, and where the choice lies."""
+    """Compute agreement and DCBC over the grid, and for the selected point."""
     figures = {}
     for prior in atlases:
         points = []
@@ -140,7 +140,7 @@ def frontier(scans, atlases) -> dict[str, object]:
 
 
 def draw(figures, file: Path) -> None:
-    """Agreement against DCBC, a line for each β."""
+    """Plot agreement against DCBC, one line per β."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,7 +159,7 @@ def draw(figures, file: Path) -> None:
 
 
 def halves(bold, mask):
-    """The two halves of a recording, each cleaned by itself."""
+    """Return the two halves of a recording, each cleaned separately."""
     image = nib.load(bold)
     middle = image.shape[3] // 2
     parts = (slice(None, middle - GAP_FRAMES // 2), slice(middle + GAP_FRAMES // 2, None))
@@ -171,7 +171,7 @@ def halves(bold, mask):
 
 
 def raw_fingerprints():
-    """A model without pre-training: the fingerprints themselves."""
+    """Return a model without pre-training, whose embeddings are the fingerprints."""
     points = reference_points(grey_matter_space(4), REFERENCES)
     one = np.eye(REFERENCES, dtype=np.float32)
     nothing = np.zeros(REFERENCES, np.float32)

@@ -1,4 +1,4 @@
-"""Attacks of `reliability.py` on what is on disk: one other byte in records, results, checkpoints, group models and cohort stores."""
+"""Attacks of `reliability.py` on files: one changed byte in records, results, checkpoints, group models and cohort stores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pnet_jax.outputs import load_cohort
 from pnet_jax.outputs.overview import overview
 from pnet_jax.outputs.status import read_record_files
 
-FLIPS = 20  # in each record and list
+FLIPS = 20  # changed bytes per record and list
 
 
 def flipped(attack: Attack, place: Place) -> None:
-    """One other byte, in every record and list, and in every file of a result, a cohort store, a checkpoint and a group model."""
+    """Change one byte in every record and list, and in every file of a result, a cohort store, a checkpoint and a group model."""
     out = shutil.copytree(place.clean, place.work / "flipped")
     for file in sorted((out / ".pnet").rglob("*.json")):
         whole = file.read_bytes()
@@ -55,7 +55,7 @@ def flipped(attack: Attack, place: Place) -> None:
 
 
 def _other_byte(file: Path, whole: bytes) -> int:
-    """Write a file with one bit changed at a random place; returns the place."""
+    """Rewrite a file with one bit changed at a random position, and return the position."""
     other = bytearray(whole)
     other[at := random.randrange(len(whole))] ^= 1 << random.randrange(8)
     file.write_bytes(other)
@@ -70,7 +70,7 @@ def _warned(out: Path) -> list[str]:
 
 
 def _flipped_store(attack: Attack, place: Place, out: Path) -> None:
-    """Every file of a cohort store: refused by the name of the store, or the same numbers; then `pnet collect` again."""
+    """Change every file of a cohort store: it must be refused by name, or give the same numbers; then run `pnet collect` again."""
     try:
         import zarr  # noqa: F401
     except ImportError:
@@ -100,7 +100,7 @@ def _flipped_store(attack: Attack, place: Place, out: Path) -> None:
 
 
 def _numbers(cohort: Cohort) -> list[object]:
-    """What a cohort says of its scans, in a form that can be compared."""
+    """Return the contents of a cohort in a comparable form."""
     arrays = [cohort.coverage, cohort.signals, cohort.frames, cohort.labels, cohort.confidence]
     arrays += [*cohort.edges.values(), *cohort.table.values()]
     rest = [list(cohort.edges), list(cohort.table), *(list(map(str, one)) for one in (cohort.ids, cohort.names, cohort.hemispheres))]

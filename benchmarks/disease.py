@@ -1,21 +1,19 @@
-"""Patients against controls, where what sets them apart is known: what is found with and without parcels of each participant's own.
+"""Detection of a planted group difference with and without personalised parcels.
 
-A simulated cohort of 25 patients and 25 controls, taken in turn, with a planted disease: couplings among 8 parcels are weakened, those
-among 6 others strengthened; 43 edges in all, the same in every patient. Every edge between two parcels that all participants have is
-tested by
-a two-sample t of Fisher z; found is what passes a false discovery rate of .05 (Benjamini and Hochberg), or max-T over 2,000 rearrangements
-(family-wise .05). A changed coupling propagates: of what is found elsewhere, "elsewhere, real" are the edges whose closed-form correlation
-is changed by .05 or more on average over the patients, "false" all others, smaller true changes among them. AUC and average precision: how
-well |t| tells planted edges from those others. Then mean |t| and mean difference in Fisher z of the planted edges. Diagnosis: AUC of ridge
-regression on the edges in held-out participants (5 folds, 5 repeats).
+A simulated cohort consists of 25 patients and 25 controls with a planted disease: couplings among 8 parcels are weakened and couplings
+among 6 others strengthened; 43 edges in total, the same in every patient. Every edge between parcels present in all participants is tested
+by a two-sample t test of Fisher z; edges are detected at a false discovery rate of 0.05 (Benjamini and Hochberg), or by max-T over 2,000
+permutations (family-wise 0.05). Coupling changes propagate: among edges detected elsewhere, "elsewhere, real" are those whose closed-form
+correlation changes by at least 0.05 on average over patients, and "false" all others, including smaller true changes. AUC and average
+precision measure how well |t| separates planted edges from these others. Further measures are mean |t| and mean difference in Fisher z of
+planted edges, and diagnosis: AUC of ridge regression on the edges in held-out participants (5 folds, 5 repeats).
 
-Edges of one recording each: of the group's own parcels without personalisation (fixed atlas; the group is the cohort's true one, which no
-real atlas is), of personalised parcels (raw), the same shrunk and guided by healthy participants who took no part, and two upper bounds:
-of the
-participant's true parcels, and the closed-form correlations, without any recording. Mean over cohorts (seeds). Shrinking scans of about one
-length hardly changes t (it is linear, edge by edge); what it does where patients have shorter ones: `planted_difference.py`. Further
-tables: differences to the fixed atlas with 95 % intervals (t over cohorts), what is found with fewer participants, where less is at its
-ceiling, and how close the controls' edges are to the closed form (as in `personalization.py`).
+Edges are estimated from one recording each: with group parcels without personalisation (fixed atlas; the group is the cohort's true one,
+which no real atlas is), with personalised parcels (raw), with these shrunk and guided by healthy participants of a separate sample, and
+two upper bounds: with the participant's true parcels, and closed-form correlations without any recording. Values are means over cohorts
+(seeds). For scans of similar length, shrinkage hardly changes t (it is linear for each edge); `planted_difference.py` shows its effect when
+patients have shorter scans. Further tables: differences from the fixed atlas with 95 % intervals (t over cohorts), detection with fewer
+participants, for which scores are not at ceiling, and similarity of the controls' edges to the closed form (as in `personalization.py`).
 
     python benchmarks/disease.py --scrub --keep FOLDER --out benchmarks/results/disease.json
     python benchmarks/disease.py --scrub --keep FOLDER --seeds 3 --severities 0.75 0.5 --out benchmarks/results/disease_milder.json
@@ -53,7 +51,7 @@ COUNTED = ("planted, found", "planted, max-T")
 PLAIN = "fixed atlas"
 LAYERS = (PLAIN, "raw", "shrunk", "guided", "true parcels", "closed form")
 SCORES = ("planted, found", "weakened", "strengthened", "elsewhere, real", "false", "planted, max-T", "AUC", "AP", "|t|", "difference")
-COMPARED = ("planted, found", "planted, max-T", "AUC", "AP", "diagnosis")  # with the fixed atlas
+COMPARED = ("planted, found", "planted, max-T", "AUC", "AP", "diagnosis")  # measures compared with the fixed atlas
 FEWER = (10, 15, 20)  # participants of each group, the first of the cohort
 
 
@@ -70,7 +68,7 @@ def main() -> None:
 
 
 def over_cohorts(seeds: list[dict]) -> dict[str, dict]:
-    """Means over cohorts, differences to the fixed atlas with their intervals, and the cohorts themselves."""
+    """Compute means over cohorts, differences from the fixed atlas with intervals, and the values of each cohort."""
     ours, plain = ({score: [seed[layer][score] for seed in seeds] for score in COUNTED} for layer in ("raw", PLAIN))
     return {
         "mean": {layer: average([seed[layer] for seed in seeds]) for layer in LAYERS},
@@ -98,7 +96,7 @@ def show(name: str, found: dict[str, dict]) -> None:
 
 
 def _gains(seeds: list[dict], layer: str, measures=None) -> dict[str, list[float]]:
-    """Mean over cohorts of a layer's difference to the fixed atlas, with its 95 % interval by Student's t."""
+    """Mean over cohorts of the difference from the fixed atlas, with its 95 % interval from Student's t."""
     n, out = len(seeds), {}
     for measure in measures or seeds[0][layer]:
         apart = [seed[layer][measure] - seed[PLAIN][measure] for seed in seeds]
@@ -108,7 +106,7 @@ def _gains(seeds: list[dict], layer: str, measures=None) -> dict[str, list[float
 
 
 def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, dict[str, float]]:
-    """What is found in one cohort, for each layer, and what there was to find."""
+    """Compute the detections in one cohort for each kind of edges, and the planted effects."""
     config = SimulateConfig(
         subjects=args.participants,
         sessions=1,
@@ -121,7 +119,7 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
     )
     healthy = dataclasses.replace(config, patients=0.0)
     others = [_kept(args, healthy, args.participants + number, _halves, model) for number in range(args.others)]
-    # A control is the same participant whatever the patients have.
+    # Controls are independent of the disease of the patients.
     participants = [_kept(args, config if number % 2 else healthy, number, _edges, model) for number in range(args.participants)]
     ill = np.array([bool(participant["patient"]) for participant in participants])
     first, second = np.stack([other["halves"] for other in others], 1)
@@ -160,7 +158,7 @@ def one_cohort(args, model, tier: str, severity: float, seed: int) -> dict[str, 
 
 
 class Given:
-    """Edges as features, of which nothing is fitted."""
+    """Edges as features without fitted parameters."""
 
     name = "edges"
 
@@ -172,7 +170,7 @@ class Given:
 
 
 def diagnosed(z: np.ndarray, ill: np.ndarray, seed: int) -> float:
-    """AUC of ridge regression on the edges `[S, E]` in held-out participants; edges that a participant lacks are left out."""
+    """AUC of ridge regression on the edges `[S, E]` in held-out participants; edges missing in any participant are omitted."""
     y = ill.astype(float)
     split = by_subject(np.arange(len(z)), y, folds=5, repeats=5, seed=seed)
     features = Given(z[:, np.isfinite(z).all(0)].astype(np.float32))
@@ -181,7 +179,7 @@ def diagnosed(z: np.ndarray, ill: np.ndarray, seed: int) -> float:
 
 
 def _times(ours: list[float], plain: list[float]) -> dict[str, float | None]:
-    """How many times as many edges are found; None where the plain one found nothing."""
+    """Ratio of the numbers of detected edges; None if the reference detects none."""
     sums = {"of means": (np.mean(ours), np.mean(plain)), "of medians": (np.median(ours), np.median(plain))}
     return {name: float(a / b) if b else None for name, (a, b) in sums.items()} | {
         "cohorts with more": float(np.sum(np.greater(ours, plain))),
@@ -194,14 +192,14 @@ def fisher(r: np.ndarray) -> np.ndarray:
 
 
 def discovered(z: np.ndarray, ill: np.ndarray) -> np.ndarray:
-    """Edges that pass the false discovery rate, `[E]`; what a participant lacks is not tested."""
+    """Edges that survive the false discovery rate, `[E]`; edges missing in any participant are not tested."""
     known, out = np.isfinite(z).all(0), np.zeros(z.shape[1], bool)
     out[known] = false_discovery_control(ttest_ind(z[ill][:, known], z[~ill][:, known]).pvalue) < LEVEL
     return out
 
 
 def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarray, changed: np.ndarray, seed: int) -> tuple[float, ...]:
-    """The scores of participants's edges in Fisher z, `[S, E]`."""
+    """Compute the scores of participants' edges in Fisher z, `[S, E]`."""
     found, known = discovered(z, ill), np.isfinite(z).all(0)
     z, hit, still = z[:, known], planted[known], (~planted & ~changed)[known]
     size = np.abs(ttest_ind(z[ill], z[~ill]).statistic)
@@ -222,7 +220,7 @@ def scored(z: np.ndarray, ill: np.ndarray, planted: np.ndarray, strong: np.ndarr
 
 
 def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, np.ndarray]:
-    """What `make` says of a participant, read from `--keep` where it stands there."""
+    """Return the result of `make` for a participant, from `--keep` if available."""
     file = None
     if args.keep:
         said = f"{config.tier}-{config.seed}-{config.patients:g}-{config.severity if config.patients else 0:g}-{number}{make.__name__}"
@@ -242,7 +240,7 @@ def _kept(args, config: SimulateConfig, number: int, make, model) -> dict[str, n
 
 
 def _halves(participant, scan, prior: Atlas, model) -> dict[str, np.ndarray]:
-    """Edges of both halves of a scan, of the group's parcels: what layers are learned from."""
+    """Edges of both halves of a scan in group parcels, to learn shrunk and guided edges from."""
     halves = halves_of(scan)
     signals = [np.asarray(parcel_signals(half.y, participant.group_labels, prior.n_parcels)) for half in halves]
     return {
@@ -252,7 +250,7 @@ def _halves(participant, scan, prior: Atlas, model) -> dict[str, np.ndarray]:
 
 
 def _edges(participant, scan, prior: Atlas, model) -> dict[str, np.ndarray]:
-    """One participant's edges, and what is true of them."""
+    """Return one participant's edges and ground truth."""
     from sklearn.metrics import adjusted_rand_score
 
     network = pnet_jax.construct(scan, atlas=prior, model=model, config=ConstructConfig())
@@ -286,7 +284,7 @@ def _arguments():
     arguments.add_argument("--minutes", type=float, default=10.0)
     arguments.add_argument("--scrub", action="store_true", help=f"drop frames with a displacement above {FD_MM} mm")
     arguments.add_argument("--checkpoint", default="pnet-linear", help="model name or checkpoint folder")
-    arguments.add_argument("--keep", type=Path, help="keep every participant's edges here; a run that was stopped goes on from there")
+    arguments.add_argument("--keep", type=Path, help="keep every participant's edges here; an interrupted run resumes from it")
     return arguments.parse_args()
 
 

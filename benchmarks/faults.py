@@ -1,4 +1,4 @@
-"""Attacks of `reliability.py` on the processes of a run, on its disk and on the files it reads while it goes on."""
+"""Attacks of `reliability.py` on the processes of a run, on its disk and on the files it reads during the run."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from pnet_jax.outputs.overview import overview
 
 
 def begun(place: Place, out: Path, *more: object) -> Started:
-    """A run that has made its folder."""
+    """Start a run and wait until it has created its folder."""
     started = start("construct", place.cohort, out, *OPTIONS, *EDGES, *more)
     wait_for(started, out.exists)
     return started
 
 
 def _working(started: Started, out: Path, after: int) -> bool:
-    """Whether there are worker processes, and so many results."""
+    """Whether there are worker processes and at least this number of results."""
     return results(out) >= after and bool(started.workers())
 
 
 def _claimed(out: Path, after: int) -> bool:
-    """Whether a scan is being worked on after so many results; -1 does not wait for that."""
+    """Whether a scan is in progress after this number of results; −1 omits the condition."""
     return after < 0 or (results(out) >= after and any((out / ".pnet").glob("*.claim")))
 
 
 def _holders(out: Path) -> set[int]:
-    """Processes that work on a scan."""
+    """Processes that are working on a scan."""
     found = set()
     for file in (out / ".pnet").glob("*.claim"):
-        with contextlib.suppress(OSError):  # released meanwhile
+        with contextlib.suppress(OSError):  # released in the meantime
             found |= {int(number) for number in re.findall(r"process (\d+)", file.read_text())}
     return found
 
 
 def _held(out: Path, after: int) -> bool:
-    """Whether a scan is being worked on by a process that says so, after so many results."""
+    """Whether a scan is claimed by a running process after this number of results."""
     return results(out) >= after and bool(_holders(out))
 
 
 def killed(attack: Attack, place: Place, kills: int) -> None:
-    """At random moments: the process alone, whose orphans are there as the next run begins; or all processes at once."""
+    """Kill at random moments: the process alone, whose orphans exist when the next run begins, or all processes at once."""
     for tree in (False, True):
         for number in range(kills):
             out = place.work / f"killed{number}"
@@ -103,7 +103,7 @@ def worker_killed(attack: Attack, place: Place) -> None:
 
 
 def _lost(attack: Attack, case: str, started: Started, out: Path) -> None:
-    """A run whose workers were killed ends with a row for each participant, and the scans that failed are named."""
+    """A run whose workers are killed must end with a row for each participant and name the failed scans."""
     code, said = finish(started)
     rows = rows_of(out)
     named = all(status == "ok" or f"sub-{who}" in error for who, (status, error) in rows.items())
@@ -131,7 +131,7 @@ def stopped(attack: Attack, place: Place) -> None:
 
 
 def shard_killed(attack: Attack, place: Place) -> None:
-    """One of four parts, and that part again; a last call makes the cohort's measures."""
+    """Kill one of four parts and repeat it; a last call computes the cohort measures."""
     out, sources = place.work / "parts", find_scans(place.cohort)
     counts = [sum(Shard(number, 4).has(one) for one in sources) for number in range(1, 5)]
     most = 1 + counts.index(max(counts))
@@ -189,7 +189,7 @@ def full_disk(attack: Attack, place: Place) -> None:
 
 
 def input_changed(attack: Attack, place: Place) -> None:
-    """A recording that is deleted, or becomes another one, at three moments of a run."""
+    """Delete or replace a recording at three moments of a run."""
     for what in ("deleted", "replaced"):
         for after in (-1, 0, 2):
             source, out = place.work / "moving", place.work / "moved"
@@ -207,7 +207,7 @@ def input_changed(attack: Attack, place: Place) -> None:
             rows, states = rows_of(out), {one.subject: one for one in overview(out, verify=True)}
             others = all(rows[f"0{n}"][0] == "ok" and states[f"0{n}"].state == "done" for n in range(1, 6))
             status, error = rows["06"]
-            if status == "ok":  # of the file as it was read, or of the new one, before it was read
+            if status == "ok":  # result of the original or of the new file
                 right = code == 0 and states["06"].state == ("stale" if what == "deleted" else states["06"].state)
             else:
                 right = code == 1 and "sub-06" in error
@@ -217,14 +217,14 @@ def input_changed(attack: Attack, place: Place) -> None:
                 refused=status != "ok",
                 said=f"{status} {error} {states['06'].state}",
             )
-            aside.replace(bold)  # with the time that it had
+            aside.replace(bold)  # with its original modification time
             code, _ = run("construct", source, out, *OPTIONS, *EDGES, "--resume")
             differ = [name for name in differences(place.clean, out) if not name.endswith(".json") and name != "status.tsv"]
             attack("  and --resume with the first one", code == 0 and not differ, said=differ[:3])
 
 
 def read_only(attack: Attack, place: Place) -> None:
-    """OUT, or a participant's folder in it, that may not be written."""
+    """Make OUT, or a participant's folder in it, read-only."""
     probe = place.work / "probe"
     probe.mkdir(mode=0o555)
     tried = [sys.executable, "-c", f"open({str(probe / 'file')!r}, 'w')"]
@@ -252,7 +252,7 @@ def read_only(attack: Attack, place: Place) -> None:
 
 
 def clock(attack: Attack, place: Place) -> None:
-    """Everything on disk is of the year 2040, as after a clock that was put back."""
+    """Set the dates of all files to 2040, as after a clock was set back."""
     out, late = shutil.copytree(place.clean, place.work / "late"), 2_208_988_800
     files = [path for path in out.rglob("*") if path.is_file()]
     for file in files:
@@ -268,7 +268,7 @@ def clock(attack: Attack, place: Place) -> None:
     started = begun(place, out)
     wait_for(started, functools.partial(_claimed, out, 2))
     for file in [path for path in out.rglob("*") if path.is_file()]:
-        with contextlib.suppress(FileNotFoundError):  # written or released meanwhile
+        with contextlib.suppress(FileNotFoundError):  # written or released in the meantime
             os.utime(file, (late, late))
     code, _ = finish(started)
     differ = differences(place.clean, out)
@@ -280,7 +280,7 @@ def clock(attack: Attack, place: Place) -> None:
 
 
 def too_large(attack: Attack, place: Place) -> None:
-    """A recording that takes ten times the memory of this machine; then the one that was in its place."""
+    """Use a recording that needs ten times the memory of this machine, then the original one."""
     folder, aside, out = place.cohort / "sub-02", place.work / "aside", place.work / "large"
     folder.rename(aside)
     try:
@@ -307,7 +307,7 @@ def too_large(attack: Attack, place: Place) -> None:
 
 
 def many(attack: Attack, place: Place) -> None:
-    """Fifty participants of whom five are broken, each in its own way; then mended and tried again as the closing line says."""
+    """Fifty participants, of which five are broken in different ways; these are repaired and retried with the printed command."""
     source, out, clean = place.work / "fifty", place.work / "fifty-out", place.work / "fifty-clean"
     for number in range(1, 51):
         write_participant(source, f"{number:02d}", number)

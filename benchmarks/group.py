@@ -1,11 +1,10 @@
-"""Does a group model help simulated participants who had no part in it?
+"""Effect of a group model on simulated participants who were not used to fit it.
 
-Cohorts of 10, 30 and 100 participants are constructed, and the group model is learned from these networks (`fit_group`). Participants
-who are not among them are constructed with and without it. Their parcels are compared with their true ones: adjusted Rand index (ARI);
-beside it the held-out density S, the DCBC on their second session, the agreement of both sessions' parcels, the share that is decided to
-be personalised, the ARI of the map that is returned otherwise, and connected pieces. Ward (scikit-learn, as many parcels, on the same
-signals) stands beside it. `atlas`: the cohort's true group parcels. `displaced`: those of an atlas that lies up to 4 mm beside them, as
-an atlas made from other participants would.
+Cohorts of 10, 30 and 100 participants are constructed, and the group model is learned from these networks (`fit_group`). Other participants
+are constructed with and without it, and their parcels are compared with the true ones by the adjusted Rand index (ARI). Further measures:
+held-out density S, DCBC on the second session, agreement of the parcels of both sessions, share of personalised parcellations, ARI of the
+map that is returned otherwise, and connected pieces. The baseline is Ward clustering (scikit-learn, same number of parcels and signals).
+`atlas`: the cohort's true group parcels. `displaced`: those of an atlas displaced by up to 4 mm, as for an atlas from other participants.
 
     python benchmarks/group.py --out benchmarks/results/group.json
 """
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 def one_cohort(args, tier: str, displaced: bool) -> dict[str, dict[str, float]]:
-    """Figures of the participants left out, for each size of the cohort."""
+    """Compute the measures of the held-out participants for each cohort size."""
     most = max(args.sizes)
     config = SimulateConfig(subjects=most + args.left_out, sessions=2, tier=tier, minutes=args.minutes, seed=args.seed)
     first = simulate_subject(config, 0)
@@ -78,7 +77,7 @@ def construct(builder: Builder, session):
 
 
 def score(subject, builder: Builder) -> dict[str, float]:
-    """Parcels of the first session, as decided, against the truth and the second session."""
+    """Compare the parcels of the first session, as decided, with the truth and the second session."""
     networks = [construct(builder, session) for session in subject.sessions]
     network, inside = networks[0], networks[0].labels >= 0
     chosen = network.qc.selection
@@ -96,7 +95,7 @@ def score(subject, builder: Builder) -> dict[str, float]:
 
 
 def calibration(network, truth) -> float:
-    """Expected calibration error of the probabilities against the true parcels, in ten bins."""
+    """Expected calibration error of the probabilities with respect to the true parcels, in ten bins."""
     inside = network.labels >= 0
     p, hit = network.confidence[inside], (network.labels == truth)[inside]
     at = np.minimum((p * 10).astype(int), 9)
@@ -104,7 +103,7 @@ def calibration(network, truth) -> float:
 
 
 def ward(subject) -> dict[str, float]:
-    """As many contiguous parcels by Ward's criterion, of the first session's signals alone."""
+    """Ward clustering into the same number of contiguous parcels, from the signals of the first session alone."""
     space, scan = subject.space, cleaned_scan(subject.sessions[0])
     count = int(subject.group_labels.max()) + 1
     rows, columns = np.nonzero(space.neighbours >= 0)

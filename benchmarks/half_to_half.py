@@ -1,17 +1,17 @@
-"""Edges from one half of a real scan, scored on the raw edges of its other half, in participants of sites that took no part.
+"""Edges from one half of a real scan, scored on the raw edges of the other half, in participants from held-out sites.
 
-ABIDE I, 200 ROIs, .009–.1 Hz, mean signal removed, 10 frames left out between the halves. Everything is fitted on 390 participants of nine
-sites and scored on 127 of five others; with `--leave-site-out N`, all sites are dealt to N groups, and each group is scored by what was
-fitted on the others. `individual` is the correlation over edges after the training mean is taken away, so that a constant network scores 0;
-`mse` is in Fisher z and holds the noise of the half that is predicted. Differences are to edge-wise empirical Bayes. Intervals are
-bootstraps over participants. `QC-FC` is the mean over edges of |r| with head motion over participants within sites; the data have no
-displacement, and DVARS of the half that is seen (root mean square over regions of the change from frame to frame, of z-scored signals
-before the filter) stands in for it. `--sites` scores folds of training sites: what choices were made on.
+ABIDE I, 200 ROIs, 0.009–0.1 Hz, mean signal removed, gap of 10 frames between the halves. Everything is fitted on 390 participants of nine
+sites and scored on 127 of five others; with `--leave-site-out N`, all sites are divided into N groups, and each group is scored with
+parameters fitted on the others. `individual` is the correlation over edges after removal of the training mean, so that a constant network
+scores 0; `mse` is in Fisher z and includes the noise of the predicted half. Differences are relative to edge-wise empirical Bayes.
+Intervals are bootstraps over participants. `QC-FC` is the mean over edges of |r| with head motion over participants within sites; since the
+data have no displacement, DVARS of the first half is used instead (root mean square over regions of the change between frames, for z-scored
+signals before the filter). `--sites` scores folds of training sites, on which choices were made.
 
     python benchmarks/half_to_half.py --leave-site-out 5 --out benchmarks/results/half_to_half_sites.json
     python benchmarks/half_to_half.py --out benchmarks/results/half_to_half.json
     python benchmarks/half_to_half.py --parcels 60           # ROIs merged, on the fitted sites' group network
-    python benchmarks/half_to_half.py --minutes 1.5          # only the last minutes of a test scan's first half are seen
+    python benchmarks/half_to_half.py --minutes 1.5          # uses only the last minutes of the first half of test scans
     python benchmarks/half_to_half.py --participants 40            # fitted on few participants
     python benchmarks/half_to_half.py --sites                # five folds of training sites; the test sites are not read
 """
@@ -34,7 +34,7 @@ BOOTSTRAPS = 2000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """Both halves of everybody: views (raw, whitened) `[S, 2, K, K]`, independent frames `[S]`, DVARS of the first `[S]`."""
+    """Both halves of all participants: views (raw, whitened) `[S, 2, K, K]`, independent frames `[S]`, DVARS of the first `[S]`."""
 
     views: tuple[np.ndarray, np.ndarray]
     n_eff: tuple[np.ndarray, np.ndarray]
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def merged(train: list[Recording], parcels: int | None) -> np.ndarray | None:
-    """A matrix that averages alike ROIs, `[200, K]`: Ward on the mean network of the training sites."""
+    """Averaging matrix of similar ROIs, `[200, K]`: Ward clustering of the mean network of the training sites."""
     if parcels is None:
         return None
     group = np.mean([np.corrcoef(scan.signals.T) for scan in train], 0)
@@ -94,7 +94,7 @@ def halves(scans: list[Recording], merge: np.ndarray | None, minutes: float | No
         cuts = slice(None, len(x) // 2 - GAP_FRAMES // 2), slice(len(x) // 2 + GAP_FRAMES // 2, None)
         if minutes is not None:
             cuts = slice(max(0, cuts[0].stop - round(60 * minutes / scan.tr)), cuts[0].stop), cuts[1]
-        # The second view is made of the half's own frames alone.
+        # The second view uses only frames of this half.
         pair = [(np.corrcoef(filtered[cut].T), edges.compute("whitened", without_drift(x[cut], scan.tr).T)) for cut in cuts]
         if np.isfinite(pair).all():
             views.append(np.array(pair, np.float32))
@@ -106,14 +106,14 @@ def halves(scans: list[Recording], merge: np.ndarray | None, minutes: float | No
 
 
 def without_drift(x: np.ndarray, tr: float) -> np.ndarray:
-    """Signals less the cosines below the band, so that no frame of the other half enters as by a filter."""
+    """Regress out the cosines below the band, so that no frame of the other half contributes, as it would with a filter."""
     orders = np.arange(int(2 * len(x) * tr * BAND_HZ[0]) + 1)
     cosines = np.cos(np.pi * (np.arange(len(x))[:, None] + 0.5) * orders / len(x))
     return (x - cosines @ np.linalg.lstsq(cosines, x, rcond=None)[0]).astype(np.float32)
 
 
 def folds(sites: np.ndarray, number: int = 5) -> list[np.ndarray]:
-    """Whole sites, dealt by falling size to the smallest fold."""
+    """Assign whole sites to the smallest fold, in decreasing order of size."""
     names, sizes = np.unique(sites, return_counts=True)
     dealt: list[list[str]] = [[] for _ in range(number)]
     filled = np.zeros(number)
@@ -124,12 +124,12 @@ def folds(sites: np.ndarray, number: int = 5) -> list[np.ndarray]:
 
 
 def few(cohort: Cohort, participants: int | None) -> Cohort:
-    """That many participants by chance."""
+    """Draw this number of participants at random."""
     return cohort if participants is None else cohort.take(np.random.default_rng(0).permutation(len(cohort.sites))[:participants])
 
 
 def score(fit: Cohort, test: Cohort) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Each participant's figures for each estimate of the first half, and the estimates in Fisher z, `[S, E]`."""
+    """Compute each participant's measures for each estimate of the first half, and the estimates in Fisher z, `[S, E]`."""
     upper = np.triu_indices(fit.views[0].shape[-1], 1)
     a, b = (fisher(views[:, 0])[:, *upper] for views in fit.views)
     seen, truth = (fisher(views[:, 0])[:, *upper] for views in test.views)
@@ -168,7 +168,7 @@ def score(fit: Cohort, test: Cohort) -> tuple[dict[str, dict[str, np.ndarray]], 
 
 
 def _alone(fit: Cohort, test: Cohort, upper, mean: np.ndarray) -> np.ndarray:
-    """Each edge's best line from the whitened view to the other half's raw edge."""
+    """Fit each edge's regression of the other half's raw edge on the whitened view."""
     (a, b), (y, x) = ([fisher(views[:, 1])[:, *upper] for views in fit.views], [fisher(v[:, 0])[:, *upper] for v in fit.views])
     centre = (a.mean(0) + b.mean(0)) / 2
     slope = ((a - centre) * (x - mean) + (b - centre) * (y - mean)).mean(0) / ((a - centre) ** 2 + (b - centre) ** 2).mean(0)
@@ -200,7 +200,7 @@ def qc_fc(z: np.ndarray, moved: np.ndarray, where: np.ndarray) -> float:
 
 
 def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, object]:
-    """Means, and differences of participants to the reference with bootstrap intervals."""
+    """Compute means, and differences of participants from the reference with bootstrap intervals."""
     out: dict[str, object] = {"individual [95 %]": interval(values["individual"])}
     out |= {key: float(values[key].mean()) for key in ("mse", "identification")}
     for key in ("individual", "mse"):
@@ -210,7 +210,7 @@ def summary(values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
 
 
 def sites(participants: dict[str, dict[str, np.ndarray]], where: np.ndarray) -> dict[str, dict[str, float]]:
-    """Each site's means: a gain that only one scanner shows would be the scanner's."""
+    """Compute the means of each site, to detect gains that are specific to one scanner."""
     shown = {"EB": "empirical Bayes", "guided": "guided"}
     return {
         str(site): {"participants": int((where == site).sum()), "TR": TR.get(str(site), OTHER_TR)}
@@ -240,7 +240,7 @@ def _arguments():
     arguments.add_argument("--minutes", type=float, help="of a test scan's first half that are seen")
     arguments.add_argument("--participants", type=int, help="how many of the training participants are used")
     arguments.add_argument(
-        "--leave-site-out", type=int, metavar="N", help="score every site, in N groups, by what was fitted on the others"
+        "--leave-site-out", type=int, metavar="N", help="score every site, in N groups, with parameters fitted on the others"
     )
     arguments.add_argument("--sites", action="store_true", help="score folds of training sites, not the test sites")
     return arguments.parse_args()

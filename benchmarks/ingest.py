@@ -7,8 +7,8 @@ the imports to the result in memory, as wall time and as CPU time (all threads).
 libraries included. Results are compared with those of the first program (`largest difference`), and one voxel in a hundred with nilearn's
 cleaning in float64 (`largest error`).
 
-`both halves` also cleans each half of the scan on its own, which constructing a network requires and the masker does not do. `filter at
-once` is the masker with the option that makes nilearn filter all voxels in one call instead of one after the other: faster, but with more
+`both halves` also cleans each half of the scan separately, which network construction requires and the masker does not do. `filter at
+once` is the masker with the option that makes nilearn filter all voxels in one call instead of one by one: faster, but with more
 memory.
 
     python benchmarks/ingest.py --out benchmarks/results/ingest.json

@@ -1,7 +1,6 @@
-"""One scan's journey through the package: which modules `construct` passes, how often, and how long construction's functions are.
+"""Path of one scan through the package: modules used by `construct`, numbers of calls, and lengths of the construction functions.
 
-A profiler counts calls between modules of the package while one scan is constructed, after compilation, so that what is traced once does
-not count.
+A profiler counts calls between modules of the package during construction of one scan, after compilation, so that tracing is not counted.
 
     python benchmarks/journey.py --out benchmarks/results/journey.json
 """
@@ -36,7 +35,7 @@ def main() -> None:
 
 
 def trace(run) -> tuple[dict[str, int], set[str]]:
-    """Entries into each module from another module of the package, and the modules that were passed."""
+    """Count calls into each module from other modules of the package, and list the modules used."""
     entered: dict[str, int] = {}
     modules: set[str] = set()
 
@@ -64,7 +63,7 @@ def module_of(frame) -> str | None:
 
 
 def longest_function(folder: Path) -> tuple[int, str]:
-    """Lines of the longest function below a folder, and its name."""
+    """Return the number of lines of the longest function below a folder, and its name."""
     found = [
         (node.end_lineno - node.lineno + 1, f"{file.stem}.{node.name}")
         for file in sorted(folder.glob("*.py"))

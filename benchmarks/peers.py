@@ -1,12 +1,12 @@
-"""The kernels beside other programs that do the same: same inputs, same run, from numpy arrays in memory to numpy arrays.
+"""Kernels compared with equivalent programs: same inputs, same run, from NumPy arrays in memory to NumPy arrays.
 
-Each task prints seconds, how many times faster ours is, and the largest difference between the two results where they mean the same.
-A program that is not installed, or does not run, has a row that says why. Programs that cannot share our environment run in their own:
+Each task prints the time in seconds, the speed-up of pnet_jax, and the largest difference between results that should be equal. Programs
+that are not installed, or fail, have a row with the reason. Programs with incompatible requirements run in separate environments:
 
     python benchmarks/peers.py --out benchmarks/results/peers.json \\
         --brainiak-python PYTHON --fmripnet-python PYTHON --netrd-python PYTHON --bctpy-python PYTHON
 
-To add a peer, add an entry to the dictionary that its task returns.
+To add a program, add an entry to the dictionary returned by its task.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ TASKS: dict[str, Callable[[Any], Task]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Programs that do one thing.
+    """Programs for one task.
 
     Attributes:
-      what: in words, with sizes.
-      programs: a call for each; the first is ours. A call gives what it found, or raises; `Elsewhere` has timed itself.
-      same: those whose result must equal ours.
-      repeats: timed calls of each.
-      score: how good a result is, where programs mean different things; None where it cannot be said.
+      what: Description, with sizes.
+      programs: Function for each program, pnet_jax first. A function returns its result, or raises; `Elsewhere` measures its own time.
+      same: Programs whose results must equal those of pnet_jax.
+      repeats: Number of timed calls of each program.
+      score: Quality of a result, if programs differ in definition; None if it cannot be measured.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
-    """What a program in another environment said: seconds of each call, and what it found."""
+    """Output of a program in another environment: seconds of each call, and its result."""
 
     seconds: list[float]
     found: Any = None
@@ -68,20 +68,20 @@ def main() -> None:
         try:
             task = TASKS[name](args)
             figures[name] = {"what": task.what, "rows": compete(task)}
-        except Exception as error:  # noqa: BLE001  one task that cannot be set up stops no other
+        except Exception as error:  # noqa: BLE001  a task that cannot be set up does not stop the others
             figures[name] = {"what": name, "rows": {"all of it": _not_measured(error)}}
         show(figures[name])
     write(args, figures)
 
 
 def compete(task: Task) -> dict[str, dict[str, Any]]:
-    """Times every program of a task; the first is the one that others are compared with."""
+    """Time all programs of a task; the first is the reference."""
     rows: dict[str, dict[str, Any]] = {}
     reference: Any = None
     for place, (name, call) in enumerate(task.programs.items()):
         try:
             seconds, found = _time(call, task.repeats)
-        except Exception as error:  # noqa: BLE001  a peer that does not run is reported
+        except Exception as error:  # noqa: BLE001  programs that fail are reported
             rows[name] = _not_measured(error)
             continue
         rows[name] = {"measured": True, "seconds": seconds, "median": statistics.median(seconds)}
@@ -97,14 +97,14 @@ def compete(task: Task) -> dict[str, dict[str, Any]]:
 
 
 def _difference(ours: Any, theirs: Any) -> float:
-    """Largest absolute one; infinite where the shapes differ. A peer may have done the first part only."""
+    """Return the largest absolute difference, infinite if shapes differ. A program may have computed only the first part."""
     theirs = np.float64(theirs)
     ours = np.float64(ours)[: len(theirs)]
     return float(np.abs(ours - theirs).max(initial=0)) if ours.shape == theirs.shape else float("inf")
 
 
 def _time(call: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
-    """Seconds of each call after one that is not counted (compilation, caches); with one repeat that first one is all there is."""
+    """Time calls in seconds, after an uncounted one (compilation, caches); with one repeat, only the first call is made."""
     found = None
     seconds = []
     for _ in range(repeats + (repeats > 1)):
@@ -117,7 +117,7 @@ def _time(call: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
 
 
 def task(function: Callable[[Any], Task]) -> Callable[[Any], Task]:
-    """Decorator: makes a task known by its function's name."""
+    """Decorator that registers a task under the name of its function."""
     TASKS[function.__name__] = function
     return function
 
@@ -137,7 +137,7 @@ def correlation(args) -> Task:
     def nilearn_sample():
         from sklearn.covariance import EmpiricalCovariance
 
-        return nilearn(EmpiricalCovariance(store_precision=False))  # else it inverts what nobody asked for
+        return nilearn(EmpiricalCovariance(store_precision=False))  # otherwise it also computes an unneeded inverse
 
     def brainiak():
         said = _helper(args.brainiak_python, "brainiak", "brainiak_correlation.py", {"repeats": args.repeats}, signals=x)
@@ -146,7 +146,7 @@ def correlation(args) -> Task:
     programs = {
         "pnet_jax": lambda: np.asarray(step(x)),
         "numpy corrcoef": lambda: np.stack([np.corrcoef(one) for one in x]),
-        "nilearn ConnectivityMeasure": nilearn,  # its default estimator shrinks: not the same quantity
+        "nilearn ConnectivityMeasure": nilearn,  # its default estimator uses shrinkage, so results differ
         "nilearn ConnectivityMeasure, sample covariance": nilearn_sample,
         "BrainIAK FCMA": brainiak,
     }
@@ -265,7 +265,7 @@ def parcels(args) -> Task:
 
 @task
 def portrait(args) -> Task:
-    """In netrd's convention: weights are lengths, bins are percentiles. Seconds are of one pair."""
+    """Use netrd's convention: weights are lengths, bins are percentiles. Times are per pair."""
     from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence
 
     lengths = _networks(args)
@@ -292,7 +292,7 @@ def portrait(args) -> Task:
 
 @task
 def nbs(args) -> Task:
-    """Two groups, permutations of who belongs to which. Seconds are of one permutation: FDR, max-T and NBS of ours, NBS alone of bctpy."""
+    """Two groups with permuted labels. Times are per permutation: FDR, max-T and NBS for pnet_jax, NBS alone for bctpy."""
     from pnet_jax.ops.permutation import permutation_test
 
     rng, ends = np.random.default_rng(0), np.stack(np.triu_indices(args.parcels, 1), 1).astype(np.int32)
@@ -321,12 +321,12 @@ def nbs(args) -> Task:
 
 
 def _signals(args) -> np.ndarray:
-    """The same for every task, `[S, K, T]`."""
+    """Signals for all tasks, `[S, K, T]`."""
     return Inputs().signals(args.subjects, args.parcels, args.frames)
 
 
 def _networks(args) -> np.ndarray:
-    """Sparse symmetric networks, `[S, K, K]`; 0 where there is no edge. Lengths are 64ths, whose sums single precision holds exactly."""
+    """Sparse symmetric networks, `[S, K, K]`; 0 without an edge. Lengths are multiples of 1/64, whose sums are exact in float32."""
     rng, sizes = np.random.default_rng(0), (args.subjects, args.parcels, args.parcels)
     upper = np.triu(rng.integers(1, 64, sizes) * (rng.random(sizes) < 0.15), 1).astype(np.float32) / 64
     return upper + upper.swapaxes(1, 2)
@@ -339,7 +339,7 @@ def _nilearn(x: np.ndarray, kind: str) -> Any:
 
 
 def _on_one_thread(call: Callable[[], Any]) -> Callable[[], Any]:
-    """BLAS's threads help its products and hinder its decompositions of small matrices: both ways are measured."""
+    """Measure with and without BLAS threads, which speed up products but slow down decompositions of small matrices."""
 
     def limited():
         from threadpoolctl import threadpool_limits
@@ -351,7 +351,7 @@ def _on_one_thread(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _turned(x: np.ndarray) -> list[np.ndarray]:
-    """Frames first, as nilearn wants them; in double precision, which it computes in."""
+    """Signals with frames first in double precision, as used by nilearn."""
     return [np.float64(one.T) for one in x]
 
 
@@ -360,7 +360,7 @@ def _sizes(x: np.ndarray) -> str:
 
 
 def _helper(python: str | None, option: str, program: str, options: Mapping[str, int], **arrays: Any) -> dict[str, Any]:
-    """Runs a program of `peers/` by another interpreter, and reads the JSON in the last line of what it prints."""
+    """Run a program of `peers/` with another interpreter, and read the JSON in the last line of its output."""
     if python is None:
         raise FileNotFoundError(f"no --{option}-python given")
     if not (HELPERS / program).is_file():
@@ -378,12 +378,12 @@ def _helper(python: str | None, option: str, program: str, options: Mapping[str,
 
 def _not_measured(error: Exception) -> dict[str, Any]:
     line = (str(error).strip().splitlines() or ["no message"])[0]
-    line = re.sub(r"(?<!\w)(/[^/\s:'\"]+)+/", "", line)  # where somebody keeps things is no result
+    line = re.sub(r"(?<!\w)(/[^/\s:'\"]+)+/", "", line)  # paths are machine-specific
     return {"measured": False, "reason": f"{type(error).__name__}: {line}"}
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    """Prints the rows of a task."""
+    """Print the rows of a task."""
     rows = []
     for name, row in figures["rows"].items():
         cells = [f"{row[key]:{form}}" if key in row else "-" for key, form in COLUMNS.items()]

@@ -1,15 +1,15 @@
-"""What fine-tuning with dynamics, and the layers of the edges, change: simulated participants with and without, and what a wave costs.
+"""Effect of fine-tuning with dynamics, and of shrunk and guided edges, on simulated participants; and cost of a wave.
 
-A cohort shares its group parcels. Dynamics and layers are learned from the networks of some of its participants (`fit_group`; without the
-spatial prior, which `group.py` measures); the others are constructed from each of two sessions, with and without dynamics. Parcels:
-adjusted Rand index to the participant's own, DCBC on session 2. Edges, against the closed-form truth: correlation over edges of Fisher z;
-the individual part, which is what is left without the mean over participants; 1 − portrait divergence to the truth (hops, 15 % of the edges
-with a spanning tree). Dynamics: share of the participants whose own dynamics predict held-out time better than the group's, and by how much
-(log-likelihood per parcel and frequency bin): the end of session 1, which also decided when to stop, and session 2, on which nothing was
-stopped, in the parcels of session 1. Sessions: a participant's labels (Dice) and edges (correlation beyond the mean of others) are
-identified where those of the other session of the same participant are the most alike; ICC(1,1) is the median over edges.
+Participants of a cohort share group parcels. Dynamics and edge priors are learned from the networks of some participants (`fit_group`,
+without the spatial prior, which `group.py` measures); the others are constructed from each of two sessions, with and without dynamics.
+Parcels: adjusted Rand index with the true parcels, DCBC on session 2. Edges are compared with the closed-form truth: correlation over edges
+of Fisher z; correlation of the individual part, which remains after removal of the mean over participants; 1 − portrait divergence (hops,
+15 % of the edges with a spanning tree). Dynamics: share of participants whose individual dynamics predict held-out time better than the
+group's, and the gain (log-likelihood per parcel and frequency bin): the end of session 1, also used for early stopping, and session 2, not
+used for stopping, in the parcels of session 1. Sessions: participants are identified if their labels (Dice) and edges (correlation beyond
+the mean of others) are most similar to those of their other session; ICC(1,1) is the median over edges.
 
-Figures are means over `--seeds` cohorts, with the standard deviation over these. `--go-on` takes the cohorts that `--out` has already.
+Values are means over `--seeds` cohorts, with the standard deviation over cohorts. `--go-on` reuses the cohorts in `--out`.
 
     python benchmarks/personalization.py simulated --tiers medium hard --out benchmarks/results/personalization.json
     python benchmarks/personalization.py cost --wave 8
@@ -47,7 +47,7 @@ from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 FD_MM = 0.5
 EDGES = ("fixed parcels", "raw", "raw, with dynamics", "shrunk", "guided, raw view", "guided", "dynamics")
-LAYERS = ("fixed parcels", "raw", "shrunk", "guided, raw view", "guided")  # that are scored between sessions
+LAYERS = ("fixed parcels", "raw", "shrunk", "guided, raw view", "guided")  # scored between sessions
 likelihood = jax.jit(negative_log_likelihood)
 
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _standing(args) -> dict[str, dict[str, dict]]:
-    """Cohorts by tier and seed that were made before with the same arguments."""
+    """Return cohorts by tier and seed from an earlier run with the same arguments."""
     if not (args.go_on and args.out is not None and args.out.is_file()):
         return {}
     found, free = json.loads(args.out.read_text()), ("seed", "seeds", "tiers", "go_on")
@@ -83,7 +83,7 @@ def _standing(args) -> dict[str, dict[str, dict]]:
 
 
 def _over_cohorts(cohorts: list[dict]) -> dict[str, dict]:
-    """Mean of each figure, and under `sd` its standard deviation over the cohorts (0 for one)."""
+    """Compute the mean of each measure, and under `sd` its standard deviation over the cohorts (0 for one)."""
     return _each(np.mean, cohorts) | {"sd": _each(lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0, cohorts)}
 
 
@@ -111,7 +111,7 @@ def _show(tier: str, found: dict) -> None:
 
 
 def simulated(args, tier: str, seed: int) -> dict[str, dict]:
-    """One cohort: figures of parcels, edges and dynamics, averaged over the participants that nothing was learned from."""
+    """Compute measures of parcels, edges and dynamics for one cohort, averaged over the participants that were not used for learning."""
     model, group, rest, prior = _cohort(args, tier, seed)
     maps: dict[str, list] = {"prior": [], "without": [], "with": []}
     labels: dict[str, list] = {"without": [], "with": []}
@@ -153,9 +153,9 @@ def _networks(scan, prior, model, group) -> dict[str, Network]:
 
 
 def next_session(first, second, network, group, prior) -> dict[str, float]:
-    """How well dynamics fitted to session 1 predicts session 2, in the same parcels, beside the group's.
+    """Score the prediction of session 2 by dynamics fitted to session 1, in the same parcels, compared with the group's.
 
-    Session 2 is brought to power 1 for both; its units say nothing.
+    Session 2 is scaled to unit power for both, since its units are arbitrary.
     """
     config = PersonalizeConfig()
     there = np.asarray(parcel_signals(second.y, network.labels, prior.n_parcels))
@@ -176,7 +176,7 @@ def next_session(first, second, network, group, prior) -> dict[str, float]:
 
 
 def _told_apart(labels: np.ndarray, n_parcels: int) -> dict[str, float]:
-    """Dice of participants's labels `[S, 2, V]` between sessions, mean over parcels: their own, others', and whose is the most alike."""
+    """Dice of participants' labels `[S, 2, V]` between sessions, averaged over parcels: within, between, and identification."""
     parcels = [labels[:, session, None, :] == np.arange(n_parcels)[:, None] for session in (0, 1)]  # [S, K, V] each
     both = np.einsum("skv,tkv->stk", *(one.astype(np.float32) for one in parcels))
     size = [one.sum(-1) for one in parcels]
@@ -187,7 +187,7 @@ def _told_apart(labels: np.ndarray, n_parcels: int) -> dict[str, float]:
 
 
 def _between_sessions(edges: dict[str, np.ndarray], mean: np.ndarray) -> dict[str, dict[str, float]]:
-    """Figures of edges `[S, 2, K, K]` against the raw ones of the other session, without the mean of those who were learned from."""
+    """Compare edges `[S, 2, K, K]` with the raw ones of the other session, after removal of the training mean."""
     upper = np.triu_indices(len(mean), 1)
     z = {name: np.arctanh(np.clip(found[:, :, *upper], -0.99, 0.99)) for name, found in edges.items()}
     known = np.isfinite(mean[upper]) & np.all([np.isfinite(found).all((0, 1)) for found in z.values()], 0)
@@ -200,7 +200,7 @@ def _scan(args, session):
 
 
 def _cohort(args, tier: str, seed: int):
-    """Model, what is learned from the first participants, and the others; all of one group."""
+    """Return the model, the group learned from the first participants, and the other participants, all from one simulated group."""
     sizes = {"subjects": args.others + args.participants, "sessions": 2}
     config = SimulateConfig(**sizes, tier=tier, parcels=args.parcels, minutes=args.minutes, seed=seed)
     networks, rest, prior = [], [], None
@@ -235,7 +235,7 @@ def _edges(scan, networks, prior, group) -> dict[str, np.ndarray]:
 
 
 def against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Figures of participants's edges against their truth, `[S, K, K]` each."""
+    """Compare participants' edges with their truth, `[S, K, K]` each."""
     upper = np.triu_indices(found.shape[-1], 1)
     z, t = (np.arctanh(np.clip(x[:, *upper], -0.99, 0.99)) for x in (found, truth))
     known = np.isfinite(z).all(0)
@@ -249,7 +249,7 @@ def against(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def cost(args) -> dict[str, float]:
-    """Seconds a subject in a full wave, compiled before, and the most memory a subject's arrays take."""
+    """Measure the seconds per subject in a full wave, after compilation, and the peak memory of a subject's arrays."""
     args.others, args.participants = 3, 1
     model, group, rest, prior = _cohort(args, "medium", args.seed)
     config, scan = PersonalizeConfig(), _scan(args, rest[0].sessions[0])

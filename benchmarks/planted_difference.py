@@ -1,9 +1,8 @@
-"""What layers of the edges make of a difference between patients and controls that is known.
+"""Effect of shrunk and guided edges on the detection of a planted difference between patients and controls.
 
 Healthy and autistic participants of the five test sites of `half_to_half.py`, ROIs merged to 60, guide and group from the other sites. Of
-50
-participants drawn by chance 25 are called patients: the 28 edges among 8 ROIs drawn by chance are lowered by .3 in Fisher z, in both views.
-Edges are tested by permutation (max-T, 2,000 rearrangements). Once with scans of one length, once with 1.5 minutes of each patient.
+50 randomly drawn participants, 25 are called patients: the 28 edges among 8 randomly drawn ROIs are reduced by 0.3 in Fisher z, in both
+views. Edges are tested by permutation (max-T, 2,000 permutations), once with scans of equal length and once with 1.5 minutes per patient.
 
     python benchmarks/planted_difference.py --out benchmarks/results/planted_difference.json
 """
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 def hits(patients, controls, group, taught, seed: int) -> dict[str, dict[str, float]]:
-    """What one draw of participants and ROIs shows in each layer."""
+    """Compute the detections of one draw of participants and ROIs for each kind of edges."""
     rng = np.random.default_rng(seed)
     who, nodes = rng.permutation(len(controls.sites))[:PEOPLE], rng.permutation(PARCELS)[:NODES]
     upper = np.triu_indices(PARCELS, 1)

@@ -1,10 +1,9 @@
-"""What a training step costs, over devices, and how fast it is on this machine.
+"""Cost of a training step over devices, and its speed on this machine.
 
-The table is read off the compiled step on fake CPU devices: a device's matrix products, bytes and collectives, with the weights and the
-batch spread as the configuration says. With --steps, steps are taken on all real devices, on one random batch that lies on the host
-as a store's would (no store and no reader is needed): scans and tokens a second, the share of the products that the device can do, the
-most memory it held, and the share of the time that went into bringing the batch to it.
-Needs jax, flax, optax and numpy only.
+The table is derived from the step compiled for simulated CPU devices: matrix products, bytes and collectives per device, with weights and
+batch sharded according to the configuration. With --steps, steps are run on all real devices, on one random batch in host memory (no store
+and no reader are needed): scans and tokens per second, model FLOP utilisation, peak memory, and share of time for the transfer of the
+batch. Requires only jax, flax, optax and numpy.
 
     python benchmarks/pretraining.py --config configs/pretrain_small.toml --devices 1 2 4 8 --out benchmarks/results/pretraining.json
     python benchmarks/pretraining.py --config configs/pretrain_small.toml --devices --steps 20
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from common import ROOT, parser, table, write
 
-HIDDEN = "--only-table"  # in the process that has the fake devices
+HIDDEN = "--only-table"  # option of the process with simulated devices
 
 
 def main() -> None:
@@ -47,14 +46,14 @@ def main() -> None:
 
 
 def over_devices(config, counts: list[int]) -> list[dict[str, Any]]:
-    """Work, memory and collectives of each device, for each number of devices; compiled, not run."""
+    """Count work, memory and collectives per device, for each number of devices; compiled, not run."""
     import jax
 
     from pnet_jax.bench import hlo
     from pnet_jax.bench.measure import memory_of
     from pnet_jax.pretraining.spread import batch_shapes
 
-    # Machine code is not run here, so it need not be fast; the program it is made from is the same.
+    # The machine code is not executed and need not be optimised; the program is the same.
     hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     rows = []
     for count in counts:
@@ -67,7 +66,7 @@ def over_devices(config, counts: list[int]) -> list[dict[str, Any]]:
 
 
 def take_steps(config, steps: int) -> dict[str, Any]:
-    """Rates over `steps` steps, after two that are not counted."""
+    """Measure rates over `steps` steps, after two warm-up steps."""
     import jax
 
     from pnet_jax import parallel
@@ -113,7 +112,7 @@ def take_steps(config, steps: int) -> dict[str, Any]:
 
 
 def random_batch(config, references: int):
-    """One batch as a store would give it: noise on a few signals in common, so that no term is degenerate."""
+    """Make a batch in the format of a store: noise on a few common signals, so that no objective is degenerate."""
     from pnet_jax.encoder.tokens import Segments
 
     rng, (b, v, t) = np.random.default_rng(0), (config.batch, config.locations, config.frames)
@@ -139,7 +138,7 @@ def random_batch(config, references: int):
 
 
 def read_config(args):
-    """The configuration file; jsonargparse, which the command reads it with, may be missing here."""
+    """Read the configuration file without the command-line parser, which may not be installed here."""
     from pnet_jax.config import PretrainConfig
 
     table = tomllib.loads(args.config.read_text("utf-8"))
@@ -152,14 +151,14 @@ def read_config(args):
 
 
 def _filled(config, table: dict[str, Any]):
-    """The configuration with the values of a table, group by group."""
+    """Return the configuration with the values of a table, group by group."""
     known = {name: getattr(config, name) for name in table}
     values = {name: _filled(known[name], value) if dataclasses.is_dataclass(known[name]) else value for name, value in table.items()}
     return dataclasses.replace(config, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _spread(config, count: int):
-    """The step over the first `count` devices, on a linear encoder of random weights."""
+    """Build the step over the first `count` devices, on a linear encoder with random weights."""
     import jax
 
     from pnet_jax import parallel
@@ -184,7 +183,7 @@ def _fake_devices(count: int) -> None:
 
 
 def _in_a_process_of_its_own() -> list[dict[str, Any]]:
-    """The table: the devices of this process may be other ones, or in use."""
+    """Compute the table in a separate process, since the devices of this one may differ or be in use."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, __file__, *sys.argv[1:], HIDDEN]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=False)
@@ -201,7 +200,7 @@ def _arguments():
     arguments = parser(__doc__, data=False)
     arguments.add_argument("--config", type=Path, default=ROOT / "configs" / "pretrain_small.toml", help="TOML file of `pnet pretrain`")
     arguments.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4, 8], help="rows of the table; none leaves it out")
-    arguments.add_argument("--steps", type=int, default=0, help="take so many steps on this machine's devices and time them")
+    arguments.add_argument("--steps", type=int, default=0, help="number of steps to run and time on the devices of this machine")
     arguments.add_argument("--batch", type=int, help="scans of a batch, instead of the configuration's")
     arguments.add_argument("--locations", type=int, help="locations of a scan, instead of the configuration's")
     arguments.add_argument("--dtype", choices=("float32", "bfloat16"), help="of products, instead of the configuration's")

@@ -1,12 +1,12 @@
-"""Does training on real participants help an encoder of real participants? ABIDE, 200 regions, tested at sites that training never saw.
+"""Benefit of training on real participants for encoding of real participants: ABIDE, 200 regions, tested on unseen sites.
 
 Four encoders: the shipped linear one (simulated participants), the linear one fitted to the training sites, and the neural one trained on
-these from either. Judged by the share of the variance of the fingerprints of a participant's other half that each predicts (R²), beside the
-linear decoder whose components are weighted by their reliability. The data are for research only: nothing of this is shipped.
+these from either. Measure: variance explained in the fingerprints of the other half of a participant's scan (R²), compared with the linear
+decoder with components weighted by their reliability. The data are for research only; no result of this training is shipped.
 
     python benchmarks/real_training.py WORK --steps 600 --out benchmarks/results/real_training.json
 
-WORK keeps the store and the runs: the same command goes on where it was stopped.
+WORK stores data and runs; repeating the command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _fitted(scans, folder: Path, references: int):
 
 
 def _weighted(model):
-    """The linear model with its components weighted by how well each repeats: the best linear guess at another recording."""
+    """Linear model with components weighted by their reliability: the best linear predictor of another recording."""
     encoder = model.encoder
     return dataclasses.replace(
         model, name=f"{model.name}, weighted", encoder=encoder._replace(decoder=encoder.reliability[:, None] * encoder.decoder)

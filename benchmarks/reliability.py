@@ -1,15 +1,15 @@
-"""What happens to a run that is killed, a disk that is full, a file that is damaged, and inputs that are not what they should be.
+"""Behaviour of a run with killed processes, full disks, damaged files and invalid inputs.
 
-A small synthetic cohort (6 participants, 8 mm, 4 min, fMRIPrep's names) goes through `pnet construct --workers 2` in processes of its
-own; its undisturbed result is made without worker processes. Attacks on processes, disk and inputs are in `faults.py`, those on what is
-written in `damage.py`, spoilt inputs in `spoilt.py`; here are those on what a run is given:
+A small synthetic cohort (6 participants, 8 mm, 4 min, fMRIPrep names) is processed by `pnet construct --workers 2` in separate processes;
+its undisturbed result is computed without worker processes. Attacks on processes, disk and inputs are in `faults.py`, those on written
+files in `damage.py`, and invalid inputs in `spoilt.py`; this program contains those on the inputs and calls of a run:
 
-- together: two runs of the same cohort, and one process for each participant, in one folder at once;
-- changed: inputs, sidecars and results that changed after a run: does `--resume` make exactly these scans again?
-- bad input: one spoilt participant among three: the other two must be done, and the row must name the file in one line;
-- labels: participants called `../../evil` and the like: nothing may be written outside OUT.
+- together: two runs of the same cohort, and one process per participant, in one folder at the same time;
+- changed: inputs, sidecars and results that change after a run: `--resume` must construct exactly these scans again;
+- bad input: one invalid participant among three: the other two must be done, and the row must name the file in one line;
+- labels: participants named `../../evil` and similar: nothing may be written outside OUT.
 
-`--fuzz FILE` adds the counts of `make fuzz`. The table goes to `--page`. With `--only`, the other figures of `--out` are kept.
+`--fuzz FILE` adds the counts of `make fuzz`. The table is written to `--page`. With `--only`, the other results in `--out` are kept.
 
     python benchmarks/reliability.py --out benchmarks/results/reliability.json --page docs/reliability.md
 """
@@ -165,7 +165,7 @@ def main() -> int:
 
 
 def carry_out(work: Path, only: list[str] | None, kills: int) -> list[Attack]:
-    """All attacks, or some of them, on a new cohort."""
+    """Run all or some attacks on a new cohort."""
     cohort, clean = work / "cohort", work / "clean"
     for number in range(1, 7):
         write_participant(cohort, f"0{number}", number)
@@ -206,7 +206,7 @@ def carry_out(work: Path, only: list[str] | None, kills: int) -> list[Attack]:
 
 
 def earlier(file: Path | None) -> dict:
-    """Figures of an earlier run."""
+    """Read the results of an earlier run."""
     return json.loads(file.read_text())["figures"] if file and file.exists() else {}
 
 

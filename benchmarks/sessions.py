@@ -1,19 +1,19 @@
-"""Edges of one session scored on another of the same participant, months later: patients with a first episode of psychosis (STAGES).
+"""Edges of one session scored on another session of the same participant, months later: first-episode psychosis (STAGES).
 
-Recordings of 234 frames (TR 2 s), 419 regions, band-passed and without the global signal: the guided layer has the raw view only.
-Group and guide are fitted on the participants of four folds and applied to the fifth's. `individual` is the correlation over edges with the
-raw edges of the other session after the training mean is taken away, `mse` in Fisher z; both directions. `ICC` is the median over edges of
-ICC(1,1) of the two sessions' estimates. `identification`:
-a participant's first session is more like their own second one than like anybody else's, after the mean is taken away.
+Recordings of 234 frames (TR 2 s), 419 regions, band-passed and without global signal, so guided edges use only the raw view. Group and
+guide are fitted on the participants of four folds and applied to the fifth. `individual` is the correlation over edges with the raw edges
+of the other session after removal of the training mean, `mse` is in Fisher z; both directions. `ICC` is the median over edges of ICC(1,1)
+of the estimates of the two sessions. `identification`: a participant's first session is more similar to their second session than to that
+of any other participant, after removal of the mean.
 
-ICC and identification compare participants with each other, so that one group must be applied to all: for these two, group and guide are
-fitted on all participants. With a group for each fold, estimates differ between folds by what the left-out participants lack: an edge in
-which a participant stands out has a mean without this participant and, of the others, a smaller variance, so that just this difference is
-shrunk most. With one group, shrinking is one line for all and changes no ICC. The guide mixes edges, and repeats best in participants on
-whom it was fitted: `ICC within folds` is that of the held-out participants of one fold, who share a group, averaged over folds; with four
-participants in each it is to be compared with that of the raw edges only.
+ICC and identification compare participants with each other, so one group must be applied to all: for these two, group and guide are fitted
+on all participants. With one group per fold, estimates differ between folds by the contribution of the held-out participants: an edge in
+which a participant is extreme has a mean without this participant and a smaller variance among the others, so that exactly this difference
+is shrunk most. With one group, shrinkage is the same linear function for all and does not change the ICC. The guide mixes edges, and is
+most reliable in participants on whom it was fitted: `ICC within folds` is that of the held-out participants of one fold, who share a group,
+averaged over folds; with four participants per fold, it should be compared only with that of the raw edges.
 
-With `--halves`, group and guide are fitted on the halves of first sessions instead of on pairs of sessions.
+With `--halves`, group and guide are fitted on the halves of first sessions instead of pairs of sessions.
 
     python benchmarks/sessions.py --out benchmarks/results/sessions.json
     python benchmarks/sessions.py --halves --out benchmarks/results/sessions_halves.json
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def fit(pairs: np.ndarray, n_eff: float):
-    """Group and guide of the participants of `[S, 2, K, K]`."""
+    """Fit group and guide to participants, `[S, 2, K, K]`."""
     sizes = np.full(len(pairs), n_eff, np.float32)
     first, second = pairs.swapaxes(0, 1)
     return edges.fit_shrinkage(first, second, sizes), edges.fit_guided(first[:, None], second[:, None], sizes)
 
 
 def apply(estimates: dict[str, np.ndarray], place: tuple[int, int], pairs: np.ndarray, n_eff: float, group, taught) -> None:
-    """Fill in every layer of one participant's session."""
+    """Add all kinds of edges for one session of a participant."""
     upper = np.triu_indices(pairs.shape[-1], 1)
     for layer, made in edges.layers(pairs[place], n_eff, group, taught).items():
         estimates[layer][place] = np.asarray(fisher(made.edges))[upper]
@@ -98,14 +98,14 @@ def participants(file, *, halves: bool = False) -> tuple[np.ndarray, float]:
 
 
 def score(found: np.ndarray, raw: np.ndarray, mean: np.ndarray) -> dict[str, float]:
-    """Figures of estimates `[S, 2, E]` against the raw edges of the other session."""
+    """Score estimates `[S, 2, E]` against the raw edges of the other session."""
     other = raw[:, ::-1]
     own = [np.corrcoef(a, b)[0, 1] for a, b in zip(_flat(found - mean), _flat(other - mean), strict=True)]
     return {"individual": float(np.mean(own)), "mse": float(np.square(found - other).mean())}
 
 
 def reliability(found: np.ndarray) -> dict[str, float]:
-    """Median ICC over edges and identification, of estimates `[S, 2, E]` less one mean for all participants."""
+    """Median ICC over edges and identification, of estimates `[S, 2, E]` minus one mean of all participants."""
     each = icc(variances_of(_flat(found), np.repeat(np.arange(len(found)), 2)))
     alike = correlations(found[:, 0], found[:, 1])
     return {"ICC": float(np.median(each)), "identification": float(np.diag(hits(alike)[0]).mean())}

@@ -1,12 +1,11 @@
-"""Parcels and edges of simulated subjects against the truth (medium tier: K = 100, 10 min, 4 mm).
+"""Parcels and edges of simulated subjects compared with the ground truth (medium tier: K = 100, 10 min, 4 mm).
 
-The prior is the cohort's group parcels. Parcels are made from session 1 and compared with the subject's own: adjusted Rand index and
-Dice (mean over parcels); expected calibration error of the label's probability against the truth and against session 2; DCBC and
-homogeneity are taken on session 2; Pearson edges of session 1 are correlated with the closed-form truth
-(upper triangle, Fisher z). Beside the personalised parcels stand the group's, a data-free map (every voxel to the nearest
-centroid of the group's parcels) and the subject's true ones. Session 2 is personalised too, for the Dice within minus between subjects.
-Figures are the median over seeds of the mean over subjects. `--grid` adds the best adjusted Rand index over a grid of κ and β that are
-fixed: what a choice that knew the truth would reach. A checkpoint must not have seen seeds 0, 1, ….
+The prior is the group parcellation of the cohort. Parcels are estimated from session 1 and compared with the true ones: adjusted Rand index
+and Dice (mean over parcels); expected calibration error of the label probability with respect to the truth and to session 2; DCBC and
+homogeneity on session 2; Pearson edges of session 1 are correlated with the closed-form truth (upper triangle, Fisher z). Reference maps
+are the group parcels, a data-free map (nearest centroid of the group parcels) and the true parcels. Session 2 is also parcellated, for Dice
+within minus between subjects. Values are medians over seeds of means over subjects. `--grid` adds the best adjusted Rand index over a grid
+of fixed κ and β, an upper bound for their selection. The checkpoint must not have been trained on seeds 0, 1, ….
 
     python benchmarks/simulated.py --seeds 5 --subjects 2 --out benchmarks/results/simulated.json
 """
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool, grid: bool) -> dict[str, object]:
-    """Mean over a cohort's subjects, for each map; and what was selected."""
+    """Average over the subjects of a cohort for each map; also return the selections."""
     rows, labels, selected, extra = [], [], [], []
     for subject in simulate_cohort(cohort):
         scans = [cleaned_scan(session, fd_threshold=FD_MM if scrub else None) for session in subject.sessions]
@@ -92,7 +91,7 @@ def one_cohort(cohort: SimulateConfig, model, config, *, scrub: bool, grid: bool
 
 
 def best_of_grid(scan, prior, model, subject) -> float:
-    """Highest adjusted Rand index to the truth over fixed κ and β."""
+    """Highest adjusted Rand index with the truth over fixed κ and β."""
     found = []
     for kappa in KAPPAS:
         for beta in BETAS:
@@ -103,7 +102,7 @@ def best_of_grid(scan, prior, model, subject) -> float:
 
 
 def score_maps(maps, subject, scans) -> dict[str, dict[str, float]]:
-    """Every measure of every map of one subject."""
+    """Compute all measures of all maps of one subject."""
     parcels = len(subject.true_fc)
     upper = np.triu_indices(parcels, 1)
     truth = np.arctanh(subject.true_fc[upper])

@@ -1,15 +1,15 @@
-"""How hard simulated scans are beside a real one, in two numbers that need no truth and no choice of parameters.
+"""Difficulty of simulated scans compared with a real one, by two measures that need neither ground truth nor parameter choices.
 
-Two recordings of about 3 min each, cleaned alike and each on its own (linear trend, 0.009–0.1 Hz, global signal):
+Two recordings of about 3 min each are cleaned separately in the same way (linear trend, 0.009–0.1 Hz, global signal):
 
-- label agreement: share of the locations with the same label in the parcels of both, at fixed settings (κ, β) of the mixture, 12
-  steps from the prior;
-- fingerprint reliability: correlation over locations and references of the two recordings' connectivity fingerprints in Fisher z,
-  from which the mean over locations has been taken.
+- label agreement: share of locations with the same label in both parcellations, at fixed settings (κ, β) of the mixture, 12 steps from
+  the prior;
+- fingerprint reliability: correlation over locations and references of the connectivity fingerprints of the two recordings in Fisher z,
+  after removal of the mean over locations.
 
 Real: the halves (frames 0–124 and 135–259) of a 4-mm scan with the Schaefer-200 and Tian parcels as prior (K = 216), and with k-means
-parcels, the kind of prior that the simulated scans have. Simulated: two sessions of a subject, K = 200, the group's parcels as prior,
-frames with a displacement above 0.5 mm left out; mean over subjects of different cohorts.
+parcels, the kind of prior used for simulated scans. Simulated: two sessions of a subject, K = 200, group parcels as prior, without frames
+with a displacement above 0.5 mm; mean over subjects of different cohorts.
 
     python benchmarks/simulator_realism.py --data FOLDER --out benchmarks/results/simulator_realism.json
 """
@@ -41,8 +41,8 @@ from pnet_jax.simulate.observe import TIERS
 from pnet_jax.simulate.space import group_parcels
 from pnet_jax.space import take
 
-SETTINGS = ((20.0, 0.4), (5.0, 0.1), (10.0, 0.1), (20.0, 0.2), (40.0, 0.4))  # κ, β; the first is the one that amplitudes were tuned at
-HALVES = ((0, 125), (135, 260))  # first frame, and the one after the last
+SETTINGS = ((20.0, 0.4), (5.0, 0.1), (10.0, 0.1), (20.0, 0.2), (40.0, 0.4))  # κ, β; amplitudes were tuned with the first
+HALVES = ((0, 125), (135, 260))  # first frame, and one past the last
 REAL_TR = 1.5
 PARCELS = 200
 FD_THRESHOLD_MM = 0.5
@@ -74,7 +74,7 @@ HEAD = ("reliability", *(setting(*pair) for pair in SETTINGS))
 
 
 def measure(encoder: LinearEncoder, scans: Sequence[Scan], prior: Atlas) -> dict[str, float]:
-    """Both numbers of two scans on one Space."""
+    """Compute both measures for two scans on one Space."""
     placed = place(prior, scans[0].space)
     tables, rows = placed.prior, [locate(placed, scan) for scan in scans]
     valid = rows[0].valid & rows[1].valid
@@ -107,7 +107,7 @@ def reliability(encoder: LinearEncoder, scans: Sequence[Scan], here: np.ndarray)
 
 
 def real_half(bold: Path, mask: Path, first: int, last: int, *, global_signal: bool = True) -> Scan:
-    """Frames of the real scan as a recording of their own."""
+    """Return frames of the real scan as a separate recording."""
     image = nib.load(bold).slicer[..., first:last]
     inside = np.asanyarray(nib.load(mask).dataobj) > 0
     mean = np.asarray(image.dataobj)[inside].mean(0)[:, None]
@@ -117,7 +117,7 @@ def real_half(bold: Path, mask: Path, first: int, last: int, *, global_signal: b
 
 
 def geometric(scan: Scan, prior: Atlas) -> Atlas:
-    """K-means parcels of the locations that a prior covers, made as the simulator makes its group parcels."""
+    """Return k-means parcels of the locations covered by a prior, computed like the group parcels of the simulator."""
     placed = place(prior, scan.space)
     rows = locate(placed, scan)
     space = take(scan.space, np.sort(rows.at[rows.valid]))
@@ -126,7 +126,7 @@ def geometric(scan: Scan, prior: Atlas) -> Atlas:
 
 
 def simulated(encoder: LinearEncoder, tier: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Both numbers of the first subject of a cohort."""
+    """Compute both measures for the first subject of a cohort."""
     config = SimulateConfig(subjects=1, sessions=2, tier=tier, parcels=PARCELS, minutes=args.minutes, tr=args.tr, seed=seed)
     subject = simulate_subject(config, 0)
     space = subject.space

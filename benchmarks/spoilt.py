@@ -1,4 +1,4 @@
-"""A small synthetic participant with the file names of fMRIPrep, and the ways in which one is spoilt for `reliability.py`."""
+"""A small synthetic participant with the file names of fMRIPrep, and the ways in which inputs are made invalid for `reliability.py`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pnet_jax.ingest.memory import peak_bytes
 SHAPE, FRAMES, TR = (22, 27, 21), 120, 2.0
 AFFINE = np.array([[8.0, 0, 0, -84], [0, 8, 0, -120], [0, 0, 8, -68], [0, 0, 0, 1]])
 SPACE = "space-MNI152NLin6Asym"
-FINER = 10  # voxels of a large recording along one of a small one
+FINER = 10  # voxels of a large recording per voxel of a small one, along each axis
 
 
 def write_participant(folder: Path, subject: str, seed: int) -> Path:
-    """One participant's recording, mask, confounds and sidecar; returns the recording."""
+    """Write one participant's recording, mask, confounds and sidecar; return the recording."""
     rng = np.random.default_rng(seed)
     func = folder / f"sub-{subject}" / "func"
     func.mkdir(parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ def write_participant(folder: Path, subject: str, seed: int) -> Path:
 
 
 def write_large(folder: Path, subject: str, needed: int) -> int:
-    """One participant whose recording takes so many bytes of memory, or little more; its file has a header and holes.
+    """Write a recording that needs at least this number of bytes of memory; the file has a header and holes.
 
     Returns:
-      The estimate of what it takes, in bytes.
+      Estimated memory in bytes.
 
     Raises:
-      OSError: The file system has no files of that size.
+      OSError: If the file system does not support files of this size.
     """
     bold = write_participant(folder, subject, 0)
     mask = nib.load(next(bold.parent.glob("*mask.nii.gz")))
@@ -72,7 +72,7 @@ def write_large(folder: Path, subject: str, needed: int) -> int:
     nib.save(nib.Nifti1Image(fine, affine), mask.get_filename())
     large, frames = bold.with_name(bold.name.removesuffix(".gz")), FRAMES
     bold.unlink()
-    for _ in range(8):  # what is taken grows faster than the frames
+    for _ in range(8):  # memory grows faster than the number of frames
         header = nib.Nifti1Header(endianness="<")
         header.set_data_dtype(np.int16)
         header.set_data_shape((*fine.shape, frames))
@@ -108,7 +108,7 @@ def flip(file: Path) -> None:
 
 
 def _patched(offset: int, kind: str, value: float) -> Callable[[Path], object]:
-    """A header field of a recording, overwritten."""
+    """Overwrite a header field of a recording."""
 
     def spoil(bold: Path) -> None:
         raw = bytearray(gzip.decompress(bold.read_bytes()))
@@ -156,7 +156,7 @@ def _spikes(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return data
 
 
-# What is done to one of three participants, and whether that scan must still be done ("ok"), must fail, or may do either.
+# Changes to one of three participants, and whether its scan must still be done ("ok"), must fail, or may do either.
 BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a word in the confounds": ("failed", _in_confounds(r"^[^\t]+", "#REF!")),
     "decimal commas in the confounds": ("failed", _in_confounds(r"\.", ",", 0)),

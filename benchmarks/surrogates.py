@@ -1,13 +1,13 @@
-"""How often noise is taken for a participant's own parcels, and how often planted parcels are found.
+"""False-positive rate of personalised parcels on noise, and statistical power for planted parcels.
 
-Surrogates have the mask and the spectrum of a real scan, no parcels at all: Gaussian maps of 6, 8 or 10 mm FWHM, each with its own time
-course, plus regressors that look like head motion and are in the signals too, and frames to scrub. They go through cleaning, both
-halves apart, and the construction step with its full grid. In "atlas" surrogates the atlas's parcels are the truth: each has a signal of
-its own on top of the noise. Every cell is the share that was personalised, with its 95 % interval (Wilson).
+Surrogates have the mask and spectrum of a real scan, but no parcels: Gaussian maps of 6, 8 or 10 mm FWHM, each with an independent time
+course, plus regressors that resemble head motion and are part of the signals, and frames to scrub. They pass through cleaning, with
+separate halves, and the construction step with its full grid. In "atlas" surrogates, the atlas parcels are the truth: each has an
+independent signal in addition to the noise. Every cell is the share that was personalised, with its 95 % interval (Wilson).
 
     python benchmarks/surrogates.py --count 200 --workers 2 --power 20 --out benchmarks/results/surrogates.json
 
-`--joint`: cleaned as a whole before they are read, which nothing can see afterwards. `--power N`: simulated participants of each tier.
+`--joint`: cleaned as a whole before reading, which cannot be detected afterwards. `--power N`: simulated participants of each tier.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from pnet_jax.simulate import cleaned_scan, simulate_cohort
 
 FWHM_MM = (6.0, 8.0, 10.0)
 SCRUBBED = 0.08  # share of the frames
-MOTION_SHARE = 0.3  # of the noise's standard deviation that the regressors add to the signals
-COMPONENTS_PER_SECOND = 0.3  # independent maps a second: about the bandwidth's degrees of freedom
+MOTION_SHARE = 0.3  # standard deviation of the regressors in the signals, relative to the noise
+COMPONENTS_PER_SECOND = 0.3  # independent maps per second, approximately the degrees of freedom of the band
 CLEANING = CleaningConfig(min_seconds=30)
 
 
 class Cell(NamedTuple):
-    """A kind of surrogate."""
+    """One kind of surrogate."""
 
     kind: str
     minutes: float
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The decision on one surrogate: lower bounds and medians of both gains."""
+    """Decision on one surrogate: lower bounds and medians of both gains."""
 
     seed: int
     personalised: bool
@@ -79,11 +79,11 @@ def main() -> None:
     powers: dict[tuple[str, float], list[bool]] = {}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache, pool(args, cache) as workers:
-        # Lengths have a compiled step each: one process compiles it, the others find it on disk.
+        # Each length has a compiled step: one process compiles it, and the others load it from disk.
         first = args.minutes if args.count else ()
         for future in [workers.submit(one, args, Cell(args.kinds[0], minutes, 0), args.first_seed) for minutes in first]:
             future.result()
-        # All cells of a seed before the next seed, so that they have as many each wherever the time ends.
+        # All cells of a seed precede the next seed, so that they have equal numbers whenever the time ends.
         tasks = ((cell, args.first_seed + number) for number in range(args.count) for cell in cells)
         for cell, result in run(workers, tasks, args, start):
             found[cell].append(result)
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def pool(args, cache: str) -> ProcessPoolExecutor:
-    """Processes of one thread each; what they compute does not depend on their number."""
+    """Start processes of one thread each; results do not depend on their number."""
     os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     if args.workers > 1:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
@@ -112,7 +112,7 @@ def pool(args, cache: str) -> ProcessPoolExecutor:
 
 
 def run(workers: ProcessPoolExecutor, tasks: Iterator[tuple[Cell, int]], args, start: float) -> Iterator[tuple[Cell, Found]]:
-    """Results as they come, until the tasks or the seconds end; what has begun by then is finished."""
+    """Yield results as they finish, until the tasks or the time are used up; tasks in progress are completed."""
     waiting: dict[Any, Cell] = {}
     while True:
         late = args.seconds is not None and time.perf_counter() - start > args.seconds
@@ -124,11 +124,11 @@ def run(workers: ProcessPoolExecutor, tasks: Iterator[tuple[Cell, int]], args, s
             yield waiting.pop(future), future.result()
 
 
-_HERE: tuple[Scan, Any, Builder]  # of a worker: the real scan, its spectrum, and the construction
+_HERE: tuple[Scan, Any, Builder]  # state of a worker: real scan, its spectrum, and builder
 
 
 def begin(args, cache: str) -> None:
-    """What a worker needs for every surrogate."""
+    """Data that a worker needs for every surrogate."""
     import jax
 
     global _HERE
@@ -140,7 +140,7 @@ def begin(args, cache: str) -> None:
 
 
 def one(args, cell: Cell, seed: int) -> Found:
-    """The decision on one surrogate."""
+    """Compute the decision on one surrogate."""
     template, spectrum, builder = _HERE
     scan = surrogate(template, spectrum, builder, *cell, seed, args.joint)
     found = builder.run([builder.ready(scan)])[0]
@@ -149,7 +149,7 @@ def one(args, cell: Cell, seed: int) -> Found:
 
 
 def surrogate(template: Scan, spectrum, builder: Builder, kind: str, minutes: float, regressors: int, seed: int, joint: bool) -> Scan:
-    """A scan without parcels, or with the atlas's."""
+    """Make a scan without parcels, or with those of the atlas."""
     rng = np.random.default_rng([seed, round(minutes * 10), regressors, kind == "atlas"])
     frames = round(minutes * 60 / template.tr)
     y = smooth_noise(template, spectrum, frames, FWHM_MM[seed % len(FWHM_MM)], rng)
@@ -171,11 +171,11 @@ def surrogate(template: Scan, spectrum, builder: Builder, kind: str, minutes: fl
 
 
 def smooth_noise(template: Scan, spectrum, frames: int, fwhm: float, rng) -> np.ndarray:
-    """Spatially smooth maps with independent time courses of the scan's own spectrum, standard deviation 1, `[V, T]`."""
+    """Draw spatially smooth maps with independent time courses with the spectrum of the scan and unit variance, `[V, T]`."""
     grid = template.space.grid
     size, sigma = grid.shape, fwhm / 2.355 / template.space.resolution
     ijk = tuple(grid.ijk.T)
-    # One map a cosine: as many independent maps as there are frames, each at one frequency, so that time courses are exact.
+    # One map per cosine: as many independent maps as frames, each at one frequency, so that time courses are exact.
     waves = cosines(spectrum, template.tr, frames)
     maps = np.stack([gaussian_filter(rng.standard_normal(size).astype(np.float32), sigma)[ijk] for _ in waves], 1)
     y = (maps / maps.std()) @ waves
@@ -183,14 +183,14 @@ def smooth_noise(template: Scan, spectrum, frames: int, fwhm: float, rng) -> np.
 
 
 def temporal(spectrum, tr: float, frames: int, count: int, rng) -> np.ndarray:
-    """Independent time courses of the scan's spectrum, standard deviation 1, `[count, T]`."""
+    """Draw independent time courses with the spectrum of the scan and unit variance, `[count, T]`."""
     waves = cosines(spectrum, tr, frames)
     y = rng.standard_normal((count, len(waves))).astype(np.float32) @ waves
     return y / y.std()
 
 
 def cosines(spectrum, tr: float, frames: int) -> np.ndarray:
-    """Cosine basis of the frames, each with the amplitude of the spectrum there, `[n, T]`; what cleaning removes anyway is left out."""
+    """Cosine basis of the frames, each scaled by the spectrum, `[n, T]`; components removed by cleaning are omitted."""
     hz = np.arange(1, frames) / (2 * frames * tr)
     hz = hz[(hz > 0.004) & (hz < 0.14)]
     at = np.arange(frames) + 0.5
@@ -199,7 +199,7 @@ def cosines(spectrum, tr: float, frames: int) -> np.ndarray:
 
 
 def amplitude(bold, mask):
-    """Root of the mean power spectrum of the real scan's locations: frequencies in Hz, and amplitudes."""
+    """Root of the mean power spectrum over the locations of the real scan: frequencies in Hz, and amplitudes."""
     image, inside = nib.load(bold), np.asarray(nib.load(mask).dataobj) > 0
     y = np.asarray(image.dataobj, np.float32)[inside]
     y = y - y.mean(1, keepdims=True)
@@ -210,7 +210,7 @@ def amplitude(bold, mask):
 
 
 def summary(found: list[Found]) -> dict[str, float]:
-    """Share that was personalised with its Wilson interval, and the shares by either statistic alone."""
+    """Share of personalised surrogates with its Wilson interval, and the shares for either statistic alone."""
     chosen, score, dcbc = (
         np.array(x) for x in zip(*((one.personalised, one.score_low > 0, one.dcbc_low > 0) for one in found), strict=True)
     )
@@ -232,7 +232,8 @@ def power_tasks(count: int) -> list[tuple[str, float, int]]:
 
 
 def simulated(task: tuple[str, float, int]) -> tuple[tuple[str, float], bool]:
-    """Whether the planted parcels of a simulated participant are found."""
+    """Whether the planted parcels of a simulated participant are recovered."""
+
     tier, minutes, seed = task
     subject = next(iter(simulate_cohort(SimulateConfig(subjects=1, sessions=1, tier=tier, minutes=minutes, seed=seed))))
     space = subject.space
@@ -250,7 +251,7 @@ def _arguments():
     arguments.add_argument("--first-seed", type=int, default=1000)
     arguments.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     arguments.add_argument("--go-on", type=Path, nargs="+", default=[], help="results of other seeds that count too")
-    arguments.add_argument("--seconds", type=float, help="no further surrogate is begun after so many")
+    arguments.add_argument("--seconds", type=float, help="time after which no further surrogate is started")
     arguments.add_argument("--regions", type=int, default=200, help="cortical regions of the atlas")
     arguments.add_argument("--joint", action="store_true", help="cleaned as a whole before they are read")
     arguments.add_argument("--power", type=int, default=0, metavar="N", help="simulated participants of each tier and length")

@@ -21,7 +21,7 @@ REQUIRED = ("Name", "BIDSVersion")  # keys of dataset_description.json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one level of the analysis; returns its exit code: 0 done, 1 something failed, 2 wrong usage."""
+    """Run one level of the analysis and return its exit code: 0 for success, 1 if something failed, 2 for wrong usage."""
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options, with the names that BIDS Apps have in common."""
+    """Build the parser, with the option names that BIDS Apps share."""
     parser = argparse.ArgumentParser(
         "pnet-bids", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -64,20 +64,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def command_of(args: argparse.Namespace) -> list[str]:
-    """The command of `pnet` that carries out a level of the analysis.
+    """Translate a level of the analysis into a `pnet` command.
 
     Args:
-      args: as `make_parser` reads them.
+      args: Arguments parsed by `make_parser`.
 
     Raises:
-      SettingsError: there are no derivatives of fMRIPrep, no results at the group level, or an option that the level does not take.
-      InputError: BIDS_DIR is not a BIDS dataset.
-      FileNotFoundError: BIDS_DIR does not exist.
+      SettingsError: If there are no fMRIPrep derivatives, no results at the group level, or an option does not apply to the level.
+      InputError: If BIDS_DIR is not a BIDS dataset.
+      FileNotFoundError: If BIDS_DIR does not exist.
     """
     if not args.bids_dir.is_dir():
-        raise FileNotFoundError(f"BIDS_DIR {args.bids_dir}: no such folder")
+        raise FileNotFoundError(f"BIDS_DIR {args.bids_dir}: folder not found")
     if args.output_dir.resolve() == args.bids_dir.resolve():
-        raise SettingsError(f"OUT_DIR is the same folder as BIDS_DIR ({args.output_dir}); give another one, e.g. its derivatives/pnet")
+        raise SettingsError(
+            f"OUT_DIR and BIDS_DIR are the same folder ({args.output_dir}); use another OUT_DIR, e.g. derivatives/pnet within it"
+        )
     about = {} if args.skip_bids_validation else read_description(args.bids_dir)
     if args.analysis_level == "group":
         return _group(args)
@@ -94,7 +96,7 @@ def command_of(args: argparse.Namespace) -> list[str]:
 def _group(args: argparse.Namespace) -> list[str]:
     for option in ("participant_label", "session_label", "task", "space", "derivatives", "config"):
         if getattr(args, option) is not None:
-            raise SettingsError(f"--{option.replace('_', '-')} is an option of the participant level; the group level takes all results")
+            raise SettingsError(f"--{option.replace('_', '-')} is an option of the participant level; the group level uses all results")
     if not (args.output_dir / "status.tsv").is_file():
         raise SettingsError(f"OUT_DIR {args.output_dir}: expected results, found no status.tsv; run the participant level first")
     table = args.bids_dir / "participants.tsv"
@@ -102,10 +104,10 @@ def _group(args: argparse.Namespace) -> list[str]:
 
 
 def read_description(folder: Path) -> dict[str, object]:
-    """The content of a dataset's dataset_description.json.
+    """Read the dataset_description.json of a dataset.
 
     Raises:
-      InputError: the file is missing, is not a JSON object, or lacks a required key.
+      InputError: If the file is missing, is not a JSON object, or lacks a required key.
     """
     file, way_out = folder / "dataset_description.json", "correct it, or use --skip-bids-validation"
     try:
@@ -121,14 +123,14 @@ def read_description(folder: Path) -> dict[str, object]:
 
 
 def recordings_of(args: argparse.Namespace, about: dict[str, object]) -> Path:
-    """The folder of preprocessed recordings: `--derivatives`, derivatives/fmriprep in BIDS_DIR, or BIDS_DIR itself if it holds derivatives.
+    """Find the folder of preprocessed recordings: `--derivatives`, derivatives/fmriprep in BIDS_DIR, or BIDS_DIR itself.
 
     Raises:
-      SettingsError: there is none.
+      SettingsError: If there is none.
     """
     if args.derivatives is not None:
         if not args.derivatives.is_dir():
-            raise SettingsError(f"--derivatives: expected a folder, found none at {args.derivatives}")
+            raise SettingsError(f"--derivatives: folder {args.derivatives} not found")
         return args.derivatives
     inside = args.bids_dir / "derivatives" / "fmriprep"
     if inside.is_dir():
@@ -137,12 +139,12 @@ def recordings_of(args: argparse.Namespace, about: dict[str, object]) -> Path:
         return args.bids_dir
     raise SettingsError(
         f"BIDS_DIR {args.bids_dir}: expected derivatives of fMRIPrep, found neither derivatives/fmriprep nor *desc-preproc_bold files; "
-        "run fMRIPrep first, or name its results by --derivatives"
+        "run fMRIPrep first, or give the folder of its results (--derivatives)"
     )
 
 
 def limit(args: argparse.Namespace) -> None:
-    """Hold this process and those that it starts to the given cores, memory and folder of temporary files."""
+    """Limit this process and its children to the given cores, memory and temporary folder."""
     if args.nprocs is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.nprocs])
     if args.mem_mb is not None:

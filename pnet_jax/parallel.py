@@ -1,7 +1,7 @@
-"""Many devices, many machines: the only file that builds meshes and shardings and starts `jax.distributed`.
+"""Multi-device and multi-process execution. Only this module builds meshes and shardings and starts `jax.distributed`.
 
-A mesh has two axes. Along "subject" nothing is exchanged; along "location" a step exchanges sums over locations. What does not
-divide is padded, and a mask says which rows are real.
+A mesh has two axes. Nothing is exchanged along "subject"; along "location", steps exchange sums over locations. Sizes that the mesh does
+not divide are padded, and a mask marks the real rows.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pnet_jax.config import ParallelConfig
 
 AXES = ("subject", "location")
-LONGEST_WAIT = 7 * 86400  # seconds that a process waits for the others to finish: parts of a cohort take different times
-_MOST_DIMENSIONS = 8  # of an array whose shape is compared across processes
+LONGEST_WAIT = 7 * 86400  # seconds to wait for the other processes to finish, since parts of a cohort differ in duration
+_MOST_DIMENSIONS = 8  # largest number of dimensions of an array whose shape is compared across processes
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the job is gone: nothing that needs all of them can be done any more, not even a clean end."""
+    """Another process of the job was lost, so no further collective operation is possible, not even a clean shutdown."""
 
 
 class Process(NamedTuple):
-    """This process among all: its number, and how many there are."""
+    """Index of this process and number of processes."""
 
     number: int
     total: int
 
 
 def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Process:
-    """Joins the processes of one job; call it before anything else uses JAX.
+    """Join the processes of one job; call this function before any other use of JAX.
 
-    With coordinator, count and number in the config these are taken. Without, JAX asks SLURM, Open MPI, Kubernetes (GKE) and Cloud TPU
-    pods; where none of them started this process it is the only one. A second call changes nothing.
+    Coordinator, number of processes and process index are taken from the config if given. Otherwise, JAX queries SLURM, Open MPI,
+    Kubernetes (GKE) and Cloud TPU pods; without any of these, this is the only process. Repeated calls have no effect.
 
     Args:
-      config: see `ParallelConfig`.
-      timeout: seconds to wait for the others.
+      config: Settings; see `ParallelConfig`.
+      timeout: Seconds to wait for the other processes.
 
     Returns:
-      Number of this process and their count.
+      Index of this process and number of processes.
 
     Raises:
-      ValueError: the cluster says less than is needed.
-      RuntimeError: JAX was used before, or the others did not come.
+      ValueError: If the cluster provides too little information.
+      RuntimeError: If JAX was already in use, or the other processes did not connect.
     """
     config = config or ParallelConfig()
     if not jax.distributed.is_initialized():
@@ -63,26 +63,26 @@ def start(config: ParallelConfig | None = None, *, timeout: int = 300) -> Proces
                 config.processes,
                 config.process,
                 initialization_timeout=timeout,
-                heartbeat_timeout_seconds=2 * config.heartbeat + 30,  # `watch` is to speak first
+                heartbeat_timeout_seconds=2 * config.heartbeat + 30,  # so that `watch` reports first
                 shutdown_timeout_seconds=LONGEST_WAIT,
             )
         except ValueError as error:
             if "coordinator_address should be defined" not in str(error):
                 raise
-            return Process(0, 1)  # no cluster: JAX looked and found no coordinator
+            return Process(0, 1)  # no cluster: JAX found no coordinator
     return Process(jax.process_index(), jax.process_count())
 
 
 def watch(config: ParallelConfig, lost: Callable[[str], None]) -> Callable[[], None]:
-    """Calls `lost` with a sentence once another process has been silent for `config.heartbeat` seconds.
+    """Call `lost` with a message when another process has been silent for `config.heartbeat` seconds.
 
-    JAX ends the others too, later, with a stack trace of its own; a process that waits for a lost one in a collective could say
-    nothing. So a thread asks.
+    JAX also ends the remaining processes, but later and with a stack trace; a process that waits for a lost one in a collective operation
+    cannot report it. Therefore a thread monitors the others.
 
     Returns:
-      Ends the watch.
+      Function that ends the monitoring.
     """
-    from jax._src import distributed  # the processes' shared table; JAX has no public name for it
+    from jax._src import distributed  # key-value store of the processes, for which JAX has no public API
 
     over = threading.Event()
     client = distributed.global_state.client
@@ -101,7 +101,7 @@ def watch(config: ParallelConfig, lost: Callable[[str], None]) -> Callable[[], N
     def ask() -> None:
         for beat in itertools.count():
             for number in others:
-                with contextlib.suppress(jax.errors.JaxRuntimeError):  # not there yet, or the one that keeps the beats is gone
+                with contextlib.suppress(jax.errors.JaxRuntimeError):  # not started yet, or the coordinator was lost
                     look(number, beat)
                 if number in seen and time.monotonic() - seen[number][1] > config.heartbeat and not over.is_set():
                     return lost(f"process {number} has been silent for {config.heartbeat} s")
@@ -113,17 +113,17 @@ def watch(config: ParallelConfig, lost: Callable[[str], None]) -> Callable[[], N
 
 
 def make_mesh(config: ParallelConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh ("subject", "location") over the devices of all processes.
+    """Build a mesh ("subject", "location") over the devices of all processes.
 
     Args:
-      config: parts along each axis. One that is None takes the devices the other leaves; with both None subjects take all.
-      devices: those to use; all if not given.
+      config: Number of parts along each axis. An axis that is None takes the remaining devices; if both are None, "subject" takes all.
+      devices: Devices to use; all by default.
 
     Returns:
-      Mesh with axes of type Auto: the compiler places what is in between.
+      Mesh with Auto axes: the compiler chooses the sharding of intermediate arrays.
 
     Raises:
-      ValueError: the parts do not multiply to the number of devices.
+      ValueError: If the product of the parts is not the number of devices.
 
     >>> dict(make_mesh(ParallelConfig(location=1), jax.devices()[:1]).shape)
     {'subject': 1, 'location': 1}
@@ -143,10 +143,10 @@ def make_mesh(config: ParallelConfig | None = None, devices: Sequence[jax.Device
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """How an array lies on a mesh: for each of its dimensions the mesh axis that splits it, or None.
+    """Build the sharding of an array: for each dimension, the mesh axis that splits it, or None.
 
     Raises:
-      ValueError: the mesh has no such axis, or an axis is named twice.
+      ValueError: If the mesh has no such axis, or an axis is named twice.
 
     >>> tuple(sharding(make_mesh(devices=jax.devices()[:1]), "subject", None).spec)
     ('subject', None)
@@ -160,16 +160,16 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 
 
 def layout(tree: Any, rules: Sequence[tuple[str, tuple[str | None, ...]]], mesh: Mesh) -> Any:
-    """How every array of a tree lies on a mesh, by its name.
+    """Choose the sharding of every array in a tree by its path.
 
     Args:
-      tree: arrays or their shapes.
-      rules: pairs of a regular expression and mesh axes, one for each dimension; the first that is found in an array's path
-        (`"blocks/mlp/kernel"`) decides. An array that no rule names, or whose shape the axes do not divide, lies whole on every device.
-      mesh: the devices.
+      tree: Arrays or their shapes.
+      rules: Pairs of a regular expression and mesh axes, one axis per dimension. The first expression found in an array's path
+          (`"blocks/mlp/kernel"`) applies. Arrays without a matching rule, or with a shape that the axes do not divide, are replicated.
+      mesh: Device mesh.
 
     Returns:
-      A tree of shardings like `tree`.
+      Tree of shardings with the structure of `tree`.
 
     >>> mesh = make_mesh(devices=jax.devices()[:1])
     >>> tuple(layout({"kernel": np.ones((4, 2))}, (("kernel$", (None, "subject")),), mesh)["kernel"].spec)
@@ -186,7 +186,7 @@ def layout(tree: Any, rules: Sequence[tuple[str, tuple[str | None, ...]]], mesh:
 
 
 def padded(size: int, parts: int) -> int:
-    """The smallest multiple of `parts` that holds `size`.
+    """Round `size` up to a multiple of `parts`.
 
     >>> padded(10, 8)
     16
@@ -195,19 +195,19 @@ def padded(size: int, parts: int) -> int:
 
 
 def pad(tree: Any, mesh: Mesh, axis: str = "subject", *, dim: int = 0, fill: float = 0) -> tuple[Any, np.ndarray]:
-    """Rows added at the end of every array, so that a mesh axis divides them.
+    """Append rows to every array so that a mesh axis divides their number.
 
     Args:
-      tree: arrays, numpy's or JAX's, with one size along `dim`.
-      axis: the mesh axis that will split them.
-      dim: the dimension it splits.
-      fill: what the new rows hold; −1 for tables of candidates or neighbours.
+      tree: NumPy or JAX arrays with equal size along `dim`.
+      axis: Mesh axis that will split the rows.
+      dim: Dimension to pad.
+      fill: Value of the new rows; −1 for tables of candidates or neighbours.
 
     Returns:
-      The padded tree, and a mask that is True where a row is real, `[padded size]`.
+      The padded tree, and a mask that is True for real rows, `[padded size]`.
 
     Raises:
-      ValueError: the arrays have several sizes along `dim`, or there are none.
+      ValueError: If the arrays differ in size along `dim`, or there are none.
 
     >>> x, real = pad(np.ones((3, 2)), make_mesh(devices=jax.devices()[:1]))
     >>> x.shape, real.tolist()
@@ -226,10 +226,10 @@ def pad(tree: Any, mesh: Mesh, axis: str = "subject", *, dim: int = 0, fill: flo
 
 
 def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
-    """Puts arrays that this process holds whole on the mesh, split along the dimensions named.
+    """Place arrays that this process holds completely on the mesh, split along the named dimensions.
 
     Raises:
-      ValueError: a dimension is no multiple of the parts it is split into.
+      ValueError: If a dimension is not a multiple of the number of its parts.
     """
     target = sharding(mesh, *axes)
     for leaf in jax.tree.leaves(tree):
@@ -238,7 +238,7 @@ def place(tree: Any, mesh: Mesh, *axes: str | None) -> Any:
 
 
 def stack(parts: Sequence[np.ndarray], to: NamedSharding) -> jax.Array:
-    """Stack arrays of one shape along a new first axis, on the devices: each part is transferred on its own, while the devices compute.
+    """Stack arrays of one shape along a new first axis on the devices; each part is transferred separately while the devices compute.
 
     Args:
       parts: S arrays of the same shape and dtype.
@@ -265,21 +265,21 @@ def _joined(*parts: jax.Array) -> jax.Array:
 
 
 def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
-    """The compiled step of many subjects from the step of one.
+    """Turn a step for one subject into a compiled step for many subjects.
 
-    Every device runs the step of its own subjects, side by side by `vmap`; along "subject" nothing is exchanged, whatever the step does
-    inside. Who the others are and where a subject stands among them changes no bit of its result. Along "location" arrays stay as they
-    lie on the mesh (`layout`): the compiler splits the step as they are split, and adds the exchange that it needs.
+    Every device runs the step for its own subjects with `vmap`; nothing is exchanged along "subject", whatever the step does. A subject's
+    result is bit-for-bit independent of the other subjects and of its position among them. Along "location", arrays keep their sharding on
+    the mesh (`layout`); the compiler splits the step accordingly and inserts the required communication.
 
     Args:
-      step: takes and returns trees of arrays of one subject.
-      shared: so many arguments, the first ones, are the same for all subjects (an encoder, a prior).
+      step: Function from and to trees of arrays of one subject.
+      shared: Number of leading arguments that are shared by all subjects (an encoder, a prior).
 
     Returns:
-      A function of the same arguments, with S in front of all arrays that are not shared, and of all results.
+      Function of the same arguments, in which all unshared arrays, and all results, have a leading axis S.
 
     Raises:
-      ValueError: when called, for arrays whose S the mesh does not divide.
+      ValueError: When called with arrays whose S the mesh does not divide.
 
     >>> mesh = make_mesh(devices=jax.devices()[:1])
     >>> over_subjects(lambda scale, x: scale * x.sum(), mesh, shared=1)(2.0, jnp.ones((3, 4))).tolist()
@@ -290,7 +290,7 @@ def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> C
     def wave(same: tuple[Any, ...], own: tuple[Any, ...]) -> Any:
         if len(jax.tree.leaves(own)[0]) > 1:
             return jax.vmap(lambda own: step(*same, *own))(own)
-        # A batch of 1 is compiled to products that round in another way than larger ones do, and than those of one subject.
+        # Products of a batch of 1 round differently from those of larger batches, and from those of a single subject.
         return jax.tree.map(lambda x: x[None], step(*same, *jax.tree.map(lambda x: x[0], own)))
 
     def run(*arguments: Any) -> Any:
@@ -305,30 +305,30 @@ def over_subjects(step: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> C
 
 
 def global_array(local: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:
-    """One array over all processes from the part that each of them holds.
+    """Assemble one global array from the part that each process holds.
 
     Args:
-      local: this process's rows. Along a dimension that is not split, or whose mesh axis lies inside every process, all of it.
-      axes: as for `sharding`.
+      local: Rows of this process. Dimensions that are not split, or whose mesh axis lies within every process, must be complete.
+      axes: As for `sharding`.
 
     Returns:
-      Array whose split dimensions are the processes' rows one after another, in the order of the mesh.
+      Array whose split dimensions concatenate the rows of the processes, in the order of the mesh.
 
     Raises:
-      ValueError: processes hold different shapes, or rows that their devices do not divide.
+      ValueError: If the shapes differ between processes, or the devices of a process do not divide its rows.
     """
     target, local = sharding(mesh, *axes), np.asarray(local)
-    # Every process checks every shape, so that all of them stop and none waits for the others.
+    # Every process checks all shapes, so that all of them stop and none waits for the others.
     shapes = _shapes_everywhere(local.shape)
     if len(set(shapes)) > 1:
         told = ", ".join(f"process {index} {shape}" for index, shape in enumerate(shapes))
-        raise ValueError(f"expected one shape in every process (pad the last rows), got {told}")
+        raise ValueError(f"expected the same shape in every process (pad the last rows), got {told}")
     _check_divides(local.shape, {axis: _parts_here(mesh, axis) for axis in axes if axis}, axes, "the part of a process")
     return jax.make_array_from_process_local_data(target, local)
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """A global array as numpy, whole, in every process."""
+    """Gather a global array as a complete NumPy array in every process."""
     if array.is_fully_addressable:
         return np.asarray(array)
     from jax.experimental import multihost_utils
@@ -337,7 +337,7 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 def any_process(here: bool) -> bool:
-    """Whether it is so in any process; all of them ask."""
+    """Return whether the condition holds in any process; a collective operation."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -355,7 +355,7 @@ def sum_of_processes(values: np.ndarray) -> np.ndarray:
 
 
 def meet(why: str) -> None:
-    """Waits until every process is here."""
+    """Wait until every process has reached this call."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -373,16 +373,17 @@ def _shapes_everywhere(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _parts_here(mesh: Mesh, axis: str) -> int:
-    """Into how many parts an axis splits what this process holds."""
+    """Return the number of parts into which an axis splits the arrays of this process."""
     here = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
     return len(np.unique(np.nonzero(here)[mesh.axis_names.index(axis)]))
 
 
 def _check_divides(shape: tuple[int, ...], parts: dict[str, int], axes: Sequence[str | None], what: str) -> None:
     if len(axes) > len(shape):
-        raise ValueError(f"{len(axes)} dimensions are named ({', '.join(map(str, axes))}), {what} has shape {shape}")
+        raise ValueError(f"{len(axes)} dimensions are named ({', '.join(map(str, axes))}), but {what} has shape {shape}")
     for dim, axis in enumerate(axes):
         if axis and shape[dim] % parts[axis]:
             raise ValueError(
-                f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]}: expected a multiple of it, got {shape[dim]}"
+                f"dimension {dim} of {what} is split along {axis!r} into {parts[axis]} parts: "
+                f"expected a multiple of {parts[axis]}, got {shape[dim]}"
             )

@@ -41,9 +41,9 @@ COMMAND = "pnet personalize"
 WAVES, KIND = "adapters", "adapters"
 FINE_TUNED = "fine-tuned"
 SHARE_OF_MEMORY = 0.5  # largest share of an accelerator's memory for a wave
-CPU_WAVE_BYTES = 2**29  # on CPU, where a wave is no faster than its recordings one after another
-MOST_WAITING = 2  # waves' recordings that wait for others of their shapes
-_COPIES = 4  # of a subject that its gradient holds at the same time
+CPU_WAVE_BYTES = 2**29  # on CPUs, where a wave is not faster than its recordings one by one
+MOST_WAITING = 2  # number of waves' worth of recordings that may wait for others of the same shape
+_COPIES = 4  # copies of a subject's arrays held by its gradient computation
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,30 +60,30 @@ def personalize(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Fine-tunes model, parcels and dynamics on every recording of a store.
+    """Fine-tune model, parcels and dynamics on every recording of a store.
 
-    Recordings go through one compiled step in waves that are distributed over the devices. The error of a recording that fails is
-    recorded, and the others continue. Recordings that are up to date are skipped; damaged parameters are fitted again, with a warning.
+    Recordings pass through one compiled step in waves that are distributed over the devices. If one fails, its error is recorded and the
+    others continue. Up-to-date recordings are skipped; damaged parameters are fitted again, with a warning.
 
-    Memory: that of constructing one network and of the recordings of one wave, independent of the size of the store.
+    Memory is that of constructing one network plus the recordings of one wave, independent of the size of the store.
 
     Args:
-      store: of `pnet prepare`.
-      folder: for `adapters/` (a folder a wave, arrays with the subjects first) and `status.tsv`.
-      config: see `PersonalizeConfig`.
-      model: encoder to adapt.
-      atlas: parcels to begin with.
-      group: with dynamics, of the atlas's parcels.
-      mesh: devices that a wave is spread over, along "subject"; all if not given.
-      progress: called with the recording's key, how many are done and how many there are.
-      say: told the size of the waves before they begin.
+      store: Store written by `pnet prepare`.
+      folder: Output folder, for `adapters/` (one folder per wave, with arrays whose first axis is the subject) and `status.tsv`.
+      config: Settings; see `PersonalizeConfig`.
+      model: Encoder to adapt.
+      atlas: Starting parcels.
+      group: Group model of the same parcels, with dynamics.
+      mesh: Device mesh over which a wave is distributed, along "subject"; all devices by default.
+      progress: Called with the key of a recording, the number of completed recordings, and the total.
+      say: Called with the size of the waves before they start.
 
     Returns:
-      The status row of each recording.
+      Status row of each recording.
 
     Raises:
-      SettingsError: the group has other parcels or no dynamics, or the folder holds results of other settings or of another command.
-      OSError: the folder cannot be written.
+      SettingsError: If the group model has other parcels or no dynamics, or the folder contains results of other settings or commands.
+      OSError: If the folder cannot be written.
     """
     config = config or PersonalizeConfig()
     folder = check_writable(folder)
@@ -104,7 +104,7 @@ def personalize(
             name, told = f"wave-{number:05d}", _counting(progress, len(rows), len(store))
             rows += _take(wave, size, own_prior, model, step, config, folder / WAVES / name, settings, told)
             _note(folder, rows[-len(wave) :])
-            wave.clear()  # before the next recordings are read
+            wave.clear()  # frees memory before the next recordings are read
             number += 1
         write_table(folder)
         if progress is not None:
@@ -118,10 +118,10 @@ def _note(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _read(store: Store, number: int) -> Scan:
-    """A recording of a store that may hold damaged ones.
+    """Read a recording from a store that may contain damaged ones.
 
     Raises:
-      InputError, OSError: the recording is damaged or missing; names the file.
+      InputError, OSError: If the recording is damaged or missing; names the file.
     """
     if said := store.damaged.get(store.records[number].key):
         raise InputError(said)
@@ -133,7 +133,7 @@ def _read(store: Store, number: int) -> Scan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A recording that waits for others of its shape; of its signals only what is still needed."""
+    """A recording that waits for others of its shape; only those of its signals that are still needed."""
 
     row: dict[str, Any]
     scan: Scan
@@ -153,9 +153,9 @@ def _waves(
     progress: Progress | None,
     say: Callable[[str], None],
 ) -> Iterator[tuple[int, list[_Waiting]]]:
-    """Recordings of one shape together, as many as fit; those that cannot be used become rows at once.
+    """Group recordings of one shape into waves as large as possible; recordings that cannot be used become rows at once.
 
-    No more than `MOST_WAITING` waves' recordings wait at a time: where shapes are many, the fullest wave goes early.
+    At most `MOST_WAITING` waves' worth of recordings wait at a time; with many shapes, the fullest wave starts early.
     """
     waiting: dict[Any, list[_Waiting]] = {}
     sizes: dict[Any, int] = {}
@@ -166,7 +166,7 @@ def _waves(
         row = {"scan": record.key, "subject": record.subject, "source": record.source}
         try:
             one = _ready(_read(store, number), row, builder, config)
-        except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+        except Exception as error:  # noqa: BLE001  whatever the error, the others continue
             said = str(error) if isinstance(error, InputError | TooShortError | OSError) else f"{type(error).__name__}: {error}"
             rows.append(row | {"status": "failed", "error": " ".join((said or type(error).__name__).split())})
             _note(folder, rows[-1:])
@@ -176,7 +176,7 @@ def _waves(
             sizes[shape] = wave_size(one.subject, devices, min(config.wave, len(numbers)))
             say(f"waves of {sizes[shape]}: {memory_of(one.subject) / 2**20:.0f} MB per recording of {len(one.subject.x)} locations")
         waiting.setdefault(shape, []).append(one)
-        del one  # a wave that is done must not be held here
+        del one  # a finished wave must not be kept in memory here
         fullest = max(waiting, key=lambda name: len(waiting[name]))
         if len(waiting[shape]) == sizes[shape]:
             yield sizes[shape], waiting.pop(shape)
@@ -186,7 +186,7 @@ def _waves(
 
 
 def _ready(scan: Scan, row: dict[str, Any], builder: Builder, config: PersonalizeConfig) -> _Waiting:
-    """A recording ready for a wave; its row gets the digest of its signals."""
+    """Prepare a recording for a wave, and add the digest of its signals to its row."""
     row["signals"] = signals_digest(scan)
     ready = builder.ready(scan)
     start, subject = tunable(ready, builder, config)
@@ -194,7 +194,7 @@ def _ready(scan: Scan, row: dict[str, Any], builder: Builder, config: Personaliz
 
 
 def memory_of(subject: FinetuneSubject) -> int:
-    """Bytes that fine-tuning takes for one recording, about."""
+    """Estimate the memory for fine-tuning one recording, in bytes."""
     return _COPIES * sum(leaf.nbytes for leaf in jax.tree.leaves(subject))
 
 
@@ -218,16 +218,16 @@ def _take(
     settings: dict[str, Any],
     told: Callable[[str, int], None],
 ) -> list[dict[str, Any]]:
-    """One wave: its parameters, written to a folder, and its rows."""
+    """Fine-tune one wave, write its parameters to a folder, and return its rows."""
     told(f"{folder.name}, {len(wave)} recordings", 0)
-    full = wave + [wave[-1]] * (size - len(wave))  # one compiled step for all waves, the last one too
+    full = wave + [wave[-1]] * (size - len(wave))  # one compiled step for all waves, including the last
     found: Tuned = jax.tree.map(np.asarray, step(prior, stacked([one.subject for one in full])))
     rows, verdicts = [], dict[str, Any]()
     for at, one in enumerate(wave):
         tuned: Tuned = jax.tree.map(lambda leaf, at=at: leaf[at], found)
         told(one.row["scan"], at)
         if not tuned.ok:
-            rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; nothing of it is kept"})
+            rows.append(one.row | {"status": "failed", "error": f"{one.row['scan']}: fine-tuning diverged; its parameters are discarded"})
             continue
         verdict = judge(one.scan, one.placed, model, one.subject, prior, tuned, config)
         verdict = verdict._replace(kept=verdict.kept and one.personalised)
@@ -241,7 +241,7 @@ def _take(
                 "wave": folder.name,
                 "place": at,
                 "round": int(tuned.round),
-                # As in `dynamics.fit.Fit`: the group decides much of the dynamics.
+                # As in `dynamics.fit.Fit`: the dynamics depend strongly on the group prior.
                 "regularised": bool(len(prior.mean.coupling) > 2 * one.subject.counted.sum()),
                 "parcels": FINE_TUNED if verdict.kept else "as before",
                 "reason": verdict.reason,
@@ -259,29 +259,29 @@ def _take(
 
 
 def _counting(progress: Progress | None, before: int, total: int) -> Callable[[str, int], None]:
-    """Progress within a wave: label, and how many of the wave are done."""
+    """Report progress within a wave: label, and number of completed recordings of the wave."""
     return lambda label, done: None if progress is None else progress(label, before + done, total)
 
 
 def load_personal(folder: str | Path, scan: str) -> Personal:
-    """Read one recording's parameters and whether its parcels are kept from a folder that `pnet personalize` wrote.
+    """Read one recording's parameters, and whether its parcels are kept, from a folder written by `pnet personalize`.
 
     Args:
-      folder: of the run.
-      scan: the recording's key in the store.
+      folder: Output folder of `pnet personalize`.
+      scan: Key of the recording in the store.
 
     Raises:
-      SettingsError: there are none for that recording, or a file was changed; names it.
+      SettingsError: If there are no parameters for the recording, or a file was changed; names the file.
     """
     record = read_record(folder, scan)
     if record.get("status") != "ok":
-        said = f"it failed: {record['error']}" if record else "found no record, or a damaged one"
+        said = f"it failed: {record['error']}" if record else "its record is missing or damaged"
         raise SettingsError(f"{record_file(folder, scan)}: expected the parameters of {scan}; {said}")
     return _personal(folder, record)[0]
 
 
 def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dict[str, Any]]:
-    """The parameters of a row and the metadata of its wave. Only scan and wave are read from the record, which has no digest."""
+    """Return the parameters of a row and the metadata of its wave; only scan and wave are read from the record, which has no digest."""
     wave, scan = Path(folder) / WAVES / str(row.get("wave") or ""), row["scan"]
     if not wave.name.startswith("wave-") or not wave.is_dir():
         raise SettingsError(f"{record_file(folder, scan)} is damaged: expected the parameters of {scan} in {wave}, found no such folder")
@@ -298,31 +298,31 @@ def _personal(folder: str | Path, row: Mapping[str, Any]) -> tuple[Personal, dic
 
 
 def find_personal(folder: str | Path, scan: Scan, plan: Plan, config: PersonalizeConfig) -> tuple[Personal | None, list[str]]:
-    """`load_personal` of a recording by its signals, and what the reader should know where it is estimated again.
+    """Find a recording's parameters (`load_personal`) by its signals; if it must be fine-tuned again, return warnings that explain why.
 
     Args:
-      folder: of the run.
-      scan: the recording; its name alone does not make it the same, nor does the file's path.
-      plan, config: what it must have been fine-tuned with.
+      folder: Output folder of `pnet personalize`.
+      scan: The recording, which is identified by its signals, not by its name or file path.
+      plan, config: Settings with which it must have been fine-tuned.
     """
     signals = signals_digest(scan)
     rows = [row for row in read_records(folder) if row["status"] == "ok"]
     for row in rows:
         if row.get("signals") == signals:
             personal, about = _personal(folder, row)
-            if about["verdicts"][row["scan"]]["signals"] != signals:  # the table was changed
+            if about["verdicts"][row["scan"]]["signals"] != signals:  # the status table was changed
                 continue
             settings = _settings(plan, config)
             if differing := [f"{name} {was} there, {now} now" for name, was, now in _differing(about, settings)]:
-                return None, [f"{scan.label} is fine-tuned again: {folder} holds it by other settings ({'; '.join(differing)})"]
+                return None, [f"{scan.label} is fine-tuned again: {folder} contains it with other settings ({'; '.join(differing)})"]
             return personal, []
     if any(row["scan"].rpartition("/")[2] == scan.label for row in rows):
-        return None, [f"{scan.label} is fine-tuned again: {folder} holds a recording of this name with other signals"]
+        return None, [f"{scan.label} is fine-tuned again: {folder} contains a recording with this name but other signals"]
     return None, []
 
 
 def signals_digest(scan: Scan) -> str:
-    """Equal for recordings whose cleaned signals are the same to the precision of a store, 16 letters."""
+    """Digest of 16 letters, equal for recordings whose cleaned signals agree to the precision of a store."""
     return hashlib.sha256(np.ascontiguousarray(scan.y.astype(np.float16)).tobytes()).hexdigest()[:16]
 
 
@@ -333,7 +333,7 @@ def _settings(plan: Plan, config: PersonalizeConfig) -> dict[str, Any]:
 
 
 def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of what differs, down to single values."""
+    """Yield the name and both values of every setting that differs."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in now:
             yield from _differing(was.get(key), now[key], f"{name}.{key}" if name else key)
@@ -342,10 +342,10 @@ def _differing(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, A
 
 
 def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of recordings that are up to date; those of a damaged wave are not, and are fine-tuned again.
+    """Return the rows of up-to-date recordings; those of a damaged wave are omitted and fine-tuned again.
 
     Raises:
-      SettingsError: the folder holds results of other settings.
+      SettingsError: If the folder contains results of other settings.
     """
     rows = {row["scan"]: row for row in read_records(folder) if row["status"] == "ok"}
     whole: dict[str, set[str]] = {}
@@ -357,7 +357,7 @@ def _done(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         if differing := [f"{name}: {was} there, {now} now" for name, was, now in _differing(found, settings)]:
             raise SettingsError(
-                f"{folder} holds results of other settings: expected the same, or a new folder, found {'; '.join(differing)}"
+                f"{folder} contains results of other settings ({'; '.join(differing)}); use the same settings, or a new folder"
             )
         whole[wave] = set(found["verdicts"])
     return {scan: dict(row) for scan, row in rows.items() if scan in whole.get(row.get("wave", ""), ())}

@@ -63,8 +63,8 @@ def test_the_group_level_collects_with_the_participants(raw, tmp_path):
 @pytest.mark.parametrize(
     ("broken", "arguments", "message"),
     [
-        (lambda raw: None, ("{raw}/none", "{out}", "participant"), r"BIDS_DIR .*none: no such folder"),
-        (lambda raw: None, ("{raw}", "{raw}", "participant"), r"OUT_DIR is the same folder as BIDS_DIR"),
+        (lambda raw: None, ("{raw}/none", "{out}", "participant"), r"BIDS_DIR .*none: folder not found"),
+        (lambda raw: None, ("{raw}", "{raw}", "participant"), r"OUT_DIR and BIDS_DIR are the same folder"),
         (lambda raw: (raw / "dataset_description.json").unlink(), ("{raw}", "{out}", "participant"), r"found no dataset_description.json"),
         (lambda raw: (raw / "dataset_description.json").write_text("{"), ("{raw}", "{out}", "participant"), r"expected JSON, found"),
         (
@@ -72,8 +72,12 @@ def test_the_group_level_collects_with_the_participants(raw, tmp_path):
             ("{raw}", "{out}", "participant"),
             r"found no BIDSVersion; correct it, or use --skip-bids-validation",
         ),
-        (lambda raw: (raw / "derivatives/fmriprep").rmdir(), ("{raw}", "{out}", "participant"), r"run fMRIPrep first, or name its results"),
-        (lambda raw: None, ("{raw}", "{out}", "participant", "-d", "{raw}/none"), r"--derivatives: expected a folder"),
+        (
+            lambda raw: (raw / "derivatives/fmriprep").rmdir(),
+            ("{raw}", "{out}", "participant"),
+            r"run fMRIPrep first, or give the folder of its results",
+        ),
+        (lambda raw: None, ("{raw}", "{out}", "participant", "-d", "{raw}/none"), r"--derivatives: folder .* not found"),
         (lambda raw: None, ("{raw}", "{out}", "group"), r"found no status.tsv; run the participant level first"),
         (lambda raw: None, ("{raw}", "{out}", "group", "--task", "rest"), r"--task is an option of the participant level"),
     ],

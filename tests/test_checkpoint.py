@@ -164,7 +164,7 @@ def test_metadata_that_lack_an_entry_are_noticed(copy, lost):
 def test_another_format_is_refused_with_what_to_do(copy):
     edit(copy, lambda metadata: metadata.update(format=FORMAT + 1))
     with pytest.raises(
-        ValueError, match=rf"has format {FORMAT + 1}, expected {FORMAT}: use the version of pnet_jax that wrote it, or pretrain again"
+        ValueError, match=rf"has format {FORMAT + 1}, expected {FORMAT}; use the version of pnet_jax that wrote it, or pre-train again"
     ):
         load_model(copy)
 

@@ -178,7 +178,7 @@ def test_a_signal_ends_a_command_in_order(sent, code, monkeypatch, capsys):
     monkeypatch.setattr(networks, "construct", command)
     assert said(capsys, "construct", "x") == (
         code,
-        f"pnet construct: stopped by {sent.name}; finished results are kept; go on with --resume\n",
+        f"pnet construct: stopped by {sent.name}; finished results are kept; resume with --resume\n",
     )
     seen.clear()
     assert said(capsys, "report", "x") == (code, f"pnet report: stopped by {sent.name}; finished results are kept\n")

@@ -83,8 +83,8 @@ def test_a_masked_mean_of_padded_rows_is_the_mean_of_the_real_ones():
 @pytest.mark.parametrize(
     ("shape", "axes", "message"),
     [
-        ((10, 3), ("subject",), r"dimension 0 of an array is split along 'subject' into 8: expected a multiple of it, got 10"),
-        ((8,), ("subject", None), r"2 dimensions are named \(subject, None\), an array has shape \(8,\)"),
+        ((10, 3), ("subject",), r"dimension 0 of an array is split along 'subject' into 8 parts: expected a multiple of 8, got 10"),
+        ((8,), ("subject", None), r"2 dimensions are named \(subject, None\), but an array has shape \(8,\)"),
     ],
 )
 def test_arrays_that_do_not_divide_are_refused(shape, axes, message):
@@ -97,7 +97,7 @@ def test_one_process_holds_all_of_a_global_array():
     array = parallel.global_array(rows, mesh, "subject", "location")
     assert array.sharding.shard_shape(array.shape) == (2, 1)
     assert_array_equal(parallel.to_host(array), rows)
-    with pytest.raises(ValueError, match=r"part of a process is split along 'subject' into 4: expected a multiple of it, got 6"):
+    with pytest.raises(ValueError, match=r"part of a process is split along 'subject' into 4 parts: expected a multiple of 4, got 6"):
         parallel.global_array(rows[:6], mesh, "subject")
 
 

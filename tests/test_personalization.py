@@ -150,12 +150,12 @@ def test_a_result_is_found_by_the_signals_of_its_recording(done, scans, store, p
     other = dataclasses.replace(first, y=second.y + np.float32(0.01))
     assert find_personal(folder, other, *known) == (
         None,
-        [f"sub-00_task-rest is fine-tuned again: {folder} holds a recording of this name with other signals"],
+        [f"sub-00_task-rest is fine-tuned again: {folder} contains a recording with this name but other signals"],
     )
     assert find_personal(folder, dataclasses.replace(other, subject="98"), *known) == (None, [])
     changed = dataclasses.replace(CONFIG, rate=0.5, rounds=7)
     none, (said,) = find_personal(folder, first, plan, changed)
-    assert none is None and said.startswith(f"sub-00_task-rest is fine-tuned again: {folder} holds it by other settings (")
+    assert none is None and said.startswith(f"sub-00_task-rest is fine-tuned again: {folder} contains it with other settings (")
     assert "config.rate 0.01 there, 0.5 now" in said and "config.rounds 2 there, 7 now" in said
     assert find_personal(folder, first, plan, dataclasses.replace(CONFIG, wave=5))[1] == []  # no number depends on it
     spread = plan.group.hierarchy._replace(variance=2 * plan.group.hierarchy.variance)
@@ -221,16 +221,16 @@ def test_a_changed_record_changes_no_result(done, store, tmp_path):
 def test_results_of_other_settings_are_not_mixed(done, store, toy_model, group):
     other = dataclasses.replace(CONFIG, rate=0.5)
     with pytest.raises(
-        ValueError, match=r"of other settings: expected the same, or a new folder, found config\.rate: 0\.01 there, 0\.5 now$"
+        ValueError, match=r"of other settings \(config\.rate: 0\.01 there, 0\.5 now\); use the same settings, or a new folder$"
     ):
         personalize(store, done[0], other, model=toy_model, atlas=toy_model.atlases[K], group=group)
 
 
 def test_a_folder_is_one_commands(done, store, toy_model, group, tmp_path):
-    with pytest.raises(ValueError, match="holds results of `pnet personalize`; use another folder for `pnet construct`"):
+    with pytest.raises(ValueError, match="contains results of `pnet personalize`; use another folder for `pnet construct`"):
         construct_cohort([ScanSource(tmp_path / "sub-01_bold.nii.gz", None, None, None, "01")], done[0], ConstructConfig(report=False))
     write_record(tmp_path, {"scan": "sub-01", "status": "failed", "job": "0"}, {}, "pnet construct")
-    with pytest.raises(ValueError, match="holds results of `pnet construct`; use another folder for `pnet personalize`"):
+    with pytest.raises(ValueError, match="contains results of `pnet construct`; use another folder for `pnet personalize`"):
         personalize(store, tmp_path, CONFIG, model=toy_model, atlas=toy_model.atlases[K], group=group)
 
 
@@ -255,15 +255,15 @@ def test_a_damaged_record_is_a_row_and_the_others_go_on(damaged, toy_model, grou
     rows = {row["subject"]: row for row in personalize(store, tmp_path / "out", CONFIG, **arguments)}
     assert {name: row["status"] for name, row in rows.items()} == {"00": "ok"} | dict.fromkeys(("01", "02", "03", "04"), "failed")
     assert all(file in rows[name]["error"] for name, file in zip(("01", "02", "03"), files, strict=True))
-    assert f"{files[0]} has another size than when it was written: expected" in rows["01"]["error"]
+    assert f"{files[0]} has changed in size: expected" in rows["01"]["error"]
     assert "this file of the store is damaged" in rows["02"]["error"] and "found none" in rows["03"]["error"]
 
 
 def test_a_group_of_other_parcels_or_without_dynamics_is_refused_before_anything_is_written(store, toy_model, group, tmp_path):
     given = {"mesh": one_device(), "model": toy_model, "atlas": toy_model.atlases[K]}
-    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .* \(toy\), found another; give the atlas"):
+    with pytest.raises(ValueError, match=r"group was fitted with another atlas: expected .* \(toy\), found another; give the atlas"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, atlas="another"), **given)
-    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics`"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics; refit it with `pnet fit-group --dynamics`"):
         personalize(store, tmp_path, CONFIG, group=dataclasses.replace(group, hierarchy=None), **given)
     assert not (tmp_path / "status.tsv").exists()
 
@@ -333,7 +333,7 @@ def test_layers_stand_beside_the_raw_edges(network, group):
     raw, shrunk = (np.arctanh(network.edges[name][apart]) for name in ("pearson", "shrunk"))
     mean = group.shrinkage.mean[apart]
     assert (np.abs(shrunk - mean) <= np.abs(raw - mean) + 1e-5).all()
-    assert any("is called sub-00 too" in text for text in network.qc.warnings)
+    assert any("was also learned from a participant sub-00" in text for text in network.qc.warnings)
 
 
 def test_coupling_and_errors_come_back_from_disk(network, tmp_path):
@@ -372,7 +372,7 @@ def test_where_direction_cannot_be_fitted_the_symmetric_coupling_stands(group, s
     found = construct(scans[0], model=toy_model, edges=("effective",), group=group, config=FORCED)
     assert_array_equal(found.edges["effective"], found.edges["coupling"])
     assert_array_equal(found.uncertainty["effective"], found.uncertainty["coupling"])
-    assert any("directed coupling could not be fitted" in text for text in found.qc.warnings)
+    assert any("directed coupling could not be estimated" in text for text in found.qc.warnings)
     assert "Not determined by the scan: the direction of the coupling." in pnet_jax.explain(found)
 
 
@@ -405,12 +405,12 @@ def test_without_a_group_nothing_of_it_is_there(scans, toy, toy_model):
 
 def test_dynamics_need_a_group_with_dynamics_of_the_same_parcels(group, scans, toy_model, tmp_path):
     config = ConstructConfig(dynamics=True)
-    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):
+    with pytest.raises(ValueError, match="give the folder written by `pnet fit-group --dynamics`"):
         construct(scans[0], model=toy_model, config=config)
     for name in ("coupling", "effective"):
         with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics'):
             construct(scans[0], model=toy_model, edges=(name,), group=group)
-    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*, found another"):
+    with pytest.raises(ValueError, match=r"group was fitted with another atlas: expected .*, found another"):
         construct(scans[0], model=toy_model, group=dataclasses.replace(group, atlas="another"), config=config)
     save_group(dataclasses.replace(group, hierarchy=None), tmp_path / "edges")
     with pytest.raises(ValueError, match=r"group .*edges was fitted without dynamics"):
@@ -437,7 +437,7 @@ def test_a_second_view_enters_the_guided_edges(toy, toy_model, toy_builder):
     assert_allclose(both.edges["guided"], made["guided"].edges, atol=rounding(both.signals.shape[1]))
     assert_array_equal(both.edges["pearson"], alone.edges["pearson"])
     assert np.abs(both.edges["guided"] - alone.edges["guided"]).max() > 1e-4
-    asked = "keep the signals before the low-pass"
+    asked = "keep the signals before low-pass filtering"
     assert any(asked in text for text in alone.qc.warnings) and not any(asked in text for text in both.qc.warnings)
 
 
@@ -483,7 +483,7 @@ def test_a_cohort_reads_what_stands_and_the_second_view(toy, toy_model, tmp_path
     changed = dataclasses.replace(config, edges=("pearson", "tangent"), personalize=dataclasses.replace(CONFIG, steps=1))
     rows = construct_cohort(sources[:1], tmp_path / "again", changed)
     assert made and rows[0]["status"] == "ok"
-    said = f"sub-00_task-rest is fine-tuned again: {out} holds it by other settings (config.steps 2 there, 1 now)"
+    said = f"sub-00_task-rest is fine-tuned again: {out} contains it with other settings (config.steps 2 there, 1 now)"
     assert said in load_network(tmp_path / "again" / rows[0]["dseg"]).qc.warnings
 
 
@@ -493,7 +493,7 @@ def test_direction_of_too_many_parcels_is_refused_before_a_scan_is_read(toy_mode
     config = ConstructConfig(dynamics=True)
     with pytest.raises(ValueError, match='"effective" supports at most 200 parcels, atlas many has 201: use a coarser atlas'):
         resolve(config, atlas=many, model=toy_model, edges=("pearson", "effective"))
-    with pytest.raises(ValueError, match="give the folder that `pnet fit-group --dynamics` wrote"):  # and nothing of the number of parcels
+    with pytest.raises(ValueError, match="give the folder written by `pnet fit-group --dynamics`"):  # and nothing of the number of parcels
         resolve(config, atlas=many, model=toy_model, edges=("coupling",))
 
 
@@ -524,7 +524,7 @@ def test_the_command_goes_from_a_store_to_rows(store, toy_model, group, tmp_path
     said = capsys.readouterr()
     assert "3 of 5 scans done, 2 failed" in said.out
     assert "failed: sub-04" in said.err and "waves of 8" in said.err
-    assert f"failed: store {folder}: scans/{cut.name} has another size" in said.err
+    assert f"failed: store {folder}: scans/{cut.name} has changed in size" in said.err
     assert main(["personalize", str(tmp_path / "nothing"), str(tmp_path / "other"), "--group", str(tmp_path / "group")]) == 1
     assert "nothing" in capsys.readouterr().err
 

@@ -8,5 +8,5 @@ for part in $(seq "$parts"); do
   pnet construct "$input" "$out" --shard "$part/$parts" --resume --no-report "$@" &
 done
 wait
-# Finish what killed parts left, add the cohort measures and write the pages.
+# Construct unfinished scans, add the cohort measures and write the reports.
 pnet construct "$input" "$out" --resume "$@"

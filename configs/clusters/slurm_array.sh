@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An array job: every task constructs one part of the subjects.
 #   tasks=$(sbatch --parsable slurm_array.sh INPUT OUT)
-#   sbatch --dependency=afterany:$tasks --wrap "pnet construct INPUT OUT --resume"   # unfinished scans, cohort measures, pages
+#   sbatch --dependency=afterany:$tasks --wrap "pnet construct INPUT OUT --resume"   # unfinished scans, cohort measures, reports
 #SBATCH --array=0-19
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G

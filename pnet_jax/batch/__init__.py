@@ -1,1 +1,1 @@
-"""Construction of many networks on one machine or many: worker processes read and write, the devices compute in waves."""
+"""Construction of many networks on one or several machines: worker processes read and write while the devices compute in waves."""

@@ -21,20 +21,20 @@ from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.memory import size_of
 from pnet_jax.outputs.status import read_records
 
-# Operations of the step for each location, and for each location and frame: fitted to the counts that `benchmarks/construct_step.py` gives
-# for 28,144 locations with 120 frames (42.7 GFLOP) and 64,292 with 1,200 (337 GFLOP).
+# Operations of the step per location, and per location and frame: fitted to the counts of `benchmarks/construct_step.py` for
+# 28,144 locations with 120 frames (42.7 GFLOP) and 64,292 with 1,200 (337 GFLOP).
 PER_LOCATION, PER_VALUE = 1.1e6, 3.5e3
-REACHED = 0.2  # share of the rate of large matrix products that the step reaches (same benchmark)
+REACHED = 0.2  # throughput of the step relative to large matrix products (same benchmark)
 LOOKED_AT = 8  # scans whose headers are read
-PRODUCTS = (1024,)  # size of the product that measures the device
+PRODUCTS = (1024,)  # size of the matrix product used to benchmark the device
 
 
 class DryRun(NamedTuple):
-    """A run that was not made.
+    """Description of a run that was not executed.
 
     Attributes:
-      lines: Description for the terminal.
-      data: The same as data.
+      lines: Text for the terminal.
+      data: The same information as data.
     """
 
     lines: list[str]
@@ -53,14 +53,14 @@ def dry_run(
     """Describe what `construct_cohort` would do with the same arguments.
 
     Args:
-      sources, folder, config, load, resume, shard: as for `construct_cohort`.
+      sources, folder, config, load, resume, shard: As for `construct_cohort`.
 
     Returns:
-      Numbers of scans, settings, limits in memory, and the time: from the results that are in the folder, otherwise estimated from the
-      sizes of the first scans and the measured rate of matrix products on this device, which is right within a factor of about 2.
+      Numbers of scans, settings, memory limits, and duration. The duration is based on the results in the folder; without any, it is
+      estimated from the sizes of the first scans and the measured matrix-product throughput, to within a factor of about 2.
 
     Raises:
-      SettingsError: as `construct_cohort` raises it.
+      SettingsError: As for `construct_cohort`.
     """
     plan, notes = resolved(config, load or {})
     job = job_of(Path(folder), config, plan, load or {}, notes)
@@ -100,16 +100,16 @@ def dry_run(
 def _seconds(sources: Sequence[ScanSource], folder: str | Path) -> tuple[float | None, str]:
     earlier = [record["seconds"] for record in read_records(folder) if record.get("seconds")] if Path(folder).is_dir() else []
     if earlier:
-        return statistics.median(earlier), f"as the {len(earlier)} results in the folder"
+        return statistics.median(earlier), f"median of {len(earlier)} results in the folder"
     sizes = []
     for one in sources[:LOOKED_AT]:
-        with contextlib.suppress(InputError, OSError):  # the run itself says what is wrong with it
+        with contextlib.suppress(InputError, OSError):  # the run itself reports the error
             sizes.append(size_of(one))
     if not sizes:
         return None, ""
     operations = statistics.mean(one.locations * (PER_LOCATION + PER_VALUE * one.frames) for one in sizes)
     device = jax.devices()[0].device_kind
-    return operations / (REACHED * matmul_rate("float32", PRODUCTS, 3)), f"estimated for {device}, without reading and pages"
+    return operations / (REACHED * matmul_rate("float32", PRODUCTS, 3)), f"estimated for {device}, without input and reports"
 
 
 def _duration(seconds: float) -> str:

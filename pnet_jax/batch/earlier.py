@@ -1,4 +1,4 @@
-"""What earlier runs left in a folder: which scans failed with the same settings, and which results are up to date."""
+"""State of a folder after earlier runs: which scans failed with the same settings, and which results are up to date."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pnet_jax.errors import SettingsError
 from pnet_jax.ingest import ScanSource
 from pnet_jax.outputs.status import read_records, read_submissions
 
-MOST_NAMED = 6  # settings that differ, named in a message
+MOST_NAMED = 6  # largest number of differing settings named in a message
 STALE = {
     "settings": "made with other settings or another version",
     "inputs": "whose inputs have changed",
@@ -22,21 +22,21 @@ STALE = {
 def failed_before(job: Job, sources: Sequence[ScanSource]) -> tuple[list[ScanSource], list[ScanSource], str]:
     """Find the scans that failed in earlier runs with the settings of this one.
 
-    A recording of a subject that had none in such a run counts as that subject's failed scan.
+    If a subject of the input has no recording, this counts as a failed scan of that subject.
 
     Args:
-      job: this run.
-      sources: scans of the input.
+      job: The current run.
+      sources: Scans of the input.
 
     Returns:
-      Those to construct again; all scans of the input that any run with this atlas was started on; and a line that says how many there are.
+      The scans to construct again; all scans of the input that any run with this atlas started; and a message with their number.
 
     Raises:
-      SettingsError: there was no earlier run, every failed scan has other settings (names those that differ), or none is in the input.
+      SettingsError: If there was no earlier run, every failed scan had other settings (which are named), or none is in the input.
     """
     records = read_records(job.folder)
     if not records:
-        raise SettingsError(f"{job.folder}: --retry-failed needs the records of an earlier run, found none; leave it out of a first run")
+        raise SettingsError(f"{job.folder}: --retry-failed needs the records of an earlier run, found none; omit it in the first run")
     failures = [record for record in records if record["status"] != "ok"]
     if not failures:
         return [], [], f"nothing failed: all {len(records)} results in {job.folder} are finished"
@@ -50,7 +50,7 @@ def failed_before(job: Job, sources: Sequence[ScanSource]) -> tuple[list[ScanSou
     chosen = [one for one in sources if one.label in labels or (one.label not in known and one.subject in subjects)]
     if not chosen:
         raise SettingsError(
-            f"{job.folder}: none of its {len(same)} failed scans is in INPUT, e.g. {same[0]['scan']}: give the INPUT and the selection of "
+            f"{job.folder}: none of its {len(same)} failed scans is in INPUT, e.g. {same[0]['scan']}; give the INPUT and the selection of "
             "the run in which they failed"
         )
     left = len(failures) - len(same)
@@ -61,9 +61,9 @@ def failed_before(job: Job, sources: Sequence[ScanSource]) -> tuple[list[ScanSou
 
 
 def standing(job: Job, sources: Sequence[ScanSource]) -> str:
-    """Say how many scans are up to date, as far as records tell, and why the others are to be constructed.
+    """Summarise how many scans are up to date according to their records, and why the others have to be constructed.
 
-    The bytes of results, and of inputs with `fingerprint="full"`, are compared later, scan by scan.
+    Checksums of results, and of inputs with `fingerprint="full"`, are compared later, scan by scan.
     """
     counts = Counter(_standing(job, one) for one in sources)
     current = counts.pop("current", 0)
@@ -89,16 +89,16 @@ def _standing(job: Job, source: ScanSource) -> str:
 
 
 def _other_settings(job: Job, failures: Sequence[Mapping[str, Any]]) -> str:
-    """Say what differs between the settings of this run and those of the last run with a failed scan."""
+    """List the settings that differ between this run and the last run with a failed scan."""
     jobs = {record.get("job") for record in failures}
     given = [one.get("settings") or {} for one in read_submissions(job.folder) if one["job"] in jobs]
     then, now = given[-1] if given else {}, job.settings
     names = [name for name in dict.fromkeys((*now, *then)) if then.get(name) != now.get(name)] if then else []
     if "atlas" in names:
-        names = [name for name in names if not name.endswith(" of the atlas")]  # which follow from it
+        names = [name for name in names if not name.endswith(" of the atlas")]  # these follow from the atlas
     differ = [f"{name} {_word(then.get(name))} then, {_word(now.get(name))} now" for name in names[:MOST_NAMED]]
     differ += [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
-    what = f"which differ from these: {'; '.join(differ)}" if differ else "which differ from these and are not known any more"
+    what = f"which differ from these: {'; '.join(differ)}" if differ else "which differ from these and are no longer known"
     return (
         f"{job.folder}: --retry-failed constructs failed scans again with the settings of the run in which they failed, {what}; give the "
         "options of that run, or use --resume instead of --retry-failed to construct all scans of INPUT with these"

@@ -1,4 +1,4 @@
-"""What all scans of a run share, and decisions about a scan that need only its files."""
+"""Settings shared by all scans of a run, and decisions about a scan that depend on its files alone."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Job:
     """A run over many scans, as it is sent to worker processes.
 
     Attributes:
-      folder: root of the results.
-      config: see `ConstructConfig`.
-      options: further arguments of `load_scan`, the same for every scan.
-      atlas: label of the atlas in file names.
-      digest: fingerprint of `settings`.
-      notes: warnings that apply to every result.
+      folder: Root of the results.
+      config: See `ConstructConfig`.
+      options: Further arguments of `load_scan`, the same for every scan.
+      atlas: Label of the atlas in file names.
+      digest: Fingerprint of `settings`.
+      notes: Warnings that apply to every result.
       parcels: K.
-      settings: everything that determines a result except the scan, by name: text, numbers and lists of these.
+      settings: Everything that determines a result except the scan, by name: text, numbers and lists of these.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
     a bug) says nothing about the recording, and its earlier results are kept.
 
     Raises:
-      OSError: The disk is full; nothing more can be written.
+      OSError: If the disk is full; nothing more can be written.
     """
     if isinstance(error, OSError) and error.errno in FULL:
         raise OSError(error.errno, f"{error.strerror}; run stopped: free some space and run it again with --resume", error.filename)
@@ -125,12 +125,12 @@ def failed(job: Job, source: ScanSource, row: Mapping[str, Any], error: Exceptio
 
 
 def columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without the fields that `write_record` adds, and without what is said of one run alone (`skipped`)."""
+    """Return a record without the fields that `write_record` adds, and without `skipped`, which applies to a single run."""
     return {key: value for key, value in record.items() if key not in ("files", "command", "skipped")}
 
 
 def _unrecorded(job: Job, source: ScanSource) -> list[str]:
-    """Files of a scan's result: also those of a run that was killed before it could write the record."""
+    """List the files of a scan's result, including those of a run that was killed before it could write the record."""
     stem = output_stem(job.folder, source.subject, source.entities, job.parcels, job.atlas)
     found = [file for file in stem.parent.glob(f"{stem.name}_*") if not re.match("_(res|den)-", file.name.removeprefix(stem.name))]
     return [file.relative_to(job.folder).as_posix() for file in [*found, job.folder / page_name(source.label, job.atlas)]]

@@ -39,11 +39,11 @@ class Bounds(NamedTuple):
     """Limits on what a run holds in memory at a time.
 
     Attributes:
-      wave: scans that go through the step together.
-      processes: worker processes that read and write.
-      scans: scans that are being read, waiting for a wave or in a wave.
-      writing: largest number of networks being written when a wave is started.
-      each: peak memory for reading one scan in bytes, the largest estimate among the first scans; 0 if unknown.
+      wave: Scans that go through the step together.
+      processes: Worker processes that read and write.
+      scans: Scans that are being read, waiting for a wave or in a wave.
+      writing: Largest number of networks being written when a wave is started.
+      each: Peak memory for reading one scan in bytes, the largest estimate among the first scans; 0 if unknown.
     """
 
     wave: int
@@ -54,7 +54,7 @@ class Bounds(NamedTuple):
 
     @property
     def networks(self) -> int:
-        """Networks that are being written, at most: two waves may be computed meanwhile."""
+        """Largest number of networks being written at a time, given that two waves may be computed meanwhile."""
         return self.writing + 2 * self.wave
 
 
@@ -62,11 +62,11 @@ def bounds_of(builder: Builder, wave: int | None, processes: int, each: int = 0,
     """Compute the limits that fit the worker processes and the memory.
 
     Args:
-      builder: builder of the plan, on its devices.
-      wave: scans that go through the step together; None for the default of the devices.
-      processes: largest number of worker processes.
-      each: bytes needed to read one scan; 0 if unknown.
-      memory: available bytes, of which the share `SHARE` may hold scans.
+      builder: Builder of the plan, on its devices.
+      wave: Scans that go through the step together; None for the default of the devices.
+      processes: Largest number of worker processes.
+      each: Bytes needed to read one scan; 0 if unknown.
+      memory: Available bytes, of which the share `SHARE` may hold scans.
     """
     wave = wave or builder.mesh.shape["subject"] * (1 if jax.devices()[0].platform == "cpu" else ACCELERATOR_WAVE)
     most = max(int(SHARE * memory / each), 1) if each and memory else 1 << 30
@@ -93,11 +93,11 @@ class Pipeline:
     """The loop that turns scans into records; each scan is constructed by one of the processes that work in the folder.
 
     Args:
-      job: what all scans share.
-      builder: builder of the job's plan.
-      workers: processes that read and write, not started yet.
-      bounds: limits on what is held in memory.
-      told: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
+      job: Settings shared by all scans.
+      builder: Builder of the job's plan.
+      workers: Processes that read and write, not started yet.
+      bounds: Limits on what is held in memory.
+      told: Called with the label of a scan, the numbers of completed and of failed scans, and the total.
     """
 
     def __init__(self, job: Job, builder: Builder, workers: Workers, bounds: Bounds, told: Told | None = None):
@@ -108,7 +108,7 @@ class Pipeline:
         self._reading = self._writing = self._failed = self._total = 0
         self._waiting: dict[Hashable, list[_Scan]] = {}
         self._flying: deque[tuple[list[_Scan], Future[Outputs], float]] = deque()
-        # The call of a step with loops returns only when a GPU is done with it: in a thread, the next wave travels meanwhile.
+        # A step with loops returns only when the GPU has finished; in a thread, the next wave can be transferred meanwhile.
         self._device = ThreadPoolExecutor(1, "device")
 
     def run(self, sources: Sequence[ScanSource], resume: bool) -> list[Row]:

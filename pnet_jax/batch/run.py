@@ -34,8 +34,8 @@ from pnet_jax.outputs.lock import alongside, waiting_for
 from pnet_jax.outputs.status import RECORDS, check_command, remove_superseded, write_submission, write_table
 from pnet_jax.report import check_installed, write_index
 
-TABLE_SECONDS = 30.0  # between updates of status.tsv during a run, at least
-TABLE_SHARE = 20  # writing the table of a large cohort takes time: at least this many times as long passes before the next update
+TABLE_SECONDS = 30.0  # least time between updates of status.tsv during a run
+TABLE_SHARE = 20  # updates wait at least this many times as long as the last one took
 LOOKED_AT = 8  # scans whose headers are used to estimate the memory per scan
 BLOCK = 8  # scans per cluster task: enough to outweigh its overhead, few enough to repeat
 RUNS = ".runs.lock"  # below RECORDS: shared by all processes that work in a folder
@@ -76,28 +76,28 @@ def construct_cohort(
     can work in one folder at the same time; each scan is constructed by one of them. A full disk ends the call.
 
     Args:
-      sources: scans to construct, from `find_scans`.
-      folder: derivatives root.
-      config: see `ConstructConfig`.
-      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      resume: skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
+      sources: Scans to construct, from `find_scans`.
+      folder: Derivatives root.
+      config: See `ConstructConfig`.
+      load: Further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      resume: Skip scans whose result is up to date: intact on disk, and made from the same files (`config.fingerprint`) with the same
         version, configuration, checkpoint, atlas and group.
-      retry_failed: construct only the scans of the folder that failed in earlier calls with the same settings; no other scan of `sources`
+      retry_failed: Construct only the scans of the folder that failed in earlier calls with the same settings; no other scan of `sources`
         is added to the folder.
-      shard: construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
-      executor: where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
+      shard: Construct only this part of the scans: `(i, n)` is part i of n, 1 to n. Cohort measures are left to a call without `shard`.
+      executor: Where blocks of scans are constructed, e.g. the workers of a cluster (`pnet_jax.execution.cluster`); they need the same
         package and the same paths, and always resume. None uses this process and its workers.
-      progress: called with a scan's label, the number of scans that are done, the number of these that failed, and the total.
-      say: called with messages about the run: the scans of its part, how many are up to date, its limits, and what it waited for.
+      progress: Called with the label of a scan, the numbers of completed and of failed scans, and the total.
+      say: Called with messages about the run: its scans, the number of up-to-date results, limits, and waiting times.
 
     Returns:
       The record of each scan of this call, in order (`outputs.status`); with `skipped`, if the result was up to date. Empty if
       `retry_failed` is set and nothing failed.
 
     Raises:
-      SettingsError: there is no scan, a measure is unknown, an atlas or checkpoint cannot be used, the folder holds results of another
+      SettingsError: If there are no scans, a measure is unknown, an atlas or checkpoint cannot be used, the folder has results of another
         command, or all scans that failed had other settings than those to be tried again.
-      OSError: the folder cannot be written.
+      OSError: If the folder cannot be written.
     """
     config = config or ConstructConfig()
     if not sources:
@@ -157,14 +157,14 @@ def _table_at_the_end(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # a disk that is full is told of by what met it first
+        with contextlib.suppress(OSError):  # the operation that first failed reports a full disk
             write_table(folder)
         raise
     write_table(folder)
 
 
 def _with_tangent(job: Job, sources: Sequence[ScanSource], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records of this call with tangent edges, which depend on all scans, also on those that this call had no work with."""
+    """Return the records of this call with tangent edges, which depend on all scans, including those that this call did not construct."""
     made = {row["scan"]: row for row in rows}
     whole = [made.get(one.label) or up_to_date(job, one) for one in sources]
     if not all(whole):
@@ -197,7 +197,7 @@ def own_shard(config: ConstructConfig) -> Shard:
 
 
 def describe_share(shard: Shard, mine: Sequence[ScanSource], every: Sequence[ScanSource]) -> str:
-    """Say how many participants and scans a part has."""
+    """Describe how many participants and scans a part has."""
     subjects, total = len({one.subject for one in mine}), len({one.subject for one in every})
     return f"shard {shard.number}/{shard.total}: {subjects} of {total} subjects, {len(mine)} of {len(every)} scans"
 
@@ -251,7 +251,7 @@ def bounds_for(sources: Sequence[ScanSource], job: Job, builder: Builder) -> Bou
 
 
 def describe_bounds(bounds: Bounds, scans: int) -> str:
-    """Say how many scans are computed together and held in memory."""
+    """Describe how many scans are computed together and held in memory."""
     devices, processes = jax.local_devices(), bounds.processes
     return (
         f"{scans} scans in waves of {bounds.wave} on {len(devices)} {devices[0].platform.upper()} device{'s' * (len(devices) > 1)}; "
@@ -264,7 +264,7 @@ def describe_bounds(bounds: Bounds, scans: int) -> str:
 def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], job: Job, told: Told) -> list[dict[str, Any]]:
     """Construct scans with the workers of an executor, a block at a time, and return their records.
 
-    If the worker of a block dies, each of its scans is tried on its own, so that one that takes too much memory costs no other.
+    If the worker of a block dies, each of its scans is tried on its own, so that a scan that takes too much memory affects no other.
     """
     rows: dict[int, dict[str, Any]] = {}
     waiting = in_blocks(range(len(sources)), BLOCK)
@@ -291,16 +291,16 @@ def _on(executor: concurrent.futures.Executor, sources: Sequence[ScanSource], jo
 def _result(
     future: concurrent.futures.Future[list[dict[str, Any]]], block: Sequence[ScanSource], job: Job, begun: float
 ) -> list[dict[str, Any]] | None:
-    """Records of a block, None if its scans are to be tried one by one.
+    """Return the records of a block, or None if its scans are to be tried one by one.
 
     Raises:
-      SettingsError: the command cannot run there as given.
-      OSError: the disk is full, or the cluster is gone.
+      SettingsError: If the command cannot run there as given.
+      OSError: If the disk is full, or the cluster was lost.
     """
     try:
         return future.result()
     except (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor) as error:
-        raise ConnectionError(f"the cluster is gone ({type(error).__name__}); run again with --resume") from error
+        raise ConnectionError(f"the connection to the cluster was lost ({type(error).__name__}); run again with --resume") from error
     except SettingsError:
         raise
     except Exception as error:
@@ -316,7 +316,7 @@ def construct_block(sources: Sequence[ScanSource], job: Job) -> list[dict[str, A
 
     Results that are up to date are kept: a block whose worker was lost resumes where that worker stopped.
     """
-    # Its parent may be killed while it goes on: a run that is begun then must not take its files for leftovers.
+    # This process may outlive its parent; a run started meanwhile must not treat its files as leftovers.
     with _ONE_BLOCK, alongside(job.folder / RECORDS / RUNS, lambda: None):
         plan, _ = resolved(job.config, job.options)
         builder = Builder(plan)

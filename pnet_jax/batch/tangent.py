@@ -1,4 +1,4 @@
-"""Edges that need all scans of a cohort, computed last from the results on disk."""
+"""Edges that require all scans of a cohort, computed last from the results on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_tangent(job: Job, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     cohort = hashlib.sha256(json.dumps([job.digest, names]).encode()).hexdigest()[:12]
     if all(rows[at].get("cohort") == cohort for at in complete):
         return rows
-    # From disk, one at a time: scans of an earlier call count too, and the locations of a large cohort need not be in memory.
+    # Read one at a time from disk: scans of earlier calls are included, and a large cohort need not fit in memory.
     signals = [load_network(job.folder / rows[at]["dseg"], brief=True).signals for at in complete]
     present = np.stack([np.isfinite(x).all(1) for x in signals])
     shared = np.all(present, axis=0)

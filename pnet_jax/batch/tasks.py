@@ -1,4 +1,4 @@
-"""What worker processes do with one scan: read it, or write its results. Neither uses a device."""
+"""Tasks of worker processes for one scan: read it, or write its results. Neither uses a device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Read(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Files of a result with their fingerprints, the name of its parcel table, the seconds for saving and for the page, and warnings."""
+    """Files of a result with their fingerprints, the name of its parcel table, the seconds for saving and for the report, and warnings."""
 
     files: dict[str, str]
     dseg: str
@@ -46,9 +46,9 @@ def read(job: Job, source: ScanSource) -> Read:
     """Read and clean one scan.
 
     Raises:
-      InputError: The recording is refused.
-      MemoryError: The scan needs more memory than the machine has.
-      RuntimeError: One of its files changed while it was read.
+      InputError: If the recording is refused.
+      MemoryError: If the scan needs more memory than the machine has.
+      RuntimeError: If one of its files changed while it was read.
     """
     begun = time.perf_counter()
     if source.problem:
@@ -69,7 +69,7 @@ def read(job: Job, source: ScanSource) -> Read:
 
 
 def write(job: Job, network: Network, label: str) -> Written:
-    """Write the results of one scan and its page."""
+    """Write the results of one scan and its report."""
     begun = time.perf_counter()
     with waiting_for(job.folder / RECORDS / SAVING, shared=True):
         files = save(network, job.folder, probabilities=job.config.probabilities)

@@ -1,4 +1,4 @@
-"""`pnet bench`: how fast the kernels are, beside what the device could do. Needs jax and numpy alone.
+"""`pnet bench`: speed of the kernels relative to the limits of the device. Requires only jax and numpy.
 
 To add an op, add a case to `cases.py`.
 """

@@ -1,4 +1,4 @@
-"""`python -m pnet_jax.bench`: the same as `pnet bench`, for a machine where the package is not installed."""
+"""`python -m pnet_jax.bench`: equivalent to `pnet bench`, for machines on which the package is not installed."""
 
 import sys
 

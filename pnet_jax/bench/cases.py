@@ -1,7 +1,7 @@
-"""What is measured. To add an op, add one decorated function here: it makes the inputs and says what is run on them.
+"""Benchmark cases. To add an op, add one decorated function that makes the inputs and defines what is run on them.
 
-A formula counts what the definition asks for, whatever an implementation does: products dense in the parcels, each input read once,
-each output written once. `b` is the size of a floating-point input in bytes; indices have 4.
+Formulas count the work required by the definition, independent of the implementation: products dense in the parcels, each input read once
+and each output written once. `b` is the size of a floating-point input in bytes; indices take 4 bytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jax.sharding import PartitionSpec as P
 from pnet_jax.bench.inputs import Inputs, candidates, neighbours
 from pnet_jax.ops.shapes import COHORTS, SCANS, Shape
 
-STEPS = 12  # of the mixture
+STEPS = 12  # iterations of the mixture
 
 
 class CasePartition(NamedTuple):
-    """How a case runs on several devices.
+    """Distribution of a case over several devices.
 
     Attributes:
-      axis: the mesh axis whose parts are varied, `"subject"` or `"location"`.
-      inputs: a PartitionSpec for each argument.
-      outputs: the same for the outputs: `local` then runs inside `shard_map`. None leaves all to the compiler.
-      local: what one device does with its part, the implementation's name first; `Work.run` if None.
-      over: for ops that split their work over a mesh themselves: `over(implementation, mesh, *arguments)` in place of the others.
+      axis: Mesh axis whose number of parts is varied, `"subject"` or `"location"`.
+      inputs: PartitionSpec of each argument.
+      outputs: PartitionSpecs of the outputs; `local` then runs inside `shard_map`. If None, the compiler distributes everything.
+      local: Function that one device runs on its part, with the implementation's name first; `Work.run` if None.
+      over: For ops that distribute their work over a mesh themselves: `over(implementation, mesh, *arguments)`, instead of the others.
     """
 
     axis: str
@@ -41,12 +41,12 @@ class CasePartition(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One thing to time.
+    """Work to be timed.
 
     Attributes:
-      run: `run(implementation, *arguments)`, to be compiled.
-      arguments: numpy arrays.
-      spread: over devices; None where that is not measured.
+      run: Function to compile, `run(implementation, *arguments)`.
+      arguments: NumPy arrays.
+      spread: Distribution over devices, or None if it is not measured.
     """
 
     run: Callable[..., Any]
@@ -56,18 +56,18 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An op as it is measured.
+    """Benchmark of one op.
 
     Attributes:
-      op: its name.
-      shapes: names of the shapes it is made for.
-      implementations: their names.
-      dtypes: of the floating-point inputs.
-      flop: operations of a shape.
-      bytes: that must be moved at least, of a shape and the size of a floating-point input.
-      grows: letters whose effect is measured, and
-      base: the shape they start from.
-      build: makes the `Work` of a shape.
+      op: Name of the op.
+      shapes: Names of the shapes to measure.
+      implementations: Names of the implementations.
+      dtypes: Types of the floating-point inputs.
+      flop: Function from a shape to its number of floating-point operations.
+      bytes: Function from a shape and the size of a floating-point input to the least number of bytes to move.
+      grows: Letters of the sizes whose effect is measured.
+      base: Shape from which sizes are varied.
+      build: Function that makes the `Work` of a shape.
     """
 
     op: str
@@ -96,7 +96,7 @@ def case(
     implementations: tuple[str, ...] = ("reference", "chunked"),
     dtypes: tuple[str, ...] = ("float32",),
 ) -> Callable[[Callable[[Shape, Inputs], Work]], Callable[[Shape, Inputs], Work]]:
-    """Decorator: a function of a shape and `Inputs` that makes the `Work` becomes a case."""
+    """Decorator that turns a function from a shape and `Inputs` to the `Work` into a case."""
 
     def add(build: Callable[[Shape, Inputs], Work]) -> Callable[[Shape, Inputs], Work]:
         base = COHORT_BASE if set(shapes) <= set(COHORTS) else SCAN_BASE
@@ -206,7 +206,7 @@ def _mixture(shape: Shape, make: Inputs) -> Work:
 @case(
     "location_correlation",
     shapes=SCANS,
-    flop=lambda s: s.V**2 * s.T,  # the table is symmetric: half of it is enough
+    flop=lambda s: s.V**2 * s.T,  # the table is symmetric, so half of it suffices
     bytes=lambda s, b: b * s.V * s.T + 4 * s.V,
     grows="VT",
     implementations=("chunked",),
@@ -226,7 +226,7 @@ def _location_correlation(shape: Shape, make: Inputs) -> Work:
 @case(
     "partial",
     shapes=COHORTS,
-    flop=lambda s: s.S * (2 * s.K**2 * s.T + 2 * s.K**3),  # a covariance and an inverse
+    flop=lambda s: s.S * (2 * s.K**2 * s.T + 2 * s.K**3),  # one covariance and one inverse
     bytes=lambda s, b: CASES["correlation"].bytes(s, b),
     grows="STK",
 )
@@ -242,7 +242,7 @@ def _partial(shape: Shape, make: Inputs) -> Work:
 @case(
     "tangent",
     shapes=COHORTS,
-    flop=lambda s: s.S * 6 * s.K**3,  # the logarithms at a mean that is known: two products to get there, one to put them together
+    flop=lambda s: s.S * 6 * s.K**3,  # logarithms at a given mean: two products for whitening, one for the reconstruction
     bytes=lambda s, b: 4 * s.K**2 * (2 * s.S + 1),
     grows="SK",
 )
@@ -272,7 +272,7 @@ def _distance_correlation(shape: Shape, make: Inputs) -> Work:
 
 
 def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], float]) -> None:
-    """All pairs of S networks of K nodes; paths and counts are no products, so the roofline says little here."""
+    """Compare all pairs of S networks with K nodes; paths and counts are not products, so the roofline is of little relevance."""
 
     def build(shape: Shape, make: Inputs) -> Work:
         from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence
@@ -290,9 +290,9 @@ def _portrait_case(op: str, lengths: str, bins: int, flop: Callable[[Shape], flo
     case(op, shapes=COHORTS, flop=flop, bytes=lambda s, b: 4 * s.S * (s.K**2 + s.S), grows="SK", implementations=("chunked",))(build)
 
 
-# Hops: one product a level, five levels, then cells of S (S − 1) / 2 pairs of portraits.
+# Hops: one product per level, five levels, then the cells of S (S − 1) / 2 pairs of portraits.
 _portrait_case("portrait_hops", "hops", 100, lambda s: s.S * 10 * s.K**3 + s.S**2 / 2 * 5 * s.K)
-# Lengths: one min-plus product, then 100 bins a pair.
+# Lengths: one min-plus product, then 100 bins per pair.
 _portrait_case("portrait_lengths", "1/w", 100, lambda s: s.S * 2 * s.K**3 + s.S**2 / 2 * 100 * s.K)
 
 

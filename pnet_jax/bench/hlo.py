@@ -1,7 +1,7 @@
-"""What a compiled program does, read off its text: floating-point work and collectives, each times how often its loop runs.
+"""Floating-point operations and collectives of a compiled program, parsed from its text and multiplied by the trip counts of loops.
 
-XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts as often as it runs, where the compiler knows that
-number; `unknown_loops` says how many it did not know.
+XLA's own `cost_analysis` counts the body of a loop once. Here, it counts once per iteration if the compiler knows the trip count;
+`unknown_loops` is the number of loops for which it does not.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
 class Counts(NamedTuple):
-    """Of one run on one device.
+    """Counts for one run on one device.
 
     Attributes:
-      matmul: floating-point operations in matrix products.
-      arithmetic: in everything else; one for each element, transcendental functions too.
-      collectives: how often each kind is executed.
-      written: how often each kind stands in the text; one in a loop of twelve steps counts once.
-      unknown_loops: loops whose number of steps is not in the text; they count once.
+      matmul: Floating-point operations in matrix products.
+      arithmetic: Floating-point operations elsewhere: one per element, also for transcendental functions.
+      collectives: Number of executions of each kind of collective.
+      written: Number of occurrences of each kind in the text; one inside a loop of twelve steps counts once.
+      unknown_loops: Number of loops whose trip count is not in the text; their bodies count once.
     """
 
     matmul: int
@@ -50,7 +50,7 @@ class _Instruction(NamedTuple):
 
 
 def read(compiled: Any) -> Counts:
-    """Counts of a compiled step, `jax.jit(f).lower(...).compile()`.
+    """Count the operations of a compiled step, `jax.jit(f).lower(...).compile()`.
 
     >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, y: y @ x, x))
@@ -103,7 +103,7 @@ def _called(rest: str, attribute: str, value: str = r"%[\w.\-]+") -> str:
 
 
 def _sizes(shape: str) -> list[int]:
-    """Dimensions of the first array in a type."""
+    """Return the dimensions of the first array in a type."""
     found = _SHAPE.search(shape)
     return [int(n) for n in found[2].split(",") if n] if found else []
 
@@ -114,16 +114,16 @@ def _is_float(shape: str) -> bool:
 
 
 def _operand(one: _Instruction, instructions: dict[str, _Instruction], place: int = 0) -> str:
-    """Type of an operand; the first if not said."""
+    """Return the type of an operand; the first one by default."""
     names = re.findall(r"%([\w.\-]+)", one.rest)
     return instructions[names[place]].type if len(names) > place and names[place] in instructions else ""
 
 
 def _matmul(one: _Instruction, instructions: dict[str, _Instruction]) -> int:
-    if one.opcode == "convolution":  # what a TPU makes of products
+    if one.opcode == "convolution":  # how TPUs represent matrix products
         labels, kernel = re.search(r"dim_labels=\w+_(\w+)->", one.rest), _sizes(_operand(one, instructions, 1))
         summed = [size for size, label in zip(kernel, labels[1], strict=True) if label != "o"] if labels and kernel else []
-    elif one.opcode == "dot" or (one.opcode == "custom-call" and "gemm" in one.rest):  # the latter is the vendor's library on a GPU
+    elif one.opcode == "dot" or (one.opcode == "custom-call" and "gemm" in one.rest):  # the latter is the GPU vendor's library
         over = re.search(r'"?lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]', one.rest)
         left = _sizes(_operand(one, instructions))
         summed = [left[int(n)] for n in over[1].replace('"', "").split(",") if n] if over and left else []

@@ -1,4 +1,4 @@
-"""Random inputs of a named shape: signals, embeddings, and parcels that lie in space as real ones do."""
+"""Random inputs of a given shape: signals, embeddings, and parcels with a realistic spatial layout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _HEXAGON = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
 
 
 class Inputs:
-    """Draws arrays of one floating-point type; the same for the same seed.
+    """Generator of random arrays of one floating-point type, reproducible by seed.
 
     Args:
       dtype: `"float32"` or `"bfloat16"`.
-      seed: of everything random.
+      seed: Seed of all random numbers.
     """
 
     def __init__(self, dtype: str = "float32", seed: int = 0):
@@ -26,33 +26,33 @@ class Inputs:
         self._rng = np.random.default_rng(seed)
 
     def normal(self, *sizes: int) -> np.ndarray:
-        """Standard normal values."""
+        """Draw standard normal values."""
         return self._rng.standard_normal(sizes, dtype=np.float32).astype(self.dtype)
 
     def unit(self, *sizes: int) -> np.ndarray:
-        """Rows of length 1."""
+        """Draw rows of unit length."""
         rows = self._rng.standard_normal(sizes, dtype=np.float32)
         return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(self.dtype)
 
     def shares(self, candidates: np.ndarray) -> np.ndarray:
-        """Probabilities that sum to 1 over each row's candidates, 0 at the padding."""
+        """Draw probabilities that sum to 1 over the candidates of each row, 0 in the padding."""
         rows = self._rng.random(candidates.shape, dtype=np.float32) * (candidates >= 0)
         return (rows / rows.sum(-1, keepdims=True)).astype(self.dtype)
 
     def signals(self, *sizes: int) -> np.ndarray:
-        """Normal values over the last dimension with a signal that all rows share, so that correlations are about .3."""
+        """Draw normal values over the last dimension with a signal common to all rows, so that correlations are about 0.3."""
         own = self._rng.standard_normal(sizes, dtype=np.float32)
         return (own + 0.65 * self._rng.standard_normal((*sizes[:-2], 1, sizes[-1]), dtype=np.float32)).astype(self.dtype)
 
     def covariances(self, subjects: int, parcels: int) -> np.ndarray:
-        """Positive definite, with an even spread of variances about one matrix that all share, `[S, K, K]`."""
+        """Draw positive definite matrices with a uniform spread of variances around one common matrix, `[S, K, K]`."""
         shared = self._rng.standard_normal((parcels, 2 * parcels), dtype=np.float32)
         own = 0.5 * self._rng.standard_normal((subjects, parcels, 2 * parcels), dtype=np.float32)
         factors = shared[None] + own
         return (factors @ factors.swapaxes(1, 2) / (2 * parcels)).astype(self.dtype)
 
     def networks(self, subjects: int, parcels: int) -> np.ndarray:
-        """Correlations of signals that have a few sources in common, symmetric, `[S, K, K]`."""
+        """Draw correlation matrices of signals with a few common sources, symmetric, `[S, K, K]`."""
         mixing = self._rng.standard_normal((1, parcels, 4), dtype=np.float32)
         signals = mixing @ self._rng.standard_normal((subjects, 4, 64), dtype=np.float32)
         signals += 1.5 * self._rng.standard_normal(signals.shape, dtype=np.float32)
@@ -64,7 +64,7 @@ class Inputs:
 
 @functools.lru_cache(maxsize=4)
 def positions(shape: Shape) -> np.ndarray:
-    """Where V locations are: a full box of voxels, or a sheet of vertices in a plane, `[V, 3]`."""
+    """Return the coordinates of V locations: a full box of voxels, or a planar sheet of vertices, `[V, 3]`."""
     sides = _sides(shape.V, 2 if shape.N == 6 else 3)
     at = np.stack(np.meshgrid(*(np.arange(n, dtype=np.int32) for n in sides), indexing="ij"), -1).reshape(shape.V, -1)
     return np.pad(at, ((0, 0), (0, 3 - at.shape[1])))
@@ -72,7 +72,7 @@ def positions(shape: Shape) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def neighbours(shape: Shape) -> np.ndarray:
-    """Adjacent locations, −1 padded, symmetric, `[V, N]`: 26 in a box, 6 on a sheet."""
+    """Return adjacent locations, −1 padded, symmetric, `[V, N]`: 26 in a box, 6 on a sheet."""
     at = positions(shape)
     offsets = np.array(_HEXAGON if shape.N == 6 else [o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)])
     offsets = np.pad(offsets, ((0, 0), (0, 3 - offsets.shape[1])))
@@ -89,7 +89,7 @@ def neighbours(shape: Shape) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def candidates(shape: Shape, seed: int = 0) -> np.ndarray:
-    """The C parcels whose centres are nearest to each location, ascending; a fifth of the rows have half as many, −1 padded. `[V, C]`."""
+    """Return the C parcels with the nearest centres, ascending, `[V, C]`; a fifth of the rows have half as many, −1 padded."""
     rng, at = np.random.default_rng(seed), positions(shape).astype(np.float32)
     centres = at[rng.choice(shape.V, shape.K, replace=False)]
     out = np.empty((shape.V, shape.C), np.int32)
@@ -102,7 +102,7 @@ def candidates(shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 def _sides(size: int, dimensions: int) -> tuple[int, ...]:
-    """Sides of a box of `size` cells, as equal as its divisors allow."""
+    """Return the sides of a box of `size` cells, as equal as its divisors allow."""
     if dimensions == 1:
         return (size,)
     side = next(n for n in range(int(size ** (1 / dimensions) + 1e-9), 0, -1) if size % n == 0)

@@ -1,4 +1,4 @@
-"""One case on this device: seconds to lower, to compile and to run, memory, work."""
+"""Measurement of one case on this device: time to lower, compile and run, memory, and work."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from pnet_jax.bench.roofline import Roofline
 from pnet_jax.bench.timing import spread, time_call
 from pnet_jax.ops.shapes import Shape
 
-MEMORY_SHARE = 0.9  # of what is free; more is not tried
+MEMORY_SHARE = 0.9  # largest share of free memory that a case may need
 
 
 def measure(case: Case, implementation: str, shape: Shape, dtype: str, *, repeats: int = 7, budget: float = 30.0) -> dict[str, Any]:
-    """Measures one implementation of an op.
+    """Measure one implementation of an op.
 
     Args:
-      case: what.
-      implementation: how.
-      shape: how large.
-      dtype: of the inputs.
-      repeats: samples.
-      budget: seconds after which no further sample is taken, once there are 3.
+      case: Case to measure.
+      implementation: Name of the implementation.
+      shape: Sizes of the inputs.
+      dtype: Type of the floating-point inputs.
+      repeats: Number of samples.
+      budget: Seconds after which sampling stops, once there are 3 samples.
 
     Returns:
-      A row of the results, still without its share of the roofline (`against`). `status` is `"ok"`; `"unavailable"` where the backend
-      lacks the implementation or the memory; `"failed"` where something was raised. `reason` then says what. It never raises what the
-      case raises.
+      A row of the results, without its share of the roofline (`against`). `status` is `"ok"`, `"unavailable"` if the backend lacks the
+      implementation or the memory, or `"failed"` if an exception was raised; `reason` gives the cause. Exceptions of the case are never
+      propagated.
     """
     row: dict[str, Any] = {"op": case.op, "implementation": implementation, "shape": shape.name, "dtype": dtype}
     try:
         return row | {"status": "ok", "reason": ""} | _figures(case, implementation, shape, dtype, repeats, budget)
     except (NotImplementedError, MemoryError) as error:
         return row | {"status": "unavailable", "reason": one_line(error)}
-    except Exception as error:  # noqa: BLE001  whatever one case does, the others are measured
+    except Exception as error:  # noqa: BLE001  whatever the error, the other cases are measured
         return row | {"status": "failed", "reason": one_line(error)}
 
 
 def against(row: dict[str, Any], roofline: Roofline) -> dict[str, Any]:
-    """A row with the share it reaches of the roofline of its run."""
+    """Add to a row the share of its run's roofline that it reaches."""
     if row["status"] != "ok":
         return row
     ideal, bound = roofline.seconds(row["flop"]["formula"], row["bytes"]["formula"], row["dtype"])
@@ -57,7 +57,7 @@ def against(row: dict[str, Any], roofline: Roofline) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
 
 
@@ -94,10 +94,10 @@ def _figures(case: Case, implementation: str, shape: Shape, dtype: str, repeats:
 
 
 def memory_of(compiled: Any) -> dict[str, int]:
-    """Bytes of a compiled step: arguments, outputs, temporary, and their sum less what is shared."""
+    """Return the memory of a compiled step in bytes: arguments, outputs, temporary, and their sum minus shared buffers."""
     said = compiled.memory_analysis()
     if said is None:
-        raise NotImplementedError(f"the backend {jax.default_backend()} does not say what memory a step takes")
+        raise NotImplementedError(f"the backend {jax.default_backend()} does not report the memory of a step")
     parts = {
         "arguments": int(said.argument_size_in_bytes),
         "outputs": int(said.output_size_in_bytes),
@@ -107,14 +107,14 @@ def memory_of(compiled: Any) -> dict[str, int]:
 
 
 def cost_of(compiled: Any) -> dict[str, float]:
-    """XLA's own count; a loop's body counts once in it."""
+    """Return XLA's own count, in which the body of a loop counts once."""
     said = compiled.cost_analysis()
     said = said[0] if isinstance(said, list | tuple) else said
     return {name: float(said[name]) for name in ("flops", "bytes accessed") if said and name in said}
 
 
 def free_memory() -> int | None:
-    """Bytes that can still be taken on the device; None where nobody says."""
+    """Return the free memory of the device in bytes, or None if it is unknown."""
     said = jax.devices()[0].memory_stats()
     if said and "bytes_limit" in said:
         return int(said["bytes_limit"] - said.get("bytes_in_use", 0))
@@ -126,7 +126,7 @@ def free_memory() -> int | None:
 
 @contextlib.contextmanager
 def without_compilation_cache() -> Iterator[None]:
-    """A compile time is that of compiling, not of reading what an earlier run left."""
+    """Disable the compilation cache, so that compile times do not reflect results of earlier runs."""
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     before = jax.config.values["jax_enable_compilation_cache"]
@@ -142,4 +142,4 @@ def without_compilation_cache() -> Iterator[None]:
 def _check_memory(needed: int) -> None:
     free = free_memory()
     if free is not None and needed > MEMORY_SHARE * free:
-        raise MemoryError(f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise MemoryError(f"needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")

@@ -1,4 +1,4 @@
-"""`pnet bench`: options, the loop over cases, and what is printed and written."""
+"""`pnet bench`: options, loop over cases, and output."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pnet_jax.ops.shapes import SHAPES, TINY, Shape
 
 SCALING = ("sizes", "devices", "both", "none")
 DTYPES = ("float32", "bfloat16")
-QUICK_PRODUCTS, QUICK_COPIES = (512,), (2**22,)  # for tests: no figure to keep
+QUICK_PRODUCTS, QUICK_COPIES = (512,), (2**22,)  # for tests: too small for valid measurements
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints and writes; 1 if a case failed."""
+    """Run the benchmarks, and print and write the results; returns 1 if a case failed."""
     args = _arguments(sys.argv[1:] if argv is None else argv)
     result = run(args)
     print(results.markdown(result))
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Roofline, cases and scaling of one device; what is measured is written after each case, for a run that does not reach its end."""
+    """Measure roofline, cases and scaling on one device; results are written after each case, so that an interrupted run keeps them."""
     wanted = list(_wanted(args))
     sizes = {"products": QUICK_PRODUCTS, "copies": QUICK_COPIES} if args.quick else {"products": PRODUCTS, "copies": COPIES}
     header: dict[str, Any] = {
@@ -71,7 +71,7 @@ def _figures(cases: Sequence[dict[str, Any]], before: Roofline, after: Roofline,
 
 
 def _files(args: argparse.Namespace, result: dict[str, Any]) -> tuple[Path, Path]:
-    """The results of this device, and the run that it is compared with."""
+    """Return the files for the results of this device, and for its baseline."""
     name = results.device_name(result["device"])
     return args.out / f"kernels_{name}.json", args.out / f"kernels_{name}_baseline.json"
 
@@ -123,23 +123,33 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     known = sorted({name for case in CASES.values() for name in case.implementations})
     add = parser.add_argument
-    add("--ops", type=_some(CASES), metavar="A,B", help=f"all if not given: {', '.join(CASES)}")
-    add("--shapes", type=_some(SHAPES), metavar="A,B", help=f"all but the tiny ones if not given: {', '.join(SHAPES)}")
-    add("--implementations", type=_some(known), metavar="A,B", help=f"all if not given: {', '.join(known)}")
-    add("--dtypes", type=_some(DTYPES), metavar="A,B", default=list(DTYPES), help="of the inputs: float32,bfloat16; an op has its own list")
-    add("--repeats", type=_count, default=7, help="timed runs of each case")
-    add("--budget", type=float, default=30.0, metavar="SECONDS", help="no more runs of a case after this long, once there are three")
-    add("--scaling", choices=SCALING, default="both", help="growth with the sizes, over fake devices, both or none")
+    add("--ops", type=_some(CASES), metavar="A,B", help=f"ops to measure; all by default: {', '.join(CASES)}")
+    add("--shapes", type=_some(SHAPES), metavar="A,B", help=f"shapes to measure; all but the tiny ones by default: {', '.join(SHAPES)}")
+    add("--implementations", type=_some(known), metavar="A,B", help=f"implementations to measure; all by default: {', '.join(known)}")
     add(
-        "--out", type=Path, default=Path("benchmarks/results"), metavar="FOLDER", help="for kernels_DEVICE.json, .md, .png and the baseline"
+        "--dtypes",
+        type=_some(DTYPES),
+        metavar="A,B",
+        default=list(DTYPES),
+        help="types of the inputs: float32,bfloat16, if the op supports them",
     )
-    add("--rebaseline", action="store_true", help="keep this run as the one that later runs are compared with")
-    add("--quick", action="store_true", help="a hasty roofline, for tests of this program")
+    add("--repeats", type=_count, default=7, help="number of timed runs per case")
+    add("--budget", type=float, default=30.0, metavar="SECONDS", help="time after which a case is not repeated, once it has three runs")
+    add("--scaling", choices=SCALING, default="both", help="scaling with problem size, over simulated devices, both or none")
+    add(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results"),
+        metavar="FOLDER",
+        help="folder for kernels_DEVICE.json, .md, .png and the baseline",
+    )
+    add("--rebaseline", action="store_true", help="make this run the baseline for later runs")
+    add("--quick", action="store_true", help="measure the roofline with few samples, for tests of this command")
     return parser.parse_args(list(argv))
 
 
 def _some(known: Any) -> Any:
-    """A list of known names, separated by commas."""
+    """Return a parser for a comma-separated list of known names."""
 
     def names(text: str) -> list[str]:
         found = [name.strip() for name in text.split(",") if name.strip()]

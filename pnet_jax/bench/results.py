@@ -1,4 +1,4 @@
-"""A run as JSON, as a Markdown table and as a plot, and beside the baseline of the same device."""
+"""Results of a run as JSON, Markdown table and plot, compared with the baseline of the same device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jax
 import pnet_jax
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "chex")
-SIGNIFICANT = 5  # digits
+SIGNIFICANT = 5  # significant digits
 
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
@@ -48,12 +48,12 @@ SCHEMA: dict[str, Any] = {
 
 
 def check(result: Any, schema: Any = None, at: str = "result") -> None:
-    """Refuses a result that is not of the form that `SCHEMA` says.
+    """Check that a result conforms to `SCHEMA`.
 
-    A type stands for its values, a tuple of types or strings for any of them, `[x]` for a list of x, a mapping for one with these keys.
+    A type stands for its values, a tuple of types or strings for any of them, `[x]` for a list of x, and a mapping for one with these keys.
 
     Raises:
-      ValueError: where, what is expected there and what was found.
+      ValueError: Where the result differs, what is expected and what was found.
 
     >>> check({"a": [1]}, {"a": [str]})
     Traceback (most recent call last):
@@ -83,7 +83,7 @@ def check(result: Any, schema: Any = None, at: str = "result") -> None:
 
 
 def describe_device() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the device of the measurements."""
     device = jax.devices()[0]
     said = device.memory_stats() or {}
     return {
@@ -98,7 +98,7 @@ def describe_device() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of Python, this package and what it was measured with."""
+    """Return the versions of Python, of this package and of the packages that it measures with."""
     found = {"python": platform.python_version(), "pnet_jax": pnet_jax.__version__}
     for name in PACKAGES:
         try:
@@ -113,7 +113,7 @@ def today() -> str:
 
 
 def device_name(device: Mapping[str, Any]) -> str:
-    """For file names: `cpu-2`, `nvidia-h100-80gb-hbm3`.
+    """Return a name for use in file names: `cpu-2`, `nvidia-h100-80gb-hbm3`.
 
     >>> device_name({"platform": "cpu", "kind": "cpu", "cores": 2}), device_name({"platform": "gpu", "kind": "NVIDIA H100 80GB"})
     ('cpu-2', 'nvidia-h100-80gb')
@@ -123,7 +123,7 @@ def device_name(device: Mapping[str, Any]) -> str:
 
 
 def compare(cases: Sequence[dict[str, Any]], baseline: Mapping[str, Any] | None) -> None:
-    """Writes into each case its median seconds as a share of the baseline's; None where the baseline lacks it."""
+    """Add to each case its median time relative to that of the baseline, or None if the baseline lacks it."""
     before = {_key(row): row["seconds"]["median"] for row in (baseline or {}).get("cases", ()) if row["status"] == "ok"}
     for row in cases:
         if row["status"] == "ok":
@@ -131,10 +131,10 @@ def compare(cases: Sequence[dict[str, Any]], baseline: Mapping[str, Any] | None)
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """A result of an earlier run, or None where there is none.
+    """Read the result of an earlier run, or return None if there is none.
 
     Raises:
-      ValueError: the file is no result; it is named.
+      ValueError: If the file is not a result; names the file.
     """
     if not file.is_file():
         return None
@@ -147,14 +147,14 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def write(result: Mapping[str, Any], file: Path) -> None:
-    """JSON with five significant digits."""
+    """Write a result as JSON with five significant digits."""
     check(result)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(_rounded(result), indent=1) + "\n", "utf-8")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Everything of a run as tables."""
+    """Format a run as Markdown tables."""
     device, rates = result["device"], result["roofline"]
     products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates["matmul"].items())
     head = [
@@ -165,14 +165,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     if rows := result["scaling"]["sizes"]:
         parts += ["Fitted exponents: cost ∝ size^p, one letter at a time.", _table(_SIZE_HEAD, [_size_cells(row) for row in rows])]
     if rows := result["scaling"]["devices"]:
-        told = "Over devices (fake CPU devices; compiled, not timed): operations of each as a share of one's, collectives executed."
+        told = "Over simulated CPU devices (compiled, not timed): operations per device relative to one device, and collectives executed."
         parts += [told, _table(_DEVICE_HEAD, [_device_cells(row) for row in rows])]
     return "\n\n".join(parts) + "\n"
 
 
 def _steadiness(rates: Mapping[str, Any]) -> str:
     first, last = (rates[when]["matmul"]["float32"] / 1e9 for when in ("before", "after"))
-    warning = "" if 0.8 < first / last < 1.25 else ": the machine had other work, shares are not to be trusted"
+    warning = "" if 0.8 < first / last < 1.25 else "; the machine was busy with other work, so the shares are unreliable"
     return f"Float32 products before and after the cases: {first:,.0f} and {last:,.0f}{warning}."
 
 
@@ -220,7 +220,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(result: Mapping[str, Any], file: Path) -> bool:
-    """Share of the roofline of every case as bars; False where matplotlib is not installed."""
+    """Plot the roofline share of every case as bars; returns False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

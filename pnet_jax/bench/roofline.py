@@ -1,4 +1,4 @@
-"""What the device can do at best: its largest rate of matrix products and its bandwidth, measured in the same run."""
+"""Limits of the device, measured in the same run: largest rate of matrix products, and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import jax.numpy as jnp
 
 from pnet_jax.bench.timing import time_call
 
-BUDGET = 0.5  # seconds of one call; what would take longer is not tried
+BUDGET = 0.5  # longest duration of one call in seconds; larger sizes are skipped
 PRODUCTS = (1024, 2048, 4096, 8192)
-COPIES = (2**25, 2**26, 2**27, 2**28)  # float32 values; the smallest is larger than a processor's cache
-PASSES = 16  # over an array in one call, in place: taking fresh memory for a result would cost more than writing it
+COPIES = (2**25, 2**26, 2**27, 2**28)  # float32 values; the smallest exceeds the cache of a processor
+PASSES = 16  # passes over an array per call, in place: allocating memory for a result would take longer than writing it
 KINDS = {"float32": ("float32", "highest"), "float32_fast": ("float32", "default"), "bfloat16": ("bfloat16", "default")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Rates of one device.
+    """Peak rates of one device.
 
     Attributes:
-      matmul: operations a second: `"float32"` in full precision, `"float32_fast"` as the backend likes it, `"bfloat16"`.
-      copy: bytes a second, read and written.
+      matmul: Operations per second: `"float32"` in full precision, `"float32_fast"` with the backend's default precision, `"bfloat16"`.
+      copy: Bytes per second, read and written.
     """
 
     matmul: dict[str, float]
     copy: float
 
     def seconds(self, flop: float, moved: float, dtype: str = "float32") -> tuple[float, str]:
-        """The least time that work can take, and what sets it: `"matmul"` or `"copy"`.
+        """Return the least time for some work in seconds, and its limiting factor: `"matmul"` or `"copy"`.
 
         >>> Roofline({"float32": 100.0}, 10.0).seconds(200, 10)
         (2.0, 'matmul')
@@ -42,17 +42,17 @@ class Roofline:
         return (products, "matmul") if products >= copies else (copies, "copy")
 
     def larger(self, other: Roofline) -> Roofline:
-        """The best of two measurements: what one did not reach, other work on the machine kept it from."""
+        """Return the better of two measurements, since lower rates are due to other work on the machine."""
         return Roofline({kind: max(rate, other.matmul[kind]) for kind, rate in self.matmul.items()}, max(self.copy, other.copy))
 
 
 def measure_roofline(*, products: tuple[int, ...] = PRODUCTS, copies: tuple[int, ...] = COPIES, repeats: int = 5) -> Roofline:
-    """Square products and copies of growing size; the best sample of any counts."""
+    """Measure square products and copies of increasing size; the best sample counts."""
     return Roofline({kind: matmul_rate(kind, products, repeats) for kind in KINDS}, _copies(copies, repeats))
 
 
 def matmul_rate(kind: str, sizes: tuple[int, ...] = PRODUCTS, repeats: int = 5) -> float:
-    """Operations a second of square products, `kind` one of `KINDS`."""
+    """Measure the operations per second of square products of one of the `KINDS`."""
     dtype, precision = KINDS[kind]
     product = jax.jit(functools.partial(jnp.matmul, precision=precision, preferred_element_type=jnp.float32))
 
@@ -84,7 +84,7 @@ def _copies(sizes: tuple[int, ...], repeats: int) -> float:
 
 
 def _largest(rate: Callable[[int], tuple[float, float]], sizes: tuple[int, ...], growth: float) -> float:
-    """The largest rate over growing sizes, up to one whose next would take too long."""
+    """Return the largest rate over increasing sizes, up to the first size whose successor would take too long."""
     best = 0.0
     for size in sizes:
         found, seconds = rate(size)

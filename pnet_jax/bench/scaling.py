@@ -1,4 +1,4 @@
-"""How cost grows: with the sizes of a problem, as fitted exponents, and over devices, as work and collectives of each."""
+"""Scaling of cost: with problem size, as fitted exponents, and over devices, as work and collectives per device."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pnet_jax.ops.shapes import Shape
 FACTORS = (1, 2, 4)
 DEVICES = (1, 2, 4, 8)
 QUANTITIES = ("flop", "temporary", "seconds")
-TIMEOUT = 600  # seconds for the process with fake devices
+TIMEOUT = 600  # seconds for the process with simulated devices
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The p of value ∝ size^p by least squares on logarithms; None where a value is 0.
+    """Fit p in value ∝ size^p by least squares on logarithms; None if any value is 0.
 
     >>> exponent([1, 2, 4], [3, 12, 48])
     2.0
@@ -44,12 +44,12 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def with_size(case: Case, implementation: str, letter: str, base: Shape, factors: Sequence[int] = FACTORS) -> dict[str, Any]:
-    """Exponents of one letter, all others as in `base`: compiled operations, temporary bytes, seconds."""
+    """Fit the exponents of one size, all others as in `base`, for compiled operations, temporary bytes and seconds."""
     row: dict[str, Any] = {"op": case.op, "implementation": implementation, "letter": letter}
     try:
         sizes = [getattr(base, letter) * factor for factor in factors]
         points = [_point(case, implementation, dataclasses.replace(base, **{letter: size})) for size in sizes]
-    except Exception as error:  # noqa: BLE001  whatever one case does, the others are measured
+    except Exception as error:  # noqa: BLE001  whatever the error, the other cases are measured
         return row | {"status": "failed", "reason": one_line(error)}
     values = {name: [point[name] for point in points] for name in QUANTITIES}
     exponents = {name: exponent(sizes, values[name]) for name in QUANTITIES}
@@ -68,12 +68,12 @@ def _point(case: Case, implementation: str, shape: Shape) -> dict[str, float]:
 
 
 def over_devices(case: Case, implementation: str, shape: Shape, counts: Sequence[int] = DEVICES) -> dict[str, Any]:
-    """Work and collectives of each device when a case is spread over several; compiled, not run."""
+    """Count work and collectives per device when a case is distributed over several; compiled, not run."""
     row: dict[str, Any] = {"op": case.op, "implementation": implementation, "shape": shape.name}
     try:
         work = case.build(shape, Inputs())
         if work.spread is None:
-            return row | {"status": "unavailable", "reason": "the case does not say how it is spread"}
+            return row | {"status": "unavailable", "reason": "the case does not define a distribution over devices"}
         found = [hlo.read(_compiled_over(work, implementation, count)) for count in counts]
     except Exception as error:  # noqa: BLE001  as above
         return row | {"status": "failed", "reason": one_line(error)}
@@ -112,9 +112,9 @@ def _is_spec(x: Any) -> bool:
 
 
 def over_fake_devices(wanted: Sequence[tuple[str, str]], counts: Sequence[int] = DEVICES) -> list[dict[str, Any]]:
-    """`over_devices` for (op, implementation), in a process of its own with fake CPU devices: this one's are in use."""
+    """Run `over_devices` for (op, implementation) pairs in a separate process with simulated CPU devices, since this one's are in use."""
     request = json.dumps({"wanted": [list(pair) for pair in wanted], "counts": list(counts)})
-    # The package may not be installed: the other process finds it where this one did.
+    # The package may not be installed: the other process must find it in the same place.
     folder = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
@@ -133,7 +133,7 @@ def _lost(pair: tuple[str, str], reason: str) -> dict[str, Any]:
 
 
 def device_shape(case: Case) -> Shape:
-    """The case's base shape, large enough that the most devices have a block of locations each."""
+    """Return the case's base shape, enlarged so that each of the largest number of devices has a block of locations."""
     return dataclasses.replace(case.base, V=2 * case.base.V) if case.base.V else case.base
 
 

@@ -1,4 +1,4 @@
-"""Wall time of a call."""
+"""Wall-clock time of a call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-LEAST_SAMPLE = 0.005  # seconds; what is faster is called several times a sample
+LEAST_SAMPLE = 0.005  # seconds; faster functions are called several times per sample
 LEAST_REPEATS = 3
 
 
 def time_call(call: Callable[[], Any], repeats: int, budget: float) -> list[float]:
-    """Seconds of one call, `repeats` times, after one that is not counted."""
+    """Measure the seconds of one call `repeats` times, after a warm-up call."""
     began = time.perf_counter()
     jax.block_until_ready(call())
     start = time.perf_counter()
@@ -31,6 +31,7 @@ def time_call(call: Callable[[], Any], repeats: int, budget: float) -> list[floa
 
 
 def spread(samples: list[float]) -> float:
-    """Distance between the quartiles, as a share of the median."""
+    """Return the interquartile range relative to the median."""
+
     low, middle, high = np.quantile(samples, (0.25, 0.5, 0.75))
     return float((high - low) / middle)

@@ -32,14 +32,14 @@ def save_arrays(arrays: dict[str, Any], folder: str | pathlib.Path, *, kind: str
     """Write arrays and their metadata to a new folder.
 
     Args:
-      arrays: nested dicts of arrays.
-      folder: folder to create.
-      kind: what the arrays are, such as `"group model"`; `load_arrays` expects the same.
+      arrays: Nested dicts of arrays.
+      folder: Folder to create.
+      kind: Kind of content, such as `"group model"`; must equal the `kind` passed to `load_arrays`.
       metadata: JSON-serialisable values.
 
     Raises:
-      SettingsError: the folder exists.
-      OSError: the folder cannot be created or the disk is too full; no part of it is left.
+      SettingsError: If the folder exists.
+      OSError: If the folder cannot be created or the disk is full; no part of it is left.
     """
     folder = pathlib.Path(folder).absolute()
     if folder.exists():
@@ -49,10 +49,10 @@ def save_arrays(arrays: dict[str, Any], folder: str | pathlib.Path, *, kind: str
 
 
 def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the arrays and metadata that `save_arrays` wrote.
+    """Read the arrays and metadata written by `save_arrays`.
 
     Raises:
-      SettingsError: the folder does not exist, a file in it was changed, or it is of another kind or format.
+      SettingsError: If the folder does not exist, one of its files was changed, or it has another kind or format.
     """
     metadata = load_metadata(folder, kind=kind)
     folder = pathlib.Path(folder).absolute()
@@ -60,7 +60,7 @@ def load_arrays(folder: str | pathlib.Path, *, kind: str) -> tuple[dict[str, Any
 
 
 def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
-    """Verify every file that `save_arrays` wrote, as `load_arrays` does, and read only the metadata."""
+    """Verify every file written by `save_arrays`, as `load_arrays` does, but read only the metadata."""
     folder = pathlib.Path(folder).absolute()
     where = f"{kind} {folder}"
     if not folder.is_dir():
@@ -74,15 +74,15 @@ def load_metadata(folder: str | pathlib.Path, *, kind: str) -> dict[str, Any]:
 
 
 def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Write arrays, metadata and digests under a temporary name, then rename. With several processes all of them must call it.
+    """Write arrays, metadata and digests under a temporary name, then rename. In multi-process runs, all processes must call it.
 
     Args:
-      folder: folder to write; an older one is removed once the new one is complete.
-      arrays: nested dicts of arrays.
+      folder: Folder to write; an existing one is removed once the new one is complete.
+      arrays: Nested dicts of arrays.
       metadata: JSON-serialisable values.
 
     Raises:
-      OSError: the folder cannot be created or the disk is too full; nothing new is left.
+      OSError: If the folder cannot be created or the disk is full; nothing new is left.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -92,13 +92,13 @@ def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]
     check_space(folder, sum(np.asarray(array).nbytes for array in jax.tree.leaves(arrays)))
     try:
         if leads:
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
         parallel.meet("a folder for arrays")
         with quiet():
             ocp.save(part, arrays, custom_metadata=metadata)
         if leads:
             marker = part / "commit_success.txt"
-            if marker.exists():  # orbax only checks that it exists, and writes the machine's path into it
+            if marker.exists():  # orbax only checks that it exists, and writes a local path into it
                 marker.write_text("complete\n", "utf-8")
             write_sums(part)
             if folder.exists():
@@ -106,7 +106,7 @@ def write(folder: pathlib.Path, arrays: dict[str, Any], metadata: dict[str, Any]
             part.rename(folder)
         parallel.meet("arrays written")
     except BaseException as error:
-        for leftover in folder.parent.glob(f"{part.name}*"):  # orbax writes to a temporary name of its own
+        for leftover in folder.parent.glob(f"{part.name}*"):  # orbax uses its own temporary names
             shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(error, OSError | ValueError):
             raise OSError(getattr(error, "errno", None) or errno.EIO, f"checkpoint not written ({reason(error)})", str(folder)) from error
@@ -117,7 +117,7 @@ def read_metadata(folder: pathlib.Path, where: str) -> dict[str, Any]:
     """Verify every file of a folder against its digest and read the metadata.
 
     Raises:
-      SettingsError: the folder is not a checkpoint of this package, or a file in it was changed; names the file.
+      SettingsError: If the folder is not a checkpoint of this package, or one of its files was changed; names the file.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -134,7 +134,7 @@ def read(folder: pathlib.Path, where: str) -> dict[str, Any]:
     """Read the arrays of a folder whose files `read_metadata` has verified.
 
     Raises:
-      SettingsError: the arrays cannot be read.
+      SettingsError: If the arrays cannot be read.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -151,13 +151,13 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
 
 
 def attempt(read: Callable[[], T], said: str) -> T:
-    """Run a read; an error in it becomes one line, and orbax's pending tasks are collected before they log errors."""
+    """Run a read; convert errors to one line, and collect orbax's pending tasks before they log errors."""
     with quiet():
         try:
             return read()
-        except Exception as error:  # noqa: BLE001  damage shows as any of orbax's errors
+        except Exception as error:  # noqa: BLE001  damage can raise any of orbax's errors
             because = f"{type(error).__name__}: {reason(error)}"
-        logging.getLogger("asyncio").addFilter(_is_not_of_a_read)  # some tasks are noticed at the very end
+        logging.getLogger("asyncio").addFilter(_is_not_of_a_read)  # some tasks are collected only at exit
         time.sleep(_LATE_SECONDS)
         gc.collect()
     raise SettingsError(f"{said} ({because})")

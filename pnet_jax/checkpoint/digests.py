@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: the SHA-256 of every file in a folder, by which a changed byte is detected and its file named."""
+"""`SHA256SUMS`: the SHA-256 of every file in a folder, to detect changed files and name them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ SUMS = "SHA256SUMS"  # in the format of the command `sha256sum`, so that `sha256
 
 
 def write_sums(folder: pathlib.Path) -> None:
-    """Write `SHA256SUMS`, which lists every file in a folder with its SHA-256."""
+    """Write `SHA256SUMS`, which lists the SHA-256 of every file in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), "utf-8")
 
 
 def check_sums(folder: pathlib.Path, where: str) -> None:
-    """Compare every file with the digest that `write_sums` listed; files that are not listed are ignored.
+    """Compare every listed file with its digest; unlisted files are ignored.
 
     Args:
-      folder: the folder.
-      where: kind of folder and its path, for the error message.
+      folder: Folder to check.
+      where: Kind of folder and its path, for the error message.
 
     Raises:
-      SettingsError: a file is missing or was changed, or there is no list.
-      OSError: a file cannot be read.
+      SettingsError: If a file is missing or was changed, or there is no list.
+      OSError: If a file cannot be read.
     """
     if not (folder / SUMS).is_file():
         raise SettingsError(f"{where} is incomplete: expected a file {SUMS}, found none; regenerate it")

@@ -21,7 +21,7 @@ def save_group(group: Group, folder: str | pathlib.Path) -> None:
     """Write a group model to a new folder.
 
     Raises:
-      SettingsError, OSError: as `save_arrays`.
+      SettingsError, OSError: As for `save_arrays`.
     """
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {"atlas": group.atlas, "subjects": list(group.subjects)}
@@ -39,10 +39,10 @@ def save_group(group: Group, folder: str | pathlib.Path) -> None:
 
 
 def load_group(folder: str | pathlib.Path) -> Group:
-    """Read the group model in a folder that `pnet fit-group` wrote.
+    """Read the group model in a folder written by `pnet fit-group`.
 
     Raises:
-      SettingsError: the folder does not exist or does not hold a group model, or a file in it was changed; names the file.
+      SettingsError: If the folder does not exist or contains no group model, or one of its files was changed; names the file.
     """
     from pnet_jax.dynamics.fit import Hierarchy  # imports optax, which only group models need
     from pnet_jax.dynamics.linear_stochastic import Params
@@ -54,7 +54,7 @@ def load_group(folder: str | pathlib.Path) -> Group:
     folder = pathlib.Path(folder)
     if not (folder / METADATA).is_file():
         found = _listing(folder) if folder.is_dir() else "no such folder"
-        raise SettingsError(f"group {folder}: expected a folder that `pnet fit-group` wrote, found {found}")
+        raise SettingsError(f"group {folder}: expected a folder written by `pnet fit-group`, found {found}")
     arrays, about = load_arrays(folder, kind=GROUP)
     spatial, shrinkage, guide, hierarchy = None, None, None, None
     if "spatial" in arrays:
@@ -71,7 +71,7 @@ def load_group(folder: str | pathlib.Path) -> Group:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Convert NaN to None, since JSON has no NaN."""
     return value if value == value else None
 
 

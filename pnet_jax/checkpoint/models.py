@@ -1,7 +1,7 @@
 """Models on disk.
 
-Beside the arrays of the encoder and its atlases the folder holds, as metadata, the model card, the format version and the digest of the
-weights. The complete model is rebuilt from it.
+Besides the arrays of the encoder and its atlases, the folder contains the model card, the format version and the digest of the weights as
+metadata. The complete model is rebuilt from it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pnet_jax.parcellation.atlas import Atlas
 if TYPE_CHECKING:
     from pnet_jax.encoder.perceiver import PerceiverEncoder
 
-RUN_MODEL = "model"  # in the folder of a training run
+RUN_MODEL = "model"  # subfolder of a training run that contains the model
 _SHIPPED = "checkpoints"
 
 
 def save_model(model: Model, folder: str | pathlib.Path, *, replace: bool = False) -> pathlib.Path:
-    """Write a model to a new folder, under a temporary name until it is complete. With several processes all of them must call it.
+    """Write a model to a new folder, under a temporary name until it is complete. In multi-process runs, all processes must call it.
 
     Args:
-      model: model to write.
-      folder: folder to create.
-      replace: whether to replace an older checkpoint once the new one is complete.
+      model: Model to write.
+      folder: Folder to create.
+      replace: Whether to replace an existing checkpoint once the new one is complete.
 
     Raises:
-      SettingsError: the folder exists and `replace` is False.
-      OSError: the folder cannot be created or the disk is too full; no part of the checkpoint is left.
+      SettingsError: If the folder exists and `replace` is False.
+      OSError: If the folder cannot be created or the disk is full; no part of the checkpoint is left.
     """
     folder = pathlib.Path(folder).absolute()
     there = folder.exists()
@@ -60,8 +60,8 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
     """Load a model by name (`list_models()`) or from a folder.
 
     Raises:
-      SettingsError: there is no such model (the message suggests the nearest name) or folder, a file of it was changed, or it was
-        written by another version.
+      SettingsError: If there is no such model (the message suggests the nearest name) or folder, one of its files was changed, or it was
+          written by another version.
     """
     folder = _find(name_or_folder)
     where = f"checkpoint {folder}"
@@ -70,7 +70,7 @@ def load_model(name_or_folder: str | pathlib.Path) -> Model:
         raise SettingsError(f"{where} was not written by pnet_jax: it has no format number")
     if metadata["format"] != FORMAT:
         raise SettingsError(
-            f"{where} has format {metadata['format']}, expected {FORMAT}: use the version of pnet_jax that wrote it, or pretrain again"
+            f"{where} has format {metadata['format']}, expected {FORMAT}; use the version of pnet_jax that wrote it, or pre-train again"
         )
     if "kind" in metadata:
         raise SettingsError(f"{where}: expected a model, found {metadata['kind']}")
@@ -100,7 +100,7 @@ def _find(name_or_folder: str | pathlib.Path) -> pathlib.Path:
     if str(name_or_folder) in list_models():
         return pathlib.Path(str(importlib.resources.files("pnet_jax"))) / _SHIPPED / str(name_or_folder)
     if folder.is_dir():
-        exported = folder / RUN_MODEL  # a folder of a training run holds its model
+        exported = folder / RUN_MODEL  # the folder of a training run contains its model
         return (exported if exported.is_dir() else folder).absolute()
     hint = nearest(str(name_or_folder), list_models())
     raise SettingsError(f"checkpoint {name_or_folder} is missing: expected a folder or one of {list_models()}{hint}")
@@ -121,7 +121,7 @@ def _encoder(arrays: dict[str, Any], config: dict[str, Any] | None) -> Encoder:
 
 
 def _check_shapes(encoder: PerceiverEncoder, folder: pathlib.Path) -> None:
-    """Refuses weights whose shapes do not match the configuration."""
+    """Raise an error if the shapes of the weights do not match the configuration."""
     from pnet_jax.encoder.perceiver import init
 
     def shapes(params: Any) -> dict[str, tuple[int, ...]]:

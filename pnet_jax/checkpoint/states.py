@@ -1,4 +1,4 @@
-"""States of a training run on disk."""
+"""Training states of a run on disk."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pnet_jax.errors import SettingsError
 
 
 class Saves:
-    """States of a training run, one folder per step; `kill -9` at any moment leaves the last complete one.
+    """Training states of a run, one folder per step; after `kill -9` at any moment, the last complete state remains.
 
-    States are saved in the background during the next steps. All processes of a run must call all methods.
+    States are saved in the background during the following steps. All processes of a run must call all methods.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int, config: dict[str, Any]) -> None:
         """Open the states in a folder, or start a new series.
 
         Args:
-          folder: folder of the run.
-          keep: number of latest states to keep.
-          config: configuration of the run; a folder holds states of one configuration.
+          folder: Folder of the run.
+          keep: Number of latest states to keep.
+          config: Configuration of the run; all states in a folder have the same configuration.
 
         Raises:
-          SettingsError: the folder holds states of another configuration or format.
+          SettingsError: If the folder contains states of another configuration or format.
         """
         from orbax.checkpoint import v1 as ocp
 
         self._folder = pathlib.Path(folder).absolute()
-        self._config = json.loads(json.dumps(config))  # tuples become lists, as in what is read back
+        self._config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         policy = ocp.training.preservation_policies.LatestN(keep)
         always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         with quiet():
@@ -45,14 +45,14 @@ class Saves:
 
     @property
     def latest(self) -> int | None:
-        """The step of the last complete state."""
+        """Step of the last complete state, or None."""
         return None if self._states.latest is None else self._states.latest.step
 
     def restore(self, like: Any) -> Any | None:
-        """Restore the last complete state, with the shapes, types and shardings of `like`; None at the beginning of a run.
+        """Restore the last complete state, with the shapes, types and shardings of `like`; None if there is no state yet.
 
         Raises:
-          SettingsError: the state is damaged, or of another format or configuration.
+          SettingsError: If the state is damaged, or has another format or configuration.
         """
         step = self.latest
         if step is None:
@@ -63,17 +63,17 @@ class Saves:
         if not isinstance(found, dict) or not {"format", "config", "checksums"} <= found.keys():
             raise SettingsError(damaged)
         if found["format"] != FORMAT:
-            raise SettingsError(f"{where} has format {found['format']}, expected {FORMAT}: use a new folder")
+            raise SettingsError(f"{where} has format {found['format']}, expected {FORMAT}; use a new folder")
         for key in sorted(found["config"].keys() | self._config.keys()):
             was, now = found["config"].get(key), self._config.get(key)
             if was != now:
-                raise SettingsError(f"{where} was made with {_differing(key, was, now)}: expected the same, or a new folder")
+                raise SettingsError(f"{where} was made with {_differing(key, was, now)}; use the same configuration, or a new folder")
         state = attempt(lambda: self._states.load(step, _abstract(like)), f"{where} is damaged: it cannot be read; {self._way_back(step)}")
         _check(state, found["checksums"], where, self._way_back(step))
         return state
 
     def _way_back(self, step: int) -> str:
-        """How to continue without a state that cannot be used; nothing is removed automatically."""
+        """Explain how to continue without a state that cannot be used; nothing is removed automatically."""
         earlier = [state.step for state in self._states.checkpoints if state.step < step]
         then = f"resume from state {max(earlier)}" if earlier else "start again; there is no earlier state"
         return f"remove the folder {self._folder / str(step)} to {then}"
@@ -82,15 +82,15 @@ class Saves:
         """Load only the averaged weights of the last complete state, to fine-tune them or to inspect a run in progress.
 
         Args:
-          like: weights with the desired shapes, types and shardings.
+          like: Weights with the desired shapes, types and shardings.
 
         Raises:
-          SettingsError: there is no state, or it is damaged.
+          SettingsError: If there is no state, or it is damaged.
         """
         from orbax.checkpoint import v1 as ocp
 
         if self.latest is None:
-            raise SettingsError(f"{self._folder} holds no state of a training run")
+            raise SettingsError(f"{self._folder} contains no state of a training run")
         where = f"state {self.latest} in {self._folder}"
         part = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
         with ocp.Context(pytree_options=part):
@@ -105,7 +105,7 @@ class Saves:
         The checksums of its arrays (25 ms for 100 MB on a CPU) are saved with it.
 
         Raises:
-          OSError: the disk is too full, or the save before this one failed.
+          OSError: If the disk is full, or the previous save failed.
         """
         if self.latest == step:
             return
@@ -124,7 +124,7 @@ class Saves:
 
 
 def _checksums(state: Any) -> dict[str, int]:
-    """Checksum of each array by its path, independent of how the arrays are sharded over devices and processes."""
+    """Compute a checksum of each array by its path, independent of how the arrays are sharded over devices and processes."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     sums = parallel.sum_of_processes(np.array([_checksum(leaf) for _, leaf in leaves], np.uint32))
@@ -132,10 +132,10 @@ def _checksums(state: Any) -> dict[str, int]:
 
 
 def _checksum(array: jax.Array) -> int:
-    r""":math:`\sum_i (2 i + 1) b_i \bmod 2^{32}` over the bit patterns :math:`b_i` of the entries that this process holds.
+    r""":math:`\sum_i (2 i + 1) b_i \bmod 2^{32}` over the bit patterns :math:`b_i` of the entries held by this process.
 
-    A change of one entry always changes it, because odd factors are invertible. A sum of integers does not depend on the order of its
-    terms, and so not on the sharding of the array; for a hash the array would have to be gathered. Computed on the host, because the
+    A change of one entry always changes the sum, because odd factors are invertible. An integer sum does not depend on the order of its
+    terms, and therefore not on the sharding of the array; a hash would require gathering the array. It is computed on the host, because the
     devices may be busy with a step.
     """
     total = 0
@@ -153,10 +153,10 @@ def _checksum(array: jax.Array) -> int:
 
 
 def _check(state: Any, expected: dict[str, int], where: str, way_back: str) -> None:
-    """Compares the arrays of a state with the checksums that were saved with it.
+    """Compare the arrays of a state with the checksums that were saved with it.
 
     Raises:
-      SettingsError: an array was changed.
+      SettingsError: If an array was changed.
     """
     for name, found in _checksums(state).items():
         if found != expected.get(name):
@@ -168,7 +168,7 @@ def _abstract(like: Any) -> Any:
 
 
 def _differing(key: str, was: Any, now: Any) -> str:
-    """Names the value that differs: `optimiser.steps = 100, this run has 200`."""
+    """Name the value that differs: `optimiser.steps = 100, this run has 200`."""
     if isinstance(was, dict) and isinstance(now, dict):
         name = next(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
         return _differing(f"{key}.{name}", was.get(name), now.get(name))

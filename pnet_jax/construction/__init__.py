@@ -1,4 +1,4 @@
-"""Construction: settings → `resolve` → `step` over `wave`s of scans → `assemble` → Network. `construct` is a wave of one."""
+"""Construction: settings → `resolve` → `step` over a `wave` of scans → `assemble` → Network. `construct` runs a wave of one scan."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def construct(
     personal: Personal | None = None,
     config: ConstructConfig | None = None,
 ) -> Network:
-    """A participant's personalised parcellation and network.
+    """Construct a participant's individual parcellation and network.
 
-    The scan's locations are embedded by the model, softly clustered around the atlas's parcels with κ and β chosen by the held-out
-    predictive density between the scan's halves, made hard, averaged into parcel signals and related by the edge measures. Where the
-    scan cannot show that its own parcels predict more than parcels that see no data, the atlas is returned and
-    `network.qc.selection` says why and what would help.
+    The model embeds the scan's locations, which are then softly clustered around the atlas's parcels; κ and β are chosen by the held-out
+    predictive density between the halves of the scan. Each location is assigned to one parcel, parcel signals are averaged, and the edge
+    measures are computed. If the personalised parcels do not predict the other half of the scan better than parcels that ignore its data,
+    the atlas parcels are returned; `network.qc.selection` gives the reason and what would help.
 
     Args:
-      scan: one recording.
-      atlas: atlas to start from: a `Atlas`, or a dseg/dlabel file; the model's own for `parcels` if not given.
-      parcels: K; 200 if neither it nor an atlas is given.
-      model: a `Model`, a shipped model's name or a checkpoint folder.
-      edges: measures, `("pearson",)` if not given.
-      group: what a cohort of the same atlas taught (`fit_group`), or a folder with it: the spatial prior, the shrunk and guided layers of
-        Pearson's edges, and what `config.dynamics` begins with.
-      personal: what `personalize` found for this recording (`load_personal`); with dynamics, it is fine-tuned here if not given.
-      config: everything else; the arguments above win over it.
+      scan: One recording.
+      atlas: Starting atlas: an `Atlas`, or a dseg or dlabel file. Defaults to the model's atlas with `parcels` parcels.
+      parcels: Number of parcels K. Defaults to 200 if no atlas is given.
+      model: A `Model`, the name of a shipped model, or a checkpoint folder.
+      edges: Edge measures. Defaults to `("pearson",)`.
+      group: Group model learned from a cohort with the same atlas (`fit_group`), or its folder. It provides the spatial prior, the shrunk
+          and guided Pearson edges, and the priors for `config.dynamics`.
+      personal: Individual parameters of this recording (`load_personal`). If dynamics are requested and it is None, it is fine-tuned here.
+      config: All other settings. The arguments above take precedence.
 
     Raises:
-      ValueError: no overlap of scan and atlas, an unknown measure or one that needs a cohort, a K that atlas or model do not have,
-        dynamics without a group or of another atlas's parcels.
+      ValueError: If scan and atlas do not overlap, an edge measure is unknown or requires a cohort, the atlas or model does not have K
+          parcels, or dynamics are requested without a group model or with one for other parcels.
     """
     plan = resolve(config or ConstructConfig(), atlas=atlas, parcels=parcels, model=model, edges=edges, group=group)
     builder = Builder(plan)
@@ -64,12 +64,12 @@ def construct(
 
 
 def build(wave: Sequence[Ready], builder: Builder, *, personal: Sequence[Personal | None] | None = None) -> list[Network]:
-    """Networks of the scans of a wave.
+    """Construct the networks of all scans in a wave.
 
     Args:
-      wave: scans of one shape.
-      builder: of the plan.
-      personal: what fine-tuning found for each, or None.
+      wave: Scans of one shape.
+      builder: Builder of the plan.
+      personal: Individual parameters of each scan from fine-tuning, or None.
     """
     start = time.perf_counter()
     found = builder.run(wave)
@@ -79,19 +79,19 @@ def build(wave: Sequence[Ready], builder: Builder, *, personal: Sequence[Persona
 
 
 def finish(one: Ready, outputs: Outputs, builder: Builder, personal: Personal | None = None, seconds: float = 0.0) -> Network:
-    """A scan's network from what the step found.
+    """Assemble a scan's network from the outputs of the step.
 
     Args:
-      one: the scan.
-      outputs: of the step.
-      builder: of the plan.
-      personal: what fine-tuning found for it, or None.
-      seconds: that the step took, for the record.
+      one: The scan.
+      outputs: Outputs of the step.
+      builder: Builder of the plan.
+      personal: Individual parameters from fine-tuning, or None.
+      seconds: Duration of the step in seconds, for the record.
     """
     begun = time.perf_counter()
     network = assemble(one.scan, one.placed, builder.plan, one.subject, outputs)
     if builder.plan.group is not None:
-        from pnet_jax.construction.informed import inform  # with optax, which only groups and dynamics need
+        from pnet_jax.construction.informed import inform  # imports optax, which only groups and dynamics need
 
         network = inform(network, one, outputs, builder, personal)
     stages = {"step": round(seconds, 3), "assemble": round(time.perf_counter() - begun, 3)}

@@ -1,4 +1,4 @@
-"""From a scan and the arrays of the step to its Network."""
+"""Assembly of a Network from a scan and the arrays that the step returns."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs) -> Network:
-    """A scan's Network from the results of the step.
+    """Assemble a scan's Network from the outputs of the step.
 
     Args:
-      scan: the recording.
-      placed: the atlas on its Space.
-      plan: what was asked for.
-      subject: the scan as the step read it.
-      found: its results.
+      scan: The recording.
+      placed: The atlas on the scan's Space.
+      plan: The resolved settings.
+      subject: The scan as read by the step.
+      found: Outputs of the step.
     """
     atlas, n = placed.atlas, len(placed.here)
     rows = locate(placed, scan)
@@ -72,7 +72,7 @@ def assemble(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, fou
 
 
 def _whitened_halves(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> dict[str, np.ndarray]:
-    """`second_view` of both halves; empty where it is not known."""
+    """Return `second_view` of both halves, or an empty mapping if the preprocessing is unknown."""
     signals = _unfiltered_signals(scan, labels, n_parcels)
     if signals is None:
         return {}
@@ -83,13 +83,13 @@ def _whitened_halves(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) 
 def second_view(
     scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int, columns: Int[np.ndarray, " t"] | slice = slice(None)
 ) -> Float[np.ndarray, "K K"] | None:
-    """The second view of a guide (`edges.fit_guided`) of some frames of a scan: `whitened`; None where it is not known."""
+    """Return the second view of guided edges (`edges.fit_guided`) over the given frames; None if the preprocessing is unknown."""
     signals = _unfiltered_signals(scan, labels, n_parcels)
     return None if signals is None else measures.compute("whitened", signals[:, columns])
 
 
 def _unfiltered_signals(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, "K T"] | None:
-    """Parcel signals without a low-pass; None where the scan has none, or does not say what was done to its signals."""
+    """Return parcel signals without low-pass filtering, or None if the scan has none or its preprocessing is unknown."""
     if scan.wide is not None:
         return np.asarray(parcel_signals(np.float32(scan.wide), labels, n_parcels))
     unfiltered = "low_pass" in scan.cleaning and scan.band[1] is None
@@ -98,7 +98,7 @@ def _unfiltered_signals(scan: Scan, labels: Int[np.ndarray, " V"], n_parcels: in
 
 @dataclasses.dataclass(frozen=True)
 class _Spread:
-    """From the atlas's locations to the scan's."""
+    """Map of values from the atlas's locations to the scan's."""
 
     size: int
     here: Int[np.ndarray, " m"]
@@ -144,7 +144,7 @@ def _provenance(scan: Scan, plan: Plan, subject: Subject) -> dict[str, Any]:
 
 
 def _deciding(plan: Plan) -> dict[str, Any]:
-    """Return the configuration without the settings that distribute the work, on which results do not depend."""
+    """Return the configuration without the settings that distribute the work, which do not affect results."""
     config = dataclasses.asdict(plan.config)
     del config["workers"]
     config["parallel"] = {name: config["parallel"][name] for name in ("subject", "location")}

@@ -1,4 +1,4 @@
-"""What a group adds to a network after the step: fine-tuning, dynamics, and the shrunk and guided layers of its edges."""
+"""Additions to a network that require a group model: fine-tuning, dynamics, and shrunk and guided edges."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pnet_jax.group.fit import Group
 from pnet_jax.network import Network
 from pnet_jax.scan import Scan, some_frames
 
-FEW_PARTICIPANTS = 20  # from which on variances between participants are known well enough
+FEW_PARTICIPANTS = 20  # fewer give poor estimates of between-subject variance
 
 
 def inform(network: Network, ready: Ready, found: Outputs, builder: Builder, personal: Personal | None) -> Network:
-    """A network with what a group adds to it; where the scan is too short for dynamics, without them and with a warning."""
+    """Add the results that use a group model; if the scan is too short for dynamics, omit them and add a warning."""
     plan = builder.plan
     group = plan.group
     assert group is not None
@@ -38,10 +38,10 @@ def inform(network: Network, ready: Ready, found: Outputs, builder: Builder, per
 
 
 def tunable(ready: Ready, builder: Builder, config: PersonalizeConfig) -> tuple[Outputs, FinetuneSubject]:
-    """A recording ready to be fine-tuned: the settings and the parcels it begins with come from the part that is fitted alone.
+    """Prepare a recording for fine-tuning: initial settings and parcels are computed from the fitted part of the scan alone.
 
     Raises:
-      TooShortError: too few frames for the band in one of the parts.
+      TooShortError: If one of the parts has too few frames for the band.
     """
     scan = ready.scan
     fitted = some_frames(scan, np.flatnonzero(parts_of(scan, config).fitted))
@@ -68,9 +68,11 @@ def _with_dynamics(network: Network, ready: Ready, found: Outputs, builder: Buil
             network = assemble(scan, again.placed, plan, again.subject, builder.run([again])[0])
     else:
         why = (
-            "the parcels of the atlas were requested" if plan.settings.labels == "atlas" else "the scan does not support parcels of its own"
+            "the parcels of the atlas were requested"
+            if plan.settings.labels == "atlas"
+            else "the scan does not support personalised parcels"
         )
-        report["parcels"] = {"kept": False, "reason": f"{why}, and none are fine-tuned"}
+        report["parcels"] = {"kept": False, "reason": f"{why}, so none are fine-tuned"}
     dynamics = dynamics_of(scan, network.signals, own, tuning, np.asarray(hierarchy.error))
     fitted = {name: getattr(dynamics.fit, name).item() for name in ("seen", "held_out", "prior_held_out", "step", "ok", "regularised")}
     report |= {"fit": fitted}
@@ -82,7 +84,7 @@ def _with_dynamics(network: Network, ready: Ready, found: Outputs, builder: Buil
 
 
 def _add_dynamics(network: Network, dynamics: IndividualDynamics, effective: DirectedCoupling | None, report: dict[str, Any]) -> Network:
-    """The coupling J and its standard errors beside the other edges, and what fine-tuning did."""
+    """Add the coupling J and its standard errors to the edges, and record the results of fine-tuning."""
     network = dataclasses.replace(network, qc=dataclasses.replace(network.qc, dynamics=report))
     network.edges["coupling"] = spread_present(dynamics.coupling, network.signals)
     network.uncertainty["coupling"] = spread_present(dynamics.error, network.signals)
@@ -92,35 +94,33 @@ def _add_dynamics(network: Network, dynamics: IndividualDynamics, effective: Dir
         if not effective.ok:
             network = _warn(
                 network,
-                "the directed coupling could not be fitted (not finite, not stable, or no better than the symmetric one): the symmetric "
-                "coupling stands in its place, which has no direction",
+                "the directed coupling could not be estimated (not finite, not stable, or no better than the symmetric one); the symmetric "
+                "coupling, which has no direction, is returned instead",
             )
     if not report["fit"]["ok"]:
-        network = _warn(
-            network, "the scan could not show that its dynamics differ from the group's: the coupling is the group's, of the same atlas"
-        )
+        network = _warn(network, "the scan's dynamics do not differ detectably from the group's; the group coupling is returned")
     if report["fit"]["regularised"]:
-        network = _warn(network, "the scan has fewer independent values than parcels: the coupling is for a good part the group's")
+        network = _warn(network, "the scan has fewer independent values than parcels: the coupling depends largely on the group prior")
     return network
 
 
 def _with_layers(network: Network, group: Group, scan: Scan) -> Network:
-    """The shrunk and the guided layer of the edges beside the raw one, where Pearson edges were asked for."""
+    """Add the shrunk and guided edges next to the raw ones if Pearson edges were requested."""
     if network.subject in {label.rpartition("/")[2] for label in group.subjects}:
         network = _warn(
             network,
-            f"a participant that coupling and layers were learned from is called sub-{network.subject} too: if it is the same one, "
-            "give another group for numbers that are to be compared",
+            f"the group model was also learned from a participant sub-{network.subject}; if this is the same participant, "
+            "use another group model for results that are to be compared",
         )
     if "pearson" not in network.edges:
         return network
     if group.shrinkage is None:
-        return _warn(network, f"no shrunk and guided edges: {len(group.subjects)} participants are too few to learn them from")
+        return _warn(network, f"no shrunk and guided edges: {len(group.subjects)} participants are too few to estimate them")
     if len(group.subjects) < FEW_PARTICIPANTS:
         network = _warn(
             network,
-            f"shrunk and guided edges were learned from {len(group.subjects)} participants, fewer than {FEW_PARTICIPANTS}: their standard "
-            "deviations are too small",
+            f"shrunk and guided edges were learned from {len(group.subjects)} participants, fewer than {FEW_PARTICIPANTS}; their standard "
+            "deviations are underestimated",
         )
     known = 1 if group.guide is None else len(group.guide.mean)
     second = second_view(scan, network.labels, network.n_parcels) if known > 1 else None
@@ -128,8 +128,8 @@ def _with_layers(network: Network, group: Group, scan: Scan) -> Network:
     if len(views) < known - 1:
         network = _warn(
             network,
-            "guided edges are made of Pearson's alone, although those of the group had a second view: keep the signals before the "
-            "low-pass (cleaning.wide)",
+            "guided edges are based on Pearson edges alone, although the group model also has a second view; keep the signals before "
+            "low-pass filtering (cleaning.wide)",
         )
     if views:
         network = _warn(network, _of_motion(group.motion))
@@ -139,12 +139,12 @@ def _with_layers(network: Network, group: Group, scan: Scan) -> Network:
 
 
 def _of_motion(motion: dict[str, float]) -> str:
-    """What the second view costs."""
+    """Return the warning about the cost of the second view."""
     raw, guided = motion.get("raw", float("nan")), motion.get("guided, second view", float("nan"))
     measured = f" (mean |QC-FC| in the group: raw {raw:.3f}, guided {guided:.3f})" if raw == raw and guided == guided else ""
     return (
-        f"guided edges were made with a second view, which goes with head motion more than raw edges do{measured}: use them to describe a "
-        "participant, not to compare groups or to predict"
+        f"guided edges use a second view, which is more strongly related to head motion than raw edges are{measured}; use them to describe "
+        "a participant, not to compare groups or to predict"
     )
 
 
@@ -153,7 +153,7 @@ def _warn(network: Network, said: str) -> Network:
 
 
 def spread_present(values: Float[np.ndarray, "k k"], signals: Float[np.ndarray, "K T"]) -> Float[np.ndarray, "K K"]:
-    """Values of the parcels that have a signal among all K, NaN for the others."""
+    """Expand values between the parcels that have a signal to all K parcels, with NaN for the others."""
     present = np.isfinite(signals).all(1)
     out = np.full((len(signals),) * 2, np.nan, np.float32)
     out[np.ix_(present, present)] = values

@@ -12,22 +12,22 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan
 from pnet_jax.space import LEFT, RIGHT
 
-RESOLUTION_TOLERANCE = 0.1  # relative difference below which voxel sizes of atlas and scan count as equal
-WHOLE_SIDE = 0.1  # share of the locations above which a hemisphere counts as scanned
-LEAST_OVERLAP = 0.5  # share of the atlas's points at which the scan has a signal
-# Nonlinear registration of both templates at 2 mm within the brain: median 1.9 mm, 5 to 95 %: 0.7 to 4.5 mm.
+RESOLUTION_TOLERANCE = 0.1  # largest relative difference at which voxel sizes count as equal
+WHOLE_SIDE = 0.1  # share of locations above which a hemisphere counts as scanned
+LEAST_OVERLAP = 0.5  # least share of the atlas's points with a signal in the scan
+# Nonlinear registration of the two templates at 2 mm, within the brain: median 1.9 mm, 5th to 95th percentile 0.7 to 4.5 mm.
 SHIFTS = {frozenset(("NLin6", "NLin2009")): "about 2 mm apart (up to 5 mm)"}
 CHILDREN = ("MNIInfant", "MNIPediatric", "UNCInfant", "dhcp")
 
 
 def misfits(scan: Scan, placed: AtlasOnSpace, valid: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> list[str]:
-    """Collect warnings about the fit of the atlas to the scan, the most harmful first.
+    """Collect warnings about the fit of the atlas to the scan, most serious first.
 
     Args:
-      scan: the recording.
-      placed: the atlas on the Space of the scan, n locations.
-      valid: whether the scan has a signal at each of them, `[n]`.
-      labels: parcel of each of them, −1 for none, `[n]`.
+      scan: The recording.
+      placed: The atlas on the scan's Space, with n locations.
+      valid: Whether the scan has a signal at each location, `[n]`.
+      labels: Parcel of each location, −1 for none, `[n]`.
     """
     said = [
         _overlap(scan, placed, valid),
@@ -47,7 +47,7 @@ def _overlap(scan: Scan, placed: AtlasOnSpace, valid: Bool[np.ndarray, " n"]) ->
     if share >= LEAST_OVERLAP:
         return ""
     return (
-        f"the scan has a signal at only {share:.0%} of the atlas, expected at least {LEAST_OVERLAP:.0%}: check the mask, and that atlas "
+        f"the scan has a signal at only {share:.0%} of the atlas, expected at least {LEAST_OVERLAP:.0%}; check the mask, and that atlas "
         "and scan are in the same space"
     )
 
@@ -56,7 +56,7 @@ def _mirrored(atlas: Atlas) -> str:
     wrong, named = names_on_other_side(atlas)
     if wrong <= named / 2:
         return ""
-    return f"{wrong} of {named} parcels with left or right in their names lie in the other hemisphere: the atlas or its labels are mirrored"
+    return f"{wrong} of {named} parcels with left or right in their names lie in the other hemisphere; the atlas or its labels are mirrored"
 
 
 def _missing_sides(scan: Scan, placed: AtlasOnSpace, labels: Int[np.ndarray, " n"]) -> list[str]:
@@ -65,8 +65,8 @@ def _missing_sides(scan: Scan, placed: AtlasOnSpace, labels: Int[np.ndarray, " n
         own = scan.valid & (scan.space.hemisphere == side)
         if own.sum() > WHOLE_SIDE * scan.valid.sum() and not (labels[placed.space.hemisphere == side] >= 0).any():
             said.append(
-                f"the atlas has no parcel in the {name} hemisphere, where {int(own.sum())} of the scan's {int(scan.valid.sum())} "
-                "locations lie: check that atlas and scan match"
+                f"the atlas has no parcel in the {name} hemisphere, which contains {int(own.sum())} of the scan's {int(scan.valid.sum())} "
+                "locations; check that atlas and scan match"
             )
     return said
 
@@ -75,7 +75,7 @@ def _age(scan: Scan, atlas: Atlas) -> str:
     name = scan.space.name
     if not name.startswith(CHILDREN) or atlas.space == name:
         return ""
-    return f"the scan is in {name}, a template of infants or children, and the atlas in {atlas.space}: an adult atlas may not fit it"
+    return f"the scan is in {name}, a pediatric template, and the atlas is in {atlas.space}; an adult atlas may not fit"
 
 
 def _template(scan: Scan, atlas: Atlas) -> str:
@@ -83,13 +83,13 @@ def _template(scan: Scan, atlas: Atlas) -> str:
     if not _drawn(atlas) or not ours or not theirs or ours == theirs:
         return ""
     return (
-        f"the scan is in {scan.space.name}, the atlas in {atlas.space}: corresponding points are {SHIFTS[frozenset((ours, theirs))]}, so "
-        "borders of the atlas are shifted; use an atlas in the scan's own template"
+        f"the scan is in {scan.space.name}, the atlas in {atlas.space}; corresponding points are {SHIFTS[frozenset((ours, theirs))]}, so "
+        "parcel boundaries are shifted; use an atlas in the template of the scan"
     )
 
 
 def _generation(space: str) -> str:
-    """The generation of an MNI152 template; empty for other spaces."""
+    """Return the generation of an MNI152 template, or an empty string for other spaces."""
     found = re.fullmatch(r"MNI152(NLin6|NLin2009)[abc]?A?[Ss]ym", space)
     return found[1] if found else ""
 
@@ -99,11 +99,11 @@ def _resolution(scan: Scan, atlas: Atlas) -> str:
     if not _drawn(atlas) or scan.space.kind != "grid" or abs(here - atlas.resolution) <= RESOLUTION_TOLERANCE * atlas.resolution:
         return ""
     return (
-        f"the atlas was resampled from {atlas.resolution:.3g} mm to the scan's {here:.3g} mm by nearest point; an atlas at the scan's "
-        "resolution has sharper borders"
+        f"the atlas was resampled from {atlas.resolution:.3g} mm to the scan's {here:.3g} mm by nearest neighbour; an atlas at the "
+        "resolution of the scan has sharper boundaries"
     )
 
 
 def _drawn(atlas: Atlas) -> bool:
-    """Whether the atlas has anatomical borders, which a voxel size can blur or a template shift; the shipped geometric ones do not."""
+    """Return whether the atlas has anatomical boundaries, which resampling or a template shift can degrade."""
     return not atlas.source.startswith("geometric")

@@ -1,4 +1,4 @@
-"""What a reader should know of a network before believing it: figures, and warnings in words."""
+"""Quality control of a network: measures and warnings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pnet_jax.parcellation.harden import count_components
 from pnet_jax.parcellation.spatial import AtlasOnSpace
 from pnet_jax.scan import Scan, band_limit, halves_of, n_eff
 
-MUCH_MOTION_MM = 0.25  # mean framewise displacement beyond which connectivity is commonly taken to be affected
-ALIKE = 0.9  # mean absolute correlation of parcels above which one signal dominates everywhere
-SAME, MANY, FEW_PARCELS = 0.95, 1 / 3, 8  # correlation of nearly equal signals; largest share of parcels with one; least parcels to judge
+MUCH_MOTION_MM = 0.25  # mean framewise displacement above which connectivity is commonly considered affected
+ALIKE = 0.9  # mean absolute correlation above which one signal dominates all parcels
+SAME, MANY, FEW_PARCELS = 0.95, 1 / 3, 8  # correlation of nearly equal signals; largest share of such parcels; fewest parcels checked
 
 
 def quality(scan: Scan, placed: AtlasOnSpace, plan: Plan, subject: Subject, found: Outputs, coverage: Float[np.ndarray, " K"]) -> QC:
-    """Figures and warnings of a network."""
+    """Compute the quality measures and warnings of a network."""
     atlas, name, n = placed.atlas, np.array(placed.atlas.names, object), len(placed.here)
     labels, before = found.labels[:n], np.where(subject.valid[:n], np.asarray(placed.prior.labels)[:n], -1)
     size = np.bincount(labels[labels >= 0], minlength=atlas.n_parcels)
@@ -80,17 +80,17 @@ def _interval(values: Float[np.ndarray, " 3"]) -> tuple[float, float, float]:
 
 
 def start_of(plan: Plan) -> str:
-    """What parcels a construction starts from, and returns where the scan cannot decide."""
+    """Name the parcels that a construction starts from, and returns if the scan does not support personalised ones."""
     return start_name(plan.group is not None and plan.group.spatial is not None)
 
 
 def _reason(scan: Scan, subject: Subject, found: Outputs, start: str, labels: str) -> str:
-    """Why personalised parcels or those of the start are returned, and what would change it."""
+    """Explain why personalised or starting parcels are returned, and what would change the decision."""
     gain, dcbc = _interval(found.quality.gain), _interval(found.quality.dcbc_gain)
     degrees = float(np.min(subject.degrees))
     said = (
         f"across halves the personalised parcels gain {gain[1]:+.3f} nats per location (95 % interval {gain[0]:+.3f} to {gain[2]:+.3f}) "
-        f"and {dcbc[1]:+.4f} in DCBC ({dcbc[0]:+.4f} to {dcbc[2]:+.4f}) over parcels that see no data"
+        f"and {dcbc[1]:+.4f} in DCBC ({dcbc[0]:+.4f} to {dcbc[2]:+.4f}) over parcels that ignore the data of the scan"
     )
     enough = gain[0] > 0 and dcbc[0] > 0 and dcbc[1] >= LEAST_DCBC_GAIN and degrees >= LEAST_DEGREES and subject.n_blocks >= MIN_BLOCKS
     if found.personalised:
@@ -101,26 +101,26 @@ def _reason(scan: Scan, subject: Subject, found: Outputs, start: str, labels: st
         return _too_few_degrees(scan, subject, start)
     if subject.n_blocks < MIN_BLOCKS:
         return (
-            f"a half of the scan has {int(subject.n_blocks)} stretches of {BLOCK_SECONDS:g} s, expected at least {MIN_BLOCKS} to measure a "
-            f"gain: a longer scan would help, so {start} is kept"
+            f"a half of the scan has {int(subject.n_blocks)} blocks of {BLOCK_SECONDS:g} s, but at least {MIN_BLOCKS} are needed to "
+            f"measure a gain; a longer scan would help, so {start} is kept"
         )
     if not np.isfinite(dcbc[0]):
         return f"the DCBC could not be measured across halves (too few neighbouring locations), so {start} is kept"
     if gain[0] > 0 and dcbc[0] > 0:
-        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise: a longer scan would help, so {start} is kept"
-    return f"{said}, which does not exclude zero: a longer scan would help, so {start} is kept"
+        return f"{said}; a DCBC gain below {LEAST_DCBC_GAIN:g} is also found in noise; a longer scan would help, so {start} is kept"
+    return f"{said}, which does not exclude zero; a longer scan would help, so {start} is kept"
 
 
 def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
-    """How many degrees of freedom the halves have, and which settings or scan length would be enough."""
+    """State the degrees of freedom of the halves, and which settings or scan length would suffice."""
     confounds = scan.cleaning.get("confounds")
     removed = len(confounds) if isinstance(confounds, list | tuple) else 0
-    # Each regressor takes one of the degrees that the band leaves. If none is left, only the band tells how many there were.
+    # Each regressor uses one of the degrees of freedom within the band. If none is left, their number follows from the band alone.
     limits = [band_limit(scan, len(half.frames)) for half in halves_of(scan)]
     before = max(min(min(limit, d + removed) for limit, d in zip(limits, subject.degrees.tolist(), strict=True)), 1.0)
     allowed, minutes = int(before - LEAST_DEGREES), scan.duration / 60
     ways = (
-        [f"at most {allowed} regressors instead of {removed} (--cleaning.strategy; --cleaning.motion basic has 6 of motion)"]
+        [f"at most {allowed} regressors instead of {removed} (--cleaning.strategy; --cleaning.motion basic has 6 motion regressors)"]
         if 0 < allowed < removed
         else []
     )
@@ -130,7 +130,7 @@ def _too_few_degrees(scan: Scan, subject: Subject, start: str) -> str:
     listed = " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
     said = f"filter and {f'{removed} ' if removed else ''}regressors leave {subject.degrees[0]:.1f} and {subject.degrees[1]:.1f}"
     return (
-        f"{said} degrees of freedom in the halves of the scan, expected at least {LEAST_DEGREES:.0f} in each: {listed} would "
+        f"{said} degrees of freedom in the halves of the scan, but at least {LEAST_DEGREES:.0f} are needed in each; {listed} would "
         f"help, so {start} is kept"
     )
 
@@ -166,31 +166,31 @@ def _warnings(
     said += [*scan.warnings, *misfits(scan, placed, valid, labels)]
     if scan.halves is None:
         said.append(
-            "the signals were cleaned before they were read: regressors of the whole recording tie its halves together, and the choice "
-            "between personalised parcels and the atlas can take noise for a gain"
+            "the signals were cleaned before they were read; regressors fitted to the whole recording make its halves dependent, so the "
+            "choice between personalised parcels and the atlas can mistake noise for a gain"
         )
     if {"partial", "precision"} & set(plan.edges) and independent <= 5 * atlas.n_parcels:
         said.append(
-            f"partial correlation and precision are ill-posed here: about {independent:.0f} effective frames for "
-            f"{atlas.n_parcels} parcels, expected more than {5 * atlas.n_parcels}"
+            f"partial correlation and precision are ill-posed: about {independent:.0f} effective frames for "
+            f"{atlas.n_parcels} parcels, but more than {5 * atlas.n_parcels} are recommended"
         )
     if selection.decision == "atlas" and not selection.requested:
         said.append(f"the parcels of {start_of(plan)} are returned: {selection.reason}")
     elif selection.at_edge and not selection.requested:
-        said.append(f"the best κ ({selection.kappa:.3g}) lies at the edge of the values that are tried")
+        said.append(f"the best κ ({selection.kappa:.3g}) lies at the edge of the grid")
     moved = None if scan.displacement is None else np.nanmean(scan.displacement[scan.frames])
     if moved is not None and moved > MUCH_MOTION_MM:
         said.append(
-            f"the head moved {moved:.2f} mm a frame on average in the frames that were kept, "
-            f'more than {MUCH_MOTION_MM} mm: add "scrub" to cleaning.strategy, or treat this network with care'
+            f"mean framewise displacement is {moved:.2f} mm in the retained frames, "
+            f'above {MUCH_MOTION_MM} mm; add "scrub" to cleaning.strategy, or interpret this network with caution'
         )
     if (size == 0).any():
-        said.append(f"{int((size == 0).sum())} of {atlas.n_parcels} parcels have no location; their rows are NaN")
+        said.append(f"{int((size == 0).sum())} of {atlas.n_parcels} parcels contain no location; their rows are NaN")
     return said
 
 
 def _alike(signals: Float[np.ndarray, "K T"]) -> str:
-    """Warning if nearly the same signal is found in all or in many parcels; empty otherwise."""
+    """Return a warning if all or many parcels have nearly the same signal, otherwise an empty string."""
     some = signals[np.isfinite(signals).all(1)]
     some = some[some.std(1) > 0] if len(some) else some
     if len(some) < 3:
@@ -199,13 +199,13 @@ def _alike(signals: Float[np.ndarray, "K T"]) -> str:
     mean = (r.sum() - len(r)) / (len(r) * (len(r) - 1))
     if mean > ALIKE:
         return (
-            f"the mean absolute correlation of the parcels is {mean:.2f}: one signal dominates all of them, so the network is not "
+            f"the mean absolute correlation between parcels is {mean:.2f}; one signal dominates all of them, so the network is not "
             "informative; check the recording and its cleaning"
         )
     share = (r > SAME).sum(1).max() / len(r)
     if share > MANY and len(some) >= FEW_PARCELS:
         return (
-            f"{share:.0%} of the parcels have nearly the same signal (absolute correlation above {SAME}): edges between them are not "
+            f"{share:.0%} of the parcels have nearly the same signal (absolute correlation above {SAME}); edges between them are not "
             "informative; check the recording and its cleaning"
         )
     return ""

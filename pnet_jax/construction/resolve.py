@@ -1,4 +1,4 @@
-"""From settings to what a construction needs; everything that can be wrong with them is found here, before the first scan."""
+"""Resolution of settings into everything that a construction needs; all errors in them are raised here, before the first scan."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OF_COHORT = ("tangent",)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """A construction, resolved.
+    """A construction with its settings resolved.
 
     Attributes:
-      model: encoder and its shipped atlases.
-      atlas: K parcels to start from.
-      edges: names of all measures.
-      settings: what is compiled into the step.
-      kappas, betas: grids of κ and β; a single value fixes it.
-      group: group model, or None.
-      config: everything else.
+      model: Encoder and its shipped atlases.
+      atlas: Starting atlas with K parcels.
+      edges: Names of all edge measures.
+      settings: Settings that are compiled into the step.
+      kappas, betas: Grids of κ and β; a single value fixes the parameter.
+      group: Group model, or None.
+      config: All other settings.
     """
 
     model: Model
@@ -58,31 +58,31 @@ def resolve(
     cohort: bool = False,
     surfaces: SurfaceInput = None,
 ) -> Plan:
-    """Model, atlas, measures and group that a configuration, and the arguments that win over it, name.
+    """Load the model, atlas, edge measures and group model named by a configuration or by the arguments, which take precedence.
 
     Args:
-      config: settings.
-      atlas, parcels, model, edges, group: as for `construct`.
-      cohort: many scans are to be constructed, so that measures of a cohort can be made.
-      surfaces: left and right GIFTI meshes of the scans, for an atlas file with vertices (`load_atlas`).
+      config: Settings.
+      atlas, parcels, model, edges, group: As for `construct`.
+      cohort: Whether several scans are constructed, so that cohort measures are available.
+      surfaces: Left and right GIFTI meshes of the scans, for an atlas file with vertices (`load_atlas`).
 
     Raises:
-      SettingsError: one of them does not exist, or they are not compatible.
+      SettingsError: If one of them does not exist, or if they are incompatible.
     """
     chosen = _model(model or config.checkpoint)
     names = tuple(edges if edges is not None else config.edges)
     for name in names:
         measures.measure(name)
         if name in OF_DYNAMICS and not config.dynamics:
-            raise SettingsError(f'edge measure "{name}" requires fitted dynamics: request these too (--dynamics)')
+            raise SettingsError(f'edge measure "{name}" requires fitted dynamics; add --dynamics')
         if name in OF_COHORT and not cohort:
             raise SettingsError(
-                f'edge measure "{name}" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several scans, or '
+                f'edge measure "{name}" requires several scans; use `construct_cohort` or `pnet construct` on several scans, or '
                 "`pnet_jax.edges.tangent` on existing networks"
             )
     atlas = _atlas(atlas if atlas is not None else config.atlas, parcels or config.parcels, chosen, surfaces)
     if "effective" in names:
-        from pnet_jax.finetune.person import refuse_directed  # with optax, which only dynamics need
+        from pnet_jax.finetune.person import refuse_directed  # imports optax, which only dynamics need
 
         refuse_directed(atlas)
     settings = Settings(
@@ -97,15 +97,15 @@ def resolve(
 
 
 def _group(config: ConstructConfig, atlas: Atlas, group: Group | str | Path | None) -> Group | None:
-    """The group that informs a construction; None where it is not to be informed."""
+    """Return the group model of a construction, or None if there is none."""
     group = group if group is not None else config.group
     if group is None:
         if not config.dynamics:
             return None
         raise SettingsError(
-            "dynamics require a group model of the same parcels: give the folder that `pnet fit-group --dynamics` wrote (--group)"
+            "dynamics require a group model of the same parcels; give the folder written by `pnet fit-group --dynamics` (--group)"
         )
-    from pnet_jax.group.fit import Group  # with optax, which only groups need
+    from pnet_jax.group.fit import Group  # imports optax, which only groups need
 
     source = ""
     if not isinstance(group, Group):
@@ -114,11 +114,11 @@ def _group(config: ConstructConfig, atlas: Atlas, group: Group | str | Path | No
         source, group = f" {group}", load_group(group)
     if group.atlas != atlas.digest:
         raise SettingsError(
-            f"group{source} has the parcels of another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give the "
-            "atlas with which it was fitted (--atlas)"
+            f"group{source} was fitted with another atlas: expected {atlas.digest} ({atlas.source}), found {group.atlas}; give "
+            "the atlas with which it was fitted (--atlas)"
         )
     if config.dynamics and group.hierarchy is None:
-        raise SettingsError(f"group{source} was fitted without dynamics: fit it with `pnet fit-group --dynamics`")
+        raise SettingsError(f"group{source} was fitted without dynamics; refit it with `pnet fit-group --dynamics`")
     return group
 
 
@@ -135,7 +135,7 @@ def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model, 
         parcels = parcels or (200 if 200 in model.atlases else min(model.atlases, default=200))
         if parcels not in model.atlases:
             raise SettingsError(
-                f"checkpoint {model.name!r} has atlases with {sorted(model.atlases)} parcels, requested {parcels}: "
+                f"checkpoint {model.name!r} has atlases with {sorted(model.atlases)} parcels, but {parcels} were requested; "
                 "choose one of these, or give an atlas file (--atlas)"
             )
         return model.atlases[parcels]
@@ -145,7 +145,7 @@ def _atlas(atlas: Atlas | str | Path | None, parcels: int | None, model: Model, 
         atlas = load_atlas(atlas, surfaces=surfaces)
     if parcels is not None and parcels != atlas.n_parcels:
         more = "more than it has" if parcels > atlas.n_parcels else "fewer than it has"
-        raise SettingsError(f"atlas {atlas.source} has {atlas.n_parcels} parcels, requested {parcels}, {more}: omit --parcels")
+        raise SettingsError(f"atlas {atlas.source} has {atlas.n_parcels} parcels but {parcels} were requested, {more}; omit --parcels")
     if atlas.n_parcels < 2:
-        raise SettingsError(f"atlas {atlas.source}: expected an atlas of at least 2 parcels, found 1: is it a brain mask?")
+        raise SettingsError(f"atlas {atlas.source}: expected at least 2 parcels, found 1; the file may be a brain mask")
     return atlas

@@ -1,7 +1,7 @@
-"""The step: from the signals of a scan to its parcels, their calibration and their edges, as one pure compiled function.
+"""The step: one pure compiled function from the signals of a scan to its parcels, their calibration and their edges.
 
-Everything has a fixed shape: frames and locations that a scan does not have are masked, no choice returns to the host. `wave` maps it
-over scans and puts it on devices.
+All shapes are fixed: missing frames and locations are masked, and no decision returns to the host. `wave` maps the step over scans and
+places it on devices.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from pnet_jax.parcellation.signals import parcel_signals
 from pnet_jax.parcellation.spatial import SpatialPrior
 
 FINAL_STEPS = 6
-CALIBRATED_ON = 6144  # locations that the two exponents are fitted to
+CALIBRATED_ON = 6144  # largest number of locations used to fit the exponents
 BLOCK_SECONDS = 20.0
-MIN_BLOCKS = 3  # of time in each half; fewer cannot give an interval
+MIN_BLOCKS = 3  # 20 s blocks per half; with fewer, no interval can be estimated
 LEAST_DCBC_GAIN = 0.01  # smooth noise without parcels gains up to 0.008 in DCBC; real scans gain 0.03 and more
-LEAST_DEGREES = 10.0  # of freedom in each half, for a gain to be measured on it
+LEAST_DEGREES = 10.0  # degrees of freedom required per half to measure a gain
 
 
 if TYPE_CHECKING:
-    Values: TypeAlias = Any  # JAX's arrays inside the step, numpy's before and after it
+    Values: TypeAlias = Any  # JAX arrays inside the step, NumPy arrays before and after it
 else:
     Values = Array
 
 
 class Settings(NamedTuple):
-    """What is compiled into the step; hashable.
+    """Static settings that are compiled into the step; hashable.
 
     Attributes:
-      n_parcels: K.
-      labels: `"auto"`, or `"personalised"` or `"atlas"` whatever the decision.
-      edges: names of measures that the step makes.
+      n_parcels: Number of parcels K.
+      labels: `"auto"`, or `"personalised"` or `"atlas"` to override the decision.
+      edges: Names of the edge measures computed by the step.
     """
 
     n_parcels: int
@@ -55,14 +55,14 @@ class Settings(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all scans of a Space share.
+    """Arrays shared by all scans on a Space.
 
     Attributes:
-      encoder: weights.
-      prior: the spatial prior.
-      region: reference region of each location (`tokens.nearest_reference`), `[W]`.
-      free: `choose.data_free` of the spatial prior, for β = 0 and the grid's, `[b, W, C]`.
-      kappas, betas: grids of κ and β; a single value fixes it. They are not compiled into the step, so that all fixed values share one.
+      encoder: Encoder with its weights.
+      prior: Spatial prior.
+      region: Reference region of each location (`tokens.nearest_reference`), `[W]`.
+      free: `choose.data_free` of the spatial prior, for β = 0 and each β of the grid, `[b, W, C]`.
+      kappas, betas: Grids of κ and β; a single value fixes the parameter. They are traced, so all fixed values share one compiled step.
     """
 
     encoder: Encoder
@@ -74,24 +74,24 @@ class Shared(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """One scan as the step reads it; a wave has S in front of every array.
+    """One scan as input of the step; in a wave, every array has a leading scan axis S.
 
     Attributes:
-      y: signals of the whole scan, z-scored, 0 in padding, `[W, T]`.
-      kept: frames that count, `[T]`.
-      frames: their positions in the recording, `[T]`.
-      halves: signals of both halves, each cleaned on its own, `[2, W, H]`.
-      halves_kept: their frames that count, `[2, H]`.
-      halves_frames: and the positions of these, `[2, H]`.
-      blocks: stretch of 20 s that each of these frames is in, counted through both halves, −1 in padding, `[2, H]`.
-      valid: locations with a signal, `[W]`.
-      present: parcels of which the scan sees something, `[K]`.
-      log_tsnr: see `tokens.log_tsnr`, `[W]`.
-      tr: seconds.
-      n_blocks: stretches of the shorter half.
-      degrees: of freedom of the halves, `[2]`.
-      seed: of the bootstrap; depends on who the scan is and on nothing else.
-      adapter: what fine-tuning changes, or None.
+      y: Signals of the whole scan, z-scored, 0 in padding, `[W, T]`.
+      kept: Whether each frame is retained, `[T]`.
+      frames: Position of each frame in the recording, `[T]`.
+      halves: Signals of both halves, each cleaned separately, `[2, W, H]`.
+      halves_kept: Whether each frame of the halves is retained, `[2, H]`.
+      halves_frames: Position of each frame of the halves in the recording, `[2, H]`.
+      blocks: Index of the 20 s block of each frame, counted across both halves, −1 in padding, `[2, H]`.
+      valid: Whether each location has a signal, `[W]`.
+      present: Whether the scan covers each parcel, `[K]`.
+      log_tsnr: Logarithm of the temporal signal-to-noise ratio (`tokens.log_tsnr`), `[W]`.
+      tr: Repetition time in seconds.
+      n_blocks: Number of blocks in the shorter half.
+      degrees: Degrees of freedom of the halves, `[2]`.
+      seed: Bootstrap seed, which depends on the identity of the scan alone.
+      adapter: Parameters learned by fine-tuning, or None.
     """
 
     y: Float[Values, "W T"]
@@ -112,14 +112,14 @@ class Subject(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """Scores across halves of three maps: personalised, data-free (κ = 0) and the atlas.
+    """Scores across halves of three maps: the personalised, the data-free (κ = 0) and the atlas parcels.
 
     Attributes:
-      dcbc, homogeneity: `[3]`.
-      gain: held-out log density of the personalised over the data-free parcels, nats per location: 2.5 %, 50 %, 97.5 %, `[3]`.
-      dcbc_gain: of the personalised DCBC over that of the better of the other two, `[3]`.
-      agreement: share of locations to which both halves give the same label.
-      cosine: mean cosine between the halves' embeddings.
+      dcbc, homogeneity: Score of each map, `[3]`.
+      gain: Gain in held-out log density of the individual over the data-free parcels, nats per location: 2.5, 50 and 97.5 %, `[3]`.
+      dcbc_gain: Gain in DCBC of the personalised parcels over the better of the other two maps: 2.5, 50 and 97.5 %, `[3]`.
+      agreement: Fraction of locations with the same label in both halves.
+      cosine: Mean cosine similarity between the embeddings of the halves.
     """
 
     dcbc: Float[Values, " 3"]
@@ -131,22 +131,22 @@ class Quality(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Result of one scan.
+    """Results of one scan.
 
     Attributes:
-      labels: parcel of each location, −1 where it has none, `[W]`.
-      candidates: parcels that each location may belong to, −1 where it has none or does not count, `[W, C]`.
-      probabilities: replication probability of each candidate, or the spatial prior where the atlas is returned, `[W, C]`.
-      signals: mean signal of each parcel, NaN for absent ones, 0 in padded frames, `[K, T]`.
-      edges: by name, `[K, K]`.
-      halves: Pearson's edges of both halves under these labels, `[2, K, K]`.
-      personalised: False where the atlas is returned.
-      choice: settings and trials, without the halves' mixtures.
-      quality: across halves.
-      exponents: of the calibration (`calibrate.calibrated`), `[3]`.
-      reliability: curve of the calibration across the halves: sum of probabilities, of hits, and locations, in ten bins, `[3, 10]`.
-      restored: `[K]`.
-      moved_fragments: locations.
+      labels: Parcel of each location, −1 for none, `[W]`.
+      candidates: Candidate parcels of each location, −1 where missing or excluded, `[W, C]`.
+      probabilities: Replication probability of each candidate, or the spatial prior if the atlas is returned, `[W, C]`.
+      signals: Mean signal of each parcel, NaN for absent parcels, 0 in padded frames, `[K, T]`.
+      edges: Edges by name of the measure, `[K, K]`.
+      halves: Pearson edges of both halves with these labels, `[2, K, K]`.
+      personalised: Whether personalised parcels are returned instead of the atlas parcels.
+      choice: Selected κ and β and their trials, without the mixtures of the halves.
+      quality: Scores across halves.
+      exponents: Exponents of the calibration (`calibrate.calibrated`), `[3]`.
+      reliability: Calibration curve across halves: sums of probabilities and of hits, and counts of locations, in ten bins, `[3, 10]`.
+      restored: Whether each parcel was restored, `[K]`.
+      moved_fragments: Number of locations in fragments that were reassigned.
     """
 
     labels: Int[Values, " W"]
@@ -165,12 +165,12 @@ class Outputs(NamedTuple):
 
 
 def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
-    """Parcels, calibration and edges of one scan.
+    """Compute the parcels, calibration and edges of one scan.
 
     Args:
-      shared: model and atlas on the Space.
-      subject: the scan.
-      settings: edge measures, and which parcels are returned.
+      shared: Model and atlas on the Space.
+      subject: The scan.
+      settings: Edge measures, and which parcels to return.
     """
     _check(shared, subject)
     prior, k = shared.prior, settings.n_parcels
@@ -198,7 +198,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
     spatial = jnp.where(candidates >= 0, jnp.exp(prior.log_prior), 0.0)
     spatial = spatial / jnp.maximum(spatial.sum(1, keepdims=True), 1e-30)
     signals = parcel_signals(subject.y, labels, k)
-    # Apart from these sums, whose rounding would depend on how the compiler puts both together.
+    # Kept separate from the sums above: fused, their rounding would depend on the compiler.
     within, signals = jax.lax.optimization_barrier((labels, signals))
     return Outputs(
         labels=labels,
@@ -220,7 +220,7 @@ def step(shared: Shared, subject: Subject, settings: Settings) -> Outputs:
 
 
 def _check(shared: Shared, subject: Subject) -> None:
-    """Assert that the scan is on the locations of the tables, and that what describes frames has their number."""
+    """Assert that the scan has the locations of the tables and that all arrays over frames have the same length."""
     size = chex.Dimensions()
     size["WC"] = shared.prior.candidates.shape
     size["T"], size["H"] = subject.y.shape[1:], subject.halves.shape[2:]
@@ -233,12 +233,12 @@ def _check(shared: Shared, subject: Subject) -> None:
 
 
 def present_candidates(candidates: Int[Array, "W C"], present: Bool[Array, " K"]) -> Bool[Array, "W C"]:
-    """Candidates of which the scan sees something: a parcel outside the field of view must not take locations from its neighbours."""
+    """Return the candidates that the scan covers: parcels outside the field of view must not take locations from their neighbours."""
     return (candidates >= 0) & present[jnp.maximum(candidates, 0)]
 
 
 def _components(shared: Shared, subject: Subject, part: tuple[Array, Array, Array], atlas: Array) -> Array:
-    """Components of some of the scan's frames, on axes that all of its parts share, `[W, D]`."""
+    """Compute components from some of the scan's frames, on axes shared by all of its parts, `[W, D]`."""
     counted = atlas >= 0
     region = jnp.where(counted, shared.region, -1)
     x = components(shared.encoder, Observed(*part, counted, region, shared.prior.xyz, subject.log_tsnr, subject.tr))
@@ -246,7 +246,7 @@ def _components(shared: Shared, subject: Subject, part: tuple[Array, Array, Arra
 
 
 def _problem(shared: Shared, subject: Subject, x: Array, candidates: Array, atlas: Array, n_parcels: int) -> Problem:
-    """The mixture's input from the components of a part of the scan, in their own metric."""
+    """Build the mixture problem from the components of one part of the scan, in its own metric."""
     z = whiten(x, own_metric(x))
     prototypes = group_prototypes(z, atlas, n_parcels)
     if subject.adapter is not None:
@@ -255,7 +255,7 @@ def _problem(shared: Shared, subject: Subject, x: Array, candidates: Array, atla
 
 
 def _only(q: Float[Array, "b W C"], candidates: Int[Array, "W C"]) -> Float[Array, "b W C"]:
-    """Probabilities over the candidates that are left."""
+    """Renormalise probabilities over the remaining candidates."""
     q = jnp.where((candidates >= 0)[None], q, 0.0)
     return q / jnp.maximum(q.sum(2, keepdims=True), 1e-30)
 
@@ -271,7 +271,7 @@ def _quality(
     candidates: Array,
     n_parcels: int,
 ) -> Quality:
-    """Each half's parcels on the other half, against the data-free ones and the atlas."""
+    """Score the parcels of each half on the other half, against the data-free and the atlas parcels."""
     prior, counts = shared.prior, atlas >= 0
     keys = jax.random.split(jax.random.key(subject.seed), 2)
     mine = [held_out(choice.halves[i].q, candidates, halves[1 - i].z, n_parcels, blocks=prior.blocks).each for i in (0, 1)]
@@ -289,7 +289,7 @@ def _quality(
         homogeneity.append(jnp.stack([score.homogeneity(y, labels, n_parcels, count) for labels in (own[i], flat, atlas)]))
         frames.append((y, weights, count))
     dcbc = (each_dcbc[0] + each_dcbc[1]) / 2
-    # Over the better of the two maps that no data of this scan made.
+    # Compared with the better of the two maps that do not depend on this scan's data.
     than = jnp.where(dcbc[2] > dcbc[1], 1.0, 0.0)
     each = [score.by_frame(y, prior.pairs, w[0] - than * w[2] - (1 - than) * w[1], count) for y, w, count in frames]
     over = decide.over_time(keys[1], jnp.stack(each), subject.blocks[::-1], subject.blocks.size)
@@ -307,10 +307,10 @@ def _quality(
 def _calibrate(
     prior: SpatialPrior, choice: Choice, own: tuple[Array, Array], q: Array, candidates: Array, counts: Array, cosine: Array
 ) -> tuple[Array, Array, Array]:
-    """Replication probabilities of the whole scan's parcels, their exponents, and the reliability across the halves.
+    """Calibrate the parcels of the whole scan: replication probabilities, exponents, and reliability curve across halves.
 
-    The exponents are fitted between the halves. The whole scan is twice as long: what reliability c (mean cosine) of a half's embedding
-    becomes 2c / (1 + c) of the whole (Spearman–Brown), and differences of log probabilities grow as its signal-to-noise ratio does.
+    The exponents are fitted between the halves. The whole scan is twice as long, so a half's embedding reliability c (mean cosine) becomes
+    2c / (1 + c) (Spearman–Brown), and differences of log probabilities scale with its signal-to-noise ratio.
     """
     degree = (jnp.append(counts, False)[prior.neighbours] & (prior.neighbours >= 0)).sum(1).astype(jnp.float32)
     each = [calibrate.features(half.q, prior.log_prior, prior.table, degree) for half in choice.halves]
@@ -331,7 +331,7 @@ def _calibrate(
 def reliability_curve(
     p: Float[Array, "W C"], candidates: Int[Array, "W C"], other: Int[Array, " W"], counts: Bool[Array, " W"]
 ) -> Float[Array, "3 10"]:
-    """Of the most probable label, in ten bins of its probability: sum of probabilities, how often a repeat agrees, and locations."""
+    """Compute, in ten bins of the most probable label's probability: sum of probabilities, agreement with a repeat, and locations."""
     best = p.max(1)
     hit = most_probable(p, candidates) == other
     at = jnp.where(counts, jnp.minimum((best * 10).astype(jnp.int32), 9), 10)
@@ -339,7 +339,7 @@ def reliability_curve(
 
 
 def _edges(name: str, signals: Array, kept: Array) -> Array:
-    """Edges of the parcels that have a signal, NaN for the others, by a measure that reads pairs of parcels alone."""
+    """Compute the edges between parcels that have a signal, NaN for the others, with a pairwise measure."""
     function = measure(name).masked
     assert function is not None
     filled = jnp.isfinite(signals).all(1)

@@ -1,4 +1,4 @@
-"""The host loop around the step: scans become batches of one shape, batches go to the devices, results come back as arrays."""
+"""The host loop around the step: batches scans of one shape, sends them to the devices, and returns the results as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pnet_jax.parcellation.spatial import AtlasOnSpace, SpatialPrior, locate, pl
 from pnet_jax.scan import FRAME_BUCKET, Scan, halves_of
 
 KEPT_SPACES = 4
-# Where the locations are split, of (shared, wave): the first rule that an array's path matches (`parallel.layout`).
+# Which axes of (shared, wave) are sharded over locations: the first rule that matches an array's path (`parallel.layout`).
 LAYOUT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^0/(region|prior/(candidates|log_prior|neighbours|labels|cube|xyz|blocks/(lists|place|inverse)))$", ("location",)),
     (r"^0/(free|prior/table)$", (None, "location")),
@@ -35,11 +35,11 @@ LAYOUT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^1/halves$", ("subject", None, "location")),
     (r"^1/", ("subject",)),
 )
-_TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # of the Spaces that scans came on last, for every call in this process
+_TABLES: dict[Hashable, tuple[AtlasOnSpace, Shared]] = {}  # tables of the most recently used Spaces, shared by all calls in this process
 
 
 def shared_of(plan: Plan, placed: AtlasOnSpace) -> Shared:
-    """Make the tables that all scans of a Space share under a plan, on the device."""
+    """Compute the tables shared by all scans on a Space under a plan, on the device."""
     prior = placed.prior
     region = np.where(prior.labels >= 0, nearest_reference(np.asarray(prior.xyz), np.asarray(plan.model.encoder.references)), -1)
     kappas, betas = jnp.asarray(plan.kappas, jnp.float32), jnp.asarray(plan.betas, jnp.float32)
@@ -51,12 +51,12 @@ def shared_of(plan: Plan, placed: AtlasOnSpace) -> Shared:
 def _free(prior: SpatialPrior, betas: Float[Array, " m"], n_parcels: int) -> Float[Array, "b W C"]:
     z, prototypes = jnp.zeros((len(prior.candidates), 1)), jnp.zeros((n_parcels, 1))
     problem = Problem(z, prior.candidates, prior.log_prior, prior.table, prototypes, prior.blocks)
-    # β = 0 is the spatial prior itself, whose labels are the atlas's.
+    # β = 0 is the spatial prior itself, whose labels are those of the atlas.
     return data_free(problem, jnp.pad(betas, (1, 0)))
 
 
 def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | None = None) -> Subject:
-    """A scan as the step reads it: the atlas's locations in their order, frames padded to a bucket of what was recorded."""
+    """Convert a scan to the input of the step: locations in the order of the atlas, recorded frames padded to a bucket."""
     rows = locate(placed, scan)
     at, valid = rows
     size = bucket(scan.recorded)
@@ -89,17 +89,17 @@ def subject_of(scan: Scan, placed: AtlasOnSpace, seed: int, adapter: Adapter | N
 
 
 def bucket(frames: int, multiple: int = FRAME_BUCKET) -> int:
-    """Padded number of frames: of what was recorded, so that scrubbing never compiles anew."""
+    """Return the padded number of frames; it depends on the recorded frames, so scrubbing never triggers a recompilation."""
     return -(-frames // multiple) * multiple
 
 
 def _padded(frames: Int[np.ndarray, " t"], size: int) -> Int[np.ndarray, " size"]:
-    """Positions after the first frame, 0 in padding."""
+    """Return positions relative to the first frame, 0 in padding."""
     return np.pad(frames - frames[:1], (0, size - len(frames))).astype(np.int32)
 
 
 def _blocks(frames: Int[np.ndarray, " t"], tr: float, size: int) -> Int[np.ndarray, " size"]:
-    """Stretch of 20 s that each frame lies in, by the clock of the recording; stretches of a few frames join the one before."""
+    """Assign each frame to a 20 s block by its time in the recording; blocks of a few frames are merged into the previous one."""
     out = np.full(size, -1, np.int64)
     if not len(frames):
         return out
@@ -119,15 +119,15 @@ def _blocks(frames: Int[np.ndarray, " t"], tr: float, size: int) -> Int[np.ndarr
 
 
 def seed_of(scan: Scan, seed: int) -> int:
-    """Depends on who the scan is, never on what is processed beside it."""
+    """Derive a seed from the identity of the scan, so that it does not depend on what is processed with it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{scan.label}".encode()).digest()[:4], "big")
 
 
 def stacked(subjects: Sequence[Subject], mesh: Mesh) -> Subject:
-    """Put a wave on its devices: all arrays with one axis more in front, and each device's locations on it (`LAYOUT`).
+    """Stack a wave on its devices: all arrays gain a leading scan axis, and each device receives its locations (`LAYOUT`).
 
-    Every scan travels on its own and is stacked where it arrives: stacking on the host copies all signals once more, which takes
-    longer than a GPU needs to compute the wave, and one large array travels slower than its parts.
+    Scans are transferred one by one and stacked on arrival: stacking on the host copies all signals again, which takes longer than a GPU
+    needs to compute the wave, and one large array transfers more slowly than its parts.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(subjects), *np.shape(leaf)), leaf.dtype), subjects[0])
     _, layout = parallel.layout((None, shapes), LAYOUT, mesh)
@@ -135,28 +135,28 @@ def stacked(subjects: Sequence[Subject], mesh: Mesh) -> Subject:
 
 
 def put(shared: Shared, subjects: Sequence[Subject], mesh: Mesh, size: int = 1) -> tuple[Shared, Subject]:
-    """Send scans of one shape to the devices; the returned arrays may still be on their way.
+    """Send scans of one shape to the devices; the returned arrays may still be in transfer.
 
     Args:
-      shared: model and atlas on their Space.
-      subjects: the scans.
-      mesh: devices.
-      size: rows of the wave at least; those beside the scans are the last scan's again.
+      shared: Model and atlas on their Space.
+      subjects: The scans.
+      mesh: Device mesh.
+      size: Least number of rows of the wave; missing rows repeat the last scan.
     """
     size = parallel.padded(max(len(subjects), size), mesh.shape["subject"])
     return on_mesh(shared, mesh), stacked([*subjects, *[subjects[-1]] * (size - len(subjects))], mesh)
 
 
 def land(outputs: Outputs, count: int) -> list[Outputs]:
-    """Wait for a wave and return the results of its first `count` scans as numpy arrays."""
+    """Wait for a wave and return the results of its first `count` scans as NumPy arrays."""
     found = jax.device_get(outputs)
     return [jax.tree.map(lambda leaf, at=at: leaf[at], found) for at in range(count)]
 
 
 def on_mesh(shared: Shared, mesh: Mesh) -> Shared:
-    """Tables with each device's locations on it; as they are where a mesh does not split locations.
+    """Shard the tables over locations, or return them unchanged if the mesh does not split locations.
 
-    Parts that do not divide W, which is a multiple of 4096, leave all locations on every device.
+    If the number of devices does not divide W, a multiple of 4096, every device holds all locations.
     """
     if mesh.shape["location"] == 1:
         return shared
@@ -166,16 +166,16 @@ def on_mesh(shared: Shared, mesh: Mesh) -> Shared:
 
 @functools.lru_cache(maxsize=32)
 def compiled(settings: Settings, mesh: Mesh) -> Callable[..., Outputs]:
-    """The step of a wave over a mesh, compiled once for each shape."""
+    """Return the step of a wave on a mesh, compiled once per shape."""
     return parallel.over_subjects(functools.partial(step, settings=settings), mesh, shared=1)
 
 
 class Builder:
-    """Networks of scans under one plan; tables of a Space are made once and kept for the scans that follow.
+    """Builder of networks under one plan; the tables of a Space are computed once and reused for later scans.
 
     Args:
-      plan: from `resolve`.
-      mesh: devices; as `plan.config.parallel` says if not given.
+      plan: Plan from `resolve`.
+      mesh: Device mesh; defaults to the one described by `plan.config.parallel`.
     """
 
     def __init__(self, plan: Plan, mesh: Mesh | None = None):
@@ -184,46 +184,46 @@ class Builder:
         self.alone = parallel.make_mesh(ParallelConfig(location=parts), self.mesh.local_devices[:parts])
 
     def placed(self, scan: Scan) -> tuple[AtlasOnSpace, Shared]:
-        """The atlas on a scan's Space, and what the step shares there.
+        """Return the atlas on a scan's Space, and the arrays shared there.
 
         Raises:
-          ValueError: they do not overlap.
+          ValueError: If scan and atlas do not overlap.
         """
         plan = self.plan
         learned = None if plan.group is None else plan.group.spatial
         taught = None if plan.group is None or learned is None else plan.group.digest
         key = (plan.atlas.digest, plan.model.digest, taught, plan.betas, space_key(scan.space))
         if key not in _TABLES:
-            while len(_TABLES) >= KEPT_SPACES:  # native-space scans have one each
+            while len(_TABLES) >= KEPT_SPACES:  # each native-space scan has its own Space
                 _TABLES.pop(next(iter(_TABLES)))
             placed = place(plan.atlas, scan.space, learned)
             _TABLES[key] = placed, shared_of(plan, placed)
         placed, shared = _TABLES[key]
-        # The same tables serve an atlas of the same parcels by another name.
+        # An atlas with the same parcels but another name uses the same tables.
         return dataclasses.replace(placed, atlas=plan.atlas), shared._replace(kappas=jnp.asarray(plan.kappas, jnp.float32))
 
     def ready(self, scan: Scan, adapter: Adapter | None = None) -> Ready:
-        """A scan on its way to a wave."""
+        """Prepare a scan for a wave."""
         placed, shared = self.placed(scan)
         return Ready(scan, placed, shared, subject_of(scan, placed, self.plan.config.seed, adapter))
 
     def put(self, wave: Sequence[Ready], size: int = 1) -> Callable[[], Outputs]:
-        """Send scans that can share a wave (`Ready.shape`) to the devices; the function returned starts the step on them.
+        """Send scans of one shape (`Ready.shape`) to the devices; the returned function starts the step on them.
 
-        Waves are padded to at least `size` rows, because waves of one size share a compiled step. A scan alone takes one device, or
-        those that its locations are split over: more would do the same work.
+        Waves are padded to at least `size` rows, because waves of one size share a compiled step. A single scan uses one device, or the
+        devices that its locations are split over; more devices would repeat the same work.
         """
         mesh = self.mesh if max(len(wave), size) > 1 else self.alone
         given = put(wave[0].shared, [one.subject for one in wave], mesh, size)
         return lambda: compiled(self.plan.settings, mesh)(*given)
 
     def run(self, wave: Sequence[Ready], size: int = 1) -> list[Outputs]:
-        """Run the step on scans as `put` arranges them, and return the results of each."""
+        """Run the step on scans arranged by `put`, and return the results of each scan."""
         return land(self.put(wave, size)(), len(wave))
 
 
 class Ready(NamedTuple):
-    """A scan with the atlas on its Space and as the step reads it."""
+    """A scan as input of the step, with the atlas on its Space."""
 
     scan: Scan
     placed: AtlasOnSpace
@@ -232,5 +232,5 @@ class Ready(NamedTuple):
 
     @property
     def shape(self) -> Hashable:
-        """Scans of one shape can share a wave, and a compiled step."""
+        """Key of the scans that can share a wave and a compiled step."""
         return (space_key(self.scan.space), *(np.shape(leaf) for leaf in jax.tree.leaves(self.subject)))

@@ -18,8 +18,8 @@ class Net:
     """A feature after regression on covariates, with coefficients estimated in the training rows.
 
     Raises:
-      SettingsError: The cohort has no such column.
-      InputError: A value is missing, or a column is constant.
+      SettingsError: If the cohort has no such column.
+      InputError: If a value is missing, or a column is constant.
     """
 
     feature: Feature
@@ -74,8 +74,8 @@ class Harmonised:
       columns: Covariates whose effects are kept.
 
     Raises:
-      InputError: A held-out scan is from a site without training rows; the message names the site.
-      SettingsError: The package combatlearn is not installed.
+      InputError: If a held-out scan is from a site without training rows; the message names the site.
+      SettingsError: If the package combatlearn is not installed.
 
     Source: Johnson, Li and Rabinovic 2007, Biostatistics 8; for connectomes Fortin et al. 2018, NeuroImage 167.
     """

@@ -1,4 +1,4 @@
-"""Answer: the result of one evaluation, as data. Other modules write it to tables and pages."""
+"""Answer: the result of one evaluation, as data. Other modules write it to tables and reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Row(NamedTuple):
       value: Estimate; NaN if there is none.
       low, high: Limits of its 95 % confidence interval; NaN if there is none.
       p: p value; NaN if nothing was tested.
-      n: Number of participants, scans or edges on which the estimate is based; see the page of the evaluation.
+      n: Number of participants, scans or edges on which the estimate is based; see the documentation of the evaluation.
       note: Reason for a missing value, or a limitation.
     """
 
@@ -93,7 +93,7 @@ class Answer:
         """Return the value of a row.
 
         Raises:
-          KeyError: there is no such row.
+          KeyError: If there is no such row.
         """
         for row in self.rows:
             if (row.name, row.measure) == (name, measure):
@@ -115,7 +115,7 @@ def mean_row(table: str, name: str, measure: str, values: np.ndarray, seed: int 
     """Return the mean over participants with its bootstrap interval.
 
     Args:
-      values: one value for each participant; NaN where unknown.
+      values: One value per participant; NaN if unknown.
     """
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]

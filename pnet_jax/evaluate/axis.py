@@ -12,17 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-LEAST = 3  # participants of each group
+LEAST = 3  # fewest participants per group
 MOST_PARTS = 4
 
 
 class Axis(NamedTuple):
     """A disease axis.
 
-    Attributes:
-      weights: w, `[E]`.
-      healthy, patients: means of the two groups, `[E]`.
-      separation: distance of the means in standard deviations within a group, of the shrunk covariance.
+    weights: Weights w, `[E]`.
+    healthy, patients: Means of the two groups, `[E]`.
+    separation: Distance between the means in within-group standard deviations, from the shrunk covariance.
     """
 
     weights: Float[np.ndarray, " E"]
@@ -32,28 +31,28 @@ class Axis(NamedTuple):
 
     @property
     def direction(self) -> Float[np.ndarray, " E"]:
-        """From the mean control to the mean patient."""
+        """Direction from the mean control to the mean patient, `[E]`."""
         return self.patients - self.healthy
 
     def position(self, z: Float[np.ndarray, "S E"]) -> Float[np.ndarray, " S"]:
-        """Where participants are, `[S]`: 0 is the mean control, 1 the mean patient."""
+        """Return the positions of participants, `[S]`: 0 is the mean control, 1 the mean patient."""
         return (z - self.healthy) @ self.weights
 
 
 def fit_axis(z: Float[np.ndarray, "S E"], patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]) -> Axis:
-    """Fit the axis on some participants; S² E operations.
+    """Fit the axis to some participants; S² E operations.
 
     Args:
-      z: Fisher z of all participants.
-      patient: who is a patient.
-      rows: who may be used.
+      z: Fisher z of all participants, `[S, E]`.
+      patient: Whether each participant is a patient, `[S]`.
+      rows: Indices of the participants to fit, `[n]`.
 
     Raises:
-      ValueError: fewer than 3 patients or controls among the rows.
+      ValueError: If there are fewer than 3 patients or controls among the rows.
     """
     some, ill = np.asarray(z[rows], np.float64), patient[rows]
     if min(ill.sum(), (~ill).sum()) < LEAST:
-        raise ValueError(f"expected {LEAST} patients and {LEAST} controls or more for a disease axis, got {ill.sum()} and {(~ill).sum()}")
+        raise ValueError(f"a disease axis requires at least {LEAST} patients and {LEAST} controls, got {ill.sum()} and {(~ill).sum()}")
     healthy, patients = some[~ill].mean(0), some[ill].mean(0)
     apart = some - np.where(ill[:, None], patients, healthy)
     direction = patients - healthy
@@ -68,7 +67,7 @@ def fit_axis(z: Float[np.ndarray, "S E"], patient: Bool[np.ndarray, " S"], rows:
 
 
 def parts_of(patient: Bool[np.ndarray, " S"], subjects: np.ndarray, rows: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " m"]]:
-    """Two to four parts of training rows without a common subject, each with its share of the patients and of the controls."""
+    """Split training rows into two to four parts without a common subject, balanced in patients and controls."""
     rng = np.random.default_rng(seed)
     groups = [np.unique(subjects[rows][patient[rows] == one]) for one in (False, True)]
     count = int(np.clip(min(map(len, groups)) // LEAST, 2, MOST_PARTS))
@@ -78,7 +77,7 @@ def parts_of(patient: Bool[np.ndarray, " S"], subjects: np.ndarray, rows: Int[np
 
 
 def _ledoit_wolf(apart: Float[np.ndarray, "n E"], gram: Float[np.ndarray, "n n"]) -> float:
-    """Share of the identity (Ledoit and Wolf 2004) from inner products of participants alone."""
+    """Return the weight of the identity (Ledoit and Wolf 2004) from inner products of participants alone."""
     n, size = apart.shape
     mean = np.trace(gram) / size
     squared = float(np.square(gram).sum())  # |S|²

@@ -1,4 +1,4 @@
-"""Networks of the same scans that were made in another way, e.g. in a fixed atlas, matched to the scans of a cohort."""
+"""Matching of a cohort's scans with other networks of the same scans, e.g. in a fixed atlas."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ALIKE = 1e-3  # relative difference up to which two numbers are the same
 
 
 class Beside(NamedTuple):
-    """A cohort and others of the same scans, in one order.
+    """A cohort and other cohorts with the same scans in the same order.
 
     Attributes:
-      cohort: The scans that every cohort has.
+      cohort: Scans that all cohorts have.
       others: The same scans in each other cohort, by its name.
       about: Number of parcels, atlas and columns by which the scans were matched, by name.
-      warnings: Scans that were left out, with counts.
+      warnings: Excluded scans, with counts.
     """
 
     cohort: Cohort
@@ -34,19 +34,19 @@ class Beside(NamedTuple):
 
 
 def same_scans(cohort: Cohort, beside: Mapping[str, Cohort] | None, target: str) -> Beside:
-    """Return the scans that a cohort and all others have.
+    """Return the scans that a cohort and all other cohorts share.
 
-    Scans are matched by their labels; if none is equal, by subject and session; if one of two cohorts has no sessions, by subject.
+    Scans are matched by label; if no labels agree, by subject and session; and if either cohort has no sessions, by subject.
 
     Args:
       cohort: Cohort whose table is used.
       beside: Other cohorts by name.
-      target: Column that has to agree if another cohort has it too.
+      target: Column that must agree in all cohorts that have it.
 
     Raises:
-      InputError: The cohort is empty, or another one has no scan in common, several scans that match one scan, or another value of the
-        target for a scan; the message names it.
-      SettingsError: A name is empty.
+      InputError: If the cohort is empty, or another cohort has no scan in common, several scans that match one scan, or another value of
+          the target for a scan; the message names it.
+      SettingsError: If a name is empty.
     """
     if not len(cohort):
         raise InputError("expected at least one scan, found an empty cohort")
@@ -68,10 +68,10 @@ def same_scans(cohort: Cohort, beside: Mapping[str, Cohort] | None, target: str)
 
 
 def _matched(cohort: Cohort, other: Cohort, name: str) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Return the columns that scans were matched by, and the row of the other cohort for each row of the cohort that has one."""
+    """Return the columns by which scans were matched, and the matching row of the other cohort for each matched row of the cohort."""
     for columns in KEYS:
         if columns == ("subject",) and _has_sessions(cohort) and _has_sessions(other):
-            continue  # the same participants on other occasions are not the same scans
+            continue  # other sessions of the same participants are not the same scans
         ours, theirs = _keys(cohort, columns), _keys(other, columns)
         common = set(ours) & set(theirs)
         if not common:
@@ -126,7 +126,7 @@ def _left_out(cohort: Cohort, other: Cohort, places: Mapping[int, int], name: st
 
 
 def beside_sentences(rows: Sequence[Row], about: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
-    """Return a sentence for each difference between another cohort and the cohort.
+    """Describe each difference between another cohort and the cohort in one sentence.
 
     Args:
       rows: Rows "features" and "differences" of the answer; those of another cohort are named `"NAME: …"`.

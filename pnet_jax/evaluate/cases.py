@@ -1,4 +1,4 @@
-"""Cases on which encoders are compared: two recordings of one participant under one condition."""
+"""Cases for comparing encoders: two recordings of one participant under one condition."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pnet_jax.space import Space, point_space, take
 
 MINUTES = {"6min": 6.0, "3min": 3.0, "1min": 1.0}
 CONDITIONS = ("full", *MINUTES, "tr", "roi", "resolution")
-RECORDED = ("full", *MINUTES, "roi")  # those that recordings have too
-UNSEEN_TR = (0.72, 3.5)  # seconds; the sites of the simulator have 1.5 to 3
+RECORDED = ("full", *MINUTES, "roi")  # conditions that also apply to recordings
+UNSEEN_TR = (0.72, 3.5)  # seconds; the simulated sites have 1.5 to 3
 UNSEEN_RESOLUTION, FINEST = 3, 2  # mm
-HELD_OUT_SEED = 1_000_000  # of the first simulated subject; nothing is trained on seeds from here on
-LEAST_SHARED = 0.5  # of the locations of two sessions, for them to be a pair
+HELD_OUT_SEED = 1_000_000  # seed of the first simulated subject; no model is trained on this or higher seeds
+LEAST_SHARED = 0.5  # least share of locations that two sessions of a pair have in common
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,13 +33,13 @@ class Case:
     """Two recordings of one participant that differ only by noise.
 
     Attributes:
-      name: the condition, e.g. `"full"`, `"3min"`, `"tr 0.72 s"`.
-      subject: label without `sub-`.
-      scans: on one Space: two sessions, or two halves of one scan with a gap between them.
-      atlas: parcels that every model starts from.
-      truth: true parcel of each location, −1 outside, `[V]`; None if unknown.
+      name: Name of the condition, e.g. `"full"`, `"3min"`, `"tr 0.72 s"`.
+      subject: Label without `sub-`.
+      scans: Two recordings on one Space: two sessions, or two halves of one scan with a gap between them.
+      atlas: Starting parcels of all models.
+      truth: True parcel of each location, −1 outside, `[V]`; None if unknown.
       kind: `"sessions"` or `"halves"`.
-      dataset: name of the data set, or its folder where it has no name: participants of one label of two data sets are two.
+      dataset: Name of the data set, or its folder if it has no name; equal labels in two data sets are different participants.
     """
 
     name: str
@@ -52,25 +52,25 @@ class Case:
 
     @property
     def is_points(self) -> bool:
-        """Whether the locations are ROIs, which have no neighbours and are no parcellation's material."""
+        """Whether the locations are ROIs, which have no neighbours and cannot be parcellated."""
         return self.scans[0].space.kind == "points"
 
 
 def check_conditions(conditions: Sequence[str], known: Sequence[str] = CONDITIONS) -> tuple[str, ...]:
-    """The conditions, each once.
+    """Return the conditions without duplicates.
 
     Raises:
-      ValueError: none, or one that is not known (the nearest is named).
+      ValueError: If there is none, or one is unknown (the nearest is named).
     """
     if not conditions:
-        raise ValueError(f"expected one or more conditions of {', '.join(known)}, got none")
+        raise ValueError(f"expected at least one condition of {', '.join(known)}, got none")
     for condition in conditions:
         if condition not in known:
             raise ValueError(f"unknown condition {condition!r}: expected one of {', '.join(known)}{nearest(condition, known)}")
     return tuple(dict.fromkeys(conditions))
 
 
-# simulated participants, whose parcels are known
+# simulated participants, with known parcels
 
 
 def simulated_cases(
@@ -80,22 +80,23 @@ def simulated_cases(
     atlas: Atlas | None = None,
     full: bool = False,
 ) -> Iterator[Case]:
-    """Generate cases of simulated participants whose seeds are held out.
+    """Generate cases from simulated participants with held-out seeds.
 
-    Subject i is the first of a cohort of its own, seed `config.seed + i`: another group's parcels and modules each time, so that an
-    interval over subjects is one over populations too.
+    Subject i is the first subject of a separate cohort with seed `config.seed + i`, with different group parcels and modules, so that
+    intervals over subjects also apply to populations.
 
     Args:
-      conditions: of `CONDITIONS`.
-      config: medium tier, 4 mm, two sessions of 10 min and seed `HELD_OUT_SEED` if not given; two sessions are always made.
-      atlas: to start from; the cohort's group parcels if not given.
-      full: 2 mm for the unseen resolution (204,000 voxels) and not 3 mm (64,000).
+      conditions: Conditions from `CONDITIONS`.
+      config: Settings; by default the medium tier, 4 mm, two sessions of 10 min and seed `HELD_OUT_SEED`. Two sessions are always
+          simulated.
+      atlas: Starting parcels; by default the group parcels of the cohort.
+      full: Whether to use 2 mm (204,000 voxels) for the unseen resolution instead of 3 mm (64,000).
 
     Returns:
-      One case a condition (two for `"tr"`) and subject, made when asked for; conditions longer than the recordings are left out.
+      One case per condition (two for `"tr"`) and subject, generated on demand; conditions longer than the recordings are omitted.
 
     Raises:
-      ValueError: an unknown condition, or a configuration that makes no sense.
+      ValueError: If a condition is unknown, or the settings are invalid.
     """
     chosen = check_conditions(conditions)
     config = config or SimulateConfig(subjects=3, seed=HELD_OUT_SEED)
@@ -120,7 +121,7 @@ def simulated_cases(
 
 
 def count_simulated(conditions: Sequence[str], config: SimulateConfig) -> int:
-    """How many cases `simulated_cases` makes."""
+    """Return the number of cases that `simulated_cases` generates."""
     names = [name for name in check_conditions(conditions) if MINUTES.get(name, 0) <= config.minutes]
     return config.subjects * (len(names) + (len(UNSEEN_TR) - 1) * ("tr" in names))
 
@@ -147,27 +148,25 @@ def _simulated(name: str, config: SimulateConfig, number: int, atlas: Atlas | No
 
 
 def scan_cases(scans: Iterable[Scan], atlas: Atlas, conditions: Sequence[str] = RECORDED, dataset: str = "") -> Iterator[Case]:
-    """Cases of recordings.
+    """Generate cases from recordings.
 
-    Sessions of a participant on one Space, or on Spaces that share half of their locations or more, are paired: the first with the second,
-    the third with the fourth, for each task. For a participant without such a pair every recording is cut into halves, with a gap of 30 s.
+    Sessions of a participant on one Space, or on Spaces that share at least half of their locations, are paired for each task: the first
+    with the second, the third with the fourth. If a participant has no such pair, every recording is split into halves with a gap of 30 s.
 
     Args:
-      scans: a subject label's recordings one after another, as `find_scans` sorts them; one label's are held at a time.
-      atlas: parcels that every model starts from.
-      conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of each of the two) and `"roi"`: mean signals of the atlas's
-        parcels. Of a pair shorter than a condition there is no case, and a warning says so.
-      dataset: name of the data set of all scans. Without a name, scans in different data set folders (`naming.dataset_folder`) are of
-        different participants, whatever their labels.
+      scans: Scans grouped by subject label, as sorted by `find_scans`; those of one label are held in memory at a time.
+      atlas: Starting parcels of all models.
+      conditions: `"full"`, `"6min"`, `"3min"`, `"1min"` (the first minutes of both recordings) and `"roi"` (mean signals of the atlas
+          parcels). Pairs shorter than a condition are skipped with a warning.
+      dataset: Name of the data set of all scans. Without a name, scans in different data set folders (`naming.dataset_folder`) belong to
+          different participants, whatever their labels.
 
     Raises:
-      ValueError: an unknown condition, or one that only the simulator has.
+      ValueError: If a condition is unknown, or applies only to simulated scans.
     """
     for condition in conditions:
         if condition in ("tr", "resolution"):
-            raise ValueError(
-                f"condition {condition!r} is for simulated scans: a recording's own cannot be changed; expected {', '.join(RECORDED)}"
-            )
+            raise ValueError(f"condition {condition!r} applies only to simulated scans; expected {', '.join(RECORDED)}")
     chosen = check_conditions(conditions, RECORDED)
 
     def cases() -> Iterator[Case]:
@@ -184,7 +183,7 @@ def scan_cases(scans: Iterable[Scan], atlas: Atlas, conditions: Sequence[str] = 
 
 
 def _by_participant(scans: Iterable[Scan], dataset: str) -> Iterator[tuple[str, str, list[Scan]]]:
-    """Data set, label and recordings of one participant after another."""
+    """Yield data set, label and recordings of each participant."""
     for subject, alike in itertools.groupby(scans, key=lambda scan: scan.subject):
         own: dict[str, list[Scan]] = {}
         for scan in alike:
@@ -210,7 +209,7 @@ def _are_sessions(a: Scan, b: Scan) -> bool:
 
 
 def on_common_locations(a: Scan, b: Scan) -> tuple[Scan, Scan] | None:
-    """Both on the locations that they share, which differ where each session has a brain mask of its own; None where too few are."""
+    """Restrict both to their common locations, since brain masks can differ between sessions; None if there are too few."""
     if a.space is b.space or np.array_equal(a.space.xyz, b.space.xyz):
         return a, dataclasses.replace(b, space=a.space)
     if a.space.kind != b.space.kind:
@@ -225,12 +224,12 @@ def on_common_locations(a: Scan, b: Scan) -> tuple[Scan, Scan] | None:
 
 
 def _keys(space: Space) -> np.ndarray:
-    """A location's coordinates as one value that can be sorted."""
+    """Convert the coordinates of each location to one sortable value."""
     return np.ascontiguousarray(space.xyz + np.float32(0)).view([("", np.float32)] * 3).ravel()  # + 0 makes −0 equal 0
 
 
 def halves(scan: Scan) -> tuple[Scan, Scan]:
-    """The two halves of a recording with a gap between them, each cleaned on its own where the scan says how."""
+    """Split a recording into halves with a gap between them, each cleaned separately if the cleaning is known."""
     first, second = (
         dataclasses.replace(some_frames(scan, columns), y=half.y, degrees=half.degrees)
         for columns, half in zip(split(scan), halves_of(scan), strict=True)
@@ -251,12 +250,12 @@ def _under(condition: str, case: Case) -> Case:
 
 
 def first_minutes(scan: Scan, minutes: float) -> Scan:
-    """The recording as if it had been stopped after some minutes; it was cleaned as a whole."""
+    """Truncate a recording after some minutes; it was cleaned as a whole."""
     return some_frames(scan, np.flatnonzero((scan.frames - scan.frames[0]) * scan.tr < minutes * 60 - 1e-6))
 
 
 def rois(case: Case) -> Case:
-    """Mean signals of parcels at their centroids: the true parcels where they are known, else the atlas's."""
+    """Average signals within parcels and place them at the centroids: true parcels if known, otherwise those of the atlas."""
     first, second = case.scans
     labels, count = case.truth, case.atlas.n_parcels
     if labels is None:
@@ -297,4 +296,4 @@ def _seconds(scan: Scan) -> float:
 
 def _warn_short(case: Case, condition: str) -> None:
     length = min(map(_seconds, case.scans)) / 60
-    warnings.warn(f"{case.scans[0].label}: {length:.1f} min of each of the two, too short for condition {condition}", stacklevel=3)
+    warnings.warn(f"{case.scans[0].label}: {length:.1f} min per recording are too short for condition {condition}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""What limits a comparison of pipelines: few participants, head motion, absent parcels, files that were read for several participants."""
+"""Checks for limitations of a comparison: few participants, head motion, absent parcels, equal networks of different participants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pnet_jax.evaluate.features import Edges, with_measure
 from pnet_jax.evaluate.plan import main_layer
 from pnet_jax.evaluate.qc_fc import motion_rows
 
-LEAST, FEW = 10, 40  # participants: fewer are refused, or reported in a warning; half of each number for each of two classes
+LEAST, FEW = 10, 40  # participants; fewer are refused, or cause a warning; half of each number per class
 
 
 def few_participants(goal: Target, subjects: np.ndarray) -> list[str]:
@@ -29,7 +29,7 @@ def few_participants(goal: Target, subjects: np.ndarray) -> list[str]:
       subjects: Subject of each value of the target, `[n]`.
 
     Raises:
-      InputError: There are too few participants; the message gives their number.
+      InputError: If there are too few participants; the message gives their number.
     """
     groups = [(f"of class {name}", subjects[goal.y == one], 2) for one, name in enumerate(goal.classes)]
     warnings = []
@@ -63,7 +63,7 @@ def motion_part(cohort: Cohort, y: np.ndarray, seed: int) -> tuple[list[Row], li
 
 
 def absent_parcels(cohort: Cohort) -> list[str]:
-    """Return a warning if parcels are left out because some scans lack them."""
+    """Return a warning if parcels are omitted because some scans lack them."""
     if not cohort.edges:
         return []
     present = np.isfinite(cohort.edges[main_layer(cohort)]).any(2)
@@ -76,10 +76,10 @@ def absent_parcels(cohort: Cohort) -> list[str]:
 
 
 def equal_networks(cohort: Cohort) -> list[str]:
-    """Return a warning if different participants have the same network, value by value: then one file was read for several.
+    """Return a warning if different participants have identical networks, which suggests that one file was read for several.
 
     Raises:
-      InputError: All scans have the same network.
+      InputError: If all scans have the same network.
     """
     arrays = cohort.edges[main_layer(cohort)] if cohort.edges else cohort.signals
     if arrays is None:

@@ -14,8 +14,8 @@ from pnet_jax.evaluate.design import Design
 from pnet_jax.ops.permutation import PermutationResult
 
 LEVEL = 0.05
-SHOWN = 5  # components and nodes that rows name though they are not significant
-NAMED = 3  # blocks and nodes that a sentence names
+SHOWN = 5  # non-significant components and nodes that are listed as rows
+NAMED = 3  # blocks and nodes named in a sentence
 
 
 class Found(NamedTuple):
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 def describe(found: Found, settings: Mapping[str, Any], warnings: Sequence[str]) -> Answer:
-    """Return the answer; nothing is computed from data here."""
+    """Return the answer, without further computation on the data."""
     absent = int((~found.shared).sum())
     untested = int(np.isnan(found.result.t).sum())
     more = [*warnings]
@@ -87,9 +87,9 @@ def edge_table(found: Found) -> dict[str, np.ndarray]:
 
 
 def p_of_t(found: Found) -> tuple[np.ndarray, np.ndarray]:
-    """Return p by the t distribution, and the false discovery rate of these.
+    """Return p values from the t distribution, and their false discovery rates.
 
-    Permutation p values cannot be below 1 / (1 + permutations), which of thousands of edges few would pass.
+    Permutation p values cannot be below 1 / (1 + permutations), so few of thousands of edges would survive correction.
     """
     t, df = np.asarray(found.result.t, float), float(found.result.df)
     p = {"both": 2 * stats.t.sf(np.abs(t), df), "greater": stats.t.sf(t, df), "less": stats.t.cdf(t, df)}[found.result.tail]
@@ -120,7 +120,7 @@ def block_table(found: Found) -> dict[str, np.ndarray]:
 
 
 def node_table(found: Found) -> dict[str, np.ndarray]:
-    """Return a line for each parcel: its edges' means, and how many of its edges are significant."""
+    """Return a line for each parcel: the means of its edges, and its number of significant edges."""
     result = found.result
     i, j = np.triu_indices(len(found.parcels), 1)
 
@@ -140,7 +140,7 @@ def _set_columns(one: Any) -> dict[str, np.ndarray]:
 
 
 def edge_rows(found: Found, table: Mapping[str, np.ndarray]) -> list[Row]:
-    """Return how many edges were found, and the strongest one with its interval."""
+    """Return the number of significant edges, and the strongest edge with its interval."""
     tested = int(np.isfinite(table["t"]).sum())
     rows = [Row("edges", "all edges", "edges tested", tested, n=len(found.design.x), note="n is the number of participants")]
     for name, column, said in (
@@ -279,7 +279,7 @@ def _of_sets(name: str, table: Mapping[str, np.ndarray]) -> str:
 
 
 def _significant(table: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Sets found by mean or mean square: two tests, so each at half the level."""
+    """Mask of sets with a significant mean or mean square; each of the two tests is done at half the level."""
     return np.fmin(table["p_fwe"], table["p_t2_fwe"]) < LEVEL / 2
 
 

@@ -12,9 +12,9 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.config import nearest
 from pnet_jax.errors import InputError, SettingsError
 
-LEAST_SHARED = 3  # parcels that all scans must have
-LEAST_VALUES, LARGEST = 3, 1e100  # of a number to predict: its square must be finite
-LABELS = ("scan", "subject")  # columns that identify, and are neither targets nor covariates
+LEAST_SHARED = 3  # fewest parcels that all scans must have
+LEAST_VALUES, LARGEST = 3, 1e100  # limits for a numeric target, whose square must be finite
+LABELS = ("scan", "subject")  # identifiers, which cannot be targets or covariates
 
 
 class Target(NamedTuple):
@@ -39,7 +39,7 @@ def column(cohort: Cohort, name: str) -> np.ndarray:
     """Return a column of the table.
 
     Raises:
-      SettingsError: There is no such column; the message names the nearest.
+      SettingsError: If there is no such column; the message names the nearest.
     """
     if name not in cohort.table:
         known = list(cohort.table)
@@ -52,7 +52,7 @@ def property_column(cohort: Cohort, name: str) -> np.ndarray:
     """Return a column that can be a target or covariate.
 
     Raises:
-      SettingsError: There is no such column, or it identifies scans or participants.
+      SettingsError: If there is no such column, or it identifies scans or participants.
     """
     if name in LABELS:
         raise SettingsError(f"{name}: expected a property of the participants, such as age, found the column with their labels")
@@ -74,8 +74,8 @@ def class_target(cohort: Cohort, name: str, positive: str | None = None) -> Targ
       positive: Class coded as 1, e.g. the patients; the last in sorted order by default.
 
     Raises:
-      SettingsError: There is no such column or class.
-      InputError: The column has only one class, or more than two; the message names them.
+      SettingsError: If there is no such column or class.
+      InputError: If the column has only one class, or more than two; the message names them.
     """
     values = property_column(cohort, name)
     known = ~missing(values)
@@ -96,8 +96,8 @@ def number_target(cohort: Cohort, name: str) -> Target:
     """Return a target with numbers.
 
     Raises:
-      SettingsError: There is no such column.
-      InputError: Its values are not numbers, or do not vary.
+      SettingsError: If there is no such column.
+      InputError: If its values are not numbers, or do not vary.
     """
     property_column(cohort, name)
     values = numbers(cohort, name)
@@ -116,7 +116,7 @@ def numbers(cohort: Cohort, name: str) -> Float[np.ndarray, " S"]:
     """Return a column as numbers, NaN where there is no value.
 
     Raises:
-      InputError: A value is not a number; the message names the scan.
+      InputError: If a value is not a number; the message names the scan.
     """
     values = column(cohort, name)
     if values.dtype.kind in "biuf":
@@ -134,8 +134,8 @@ def covariate_matrix(cohort: Cohort, names: Sequence[str], rows: Int[np.ndarray,
     """Return covariates as numbers (strings as indicators of their levels, without the first), and the names of the columns.
 
     Raises:
-      SettingsError: There is no such column, or it identifies participants.
-      InputError: A value is missing or infinite (the message names the scan), or a column is constant.
+      SettingsError: If there is no such column, or it identifies participants.
+      InputError: If a value is missing or infinite (the message names the scan), or a column is constant.
     """
     columns: list[np.ndarray] = []
     said: list[str] = []
@@ -163,8 +163,8 @@ def shared_parcels(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"] | Non
     """Return which parcels have edges in every scan.
 
     Raises:
-      SettingsError: The cohort has no such layer.
-      InputError: Fewer than three parcels are shared; the message names the scan with the most missing parcels.
+      SettingsError: If the cohort has no such layer.
+      InputError: If fewer than three parcels are shared; the message names the scan with the most missing parcels.
     """
     edges = layer_of(cohort, layer)
     if edges.shape[-1] < LEAST_SHARED:
@@ -187,7 +187,7 @@ def layer_of(cohort: Cohort, layer: str) -> Float[np.ndarray, "S K K"]:
     """Return the matrices of a layer.
 
     Raises:
-      SettingsError: The cohort has no such layer.
+      SettingsError: If the cohort has no such layer.
     """
     if layer not in cohort.edges:
         known = list(cohort.edges)

@@ -24,16 +24,16 @@ from pnet_jax.evaluate.plan import Plan, plan
 from pnet_jax.evaluate.split import Split, by_subject, fixed, joined_values, leave_site_out
 
 DRAWS = 2000
-SITE = "site"  # the column that may be lacking
-LEAST_HELD = 3  # values of a number among held-out scans, for a correlation
+SITE = "site"  # column that may be missing
+LEAST_HELD = 3  # fewest held-out values of a numeric target for a correlation
 
 
 def sites_of(cohort: Cohort, name: str = "site") -> np.ndarray | None:
     """Return the site of each scan, or None if the cohort has only one site, or no column `site`.
 
     Raises:
-      SettingsError: Another column was named and does not exist.
-      InputError: A scan has no site; the message names it.
+      SettingsError: If another column was named and does not exist.
+      InputError: If a scan has no site; the message names it.
     """
     if name == SITE and name not in cohort.table:
         return None
@@ -60,7 +60,7 @@ def folds_of(
 
     Raises:
       SettingsError: `leave_out` is unknown.
-      InputError: There is only one site, or there are fewer participants than folds.
+      InputError: If there is only one site, or there are fewer participants than folds.
     """
     subjects = cohort.table["subject"].astype(str)
     if held_out is not None:
@@ -80,7 +80,8 @@ def check_folds(split: Split, goal: Target) -> None:
     """Check that a model can be fitted in every fold, and that held-out scans can be scored.
 
     Raises:
-      InputError: A training part has fewer than two participants of a class, or all held-out scans have only one class or too few values.
+      InputError: If a training part has fewer than two participants of a class, or all held-out scans have only one class or too few
+          values.
     """
     for number, (train, _) in enumerate(split, 1):
         if not goal.classes:
@@ -102,7 +103,7 @@ def check_folds(split: Split, goal: Target) -> None:
 
 
 class Comparison(NamedTuple):
-    """Predictions of all pipelines on the same folds, and what they were made from.
+    """Predictions of all pipelines on the same folds, and their inputs.
 
     Attributes:
       cohort: Scans with a target, in the order of all arrays.
@@ -148,7 +149,7 @@ def compared(
     """Build the folds and pipelines, and predict the held-out scans; arguments as in `diagnosis`, `beside` with the rows of the cohort."""
     _check_settings(models, permutations, learning)
     if held_out is not None:
-        lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # in the cohort, without a target
+        lacking = set(cohort.subjects) - set(cohort.take(goal.rows).subjects)  # subjects of the cohort without a target
         held_out = [[name for name in names if name not in lacking] for names in held_out]
     scans, others = cohort.take(goal.rows), {name: other.take(goal.rows) for name, other in beside.items()}
     warnings = few_participants(goal, scans.table["subject"].astype(str)) + absent_parcels(scans) + equal_networks(scans)
@@ -181,7 +182,7 @@ def _check_settings(models: Sequence[str], permutations: int, learning: Sequence
     """Check settings before anything is fitted.
 
     Raises:
-      SettingsError: A model is unknown, or a number is out of range; the message names the setting.
+      SettingsError: If a model is unknown, or a number is out of range; the message names the setting.
     """
     if not models or (unknown := [name for name in models if name not in MODELS]):
         got = repr(unknown[0]) + nearest(unknown[0], MODELS) if models else "none"
@@ -353,11 +354,11 @@ def predictions_table(cohort: Cohort, goal: Target, found: Sequence[Predictions]
 
 
 def first_minutes(cohort: Cohort, minutes: float) -> Cohort:
-    """Return the cohort with signals and Pearson edges of the first minutes of each recording; other layers are left out.
+    """Return the cohort with signals and Pearson edges of the first minutes of each recording; other edges are omitted.
 
     Raises:
-      SettingsError: The length is not above 0.
-      InputError: The cohort has no signals, or the repetition time of a scan is unknown; the message names the scan.
+      SettingsError: If the length is not above 0.
+      InputError: If the cohort has no signals, or the repetition time of a scan is unknown; the message names the scan.
     """
     if not 0 < minutes < math.inf:
         raise SettingsError(f"minutes: expected lengths above 0, got {minutes:g}")

@@ -1,4 +1,4 @@
-"""Design of a test over subjects: which values are exchangeable, given sites and repeated scans."""
+"""Design of a test over subjects: exchangeable values, given sites and repeated scans."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError
 from pnet_jax.evaluate.columns import Target, class_target, column, covariate_matrix, missing, number_target
 
-LEAST = 3  # participants of each class, or pairs
-EXPLAINED = 0.999  # share of the effect's variance that covariates may explain
-SHOWN = 5  # names in a message
+LEAST = 3  # fewest participants per class, or pairs
+EXPLAINED = 0.999  # largest share of the effect's variance explained by covariates
+SHOWN = 5  # largest number of names in a message
 
 
 class Design(NamedTuple):
-    """One value of each participant, and what is exchangeable.
+    """One value per participant, and the exchangeable units.
 
     Attributes:
-      kind: `"between"`: participants differ in the effect, and are permuted; `"within"`: every participant has scans of both classes, and
-        the signs of the differences between these are flipped.
-      effect: name of the column.
-      classes: the two classes, the second counts as 1; empty for numbers.
-      counts: number of participants of each class; of pairs; or of all participants for numbers.
-      subjects: `[n]`.
-      x: effect of each participant, `[n]`; 1 for pairs.
-      weights: how `rows` make each participant's value: means, or differences of means, `[n, m]`.
-      covariates: of each participant, differences for pairs, `[n, Q]`.
-      names: names of the covariates' columns.
-      strata: site of each participant, 0…, `[n]`; zeros for pairs and without sites.
-      sites: names of the sites.
-      rows: rows of the cohort that enter, `[m]`.
-      notes: what a reader must know.
+      kind: `"between"`: the effect differs between participants, who are permuted; `"within"`: every participant has scans of both classes,
+          and the signs of the differences are flipped.
+      effect: Name of the column.
+      classes: The two classes, of which the second is coded as 1; empty for numbers.
+      counts: Number of participants per class, number of pairs, or number of all participants for numbers.
+      subjects: Subject labels, `[n]`.
+      x: Effect of each participant, `[n]`; 1 for pairs.
+      weights: Weights of the `rows` in each participant's value (means, or differences of means), `[n, m]`.
+      covariates: Covariates of each participant, or their differences for pairs, `[n, Q]`.
+      names: Names of the covariate columns.
+      strata: Site of each participant, 0…, `[n]`; zeros for pairs and without sites.
+      sites: Names of the sites.
+      rows: Rows of the cohort that are used, `[m]`.
+      notes: Limitations to report.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Design(NamedTuple):
 
     @property
     def df(self) -> int:
-        """Degrees of freedom of each edge's t."""
+        """Degrees of freedom of the t value of each edge."""
         if self.kind == "within":
             return len(self.x) - 1 - _rank(self.covariates)
         return len(self.x) - 1 - max(len(self.sites), 1) - _rank(_centred(self.covariates, self.strata))
@@ -63,22 +63,22 @@ class Design(NamedTuple):
 def make_design(
     cohort: Cohort, effect: str, *, covariates: Sequence[str] = (), site: str | None = None, positive: str | None = None
 ) -> Design:
-    """Return the design of a test of one effect.
+    """Build the design of a test of one effect.
 
-    Participants with several scans count once: an effect that differs between participants is tested on the means of their scans, one that
-    differs within participants on the differences of each participant. Whole blocks of scans could be exchanged only among participants
-    with equally many.
+    Participants with several scans count once: an effect that differs between participants is tested on the means of their scans, and one
+    that differs within participants on their differences. Whole blocks of scans would be exchangeable only among participants with equal
+    numbers of scans.
 
     Args:
-      effect: column of the table with two classes or numbers.
-      covariates: columns that are held constant.
-      site: column whose levels participants are compared and permuted within.
-      positive: class that counts as 1; the last in order by default.
+      effect: Column with two classes or numbers.
+      covariates: Columns to control for.
+      site: Column within whose levels participants are compared and permuted.
+      positive: Class coded as 1; the last in sorted order by default.
 
     Raises:
-      SettingsError: a column or class does not exist.
-      InputError: some participants have both classes and others one, numbers differ within participants, a participant was scanned at two
-        sites, there are too few participants, or covariates explain the effect; names what is wrong.
+      SettingsError: If a column or class does not exist.
+      InputError: If only some participants have both classes, numbers differ within participants, a participant was scanned at two sites,
+          there are too few participants, or covariates explain the effect; names the cause.
     """
     target = _target(cohort, effect, positive)
     subjects = column(cohort, "subject").astype(str)[target.rows]
@@ -106,10 +106,10 @@ def _is_number(text: object) -> bool:
 
 
 def _is_within(target: Target, own: dict[str, np.ndarray]) -> bool:
-    """Whether the effect varies within every participant.
+    """Return whether the effect varies within every participant.
 
     Raises:
-      InputError: it does within some.
+      InputError: If it varies within some participants only.
     """
     varies = [subject for subject, rows in own.items() if np.ptp(target.y[rows]) > 0]
     if not varies:
@@ -217,7 +217,7 @@ def _centred(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
 
 def _rank(values: np.ndarray) -> int:
-    """Number of covariates that do not follow from others, as the op counts them."""
+    """Return the rank of the covariates, computed as in the permutation op."""
     if not values.shape[1]:
         return 0
     length = np.linalg.norm(values, axis=0)
@@ -225,7 +225,7 @@ def _rank(values: np.ndarray) -> int:
 
 
 def _log_count(x: np.ndarray, strata: np.ndarray) -> float:
-    """log10 of the number of different orders of x within strata."""
+    """Return log10 of the number of distinct orders of x within strata."""
     total = 0.0
     for one in np.unique(strata):
         _, counts = np.unique(x[strata == one], return_counts=True)

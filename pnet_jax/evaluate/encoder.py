@@ -1,19 +1,19 @@
 r"""Comparison of neural and linear encoders on unseen participants.
 
-Parcels made from one recording of a participant are scored on another, in both directions, by the distance-controlled boundary
-coefficient (DCBC, the one to judge by) and homogeneity, and against the truth where there is one (ARI). Personalised parcels are
-taken even where a scan could not show that they beat its atlas: what is compared is the encoders, and not that decision.
+Parcels estimated from one recording of a participant are scored on another, in both directions, by the distance-controlled boundary
+coefficient (DCBC, the primary measure) and homogeneity, and against the true parcels if they are known (ARI). Personalised parcels are
+used even if the scan does not support them over its atlas, since the encoders are compared rather than that decision.
 
-Without any parcels, an encoder is judged by how much of the *other* recording's fingerprints it predicts:
+Independently of parcels, an encoder is scored by the share of variance it explains in the fingerprints of the *other* recording:
 
 .. math:: R^2 = 1 - \frac{\sum_{v,r} (\hat f^A_{vr} - f^B_{vr})^2}{\sum_{v,r} (f^B_{vr})^2}
 
-with f the fingerprints (Fisher z to R references) without their mean over locations, and :math:`\hat f` what the model's decoder makes
-of the first recording's components.
+with f the fingerprints (Fisher z to R references) minus their mean over locations, and :math:`\hat f` the prediction of the model's
+decoder from the components of the first recording.
 
-Three baselines stand beside the models. `atlas`: its parcels as they are. `centroids`: every location to the nearest centroid of these,
-which compact shapes alone achieve. `weighted`: the linear decoder with its components weighted by their reliability Λ, which is the best
-linear guess at *another* recording and needs no training; a neural head that was trained to make this guess should beat it too.
+Models are compared with three baselines. `atlas`: the atlas parcels. `centroids`: each location is assigned to the nearest centroid of the
+atlas parcels, which measures the effect of compact shapes. `weighted`: the linear decoder with components weighted by their reliability Λ,
+the best linear predictor of *another* recording without training, which a neural head trained for this prediction should outperform.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pnet_jax.scan import Scan
 
 MEASURES = ("dcbc", "homogeneity", "ari", "r2")
 BASELINES = ("atlas", "centroids", "weighted")
-LEAST_SUBJECTS = 3  # for an interval
+LEAST_SUBJECTS = 3  # fewest subjects for an interval
 RESAMPLES = 2000
 
 Row = dict[str, Any]
@@ -54,24 +54,24 @@ T = TypeVar("T", bound=_Recording)
 
 
 def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
-    """Every model, and the baselines, on every case.
+    """Score every model, and the baselines, on every case.
 
     Args:
-      models: their names tell them apart; the first is the one that others are compared with.
-      cases: from `simulated_cases` or `scan_cases`, or made by hand; of participants that no model was trained on (`unseen`).
+      models: Models with unique names; the first is the reference of comparisons.
+      cases: Cases from `simulated_cases` or `scan_cases`, or built by hand, of participants that no model was trained on (`unseen`).
 
     Returns:
-      Rows with `condition`, `dataset`, `subject`, `pair` (what the two recordings are), `model` and the `MEASURES`, each a mean over both
-      directions, NaN where it cannot be measured (of ROIs all but `r2`).
+      Rows with `condition`, `dataset`, `subject`, `pair` (kind of recordings), `model` and the `MEASURES`, each the mean of both
+      directions, NaN if it cannot be measured (for ROIs all but `r2`).
 
     Raises:
-      ValueError: no model or no case, two models of one name or one of a baseline's, or an atlas that does not overlap a scan.
+      ValueError: If there are no models or cases, model names are not unique or equal a baseline's, or an atlas does not overlap a scan.
     """
     names = [model.name for model in models]
     if not models:
-        raise ValueError("expected one or more models, got none")
+        raise ValueError("expected at least one model, got none")
     if len(set(names) | set(BASELINES)) < len(names) + len(BASELINES):
-        raise ValueError(f"expected models with names of their own, none of {', '.join(BASELINES)}; got {', '.join(names)}")
+        raise ValueError(f"expected models with unique names other than {', '.join(BASELINES)}; got {', '.join(names)}")
     rows: list[Row] = []
     for case in cases:
         try:
@@ -81,7 +81,7 @@ def gate(models: Sequence[Model], cases: Iterable[Case]) -> list[Row]:
         shared = {"condition": case.name, "dataset": case.dataset, "subject": case.subject, "pair": case.kind}
         rows += [{**shared, "model": name, **dict.fromkeys(MEASURES, math.nan), **found} for name, found in scores.items()]
     if not rows:
-        raise ValueError("expected one or more pairs of recordings, got none: no two sessions and no scan long enough for its halves")
+        raise ValueError("expected at least one pair of recordings, found neither two sessions nor a scan that is long enough to split")
     return rows
 
 
@@ -89,11 +89,11 @@ class Unseen(NamedTuple, Generic[T]):
     """Recordings of participants that none of the models was trained on.
 
     Attributes:
-      kept: the recordings.
-      excluded: subject label of each participant that was left out, and the models trained on it.
-      unlisted: models that do not list the participants they were trained on.
-      alike: labels that are kept although a model was trained on a participant of that label of a data set of another name, and these
-        names.
+      kept: The recordings.
+      excluded: Subject label of each excluded participant, and the models trained on it.
+      unlisted: Models that do not list their training participants.
+      alike: Labels that are kept although a model was trained on a participant with the same label in a data set of another name, and these
+          names.
     """
 
     kept: list[T]
@@ -103,15 +103,15 @@ class Unseen(NamedTuple, Generic[T]):
 
 
 def unseen(recordings: Sequence[T], models: Sequence[Model], dataset: str = "") -> Unseen[T]:
-    """Leaves out the participants that a model was trained on, as the models' cards list them: data set and subject label.
+    """Exclude participants that a model was trained on, according to the model cards: data set and subject label.
 
     Args:
-      recordings: what has a `subject`: `ScanSource` or `Scan`.
-      models: the models to be compared.
-      dataset: name of the data set of the recordings, as `pnet prepare --dataset` was given it.
+      recordings: Objects with a `subject`: `ScanSource` or `Scan`.
+      models: Models to compare.
+      dataset: Name of the data set of the recordings, as passed to `pnet prepare --dataset`.
 
     Raises:
-      ValueError: none is left.
+      ValueError: If no participant is left.
     """
     subjects = list(dict.fromkeys(recording.subject for recording in recordings))
     excluded: dict[str, list[str]] = {}
@@ -126,8 +126,8 @@ def unseen(recordings: Sequence[T], models: Sequence[Model], dataset: str = "") 
     if recordings and not kept:
         names = ", ".join(dict.fromkeys(name for found in excluded.values() for name in found))
         raise ValueError(
-            f"no participant is left to evaluate on: all {len(subjects)} were trained on by {names}. Give scans of other participants, "
-            "or train with input.held_out above 0 and evaluate on those"
+            f"no participant is left to evaluate on: all {len(subjects)} were used to train {names}; use scans of other participants, "
+            "or train with input.held_out above 0 and evaluate on the held-out participants"
         )
     unlisted = [model.name for model in models if model.trained_on is None]
     return Unseen(kept, excluded, unlisted, {subject: sorted(alike[subject]) for subject in subjects if subject in alike})
@@ -148,7 +148,7 @@ def _scores(models: Sequence[Model], case: Case) -> dict[str, dict[str, float]]:
 
 
 def _maps(models: Sequence[Model], case: Case) -> tuple[Any, dict[str, list[Int[np.ndarray, " V"]]]]:
-    """Where all maps are judged, and every map's labels from either recording."""
+    """Return the judge of all maps, and the labels of every map from either recording."""
     config = ConstructConfig(labels="personalised", edges=())
     networks = {model.name: [construct(scan, atlas=case.atlas, model=model, config=config) for scan in case.scans] for model in models}
     atlas = [network.atlas_labels for network in next(iter(networks.values()))]
@@ -180,14 +180,14 @@ def _rand_index(truth: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> 
 
 
 def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
-    """Share of the variance of a recording's fingerprints that an encoder predicts from the other, mean of both directions.
+    """Share of variance in one recording's fingerprints that an encoder explains from the other; mean of both directions.
 
-    Locations with a signal in both and references present in both count, all the same. A prediction worse than 0 gives a negative
-    share.
+    All locations with a signal in both recordings and all references present in both have equal weight. Predictions worse than 0 give
+    negative values.
 
     Args:
-      encoder: linear, which predicts by its decoder, or a Perceiver, which does by its head.
-      first, second: on one Space, of V locations.
+      encoder: Linear encoder, which predicts by its decoder, or Perceiver, which predicts by its head.
+      first, second: Recordings on one Space, with V locations.
     """
     counted = first.valid & second.valid
 
@@ -199,13 +199,13 @@ def split_half_r2(encoder: Encoder, first: Scan, second: Scan) -> float:
 
 
 def same_references(a: Model, b: Model) -> bool:
-    """Whether two models speak of the same fingerprints; else their R² are of different things."""
+    """Return whether two models use the same fingerprints; otherwise their R² are not comparable."""
     return np.array_equal(np.asarray(a.encoder.references), np.asarray(b.encoder.references))
 
 
 @jax.jit
 def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -> Float[Array, ""]:
-    # The fingerprints of a reference without locations are 0 in every location.
+    # Fingerprints to a reference without locations are 0 everywhere.
     present = (jnp.abs(found) > 0).any(1).all(0).astype(found.dtype)[None, None, :]
     error = (jnp.square(predicted - found) * present).sum((1, 2))
     variance = (jnp.square(found) * present).sum((1, 2))
@@ -213,7 +213,7 @@ def _explained(predicted: Float[Array, "2 V R"], found: Float[Array, "2 V R"]) -
 
 
 def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Array, "V R"], Float[Array, "V R"]]:
-    """A recording's fingerprints without their mean, and what the encoder expects of another's."""
+    """Return a recording's fingerprints without their mean, and the encoder's prediction of those of another recording."""
     return fingerprints(encoder, observed), jnp.matmul(components(encoder, observed), decoder(encoder), precision="highest")
 
 
@@ -221,18 +221,18 @@ def _seen_and_predicted(encoder: Encoder, observed: Observed) -> tuple[Float[Arr
 
 
 def summary(rows: Sequence[Row], *, seed: int = 0) -> list[Row]:
-    """Means over subjects, and paired differences from the first model.
+    """Compute means over subjects, and paired differences from the first model.
 
-    A participant (data set and subject label) with several pairs of recordings counts once, by their mean.
+    Participants (data set and subject label) with several pairs of recordings count once, with their mean.
 
     Args:
-      rows: from `gate`.
-      seed: of the bootstrap.
+      rows: Rows from `gate`.
+      seed: Seed of the bootstrap.
 
     Returns:
-      A row for each condition and model, in the order of `rows`: `condition`, `model`, `subjects`, the `MEASURES`, and `difference`, for
-      each measure `{"mean", "low", "high"}` of the subjects' differences from the first model's, with a 95 % bootstrap interval over
-      subjects; `low` and `high` are NaN where there are fewer than 3 subjects.
+      One row per condition and model, in the order of `rows`: `condition`, `model`, `subjects`, the `MEASURES`, and `difference`: for each
+      measure `{"mean", "low", "high"}` of the subjects' differences from the first model, with a 95 % bootstrap interval over subjects;
+      `low` and `high` are NaN for fewer than 3 subjects.
     """
     reference = rows[0]["model"]
     out = []
@@ -248,15 +248,15 @@ def summary(rows: Sequence[Row], *, seed: int = 0) -> list[Row]:
 
 
 def better(summed: Sequence[Row]) -> list[Row]:
-    """Which model is the best of each condition, by DCBC, or by R² where there are no parcels (ROIs).
+    """Select the best model of each condition, by DCBC, or by R² if there are no parcels (ROIs).
 
     Args:
-      summed: from `summary`.
+      summed: Rows from `summary`.
 
     Returns:
-      A row a condition: `condition`, `measure`, `model`; `certain`: whether 95 % intervals set it apart, from the first model, or, if
-      it is the first, from every other; None where there are too few subjects to say; and `behind`: the baselines that are as good or
-      better, so that being the best of the models is worth little.
+      One row per condition: `condition`, `measure`, `model`; `certain`: whether 95 % intervals separate it from the first model or, if it
+      is the first, from every other model, None if there are too few subjects; and `behind`: the baselines that are as good or better, in
+      which case being the best model has little meaning.
     """
     out = []
     for condition in dict.fromkeys(row["condition"] for row in summed):
@@ -264,7 +264,7 @@ def better(summed: Sequence[Row]) -> list[Row]:
         here = [row for row in everyone if row["model"] not in BASELINES]
         measure = deciding(here)
         best = max(here, key=lambda row: -math.inf if math.isnan(row[measure]) else row[measure])
-        # The first model's differences are 0: where it wins, the others' must lie below.
+        # The differences of the first model are 0; if it is best, those of the others must be below 0.
         apart = [row["difference"][measure] for row in (here[1:] if best is here[0] else [best])]
         known = bool(apart) and not any(math.isnan(one["low"]) for one in apart)
         certain = all(one["high"] < 0 if best is here[0] else one["low"] > 0 for one in apart) if known else None
@@ -274,12 +274,12 @@ def better(summed: Sequence[Row]) -> list[Row]:
 
 
 def deciding(rows: Sequence[Row]) -> str:
-    """The measure that decides between models: DCBC where any of them has one, else R²."""
+    """Return the measure that decides between models: DCBC if any model has one, otherwise R²."""
     return "r2" if all(math.isnan(row["dcbc"]) for row in rows) else "dcbc"
 
 
 def _by_subject(rows: Sequence[Row], model: str) -> Float[np.ndarray, "S 4"]:
-    """The measures of every participant, in the order in which they came."""
+    """Return the measures of every participant, in order of appearance."""
     own: dict[tuple[str, str], list[list[float]]] = {}
     for row in rows:
         pairs = own.setdefault((row["dataset"], row["subject"]), [])
@@ -304,7 +304,7 @@ def _interval(apart: Float[np.ndarray, " S"], seed: int) -> dict[str, float]:
 
 
 def table(summed: Sequence[Row]) -> list[str]:
-    """Lines that show a summary: means, and the difference from the first model in the measure that decides."""
+    """Format a summary as lines: means, and the difference from the first model in the deciding measure."""
     reference = summed[0]["model"]
     head = ["condition", "model", "subjects", "DCBC", "homogeneity", "ARI", "R²", f"minus {reference} [95 %]"]
     cells, last = [head], ""
@@ -321,8 +321,8 @@ def table(summed: Sequence[Row]) -> list[str]:
 
 
 def verdicts(summed: Sequence[Row]) -> list[str]:
-    """A line a condition: which model is better, and whether the subjects are enough to say so."""
-    sure = {True: "", False: ", but the 95 % interval holds 0", None: f", of fewer than {LEAST_SUBJECTS} subjects: not certain"}
+    """Return one line per condition: which model is better, and whether there are enough subjects to be certain."""
+    sure = {True: "", False: ", but the 95 % interval includes 0", None: f", not certain with fewer than {LEAST_SUBJECTS} subjects"}
     names = {"dcbc": "DCBC", "r2": "R²"}
 
     def line(one: Row) -> str:
@@ -333,7 +333,7 @@ def verdicts(summed: Sequence[Row]) -> list[str]:
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
+    """Replace NaN by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

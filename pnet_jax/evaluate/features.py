@@ -26,7 +26,7 @@ from pnet_jax.ops import tangent as op
 Rows = Int[np.ndarray, " n"]
 
 
-BLOCK = 64  # scans whose logarithms are computed at once
+BLOCK = 64  # number of scans whose logarithms are computed at once
 
 _block_logarithms = jax.jit(lambda covariances, mean: op.tangent(covariances, mean)[0])
 
@@ -60,8 +60,8 @@ class Edges:
     """Edges of a layer above the diagonal, in Fisher z if they are correlations. Nothing is fitted.
 
     Raises:
-      SettingsError: The cohort has no such layer.
-      InputError: Fewer than three parcels are in every scan.
+      SettingsError: If the cohort has no such layer.
+      InputError: If fewer than three parcels are in every scan.
     """
 
     cohort: Cohort
@@ -100,7 +100,7 @@ class Tangent:
       regions: Number of regions after merging parcels by Ward's linkage of the training scans' mean; all if None.
 
     Raises:
-      InputError: Signals are needed and the cohort has none.
+      InputError: If signals are needed and the cohort has none.
 
     Source: Varoquaux et al. 2010, MICCAI; Arsigny et al. 2006, Magnetic Resonance in Medicine 56.
     """
@@ -126,7 +126,7 @@ class Tangent:
         value, vector = np.linalg.eigh(plain[train].mean(0, dtype=np.float64))
         mean = ((vector * np.exp(value)) @ vector.T).astype(np.float32)
         i, j = np.tril_indices(c.shape[-1])
-        weight = np.where(i == j, np.sqrt(0.5), 1).astype(np.float32)  # so that the length is that of the matrix, up to a factor
+        weight = np.where(i == j, np.sqrt(0.5), 1).astype(np.float32)  # preserves the Frobenius norm up to a factor
         return _logarithms(c, mean)[:, i, j] * weight
 
     def _shrunk(self, c: Float[np.ndarray, "S R R"]) -> Float[np.ndarray, "S R R"]:
@@ -153,8 +153,8 @@ class Covariates:
     """Covariates alone, e.g. motion, age and sex, standardised by the training rows.
 
     Raises:
-      SettingsError: The cohort has no such column.
-      InputError: A value is missing, or a column is constant.
+      SettingsError: If the cohort has no such column.
+      InputError: If a value is missing, or a column is constant.
     """
 
     cohort: Cohort
@@ -223,7 +223,7 @@ class Embeddings:
         products = np.swapaxes(embedded, 1, 2) @ embedded / len(places)
         i, j = np.triu_indices(basis.shape[1])
         parts = embedded.reshape(len(z), -1), products[:, i, j]
-        # Both parts have the same weight, however many values they have.
+        # Both parts have equal weight, independent of their numbers of values.
         return np.concatenate([part / np.sqrt(part[train].var(0).sum()) for part in parts], 1).astype(np.float32)
 
 
@@ -247,7 +247,7 @@ def with_measure(cohort: Cohort, name: str) -> Cohort:
     They are computed on the host, because the device kernel would be compiled for each scan length.
 
     Raises:
-      SettingsError: The measure is not `pearson` or `partial`, or the cohort has no signals.
+      SettingsError: If the measure is not `pearson` or `partial`, or the cohort has no signals.
     """
     if name in cohort.edges:
         return cohort
@@ -281,7 +281,7 @@ def standardised_signals(cohort: Cohort) -> list[Float[np.ndarray, "K T"]]:
     """Return the signals of each scan without padding, with mean 0 and variance 1; absent parcels are NaN.
 
     Raises:
-      InputError: The cohort has no signals.
+      InputError: If the cohort has no signals.
     """
     if cohort.signals is None or cohort.kept is None:
         raise InputError("the cohort has no parcel signals: run pnet collect with signals, or choose features that use edges")
@@ -297,7 +297,7 @@ def ledoit_wolf_covariances(cohort: Cohort) -> Float[np.ndarray, "S K K"]:
     """Return Ledoit-Wolf covariances of the standardised signals of the parcels present in every scan.
 
     Raises:
-      InputError: The cohort has no signals, or fewer than three parcels are in every scan.
+      InputError: If the cohort has no signals, or fewer than three parcels are in every scan.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -312,7 +312,7 @@ def merged(c: Float[np.ndarray, "S K K"], train: Rows, regions: int) -> Float[np
     """Return correlations of regions merged from parcels by Ward's linkage of the training scans' mean.
 
     Raises:
-      SettingsError: The number of regions is not smaller than the number of parcels.
+      SettingsError: If the number of regions is not smaller than the number of parcels.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 

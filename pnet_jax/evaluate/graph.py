@@ -1,4 +1,4 @@
-"""A small graph network on connectomes, as one more row of a diagnosis."""
+"""A small graph neural network on connectomes, as one of the pipelines of a diagnosis."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RATE, DECAY, EPOCHS, BATCH, PATIENCE = 2e-3, 1e-2, 60, 32, 10
 
 
 class GraphNetwork(nnx.Module):
-    """Two rounds of message passing on a participant's strongest edges, mean over parcels, one logit.
+    """Two rounds of message passing on a participant's strongest edges, mean pooling over parcels, and one logit.
 
-    Nodes start as their connectivity profile in the principal directions of the training participants.
+    Nodes are initialised with their connectivity profiles in the principal directions of the training participants.
 
     Args:
-      inputs: number of principal directions.
-      rngs: initial weights and dropout.
+      inputs: Number of principal directions.
+      rngs: Random generators for initial weights and dropout.
     """
 
     def __init__(self, inputs: int, rngs: nnx.Rngs):
@@ -49,21 +49,21 @@ class GraphNetwork(nnx.Module):
 def graph_predictions(cohort: Cohort, split: Split, y: Float[np.ndarray, " S"], *, inputs: int = 32, seed: int = 0) -> Predictions:
     """Train a graph network in every fold and predict the held-out rows.
 
-    The number of epochs is that with the best AUC on one inner fold of the training part; no held-out row is read before the prediction.
+    The number of epochs maximises the AUC on one inner fold of the training part; held-out rows are not read before the prediction.
 
     Args:
-      cohort: scans, with Pearson correlations or signals.
-      split: folds.
-      y: 0 or 1, `[S]`.
-      inputs: principal directions of the connectivity profiles.
-      seed: of weights, dropout and batches.
+      cohort: Scans with Pearson correlations or signals.
+      split: Folds.
+      y: Classes, 0 or 1, `[S]`.
+      inputs: Number of principal directions of the connectivity profiles.
+      seed: Seed of weights, dropout and batches.
 
     Returns:
-      Predictions; no penalty is chosen, so `penalties` holds the number of epochs.
+      Predictions; `penalties` is the number of epochs, since there is no penalty.
 
     Raises:
-      SettingsError: there are neither Pearson correlations nor signals.
-      InputError: no inner fold of a training part has both classes in both parts.
+      SettingsError: If there are neither Pearson correlations nor signals.
+      InputError: If no inner fold of a training part has both classes in both parts.
     """
     cohort = with_measure(cohort, "pearson")
     places = np.flatnonzero(shared_parcels(cohort, "pearson"))
@@ -88,7 +88,7 @@ def _inner(split: Split, train: Int[np.ndarray, " n"], y: np.ndarray) -> tuple[n
     """Return the rows of the first inner fold that has both classes in both parts.
 
     Raises:
-      InputError: There is no such fold.
+      InputError: If there is no such fold.
     """
     for fit, val in split.inner(train, y):
         if np.ptp(y[train[fit]]) > 0 and np.ptp(y[train[val]]) > 0:
@@ -139,7 +139,7 @@ def _programs() -> tuple[Callable[..., None], Callable[..., Array]]:
     def step(model: GraphNetwork, optimizer: nnx.Optimizer, x: Array, g: Array, y: Array) -> None:
         model.train()
         slope = nnx.grad(lambda m: optax.sigmoid_binary_cross_entropy(m(x, g), y).mean())(model)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
+        with jax.numpy_dtype_promotion("standard"):  # optax combines integer counts and float rates
             optimizer.update(model, slope)
 
     @nnx.jit

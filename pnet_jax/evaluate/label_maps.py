@@ -9,10 +9,10 @@ from pnet_jax.cohort import Cohort
 
 
 def agreement(labels: Int[np.ndarray, "S V"], other: Int[np.ndarray, "M V"]) -> Float[np.ndarray, "S M"]:
-    """Return the share of the locations inside both maps to which both give the same parcel; NaN where they share none.
+    """Return the share of locations inside both maps with the same parcel; NaN if no locations are inside both.
 
     Args:
-      labels, other: parcel of each location, −1 outside.
+      labels, other: Parcel of each location, −1 outside.
     """
     a, b = np.asarray(labels, np.int16), np.asarray(other, np.int16)
     inside_a, inside_b = (a >= 0).astype(np.float32), (b >= 0).astype(np.float32)
@@ -29,7 +29,7 @@ def pair_agreement(labels: Int[np.ndarray, "S V"], pairs: Int[np.ndarray, "P 2"]
 
 
 def dice(one: Int[np.ndarray, " V"], other: Int[np.ndarray, " V"], n_parcels: int) -> Float[np.ndarray, " K"]:
-    r"""Dice overlap of each parcel, :math:`2 |A \cap B| / (|A| + |B|)`, over the locations inside both maps; NaN where it is in neither.
+    r"""Dice overlap of each parcel, :math:`2 |A \cap B| / (|A| + |B|)`, over the locations inside both maps; NaN if it is in neither map.
 
     Source: Dice 1945.
     """
@@ -41,7 +41,7 @@ def dice(one: Int[np.ndarray, " V"], other: Int[np.ndarray, " V"], n_parcels: in
 
 
 def rand_index(one: Int[np.ndarray, " V"], other: Int[np.ndarray, " V"]) -> float:
-    """Return the adjusted Rand index over the locations inside both maps: 1 for the same parcels, 0 on average for unrelated ones.
+    """Return the adjusted Rand index over the locations inside both maps: 1 for equal parcels, 0 on average for unrelated ones.
 
     Source: Hubert and Arabie 1985.
     """
@@ -57,7 +57,7 @@ def rand_index(one: Int[np.ndarray, " V"], other: Int[np.ndarray, " V"]) -> floa
 
 
 def centroids(cohort: Cohort) -> Float[np.ndarray, "K 3"] | None:
-    """Return the mean position in mm of each parcel, averaged over scans; NaN for parcels that no scan has, None without labels."""
+    """Return the mean position of each parcel in mm, averaged over scans; NaN for parcels absent from all scans, None without labels."""
     if cohort.labels is None or cohort.space is None:
         return None
     k, xyz = cohort.n_parcels, np.asarray(cohort.space.xyz, np.float64)

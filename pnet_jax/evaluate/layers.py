@@ -1,4 +1,4 @@
-"""Selection of the edge layers that are evaluated, and their warnings."""
+"""Selection of the edges to evaluate, and their warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.errors import SettingsError
 from pnet_jax.evaluate.columns import layer_of, upper
 
-SHRUNK = ("shrunk", "guided", "coupling", "effective")  # towards a group
+SHRUNK = ("shrunk", "guided", "coupling", "effective")  # edges that are shrunk towards a group
 
 
 def is_directed(cohort: Cohort, layer: str) -> bool:
@@ -20,10 +20,10 @@ def is_directed(cohort: Cohort, layer: str) -> bool:
 
 
 def chosen_layers(cohort: Cohort, layers: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the layers, each once; all of the cohort by default.
+    """Return the selected edges without duplicates; all edges of the cohort by default.
 
     Raises:
-      SettingsError: a layer is unknown, or there is none.
+      SettingsError: If edges are unknown, or there are none.
     """
     chosen = tuple(dict.fromkeys(cohort.edges if layers is None else layers))
     if not chosen:
@@ -34,10 +34,10 @@ def chosen_layers(cohort: Cohort, layers: Sequence[str] | None) -> tuple[str, ..
 
 
 def undirected(cohort: Cohort, layers: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the layers, all undirected ones of the cohort by default.
+    """Return the selected edges; all undirected ones of the cohort by default.
 
     Raises:
-      SettingsError: a layer is unknown or directed, or there is none.
+      SettingsError: If edges are unknown or directed, or there are none.
     """
     known = [name for name in cohort.edges if not is_directed(cohort, name)]
     chosen = chosen_layers(cohort, known if layers is None else layers)
@@ -49,14 +49,14 @@ def undirected(cohort: Cohort, layers: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def edge_vectors(cohort: Cohort, layer: str, rows: Int[np.ndarray, " n"], shared: Bool[np.ndarray, " K"]) -> Float[np.ndarray, "n E"]:
-    """Return the edges between shared parcels: those above the diagonal, or all off it where they are directed."""
+    """Return the edges between shared parcels: those above the diagonal, or all off-diagonal ones if they are directed."""
     matrices = cohort.edges[layer][rows]
     above = upper(matrices, shared)
     return np.concatenate([above, upper(matrices.swapaxes(1, 2), shared)], 1) if is_directed(cohort, layer) else above
 
 
 def shrunk_warnings(layers: Sequence[str]) -> list[str]:
-    """Return warnings for layers that are shrunk towards a group."""
+    """Return warnings about edges that are shrunk towards a group."""
     shrunk = [name for name in layers if name in SHRUNK]
     if not shrunk:
         return []

@@ -1,7 +1,7 @@
-"""Linear models with a quadratic penalty on a kernel, for all penalties at once; scikit-learn fits those that have no closed form.
+"""Linear models with a quadratic penalty in kernel form, for all penalties at once; models without a closed form use scikit-learn.
 
-A kernel is the matrix of products of all rows' features. Ridge regression, logistic regression and the support vector machine with a
-quadratic penalty depend on the features only through it, so that 20,000 edges cost no more than the number of scans.
+A kernel is the matrix of inner products between the features of all rows. Ridge regression, logistic regression and the support vector
+machine depend on the features only through the kernel, so the cost is determined by the number of scans, not by the 20,000 edges.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pnet_jax.config import nearest
 from pnet_jax.errors import SettingsError
 
 MODELS = ("ridge", "logistic", "svm")
-PENALTIES: Float[np.ndarray, " P"] = 10.0 ** np.arange(-3, 3.1, 0.5)  # of the kernel whose training rows have length 1 on average
-SITE_PRIOR = 5.0  # scans at the overall mean that the mean of a site is shrunk by
+PENALTIES: Float[np.ndarray, " P"] = 10.0 ** np.arange(-3, 3.1, 0.5)  # relative to a kernel whose training rows have unit mean length
+SITE_PRIOR = 5.0  # pseudo-scans at the overall mean that shrink the mean of a site
 
 Rows = Int[np.ndarray, " n"]
 
 
 def kernel_of(x: Float[np.ndarray, "S F"], train: Rows) -> Float[np.ndarray, "S S"]:
-    """Return the kernel of features less the training mean, scaled so that training rows have length 1 on average."""
+    """Return the kernel of features minus the training mean, scaled so that training rows have unit mean length."""
     centred = x - x[train].mean(0)
     k = (centred @ centred.T).astype(np.float64)
     return k / np.diag(k)[train].mean()
 
 
 def site_centred(k: Float[np.ndarray, "S S"], sites: np.ndarray, train: Rows) -> Float[np.ndarray, "S S"]:
-    """Return the kernel of features less the mean of their site (shrunk, n / (n + 5)), scaled to length 1.
+    """Return the kernel of features minus their (shrunk, n / (n + 5)) site mean, scaled to unit mean length.
 
-    It uses the scans of the held-out site, without their labels; where nearly all of a site's participants are of one class, what sets the
-    class apart is lost.
+    The site mean uses scans of the held-out site without their labels. If nearly all participants of a site have the same class, centring
+    removes the class difference.
     """
     h = np.eye(len(k))
     for site in np.unique(sites):
@@ -44,7 +44,7 @@ def site_centred(k: Float[np.ndarray, "S S"], sites: np.ndarray, train: Rows) ->
 
 
 def centred(k: Float[np.ndarray, "S S"], train: Rows) -> Float[np.ndarray, "S S"]:
-    """Return the kernel of features less the mean of training rows."""
+    """Return the kernel of features minus the mean of the training rows."""
     mean = k[:, train].mean(1)
     return k - mean[None] - mean[:, None] + mean[train].mean()
 
@@ -57,17 +57,17 @@ def decisions(
     rows: Rows,
     penalties: Float[np.ndarray, " P"] = PENALTIES,
 ) -> Float[np.ndarray, "P r B"]:
-    """Return the predictions for some rows by a model that is fitted to the training rows, for each penalty and target.
+    """Predict some rows with a model fitted to the training rows, for each penalty and target.
 
     Args:
-      model: one of `MODELS`.
-      k: kernel of all rows.
-      y: targets of the training rows.
-      train: training rows, in the order of y.
-      rows: rows to predict.
+      model: One of `MODELS`.
+      k: Kernel of all rows.
+      y: Targets of the training rows.
+      train: Training rows, in the order of `y`.
+      rows: Rows to predict.
 
     Raises:
-      SettingsError: there is no such model.
+      SettingsError: If the model is unknown.
     """
     if model not in MODELS:
         raise SettingsError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}{nearest(model, MODELS)}")
@@ -94,8 +94,8 @@ def _logistic(k: np.ndarray, value: np.ndarray, vector: np.ndarray, y: np.ndarra
     from sklearn.linear_model import LogisticRegression
 
     kept = value > 1e-10 * value[-1]
-    coordinates = k @ (vector[:, kept] / np.sqrt(value[kept]))  # in the space that the training rows span
+    coordinates = k @ (vector[:, kept] / np.sqrt(value[kept]))  # coordinates in the span of the training rows
     own = vector[:, kept] * np.sqrt(value[kept])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # convergence at the weakest penalties, which are not chosen then
+        warnings.simplefilter("ignore")  # convergence warnings at the weakest penalties, which are then not selected
         return np.stack([LogisticRegression(C=1 / p, max_iter=500).fit(own, y).decision_function(coordinates) for p in penalties])

@@ -1,4 +1,4 @@
-"""One fold of virtual modulation: axes and priors from training rows, then every rule's target for each held-out patient."""
+"""One fold of virtual modulation: axes and priors from the training rows, then the target of each rule for each held-out patient."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ OWN, GROUP, RANDOM, MATCHED, SPREADING, CONTROL = RULES = (
     "FC spreading",
     "minimum control energy",
 )
-MATCHED_SHARE = 0.1  # of the targets, those nearest in degree
+MATCHED_SHARE = 0.1  # share of targets, closest in degree
 LEAST_MATCHED = 3
 
 
 class Setting(NamedTuple):
-    """What all folds share.
+    """Settings and data shared by all folds.
 
     Attributes:
-      z: Fisher z of all S rows, covariates removed by `adjust`, `[S, E]`.
-      r: correlations, `[S, K, K]`.
-      patient: whether a row is a patient's, `[S]`.
-      subjects: `[S]`.
-      covariates: `[S, Q]`; Q may be 0.
-      dynamics: of the rows.
-      targets: nodes of each of N targets, −1 for padding, `[N, m]`.
-      kind, cap: of the intervention.
-      draws: of a patient's J.
-      seed: of parts and draws.
+      z: Fisher z of all S rows, with covariates removed by `adjust`, `[S, E]`.
+      r: Correlations, `[S, K, K]`.
+      patient: Whether each row belongs to a patient, `[S]`.
+      subjects: Subject of each row, `[S]`.
+      covariates: Covariates, `[S, Q]`; Q may be 0.
+      dynamics: Dynamics of the rows.
+      targets: Nodes of each of N targets, −1 for padding, `[N, m]`.
+      kind, cap: Kind and energy cap of the intervention.
+      draws: Number of posterior draws of a patient's J.
+      seed: Seed of parts and draws.
     """
 
     z: Float[np.ndarray, "S E"]
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
     @property
     def members(self) -> Float[np.ndarray, "N K"]:
-        """1 for the nodes of each target."""
+        """Indicator of the nodes of each target, `[N, K]`."""
         return (self.targets[:, :, None] == np.arange(self.r.shape[-1])).any(1).astype(np.float64)
 
 
@@ -62,13 +62,13 @@ class Outcome(NamedTuple):
     """Results for one held-out patient.
 
     Attributes:
-      row: of the cohort's rows that were used.
-      position: on the whole training part's axis; 0 is the mean control, 1 the mean patient.
-      shift: of each target on that axis, for the negative and the positive amplitude, `[N, 2]`.
-      rules: by rule, `[6, 5]`: shift on an axis that took no part in the choice, the same in standard deviations within a group, whether
-        converted, damage, energy.
-      chosen: index of the individual best target on the whole axis.
-      first: share of the posterior draws in which it stays ahead of the four next; NaN without draws.
+      row: Row of the cohort.
+      position: Position on the axis of the whole training part; 0 is the mean control, 1 the mean patient.
+      shift: Shift by each target on that axis, for the negative and the positive amplitude, `[N, 2]`.
+      rules: Results of each rule, `[6, 5]`: shift on an axis that was not used for selection, the same in within-group standard deviations,
+          whether converted, damage, and energy.
+      chosen: Index of the individually best target on the whole axis.
+      first: Share of posterior draws in which it stays ahead of the next four; NaN without draws.
     """
 
     row: int
@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
 def adjust(
     z: Float[np.ndarray, "S E"], covariates: Float[np.ndarray, "S Q"], patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "S E"]:
-    """Remove covariates by their slopes among training rows at equal diagnosis; they stay at the training mean."""
+    """Remove covariates by their within-diagnosis slopes among training rows; all rows are moved to the training mean."""
     if not covariates.shape[1]:
         return z
     apart = covariates - covariates[rows].mean(0)
@@ -92,7 +92,10 @@ def adjust(
 
 
 def axes_of(setting: Setting, z: Float[np.ndarray, "S E"], train: Int[np.ndarray, " n"], seed: int) -> list[Axis]:
-    """Axis of the training rows; then for each part of their subjects the axis of the others, to choose on, and its own, to score on."""
+    """Return the axis of the training rows; then, for each part of their subjects, the axis of the others and its own.
+
+    Targets are selected on the axis of the others and scored on that of the part.
+    """
     parts = parts_of(setting.patient, setting.subjects, train, seed)
     rows = [train, *(some for part in parts for some in (np.setdiff1d(train, part), part))]
     return [fit_axis(z, setting.patient, some) for some in rows]
@@ -102,10 +105,10 @@ def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarra
     """Score held-out patients.
 
     Args:
-      setting: see `Setting`.
-      train: training rows; no subject of `rows` is among them.
-      rows: held-out patients.
-      seed: of the fold.
+      setting: Settings and data; see `Setting`.
+      train: Training rows, which contain no subject of `rows`.
+      rows: Rows of held-out patients.
+      seed: Seed of the fold.
     """
     k = setting.r.shape[-1]
     z = adjust(setting.z, setting.covariates, setting.patient, train)
@@ -136,7 +139,7 @@ def one_fold(setting: Setting, train: Int[np.ndarray, " n"], rows: Int[np.ndarra
 
 
 def _wanted(axis: Axis, z: Float[np.ndarray, " E"], k: int) -> Float[np.ndarray, " K"]:
-    """Change of each node's mean Fisher z from the patient to the mean control."""
+    """Return the change of each node's mean Fisher z from the patient to the mean control."""
     return square(axis.healthy - z, k).sum(1) / (k - 1)
 
 
@@ -150,10 +153,10 @@ def _scored(
     axes: list[Axis],
     number: int,
 ) -> Float[np.ndarray, "6 5"]:
-    """Each rule's numbers, chosen on one axis and scored on the next, of other subjects."""
+    """Return the results of each rule, with targets selected on one axis and scored on the next, which is based on other subjects."""
     choose, score = own.shift[number], own.shift[number + 1]
     n = len(choose)
-    sign = choose.argmax(1)  # every rule may choose the direction
+    sign = choose.argmax(1)  # every rule can choose the sign
     at = choose.max(1).argmax()
     near = [one for one in np.argsort(np.abs(degree - degree[at]), kind="stable") if one != at][
         : max(LEAST_MATCHED, round(MATCHED_SHARE * n))

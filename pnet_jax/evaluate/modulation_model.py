@@ -1,4 +1,4 @@
-"""What an intervention does to one participant, along disease axes: compiled once, then one call for each participant."""
+"""Effects of interventions on one participant along disease axes; compiled once, then called for each participant."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pnet_jax.dynamics.linear_stochastic import Params, jacobian
 from pnet_jax.dynamics.patients import Estimates, PatientPrior, estimates, patient_prior, posterior_draws
 from pnet_jax.dynamics.spectra import BAND_HZ, Spectra, pool
 
-CLIP = 0.999  # of correlations, as `columns.fisher_z`
-FC_IDENTITY = 0.2  # share of the identity in a covariance that is made of correlations
-STEPS = 8  # of the fit of a patient's J
-BATCH = 8  # targets at a time
-SPREAD = 0.12  # largest change of connectivity in Wu 2018
+CLIP = 0.999  # limit of correlations, as in `columns.fisher_z`
+FC_IDENTITY = 0.2  # share of the identity in covariances estimated from correlations
+STEPS = 8  # iterations of the fit of a patient's J
+BATCH = 8  # number of targets processed at a time
+SPREAD = 0.12  # largest change in connectivity in Wu 2018
 
 
 class Effects(NamedTuple):
     """Effects of N targets at the energy cap, for the negative and the positive amplitude.
 
     Attributes:
-      shift: along each of A axes towards the mean control, as a share of the distance between the groups, `[A, N, 2]`.
-      damage: root mean square over edges of the change of Fisher z that does not lie along the first axis's direction, `[N, 2]`.
-      energy: in units of the mean power of one node's own drift, `[N, 2]`; below the cap where the range of the amplitude
-        ends first.
-      amplitude: `[N, 2]`.
+      shift: Shift along each of A axes towards the mean control, relative to the distance between the groups, `[A, N, 2]`.
+      damage: Root mean square over edges of the change in Fisher z orthogonal to the direction of the first axis, `[N, 2]`.
+      energy: Energy in units of the mean power of one node's intrinsic drive, `[N, 2]`; below the cap if the amplitude reaches its limit
+          first.
+      amplitude: Amplitude, `[N, 2]`.
     """
 
     shift: Float[np.ndarray, "A N 2"]
@@ -42,12 +42,12 @@ class Effects(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A participant's dynamics.
+    """Dynamics of a participant.
 
     Attributes:
-      jacobian: J in 1/s, `[K, K]`.
-      quadrature: how its signals are measured.
-      params: of the fit; None where J was made of connectivity.
+      jacobian: Jacobian J in 1/s, `[K, K]`.
+      quadrature: Measurement of the signals as a quadrature over frequencies.
+      params: Fitted parameters; None if J was computed from connectivity.
     """
 
     jacobian: Float[Array, "K K"]
@@ -56,7 +56,7 @@ class Subject(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """How a patient's J is made: `learn` from training rows, then the mean patient, one patient, and draws of its J."""
+    """Estimator of a patient's J: `learn` from training rows, then the mean patient, one patient, and draws of J."""
 
     source: str
 
@@ -70,7 +70,7 @@ class Dynamics(Protocol):
 
 
 class OfSignals:
-    """Dynamics fitted to parcel signals, with a healthy → patient group → patient prior."""
+    """Dynamics fitted to parcel signals with a hierarchical prior: healthy → patient group → patient."""
 
     source = "parcel signals, Whittle likelihood"
 
@@ -79,19 +79,19 @@ class OfSignals:
         self.known: Estimates = estimates(fit_group(pool([recordings[at] for at in healthy])), recordings)
 
     def learn(self, patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]) -> PatientPrior:
-        """What the training participants say about one more patient."""
+        """Learn the prior of a further patient from the training participants."""
         return patient_prior(self.known, patient, rows)
 
     def group(self, learned: PatientPrior) -> Subject:
-        """The mean patient."""
+        """Return the mean patient."""
         return self._subject(learned.prior.mean)
 
     def one(self, learned: PatientPrior, at: int) -> Subject:
-        """A patient, from the recording and the prior."""
+        """Estimate a patient's dynamics from the recording and the prior."""
         return self._subject(by_scoring(self.known.recordings[at], learned.prior, steps=STEPS))
 
     def draws(self, learned: PatientPrior, at: int, subject: Subject, count: int, key: Array) -> list[Subject]:
-        """Draws of the patient's J from its posterior."""
+        """Draw J of a patient from its posterior."""
         assert subject.params is not None
         found = posterior_draws(subject.params, self.known.recordings[at], learned.prior, count, key)
         return [subject._replace(jacobian=one) for one in found]
@@ -102,14 +102,14 @@ class OfSignals:
 
 
 class LearnedFc(NamedTuple):
-    """Mean correlations of the training patients, `[K, K]`, and the share of an own deviation that is kept."""
+    """Mean correlations of the training patients, `[K, K]`, and the retained share of individual deviations."""
 
     mean: Float[np.ndarray, "K K"]
     kept: float
 
 
 class OfFc:
-    """Dynamics made of connectivity alone: J = −C⁻¹ / 2 of a shrunk correlation matrix. All rates are relative."""
+    """Dynamics computed from connectivity alone: J = −C⁻¹ / 2 for a shrunk correlation matrix. All rates are relative."""
 
     source = "correlations, shrunk and inverted (no signals)"
 
@@ -117,22 +117,22 @@ class OfFc:
         self.r, self.n_eff, self.forcing_hz = r, n_eff, forcing_hz
 
     def learn(self, patient: Bool[np.ndarray, " S"], rows: Int[np.ndarray, " n"]) -> LearnedFc:
-        """Mean of the training patients, and how far they differ beyond the error of correlations."""
+        """Compute the mean of the training patients, and their variance beyond the estimation error of correlations."""
         own = self.r[rows[patient[rows]]]
         total = own.var(0, ddof=1).mean()
         error = np.mean(1 / np.maximum(self.n_eff[rows] - 3, 1)) * np.square(1 - np.square(own.mean(0))).mean()
         return LearnedFc(own.mean(0), float(np.clip(1 - error / max(total, 1e-12), 0.1, 1.0)))
 
     def group(self, learned: LearnedFc) -> Subject:
-        """The mean patient."""
+        """Return the mean patient."""
         return self._subject(learned.mean)
 
     def one(self, learned: LearnedFc, at: int) -> Subject:
-        """A patient, drawn towards the mean patient."""
+        """Return a patient, shrunk towards the mean patient."""
         return self._subject(learned.mean + learned.kept * (self.r[at] - learned.mean))
 
     def draws(self, learned: LearnedFc, at: int, subject: Subject, count: int, key: Array) -> list[Subject]:
-        """None: correlations alone have no posterior of J."""
+        """Return an empty list: correlations alone have no posterior of J."""
         return []
 
     def _subject(self, r: Float[np.ndarray, "K K"]) -> Subject:
@@ -168,16 +168,16 @@ def effects(
     subject: Subject, targets: Int[np.ndarray, "N m"], weights: Float[np.ndarray, "A K K"], direction: Float[np.ndarray, "K K"], kind: Kind,
     cap: float,
 ) -> Effects:  # fmt: skip
-    """Effects of all targets on one participant, at the energy cap.
+    """Compute the effects of all targets on one participant, at the energy cap.
 
     Args:
-      subject: K nodes.
-      targets: nodes of each target, −1 for padding.
-      weights: of A axes over all K² entries (`square`).
-      direction: from the mean control to the mean patient.
-      kind, cap: see `dynamics.interventions`.
+      subject: Participant with K nodes.
+      targets: Nodes of each target, −1 for padding.
+      weights: Weights of A axes for all K² entries (`square`).
+      direction: Direction from the mean control to the mean patient.
+      kind, cap: See `dynamics.interventions`.
 
-    Cost: N · (32 F K² + 10 K²) operations for F points of the band, after one `eigh`.
+    Cost: N · (32 F K² + 10 K²) operations for F frequencies in the band, after one `eigh`.
     """
     out = _effects(
         subject.jacobian, subject.quadrature, jnp.asarray(targets), jnp.asarray(weights), jnp.asarray(direction), kind=kind, cap=cap
@@ -187,7 +187,7 @@ def effects(
 
 
 def square(edges: Float[np.ndarray, "... E"], k: int, share: float = 1.0) -> Float[np.ndarray, "... K K"]:
-    """Edges above the diagonal as symmetric matrices times `share`, diagonal 0, float32."""
+    """Convert edges above the diagonal to symmetric matrices times `share`, with diagonal 0, float32."""
     out = np.zeros((*edges.shape[:-1], k, k), np.float32)
     i, j = np.triu_indices(k, 1)
     out[..., i, j] = out[..., j, i] = share * edges
@@ -195,9 +195,9 @@ def square(edges: Float[np.ndarray, "... E"], k: int, share: float = 1.0) -> Flo
 
 
 def spreading(r: Float[np.ndarray, "K K"], weights: Float[np.ndarray, "K K"], members: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
-    """Shift along an axis by spreading along functional connectivity (after Wu 2018), for the better of both directions, `[N]`.
+    """Shift along an axis by spreading along functional connectivity (after Wu 2018), for the better of the two directions, `[N]`.
 
-    Connectivity with the target changes by 12 %, and of two other nodes by as much as both are connected with it: Δr = ±.12 r_T r_Tᵀ.
+    Connectivity with the target changes by 12 %, and that between two other nodes in proportion to both: Δr = ±0.12 r_T r_Tᵀ.
     """
     rows = members @ r / members.sum(1, keepdims=True)
     inner = weights / np.maximum(1 - np.square(np.clip(r, -CLIP, CLIP)), 1 - CLIP**2)
@@ -212,7 +212,7 @@ def _control_cost(own: Array, wanted: Array, targets: Array) -> Array:
     ridge = (-0.5 / values).sum() / len(values) ** 2
 
     def one(nodes: Array) -> Array:
-        inputs = jnp.where(nodes[None] >= 0, modes.T[:, nodes], 0.0)  # [K, m]: one input at each node
+        inputs = jnp.where(nodes[None] >= 0, modes.T[:, nodes], 0.0)  # [K, m]: one input per node
         gramian = jnp.matmul(inputs, inputs.T, precision="highest") * pairs
         factor = jax.scipy.linalg.cho_factor(gramian + ridge * jnp.eye(len(x)))
         return (x * jax.scipy.linalg.cho_solve(factor, x)).sum(0)
@@ -221,16 +221,16 @@ def _control_cost(own: Array, wanted: Array, targets: Array) -> Array:
 
 
 def control_cost(own: Float[Array, "K K"], wanted: Float[np.ndarray, "A K"], targets: Int[np.ndarray, "N m"]) -> Float[np.ndarray, "A N"]:
-    r"""Energy to move the nodes by `wanted` with inputs at the target, :math:`x^T (W_T + \rho I)^{-1} x`, `[A, N]` (after Gu 2015).
+    r"""Energy for moving the nodes by `wanted` with inputs at the target, :math:`x^T (W_T + \rho I)^{-1} x`, `[A, N]` (after Gu 2015).
 
-    W is the controllability Gramian; ρ, its mean diagonal, stands for a tolerance of the final state, without which few inputs need
-    energies beyond any number format.
+    W is the controllability Gramian; ρ, its mean diagonal, acts as a tolerance of the final state, without which few inputs would require
+    numerically infinite energies.
     """
     return np.asarray(_control_cost(own, jnp.asarray(wanted, jnp.float32), jnp.asarray(targets)), np.float64)
 
 
 def _fisher(covariance: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Fisher z, diagonal 0."""
+    """Fisher z of a covariance, with diagonal 0."""
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(covariance), 1e-12))
     r = covariance * scale[:, None] * scale[None, :] * (1 - jnp.eye(len(covariance)))
     return jnp.arctanh(jnp.clip(r, -CLIP, CLIP))

@@ -13,10 +13,10 @@ from pnet_jax.evaluate.modulation_fold import GROUP, OWN, RULES, Outcome, Settin
 from pnet_jax.evaluate.modulation_model import OfFc
 from pnet_jax.evaluate.resampling import sign_flip
 
-FAR_ENOUGH = 0.25  # position from which on a recovery rate is defined: below it the rate divides by noise
+FAR_ENOUGH = 0.25  # least position for which a recovery rate is defined; below it, the denominator is dominated by noise
 BOOTSTRAPS = 2000
 SHIFT = "shift, share of the group distance"
-SHIFT_SD = "shift, standard deviations within a group"  # where diagnoses are shuffled the group distance is noise, and no unit
+SHIFT_SD = "shift, standard deviations within a group"  # with shuffled diagnoses, the group distance is noise and cannot serve as a unit
 CLAIM = "This is a prediction of a linear model of resting-state connectivity, not evidence of a clinical effect of any stimulation."
 
 

@@ -1,4 +1,4 @@
-"""Changes of connectivity that interventions at each site would make in a model of one run, over a grid of amplitudes."""
+"""Predicted changes in connectivity for interventions at each site, in a model of one run, over a grid of amplitudes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ AMPLITUDES = {
     ARTEFACT: (-0.4, -0.1, 0.1, 0.4, 1.0, 4.0),
 }
 IDENTITY = 0.2  # share of the identity in the covariance
-SLOW_HZ = 0.02  # of the periodic input, in units of the slow rates that a correlation matrix implies
+SLOW_HZ = 0.02  # frequency of the periodic input, relative to the slow rates implied by a correlation matrix
 CLIP = 0.99
 
 
 def predicted_changes(
     z: Float[np.ndarray, " E"], k: int, sites: Sequence[Sequence[int]], kind: str, amplitudes: Sequence[float] = ()
 ) -> Float[np.ndarray, "N A E"]:
-    """Return the predicted changes of Fisher z, NaN where the model becomes unstable.
+    """Return the predicted changes in Fisher z, NaN where the model becomes unstable.
 
-    J = −C⁻¹ / 2 of C = 0.8 R + 0.2 I, in units of the drive: connectivity alone says nothing of the time scale.
+    J = −C⁻¹ / 2 with C = 0.8 R + 0.2 I, in units of the drive, since connectivity alone does not determine the time scale.
 
     Args:
-      z: Fisher z of a run.
-      k: number of nodes.
-      sites: nodes of each of N sites.
-      kind: one of `KINDS`; `"local variance"` changes the variance of the nodes alone, without any dynamics.
-      amplitudes: the grid `AMPLITUDES` if not given.
+      z: Fisher z of a run, `[E]`.
+      k: Number of nodes.
+      sites: Nodes of each of N sites.
+      kind: One of `KINDS`; `"local variance"` changes only the variance of the nodes, without any dynamics.
+      amplitudes: Grid of amplitudes; `AMPLITUDES` by default.
     """
     nodes = np.full((len(sites), max(map(len, sites))), -1)
     for number, site in enumerate(sites):
@@ -71,7 +71,7 @@ def _changes(own: Array, sites: Array, amplitudes: Array, kind: str) -> Array:
 
 
 def _noise(model: DecomposedDynamics, nodes: Array) -> Array:
-    """Covariance that white noise at the nodes adds: J X + X J + E Eᵀ = 0."""
+    """Covariance added by white noise at the nodes, from J X + X J + E Eᵀ = 0."""
     values, modes = jnp.linalg.eigh(model.jacobian)
     part = modes * _hit(nodes, len(values))[:, None]
     inner = jnp.matmul(part.T, part, precision="highest") / -(values[:, None] + values[None, :])

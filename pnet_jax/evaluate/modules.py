@@ -1,4 +1,4 @@
-"""Sets of edges within and between modules, and modules by clustering; `parcellation.modules` knows those of parcels by their names."""
+"""Sets of edges within and between modules, and modules by clustering; `parcellation.modules` names those of parcels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Modules: TypeAlias = Mapping[str, str] | Sequence[str] | int | None
 
 
 def clustered_modules(edges: Float[np.ndarray, " E"], count: int) -> tuple[str, ...]:
-    """Return a module of each parcel by Ward's clustering of the rows of a mean network, the largest module first.
+    """Cluster parcels into modules by Ward's method on the rows of a mean network, largest module first.
 
-    If the mean is that of all scans, without their classes, the modules are the same for every permutation of the classes, so that tests of
-    them stay valid.
+    If the mean includes all scans, regardless of class, the modules are the same for every permutation of the classes, so that tests of
+    modules remain valid.
 
     Args:
-      edges: mean edges above the diagonal, row by row.
-      count: number of modules, 2 or more and fewer than parcels.
+      edges: Mean edges above the diagonal, row by row, `[E]`.
+      count: Number of modules, at least 2 and below the number of parcels.
 
     Raises:
-      SettingsError: the number is out of range.
+      SettingsError: If the number is out of range.
     """
     parcels = round((1 + np.sqrt(1 + 8 * len(edges))) / 2)
     if not 2 <= count < parcels:
@@ -34,7 +34,7 @@ def clustered_modules(edges: Float[np.ndarray, " E"], count: int) -> tuple[str, 
     mean = np.zeros((parcels, parcels))
     i, j = np.triu_indices(parcels, 1)
     mean[i, j] = mean[j, i] = edges
-    np.fill_diagonal(mean, mean.max(1))  # a parcel is as close to itself as to its closest neighbour
+    np.fill_diagonal(mean, mean.max(1))  # the similarity of a parcel to itself is that to its most similar parcel
     member = fcluster(linkage(mean, "ward"), count, "maxclust") - 1
     order = np.argsort(-np.bincount(member), kind="stable")
     place = np.empty_like(order)
@@ -43,13 +43,13 @@ def clustered_modules(edges: Float[np.ndarray, " E"], count: int) -> tuple[str, 
 
 
 def node_sets(nodes: int) -> Bool[np.ndarray, "E K"]:
-    """Return which edges, row by row above the diagonal, each of K nodes has."""
+    """Return the edges of each of K nodes, with edges row by row above the diagonal."""
     ends = np.stack(np.triu_indices(nodes, 1), 1)
     return (ends[:, :, None] == np.arange(nodes)).any(1)
 
 
 def block_sets(modules: Sequence[str]) -> tuple[list[tuple[str, str]], Bool[np.ndarray, "E G"]]:
-    """Return the pairs of modules that have edges, each with itself and with later ones, and which edges are of each pair."""
+    """Return the pairs of modules that have edges, each with itself and with later ones, and the edges of each pair."""
     at = np.asarray(modules, str)
     first, second = (at[one] for one in np.triu_indices(len(at), 1))
     names = list(dict.fromkeys(name for name in modules if name))

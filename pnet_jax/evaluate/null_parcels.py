@@ -1,4 +1,4 @@
-"""Parcels that a participant's own must beat: of the same sizes at random places, and Ward's of the same signals."""
+"""Control parcels for individual parcels: random parcels of equal sizes, and Ward clusters of the same signals."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pnet_jax.parcellation.geodesic import Sheet, nearest_seed, sheet
 from pnet_jax.parcellation.score import hemisphere_parts, mean_places, middles
 from pnet_jax.space import LEFT, RIGHT, Space
 
-ROUNDS = 60  # of the sizes of random parcels
+ROUNDS = 60  # iterations that adjust the sizes of random parcels
 STEP = 0.5
 
 
 def random_parcels(labels: Int[np.ndarray, " V"], space: Space, rng: np.random.Generator) -> Int[np.ndarray, " V"]:
-    """Return compact parcels at random places with about the sizes of the given ones, hemisphere by hemisphere.
+    """Return compact parcels at random positions with approximately the sizes of the given ones, within each hemisphere.
 
-    Each location goes to the seed with the smallest d² − w (a power diagram), each vertex of a mesh to that with the smallest d + w along
-    the cortex; the weights w of seeds with too few or too many locations are changed until sizes fit.
+    Each location is assigned to the seed with the smallest d² − w (a power diagram), and each vertex of a mesh to the seed with the
+    smallest d + w along the cortex; the weights w of seeds with too few or too many locations are adjusted until the sizes match.
 
     Args:
-      labels: parcels, −1 outside, which stays outside.
-      space: V locations.
-      rng: seeds are drawn from the locations, and sizes dealt to seeds, by this.
+      labels: Given parcels, −1 outside, which remains outside.
+      space: Space with V locations.
+      rng: Random generator that draws seeds from the locations and assigns sizes to seeds.
 
     Returns:
-      Labels, those of each hemisphere among its own.
+      Labels; those of each hemisphere are the given labels of that hemisphere.
 
     Source: Aurenhammer 1987 on power diagrams with given sizes; random parcels of the same number and size as a null by Gordon et al. 2016.
     """
@@ -76,7 +76,7 @@ def _cells_on_cortex(
 
 def _power_diagram(xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
     seeds = xyz[rng.choice(len(xyz), len(sizes), replace=False)]
-    area = np.cbrt(np.prod(np.ptp(xyz, axis=0) + 1) / len(sizes)) ** 2  # mm², of a parcel's width
+    area = np.cbrt(np.prod(np.ptp(xyz, axis=0) + 1) / len(sizes)) ** 2  # mm², squared width of a parcel
     weight = np.zeros(len(sizes))
     best, error = np.zeros(len(xyz), int), np.inf
     for turn in range(ROUNDS):
@@ -85,7 +85,7 @@ def _power_diagram(xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], 
         off = float(np.abs(count - sizes).sum())
         if off < error:
             best, error = nearest, off
-        # Towards their own middle in the first rounds, else seeds at a border could not grow.
+        # Seeds move to their centroids in the first rounds; otherwise, seeds at a boundary could not grow.
         if turn < ROUNDS // 3:
             sums = np.stack([np.bincount(nearest, weights=xyz[:, axis], minlength=len(sizes)) for axis in range(3)], 1)
             seeds = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], seeds)
@@ -94,12 +94,12 @@ def _power_diagram(xyz: Float[np.ndarray, "n 3"], sizes: Int[np.ndarray, " k"], 
 
 
 def ward(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], space: Space) -> Int[np.ndarray, " V"]:
-    """Return Ward's clusters of adjacent locations, as many in each hemisphere as the given parcels.
+    """Return Ward clusters of adjacent locations, with as many clusters per hemisphere as given parcels.
 
     Args:
-      y: signals, standardised over time.
-      labels: parcels, −1 outside, which stays outside; they give the numbers of clusters and nothing else.
-      space: V locations with neighbours.
+      y: Signals, standardised over time, `[V, T]`.
+      labels: Given parcels, −1 outside, which remains outside; they determine only the numbers of clusters.
+      space: Space with V locations and neighbours.
 
     Source: Ward 1963; scikit-learn's AgglomerativeClustering; for parcellations Thirion et al. 2014.
     """
@@ -120,7 +120,7 @@ def ward(y: Float[np.ndarray, "V T"], labels: Int[np.ndarray, " V"], space: Spac
 
 
 def _connected(graph):
-    """Join pieces that hang apart by one link each, which scikit-learn would do with a warning and at the cost of all distances."""
+    """Link disconnected components by one edge each; scikit-learn would do this with a warning and compute all distances."""
     from scipy.sparse.csgraph import connected_components
 
     count, piece = connected_components(graph, directed=False)
@@ -136,7 +136,7 @@ def _connected(graph):
 
 
 def pieces(labels: Int[np.ndarray, " V"], space: Space) -> int:
-    """Return the number of connected pieces of all parcels together. DCBC rewards fragments: compare maps at similar numbers."""
+    """Return the total number of connected components of all parcels. DCBC rewards fragments: compare maps with similar numbers."""
     from scipy.sparse.csgraph import connected_components
 
     row, at = np.nonzero(space.neighbours >= 0)

@@ -1,8 +1,8 @@
-"""Scores of label maps on signals from which they were not made, compared with the scores of control maps.
+"""Scores of label maps on independent signals, compared with the scores of control maps.
 
 The distance-controlled boundary coefficient (DCBC, Zhi et al. 2022) is the primary measure: it compares pairs of locations within and
-across parcels at equal distance. Homogeneity is high for small and compact parcels regardless of the signals: it is given only together
-with that of random parcels of equal sizes, and never on the signals from which the parcels were made.
+across parcels at equal distance. Homogeneity is high for small and compact parcels regardless of the signals, so it is reported only
+together with that of random parcels of equal sizes, and never on the signals from which the parcels were estimated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RANDOM = "random parcels of equal sizes"
 
 
 class Judge:
-    """Signals used to score parcels that were made from other signals.
+    """Signals for scoring parcels that were estimated from other signals.
 
     Args:
       y: Signals, any unit, `[V, T]`.
-      space: V locations.
-      inside: The locations that count, the same for all that are compared, `[V]`.
-      n_parcels: K.
-      per_hemisphere: Sample for the DCBC.
+      space: Space with V locations.
+      inside: Locations to include, the same for all compared maps, `[V]`.
+      n_parcels: Number of parcels K.
+      per_hemisphere: Number of locations sampled per hemisphere for the DCBC.
     """
 
     def __init__(
@@ -77,29 +77,29 @@ def parcellation_scores(
     nulls: int = 20,
     seed: int = 0,
 ) -> Answer:
-    """Score parcels on scans from which they were not made, and compare them with control maps.
+    """Score parcels on independent scans, and compare them with control maps.
 
-    Rows describe the participant's own map and: the atlas; `centroids`, which assigns every location to the nearest centroid of the
-    participant's parcels; another participant's map (the mean over all others); random parcels of equal sizes; Ward's clusters of
-    the scan from which the parcels were made; and any further maps.
+    Rows describe the participant's map and: the atlas; `centroids`, which assigns every location to the nearest centroid of the
+    participant's parcels; other participants' maps (mean); random parcels of equal sizes; Ward clusters of the scan from which the parcels
+    were estimated; and any further maps.
 
     Args:
       labels: Map of each participant, −1 outside.
       signals: Another scan of each participant, in the same order; read one at a time.
-      space: Space of V locations.
+      space: Space with V locations.
       n_parcels: Number of parcels, K.
       atlas: Labels that do not depend on the participant.
-      made_from: Scan of each participant from which the map was made, for Ward's clusters.
+      made_from: Scan of each participant from which the map was estimated, for Ward clusters.
       maps: Further maps by name, one for each participant.
       nulls: Number of maps of random parcels for each participant.
       seed: Seed of the random parcels.
 
     Returns:
       The Answer: rows of the table `maps` with DCBC, homogeneity and number of connected pieces, means over participants; of the table
-      `differences`, own minus each; p is the share of random maps, averaged over participants, that reach the DCBC of the own map.
+      `differences`, the participant's map minus each; p is the share of random maps, averaged over participants, with at least its DCBC.
 
     Raises:
-      InputError: The numbers of maps and signals differ.
+      InputError: If the numbers of maps and signals differ.
       SettingsError: `nulls` is less than 1; homogeneity is not reported without random parcels.
     """
     if nulls < 1:

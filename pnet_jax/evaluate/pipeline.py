@@ -1,4 +1,4 @@
-"""Pipelines: features and a model, fitted as one to the training rows of each fold, with the same folds for all that are compared."""
+"""Pipelines of features and a model, fitted jointly to the training rows of each fold; all compared pipelines use the same folds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Features, whose kernels are averaged, and a model on them.
+    """Features, whose kernels are averaged, and a model.
 
     Attributes:
-      features: one or more; all are fitted to the training rows.
+      features: One or more features, all fitted to the training rows.
       model: `"ridge"`, `"logistic"` or `"svm"`.
-      sites: site of each row, if features are centred by site; uses unlabelled scans of held-out sites.
-      penalties: candidates, of which the best in inner folds is taken.
-      title: name in tables; made from the features and the model if empty.
+      sites: Site of each row, if features are centred by site, which uses unlabelled scans of held-out sites.
+      penalties: Candidate penalties; the best in inner folds is selected.
+      title: Name in tables; derived from the features and the model if empty.
     """
 
     features: tuple[Feature, ...]
@@ -43,7 +43,7 @@ class Pipeline:
 
     @property
     def supervised(self) -> bool:
-        """Whether a feature depends on the target, so that inner folds must fit it again."""
+        """Whether a feature depends on the target, so that it must be refitted in inner folds."""
         return any(getattr(feature, "supervised", False) for feature in self.features)
 
     def kernel(self, train: Rows, cache: Cache) -> Float[np.ndarray, "S S"]:
@@ -55,7 +55,7 @@ class Pipeline:
 
 
 class Cache:
-    """Kernels of one fold, so that pipelines with a common feature fit it once."""
+    """Kernels of one fold, so that features shared by pipelines are fitted once."""
 
     def __init__(self) -> None:
         self._of: dict[tuple[int, bytes], np.ndarray] = {}
@@ -71,12 +71,12 @@ class Predictions(NamedTuple):
     """Predictions of held-out rows.
 
     Attributes:
-      name: name of the pipeline.
-      decision: values by which rows are ranked (predicted values for numbers), `[R, S]` for R repeats; NaN where a row was never held out.
-      probability: calibrated probability of class 1, `[R, S]`; None for numbers.
-      fold: fold in which each row was held out, `[R, S]`, −1 for none.
-      penalties: penalty that each fold chose.
-      null: decisions for permuted targets, `[P, S]`; None if not asked for. Of the first repeat.
+      name: Name of the pipeline.
+      decision: Values that rank the rows (predictions for numbers), `[R, S]` for R repeats; NaN for rows that were never held out.
+      probability: Calibrated probability of class 1, `[R, S]`; None for numbers.
+      fold: Fold in which each row was held out, `[R, S]`, −1 for none.
+      penalties: Penalty selected in each fold.
+      null: Decisions for permuted targets in the first repeat, `[P, S]`; None if not requested.
     """
 
     name: str
@@ -100,17 +100,17 @@ def predict(
     """Fit every pipeline in every fold and predict the held-out rows.
 
     Args:
-      pipelines: what is compared.
-      split: folds.
-      y: target, 0 or 1 if `classes`.
-      classes: choose penalties by AUC and calibrate probabilities; numbers are chosen by squared error.
-      permuted: permuted targets, for which ridge pipelines with unsupervised features are fitted too, with penalties chosen for each.
-      shares: shares of the training subjects that the first pipeline's model is fitted to besides; its features are those of the whole
-        training part.
-      progress: called with what is done, and how many of how many fits are finished.
+      pipelines: Pipelines to compare.
+      split: Folds.
+      y: Target; 0 or 1 if `classes`.
+      classes: Select penalties by AUC and calibrate probabilities; for numbers, penalties are selected by squared error.
+      permuted: Permuted targets, to which ridge pipelines with unsupervised features are also fitted, with penalties selected for each.
+      shares: Shares of the training subjects to which the first pipeline's model is additionally fitted; its features are those of the
+          whole training part.
+      progress: Called with a description, the number of completed fits, and the total.
 
     Returns:
-      Predictions of each pipeline, in their order, then those of the first one for each share.
+      Predictions of each pipeline in order, then those of the first pipeline for each share.
     """
     place = repeats_of_folds(split)
     repeats, size = max(place) + 1, len(y)
@@ -127,7 +127,7 @@ def predict(
             if progress is not None:
                 progress(one.name, number * len(pipelines) + at, len(split) * len(pipelines))
             k = one.kernel(train, cache)
-            # The target and its permutations share everything that depends on the features alone.
+            # The target and its permutations share all computations that depend on the features alone.
             also = null[at] is not None and repeat == 0
             targets = np.column_stack([y[train], permuted[train]]) if also else y[train, None]  # type: ignore[index]
             found = _fitted(one, k, targets, train, test, inner, classes)
@@ -159,7 +159,7 @@ def _fewer(split: Split, train: Rows, y: np.ndarray, share: float) -> Rows:
 
 
 def repeats_of_folds(split: Split) -> list[int]:
-    """Return the repeat that each fold belongs to: how often its rows were held out before."""
+    """Return the repeat of each fold: the number of times its rows were held out before."""
     seen = np.zeros(len(split.subjects), int)
     out = []
     for _, test in split:
@@ -190,7 +190,7 @@ def _fitted(
     inner: Sequence[tuple[Rows, Rows]],
     classes: bool,
 ) -> _Fitted:
-    """Predict held-out rows, each target with the penalty that its own inner folds choose."""
+    """Predict held-out rows; each target uses the penalty selected in its own inner folds."""
     held = np.full((len(one.penalties), *y.shape), np.nan)
     for fit, val in inner:
         own = one.kernel(train[fit], Cache()) if one.supervised else k
@@ -204,7 +204,7 @@ def _fitted(
 
 
 def _losses(held: Float[np.ndarray, "P n B"], y: Float[np.ndarray, "n B"], inner: Sequence[tuple[Rows, Rows]], classes: bool) -> np.ndarray:
-    """Return what is minimised over penalties, `[P, B]`: 1 − AUC within inner folds (which need not share a scale), or squared error."""
+    """Return the loss of each penalty, `[P, B]`: 1 − AUC within inner folds (which may differ in scale), or squared error."""
     if not classes:
         return np.nanmean(np.square(held - y), 1)
     total, count = np.zeros((len(held), y.shape[1])), np.zeros(y.shape[1])
@@ -218,7 +218,7 @@ def _losses(held: Float[np.ndarray, "P n B"], y: Float[np.ndarray, "n B"], inner
 
 
 def calibrated(held: np.ndarray, y: np.ndarray, decision: np.ndarray) -> np.ndarray:
-    """Return probabilities of class 1 by a logistic curve through the decisions of inner held-out rows (Platt 1999)."""
+    """Return probabilities of class 1 from a logistic curve fitted to the decisions of inner held-out rows (Platt 1999)."""
     from sklearn.linear_model import LogisticRegression
 
     known = np.isfinite(held)

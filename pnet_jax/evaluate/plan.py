@@ -1,4 +1,4 @@
-"""The pipelines that diagnosis and prediction compare: the plain connectome first, then the requested features."""
+"""Pipelines compared by diagnosis and prediction: the plain connectome first, then the requested features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pnet_jax.evaluate.pipeline import Pipeline
 
 KNOWN_COVARIATES = ("mean_fd", "n_frames", "age", "sex", "site")
 VIEWS = ((None, 0.6), (None, 0.7), (110, 0.3), (60, 0.3))  # merged regions and shrinkage of the four views; the second is unfiltered
-SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: frames of fMRI are not independent, as Ledoit-Wolf assumes
+SHRINKAGE = 0.3  # share of the identity in tangent vectors of correlations: fMRI frames are not independent, which Ledoit-Wolf assumes
 WIDE = "wide"  # layer of correlations without a low-pass filter
 FEATURES = (
     *("tangent", "shrunk-tangent", "pearson", "partial", "tangent+pearson", "views", "encoder", "graph"),
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     Attributes:
       cohort: Scans with a target, in the order of all arrays.
-      pipelines: The first is the plain connectome that the others are compared with.
+      pipelines: Pipelines; the first, the plain connectome, is the reference.
       covariates: Columns of the row "covariates alone".
       left_out: Features that were not built, with the reason.
       partners: Pipelines of other cohorts whose features are not those of the plain connectome, each with the pipeline of this cohort that
@@ -68,8 +68,8 @@ def plan(
       exclude: Column of the target, which is not used as a covariate.
 
     Raises:
-      SettingsError: A feature is neither known nor an edge layer, or a covariate is unknown or the target.
-      InputError: A covariate has missing values or does not vary.
+      SettingsError: If a feature is neither known nor an edge layer, or a covariate is unknown or the target.
+      InputError: If a covariate has missing values or does not vary.
     """
     if unknown := [name for name in wanted if name not in FEATURES and name not in cohort.edges]:
         known = [*FEATURES, *cohort.edges]
@@ -90,7 +90,7 @@ def plan(
                 continue
             partners[out[-1].name] = partner.name
             out.append(partner)
-    for name in (one for one in wanted if one != "graph"):  # which has no kernel, and is fitted apart
+    for name in (one for one in wanted if one != "graph"):  # which has no kernel and is fitted separately
         try:
             found = _built(name, cohort, main, columns, sites, site_out)
         except SettingsError as error:
@@ -183,7 +183,7 @@ def _covariates(cohort: Cohort, given: Sequence[str] | None, site_out: bool, exc
     if given is not None:
         if exclude in given:
             raise SettingsError(f"covariates: expected columns other than the target, got {exclude!r}")
-        covariate_matrix(cohort, given, np.arange(len(cohort)))  # which refuses what is unknown or missing
+        covariate_matrix(cohort, given, np.arange(len(cohort)))  # raises an error for unknown columns and missing values
         return tuple(given)
     out = []
     for name in KNOWN_COVARIATES:

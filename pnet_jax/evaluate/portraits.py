@@ -17,11 +17,11 @@ from pnet_jax.evaluate.repeats import Repeats, per_subject
 from pnet_jax.ops.portrait import PortraitSettings, portrait_divergence
 
 DENSITIES = (0.05, 0.10, 0.15, 0.20)
-BLOCK = 128  # networks whose paths are held at once
-NOISE_PAIRS = 16  # pairs of scans whose edges are shuffled
+BLOCK = 128  # number of networks whose paths are held in memory
+NOISE_PAIRS = 16  # number of scan pairs with shuffled edges
 CONSTANT = "constant network"
-WEIGHTING = {"author": "pair-weighted", "netrd": "node-weighted"}  # the two published definitions, by the probability that they compare
-PAIR_BUCKET = 128  # pairs are filled up to a multiple, so that few shapes are compiled
+WEIGHTING = {"author": "pair-weighted", "netrd": "node-weighted"}  # the two published definitions, named by their weighting
+PAIR_BUCKET = 128  # pairs are padded to a multiple, to limit the number of compiled shapes
 
 
 def standard_settings(densities: Sequence[float] = DENSITIES) -> tuple[PortraitSettings, ...]:
@@ -38,7 +38,7 @@ def shown(settings: PortraitSettings) -> str:
 
 
 def described(settings: PortraitSettings) -> str:
-    """Return the settings in words that need no further context."""
+    """Describe the settings in words that need no further context."""
     graph = "unweighted graphs" if settings.lengths == "hops" else f"weighted graphs, path length {settings.lengths},"
     edges = "all edges" if settings.density is None else f"the strongest {100 * settings.density:.0f} % of the edges"
     counted = "pair of nodes" if settings.convention == "author" else "node at each distance"
@@ -56,12 +56,12 @@ def similarity(
     """Return 1 − portrait divergence of pairs of networks.
 
     Args:
-      networks: symmetric weights; NaN for absent nodes.
-      pairs: places of the two networks.
-      settings: of the portraits.
-      block: most networks at once, 2 or more; pairs whose networks lie near each other in `pairs` share a block.
+      networks: Symmetric weights; NaN for absent nodes, `[S, N, N]`.
+      pairs: Indices of the two networks, `[P, 2]`.
+      settings: Settings of the portraits.
+      block: Largest number of networks at a time, at least 2; pairs whose networks are close together in `pairs` share a block.
 
-    Memory: about 1.5 MB for each network of a block at 200 nodes.
+    Memory: about 1.5 MB per network of a block at 200 nodes.
     """
     out, size = np.full(len(pairs), np.nan), min(block, len(networks))
     for places, members in _blocks(pairs, max(size, 2)):
@@ -75,7 +75,7 @@ def similarity(
 
 
 def _blocks(pairs: Int[np.ndarray, "P 2"], most: int) -> Iterator[tuple[slice, Int[np.ndarray, " m"]]]:
-    """Cut pairs into runs, and give the networks of each, sorted, at most `most`."""
+    """Split pairs into runs, each with its sorted networks, at most `most`."""
     start, members = 0, set[int]()
     for place, pair in enumerate(pairs.tolist()):
         if len(members | set(pair)) > most:
@@ -87,7 +87,7 @@ def _blocks(pairs: Int[np.ndarray, "P 2"], most: int) -> Iterator[tuple[slice, I
 
 
 def shuffled(networks: Float[np.ndarray, "S N N"], seed: int) -> Float[np.ndarray, "S N N"]:
-    """Return each network with its edges dealt to its pairs of nodes at random: the same size, density and weights without structure."""
+    """Randomly permute the edges of each network among its node pairs, which preserves size, density and weights but not structure."""
     rng, out = np.random.default_rng(seed), np.array(networks, np.float32)
     i, j = np.triu_indices(networks.shape[-1], 1)
     for one in out:
@@ -96,16 +96,16 @@ def shuffled(networks: Float[np.ndarray, "S N N"], seed: int) -> Float[np.ndarra
     return out
 
 
-# within, between and beside
+# comparisons within and between participants, and with a reference
 
 
 class Compared(NamedTuple):
-    """Pairs of networks that give one number.
+    """Pairs of networks that contribute to one measure.
 
     Attributes:
-      measure: name of the number.
-      pairs: places of the two networks, `[P, 2]`.
-      owner: participant that each pair counts for, `[P]`.
+      measure: Name of the measure.
+      pairs: Indices of the two networks, `[P, 2]`.
+      owner: Participant to which each pair is attributed, `[P]`.
     """
 
     measure: str
@@ -124,11 +124,11 @@ def portrait_rows(
     most: int = 200,
     seed: int = 0,
 ) -> list[Row]:
-    """Return the rows of the table `portraits` of one layer.
+    """Return the rows of the table `portraits` for one kind of edges.
 
     Args:
-      matrices: networks of the scans of `repeats`.
-      reference: network of each participant, NaN where there is none.
+      matrices: Networks of the scans of `repeats`.
+      reference: Reference network of each participant, NaN if there is none.
     """
     networks, compared, participants = _comparisons(matrices, repeats, reference, others, most, seed)
     pairs = np.concatenate([one.pairs for one in compared])
@@ -158,9 +158,9 @@ def portrait_rows(
 def _comparisons(
     matrices: np.ndarray, repeats: Repeats, reference: np.ndarray | None, others: int, most: int, seed: int
 ) -> tuple[np.ndarray, list[Compared], Int[np.ndarray, " m"]]:
-    """Return all networks, what is compared, and the participants who take part.
+    """Return all networks, the comparisons, and the participants included.
 
-    Networks are put in a random order of the participants, in which those who are compared are neighbours.
+    Participants are in random order, and those compared with each other are neighbours.
     """
     n = len(repeats.names)
     order = np.random.default_rng(seed).permutation(n)
@@ -207,7 +207,7 @@ def _to_reference(
 
 
 def curves(rows: Sequence[Row], layer: str, settings: Sequence[PortraitSettings]) -> list[Figure]:
-    """Return the curves over densities, a figure for each kind of graph in the first convention."""
+    """Return the curves over densities, one figure per kind of graph, in the first convention."""
     out = []
     for lengths in dict.fromkeys(one.lengths for one in settings):
         chosen = [

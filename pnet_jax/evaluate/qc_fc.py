@@ -3,8 +3,8 @@ r"""Association of edges with head motion (QC-FC). Pure functions on arrays.
 - QC-FC: correlation over participants of each edge with mean framewise displacement (FD). Its mean absolute value is never 0: with n
   participants, chance alone gives about 0.8 / :math:`\sqrt{n}`, so it is compared with the values of permuted FD (Satterthwaite et
   al. 2012; Ciric et al. 2017).
-- Distance dependence: Spearman correlation over edges of QC-FC with the distance of the two parcels; motion raises short edges (Power et
-  al. 2012).
+- Distance dependence: Spearman correlation over edges of QC-FC with the distance of the two parcels; motion increases
+  short-range edges (Power et al. 2012).
 - FD predicted from all edges of held-out participants by ridge regression, which detects patterns that no single edge shows.
 """
 
@@ -25,10 +25,10 @@ from pnet_jax.evaluate.pipeline import Pipeline, predict
 from pnet_jax.evaluate.reliability import p_value
 from pnet_jax.evaluate.split import by_subject
 
-LEAST = 10  # participants
+LEAST = 10  # fewest participants
 LEVEL = 0.05
-BLOCK = 64  # permutations at once
-DRAWS, MOST_REFITS = 1000, 200  # bootstrap draws, and permuted targets that are predicted, at most
+BLOCK = 64  # permutations per block
+DRAWS, MOST_REFITS = 1000, 200  # number of bootstrap draws, and largest number of permuted targets that are predicted
 SIZE, CHANCE, SHARE = "mean |r| of edges with FD", "mean |r| by chance", "share of edges with FDR below 0.05"
 DISTANCE, R2, R = "distance dependence of QC-FC", "FD predicted from edges, R2", "FD predicted from edges, r"
 
@@ -71,9 +71,9 @@ def motion_rows(
       seed: Random seed.
 
     Raises:
-      SettingsError: There is no permutation, or there are fewer than two folds.
-      InputError: There are fewer than ten participants, values are not finite, no edge varies, or FD is negative, does not vary or is fully
-        explained by covariates.
+      SettingsError: If there is no permutation, or there are fewer than two folds.
+      InputError: If there are fewer than ten participants, values are not finite, no edge varies, or FD is negative, does not vary or
+          is fully explained by covariates.
     """
     check_motion(edges, fd)
     if permutations < 1 or folds < 2:
@@ -119,7 +119,7 @@ def check_motion(edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"]) -
     """Refuse values that cannot be evaluated.
 
     Raises:
-      InputError: There are fewer than ten participants, values are not finite, or FD is negative or does not vary.
+      InputError: If there are fewer than ten participants, values are not finite, or FD is negative or does not vary.
     """
     if len(fd) < LEAST:
         raise InputError(f"motion: expected {LEAST} participants or more with a value of framewise displacement, found {len(fd)}")
@@ -161,7 +161,7 @@ def _p_values(r: Float[np.ndarray, " E"], freedom: int) -> Float[np.ndarray, " E
 def _prediction_rows(
     edges: Float[np.ndarray, "n E"], fd: Float[np.ndarray, " n"], name: str, folds: int, permutations: int, seed: int
 ) -> list[Row]:
-    """Return R² and r of FD predicted in held-out participants. r is within folds, so that their different training means do not count."""
+    """Return R² and r of FD predicted in held-out participants; r is computed within folds, to exclude differences in training means."""
     n, rng = len(fd), np.random.default_rng(seed)
     subjects = np.arange(n).astype(str)
     split = by_subject(subjects, fd, folds=max(2, min(folds, n // 5)), seed=seed)

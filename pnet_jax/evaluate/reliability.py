@@ -12,16 +12,16 @@ from scipy.stats import norm, rankdata
 from pnet_jax.evaluate.answer import Row, interval_of
 
 Z95 = float(norm.ppf(0.975))
-GOOD_ICC = 0.4  # Cicchetti 1994: below it is poor
+GOOD_ICC = 0.4  # Cicchetti 1994: lower values are poor
 
 
 class Variances(NamedTuple):
-    """What a one-way analysis of variance needs of each participant.
+    """Sums for a one-way analysis of variance.
 
     Attributes:
-      mean: mean over a participant's scans, `[n, E]`.
-      within: sum of squares around it, `[n, E]`.
-      scans: number of scans, `[n]`.
+      mean: Mean over a participant's scans, `[n, E]`.
+      within: Sum of squared deviations from it, `[n, E]`.
+      scans: Number of scans, `[n]`.
     """
 
     mean: Float[np.ndarray, "n E"]
@@ -30,11 +30,11 @@ class Variances(NamedTuple):
 
 
 def variances_of(x: Float[np.ndarray, "S E"], subject: Int[np.ndarray, " S"]) -> Variances:
-    """Return the sums of an analysis of variance.
+    """Compute the sums of an analysis of variance.
 
     Args:
-      x: measurements of all scans; NaN spreads to its column.
-      subject: participant of each scan, 0…n−1, each at least once.
+      x: Measurements of all scans, `[S, E]`; NaN makes the whole column NaN.
+      subject: Participant of each scan, 0…n−1, each at least once.
     """
     x = np.asarray(x, np.float64)
     count = np.bincount(subject)
@@ -52,16 +52,16 @@ def icc(found: Variances, weights: Float[np.ndarray, "B n"] | None = None) -> Fl
     .. math:: \mathrm{ICC} = \frac{MS_b - MS_w}{MS_b + (k_0 - 1) MS_w}, \quad
       k_0 = \frac{1}{n - 1} \Big( N - \frac{\sum_i k_i^2}{N} \Big)
 
-    with k_i scans of participant i, N in all, and one mean for all participants. Negative values are kept: chance gives them for an
-    edge without reliable differences, and setting them to 0 would make the average edge look reliable.
+    with k_i scans of participant i, N in total, and a common mean of all participants. Negative values are kept: they occur by chance for
+    edges without reliable differences, and setting them to 0 would bias the average upwards.
 
     Args:
-      found: from `variances_of`.
-      weights: how often each participant counts in each bootstrap sample, `[B, n]`; each row sums to n.
+      found: Sums from `variances_of`.
+      weights: Number of times each participant counts in each bootstrap sample, `[B, n]`; each row sums to n.
 
     Returns:
-      `[E]`, or `[B, E]` with weights; NaN where nothing varies. With weights the mean square between participants is multiplied by
-      n / (n − 1), by which a bootstrap of n participants makes it too small.
+      ICC, `[E]`, or `[B, E]` with weights; NaN for columns without variance. With weights, the mean square between participants is
+      multiplied by n / (n − 1), because a bootstrap of n participants underestimates it by this factor.
 
     Source: Shrout and Fleiss 1979; k_0 for unequal numbers of scans by Donner 1986.
     """
@@ -70,7 +70,7 @@ def icc(found: Variances, weights: Float[np.ndarray, "B n"] | None = None) -> Fl
     scans = w * found.scans
     total = scans.sum(1, keepdims=True)  # [B, 1]
     k0 = (total - (w @ np.square(found.scans))[:, None] / total) / (n - 1)
-    centre = found.mean.mean(0)  # any constant: it keeps the difference of squares small
+    centre = found.mean.mean(0)  # any constant would do; this one improves precision
     mean = found.mean - centre
     between = (scans @ np.square(mean) - np.square(scans @ mean) / total) / (n - 1)
     within = (w @ found.within) / np.maximum(total - n, 1)
@@ -81,7 +81,7 @@ def icc(found: Variances, weights: Float[np.ndarray, "B n"] | None = None) -> Fl
 
 
 def bootstrap_weights(n: int, draws: int, seed: int) -> Float[np.ndarray, "B n"]:
-    """Return how often each of n participants is drawn in each bootstrap sample."""
+    """Return the number of times each of n participants is drawn in each bootstrap sample."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
@@ -98,20 +98,20 @@ def icc_rows(
         limits = interval_of(average(boot, axis=1)) if len(boot) else (math.nan, math.nan)
         note = "" if len(boot) else "fewer than 3 participants: no interval"
         rows.append(Row("edges", layer, f"ICC(1,1), {name} edge", float(average(values)), *limits, n=n, note=note))
-    # A bootstrap spreads the ICCs of edges, so that it has no interval for the share of those beyond a limit.
+    # A bootstrap widens the distribution of edge ICCs, so it gives no valid interval for the share beyond a threshold.
     shares = {f"share of edges with ICC of {GOOD_ICC} or above": values >= GOOD_ICC, "share of edges with ICC below 0": values < 0}
     return [*rows, *(Row("edges", layer, name, float(beyond.mean()), n=n) for name, beyond in shares.items())], values
 
 
 def hits(similarity: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
-    """Return which scan of the other occasion is the most similar one, for each scan of the first (rows) and of the second (columns).
+    """Return the most similar scan of the other occasion, for each scan of the first (rows) and of the second (columns).
 
     Args:
-      similarity: first occasion by second, participants in one order.
+      similarity: Similarity of the first occasion to the second, with participants in the same order, `[n, n]`.
 
     Returns:
       Two arrays, `[n, n]`: 1 at the most similar scan, split evenly among ties; each row of the first and each column of the second sums to
-      1. The diagonals are the participants who were identified.
+      1. The diagonals give the participants that were identified.
 
     Source: Finn et al. 2015, Nature Neuroscience 18:1664.
     """
@@ -120,22 +120,22 @@ def hits(similarity: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n n"]
 
 
 def others_mean(similarity: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
-    """Return the mean similarity of each participant's scans to the other occasion of all other participants, both directions."""
+    """Return the mean similarity of each participant's scans to the other occasion of all other participants, in both directions."""
     n = len(similarity)
     return (similarity.sum(0) + similarity.sum(1) - 2 * np.diag(similarity)) / (2 * (n - 1))
 
 
 def discriminability(distance: Float[np.ndarray, "S S"], subject: Int[np.ndarray, " S"]) -> Float[np.ndarray, " n"]:
-    r"""Share of other participants' scans that are further from a scan than another scan of the same participant.
+    r"""Share of other participants' scans that are more distant from a scan than a repeated scan of the same participant.
 
     .. math:: D_i = \operatorname{mean}_{t \ne t'} \operatorname{mean}_{i' \ne i,\, t''}
       \big[ \delta(x_{it}, x_{it'}) < \delta(x_{it}, x_{i't''}) \big]
 
-    with half a point for ties. Chance is 0.5; the discriminability of a data set is the mean over participants.
+    with ties counted as one half. Chance is 0.5; the discriminability of a data set is the mean over participants.
 
     Args:
-      distance: between all scans.
-      subject: participant of each scan, 0…n−1, each at least twice.
+      distance: Distances between all scans, `[S, S]`.
+      subject: Participant of each scan, 0…n−1, each at least twice.
 
     Source: Bridgeford et al. 2021, PLOS Computational Biology 17:e1009279.
     """
@@ -145,16 +145,16 @@ def discriminability(distance: Float[np.ndarray, "S S"], subject: Int[np.ndarray
 def discriminability_null(
     distance: Float[np.ndarray, "S S"], subject: Int[np.ndarray, " S"], permutations: int, seed: int
 ) -> Float[np.ndarray, " P"]:
-    """Return the discriminability when scans are dealt to participants at random, numbers of scans kept."""
+    """Return the discriminability when scans are assigned to participants at random, with the numbers of scans preserved."""
     rng, nearer = np.random.default_rng(seed), _nearer(distance)
     return np.array([_discriminability(nearer, distance, rng.permutation(subject)).mean() for _ in range(permutations)])
 
 
 def _nearer(distance: Float[np.ndarray, "S S"]) -> Float[np.ndarray, "S S"]:
-    """Number of scans further from each row's scan than each column's, ties counted half, without the row's own and the column's scan."""
+    """Count the scans more distant from each row's scan than each column's, ties as one half, without the scans of row and column."""
     d = np.array(distance, np.float64)
     np.fill_diagonal(d, -np.inf)
-    # The rank of a value among S, ties at their mean; the row's own scan is first, and the value itself is no tie.
+    # Rank of a value among S, with mean ranks for ties; the scan of the row comes first, and the value itself is not a tie.
     return len(d) - rankdata(d, axis=1)
 
 
@@ -167,7 +167,7 @@ def _discriminability(
         here = np.flatnonzero(count == k)
         own = order[start[here][:, None] + np.arange(k)]  # [m, k]
         block = distance[own[:, :, None], own[:, None, :]]  # [m, t, t']
-        # Among the further scans are the participant's own others, which do not count.
+        # The more distant scans include the participant's other scans, which are excluded.
         near, far = block[:, :, :, None], block[:, :, None, :]  # [m, t, t', t'']
         eye = np.eye(k, dtype=bool)
         further = np.where(eye[:, None, :] | eye[None, :, :], 0.0, (far > near) + 0.5 * (far == near)).sum(3)
@@ -177,7 +177,7 @@ def _discriminability(
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of n participants; unlike a bootstrap it has a width where all or none are identified.
+    """Return the 95 % interval of a share of n participants; unlike a bootstrap interval, it has a width even for shares of 0 and 1.
 
     Source: Wilson 1927.
     """
@@ -197,5 +197,5 @@ def correlations(x: Float[np.ndarray, "n E"], y: Float[np.ndarray, "m E"]) -> Fl
 
 
 def p_value(null: Float[np.ndarray, " P"], value: float) -> float:
-    """Return (1 + rearrangements that reach the value) / (1 + P)."""
+    """Return (1 + number of permutations that reach the value) / (1 + P)."""
     return float((1 + (np.asarray(null) >= value - 1e-12).sum()) / (1 + len(null)))

@@ -1,4 +1,4 @@
-"""Repeated scans of the participants of a cohort, and which pairs of scans are compared."""
+"""Repeated scans of the participants of a cohort, and the pairs of scans to compare."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pnet_jax.cohort import Cohort
 from pnet_jax.errors import InputError
 from pnet_jax.evaluate.columns import column
 
-SAME = ("task",)  # columns that both scans of a pair share
+SAME = ("task",)  # columns with equal values in both scans of a pair
 
 
 class Repeats(NamedTuple):
-    """Scans of the participants who have two or more of a kind, sorted by their labels, so that the order of the table has no influence.
+    """Scans of participants with at least two of a kind, sorted by label, so that the order of the table has no effect.
 
     Attributes:
-      rows: rows of the cohort, `[n]`.
-      subject: number of the participant of each scan, `[n]`.
-      names: label of each participant.
-      kind: what the scans of a pair share, e.g. the task, `[n]`.
-      occasion: number of the scan among those of its participant and kind, `[n]`.
-      single: number of scans that were left out because their participant has no other of the kind.
+      rows: Rows of the cohort, `[n]`.
+      subject: Index of the participant of each scan, `[n]`.
+      names: Label of each participant.
+      kind: Common property of the scans of a pair, e.g. the task, `[n]`.
+      occasion: Index of the scan among those of its participant and kind, `[n]`.
+      single: Number of scans excluded because their participant has no other scan of the kind.
     """
 
     rows: Int[np.ndarray, " n"]
@@ -37,7 +37,7 @@ class Repeats(NamedTuple):
 
     @property
     def within(self) -> Int[np.ndarray, "P 2"]:
-        """All pairs of scans of one participant and kind; places in `rows`, the first occasion first."""
+        """All pairs of scans of the same participant and kind, as indices into `rows`, first occasion first, `[P, 2]`."""
         groups: dict[tuple[int, str], list[int]] = {}
         for place in range(len(self.rows)):
             groups.setdefault((int(self.subject[place]), str(self.kind[place])), []).append(place)
@@ -45,18 +45,18 @@ class Repeats(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about scans that were left out."""
+        """Warnings about excluded scans."""
         return (
             [f"{self.single} scans were left out because their participants have no second scan of the same kind."] if self.single else []
         )
 
     def between(self, most: int, seed: int) -> Int[np.ndarray, "Q 2"]:
-        """Return pairs of different participants, matched to those within: the first scan of each pair with the other participants'
-        scans of the second scan's kind and occasion.
+        """Return pairs of different participants, matched to the pairs within participants: the first scan of each pair with scans of other
+        participants of the kind and occasion of the second.
 
         Args:
-          most: number of other participants for each pair; neighbours in a random order.
-          seed: seed of the order.
+          most: Number of other participants per pair; neighbours in a random order.
+          seed: Seed of the order.
         """
         order = np.random.default_rng(seed).permutation(len(self.names))
         at = {(int(s), str(k), int(o)): place for place, (s, k, o) in enumerate(zip(self.subject, self.kind, self.occasion, strict=True))}
@@ -70,7 +70,7 @@ class Repeats(NamedTuple):
         return np.array(pairs, int).reshape(-1, 2)
 
     def occasions(self) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]]:
-        """Yield, for every two occasions of a kind, the scans of the participants who have both; at least two participants."""
+        """Yield, for every two occasions of a kind, the scans of participants who have both; at least two participants."""
         for kind in sorted(set(self.kind.tolist())):
             count = int(self.occasion[self.kind == kind].max()) + 1
             places = np.full((len(self.names), count), -1)
@@ -86,13 +86,13 @@ def repeats_of(cohort: Cohort, question: str, same: Sequence[str] = SAME) -> Rep
     """Find the repeated scans of a cohort.
 
     Args:
-      cohort: S scans.
-      question: name of the evaluation, for the error.
-      same: columns of the table that two scans share if one is to count as a repeat of the other.
+      cohort: Cohort with S scans.
+      question: Name of the evaluation, for the error message.
+      same: Columns of the table in which two scans must agree to count as repeats.
 
     Raises:
-      SettingsError: there is no such column.
-      InputError: fewer than two participants have two scans.
+      SettingsError: If a column does not exist.
+      InputError: If fewer than two participants have two scans.
     """
     order = np.argsort(cohort.table["scan"].astype(str), kind="stable")
     subjects = cohort.table["subject"].astype(str)
@@ -116,12 +116,12 @@ def repeats_of(cohort: Cohort, question: str, same: Sequence[str] = SAME) -> Rep
 
 
 def per_subject(values: Float[np.ndarray, " P"], owner: Int[np.ndarray, " P"], n: int) -> Float[np.ndarray, " n"]:
-    """Return the mean of a participant's values, NaN where there is none.
+    """Return the mean of each participant's values, NaN if there are none.
 
     Args:
-      values: of pairs, NaN where unknown.
-      owner: participant that each pair counts for.
-      n: number of participants.
+      values: Values of pairs, NaN if unknown, `[P]`.
+      owner: Participant to which each pair is attributed, `[P]`.
+      n: Number of participants.
     """
     known = np.isfinite(values)
     count = np.bincount(owner[known], minlength=n).astype(float)

@@ -1,4 +1,4 @@
-"""Resampling tests of values of participants."""
+"""Resampling tests for values of participants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TIE = 1e-12
 
 
 def sign_flip(values: Float[np.ndarray, " n"], seed: int = 0, *, two_sided: bool = False, draws: int = DRAWS) -> float:
-    """Return the p value of a mean above 0 (or unequal to 0) by random signs; NaN for fewer than 3 known values."""
+    """Return the p value of a mean above 0 (or, two-sided, unequal to 0) from random sign flips; NaN for fewer than 3 known values."""
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     if len(known) < 3:

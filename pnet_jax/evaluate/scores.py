@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 Score = Callable[[Float[np.ndarray, "S"], Float[np.ndarray, "S"], Float[np.ndarray, "B S"]], Float[np.ndarray, "B"]]
-BINS = 10  # of the calibration curve
+BINS = 10  # bins of the calibration curve
 
 
 def auc(scores: Float[np.ndarray, "*B n"], y: Float[np.ndarray, "*B n"]) -> Float[np.ndarray, "*B"]:
-    """Return the area under the ROC curve along the last axis; ties count half; NaN where there is one class only."""
+    """Return the area under the ROC curve along the last axis; ties count one half; NaN if there is only one class."""
     order = np.argsort(scores, axis=-1)
     ordered = np.take_along_axis(scores, order, -1)
     if (ordered[..., 1:] > ordered[..., :-1]).all():
@@ -61,14 +61,14 @@ def weighted_r(predicted: np.ndarray, y: np.ndarray, weights: Float[np.ndarray, 
 
 
 def weighted_r2(predicted: np.ndarray, y: np.ndarray, weights: Float[np.ndarray, "B S"]) -> Float[np.ndarray, " B"]:
-    """Return 1 − error variance / variance for each set of weights; below 0 where the mean predicts better."""
+    """Return 1 − error variance / variance for each set of weights; negative if predictions are worse than the mean."""
     deviation = y - _mean(y, weights)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return 1 - _mean(np.square(predicted - y), weights) / _mean(np.square(deviation), weights)
 
 
 def within(score: Score, sites: np.ndarray) -> Score:
-    """Return the mean of a score over sites, weighted by their sizes; sites where it does not exist are left out."""
+    """Return the mean of a score over sites, weighted by their sizes; sites for which it is undefined are omitted."""
 
     def mean(predicted: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
         parts = [(score(predicted[here], y[here], weights[:, here]), weights[:, here].sum(1)) for here in members(sites)]
@@ -86,7 +86,7 @@ def members(labels: np.ndarray) -> list[Int[np.ndarray, " n"]]:
 
 
 def bootstrap_weights(subjects: np.ndarray, sites: np.ndarray | None, draws: int, seed: int) -> Float[np.ndarray, "1+B S"]:
-    """Return how often each row is drawn: first once each (the data themselves), then in bootstrap draws of subjects within sites."""
+    """Return how often each row is drawn: first once each (the original data), then in bootstrap draws of subjects within sites."""
     rng = np.random.default_rng(seed)
     names, at = np.unique(subjects, return_inverse=True)
     site = np.zeros(len(names), int)
@@ -99,7 +99,7 @@ def bootstrap_weights(subjects: np.ndarray, sites: np.ndarray | None, draws: int
 
 
 def over_repeats(score: Score, predicted: Float[np.ndarray, "R S"], y: np.ndarray, weights: Float[np.ndarray, "B S"]) -> np.ndarray:
-    """Return a score for each set of weights, averaged over repeats; a repeat counts the rows that it predicts."""
+    """Return a score for each set of weights, averaged over repeats; each repeat includes the rows that it predicts."""
     known = np.isfinite(predicted)
     return np.mean([score(np.where(there, one, 0), y, weights * there) for one, there in zip(predicted, known, strict=True)], 0)
 

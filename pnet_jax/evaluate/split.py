@@ -1,4 +1,4 @@
-"""Split of participants into training and held-out parts, shared by all methods that are compared."""
+"""Splits of participants into training and held-out parts, shared by all compared methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Split:
       seed: Seed of the inner folds.
 
     Raises:
-      InputError: A fold has an empty part, an index is out of range, or a subject is in both parts; the message names the first.
+      InputError: If a fold has an empty part, an index is out of range, or a subject is in both parts; the message names the first.
     """
 
     subjects: np.ndarray
@@ -57,7 +57,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Short digest of the folds, which is equal for two evaluations on the same folds."""
+        """Short digest of the folds; equal for evaluations on the same folds."""
         sha = hashlib.sha256()
         for train, test in self.folds:
             sha.update(np.asarray(train, "<i8").tobytes() + b"|" + np.asarray(test, "<i8").tobytes() + b";")
@@ -78,7 +78,7 @@ class Split:
           Folds of *positions in `train`*, as scikit-learn expects for data restricted to `train`.
 
         Raises:
-          InputError: The training part cannot be split in two.
+          InputError: If the training part cannot be split in two.
         """
         said, own = f"{self.name}, inner folds", y[train]
         if self.blocks is not None and len(np.unique(self.blocks[train])) > 1:
@@ -96,8 +96,8 @@ def by_subject(subjects: Labels, y: np.ndarray, *, folds: int = 5, repeats: int 
       y: Classes, which the folds keep balanced, or any numbers (then balanced by quintile), `[S]`.
 
     Raises:
-      SettingsError: There are fewer than two folds, or no repeat.
-      InputError: A class has fewer subjects than there are folds; the message names the class.
+      SettingsError: If there are fewer than two folds, or no repeat.
+      InputError: If a class has fewer subjects than there are folds; the message names the class.
     """
     if folds < 2 or repeats < 1:
         raise SettingsError(f"expected 2 folds or more and 1 repeat or more, got {folds} folds and {repeats} repeats")
@@ -118,7 +118,7 @@ def leave_site_out(subjects: Labels, sites: Labels, *, groups: int | None = None
       groups: Number of groups of sites that are held out together, balanced by size; one group per site by default.
 
     Raises:
-      InputError: There is only one site, or a subject was scanned at two sites.
+      InputError: If there is only one site, or a subject was scanned at two sites.
     """
     labels, places = np.asarray(subjects, str), np.asarray(sites, str)
     names, sizes = np.unique(places, return_counts=True)
@@ -145,7 +145,7 @@ def fixed(subjects: Labels, held_out: Sequence[Sequence[str]], *, blocks: Labels
       blocks: Sites or other groups that inner folds hold out as a whole, `[S]`.
 
     Raises:
-      InputError: A listed subject is not in the cohort; the message names the first.
+      InputError: If a listed subject is not in the cohort; the message names the first.
     """
     labels = np.asarray(subjects, str)
     known = set(labels.tolist())
@@ -163,14 +163,14 @@ def _grouped(groups: np.ndarray, y: np.ndarray, folds: int, seed: int, said: str
     from sklearn.model_selection import StratifiedGroupKFold
 
     kinds = classes_of(y)
-    if np.bincount(kinds).max() < 2:  # a few different numbers: nothing to balance
+    if np.bincount(kinds).max() < 2:  # too few distinct numbers to balance
         kinds = np.zeros_like(kinds)
     each = [len(np.unique(groups[kinds == kind])) for kind in np.unique(kinds)]
     if len(np.unique(groups)) < 2:
         raise InputError(f"{said}: expected two or more groups, found only {groups[0] if len(groups) else 'none'}")
     count = max(2, min(folds, *each, len(np.unique(groups))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above where it matters
+        warnings.simplefilter("ignore", UserWarning)  # classes with fewer members than folds: refused above if it matters
         yield from StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, kinds, groups)
 
 
@@ -195,7 +195,7 @@ def joined_values(y: np.ndarray, subjects: np.ndarray, folds: int) -> np.ndarray
         codes[value] = codes[first]
         if len(np.unique(subjects[(first <= at) & (at <= value)])) >= folds:
             codes[value + 1 :], first = codes[value] + 1, value + 1
-    last = codes[first - 1] if first else 0  # too few subjects are left beyond it
+    last = codes[first - 1] if first else 0  # too few subjects remain beyond it
     return np.minimum(codes, last)[at]
 
 

@@ -1,4 +1,4 @@
-"""Where results leave, and are read again: images, tables and their descriptions, as BIDS derivatives."""
+"""Writing and reading of results: images, tables and their descriptions, as BIDS derivatives."""
 
 from pnet_jax.outputs.atlas import AtlasKey, atlas_label, check_atlas, network_atlas
 from pnet_jax.outputs.atomic import atomic_path, check_writable

@@ -1,4 +1,4 @@
-"""The label of the input atlas, which file names carry, and the file that says which atlas a label stands for in a folder."""
+"""Label of the input atlas in file names, and the file that describes which atlas a label refers to in a folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pnet_jax.ingest import naming
 from pnet_jax.network import Network
 from pnet_jax.outputs.tables import write_json
 
-LONGEST = 64  # characters of a label: a file name has 255 for all of its entities
-NAMING = ("atlas", "seg", "scale", "desc")  # entities that tell one atlas from another; space and res do not
+LONGEST = 64  # characters of a label; a file name has 255 for all entities
+NAMING = ("atlas", "seg", "scale", "desc")  # entities that distinguish atlases; space and res do not
 IMAGES = (".nii", ".nii.gz", ".dlabel.nii", ".label.gii")
 SUFFIXES = ("dseg", "probseg", "parc", "parcellation", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
 class AtlasKey:
-    """The input atlas of a result.
+    """Input atlas of a result.
 
     Attributes:
-      label: value of the `seg` entity in file names.
-      source: file, or how the atlas was made.
-      digest: digest of its parcels; empty where it is not known.
-      parcels: K.
+      label: Value of the `seg` entity in file names.
+      source: File, or how the atlas was made.
+      digest: Digest of its parcels; empty if unknown.
+      parcels: Number of parcels K.
     """
 
     label: str
@@ -38,14 +38,14 @@ class AtlasKey:
 
 
 def atlas_label(source: str | Path, parcels: int) -> str:
-    """Label of an input atlas, letters and digits only.
+    """Make the label of an input atlas, with letters and digits only.
 
-    Of an image it is what its file name says beside space, resolution and suffix; of an atlas that was not read from an image, the
-    first word of how it was made, and K.
+    For an image, the label is its file name without space, resolution and suffix; for an atlas that was not read from an image, the first
+    word of its source, followed by K.
 
     Args:
-      source: file, or how the atlas was made (`Atlas.source`).
-      parcels: K.
+      source: File, or how the atlas was made (`Atlas.source`).
+      parcels: Number of parcels K.
 
     Example:
       >>> atlas_label("atlases/Schaefer200TianS1_res-2_dseg.nii.gz", 216)
@@ -70,7 +70,7 @@ def atlas_label(source: str | Path, parcels: int) -> str:
 
 
 def network_atlas(network: Network) -> AtlasKey:
-    """The input atlas of a network, as its provenance names it."""
+    """Return the input atlas of a network from its provenance."""
     found: Any = network.provenance.get("atlas")
     about: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     source = str(about.get("source") or "")
@@ -78,10 +78,10 @@ def network_atlas(network: Network) -> AtlasKey:
 
 
 def check_atlas(folder: str | os.PathLike, atlas: AtlasKey) -> None:
-    """Refuses a folder in which another atlas has the same label, whose results would be overwritten or mixed with.
+    """Refuse a folder in which another atlas has the same label, whose results would be overwritten or mixed with the new ones.
 
     Raises:
-      ValueError: another atlas has the label; both are named.
+      ValueError: If another atlas has the label; names both.
     """
     file = _file(folder, atlas)
     try:
@@ -91,26 +91,26 @@ def check_atlas(folder: str | os.PathLike, atlas: AtlasKey) -> None:
         return
     if atlas.digest and digest and digest != atlas.digest:
         raise ValueError(
-            f"{folder}: expected one atlas labelled seg-{atlas.label}, found two: the results there are of {source} (digest {digest}), "
-            f"the new one is {atlas.source} (digest {atlas.digest}). Write to another folder, or rename one of the two files"
+            f"{folder}: two atlases have the label seg-{atlas.label}: the existing results use {source} (digest {digest}), "
+            f"the new ones {atlas.source} (digest {atlas.digest}); write to another folder, or rename one of the two atlas files"
         )
 
 
 def describe_atlas(folder: str | os.PathLike, atlas: AtlasKey) -> None:
-    """Writes down which atlas a label stands for, unless the folder says so already or the atlas is not known.
+    """Write the description of an input atlas, unless the folder already has it or the atlas is unknown.
 
     Raises:
-      OSError: names the file.
+      OSError: If the file cannot be written; names the file.
     """
     file = _file(folder, atlas)
     if not atlas.digest or file.exists():
         return
-    about = f"Input atlas of the results whose names have seg-{atlas.label}; their parcels begin as those of this atlas."
+    about = f"Input atlas of the results with seg-{atlas.label} in their names; their parcels were initialised from this atlas."
     write_json(file, {"Name": atlas.label, "Description": about, "Source": atlas.source, "Digest": atlas.digest, "Parcels": atlas.parcels})
 
 
 def _file(folder: str | os.PathLike, atlas: AtlasKey) -> Path:
-    # Not `_description`: by the inheritance principle BIDS would apply it, like atlas-pnet_description.json, to every result.
+    # Not `_description`: by the BIDS inheritance principle, it would apply to every result, as atlas-pnet_description.json does.
     return Path(folder) / f"atlas-pnet_seg-{atlas.label}_source.json"
 
 

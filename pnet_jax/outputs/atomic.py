@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic writing of files, so that readers never encounter partial files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Temporary name beside `path`: write to it, and it becomes `path` when the block ends without an error.
+    """Yield a temporary path next to `path`, which is renamed to `path` when the block ends without an error.
 
-    The temporary name is hidden and keeps the extension, because writers choose their format by it. Parent folders are made.
+    The temporary name is hidden and keeps the extension, because writers choose their format by it. Parent folders are created.
 
     Args:
-      path: the file's final name; an older file of that name stays intact until the new one is complete.
+      path: Final path; an existing file remains intact until the new one is complete.
 
     Raises:
-      OSError: the disk is full, the folder is not writable …; the error names `path` and nothing of the new file is left.
+      OSError: If the disk is full or the folder is not writable; names `path`, and no part of the new file is left.
 
     Example:
       >>> import tempfile
@@ -42,29 +42,29 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         reason = error.strerror or str(error) or "could not be written"
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
-        # What went wrong above matters more than a leftover that cannot be removed either.
+        # The error above matters more than a temporary file that cannot be removed.
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
-    """Writes a file whole or not at all; returns its path. Raises `OSError` that names the file."""
+    """Write a file atomically and return its path. Raises `OSError` that names the file."""
     with atomic_path(path) as part:
         part.write_bytes(data)
     return Path(path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Writes UTF-8 text with `\\n` line ends, whole or not at all; returns its path. Raises `OSError` that names the file."""
+    """Write UTF-8 text with `\\n` line ends atomically and return the path. Raises `OSError` that names the file."""
     return write_bytes(path, text.encode("utf-8"))
 
 
 def check_writable(folder: str | os.PathLike) -> Path:
-    """Makes the folder if needed and tries to write into it: hours of work should not end in a missing permission.
+    """Create the folder if needed and test that it is writable, so that missing permissions are detected before a long run.
 
     Raises:
-      ValueError: `folder` is a file.
-      OSError: it cannot be made or written into; the error names it.
+      ValueError: If `folder` is a file.
+      OSError: If it cannot be created or written to; names it.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -90,6 +90,6 @@ def sweep(folders: Iterable[Path]) -> None:
 
 
 def _flush(part: Path) -> None:
-    # Network file systems report a full disk or quota only here, after every write has seemed to succeed.
+    # Network file systems report a full disk or quota only here, after all writes appeared to succeed.
     with open(part, "rb+") as file:
         os.fsync(file.fileno())

@@ -22,15 +22,15 @@ from pnet_jax.outputs.names import safe_label, safe_name
 from pnet_jax.outputs.surfaces import is_surface_only, label_gifti
 from pnet_jax.outputs.tables import beside, column_names, write_json, write_matrix, write_rows
 
-# BIDS orders entities; those of the source that say nothing about a result (desc, label …) are left out.
+# BIDS orders entities; entities of the source that are irrelevant to a result (desc, label …) are omitted.
 ENTITIES = ("ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "proc", "hemi", "space", "recording", "chunk")
-# Not in BIDS yet: it does not allow `atlas` in the name of a mask, or CIFTI files (`den`) as segmentations of functional scans.
+# Not yet allowed by BIDS: `atlas` in the name of a mask, and CIFTI files (`den`) as segmentations of functional scans.
 IGNORED = (
     *("*_relmat.*", "*_timeseries.*", "*_boldmap.*", "*_stat-*", "*_desc-locations_dseg.*", "*_desc-locations_mask.*", "*_den-*"),
     *("*_desc-atlas_labels.*", "*_desc-mean_boldref.*", "*_probseg.tsv", "*_qc.*", "*.html", "status.tsv", "atlas-pnet_*.json"),
     *("*.zarr", "cohort.tsv"),
 )
-# Files that not every result has: those of an older result of the same name must not be taken for this one's.
+# Optional files: those left by an older result with the same name must not be attributed to this one.
 SOMETIMES = (
     *("probseg.*", "stat-*_relmat.*", "desc-locations_*", "desc-atlas_labels.*", "desc-mean_boldref.*", "desc-motion_timeseries.*"),
     "desc-confidence_*",
@@ -39,42 +39,42 @@ LUT_COLUMNS = ("index", "name", "color", "hemisphere", "n_locations", "n_atlas_l
 
 
 def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = True) -> list[Path]:
-    """Writes one subject's result as BIDS derivatives.
+    """Write one subject's result as BIDS derivatives.
 
-    Below `folder`, for sub-01 and the shipped atlas of 200 parcels, every name begins with
+    For sub-01 and the shipped atlas of 200 parcels, every file below `folder` has a name that begins with
     `sub-01/func/sub-01_task-rest_space-…_atlas-pnet_seg-geometric200_scale-200_res-2`, where `seg` names the input atlas (`atlas_label`),
     followed by
 
-    - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, a row a ROI), `_dseg.json`, `_dseg.tsv`
-    - for scans of vertices alone also a `_dseg.label.gii` of each hemisphere, whose names have `hemi-L` and `hemi-R` before `space`
+    - `_dseg.nii.gz` (`.dlabel.nii` for CIFTI; ROI scans: `_desc-locations_dseg.tsv`, one row per ROI), `_dseg.json`, `_dseg.tsv`
+    - for scans with vertices only, also a `_dseg.label.gii` per hemisphere, with `hemi-L` or `hemi-R` before `space` in the name
     - `_probseg.nii.gz` (`.dscalar.nii`, `.tsv`) and `_probseg.json`
     - `_desc-confidence_boldmap.nii.gz` (`.dscalar.nii`; ROI scans: column `confidence` of `_desc-locations_dseg.tsv`), the probability of
-      each location's own parcel, with `.json`
-    - `_desc-atlas_labels.nii.gz`, the atlas on the grid of the scan, and `_desc-locations_mask.nii.gz`, its voxels, each with `.json`
+      each location's parcel, with `.json`
+    - `_desc-atlas_labels.nii.gz`, the atlas on the scan's grid, and `_desc-locations_mask.nii.gz`, the scan's voxels, each with `.json`
       (CIFTI: `_desc-locations_dseg.dscalar.nii`; ROI scans: `_desc-locations_dseg.json`); outside MNI space `_desc-mean_boldref.nii.gz`
     - `_stat-coverage_bold`, `_stat-mean_timeseries` and a `_stat-<measure>_relmat` for each measure, each `.tsv` with `.json`
-    - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for the layers of the edges, and `…_desc-sd_relmat`,
-      `…_desc-shrunksd_relmat`, `…_desc-guidedsd_relmat` for the uncertainty of what has one, each `.tsv` with `.json`
-    - `_stat-pearsoncorrelation_desc-half1_relmat` and `…_desc-half2_relmat`, the edges of the scan's halves (`…whitened…` too, where
-      signals before the low-pass are known), each `.tsv` with `.json`
-    - `_desc-motion_timeseries.tsv` with `.json`, where head motion is known
+    - `_stat-pearsoncorrelation_desc-shrunk_relmat`, `…_desc-guided_relmat` for shrunk and guided edges, and `…_desc-sd_relmat`,
+      `…_desc-shrunksd_relmat`, `…_desc-guidedsd_relmat` for their uncertainty, where estimated, each `.tsv` with `.json`
+    - `_stat-pearsoncorrelation_desc-half1_relmat` and `…_desc-half2_relmat`, the edges of the scan's halves (also `…whitened…`, if
+      signals before low-pass filtering are available), each `.tsv` with `.json`
+    - `_desc-motion_timeseries.tsv` with `.json`, if head motion is known
     - `_desc-pnet_qc.json`
 
-    `load_network` makes the Network of them again. Every table has the same K parcels in the same order; what an absent parcel lacks
-    is `n/a`. Files are written under a temporary name and renamed. `_dseg.tsv` is removed first and written last: where it stands,
-    the set is complete. Files that only an older result of the same name had are removed.
+    `load_network` reads the Network back. Every table has the same K parcels in the same order; missing values of absent parcels are
+    `n/a`. Files are written under a temporary name and renamed. `_dseg.tsv` is removed first and written last, so a result that has it is
+    complete. Optional files of an older result with the same name are removed.
 
     Args:
-      network: a subject's result.
-      folder: root of the derivatives; `dataset_description.json` and `.bidsignore` are added if missing.
-      probabilities: also write the soft parcellation.
+      network: Result of a subject.
+      folder: Root of the derivatives; `dataset_description.json` and `.bidsignore` are added if missing.
+      probabilities: Whether to write the soft parcellation.
 
     Returns:
-      The files of this result in the order in which they were written, `_dseg.tsv` last.
+      Files of this result in the order in which they were written, `_dseg.tsv` last.
 
     Raises:
-      ValueError: `folder` is a file or holds results of another atlas with the same label, or shapes in `network` do not agree.
-      OSError: the folder is not writable or the disk is full; the error names the file, and nothing that this call wrote is left.
+      ValueError: If `folder` is a file or has results of another atlas with the same label, or shapes in `network` are inconsistent.
+      OSError: If the folder is not writable or the disk is full; names the file, and nothing written by this call is left.
     """
     check_shapes(network)
     folder, atlas = check_writable(folder), network_atlas(network)
@@ -96,7 +96,7 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
                 old.unlink()
         written.append(write_rows(complete, LUT_COLUMNS, parcel_rows(network)))
     except BaseException:
-        # Half a set helps nobody, and on a full disk the others may need the room.
+        # An incomplete result is useless, and on a full disk other results may need the space.
         for file in written:
             file.unlink(missing_ok=True)
         raise
@@ -104,12 +104,12 @@ def save(network: Network, folder: str | os.PathLike, *, probabilities: bool = T
 
 
 def save_edges(network: Network, folder: str | os.PathLike) -> list[Path]:
-    """Writes (or replaces) only the `_relmat` tables of a result, e.g. a cohort's measure once every scan is known."""
+    """Write (or replace) only the `_relmat` tables of a result, e.g. a cohort measure once all scans are available."""
     return list(_write_edges(network, network_stem(folder, network)))
 
 
 def network_stem(folder: str | os.PathLike, network: Network) -> Path:
-    """`output_stem` of a result."""
+    """Return the `output_stem` of a result."""
     label = network_atlas(network).label
     return output_stem(folder, network.subject, network.entities, network.n_parcels, label, space=network.space.name)
 
@@ -123,15 +123,15 @@ def _hemisphere_stem(network: Network, stem: Path, side: str) -> Path:
 def output_stem(
     folder: str | os.PathLike, subject: str, entities: Mapping[str, Any], n_parcels: int, atlas: str, *, space: str = "unknown"
 ) -> Path:
-    """Path that every file of a result begins with: append `_dseg.tsv` and so on. Nothing is written.
+    """Return the path prefix of all files of a result, to which `_dseg.tsv` etc. are appended; writes nothing.
 
     Args:
-      folder: root of the derivatives.
-      subject: label without `sub-`.
-      entities: BIDS entities of the source; those that name the recording and its space are kept, in BIDS order.
-      n_parcels: K.
-      atlas: label of the input atlas, from `atlas_label`.
-      space: template, used where `entities` has no `space` and it is known.
+      folder: Root of the derivatives.
+      subject: Label without `sub-`.
+      entities: BIDS entities of the source; those that identify the recording and its space are kept, in BIDS order.
+      n_parcels: Number of parcels K.
+      atlas: Label of the input atlas, from `atlas_label`.
+      space: Template, used if `entities` has no `space`.
 
     Example:
       >>> output_stem("out", "01", {"task": "rest", "ses": "1"}, 200, "geometric200").as_posix()
@@ -149,17 +149,17 @@ def output_stem(
 
 
 def write_dataset_files(folder: str | os.PathLike) -> None:
-    """Writes dataset_description.json, atlas-pnet_description.json and .bidsignore where they are missing or out of date.
+    """Write dataset_description.json, atlas-pnet_description.json and .bidsignore if they are missing or out of date.
 
-    A dataset_description.json of another program is left as it is, and lines are only added to a .bidsignore.
+    A dataset_description.json of another program is kept, and lines are only appended to an existing .bidsignore.
 
     Raises:
-      OSError: names the file.
+      OSError: If a file cannot be written; names the file.
     """
     folder = Path(folder)
     about = {"dataset_description.json": sidecars.dataset_description(), "atlas-pnet_description.json": sidecars.atlas_description()}
     for name, content in about.items():
-        # Many processes share one folder: what is right already is not written again.
+        # Many processes share one folder: files that are already correct are not rewritten.
         found = _read_json(folder / name)
         ours = name.startswith("atlas-pnet") or "pnet_jax" in json.dumps(found.get("GeneratedBy", ""))
         if not (folder / name).exists() or (ours and found != content):
@@ -177,11 +177,11 @@ def scan_label(network: Network) -> str:
 
 
 def page_name(scan: str, atlas: str) -> str:
-    """File name of the HTML page of a scan's result, which other atlases in the same folder do not share.
+    """Return the file name of a scan's HTML report, which is unique for each atlas in a folder.
 
     Args:
-      scan: label of the scan, as in `status.tsv`.
-      atlas: label of the input atlas, from `atlas_label`.
+      scan: Label of the scan, as in `status.tsv`.
+      atlas: Label of the input atlas, from `atlas_label`.
 
     Example:
       >>> page_name("sub-01_task-rest", "geometric200")
@@ -191,7 +191,7 @@ def page_name(scan: str, atlas: str) -> str:
 
 
 def parcel_rows(network: Network) -> list[dict[str, Any]]:
-    """The look-up table, one mapping for each of the K parcels in order; columns as in `_dseg.tsv`."""
+    """Return the look-up table, one mapping for each of the K parcels in order; columns as in `_dseg.tsv`."""
     sizes = _sizes(network, network.labels)
     before = _sizes(network, network.atlas_labels)
     centre = parcel_centroids(network)
@@ -213,7 +213,7 @@ def parcel_rows(network: Network) -> list[dict[str, Any]]:
 
 
 def parcel_centroids(network: Network) -> Float[np.ndarray, "K 3"]:
-    """Mean position in MNI mm of each parcel's locations, NaN for absent parcels."""
+    """Return the mean position of each parcel's locations in MNI mm, NaN for absent parcels."""
     inside = network.labels >= 0
     total = np.zeros((network.n_parcels, 3))
     np.add.at(total, network.labels[inside], network.space.xyz[inside].astype(np.float64))
@@ -274,7 +274,7 @@ def _write_halves(network: Network, stem: Path) -> Iterator[Path]:
 
 
 def check_shapes(network: Network) -> None:
-    """Refuses a Network whose arrays do not belong together; names the one that does not fit."""
+    """Refuse a Network with inconsistent array shapes, and name the array."""
     locations, parcels = len(network.space), network.n_parcels
     expected = {
         "labels": (locations,),

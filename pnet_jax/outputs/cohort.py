@@ -45,7 +45,7 @@ from pnet_jax.scan import label_entities, scan_label
 from pnet_jax.space import Space, join_spaces, places_in
 
 BLOCK = 32  # scans: see docs/architecture.md
-FRAMES = 64  # T is padded to a multiple of this, so that a slightly longer scan changes no array shape
+FRAMES = 64  # T is padded to a multiple of this, so that slightly longer scans do not change array shapes
 PENDING, DONE, FAILED = 0, 1, 2  # values of `status`
 WORDS = (*TEXTS, "error", "provenance", "arrays", "result")  # columns of `text`
 
@@ -54,9 +54,9 @@ class Entry(NamedTuple):
     """Outcome of a scan.
 
     Attributes:
-      network: its result; None if it failed.
-      error: why it failed.
-      result: digest of the files of the result, by which a later call detects changes; empty if there is none.
+      network: Its result; None if it failed.
+      error: Reason for the failure.
+      result: Digest of the result files, by which later calls detect changes; empty if there is no result.
     """
 
     network: Network | None
@@ -66,14 +66,14 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """Dimensions and contents that the arrays of a store have room for.
+    """Dimensions and contents for which the arrays of a store have room.
 
     Attributes:
-      ids, names, hemispheres: properties of the K parcels, as in `Network`.
+      ids, names, hemispheres: Properties of the K parcels, as in `Network`.
       atlas: `source` and `digest` of the input atlas.
-      edges: measures and layers.
+      edges: Edge measures, including shrunk and guided edges.
       frames: T, the number of frames of the longest scan.
-      space: the V locations; scans in another Space have no labels in the store. None for a store without labels.
+      space: Space with V locations; scans on other Spaces have no labels in the store. None for a store without labels.
     """
 
     ids: Int[np.ndarray, " K"]
@@ -86,22 +86,24 @@ class Layout:
 
 
 def layout_of(network: Network) -> Layout:
-    """Return the layout that one network needs."""
+    """Return the layout required by one network."""
     return Layout(
         network.ids, network.names, network.hemispheres, atlas_of(network), tuple(network.edges), len(network.frames), network.space
     )
 
 
 def join_layouts(one: Layout, other: Layout) -> Layout:
-    """Return a layout with room for the contents of both; locations that cannot be joined to those of the first are left out.
+    """Return a layout with room for the contents of both; locations that cannot be joined to those of the first are omitted.
 
     Raises:
-      InputError: the parcels or the atlas differ.
+      InputError: If the parcels or the atlas differ.
     """
     digests = one.atlas["digest"], other.atlas["digest"]
     if not np.array_equal(one.ids, other.ids) or (all(digests) and digests[0] != digests[1]):
         said = [f"{len(layout.ids)} parcels of {layout.atlas['source'] or 'an unnamed atlas'}" for layout in (one, other)]
-        raise InputError(f"a cohort has one atlas: found {said[0]} (digest {digests[0]}) and {said[1]} (digest {digests[1]})")
+        raise InputError(
+            f"all scans of a cohort must have the same atlas, found {said[0]} (digest {digests[0]}) and {said[1]} (digest {digests[1]})"
+        )
     space = one.space if one.space is None or other.space is None else join_spaces(one.space, other.space) or one.space
     edges = tuple(dict.fromkeys((*one.edges, *other.edges)))
     return dataclasses.replace(one, edges=edges, frames=max(one.frames, other.frames), space=space)
@@ -113,21 +115,21 @@ def create(
     """Create a store in which every scan is pending. One process calls this before any process writes a block.
 
     Args:
-      path: a folder, or an fsspec address (`s3://…`, `memory://…`).
-      scans: labels in the order of the rows, each once.
-      layout: what the store must have room for.
-      covariates: further columns of the table by name, one value for each scan.
-      block: scans per block.
+      path: A folder, or an fsspec address (`s3://…`, `memory://…`).
+      scans: Unique labels in the order of the rows.
+      layout: Dimensions and contents of the store.
+      covariates: Further columns of the table by name, with one value per scan.
+      block: Number of scans per block.
 
     Raises:
-      SettingsError: the store exists already, there is no scan, or a label occurs twice.
-      CohortExtraMissingError: zarr is not installed.
-      OSError: the store cannot be written.
+      SettingsError: If the store already exists, there are no scans, or a label occurs twice.
+      CohortExtraMissingError: If zarr is not installed.
+      OSError: If the store cannot be written.
     """
     if not scans or len(set(scans)) < len(scans):
         raise SettingsError(f"{path}: expected scans with different labels, got {len(scans)} with {len(set(scans))} labels")
     if exists(path):
-        raise SettingsError(f"{path}: a cohort store exists already; choose another path or remove it")
+        raise SettingsError(f"{path}: a cohort store already exists; choose another path or remove it")
     covariates = _checked_covariates(path, covariates, len(scans))
     _lay_out(new_store(path), scans, layout, covariates, block)
 
@@ -135,11 +137,11 @@ def create(
 def extend(path: str | Path, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray] | None = None) -> None:
     """Make room in a store for further scans, edges, frames and locations, and replace the covariates.
 
-    One process calls this while no other writes or reads. Existing scans keep their rows and must come first in `scans`.
+    Only one process may call this, while no other process reads or writes. Existing scans keep their rows and must come first in `scans`.
 
     Raises:
-      SettingsError: `scans` does not begin with those of the store.
-      InputError: the atlas differs, or the store is damaged.
+      SettingsError: If `scans` does not begin with those of the store.
+      InputError: If the atlas differs, or the store is damaged.
     """
     group = open_store(path, "r+")
     there = scans_of(group)
@@ -152,18 +154,18 @@ def extend(path: str | Path, scans: Sequence[str], layout: Layout, covariates: M
 def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> None:
     """Write scans of one block; no other process may write the same block at the same time.
 
-    Scans of the block that are not in `entries` are unchanged. If the process is killed while writing, those in `entries` are pending. A
-    network that `check_network` refuses is written as failed.
+    Scans of the block that are not in `entries` remain unchanged. If the process is killed while writing, those in `entries` are pending. A
+    network refused by `check_network` is stored as failed.
 
     Args:
-      path: as for `create`.
-      number: index of the block; block b holds the scans b·n … b·n + n − 1 of the store, where n is `block`.
-      entries: outcome of the scans, by label.
+      path: As for `create`.
+      number: Index of the block; block b contains the scans b·n … b·n + n − 1 of the store, where n is `block`.
+      entries: Outcomes of the scans, by label.
 
     Raises:
-      SettingsError: a scan is not in this block, or there is no room for it (`extend`); names it.
-      InputError: the store is damaged, or a network has another atlas.
-      OSError: the store cannot be written.
+      SettingsError: If a scan is not in this block, or does not fit in the store (`extend`); names it.
+      InputError: If the store is damaged, or a network has another atlas.
+      OSError: If the store cannot be written.
     """
     group = open_store(path, "r+")
     scans = scans_of(group)[block_rows(group, number)]
@@ -177,11 +179,11 @@ def write_block(path: str | Path, number: int, entries: Mapping[str, Entry]) -> 
 
 
 def write_cohort(path: str | Path, cohort: Cohort, block: int = BLOCK) -> None:
-    """Write a Cohort to a new store; labels are left out.
+    """Write a Cohort to a new store; labels are omitted.
 
     Raises:
-      SettingsError: the store exists already, or a covariate's name is reserved.
-      OSError: the store cannot be written.
+      SettingsError: If the store already exists, or the name of a covariate is reserved.
+      OSError: If the store cannot be written.
     """
     frames = 1 if cohort.frames is None else cohort.frames.shape[1]
     layout = Layout(cohort.ids, cohort.names, cohort.hemispheres, cohort.atlas, tuple(cohort.edges), frames)
@@ -249,7 +251,7 @@ def block_rows(group: Any, number: int) -> slice:
 
 
 def read_layout(group: Any, brief: bool = False) -> Layout:
-    """Read the layout of a store; `brief` leaves out the neighbours of voxels, which take long to find."""
+    """Read the layout of a store; `brief` omits the neighbours of voxels, which are slow to compute."""
     about = group.attrs.asdict()
     edges = tuple(group[name].attrs["layer"] for name, _ in block_arrays(group) if name.startswith(EDGES))
     return Layout(
@@ -274,7 +276,7 @@ def _checked(scan: str, entry: Entry, layout: Layout) -> Entry:
     missing = [name for name in network.edges if name not in layout.edges]
     if missing or len(network.frames) > layout.frames:
         what = f"edges {missing[0]}" if missing else f"{len(network.frames)} frames"
-        raise SettingsError(f"{scan}: the store has no room for {what}: extend it")
+        raise SettingsError(f"{scan}: the store has no room for {what}; extend it")
     try:
         check_network(network)
     except InputError as error:
@@ -308,7 +310,7 @@ def _maps(network: Network, layout: Layout) -> dict[str, np.ndarray]:
     labels, confidence = np.full(len(joined), -1, np.int16), np.zeros(len(joined), np.float32)
     labels[at], confidence[at] = network.labels, network.confidence
     if (labels[len(layout.space) :] >= 0).any():
-        raise SettingsError(f"{scan_label(network.subject, network.entities)}: the store has no room for all of its locations: extend it")
+        raise SettingsError(f"{scan_label(network.subject, network.entities)}: the store has no room for all of its locations; extend it")
     return {"labels": labels[: len(layout.space)], "confidence": confidence[: len(layout.space)]}
 
 
@@ -342,7 +344,7 @@ def _checked_covariates(path: str | Path, covariates: Mapping[str, np.ndarray] |
 def _lay_out(group: Any, scans: Sequence[str], layout: Layout, covariates: Mapping[str, np.ndarray], block: int) -> None:
     """Create or lengthen all arrays of a store, and write those that do not depend on results."""
     s, k, frames = len(scans), len(layout.ids), -(-layout.frames // FRAMES) * FRAMES
-    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest follows when everything is written
+    group.attrs.update({"format": FORMAT, "version": VERSION, "digest": ""})  # the digest is added when everything is written
     matrix = ("scan", "parcel", "parcel_to")
     for name in layout.edges:
         view = view_of(name) | {"layer": name}

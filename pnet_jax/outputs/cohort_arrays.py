@@ -1,4 +1,4 @@
-"""Arrays of a zarr v3 group that holds a cohort: how they are laid out, opened and checked. Only this module imports zarr."""
+"""Arrays of a zarr v3 group with a cohort: layout, opening and checks. Only this module imports zarr."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def open_store(path: str | Path, mode: str = "r") -> Any:
     """Open the zarr group of a store.
 
     Raises:
-      FileNotFoundError: there is no store.
-      InputError: it is not a cohort store, has another version, or the descriptions of its arrays are damaged; names it.
-      CohortExtraMissingError: zarr is not installed.
+      FileNotFoundError: If there is no store.
+      InputError: If it is not a cohort store, has another version, or its array descriptions are damaged; names it.
+      CohortExtraMissingError: If zarr is not installed.
     """
     try:
         # Writers read the files themselves, because the consolidated copy dates from the last `seal`.
         group = _zarr().open_group(_store(path), mode=mode, zarr_format=3, use_consolidated=None if mode == "r" else False)
         attributes = group.attrs.asdict()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such cohort store") from error
+        raise FileNotFoundError(f"{path}: cohort store not found") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run `pnet collect` again") from error
     if attributes.get("format") != FORMAT or attributes.get("version") != VERSION:
@@ -64,10 +64,10 @@ def open_store(path: str | Path, mode: str = "r") -> Any:
 
 
 def read_array(group: Any, name: str) -> np.ndarray:
-    """Read an array that `create` wrote.
+    """Read an array written by `create`.
 
     Raises:
-      InputError: it is damaged; names it.
+      InputError: If it is damaged; names it.
     """
     try:
         values = group[name][:]
@@ -77,16 +77,16 @@ def read_array(group: Any, name: str) -> np.ndarray:
 
 
 def read_rows(group: Any, name: str, rows: slice, scans: Sequence[str]) -> np.ndarray:
-    """Read rows of an array that `write_block` wrote.
+    """Read rows of an array written by `write_block`.
 
     Args:
-      group: the store.
-      name: name of the array.
-      rows: rows of one block.
-      scans: labels of these rows.
+      group: Group of the store.
+      name: Name of the array.
+      rows: Rows of one block.
+      scans: Labels of these rows.
 
     Raises:
-      InputError: the checksum of a chunk is wrong, or the chunk cannot be decoded; names the scan.
+      InputError: If the checksum of a chunk is wrong, or the chunk cannot be decoded; names the scan.
     """
     try:
         return group[name][rows]
@@ -191,7 +191,7 @@ def space_content(space: Space) -> tuple[dict[str, tuple[tuple[str, ...], Any]],
 
 
 def read_space(group: Any, words: Mapping[str, Any], brief: bool) -> Space:
-    """Read the Space that `space_content` described; `brief` leaves out the neighbours of voxels, which take long to find."""
+    """Read the Space that `space_content` described; `brief` omits the neighbours of voxels, which are slow to compute."""
     tables: dict[str, Any] = {
         name.removeprefix(LOCATIONS): read_array(group, name) for name in group.array_keys() if name.startswith(LOCATIONS)
     }

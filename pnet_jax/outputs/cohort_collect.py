@@ -1,7 +1,7 @@
-"""A folder of results -> the cohort store, or a Cohort in memory.
+"""Collection of a results folder into the cohort store, or into a Cohort in memory.
 
 The store is written from results on disk, not by the processes that construct them: every result on disk is complete and has a record, so
-a killed run, a rerun of failed scans or a damaged block requires no more than collecting again.
+after a killed run, retried scans or a damaged block, collecting again is sufficient.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Found(NamedTuple):
     """A scan in a folder of results.
 
     Attributes:
-      scan: label.
-      file: its `…_dseg.tsv`; None if it failed.
-      error: why it failed.
-      digest: digest of the files of the result.
-      source: file of the recording, if known.
-      files: files in its record, with their fingerprints.
+      scan: Label of the scan.
+      file: Its `…_dseg.tsv`; None if it failed.
+      error: Reason for the failure.
+      digest: Digest of the result files.
+      source: File of the recording, if known.
+      files: Files in its record, with their fingerprints.
     """
 
     scan: str
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some of the scans of a folder; `number` is the position of the part."""
+    """Part of the scans of a folder; `number` is the position of the part."""
 
     folder: str
     number: int
@@ -99,21 +99,21 @@ def load_cohort(
     """Load the results of many scans as arrays and a table.
 
     Args:
-      path: a store that `pnet collect` wrote (a folder or an fsspec address), or a folder of results of `pnet construct` or `save`. A
-        folder is read result by result, 30 ms each; collect large folders first.
-      atlas: label of the input atlas, for a folder with results for several atlases.
-      participants: table with covariates, for a folder of results; see `collect`.
-      edges: measures and layers to read from a store; all by default.
-      signals: whether to read parcel signals from a store.
-      labels: whether to read labels and confidence from a store.
+      path: A store written by `pnet collect` (a folder or an fsspec address), or a results folder of `pnet construct` or `save`. Results in
+          a folder are read one by one, 30 ms each; collect large folders first.
+      atlas: Label of the input atlas, for a folder with results for several atlases.
+      participants: Table with covariates, for a results folder; see `collect`.
+      edges: Edge measures to read from a store; all by default.
+      signals: Whether to read parcel signals from a store.
+      labels: Whether to read labels and confidence from a store.
 
     Returns:
       The scans that succeeded; `provenance["left_out"]` gives the reasons for the others.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
-      InputError: no scan succeeded, or the store is damaged (names array and scan).
-      SettingsError: the folder holds results for several atlases, or the store does not contain the requested edges.
+      FileNotFoundError: If there is nothing at `path`.
+      InputError: If no scan succeeded, or the store is damaged (names array and scan).
+      SettingsError: If the folder has results for several atlases, or the store does not contain the requested edges.
 
     Example:
       >>> cohort = pnet_jax.load_cohort("out/cohort.zarr", signals=False, labels=False)  # doctest: +SKIP
@@ -152,27 +152,27 @@ def collect(
     until it succeeds. While `pnet construct` is running, the scans finished so far are collected. New scans are appended.
 
     Args:
-      folder: results of `pnet construct` or of `save`.
-      path: the store; by default `cohort.zarr` in the folder, or `cohort_seg-<atlas>.zarr` if an atlas is given.
-      atlas: label of the input atlas, if the folder holds results for several atlases.
-      participants: table with one row per participant (`participant_id` and covariates); by default `participants.tsv` in the folder, or
-        in the dataset of the recordings.
-      workers: processes that read results and write blocks.
-      block: scans per block of a new store.
-      progress: called with a text, the number of blocks that are done, and the total.
+      folder: Results of `pnet construct` or `save`.
+      path: Path of the store; by default `cohort.zarr` in the folder, or `cohort_seg-<atlas>.zarr` if an atlas is given.
+      atlas: Label of the input atlas, if the folder has results for several atlases.
+      participants: Table with one row per participant (`participant_id` and covariates); by default `participants.tsv` in the folder, or
+          in the dataset of the recordings.
+      workers: Number of processes that read results and write blocks.
+      block: Number of scans per block of a new store.
+      progress: Called with a text, the number of completed blocks, and the total.
 
     Returns:
       `path`, the numbers of scans `done` and `failed`, of `blocks`, and of blocks `written` by this call, and whether this call updated the
-      `covariates` of scans that the store had.
+      `covariates` of scans that were already in the store.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      SettingsError: the folder holds no results or those for several atlases, or the store contains scans that the folder does not.
-      InputError: the store has another atlas, or is damaged outside its blocks; names it.
-      OSError: the store cannot be written.
+      FileNotFoundError: If the folder does not exist.
+      SettingsError: If the folder has no results, or results for several atlases, or lacks scans that the store contains.
+      InputError: If the store has another atlas, or is damaged outside its blocks; names it.
+      OSError: If the store cannot be written.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of results")
+        raise FileNotFoundError(f"{folder}: results folder not found")
     path = Path(folder) / (f"cohort_seg-{atlas}.zarr" if atlas else "cohort.zarr") if path is None else path
     with waiting_for(Path(folder) / RECORDS / LOCK):
         found = find_scans_in(folder, atlas)
@@ -191,15 +191,15 @@ def collect(
 
 
 def find_scans_in(folder: str | Path, atlas: str | None = None) -> list[Found]:
-    """List the scans of a folder of results, by label: those with a record or, if there is no record, the results that `save` wrote.
+    """List the scans of a results folder, by label: those with a record or, without records, the results written by `save`.
 
     Raises:
-      SettingsError: there are no results, or results for several atlases and `atlas` is not given.
+      SettingsError: If there are no results, or results for several atlases and `atlas` is not given.
     """
     records = [record for record in read_records(folder) if record.get("atlas")]
     labels = sorted({record["atlas"] for record in records})
     if atlas is None and len(labels) > 1:
-        said = f"holds results for {len(labels)} atlases ({', '.join(labels)}): choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
+        said = f"has results for {len(labels)} atlases ({', '.join(labels)}); choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
         raise SettingsError(f"{folder}: {said}")
     found = [_of_record(folder, record) for record in records if atlas in (None, record["atlas"])]
     if not found:
@@ -236,12 +236,12 @@ def participants_file(folder: str | Path, found: Sequence[Found], given: str | P
 def covariates_of(file: Path | None, found: Sequence[Found]) -> dict[str, np.ndarray]:
     """Read the columns of a participants table, one value per scan; unknown numbers are NaN, unknown texts are empty.
 
-    Characters other than letters, digits and `_` are replaced in names; names that a cohort uses itself are prefixed with
+    Characters other than letters, digits and `_` are replaced in names; names reserved by a cohort are prefixed with
     `participant_`. `site_id` becomes `site`.
 
     Raises:
-      InputError: the table has no column `participant_id`, or a participant occurs twice; names the file.
-      FileNotFoundError: the table does not exist.
+      InputError: If the table has no column `participant_id`, or a participant occurs twice; names the file.
+      FileNotFoundError: If the table does not exist.
     """
     if file is None:
         return {}
@@ -250,7 +250,7 @@ def covariates_of(file: Path | None, found: Sequence[Found]) -> dict[str, np.nda
         raise InputError(f"{file}: expected a table with a column participant_id, found {list(rows[0]) if rows else 'no rows'}")
     by_subject = {row["participant_id"].removeprefix("sub-"): row for row in rows}
     if len(by_subject) < len(rows):
-        raise InputError(f"{file}: expected one row for each participant_id, found {len(rows)} rows of {len(by_subject)} participants")
+        raise InputError(f"{file}: expected one row per participant_id, found {len(rows)} rows for {len(by_subject)} participants")
     subjects = [label_entities(one.scan).get("sub", "") for one in found]
     out = {}
     for column in [name for name in rows[0] if name and name != "participant_id"]:
@@ -293,7 +293,7 @@ def _prepare(
     """Create the store, or make room in it for new results; return whether covariates of its scans were updated."""
     there = stored_results(path) if exists(path) else {}
     if lost := [scan for scan, (state, _) in there.items() if state == DONE and scan not in {one.scan for one in found}]:
-        raise SettingsError(f"{path}: contains {lost[0]}, but {folder} has no result for it: choose another path or remove the store")
+        raise SettingsError(f"{path}: contains {lost[0]}, but {folder} has no result for it; choose another path or remove the store")
     new = [one for one in found if one.file is not None and there.get(one.scan, (0, ""))[1] != one.digest]
     parts = [_Part(str(folder), at, part) for at, part in enumerate(in_blocks(new, BLOCK))]
     found_layouts = sorted(_each(_layouts, parts, workers), key=lambda pair: pair[0].number)
@@ -321,7 +321,7 @@ def _same(group: Any, covariates: Mapping[str, np.ndarray]) -> bool:
 
 
 def _layouts(part: _Part) -> list[Layout]:
-    """Return the layouts that some results need: one for each Space, in their order; results that cannot be read need none."""
+    """Return the layouts required by some results, one per Space in their order; unreadable results are skipped."""
     out: list[Layout] = []
     for one in part.found:
         network = load_entry(part.folder, one).network
@@ -363,5 +363,5 @@ def _each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) ->
     """Yield tasks and their results as they finish, in this process or in several."""
     for task, result in run_tasks(function, tasks, workers):
         if isinstance(result, WorkerDiedError):
-            raise OSError(f"{result}: run `pnet collect` again, with fewer workers")
+            raise OSError(f"{result}; run `pnet collect` again, with fewer workers")
         yield task, result

@@ -1,4 +1,4 @@
-"""A Cohort in the formats of other programs: one or a few files per scan, and a table of all scans."""
+"""Export of a Cohort to formats of other programs: one or a few files per scan, and a table of all scans."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def export(cohort: Cohort, folder: str | Path, to: str, progress: Progress | Non
     The table is written to `cohort.tsv` (`csv`: `cohort.csv`; `npz`: in the same file).
 
     Args:
-      cohort: the cohort to export.
-      folder: output folder, created if needed.
-      to: one of `FORMATS`.
-      progress: called with the scan's label, the number of scans that are done, and the total.
+      cohort: Cohort to export.
+      folder: Output folder, created if needed.
+      to: One of `FORMATS`.
+      progress: Called with the label of a scan, the number of completed scans, and the total.
 
     Returns:
-      Number of files.
+      Number of files written.
 
     Raises:
-      SettingsError: the format is unknown, or the folder holds results of another command, which would be overwritten.
-      OSError: the folder cannot be written.
+      SettingsError: If the format is unknown, or the folder has results of another command, which would be overwritten.
+      OSError: If the folder cannot be written.
     """
     if to not in FORMATS:
         raise SettingsError(f"unknown format {to!r}: expected one of {', '.join(FORMATS)}{nearest(to, FORMATS)}")
     if (Path(folder) / RECORDS).exists():
-        raise SettingsError(f"{folder}: holds results of another command; export to a different folder")
+        raise SettingsError(f"{folder}: contains results of another command; export to a different folder")
     folder, written = check_writable(folder), 0
     if to == "npz":
         _write_npz(cohort, folder / "cohort.npz")
@@ -91,7 +91,7 @@ def _bids(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
     if cohort.signals is not None:
         signals, frames = _signals(cohort, s)
         yield write_matrix(beside(stem, "stat-mean_timeseries.tsv"), names, signals.T)
-        said = {"Description": "Mean signal of each parcel; one row per kept frame.", "KeptFrames": frames}
+        said = {"Description": "Mean signal of each parcel; one row per retained frame.", "KeptFrames": frames}
         yield write_json(beside(stem, "stat-mean_timeseries.json"), said | {"RepetitionTime": float(cohort.table["tr"][s])} | about)
 
 
@@ -106,7 +106,7 @@ def _cifti(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
         yield write_image(image, folder / f"{scan}_{plain_name(measure)}.pconn.nii")
     if cohort.signals is not None:
         signals, _ = _signals(cohort, s)
-        # Scrubbed frames are left out, so rows may be unevenly spaced in time, which the format cannot express.
+        # Scrubbed frames are omitted, so rows may be unevenly spaced in time, which the format cannot express.
         image = nibabel.Cifti2Image(signals.T, (SeriesAxis(0, float(cohort.table["tr"][s]), signals.shape[1]), parcels))
         image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_PARCELLATED_SERIES")
         yield write_image(image, folder / f"{scan}.ptseries.nii")
@@ -179,7 +179,7 @@ def _graphml(cohort: Cohort, s: int, folder: Path) -> Iterator[Path]:
         known = np.isfinite(matrices[s]) & (
             ~np.eye(cohort.n_parcels, dtype=bool) if directed else np.triu(np.ones_like(matrices[s], bool), 1)
         )
-        # Row k, column l of a directed measure is the effect of l on k: the edge leads from l to k.
+        # Row k, column l of a directed measure is the effect of l on k: the edge points from l to k.
         ends = ((k, to) if not directed else (to, k) for k, to in np.argwhere(known))
         values = matrices[s][known]
         edges = (

@@ -1,4 +1,4 @@
-"""The cohort store -> Cohort."""
+"""Reading of the cohort store into a Cohort."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def read_store(path: str | Path, *, edges: Sequence[str] | None = None, signals:
     Every checksum is verified, and a missing array of a finished scan is an error: damaged values are never returned.
 
     Args:
-      path: folder or fsspec address.
-      edges: measures and layers to read; all by default.
-      signals: whether to read parcel signals.
-      labels: whether to read labels and confidence, if the scans share a Space.
+      path: Folder or fsspec address.
+      edges: Edge measures to read; all by default.
+      signals: Whether to read parcel signals.
+      labels: Whether to read labels and confidence, if the scans share a Space.
 
     Raises:
-      FileNotFoundError: there is no store.
-      InputError: the store is damaged (names array and scan), or no scan is done.
-      SettingsError: the store does not contain the requested edges, or scans are replaced faster than they are read.
+      FileNotFoundError: If there is no store.
+      InputError: If the store is damaged (names array and scan), or no scan is done.
+      SettingsError: If the store does not contain the requested edges, or scans are replaced faster than they can be read.
     """
     for _ in range(TRIES):
         before = _state(path)
@@ -47,7 +47,7 @@ def read_store(path: str | Path, *, edges: Sequence[str] | None = None, signals:
             continue  # a file was replaced while it was read
         if np.array_equal(before, _state(path)):
             return cohort
-    raise SettingsError(f"{path}: scans were replaced during each of {TRIES} attempts to read them: wait until writing has finished")
+    raise SettingsError(f"{path}: scans were replaced during each of {TRIES} attempts to read them; wait until writing has finished")
 
 
 def stored_results(path: str | Path) -> dict[str, tuple[int, str]]:
@@ -69,10 +69,10 @@ def stored_results(path: str | Path) -> dict[str, tuple[int, str]]:
 
 
 def check_block(path: str | Path, number: int) -> None:
-    """Read a whole block to check it.
+    """Read a whole block to verify it.
 
     Raises:
-      InputError: a part of it is damaged or missing; names array and scan.
+      InputError: If part of it is damaged or missing; names array and scan.
     """
     store = _open(path)
     rows = block_rows(store.group, number)
@@ -81,7 +81,7 @@ def check_block(path: str | Path, number: int) -> None:
 
 
 def _state(path: str | Path) -> np.ndarray:
-    """Return what changes whenever a scan is written: the writer marks scans as pending in `status`, then increments `revision`."""
+    """Return the values that change when a scan is written: the writer marks scans as pending in `status`, then increments `revision`."""
     group = open_store(path)
     revision = read_array(group, "revision")
     return np.stack([revision, read_array(group, "status")])
@@ -89,14 +89,14 @@ def _state(path: str | Path) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Store:
-    """A store at one moment.
+    """State of a store at one moment.
 
     Attributes:
-      path, group: location of the store, and its zarr group.
-      scans: labels of the scans.
-      status: status of each scan.
-      holds: names of the arrays of each finished scan.
-      words: columns of `text`, for every scan.
+      path, group: Location of the store, and its zarr group.
+      scans: Labels of the scans.
+      status: Status of each scan.
+      holds: Names of the arrays of each finished scan.
+      words: Columns of `text`, for every scan.
     """
 
     path: str | Path
@@ -147,7 +147,7 @@ def _read(store: _Store, edges: Sequence[str] | None, signals: bool, labels: boo
     chosen = list(layout.edges if edges is None else edges)
     if unknown := [name for name in chosen if name not in layout.edges]:
         said = f"expected some of {list(layout.edges)}{nearest(unknown[0], layout.edges)}"
-        raise SettingsError(f"{store.path}: no edges {unknown[0]!r}: {said}")
+        raise SettingsError(f"{store.path}: no edges {unknown[0]!r}; {said}")
     maps = labels and all("labels" in own for own, there in zip(store.holds, done, strict=True) if there)
     names = [*(("signals", "frames") if signals else ()), *(("labels", "confidence") if maps else ())]
     arrays = {name: store.whole(name, done) for name in names}

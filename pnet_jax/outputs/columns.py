@@ -10,19 +10,19 @@ import numpy as np
 from pnet_jax.network import Network
 from pnet_jax.outputs.tables import plain
 
-DIGITS = 5  # decimals of a column; more would be noise
+DIGITS = 5  # decimal places of a column
 
 
 def result_columns(network: Network, known: Container[str] = ()) -> dict[str, Any]:
-    """Compute the columns that the record of a result holds; unmeasured values are None.
+    """Compute the record columns of a result; unmeasured values are None.
 
     Args:
-      network: A subject's result.
-      known: Warnings that apply to every result of the run and are therefore left out of `qc_warnings`.
+      network: Result of a subject.
+      known: Warnings that apply to every result of the run and are therefore omitted from `qc_warnings`.
 
     Returns:
       `n_frames`, `minutes`, `n_absent` (parcels without any location), `parcels` (the decision) with its `reason`, `moved` (share of
-      locations), `mean_fd` (framewise displacement, mm), `agreement` (of both halves, share of locations), `expected_agreement` (with a
+      locations), `mean_fd` (framewise displacement, mm), `agreement` (of the two halves, share of locations), `expected_agreement` (with a
       repeat of equal length) and `ece` (expected calibration error), `gain` (nats per location), `dcbc_gain`, `coverage` (mean over the
       parcels, 0…1), `n_warnings` and `qc_warnings`.
 

@@ -1,4 +1,4 @@
-"""Answers of evaluations -> tidy tables and JSON."""
+"""Writing of evaluation answers as tidy tables and JSON."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def write_answer(answer: Answer, folder: str | os.PathLike, about: dict[str, Any
     """Write an answer: `QUESTION.tsv` (one number per line), `QUESTION.json` (the same with sentences and settings), further tables.
 
     Args:
-      answer: result of an evaluation.
-      folder: where to write; it is created.
-      about: what the answer was made from, e.g. the cohort's path, for the JSON file.
+      answer: Result of an evaluation.
+      folder: Output folder; created if needed.
+      about: Inputs of the answer, e.g. the path of the cohort, for the JSON file.
 
     Returns:
-      The files.
+      The files written.
 
     Raises:
-      OSError: a file cannot be written; the error names it.
+      OSError: If a file cannot be written; names the file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,5 +49,5 @@ def write_answer(answer: Answer, folder: str | os.PathLike, about: dict[str, Any
 
 
 def _title(name: str) -> str:
-    """Return a name that can stand in a header or file name."""
+    """Convert a name to one that can be used in a header or file name."""
     return re.sub(r"[^A-Za-z0-9²_+-]+", "_", name).strip("_")

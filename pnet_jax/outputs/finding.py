@@ -1,4 +1,4 @@
-"""Results that a folder holds."""
+"""Search for the results in a folder."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def find_networks(folder: str | os.PathLike[str], atlas: str) -> dict[str, list[Path]]:
-    """Return the first complete result, by name, of each participant for one atlas, and the first of another session with the same task.
+    """Find each participant's first complete result, by name, for one atlas, and the first of another session with the same task.
 
     Args:
-      folder: root of the derivatives.
-      atlas: label of the input atlas, from `atlas_label`.
+      folder: Root of the derivatives.
+      atlas: Label of the input atlas, from `atlas_label`.
 
     Returns:
-      Subject label to one or two `…_dseg.tsv`.
+      One or two `…_dseg.tsv` by subject label.
 
     Raises:
-      ValueError: there is none; names the atlases that were found.
+      ValueError: If there is none; names the atlases that were found.
     """
     found: dict[str, list[Path]] = {}
     for file in find_results(folder, atlas):
@@ -39,22 +39,22 @@ def find_results(folder: str | os.PathLike[str], atlas: str | None = None) -> li
     """List the `…_dseg.tsv` of every complete result for one atlas, sorted by name.
 
     Args:
-      folder: root of the derivatives.
-      atlas: label of the input atlas, from `atlas_label`; None if the folder holds results for one atlas only.
+      folder: Root of the derivatives.
+      atlas: Label of the input atlas, from `atlas_label`; None if the folder has results for one atlas only.
 
     Raises:
-      ValueError: there are no results, none for this atlas, or results for several atlases and `atlas` is None; names those found.
+      ValueError: If there are no results, none for this atlas, or results for several atlases and `atlas` is None; names those found.
     """
     files = [file for file in sorted(Path(folder).glob("sub-*/**/*_atlas-pnet_seg-*_dseg.tsv")) if "_desc-" not in file.name]
     labels = sorted({_seg(file) for file in files})
     if atlas is None and len(labels) > 1:
-        said = f"holds networks for {len(labels)} atlases ({', '.join(labels)}): choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
+        said = f"has networks for {len(labels)} atlases ({', '.join(labels)}); choose one with --atlas LABEL, e.g. --atlas {labels[0]}"
         raise ValueError(f"{folder}: {said}")
     found = [file for file in files if atlas in (None, _seg(file))]
     if not found:
         expected = "networks" if atlas is None else f"networks of atlas {atlas}"
-        said = f"only networks of {', '.join(labels)}: give the atlas that they were constructed with" if labels else "none"
-        raise ValueError(f"{folder}: expected {expected} that `pnet construct` wrote, found {said}")
+        said = f"only networks of {', '.join(labels)}; give the atlas used to construct them" if labels else "none"
+        raise ValueError(f"{folder}: expected {expected} written by `pnet construct`, found {said}")
     return found
 
 

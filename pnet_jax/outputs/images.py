@@ -1,4 +1,4 @@
-"""A Network as images on the scan's own grid."""
+"""Images of a Network on the grid of the scan."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ LEVELS = 65535  # probabilities are stored as uint16 steps of 1/65535: NIfTI has
 
 
 def labels_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
-    """Parcellation as an image on the scan's own grid and orientation; values are the atlas's ids, 0 is outside.
+    """Return the parcellation as an image on the scan's grid and orientation; values are the atlas ids, 0 is outside.
 
     Args:
-      network: a subject's result on a grid or on CIFTI grayordinates.
+      network: Result of a subject on a grid or on CIFTI grayordinates.
 
     Returns:
-      `[X, Y, Z]` NIfTI, int16 where the ids fit and int32 else; for CIFTI scans a dlabel image `[1, V]` with names and colours.
+      NIfTI `[X, Y, Z]`, int16 if the ids fit, otherwise int32; for CIFTI scans a dlabel image `[1, V]` with names and colours.
 
     Raises:
-      ValueError: a scan of ROIs, which has no image.
+      ValueError: If the scan consists of ROIs, which have no image.
     """
     return _labels_on(network, network.labels)
 
 
 def atlas_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
-    """The group prior on the scan's grid, in the form of `labels_image`: what the parcellation would be without the scan."""
+    """Return the starting parcellation on the scan's grid, in the form of `labels_image`: the parcellation without data of the scan."""
     return _labels_on(network, network.atlas_labels)
 
 
 def location_image(network: Network, values: Float[np.ndarray, "V ..."]) -> nibabel.Nifti1Image:
-    """Any number a location as NIfTI on the scan's grid, 0 outside the scan's mask.
+    """Return one number or series per location as a NIfTI image on the scan's grid, 0 outside the scan's mask.
 
     Args:
-      network: a subject's result on a grid.
-      values: a number for each location, or a series, `[V]` or `[V, T]`.
+      network: Result of a subject on a grid.
+      values: One number per location, or a series, `[V]` or `[V, T]`.
 
     Returns:
-      `[X, Y, Z]` or `[X, Y, Z, T]`.
+      NIfTI `[X, Y, Z]` or `[X, Y, Z, T]`.
 
     Raises:
-      ValueError: the scan has no voxel grid.
+      ValueError: If the scan has no voxel grid.
     """
     grid = _grid(network.space)
     if grid.brain_models is not None:
-        raise ValueError("a CIFTI scan has no voxel grid that holds all of its locations")
+        raise ValueError("a CIFTI scan has no voxel grid with all of its locations")
     volume = np.zeros((*grid.shape, *np.shape(values)[1:]), np.asarray(values).dtype)
     volume[tuple(grid.ijk.T)] = values
     return _nifti(volume, network.space)
@@ -89,19 +89,19 @@ def signals_image(network: Network, signals: Float[np.ndarray, "K T"]) -> nibabe
 
 
 def probabilities_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti2Image:
-    """Probability of every parcel at every location; sums to 1 inside, is 0 outside.
+    """Return the probability of every parcel at every location; sums to 1 inside, is 0 outside.
 
-    A NIfTI's volumes are computed when they are asked for (`image.dataobj[..., k]`), from the candidates each location has: the
-    whole array, 4·X·Y·Z·K bytes, is built only by who asks for all of it. `write_probabilities` never does.
+    The volumes of a NIfTI are computed on access (`image.dataobj[..., k]`) from the candidates of each location. The whole array, with
+    4·X·Y·Z·K bytes, is built only if all of it is requested, which `write_probabilities` never does.
 
     Args:
-      network: a subject's result on a grid or on CIFTI grayordinates.
+      network: Result of a subject on a grid or on CIFTI grayordinates.
 
     Returns:
-      `[X, Y, Z, K]` float32 NIfTI, volumes in the order of `network.ids`; for CIFTI scans a dscalar image `[K, V]`.
+      NIfTI `[X, Y, Z, K]`, float32, with volumes in the order of `network.ids`; for CIFTI scans a dscalar image `[K, V]`.
 
     Raises:
-      ValueError: a scan of ROIs, which has no image.
+      ValueError: If the scan consists of ROIs, which have no image.
     """
     grid = _grid(network.space)
     if grid.brain_models is None:
@@ -110,7 +110,7 @@ def probabilities_image(network: Network) -> nibabel.Nifti1Image | nibabel.Cifti
 
 
 def scalars_image(network: Network, names: Sequence[str], values: Float[np.ndarray, "n V"]) -> nibabel.Cifti2Image:
-    """Named maps over a CIFTI scan's grayordinates, float32."""
+    """Return named maps over the grayordinates of a CIFTI scan, float32."""
     import nibabel
 
     axes = (nibabel.cifti2.ScalarAxis(list(names)), brain_models(network.space))
@@ -118,7 +118,7 @@ def scalars_image(network: Network, names: Sequence[str], values: Float[np.ndarr
 
 
 def dense_probabilities(network: Network) -> Float[np.ndarray, "V K"]:
-    """Probability of every parcel at every location: small only where locations are few."""
+    """Return the probability of every parcel at every location; large unless there are few locations."""
     dense = np.zeros((len(network.space), network.n_parcels), np.float32)
     location, slot = np.nonzero(network.candidates >= 0)
     dense[location, network.candidates[location, slot]] = network.probabilities[location, slot]
@@ -126,13 +126,13 @@ def dense_probabilities(network: Network) -> Float[np.ndarray, "V K"]:
 
 
 def write_probabilities(network: Network, path: Path) -> Path:
-    """Writes `probabilities_image` volume by volume as uint16 with a scale of 1/65535; memory for one volume.
+    """Write `probabilities_image` volume by volume as uint16 with a scale of 1/65535, with memory for one volume.
 
-    Every location's steps add up to exactly 65535, so rounding does not break the sum of 1. Equal networks give equal bytes.
+    The steps of every location add up to exactly 65535, so rounding preserves the sum of 1. Equal networks give equal bytes.
 
     Raises:
-      ValueError: a scan of ROIs.
-      OSError: names the file; nothing of it is left.
+      ValueError: If the scan consists of ROIs.
+      OSError: If the file cannot be written; names the file, and no part of it is left.
     """
     if _grid(network.space).brain_models is not None:
         return write_image(probabilities_image(network), path)
@@ -140,7 +140,7 @@ def write_probabilities(network: Network, path: Path) -> Path:
     header: Any = _nifti(volumes, network.space).header.copy()
     header.set_data_dtype(np.uint16)
     header.set_slope_inter(1 / LEVELS, 0)
-    header["vox_offset"] = 352  # 348 bytes of header, 4 that say that no extension follows
+    header["vox_offset"] = 352  # 348 bytes of header, 4 that indicate that there is no extension
     with atomic_path(path) as part, _gzip(part) as file:
         file.write(header.binaryblock + b"\0\0\0\0")
         for k in range(network.n_parcels):
@@ -149,10 +149,10 @@ def write_probabilities(network: Network, path: Path) -> Path:
 
 
 def write_image(image: nibabel.Nifti1Image | nibabel.Cifti2Image | nibabel.GiftiImage, path: Path) -> Path:
-    """Writes an image whole or not at all; equal images give equal bytes, compressed ones too.
+    """Write an image atomically; equal images give equal bytes, including compressed ones.
 
     Raises:
-      OSError: names the file; nothing of it is left.
+      OSError: If the file cannot be written; names the file, and no part of it is left.
     """
     with atomic_path(path) as part:
         if str(path).endswith(".gz"):
@@ -164,9 +164,9 @@ def write_image(image: nibabel.Nifti1Image | nibabel.Cifti2Image | nibabel.Gifti
 
 
 def parcel_colors(ids: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 3"]:
-    """RGB in 0…1 that depends on the id alone: a parcel has one colour in every subject, map and table.
+    """Return RGB colours in 0…1 that depend on the id alone, so that a parcel has the same colour in every subject, map and table.
 
-    Hue, lightness and saturation step through a low-discrepancy sequence, so that ids that lie close differ in all three.
+    Hue, lightness and saturation follow a low-discrepancy sequence, so that neighbouring ids differ in all three.
     """
     steps = np.mod(np.outer(np.asarray(ids, np.float64), (0.819173, 0.671044, 0.549700)), 1)
     lightness, chroma, hue = 0.55 + 0.27 * steps[:, 1], 0.08 + 0.09 * steps[:, 2], 2 * np.pi * steps[:, 0]
@@ -175,7 +175,7 @@ def parcel_colors(ids: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 3"]:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-# OKLab, whose distances agree with perceived ones, to linear sRGB by way of cone responses (Ottosson 2020).
+# From OKLab, which is perceptually uniform, to linear sRGB via cone responses (Ottosson 2020).
 _OKLAB_TO_LMS = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]])
 _LMS_TO_RGB = np.array(
     [
@@ -195,7 +195,7 @@ def label_table(network: Network) -> dict[int, tuple[str, tuple[float, ...]]]:
 
 
 class _ProbabilityVolumes:
-    """Array-like `[X, Y, Z, K]` whose volumes are made when they are asked for; nibabel takes it as image data."""
+    """Array-like `[X, Y, Z, K]` whose volumes are computed on access, for use as nibabel image data."""
 
     is_proxy = True
     ndim = 4
@@ -235,13 +235,13 @@ class _ProbabilityVolumes:
 
 @contextlib.contextmanager
 def _gzip(path):
-    # No name and no time in the header: the same content is the same file.
+    # No name and no time in the header: equal content gives equal files.
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
         yield file
 
 
 def _quantise(probabilities):
-    """Steps of 1/65535 that keep each row's sum: what rounding adds or loses goes to the row's largest."""
+    """Round to steps of 1/65535 and preserve the sum of each row: the rounding error is added to its largest value."""
     exact = probabilities.astype(np.float64) * LEVELS
     level = np.rint(exact)
     row = np.arange(len(level))
@@ -266,8 +266,8 @@ def _labels_on(network, labels):
 def _grid(space: Space) -> Grid:
     if space.grid is None:
         raise ValueError(
-            f"a scan of {len(space)} ROIs has no image to draw parcels into: its parcellation is a table, "
-            "`dseg.tsv` (one row a parcel) with `desc-locations_dseg.tsv` (one row a ROI)"
+            f"a scan of {len(space)} ROIs cannot be drawn as an image: its parcellation is a table, "
+            "`dseg.tsv` (one row per parcel) with `desc-locations_dseg.tsv` (one row per ROI)"
         )
     return space.grid
 
@@ -290,7 +290,7 @@ def _nifti(data, space: Space):
     code = "mni" if space.name.startswith("MNI") else "aligned"
     image.set_sform(affine, code)
     image.set_qform(affine, code)
-    # A qform cannot hold shears: where it would say something else than the sform, it says nothing.
+    # A qform cannot represent shears: it is omitted if it would differ from the sform.
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None)
     image.header.set_xyzt_units("mm")

@@ -1,4 +1,4 @@
-"""What `save` wrote -> Network."""
+"""Reading of results written by `save` into a Network."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from pnet_jax.space import LEFT, RIGHT, Grid, Space, grid_space, hemisphere_of, 
 
 
 def load_network(result: str | os.PathLike[str], *, brief: bool = False) -> Network:
-    """Reads a result that `save` wrote.
+    """Read a result written by `save`.
 
-    Labels, ids, frames and identity are as they were; numbers have the 7 digits of the tables, probabilities steps of 1/65535. Without
-    a soft parcellation (`--no-probabilities`) the one candidate of a location is its parcel. Candidates come by falling
-    probability. What files do not hold stays out: the neighbours of CIFTI locations, and the mean image in MNI space.
+    Labels, ids, frames and identity are restored exactly; numbers have the 7 digits of the tables, and probabilities steps of 1/65535.
+    Without a soft parcellation (`--no-probabilities`), the parcel of a location is its only candidate. Candidates are sorted by falling
+    probability. Information that the files lack is omitted: the neighbours of CIFTI locations, and the mean image in MNI space.
 
     Args:
-      result: its `…_dseg.tsv`, or the name without that ending (`output_stem`).
-      brief: read only what a cohort holds: the parcel of each location as its only candidate, with the probability from the confidence
-        map; no halves and no uncertainties. An order of magnitude faster for images.
+      result: Its `…_dseg.tsv`, or the name without that ending (`output_stem`).
+      brief: Read only what a cohort contains: the parcel of each location as its only candidate, with the probability from the confidence
+          map; no halves and no uncertainties. An order of magnitude faster for images.
 
     Raises:
-      FileNotFoundError: a file of the result is not there; names it.
-      ValueError: a file is damaged, or was written by a version that noted less; names it.
+      FileNotFoundError: If a file of the result is missing; names the file.
+      ValueError: If a file is damaged, or was written by an incompatible version; names the file.
 
     Example:
       >>> from pnet_jax.outputs import load_network
@@ -57,11 +57,11 @@ def load_network(result: str | os.PathLike[str], *, brief: bool = False) -> Netw
 
 
 def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
-    """QC and provenance of a `…_desc-pnet_qc.json`.
+    """Read QC and provenance from a `…_desc-pnet_qc.json`.
 
     Raises:
-      FileNotFoundError: the file does not exist.
-      ValueError: it is not JSON, or its fields are not those of `QC`; names the file.
+      FileNotFoundError: If the file does not exist.
+      ValueError: If it is not JSON, or its fields are not those of `QC`; names the file.
     """
     found = read_json(file, "Provenance")
     try:
@@ -71,10 +71,10 @@ def read_qc(file: Path) -> tuple[QC, dict[str, Any]]:
 
 
 def qc_of(mapping: Mapping[str, Any]) -> QC:
-    """QC of the JSON form of `dataclasses.asdict(qc)`; null in place of a number is NaN.
+    """Convert the JSON form of `dataclasses.asdict(qc)` to a QC; null in place of a number becomes NaN.
 
     Raises:
-      ValueError: a field is missing, unknown or of another type; names it.
+      ValueError: If a field is missing, unknown or of another type; names the field.
 
     Example:
       >>> qc_of(dataclasses.asdict(QC(warnings=("short scan",)))).warnings
@@ -84,7 +84,7 @@ def qc_of(mapping: Mapping[str, Any]) -> QC:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """A JSON value as the type that a field of QC is annotated with."""
+    """Convert a JSON value to the annotated type of a QC field."""
     parts: tuple[Any, ...] = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return None if value is None else _value(next(part for part in parts if part is not types.NoneType), value, name)
@@ -146,7 +146,7 @@ def _read(stem: Path, brief: bool) -> Network:
 
 
 def locations_of(stem: Path, scan: Mapping[str, Any], ids: np.ndarray) -> tuple[Space, Int[np.ndarray, " V"], Int[np.ndarray, " V"]]:
-    """Space, labels and the labels of the atlas."""
+    """Return the Space, the labels, and the labels of the atlas."""
     read = {"grid": _from_grid, "cifti": _from_cifti, "points": _from_points}.get(scan["Kind"])
     if read is None:
         raise ValueError(f"{beside(stem, 'dseg.json')}: unknown kind of scan {scan['Kind']!r}: expected grid, cifti or points")
@@ -158,7 +158,7 @@ def _from_grid(stem, scan, ids):
     (labels, affine), (prior, _), (mask, _) = (read_volume(file) for file in files)
     for file, volume in zip(files[1:], (prior, mask), strict=True):
         if volume.shape != labels.shape:
-            raise ValueError(f"{file}: expected the shape of the parcellation beside it, {labels.shape}, found {volume.shape}")
+            raise ValueError(f"{file}: expected the shape of the parcellation, {labels.shape}, found {volume.shape}")
     whole = scan["VoxelToMNI"]
     to_mni = None if whole is None else np.array(whole) @ np.linalg.inv(affine)
     space = grid_space(mask > 0, affine, name=scan["Space"], to_mni=to_mni)
@@ -202,7 +202,7 @@ def _from_points(stem, scan, ids):
 
 
 def _soft(stem: Path, space: Space, labels: np.ndarray, n_parcels: int) -> tuple[Int[np.ndarray, "V C"], Float[np.ndarray, "V C"]]:
-    """Candidates by falling probability, and the probabilities; a location's own parcel is always among its candidates."""
+    """Return candidates by falling probability, and the probabilities; a location's parcel is always among its candidates."""
     columns = _columns(stem, space, n_parcels)
     if columns is None:
         return labels[:, None], (labels >= 0).astype(np.float32)[:, None]
@@ -236,7 +236,7 @@ def read_confidence(stem: Path, space: Space) -> Float[np.ndarray, " V"]:
 
 
 def _columns(stem: Path, space: Space, n_parcels: int) -> Iterable[Float[np.ndarray, " V"]] | None:
-    """Every parcel's probability at each location, a parcel at a time; None where no soft parcellation was written."""
+    """Yield each parcel's probability at all locations, one parcel at a time; None if no soft parcellation was written."""
     file = beside(stem, {"grid": "probseg.nii.gz", "cifti": "probseg.dscalar.nii", "points": "probseg.tsv"}[space.kind])
     if not file.exists():
         return None
@@ -257,7 +257,7 @@ def _volumes(image: Any, at: tuple[np.ndarray, ...], n_parcels: int, file: Path)
 
 
 def _edges(stem: Path, measures: list[str]) -> dict[str, Float[np.ndarray, "K K"]]:
-    """Measures in the order they were asked for, then those that came later (a cohort's)."""
+    """Read the requested measures in their order, then those that were added later (cohort measures)."""
     files = {measure: beside(stem, f"stat-{stat_label(measure)}_relmat.tsv") for measure in measures}
     for measure, file in _matrices(stem, "Measure"):
         files.setdefault(measure, file)
@@ -265,17 +265,17 @@ def _edges(stem: Path, measures: list[str]) -> dict[str, Float[np.ndarray, "K K"
 
 
 def _matrices(stem: Path, key: str) -> Iterator[tuple[str, Path]]:
-    """Tables whose sidecar names a measure under `key`, with that name."""
+    """Yield the tables whose sidecar names a measure under `key`, with that name."""
     for about in sorted(stem.parent.glob(f"{stem.name}_stat-*_relmat.json")):
         said = read_json(about)
         if not {"Measure", "UncertaintyOf", "HalfOf"} & set(said):
-            raise ValueError(f"{about}: lacks Measure: damaged, or of a version that noted less; construct the scan again")
+            raise ValueError(f"{about}: lacks Measure: damaged, or written by an older version; construct the scan again")
         if key in said:
             yield said[key], about.with_suffix(".tsv")
 
 
 def _halves(stem: Path) -> dict[str, Float[np.ndarray, "2 K K"]]:
-    """Edges of both halves of each measure that has them; files come in the order of their names, half 1 first."""
+    """Read the edges of both halves for each measure that has them; files are sorted by name, half 1 first."""
     found: dict[str, list[np.ndarray]] = {}
     for measure, file in _matrices(stem, "HalfOf"):
         found.setdefault(measure, []).append(read_matrix(there(file), index=True))
@@ -297,12 +297,12 @@ def _displacement(file: Path) -> Float[np.ndarray, " recorded"] | None:
 
 
 def _parcels(values: np.ndarray, ids: np.ndarray, file: Path) -> Int[np.ndarray, " V"]:
-    """Parcel index of each id, −1 for 0."""
+    """Convert ids to parcel indices, −1 for id 0."""
     order = np.argsort(ids)
     position = order[np.searchsorted(ids, values, sorter=order).clip(max=len(ids) - 1)]
     unknown = values[(values != 0) & (ids[position] != values)]
     if len(unknown):
-        raise ValueError(f"{file}: holds {unknown[0]:g}, which is no id of the table _dseg.tsv beside it")
+        raise ValueError(f"{file}: contains {unknown[0]:g}, which is not an id in the table _dseg.tsv")
     return np.where(values != 0, position, -1).astype(np.int32)
 
 

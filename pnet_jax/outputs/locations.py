@@ -1,9 +1,9 @@
-"""What a result needs, beside its maps and tables, to be read back: where its locations are, their labels in the atlas, motion.
+"""Files that are needed besides maps and tables to read a result back: locations, their atlas labels, and head motion.
 
-On a grid that is two images. That of the atlas is `_desc-atlas_labels` and not another `_dseg`, so that a search for `*_dseg.nii*` finds
-the one parcellation of the scan; the mask says which voxels of value 0 were part of the scan. A reserved value in the image would say so
-too, but would be one region more to programs that average signals over labels. CIFTI files do not hold where their vertices are: their
-coordinates stand, with the atlas, in one dscalar file, the counterpart of the table that a ROI scan has.
+On a grid, these are two images. The atlas is stored as `_desc-atlas_labels` rather than as another `_dseg`, so that a search for
+`*_dseg.nii*` finds only the parcellation of the scan. The mask distinguishes voxels of value 0 that were part of the scan; a reserved
+value in the image would appear as an additional region to programs that average signals over labels. CIFTI files do not contain the
+coordinates of vertices; these are stored with the atlas in one dscalar file, the counterpart of the table of a ROI scan.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CONFIDENCE = "desc-confidence_boldmap"
 LOCATIONS, MOTION = "desc-locations_dseg", "desc-motion_timeseries"
 CIFTI_MAPS = ("x", "y", "z", "atlas_index")
 TABLE_COLUMNS = ("name", "x", "y", "z", "index", "parcel", "atlas_index", "confidence")
-MEAN_LEVELS = 4095  # a scanner's 12 bits; float32 compresses to three times the size
+MEAN_LEVELS = 4095  # 12 bits, as from a scanner; float32 compresses to three times the size
 
 
 def write_locations(network: Network, stem: Path) -> Iterator[Path]:
-    """Writes where the locations are and their labels in the atlas."""
+    """Write the locations and their labels in the atlas."""
     grid = network.space.grid
     if grid is None:
         yield write_rows(beside(stem, f"{LOCATIONS}.tsv"), TABLE_COLUMNS, _location_rows(network))
@@ -45,7 +45,7 @@ def write_locations(network: Network, stem: Path) -> Iterator[Path]:
 
 
 def write_confidence(network: Network, stem: Path) -> Iterator[Path]:
-    """Writes the probability of each location's own parcel as a map; a table of ROIs has it as a column."""
+    """Write the probability of each location's parcel as a map; ROI scans have it as a column of their table instead."""
     grid = network.space.grid
     if grid is None:
         return
@@ -58,7 +58,7 @@ def write_confidence(network: Network, stem: Path) -> Iterator[Path]:
 
 
 def write_motion(network: Network, stem: Path) -> Iterator[Path]:
-    """Write the displacement in mm of every recorded frame and whether it was kept; nothing if it was not measured."""
+    """Write the displacement in mm of every recorded frame and whether it was retained; nothing if it was not measured."""
     if network.displacement is None:
         return
     kept = np.isin(np.arange(len(network.displacement)), network.frames)
@@ -68,12 +68,12 @@ def write_motion(network: Network, stem: Path) -> Iterator[Path]:
 
 
 def write_soft_table(network: Network, stem: Path) -> Path:
-    """Writes the probabilities of a ROI scan: a row a ROI, a column a parcel."""
+    """Write the probabilities of a ROI scan: one row per ROI, one column per parcel."""
     return write_matrix(beside(stem, "probseg.tsv"), column_names(network), images.dense_probabilities(network), _names(network), "name")
 
 
 def _write_mean(network: Network, stem: Path) -> Iterator[Path]:
-    # In MNI space the report draws on the template, and the mean would add more than the whole result weighs.
+    # In MNI space the report uses the template as background, and the mean image would exceed the rest of the result in size.
     if network.mean is None or network.space.name.startswith("MNI"):
         return
     mean = np.nan_to_num(np.asarray(network.mean, np.float64), posinf=0, neginf=0)

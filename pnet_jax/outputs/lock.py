@@ -1,4 +1,4 @@
-"""Locks for processes that write into the same folder."""
+"""Locks for processes that write to the same folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LOCK = ".in-use"
 def only_here(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Keep other processes out of a folder until the block or this process ends.
 
-    The operating system drops the lock with the process, so that none is ever left behind; the file names its holder. On file systems
-    without locks there is a warning and no protection.
+    The operating system releases the lock when the process ends, so that no stale lock remains; the file names its holder. On file systems
+    without locks, a warning is given and there is no protection.
 
     Args:
       folder: Folder to lock, created if needed.
-      what: Command, for the error that another process gets.
+      what: Command, for the error message of other processes.
 
     Raises:
-      SettingsError: Another process works in the folder; names it.
+      SettingsError: If another process works in the folder; names it.
 
     >>> import tempfile
     >>> with only_here(folder := tempfile.mkdtemp(), "an example"):
@@ -41,11 +41,11 @@ def only_here(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     handle, locks = _taken(path)
     if handle is None:
         holder = path.read_text("utf-8", errors="replace") if path.exists() else ""
-        raise SettingsError(
-            f"{path.parent} is in use by {holder or 'another process'}: expected one at a time; wait for it, or use another folder"
-        )
+        raise SettingsError(f"{path.parent} is in use by {holder or 'another process'}; wait until it has finished, or use another folder")
     if not locks:
-        warnings.warn(f"{path.parent}: no lock on this file system; make sure that no other process writes here", stacklevel=3)
+        warnings.warn(
+            f"{path.parent}: this file system does not support locks; make sure that no other process writes to the folder", stacklevel=3
+        )
     try:
         os.truncate(handle, 0)
         os.write(handle, f"{what}, process {os.getpid()} on {socket.gethostname()}".encode())
@@ -59,9 +59,9 @@ def alongside(file: str | os.PathLike[str], tidy: Callable[[], None]) -> Iterato
     """Let any number of processes work in a folder at the same time, and clean up if there is no other one.
 
     Args:
-      file: Lock file, created if needed and left in place.
+      file: Lock file, created if needed and kept.
       tidy: Called if no other process works in the folder, to remove files of killed processes; a process that starts meanwhile waits.
-        Never called on a file system without locks.
+          Never called on a file system without locks.
     """
     import fcntl
 
@@ -86,7 +86,7 @@ def claim(file: str | os.PathLike[str]) -> Callable[[], None] | None:
       file: Lock file, created if needed and removed on release.
 
     Returns:
-      Function that releases the claim; None if another process holds it. On a file system without locks every claim succeeds.
+      Function that releases the claim; None if another process holds it. On file systems without locks, every claim succeeds.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "work"
@@ -125,7 +125,7 @@ def waiting_for(file: str | os.PathLike[str], *, shared: bool = False) -> Iterat
     """Let one process at a time run the block; others wait. On a file system without locks there is no protection.
 
     Args:
-      file: Lock file, created if needed and left in place.
+      file: Lock file, created if needed and kept.
       shared: Allow any number of processes that also share the lock; exclusive ones wait.
     """
     import fcntl
@@ -145,7 +145,7 @@ def _opened(file: str | os.PathLike[str]) -> int:
 
 
 def _taken(file: str | os.PathLike[str]) -> tuple[int | None, bool]:
-    """Handle of a lock file, None if another process holds it, and whether the file system has locks."""
+    """Return the handle of a lock file, or None if another process holds it, and whether the file system has locks."""
     import fcntl
 
     while True:
@@ -160,10 +160,10 @@ def _taken(file: str | os.PathLike[str]) -> tuple[int | None, bool]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 return handle, locks
-        os.close(handle)  # its holder has removed the file in between
+        os.close(handle)  # its holder has removed the file in the meantime
 
 
 def _let_go(file: str | os.PathLike[str], handle: int) -> None:
-    """Removes a lock file, then releases it: a process that waits for the name finds it gone and creates it again."""
+    """Remove a lock file, then release it: a process that waits for the name finds it missing and creates it again."""
     Path(file).unlink(missing_ok=True)
     os.close(handle)

@@ -1,4 +1,4 @@
-"""The maps of a result, without its other files, as input of group maps."""
+"""Reading of a result's maps, without its other files, as input for group maps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pnet_jax.space import Space
 
 
 class Maps(NamedTuple):
-    """Maps of one result, as input of group maps.
+    """Maps of one result, as input for group maps.
 
     Attributes:
-      labels: id of each location's parcel, 0 outside; `[X, Y, Z]` on a grid, else `[V]`.
-      atlas_labels: id of each location's initial parcel, in the same form.
-      confidence: probability of each location's parcel, in the same form.
-      affine: voxel index to mm of a grid, `[4, 4]`; else None.
-      space: the locations if there is no grid; else None.
-      name: name of the space.
+      labels: Id of each location's parcel, 0 outside; `[X, Y, Z]` on a grid, otherwise `[V]`.
+      atlas_labels: Id of each location's initial parcel, in the same form.
+      confidence: Probability of each location's parcel, in the same form.
+      affine: Transformation from voxel indices to mm, `[4, 4]`, for a grid; otherwise None.
+      space: Locations without a grid; otherwise None.
+      name: Name of the space.
     """
 
     labels: np.ndarray
@@ -38,11 +38,11 @@ def load_maps(result: str | os.PathLike[str]) -> Maps:
     """Read the maps of a result without its soft parcellation, signals and edges, in 10 to 50 ms instead of seconds.
 
     Args:
-      result: its `…_dseg.tsv`, or the name without that ending.
+      result: Its `…_dseg.tsv`, or the name without that ending.
 
     Raises:
-      FileNotFoundError: a file of the result is missing; names it.
-      ValueError: a file is damaged; names it.
+      FileNotFoundError: If a file of the result is missing; names the file.
+      ValueError: If a file is damaged; names the file.
     """
     stem = stem_of(result)
     scan = read_json(beside(stem, "dseg.json"), "Scan")["Scan"]

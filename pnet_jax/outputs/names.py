@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 
-LONGEST_LABEL, LONGEST_NAME = 40, 180  # a file name has 255 bytes for all of its entities and its ending
+LONGEST_LABEL, LONGEST_NAME = 40, 180  # a file name has 255 bytes for all entities and the extension
 
 
 def safe_label(value: object) -> str:
-    """Make a value of a BIDS entity with letters, digits and + only; a changed value ends with a digest of the original.
+    """Convert a BIDS entity value to letters, digits and + only; a changed value ends with a digest of the original.
 
     Labels that differ only in characters that BIDS does not allow therefore have different files.
 
@@ -20,7 +20,7 @@ def safe_label(value: object) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Make a file name without its extension, with letters, digits and `+_-` only; otherwise as `safe_label`.
+    """Convert a text to a file name without extension, with letters, digits and `+_-` only; otherwise as `safe_label`.
 
     >>> safe_name("sub-01_task-rest_seg-geometric200")
     'sub-01_task-rest_seg-geometric200'

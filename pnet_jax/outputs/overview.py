@@ -1,4 +1,4 @@
-"""Progress of the scans in a results folder: one function that reads the state from disk, for every table, command and page."""
+"""Progress of the scans in a results folder, read from disk by one function for all tables, commands and reports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ScanState(NamedTuple):
     """State of a requested scan.
 
     Attributes:
-      scan, subject, atlas: labels of the scan, its subject and the atlas.
+      scan, subject, atlas: Labels of the scan, its subject and the atlas.
       state: `"done"`, `"failed"`, `"unavailable"` (the subject has no usable recording), `"running"`, `"waiting"` or `"stale"` (its result
-        was made with other settings or inputs, is incomplete, or its record is damaged).
-      reason: why it failed or is stale, or which process is working on it.
-      fault: `"input"` or `"machine"` if the scan failed, else empty.
+          was made with other settings or inputs, is incomplete, or its record is damaged).
+      reason: Why it failed or is stale, or which process is working on it.
+      fault: `"input"` or `"machine"` if the scan failed, otherwise empty.
     """
 
     scan: str
@@ -35,7 +35,7 @@ class ScanState(NamedTuple):
 
 
 def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[ScanState]:
-    """Return the state of every scan that any run was started on, sorted by scan and atlas.
+    """Return the state of every scan that any run included, sorted by scan and atlas.
 
     Args:
       folder: Root of the results.
@@ -46,20 +46,20 @@ def overview(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Sc
         about = {"job": submission["job"], "atlas": submission["atlas"]}
         listed = {(one["scan"], submission["atlas"]): {**one, **about} for one in submission["scans"]}
         subjects = {(one["subject"], submission["atlas"]) for one in submission["scans"]}
-        # A subject that had no recording then, and so no label but its own, may have one now.
+        # A subject that had no recording, and hence only a subject label, may have one now.
         nameless = [key for key, one in asked.items() if key[0] == f"sub-{one['subject']}" and (one["subject"], key[1]) in subjects]
         asked = {key: one for key, one in asked.items() if key not in nameless} | listed
     records = read_record_files(folder)
     names = {record_file(folder, *key).name for key in asked}
     for name, record in records.items():
-        if name not in names:  # a damaged one does not say what scan it is of, but its file's name does
+        if name not in names:  # a damaged record does not name its scan, but its file name does
             own = str(record.get("scan") or Path(name).stem), str(record.get("atlas") or "")
             asked[own] = {"scan": own[0], "atlas": own[1], "subject": record.get("subject", ""), "job": record.get("job")}
     return [_state(folder, asked[key], records, verify) for key in sorted(asked)]
 
 
 def summary(states: Iterable[ScanState]) -> list[str]:
-    """Return lines that give the number of scans in each state, and the reasons; with several atlases, results of scans are counted."""
+    """Return lines with the number of scans in each state, and the reasons; with several atlases, results of scans are counted."""
     states = list(states)
     counts = Counter(one.state for one in states)
     lines = [
@@ -78,7 +78,7 @@ def summary(states: Iterable[ScanState]) -> list[str]:
 
 
 def counted(results: int, scans: Iterable[str]) -> str:
-    """Return a number of results with the right noun: several atlases give several results of one scan.
+    """Return a count with the right noun: several atlases give several results of one scan.
 
     Example:
       >>> counted(2, ["sub-01", "sub-02"]), counted(2, ["sub-01", "sub-01"])
@@ -112,7 +112,7 @@ def _state(folder: str | os.PathLike[str], asked: Mapping[str, Any], records: Ma
     if missing:
         return state("stale", f"{missing[0]} is missing or has changed")
     if verify and "files" in asked and record.get("inputs") not in _inputs(asked["files"]):
-        return state("stale", "its input has changed since")
+        return state("stale", "its input has changed")
     return state("done")
 
 

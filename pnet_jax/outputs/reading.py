@@ -1,4 +1,4 @@
-"""Files of a result as arrays, tables and mappings; every error names the file."""
+"""Reading of result files as arrays, tables and mappings; every error names the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def expect_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path) -> 
 def there(file: Path) -> Path:
     """Return the path of a file that must exist."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; without it the result cannot be read")
+        raise FileNotFoundError(f"{file}: file not found, but required to read the result")
     return file
 
 

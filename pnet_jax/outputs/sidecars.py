@@ -1,4 +1,4 @@
-"""What the JSON files beside images and tables say."""
+"""Contents of the JSON sidecars of images and tables."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from pnet_jax.edges import Measure
 
 STAT_LABELS = {"pearson": "pearsoncorrelation", "partial": "partialcorrelation"}
-# Layers are further estimates of the same correlation.
+# Shrunk and guided edges are further estimates of the same correlation.
 STAT_LABELS |= {layer: f"pearsoncorrelation_desc-{layer}" for layer in ("shrunk", "guided")}
 LAYERS = {
-    "shrunk": "Pearson correlation drawn towards the group, edge by edge, by empirical Bayes",
-    "guided": "Pearson correlation as a posterior mean, given every view of the scan and what a cohort taught of each edge and mode",
+    "shrunk": "Pearson correlation shrunk towards the group mean of each edge by empirical Bayes",
+    "guided": "Posterior mean of the Pearson correlation given all views of the scan, with priors per edge and mode learned from a cohort",
 }
-ROWS = "Parcels stand in the order of the rows of _dseg.tsv; parcels without any location keep their place and are n/a."
+ROWS = "Parcels are in the order of the rows of _dseg.tsv; parcels without any location keep their position and are n/a."
 
 
 def stat_label(measure: str) -> str:
-    """A measure's label in file names: `pearson` is `pearsoncorrelation`; of an unlisted name the letters and digits stay.
+    """Return the label of a measure in file names: `pearson` is `pearsoncorrelation`; unlisted names are reduced to letters and digits.
 
     Example:
       >>> stat_label("partial"), stat_label("distance correlation")
@@ -36,7 +36,7 @@ def stat_label(measure: str) -> str:
 
 
 def uncertainty_label(measure: str) -> str:
-    """The same for the uncertainty of a measure or layer.
+    """Return the label in file names for the uncertainty of a measure.
 
     Example:
       >>> uncertainty_label("pearson"), uncertainty_label("guided")
@@ -47,7 +47,7 @@ def uncertainty_label(measure: str) -> str:
 
 
 def dataset_description() -> dict[str, Any]:
-    """Content of dataset_description.json."""
+    """Return the content of dataset_description.json."""
     return {
         "Name": "Personalised brain functional networks",
         "BIDSVersion": "1.11.1",
@@ -57,24 +57,24 @@ def dataset_description() -> dict[str, Any]:
 
 
 def atlas_description() -> dict[str, Any]:
-    """Content of atlas-pnet_description.json."""
+    """Return the content of atlas-pnet_description.json."""
     return {
         "Name": "pnet: personalised parcellations",
         "Description": "Each scan has its own parcellation. Its parcels correspond, one to one and in order, to those of the input atlas "
-        "that the seg entity of the file name refers to, so that a parcel's id and name mean the same in every subject.",
+        "named by the seg entity of the file name, so that the id and name of a parcel have the same meaning in every subject.",
         "DerivedFrom": "The input atlas described in atlas-pnet_seg-<label>_source.json",
     }
 
 
 def segmentation_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the hard parcellation: image and table share their name, and so this file."""
+    """Return the sidecar of the hard parcellation, shared by image and table, which have the same name."""
     return {
-        "Description": "Parcellation of one scan. Image values are the atlas's ids, column `index` of the table; 0 is outside.",
+        "Description": "Parcellation of one scan. Image values are the atlas ids, column `index` of the table; 0 is outside.",
         "Manual": False,
-        "Rows": "One row for each parcel of the atlas, always all of them, in the same order in every file.",
-        "index": {"Description": "Value in the image: the atlas's id of the parcel", "Format": "integer"},
-        "name": {"Description": "The atlas's name of the parcel"},
-        "color": {"Description": "Suggested colour, the same for an id everywhere"},
+        "Rows": "One row for every parcel of the atlas, in the same order in every file.",
+        "index": {"Description": "Id of the parcel in the atlas, the value in the image", "Format": "integer"},
+        "name": {"Description": "Name of the parcel in the atlas"},
+        "color": {"Description": "Suggested colour, which depends on the id alone"},
         "hemisphere": {"Levels": {"L": "left", "R": "right", "B": "on both sides"}},
         "n_locations": {"Description": "Locations (voxels, grayordinates or ROIs) of the scan in the personalised parcel"},
         "n_atlas_locations": {"Description": "Number of locations of the parcel in the atlas"},
@@ -82,7 +82,7 @@ def segmentation_sidecar(network: Network) -> dict[str, Any]:
             "Description": "Fraction of the extent of the parcel in the atlas that valid locations of the scan cover",
             "Units": "0 to 1",
         },
-        "absent": {"Description": "No location of the scan belongs to the parcel: its signal and edges are n/a"},
+        "absent": {"Description": "Whether no location of the scan belongs to the parcel; its signal and edges are then n/a"},
         "x": {"Description": "Mean position of the parcel's locations in MNI space", "Units": "mm"},
         "y": {"Description": "As x", "Units": "mm"},
         "z": {"Description": "As x", "Units": "mm"},
@@ -91,7 +91,7 @@ def segmentation_sidecar(network: Network) -> dict[str, Any]:
 
 
 def scan_description(network: Network) -> dict[str, Any]:
-    """What names and images cannot say of the scan; `load_network` reads it."""
+    """Return properties of the scan that names and images cannot represent, for `load_network`."""
     space = network.space
     return {
         "Subject": network.subject,
@@ -105,7 +105,7 @@ def scan_description(network: Network) -> dict[str, Any]:
 
 
 def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
-    """Voxel index to MNI mm; None where the image's own affine leads there, and without voxels."""
+    """Return the transformation from voxel index to MNI mm, or None if it equals the image's affine or there are no voxels."""
     if space.kind != "grid" or space.grid is None:
         return None
     index = np.column_stack([space.grid.ijk, np.ones(len(space))])
@@ -117,60 +117,63 @@ def voxel_to_mni(space: Space) -> Float[np.ndarray, "4 4"] | None:
 
 
 def atlas_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of what the parcels start from, on the scan's grid."""
+    """Return the sidecar of the starting parcels on the scan's grid."""
     spacing = network.provenance.get("atlas", {}).get("resolution")
-    given = f"given every {spacing:.3g} mm and " if spacing else ""
-    here = f"read at the scan's locations, {network.space.resolution:.3g} mm apart,"
-    learned = f"The most probable parcel under the spatial prior that a group taught, {here} from the nearest location of the group."
+    given = f"defined every {spacing:.3g} mm and " if spacing else ""
+    here = f"sampled at the scan's locations, {network.space.resolution:.3g} mm apart,"
+    learned = f"The most probable parcel under the spatial prior of the group model, {here} from the nearest location of the group."
     return {
-        "Description": "The parcellation that the scan would have if nothing were learnt from it, on this scan's grid. "
+        "Description": "The starting parcellation, which does not depend on the scan's data, on the scan's grid. "
         "Values are those of _dseg; 0 is outside.",
-        "Derivation": f"The prior, {given}{here} from its nearest point." if network.start == "the atlas" else learned,
+        "Derivation": f"The atlas, {given}{here} from its nearest point." if network.start == "the atlas" else learned,
         "Manual": False,
     } | _common(network)
 
 
 def locations_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the mask of the scan's locations."""
+    """Return the sidecar of the mask of the scan's locations."""
     return {
-        "Description": "The voxels of the scan, its brain mask. Those that no parcel of the atlas reaches are 0 in _dseg.",
+        "Description": "Brain mask of the scan. Voxels outside all parcels of the atlas are 0 in _dseg.",
         "Type": "Brain",
     } | _common(network)
 
 
 def mean_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the mean image."""
+    """Return the sidecar of the mean image."""
     return {
-        "Description": "Mean over the kept frames before cleaning, within the mask: the background of the report's slices, since no "
-        "template fits this space.",
+        "Description": "Mean over the retained frames before cleaning, within the mask: the background of the slices in the report, since "
+        "no template is available for this space.",
         "Storage": "int16 in 4095 steps (scl_slope)",
     } | _common(network)
 
 
 def motion_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the motion series."""
+    """Return the sidecar of the motion series."""
     return {
-        "Description": "Head motion, one row a recorded frame.",
+        "Description": "Head motion, one row per recorded frame.",
         "SamplingFrequency": 1 / network.tr,
-        "framewise_displacement": {"Description": "Displacement from the frame before, as the confounds table gave it", "Units": "mm"},
-        "kept": {"Description": "Whether the frame is a row of _stat-mean_timeseries.tsv", "Levels": {"true": "kept", "false": "left out"}},
+        "framewise_displacement": {"Description": "Displacement from the previous frame, from the confounds table", "Units": "mm"},
+        "kept": {
+            "Description": "Whether the frame is a row of _stat-mean_timeseries.tsv",
+            "Levels": {"true": "kept", "false": "removed"},
+        },
     } | _common(network)
 
 
 def probability_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the soft parcellation."""
+    """Return the sidecar of the soft parcellation."""
     part = "column" if network.space.grid is None else "volume"
     return {
         "Description": f"Probability of each parcel at each location; {part} k is row k of _dseg.tsv. The probabilities of all {part}s sum "
         f"to 1 inside the parcellation and are 0 outside. {probability_meaning(network)}",
         "SumInside": 1,
         "Storage": "uint16 steps of 1/65535 (scl_slope); float32 in CIFTI; 7 digits in tables",
-        "Note": "The most probable parcel differs from _dseg where spatial clean-up moved a location.",
+        "Note": "The most probable parcel can differ from _dseg where spatial clean-up reassigned a location.",
     } | _common(network)
 
 
 def confidence_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the confidence map."""
+    """Return the sidecar of the confidence map."""
     return {
         "Description": f"Probability of each location's parcel in _dseg, 0 outside the parcellation. {probability_meaning(network)}",
         "Units": "0 to 1",
@@ -178,7 +181,7 @@ def confidence_sidecar(network: Network) -> dict[str, Any]:
 
 
 def probability_meaning(network: Network) -> str:
-    """What the probabilities of a network are probabilities of."""
+    """Describe the meaning of a network's probabilities."""
     if network.qc.selection.decision == "personalised":
         return (
             "It is a replication probability: the probability that an independent repeat of the scan, of equal length, gives the location "
@@ -191,7 +194,7 @@ def probability_meaning(network: Network) -> str:
 
 
 def location_table_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the table of a ROI scan's locations."""
+    """Return the sidecar of the table of a ROI scan's locations."""
     return {
         "Description": "The ROIs of the scan, one row each.",
         "name": {"Description": "Name of the ROI"},
@@ -200,51 +203,51 @@ def location_table_sidecar(network: Network) -> dict[str, Any]:
         "z": {"Description": "As x", "Units": "mm"},
         "index": {"Description": "Id of the parcel of the ROI, as in _dseg.tsv; 0 for none"},
         "parcel": {"Description": "Name of that parcel"},
-        "atlas_index": {"Description": "Id of the parcel that the atlas gives the ROI; 0 for none"},
+        "atlas_index": {"Description": "Id of the atlas parcel of the ROI; 0 for none"},
         "confidence": {"Description": f"Probability of that parcel. {probability_meaning(network)}", "Units": "0 to 1"},
     } | _common(network)
 
 
 def coverage_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the coverage table."""
+    """Return the sidecar of the coverage table."""
     return {
-        "Description": "Share of each prior parcel's extent that valid locations of the scan cover, one column a parcel.",
+        "Description": "Fraction of the extent of each atlas parcel that valid locations of the scan cover, one column per parcel.",
         "Units": "0 to 1",
         "Columns": ROWS,
     } | _common(network)
 
 
 def signals_sidecar(network: Network) -> dict[str, Any]:
-    """Sidecar of the parcel signals."""
+    """Return the sidecar of the parcel signals."""
     recorded = network.qc.recorded_frames if network.displacement is None else len(network.displacement)
     return {
-        "Description": "Mean over each parcel's locations (hard labels) of their cleaned, z-scored signals; one row a kept frame, one "
-        "column a parcel.",
+        "Description": "Mean of the cleaned, z-scored signals of each parcel's locations (hard labels); one row per retained frame, one "
+        "column per parcel.",
         "Units": "standard deviations of a single location's signal",
         "SamplingFrequency": 1 / network.tr,
         "RepetitionTime": network.tr,
         "KeptFrames": network.frames,
         "RecordedFrames": recorded,
-        "FramesNote": "Row i is frame KeptFrames[i] of the recording, counted from 0; scrubbed frames are left out, so rows need not be "
-        "evenly spaced in time.",
+        "FramesNote": "Row i is frame KeptFrames[i] of the recording, counted from 0; scrubbed frames are omitted, so rows may be "
+        "unevenly spaced in time.",
         "Columns": ROWS,
     } | _common(network)
 
 
 def edges_sidecar(network: Network, measure: str) -> dict[str, Any]:
-    """Sidecar of one connectome; of a layer, what its group model was learned from too."""
+    """Return the sidecar of one connectome; shrunk and guided edges include the training data of their group model."""
     learned = (network.provenance.get("group") or {}).get("edges_learned_from") if measure in LAYERS else None
     return relmat_description(network.edges[measure], measure) | ({"LearnedFrom": learned} if learned else {}) | _common(network)
 
 
 def relmat_description(matrix: Float[np.ndarray, "K K"], measure: str) -> dict[str, Any]:
-    """Return the entries of a connectome's sidecar that describe the matrix itself."""
+    """Return the sidecar entries that describe the matrix of a connectome."""
     known = _registered("pearson" if measure in LAYERS else measure)
     finite = matrix[np.isfinite(matrix)]
     own = np.diagonal(matrix)[np.isfinite(np.diagonal(matrix))]
     constant = not len(own) or np.ptp(own) < 1e-4
     return {
-        "Description": f"One value for each pair of parcels. {ROWS}",
+        "Description": f"One value per pair of parcels. {ROWS}",
         "RelationshipMeasure": LAYERS.get(measure) or (known.description if known else measure),
         "Measure": measure,
         "MeantFor": _purpose(measure),
@@ -260,7 +263,7 @@ def relmat_description(matrix: Float[np.ndarray, "K K"], measure: str) -> dict[s
 
 
 def half_label(measure: str, number: int) -> str:
-    """The same for the edges of one half of the scan.
+    """Return the label in file names for the edges of one half of the scan.
 
     Example:
       >>> half_label("pearson", 1)
@@ -270,10 +273,10 @@ def half_label(measure: str, number: int) -> str:
 
 
 def half_sidecar(network: Network, measure: str, number: int) -> dict[str, Any]:
-    """Sidecar of the edges of one half of the scan."""
+    """Return the sidecar of the edges of one half of the scan."""
     known = _registered(measure)
     return {
-        "Description": f"Edges of half {number} of the scan, cleaned on its own, for the parcels of the whole scan. {ROWS}",
+        "Description": f"Edges of half {number} of the scan, cleaned separately, for the parcels of the whole scan. {ROWS}",
         "RelationshipMeasure": known.description if known else measure,
         "HalfOf": measure,
         "Half": number,
@@ -287,12 +290,12 @@ def half_sidecar(network: Network, measure: str, number: int) -> dict[str, Any]:
 
 
 def uncertainty_sidecar(network: Network, measure: str) -> dict[str, Any]:
-    """Sidecar of the uncertainty of one connectome: of correlations in Fisher z, of what else there is in its own units."""
+    """Return the sidecar of the uncertainty of one connectome: in Fisher z for correlations, otherwise in the units of the measure."""
     matrix = network.uncertainty[measure]
     known = _registered(measure)
     own = known is not None and not known.units.startswith("correlation")
     layer = {"pearson": "raw"}.get(measure, measure if measure in LAYERS else None)
-    of = f", the {layer} layer of the Pearson correlations" if layer else f" of {measure}"
+    of = f", the {layer} Pearson correlations" if layer else f" of {measure}"
     return {
         "Description": f"Standard deviation of each edge{'' if own else chr(39) + 's Fisher z'}{of}. {ROWS}",
         "UncertaintyOf": measure,

@@ -1,4 +1,4 @@
-"""A simulated cohort as a folder that fMRIPrep could have left, with the truth beside each subject."""
+"""Writing of a simulated cohort as an fMRIPrep-like folder, with the ground truth of each subject."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pnet_jax.outputs.tables import write_json, write_rows
 from pnet_jax.simulate import SimulatedSession, SimulatedSubject, check, group_truth, simulate_cohort
 from pnet_jax.space import Grid, Space
 
-COSINE_CUTOFF_SECONDS = 128.0  # of fMRIPrep's high-pass regressors
+COSINE_CUTOFF_SECONDS = 128.0  # cut-off of fMRIPrep's high-pass regressors
 _MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 _TISSUE = ("csf", "white_matter", "global_signal")
 IGNORED = ("*_desc-confounds_timeseries.*", "group_dseg.*", "truth.npz")  # not part of BIDS 1
@@ -26,32 +26,34 @@ _COLUMNS = {
     "site": {"Description": "Simulated scanner"},
     "group": {"Description": "Whether the coupling has a simulated lesion", "Levels": {"control": "no", "patient": "yes"}},
 }
-_INT16 = 32000  # the largest stored number; a little room below 32767
+_INT16 = 32000  # largest stored value, slightly below 32767
 
 
 def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """Writes a simulated cohort as BIDS derivatives and returns its preprocessed images, in order.
+    """Write a simulated cohort as BIDS derivatives and return its preprocessed images, in order.
 
-    Each file gets its name only when it is complete. Files of an earlier cohort with the same names are replaced. In the folder:
-    `dataset_description.json`, `participants.tsv` + `.json`, `group_dseg.nii.gz` + `.tsv` (group parcels, ids 1…K); for every subject
-    `truth.npz` and for every session preprocessed BOLD, brain mask and confounds with fMRIPrep's names.
+    Files are renamed to their final names when they are complete. Files of an earlier cohort with the same names are replaced. The folder
+    contains `dataset_description.json`, `participants.tsv` + `.json`, `group_dseg.nii.gz` + `.tsv` (group parcels, ids 1…K); for every
+    subject `truth.npz`, and for every session preprocessed BOLD, brain mask and confounds with fMRIPrep's names.
 
-    `truth.npz` holds, for V locations in the mask's order and K parcels: `labels[V]`, `group_labels[V]` (0…K−1), `ijk[V, 3]`,
-    `modules[K]`, `coupling[K, K]`, `true_fc[K, K]`, `planted[K, K]`, `affected[K, K]`, `fc_change[K, K]`, `nodes[n]`, and the numbers
-    `patient`, `severity`, `age`, `hrf_delay`, `index`, `seed`, the texts `subject`, `site`, `disease`.
+    `truth.npz` contains, for V locations in the order of the mask and K parcels: `labels[V]`, `group_labels[V]` (0…K−1), `ijk[V, 3]`,
+    `modules[K]`, `coupling[K, K]`, `true_fc[K, K]`, `planted[K, K]`, `affected[K, K]`, `fc_change[K, K]`, `nodes[n]`, the numbers
+    `patient`, `severity`, `age`, `hrf_delay`, `index`, `seed`, and the texts `subject`, `site`, `disease`.
 
     Args:
-      folder: made if it does not exist.
-      config: the cohort.
-      progress: called with how many subjects are done and how many there are.
+      folder: Output folder, created if needed.
+      config: Settings of the cohort.
+      progress: Called with the number of completed subjects and the total.
 
     Raises:
-      ValueError: a configuration that makes no sense (`pnet_jax.simulate.check`), or `folder` is a file.
-      OSError: the folder cannot be written into; names it.
+      ValueError: If a setting is invalid (`pnet_jax.simulate.check`), or `folder` is a file.
+      OSError: If the folder cannot be written; names it.
     """
     check(config)
     root = check_writable(folder)
-    write_json(root / "dataset_description.json", dataset_description() | {"Name": "Simulated resting-state cohort with known truth"})
+    write_json(
+        root / "dataset_description.json", dataset_description() | {"Name": "Simulated resting-state cohort with known ground truth"}
+    )
     write_text(root / ".bidsignore", "\n".join(IGNORED) + "\n")
     _write_group(root, config)
     images, participants = [], []
@@ -70,9 +72,9 @@ def write_cohort(folder: str | os.PathLike[str], config: SimulateConfig, progres
 
 
 def confounds_table(session: SimulatedSession) -> dict[str, Float[np.ndarray, " T"]]:
-    """fMRIPrep's columns of a session, `[T]` each; NaN where a first frame has no value.
+    """Return fMRIPrep's confound columns of a session, `[T]` each; NaN for first frames without a value.
 
-    Motion and tissue signals with derivatives and squares, displacement, DVARS and the cosines of a 128-s high-pass.
+    The columns are motion and tissue signals with derivatives and squares, displacement, DVARS, and the cosines of a 128 s high-pass.
     """
     columns: dict[str, Float[np.ndarray, " T"]] = {}
     for name in (*_TISSUE, *_MOTION):
@@ -103,7 +105,7 @@ def _write_session(root: Path, subject: SimulatedSubject, session: SimulatedSess
     image = folder / f"{stem}_desc-preproc_bold.nii.gz"
     about = {"RepetitionTime": session.tr, "TaskName": "rest", "SkullStripped": True, **resolution}
     write_json(folder / f"{stem}_desc-preproc_bold.json", about)
-    # 16-bit numbers with a scale, as scanners write them: the step is under a hundredth of a voxel's sd.
+    # Scaled 16-bit integers, as from a scanner: the step is below a hundredth of a voxel's sd.
     scale = float(np.abs(session.y).max()) / _INT16
     stored = np.round(session.y / np.float32(scale)).astype(np.int16)
     _write_volume(image, stored, session.space, scale=scale, tr=session.tr)
@@ -146,21 +148,21 @@ def _write_truth(path: Path, subject: SimulatedSubject, seed: int) -> None:
 
 def _grid(space: Space) -> Grid:
     if space.grid is None:
-        raise ValueError(f"an image needs a grid, got a space of kind {space.kind!r}")
+        raise ValueError(f"an image requires a grid, got a space of kind {space.kind!r}")
     return space.grid
 
 
 def _write_volume(path: Path, values: np.ndarray, space: Space, *, scale: float | None = None, tr: float | None = None) -> None:
-    """Writes values of the locations, `[V]` or `[V, T]`, 0 elsewhere."""
+    """Write values of the locations, `[V]` or `[V, T]`, as an image that is 0 elsewhere."""
     import nibabel
 
     grid = _grid(space)
-    data = np.zeros((*grid.shape, *values.shape[1:]), values.dtype, order="F")  # the order NIfTI stores
+    data = np.zeros((*grid.shape, *values.shape[1:]), values.dtype, order="F")  # memory order of NIfTI
     at = tuple(grid.ijk.T)
     if values.ndim == 1:
         data[at] = values
     else:
-        for frame in range(values.shape[1]):  # one contiguous volume after another
+        for frame in range(values.shape[1]):  # one contiguous volume at a time
             data[..., frame][at] = values[:, frame]
     image = nibabel.Nifti1Image(data, grid.affine)
     image.set_qform(grid.affine, "mni")

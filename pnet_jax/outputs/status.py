@@ -26,7 +26,7 @@ from pnet_jax.outputs.tables import plain, write_json, write_rows
 RECORDS = ".pnet"  # hidden, so that validators and file browsers ignore it
 SUBMISSIONS = "submissions"  # below RECORDS: the lists of requested scans
 TABLE = "status.tsv"
-DIGEST = "digest"  # of a record, in its file
+DIGEST = "digest"  # key of the digest in the file of a record
 COLUMNS = ("scan", "subject", "status", "error", "seconds", "n_frames", "minutes", "n_absent", "parcels", "dseg")
 NOT_IN_TABLE = ("files", "command", "said")  # `said`: the warnings of `qc_warnings`, one by one
 
@@ -38,14 +38,14 @@ def write_record(folder: str | os.PathLike[str], row: Mapping[str, Any], files: 
       folder: Root of the results.
       row: Columns of the scan's row in the table: `scan`, `atlas` if there are several, `status` (`"ok"` or `"failed"`), `error` …
       files: Name of each file of the result, relative to `folder`, with its digest (`digests`).
-      command: Command that made it, e.g. `"pnet construct"`.
+      command: Command that wrote the result, e.g. `"pnet construct"`.
 
     Returns:
       The record, as `read_record` returns it.
 
     Raises:
-      ValueError: The row has no `scan`.
-      OSError: The record cannot be written; names the file.
+      ValueError: If the row has no `scan`.
+      OSError: If the record cannot be written; names the file.
     """
     if not row.get("scan"):
         raise ValueError(f"a record needs the label of its scan, got {dict(row)}")
@@ -59,14 +59,14 @@ def write_submission(
 ) -> Path:
     """Write the list of scans requested at the start of a run; a later run adds its own list and leaves the others unchanged.
 
-    Lists are numbered, whatever the clock says; one that is the last already, as in the tasks of an array, is not written again.
+    Lists are numbered, independently of the clock; a list identical to the last one, as in the tasks of an array, is not written again.
 
     Args:
       folder: Root of the results.
       sources: All scans of the run, including those that other processes construct.
       job: Digest of the settings.
       atlas: Label of the atlas in file names.
-      settings: The settings by name, from which a later run can say what differs.
+      settings: Settings by name, so that a later run can report differences.
     """
     scans = [{"scan": one.label, "subject": one.subject, "files": [file and str(file) for file in one.files]} for one in sources]
     content = {"job": job, "atlas": atlas, "settings": dict(settings or {}), "scans": scans}
@@ -92,24 +92,24 @@ def remove_superseded(folder: str | os.PathLike[str], sources: Sequence[ScanSour
 
 
 def read_submissions(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the lists of `write_submission`, the oldest first; one that is damaged is left out with a warning."""
+    """Read the lists written by `write_submission`, oldest first; damaged ones are skipped with a warning."""
     found = []
     for file in _submissions(folder):
         if content := _submission(file):
             found.append(content)
         else:
-            warnings.warn(f"{file}: damaged; its scans are counted only where another run lists them too", stacklevel=2)
+            warnings.warn(f"{file}: damaged; its scans are counted only if another run also lists them", stacklevel=2)
     return found
 
 
 def _submissions(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files of `write_submission`, the oldest first."""
+    """List the files written by `write_submission`, oldest first."""
     files = (Path(folder) / RECORDS / SUBMISSIONS).glob("*.json")
     return sorted((file for file in files if re.fullmatch(r"\d+-[0-9a-f]+", file.stem)), key=lambda file: int(file.stem.partition("-")[0]))
 
 
 def _submission(file: Path) -> dict[str, Any]:
-    """Content of a list; empty if it is not that by whose digest it is named."""
+    """Read a list; empty if its content does not match the digest in its name."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -137,7 +137,7 @@ def read_record(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> d
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read all records of a folder, sorted by scan and atlas; damaged ones are left out."""
+    """Read all records of a folder, sorted by scan and atlas; damaged ones are omitted."""
     found = filter(None, read_record_files(folder).values())
     return sorted(found, key=lambda record: (str(record["scan"]), str(record.get("atlas") or "")))
 
@@ -158,11 +158,11 @@ def digests(folder: str | os.PathLike[str], files: Iterable[Path]) -> dict[str, 
 
 
 def check_intact(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Raise an InputError that names a file of a result, its page apart, which is missing or is not what was recorded."""
+    """Raise an InputError that names a file of a result, except its report, that is missing or differs from its record."""
     files = {name: digest for name, digest in record.get("files", {}).items() if not name.endswith(".html")}
     if changed := missing_files(folder, {"files": files}):
         raise InputError(
-            f"{Path(folder) / changed[0]}: missing or changed since it was written; construct {record['scan']} again (--resume)"
+            f"{Path(folder) / changed[0]}: missing, or changed after it was written; construct {record['scan']} again (--resume)"
         )
 
 
@@ -180,25 +180,25 @@ def write_table(folder: str | os.PathLike[str]) -> Path:
     """Write `status.tsv` from the records: a row for each scan and atlas; missing values are `n/a`.
 
     Raises:
-      OSError: The table cannot be written; names the file.
+      OSError: If the table cannot be written; names the file.
     """
     folder = Path(folder)
-    with waiting_for(folder / RECORDS / ".table.lock"):  # of two processes the later one reads the records of both
+    with waiting_for(folder / RECORDS / ".table.lock"):  # the later of two processes reads the records of both
         rows = [{key: value for key, value in record.items() if key not in NOT_IN_TABLE} for record in read_records(folder)]
         extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
         return write_rows(folder / TABLE, [*COLUMNS, *extra], rows)
 
 
 def check_command(folder: str | os.PathLike[str], command: str) -> None:
-    """Check that a folder does not hold the results of another command.
+    """Check that a folder has no results of another command.
 
     Raises:
-      SettingsError: Names both commands.
+      SettingsError: If it has; names both commands.
     """
     records = (_read(file) for file in (Path(folder) / RECORDS).glob("*.json"))
     first = next(filter(None, records), None)
     if first is not None and first.get("command") != command:
-        raise SettingsError(f"{folder} holds results of `{first.get('command')}`; use another folder for `{command}`")
+        raise SettingsError(f"{folder} contains results of `{first.get('command')}`; use another folder for `{command}`")
 
 
 def record_file(folder: str | os.PathLike[str], scan: str, atlas: str = "") -> Path:

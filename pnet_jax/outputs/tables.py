@@ -1,4 +1,4 @@
-"""TSV and JSON as BIDS wants them: `n/a` for what is missing, no NaN in JSON."""
+"""TSV and JSON as required by BIDS: `n/a` for missing values, no NaN in JSON."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MISSING = "n/a"
 
 
 def beside(stem: Path, ending: str) -> Path:
-    """The file of a result that begins with `stem`: `beside(stem, "dseg.tsv")`."""
+    """Return the file of a result that begins with `stem`: `beside(stem, "dseg.tsv")`."""
     return stem.with_name(f"{stem.name}_{ending}")
 
 
 def write_rows(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes a table with one mapping a row; what a row lacks, None and NaN become `n/a`, tabs and line breaks become spaces.
+    """Write a table with one mapping per row; missing values, None and NaN become `n/a`, tabs and line breaks become spaces.
 
     Raises:
-      OSError: names the file; nothing of it is left.
+      OSError: If the file cannot be written; names the file, and no part of it is left.
     """
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
@@ -44,10 +44,10 @@ def write_matrix(
     index: Sequence[str] | None = None,
     corner: str = "Node",
 ) -> Path:
-    """Writes numbers under named columns to 7 digits, NaN as `n/a`; with `index`, a first column called `corner` names the rows.
+    """Write numbers under named columns to 7 digits, NaN as `n/a`; with `index`, a first column called `corner` names the rows.
 
     Raises:
-      OSError: names the file; nothing of it is left.
+      OSError: If the file cannot be written; names the file, and no part of it is left.
     """
     text = io.StringIO()
     np.savetxt(text, values, fmt="%.7g", delimiter="\t")
@@ -59,31 +59,31 @@ def write_matrix(
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Rows of a TSV as text, with or without a byte-order mark; `n/a` becomes an empty string.
+    """Read the rows of a TSV as text, with or without a byte-order mark; `n/a` becomes an empty string.
 
     Raises:
-      InputError: it is not text in UTF-8, a column occurs twice, or a row has more fields than the header; names the file.
-      FileNotFoundError: it does not exist; names the file.
+      InputError: If it is not UTF-8 text, a column occurs twice, or a row has more fields than the header; names the file.
+      FileNotFoundError: If it does not exist; names the file.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             rows, names = list(reader), list(reader.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table of text in UTF-8 ({error}): save it again as text in UTF-8") from error
+        raise InputError(f"{path}: not a table in UTF-8 ({error}); save it as UTF-8 text") from error
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{path}: expected columns with different names, found {twice[0]!r} {names.count(twice[0])} times")
+        raise InputError(f"{path}: expected unique column names, found {twice[0]!r} {names.count(twice[0])} times")
     if long := [at for at, row in enumerate(rows, 1) if None in row]:
         raise InputError(f"{path}: expected {len(names)} fields separated by tabs in every row, found more in row {long[0]}")
     return [{key: "" if value in (MISSING, None) else value for key, value in row.items()} for row in rows]
 
 
 def read_matrix(path: str | os.PathLike, *, index: bool = False) -> Float[np.ndarray, "n K"]:
-    """Numbers of a table that `write_matrix` wrote, float32, `n/a` as NaN; `index` says that the first column names the rows.
+    """Read a table written by `write_matrix`, float32, `n/a` as NaN; with `index`, the first column names the rows.
 
     Raises:
-      ValueError: something in it is no number, or its rows are not equally long; names the file.
-      FileNotFoundError: it is not there; names the file.
+      ValueError: If a value is not a number, or rows differ in length; names the file.
+      FileNotFoundError: If it does not exist; names the file.
     """
     text = Path(path).read_text("utf-8")
     width = text.partition("\n")[0].count("\t") + 1
@@ -98,20 +98,20 @@ def read_matrix(path: str | os.PathLike, *, index: bool = False) -> Float[np.nda
             ndmin=2,
         )
     except ValueError as error:
-        raise ValueError(f"{path}: no table of numbers ({error})") from error
+        raise ValueError(f"{path}: not a table of numbers ({error})") from error
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> Path:
-    """Writes JSON; numpy numbers and arrays, dataclasses and paths are turned into JSON's own types, NaN into null.
+    """Write JSON; NumPy numbers and arrays, dataclasses and paths are converted to JSON types, NaN to null.
 
     Raises:
-      OSError: names the file; nothing of it is left.
+      OSError: If the file cannot be written; names the file, and no part of it is left.
     """
     return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own types; NaN and infinity become None."""
+    """Convert a value to JSON types; NaN and infinity become None."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float):
@@ -126,7 +126,7 @@ def plain(value: Any) -> Any:
 
 
 class Parcels(Protocol):
-    """Anything with parcels that have names and ids, such as a Network or a Cohort."""
+    """Any object with parcel names and ids, such as a Network or a Cohort."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -136,7 +136,8 @@ class Parcels(Protocol):
 
 
 def column_names(parcels: Parcels) -> list[str]:
-    """Return a distinct name for each parcel, in the order of `ids`; a name that several parcels share is followed by the id."""
+    """Return a unique name for each parcel, in the order of `ids`; a name shared by several parcels is followed by the id."""
+
     names = [_cell(name) for name in parcels.names]
     return [name if names.count(name) == 1 else f"{name}_{index}" for name, index in zip(names, parcels.ids, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Pre-training: from many scans to a checkpoint."""
+"""Pre-training of the linear encoder from many scans."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _mixture = jax.jit(mixture)
 
 
 def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: PretrainConfig | None = None) -> Model:
-    """A linear model from scans: references, projection, and the atlases asked for.
+    """Fit a linear model to scans: reference points, projection, and the requested atlases.
 
-    Scans pass one at a time, and what is kept of them are two R x R statistics; learning an atlas takes a second pass, which keeps
-    one mean embedding per location.
+    Scans are read one at a time, and only two R × R statistics are kept. Learning an atlas takes a second pass, which keeps one mean
+    embedding per location.
 
     Args:
-      scans: a sequence of scans, or a function that starts a fresh pass over them.
-      config: see `PretrainConfig`.
+      scans: A sequence of scans, or a function that starts a new pass over them.
+      config: Settings; see `PretrainConfig`.
 
     Raises:
-      ValueError: no scan at all, an unknown encoder, or learned atlases from scans on different Spaces.
+      ValueError: If there are no scans, the encoder is unknown, or atlases are learned from scans on different Spaces.
     """
     config = config or PretrainConfig()
     if config.encoder != "linear":
@@ -74,7 +74,7 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
 
 
 def scan_statistics(scan: Scan, references: Float[np.ndarray, "R 3"]) -> Statistics:
-    """`Statistics` of the two halves of a scan."""
+    """Compute the `Statistics` of the two halves of a scan."""
     halves = np.zeros((2, scan.y.shape[1]), bool)
     for half, columns in zip(halves, split(scan), strict=True):
         half[columns] = True
@@ -83,10 +83,10 @@ def scan_statistics(scan: Scan, references: Float[np.ndarray, "R 3"]) -> Statist
 
 
 def reference_points(space: Space, count: int, seed: int = 0) -> Float[np.ndarray, "R 3"]:
-    """R points spread over a space by k-means on mm, mirrored between hemispheres where the space has both, `[R, 3]`.
+    """Spread R points over a space by k-means on coordinates in mm, mirrored between hemispheres if the space has both, `[R, 3]`.
 
     Raises:
-      ValueError: an odd number of points for two hemispheres, or more points than locations.
+      ValueError: If the number of points is odd for two hemispheres, or exceeds the number of locations.
     """
     from pnet_jax.simulate.space import kmeans
 
@@ -98,13 +98,13 @@ def reference_points(space: Space, count: int, seed: int = 0) -> Float[np.ndarra
     if not len(right) or len(right) == len(space):
         return spread(space.xyz, count).astype(np.float32)
     if count % 2:
-        raise ValueError(f"references must be even, half of them in each hemisphere, got {count}")
+        raise ValueError(f"references must be even (half in each hemisphere), got {count}")
     half = spread(right, count // 2)
     return np.concatenate([half * [-1, 1, 1], half]).astype(np.float32)
 
 
 def geometric_atlas(parcels: int, seed: int = 0) -> Atlas:
-    """K compact parcels of the MNI152 grey matter (nilearn's mask, 4 mm) by k-means on mm, hemispheres apart; no function in it."""
+    """Build K compact parcels of MNI152 grey matter (nilearn's mask, 4 mm) by k-means on mm within each hemisphere."""
     from pnet_jax.simulate.space import group_parcels
 
     space = _grey_matter()
@@ -118,13 +118,13 @@ def geometric_atlas(parcels: int, seed: int = 0) -> Atlas:
 
 
 def learn_atlas(one_pass: Callable[[], Iterable[Scan]], encoder: LinearEncoder, parcels: int, seed: int = 0) -> Atlas:
-    """K parcels of the cohort's mean embedding, for scans that share a Space.
+    """Learn K parcels from the cohort's mean embedding, for scans that share a Space.
 
-    Compact parcels by k-means on mm are moved by the mixture and take their own result as the next atlas, ten times over: what
-    remains of the first map is only the correspondence of names.
+    Compact parcels from k-means on mm are refined by the mixture, whose result becomes the next atlas, for ten iterations. Only the
+    correspondence of names remains from the initial map.
 
     Raises:
-      ValueError: scans on different Spaces.
+      ValueError: If scans are on different Spaces.
     """
     mean, space = _mean_embedding(one_pass, encoder)
     covered = np.flatnonzero(np.square(mean).sum(1) > 0)
@@ -150,12 +150,12 @@ def _mean_embedding(one_pass, encoder):
     for scan in one_pass():
         if space is not None and (len(space) != len(scan.space) or not np.allclose(space.xyz, scan.space.xyz, atol=0.01)):
             raise ValueError(
-                f"{scan.label}: a learned atlas needs scans on one Space, expected {len(space)} locations as in the first scan, "
+                f"{scan.label}: a learned atlas requires scans on one Space: expected {len(space)} locations as in the first scan, "
                 f"found {len(scan.space)} or other coordinates"
             )
         space = scan.space
         region, kept = nearest_reference(space.xyz, encoder.references), np.ones(scan.y.shape[1], bool)
-        # Mapped back to fingerprints: participants share strong directions, which dominate their mean.
+        # Mapped back to fingerprints, whose mean is dominated by strong directions shared by the participants.
         z = np.asarray(normalise(project(encoder, scan.y, region, kept, scan.valid) @ encoder.decoder))
         total = z.astype(np.float64) if total is None else total + z
     length = np.linalg.norm(total, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: a line of JSON a step, curves for TensorBoard, one bar."""
+"""Log of a training run: one line of JSON per step, TensorBoard curves, and a progress bar."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class Log:
-    """Writes numbers of steps; a resumed run appends. Only the first process has one that writes.
+    """Writer of training metrics; a resumed run appends. In multi-process runs, only the first process writes.
 
     Attributes:
-      file: `metrics.jsonl`, one object a line.
-      last: numbers of the last line, of this or an earlier part of the run.
+      file: `metrics.jsonl`, one object per line.
+      last: Metrics of the last line, from this run or the run that it resumes.
     """
 
     def __init__(self, folder: pathlib.Path, *, steps: int, first: int, writes: bool = True, progress: bool = True) -> None:
@@ -36,7 +36,7 @@ class Log:
         self._bar = tqdm(total=steps, initial=first, desc="pretrain", unit="step", file=sys.stderr, disable=not progress)
 
     def __call__(self, step: int, numbers: Mapping[str, float], said: str) -> None:
-        """Writes one step's numbers, and `said` beside the bar."""
+        """Write the metrics of one step, and show `said` next to the progress bar."""
         self.last = dict(numbers)
         if self._lines is None:
             return
@@ -54,7 +54,7 @@ class Log:
 
 
 def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a line that a kill cut short is left out."""
+    """Read the rows of a `metrics.jsonl`; a line truncated by a killed process is skipped."""
     rows = []
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
@@ -65,7 +65,7 @@ def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(file: pathlib.Path, first: int) -> list[dict[str, Any]]:
-    """Removes rows of steps that a resumed run takes again; returns the others."""
+    """Remove the rows of steps that a resumed run repeats, and return the others."""
     rows = [row for row in read_log(file) if row["step"] <= first]
     if file.exists():
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -1,4 +1,4 @@
-"""Pre-training of the neural encoder: from a store of records to a checkpoint. Reads top to bottom."""
+"""Pre-training of the neural encoder: from a store of records to a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from pnet_jax.pretraining.spread import BATCH, by_field, check_divides, spread
 from pnet_jax.pretraining.step import TrainState
 from pnet_jax.records import LEAST_VALIDATED, Store, batches, open_store, split_subjects, split_validation
 
-MOST_BATCHES = 4  # of validation, which stay in memory
-_DECIDING = ("start", "seed", "perceiver", "input", "objectives", "optimiser", "validation")  # fields of the configuration
-PEAK_SIZES = (1024, 2048)  # of the products that say what a device can do
+MOST_BATCHES = 4  # largest number of validation batches, which stay in memory
+_DECIDING = ("start", "seed", "perceiver", "input", "objectives", "optimiser", "validation")  # configuration fields that affect results
+PEAK_SIZES = (1024, 2048)  # sizes of the matrix products that measure peak throughput
 
 
 class Finished(NamedTuple):
-    """What a run ended with.
+    """Outcome of a training run.
 
     Attributes:
-      model: to export; None where the run was told to stop before its last step.
-      step: the last one taken.
-      leads: whether this process is the one that writes what all of them have.
+      model: Model to export, or None if the run was stopped before its last step.
+      step: Last completed step.
+      leads: Whether this process writes the results that all processes share.
     """
 
     model: Model | None
@@ -51,21 +51,21 @@ class Finished(NamedTuple):
 
 
 def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: PretrainConfig, *, progress: bool = True) -> Finished:
-    """Trains a neural encoder on a store of records; called again on the same folder it goes on where it was.
+    """Train a neural encoder on a store of records, or resume the run in an existing folder.
 
-    With several processes all of them call it, after `parallel.start`.
+    In multi-process runs, every process calls this function after `parallel.start`.
 
     Args:
-      store_folder: written by `pnet prepare`.
-      out: folder of the run: states, metrics, and what the caller saves of the model.
-      config: `encoder="perceiver"`; see `PretrainConfig`.
-      progress: show a bar.
+      store_folder: Store written by `pnet prepare`.
+      out: Folder of the run, for training states, metrics, and the model that the caller saves.
+      config: Settings with `encoder="perceiver"`; see `PretrainConfig`.
+      progress: Whether to show a progress bar.
 
     Raises:
-      ValueError: a store that cannot be trained on, a configuration other than the run's, a damaged state.
-      FloatingPointError: the loss is no number; the scans of the batch are named. The states before it stay.
-      ProcessLostError: another process is gone.
-      OSError: the disk is full.
+      ValueError: If the store cannot be used, the configuration differs from that of the run, or a state is damaged.
+      FloatingPointError: If the loss is not finite. The scans of the batch are named, and earlier states are kept.
+      ProcessLostError: If another process was lost.
+      OSError: If the disk is full.
     """
     process = parallel.Process(jax.process_index(), jax.process_count())
     mesh = parallel.make_mesh(config.parallel)
@@ -79,7 +79,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
     base = load_model(config.start)
     linear = base.encoder if isinstance(base.encoder, LinearEncoder) else base.encoder.linear
 
-    # The state: shapes first, then where each array lies, then its values there.
+    # Training state: first shapes, then shardings, then values in place.
     initial, layout, step, validate = spread(base.encoder, config, mesh)
     state = jax.jit(initial, out_shardings=layout)()
 
@@ -87,7 +87,7 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
         if process.number == 0:
             stack.enter_context(only_here(out, "pnet pretrain"))
         saves = Saves(out / "states", keep=config.keep, config=_told(config, store))
-        # With a process lost, the state on its way to disk will never be complete.
+        # If a process is lost, the state being written can never be completed.
         stack.push(lambda _, error, __: None if isinstance(error, parallel.ProcessLostError) else saves.close())
         state = saves.restore(state) or state
         first = int(state.step)
@@ -115,13 +115,13 @@ def train(store_folder: str | pathlib.Path, out: str | pathlib.Path, config: Pre
 def _validated_on(validation: Sequence[str], some: Sequence[str]) -> str:
     if validation:
         return f"validation: {len(validation)} of {len(some)} participants, not trained on"
-    return f"no validation curve: it needs {LEAST_VALIDATED} participants or more beside those held out, found {len(some)}"
+    return f"no validation curve: at least {LEAST_VALIDATED} participants are needed besides those held out, found {len(some)}"
 
 
 def _validation_batches(
     store: Store, config: PretrainConfig, references: np.ndarray, validation: Sequence[str], shared: dict[str, Any]
 ) -> list[Segments]:
-    """This process's rows of the batches of the validation curve, the same at each of its points: every participant once, if 4 will do."""
+    """Return this process's rows of the validation batches: at most 4, identical at each evaluation, each participant once if possible."""
     if not validation:
         return []
     count = min(-(-len(validation) // config.input.batch), MOST_BATCHES)
@@ -130,9 +130,9 @@ def _validation_batches(
 
 
 class _Run:
-    """The loop around the compiled step.
+    """The training loop around the compiled step.
 
-    The numbers of a step are looked at while the next one runs, so that the device never waits for the host.
+    The metrics of a step are read while the next step runs, so that the device never waits for the host.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class _Run:
         self._flop = self._peak = 0.0
 
     def go(self, state: TrainState, source: Iterator[Segments]) -> TrainState:
-        """Takes the steps that are left, saves, and stops early when asked to; the last state is on its way to disk."""
+        """Run the remaining steps and save; stop early on request. Saving of the last state may still be in progress on return."""
         config, first = self._config, int(state.step)
         taken = _Taken(first, time.perf_counter(), logged=first)
         for number in range(first + 1, config.optimiser.steps + 1):
@@ -179,24 +179,24 @@ class _Run:
         return state
 
     def _validated(self, taken: _Taken, state: TrainState) -> _Taken:
-        """With the objectives of the averaged weights, those that are exported, on participants that are not trained on."""
+        """Add the objectives of the averaged weights, which are exported, on participants that are not trained on."""
         jax.block_until_ready(taken.numbers)
         begun = time.perf_counter()
         found = [jax.device_get(self._validate(state.average, self._place(local), np.int32(i))) for i, local in enumerate(self._unseen)]
         means = {f"validation/{name}": float(np.mean([one[name] for one in found])) for name in found[0]}
-        return taken._replace(validation=means, at=taken.at + time.perf_counter() - begun)  # no part of the speed of training
+        return taken._replace(validation=means, at=taken.at + time.perf_counter() - begun)  # not counted as training time
 
     def _place(self, local: Segments) -> Segments:
         return by_field(lambda name: parallel.global_array(np.asarray(getattr(local, name)), self._mesh, *BATCH[name]))
 
     def _compile(self, state: TrainState, batch: Segments) -> None:
-        """The step; its work on one device, and what that device can do: their quotient is the model FLOP utilisation."""
+        """Compile the step; measure its work per device and the device's peak throughput, whose quotient is the model FLOP utilisation."""
         self._compiled = self._step.lower(state, batch).compile()
         self._flop = hlo.read(self._compiled).matmul
         self._peak = matmul_rate(self._config.perceiver.dtype, PEAK_SIZES, repeats=3)
 
     def _look(self, taken: _Taken) -> _Taken:
-        """Looks at the numbers of the last step: stops at one that is no number, and logs now and then."""
+        """Check the metrics of the last step, raise if they are not finite, and log at intervals."""
         if taken.numbers is None:
             return taken
         numbers = {name: float(value) for name, value in jax.device_get(taken.numbers).items()}
@@ -204,8 +204,8 @@ class _Run:
             found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             scans = ", ".join(sorted({self._store.records[int(record)].key for record in taken.records}))
             raise FloatingPointError(
-                f"step {taken.step}: expected finite numbers, found {found}. Its batch holds scans {scans}; "
-                "the last saved state is from before it"
+                f"step {taken.step}: expected finite metrics, found {found} in a batch with scans {scans}; "
+                "the last saved state precedes this step"
             )
         if taken.step % self._config.log_every and taken.step != self._config.optimiser.steps and not taken.validation:
             return taken._replace(numbers=None)
@@ -226,7 +226,7 @@ class _Run:
 
 
 class _Taken(NamedTuple):
-    """The last step taken, and the time since the last line of the log."""
+    """The last completed step, and the time since the last line of the log."""
 
     step: int
     at: float
@@ -238,14 +238,14 @@ class _Taken(NamedTuple):
 
 
 def _told(config: PretrainConfig, store: Store) -> dict[str, Any]:
-    """What must be the same for a run to go on: all but where and how fast it runs."""
+    """Return everything that must be unchanged for a run to resume: all settings except where and how fast it runs."""
     whole = dataclasses.asdict(config)
     return {name: whole[name] for name in ("encoder", *_DECIDING)} | {"store": store.digest}
 
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C came, to this process or any other: all of them stop after the same step."""
+    """Detect SIGTERM or Ctrl-C in this or any other process, so that all processes stop after the same step."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -261,19 +261,19 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _others_named(step: int) -> Iterator[None]:
-    """With several processes, an error of the runtime mostly means that one of them is gone."""
+    """Report a runtime error in a multi-process run as a lost process, its most common cause."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         raise parallel.ProcessLostError(
-            f"step {step}: another process is gone or out of reach ({str(error).splitlines()[0][:200]})"
+            f"step {step}: another process was lost or cannot be reached ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
 def _participants(store: Store, subjects: Sequence[str]) -> list[dict[str, Any]]:
-    """Data set, store and subject labels of participants, a row for each data set."""
+    """List data set, store and subject labels of participants, one row per data set."""
     labels: dict[str, set[str]] = {}
     for record in store.records:
         if record.subject in subjects:

@@ -1,4 +1,4 @@
-"""The step over the devices of a mesh: where weights and batches lie. Knows no store, no file and no clock."""
+"""Sharding of the training step over a mesh: placement of weights and batches. Independent of stores, files and time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pnet_jax.encoder.perceiver import PerceiverEncoder
 from pnet_jax.encoder.tokens import Segments
 from pnet_jax.pretraining.step import Loss, TrainState, initial_state, make_optimiser, make_step, make_validation
 
-# Where the weights lie. "data": whole on every device. "fsdp": every large one in parts along the axis that the scans are split along.
+# Sharding of the weights. "data": replicated on every device. "fsdp": large arrays sharded along the axis that splits the scans.
 SHARDINGS: dict[str, tuple[tuple[str, tuple[str | None, ...]], ...]] = {
     "data": (),
     "fsdp": ((r"(kernel|latents|turn|damp)$", ("subject", None)),),
 }
-# Which axis of the mesh splits which dimension of a batch: fields of `Segments`.
+# Mesh axis that shards each dimension of a batch, by field of `Segments`.
 BATCH: dict[str, tuple[str | None, ...]] = dict(
     y=("subject", None, "location", None),
     kept=("subject", None, None),
@@ -40,13 +40,13 @@ BATCH: dict[str, tuple[str | None, ...]] = dict(
 
 
 class ShardedStep(NamedTuple):
-    """A step and the state it begins with.
+    """A sharded training step and its initial state.
 
     Attributes:
-      initial: makes the state; not yet on any device.
-      layout: where each array of a state lies.
-      step: compiled by the first call, or by `lower(state, batch).compile()`; the state it takes is gone.
-      validate: objectives of weights on a batch of a given number; changes nothing.
+      initial: Function that makes the initial state; not yet on a device.
+      layout: Sharding of each array of a state.
+      step: Training step, compiled by its first call or by `lower(state, batch).compile()`; the input state is donated.
+      validate: Function that returns the objectives of given weights on a batch with a given number.
     """
 
     initial: Callable[[], TrainState]
@@ -56,15 +56,15 @@ class ShardedStep(NamedTuple):
 
 
 def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh: Mesh) -> ShardedStep:
-    """The training step of a configuration on a mesh.
+    """Build the training step of a configuration on a mesh.
 
     Args:
-      base: the linear encoder that a new Perceiver corrects, or a Perceiver to go on from.
-      config: see `PretrainConfig`.
-      mesh: from `parallel.make_mesh`.
+      base: Linear encoder that a new Perceiver corrects, or a Perceiver to continue training.
+      config: Settings; see `PretrainConfig`.
+      mesh: Mesh from `parallel.make_mesh`.
 
     Raises:
-      ValueError: sizes of the configuration are not those of `base`.
+      ValueError: If the sizes of the configuration differ from those of `base`.
     """
     linear = base if isinstance(base, LinearEncoder) else base.linear
     optimiser = make_optimiser(config.optimiser)
@@ -82,12 +82,12 @@ def spread(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, mesh:
 
 
 def by_field(make: Callable[[str], Any]) -> Segments:
-    """A batch of what is made for each field's name."""
+    """Build a batch from a function of the field name."""
     return Segments(**{name: make(name) for name in Segments._fields})
 
 
 def batch_shapes(config: InputConfig, references: int) -> Segments:
-    """Shapes and types of a batch. Nothing in them comes from a store: a cohort of any size is read by the same step."""
+    """Return shapes and types of a batch; they are independent of the store, so one compiled step serves cohorts of any size."""
     many, locations, frames = config.batch, config.locations, config.frames
     shapes: dict[str, tuple[tuple[int, ...], Any]] = dict(
         y=((many, 2, locations, frames), jnp.float16),
@@ -105,23 +105,25 @@ def batch_shapes(config: InputConfig, references: int) -> Segments:
 
 
 def check_divides(config: PretrainConfig, mesh: Mesh, processes: int = 1) -> None:
-    """Raises ValueError where the mesh or the processes cannot share a batch evenly."""
+    """Raise ValueError if the mesh or the processes cannot divide a batch evenly."""
     parts = math.lcm(mesh.shape["subject"], processes) * config.optimiser.accumulate
     if config.input.batch % parts:
         raise ValueError(
-            f"input.batch is {config.input.batch}: expected a multiple of {parts}, for {mesh.shape['subject']} parts of the mesh, "
-            f"{processes} processes and {config.optimiser.accumulate} parts of a batch (optimiser.accumulate)"
+            f"input.batch is {config.input.batch}: expected a multiple of {parts}, for {mesh.shape['subject']} shards of the mesh, "
+            f"{processes} processes and {config.optimiser.accumulate} accumulation steps (optimiser.accumulate)"
         )
     if config.input.locations % mesh.shape["location"]:
-        raise ValueError(f"input.locations is {config.input.locations}: expected a multiple of the mesh's {mesh.shape['location']} parts")
+        raise ValueError(
+            f"input.locations is {config.input.locations}: expected a multiple of the {mesh.shape['location']} location shards of the mesh"
+        )
 
 
 def _initial(base: LinearEncoder | PerceiverEncoder, config: PretrainConfig, optimiser: Any) -> TrainState:
-    """Fresh weights on a linear encoder, or those of a neural one to go on from."""
+    """Return new weights on a linear encoder, or the weights of a neural encoder to continue training."""
     if isinstance(base, LinearEncoder):
         return initial_state(perceiver.init(base, config.perceiver, jax.random.key(config.seed)).params, optimiser)
     if base.config != config.perceiver:
-        raise ValueError(f"checkpoint {config.start} has sizes {base.config}, expected those of the configuration, {config.perceiver}")
+        raise ValueError(f"checkpoint {config.start} has sizes {base.config}, expected {config.perceiver} as in the configuration")
     return initial_state(jax.tree.map(jnp.asarray, base.params), optimiser)
 
 

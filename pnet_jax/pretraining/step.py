@@ -1,4 +1,4 @@
-"""One step of gradient descent: pure, compiled once, the same on one device or many."""
+"""One step of gradient descent: pure, compiled once, and identical on one device or many."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pnet_jax.config import OptimiserConfig
 
 T = TypeVar("T")
-_VALIDATION = 2**31 - 1  # a stream of random numbers that no step has
+_VALIDATION = 2**31 - 1  # random stream not used by any step
 Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes.
+    """Everything that a training step updates.
 
     Attributes:
-      step: how many steps were taken.
-      params: weights in training.
-      average: exponential moving average of the weights: these are exported.
-      optimiser: optax's state.
+      step: Number of completed steps.
+      params: Weights in training.
+      average: Exponential moving average of the weights, which is exported.
+      optimiser: State of the optax optimiser.
     """
 
     step: Int[Array, ""]
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
-    """AdamW with clipping, a warm-up and a cosine down to 0; matrices decay, vectors (norms, biases) do not."""
+    """Build AdamW with gradient clipping, warm-up and cosine decay to 0; weight decay applies to matrices, not to norms and biases."""
     warmup = max(1, round(config.warmup * config.steps))
     rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, warmup, max(config.steps, warmup + 1))
     matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
@@ -45,26 +45,26 @@ def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
 
 
 def initial_state(params: Any, optimiser: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
 
 
 def make_step(
     loss: Loss, optimiser: optax.GradientTransformation, config: OptimiserConfig, seed: int
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """The step `(state, batch) -> (state, numbers)`.
+    """Build the training step `(state, batch) -> (state, metrics)`.
 
-    Random numbers depend on the seed and the step alone, so that a run that was stopped goes on as if it had not been. With
-    `accumulate` n the batch goes through in n parts, one after another, and their gradients are averaged.
+    Random numbers depend on the seed and the step alone, so a resumed run is identical to an uninterrupted one. With `accumulate` = n, the
+    batch is processed in n parts, one after another, and their gradients are averaged.
 
     Args:
-      loss: of weights, a batch and a key; with its terms.
-      optimiser: from `make_optimiser`.
-      config: how the average decays, and in how many parts a batch is taken.
-      seed: of everything random.
+      loss: Function of weights, batch and key that returns the loss and its terms.
+      optimiser: Optimiser from `make_optimiser`.
+      config: Decay of the weight average, and number of parts of a batch.
+      seed: Seed of all random numbers.
 
     Returns:
-      The step. Its numbers are the loss, its terms, and `gradient_norm` before clipping.
+      The step. Its metrics are the loss, its terms, and `gradient_norm` before clipping.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
@@ -77,10 +77,10 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient, numbers = whole(state.params, batch, key)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts and rates
+        with jax.numpy_dtype_promotion("standard"):  # optax combines integer counts and float rates
             updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A young average follows closely: the first weights are soon forgotten.
+        # Decay is lower in early steps, so that the initial weights are soon forgotten.
         taken = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.average, (1.0 + taken) / (10.0 + taken))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, params)
@@ -90,15 +90,14 @@ def make_step(
 
 
 def make_validation(loss: Loss, config: OptimiserConfig, seed: int) -> Callable[[Any, Any, Int[Array, ""]], dict[str, Float[Array, ""]]]:
-    """The objectives on a batch that is not trained on: `(weights, batch, number of the batch) -> numbers`.
+    """Build the objectives on held-out batches: `(weights, batch, number of the batch) -> metrics`.
 
-    Random numbers depend on the seed and the number of the batch, so that every point of the curve is of the same batches, locations
-    and masks.
+    Random numbers depend on the seed and the number of the batch, so that every evaluation uses the same batches, locations and masks.
 
     Args:
-      loss: of weights, a batch and a key; with its terms.
-      config: in how many parts a batch is taken.
-      seed: of everything random.
+      loss: Function of weights, batch and key that returns the loss and its terms.
+      config: Number of parts of a batch.
+      seed: Seed of all random numbers.
     """
 
     def part(params: Any, batch: Any, key: PRNGKeyArray) -> dict[str, Array]:
@@ -114,12 +113,12 @@ def make_validation(loss: Loss, config: OptimiserConfig, seed: int) -> Callable[
 
 
 def _in_parts(part: Callable[[Any, Any, PRNGKeyArray], T], count: int) -> Callable[[Any, Any, PRNGKeyArray], T]:
-    """The mean of what a function makes of the parts of a batch, one after another."""
+    """Average the results of a function over the parts of a batch, processed one after another."""
 
     def whole(params: Any, batch: Any, key: PRNGKeyArray) -> T:
         if count == 1:
             return part(params, batch, key)
-        # Rows i, i + n, i + 2n …: each part keeps a row of every device, where consecutive rows would leave devices idle.
+        # Rows i, i + n, i + 2n …: each part has rows on every device; consecutive rows would leave devices idle.
         parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
         taken = (parts, jax.random.split(key, count))
         shapes = jax.eval_shape(part, params, *jax.tree.map(lambda x: x[0], taken))

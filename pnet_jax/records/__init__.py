@@ -1,4 +1,4 @@
-"""Records: scans in a store on disk, and the batches that pre-training reads from it; the only package that uses grain."""
+"""Store of scan records on disk, and the batches that pre-training reads from it. Only this package uses grain."""
 
 from pnet_jax.records.manifest import Record
 from pnet_jax.records.pipeline import LEAST_VALIDATED, Batches, batches, split_subjects, split_validation

@@ -1,4 +1,4 @@
-"""The manifest of a store, which names and counts every scan and Space in it."""
+"""Manifest of a store: names, counts and digests of all scans and Spaces in it."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ REPAIRS = "`pnet prepare` into the same folder repairs it"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One scan in a store: its row of the manifest.
+    """One scan in a store, as a row of the manifest.
 
     Attributes:
-      scan: label, `sub-01_ses-1_task-rest`.
-      subject: label without `sub-`, after the name of the data set if it has one (`abide/01`).
-      dataset: name of the data set, or empty.
-      session: label, or empty.
-      run: label, or empty.
-      site: site of the recording, or empty.
-      space: hash of its Space.
-      tr: repetition time in seconds.
-      frames: T, kept frames.
-      recorded: frames before scrubbing.
-      bounds: first frame of each window, and T.
-      file: its ArrayRecord file, relative to the store.
-      bytes: size of the file.
+      scan: Label, `sub-01_ses-1_task-rest`.
+      subject: Label without `sub-`, prefixed by the name of the data set if there is one (`abide/01`).
+      dataset: Name of the data set, or empty.
+      session: Session label, or empty.
+      run: Run label, or empty.
+      site: Site of the recording, or empty.
+      space: Hash of its Space.
+      tr: Repetition time in seconds.
+      frames: Number of retained frames T.
+      recorded: Number of frames before scrubbing.
+      bounds: First frame of each window, followed by T.
+      file: ArrayRecord file, relative to the store.
+      bytes: Size of the file in bytes.
       sha256: SHA-256 of the file.
-      settings: cleaning settings, without the names of the confounds.
-      source: file from which it was read.
-      origin: name and content digest of the files from which it was read, or a hash of its signals.
-      job: hash of everything that determines what is stored of these files.
-      warnings: warnings about the scan.
+      settings: Cleaning settings, without the names of the confounds.
+      source: File from which the scan was read.
+      origin: Name and content digest of the files from which the scan was read, or a hash of its signals.
+      job: Hash of everything that determines what is stored for these files.
+      warnings: Warnings about the scan.
     """
 
     scan: str
@@ -79,11 +79,11 @@ class DamagedManifestError(InputError):
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read the manifest; None if there is none.
+    """Read the manifest, or return None if there is none.
 
     Raises:
-      DamagedManifestError: the manifest was changed after it was written.
-      SettingsError: it was written by another program or version.
+      DamagedManifestError: If the manifest was changed after it was written.
+      SettingsError: If it was written by another program or version.
     """
     where = f"store {folder}: {MANIFEST}"
     try:
@@ -114,10 +114,10 @@ def write_manifest(
     """Write the manifest of these scans atomically.
 
     Args:
-      folder: the store.
-      records: the scans in it.
-      skipped: scans that could not be used: `scan`, `source`, `reason`.
-      spaces: rows of the Spaces of the scans (`space_row`), by hash.
+      folder: Folder of the store.
+      records: Scans in the store.
+      skipped: Scans that could not be used: `scan`, `source`, `reason`.
+      spaces: Rows of the scans' Spaces (`space_row`), by hash.
     """
     import pnet_jax
 
@@ -144,7 +144,7 @@ def write_manifest(
 
 
 def _digest(content: Any) -> str:
-    """Digest of a manifest, the same before it is written and after it is read, whatever its layout."""
+    """Compute the digest of a manifest, which is independent of its layout, so that it is equal before writing and after reading."""
     return digest_of(json.dumps(content, sort_keys=True))
 
 
@@ -156,5 +156,5 @@ def record_of_row(row: Mapping[str, Any]) -> Record:
 
 
 def _nested(value: Any) -> Any:
-    """Converts lists, which JSON makes of tuples, back to tuples."""
+    """Convert lists back to tuples, which JSON stores as lists."""
     return tuple(_nested(item) for item in value) if isinstance(value, list | tuple) else value

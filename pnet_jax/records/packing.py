@@ -1,4 +1,4 @@
-"""Bytes of one record: magic, length of the header, header (JSON, which lists the arrays), then the arrays. And digests."""
+"""Binary format of a record: magic, length of the header, JSON header that lists the arrays, then the arrays. Also digests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAGIC, _ALIGNED = b"PNET", 16
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """One record."""
+    """Serialise one record."""
     listed = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
     text = json.dumps({**header, "arrays": listed}, ensure_ascii=False).encode()
     parts = [_MAGIC + struct.pack("<I", len(text)) + text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
@@ -23,7 +23,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a record; the arrays are views of it. ValueError if it is none."""
+    """Read the header and arrays of a record; the arrays are views of `data`. Raises ValueError if `data` is not a record."""
     if data[:4] != _MAGIC:
         raise ValueError(f"not a record of pnet_jax: expected it to begin with {_MAGIC!r}, found {data[:4]!r}")
     length = struct.unpack_from("<I", data, 4)[0]
@@ -37,7 +37,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def digest_of(*parts: str | bytes) -> str:
-    """SHA-256 of texts and bytes."""
+    """Compute the SHA-256 of texts and bytes."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -46,6 +46,6 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

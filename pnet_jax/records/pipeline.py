@@ -1,4 +1,4 @@
-"""Store -> batches of `Segments`: an example is a function of (seed, number) alone, and grain spreads the numbers over readers."""
+"""From a store to batches of `Segments`: examples are functions of (seed, number) alone, which grain distributes to readers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pnet_jax.records.sampling import Stretch, draw_length, draw_locations, draw
 from pnet_jax.records.store import Store, read_locations, read_space, read_windows
 
 Part = Literal["training", "held out", "all"]
-LEAST_VALIDATED = 10  # least number of subjects of which some are held back for validation
+LEAST_VALIDATED = 10  # fewest training subjects from which a validation set is split off
 _EXAMPLES = 2**40  # more than any run draws
-_FLAT = 1e-3  # spread of a z-scored signal within a segment, below which it is rounding
+_FLAT = 1e-3  # standard deviation of a z-scored signal in a segment below which it is rounding error
 _TRACKER = "ignore:resource_tracker:UserWarning"
 _SPACES_KEPT, _LOCATIONS_KEPT = 16, 256
 _ORDER, _EXAMPLE = range(2)  # random streams
 
 
 class Batches:
-    """Iterator of batches; close it, or use it in a `with` statement."""
+    """Iterator over batches; close it, or use it in a `with` statement."""
 
     def __init__(self, iterator: Any):
         self._iterator = iterator
@@ -51,7 +51,7 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads and processes that read ahead."""
+        """Stop the threads and processes that read ahead."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -69,29 +69,29 @@ def batches(
     part: Part = "training",
     subjects: Sequence[str] | None = None,
 ) -> Batches:
-    """Endless batches from `step` on: this process's rows of them.
+    """Iterate endlessly over batches, starting at batch `step`, and return this process's rows of each.
 
-    Batch s consists of examples s·B … s·B + B − 1, of which process p of n has the rows p, p + n, …. What an example holds depends on
-    its number, `config.seed`, the store and the references only: any number of processes and workers, and any step to start at,
-    give the same batches.
+    Batch s consists of examples s·B … s·B + B − 1, of which process p of n reads rows p, p + n, …. An example depends only on
+    its number, `config.seed`, the store and the references. Batches are therefore identical for any number of processes and workers, and
+    for any first step.
 
-    Subjects are drawn evenly: examples run through all subjects in random order, then through all again, in another. Of a subject,
-    scans are drawn evenly. A subject with many scans has no greater weight: participants differ more than their sessions do.
+    Subjects are sampled evenly: examples pass through all subjects in random order, then through all again in a new order. Scans of a
+    subject are also sampled evenly. Subjects with many scans are not weighted more, since participants differ more than sessions do.
 
     Args:
-      store: from `open_store`.
-      config: see `InputConfig`.
-      references: reference points in MNI mm.
-      step: first batch.
-      process: number of this process.
-      processes: how many share a batch; must divide it.
-      workers: reader processes of `config.threads` threads each, with a cache each; 0 reads in threads of this process. A script that asks
-        for workers needs the usual `if __name__ == "__main__":`.
-      part: `"training"` reads no subject that `split_subjects` holds out, `"held out"` those only.
-      subjects: Subjects to read, in place of a part.
+      store: Store from `open_store`.
+      config: Settings; see `InputConfig`.
+      references: Reference points in MNI mm, `[R, 3]`.
+      step: Number of the first batch.
+      process: Number of this process.
+      processes: Number of processes that share a batch; must divide its size.
+      workers: Number of reader processes, each with `config.threads` threads and its own cache; 0 reads in threads of this process. Scripts
+          that use workers need the usual `if __name__ == "__main__":`.
+      part: `"training"` reads no subject that `split_subjects` holds out; `"held out"` reads only those.
+      subjects: Subjects to read, overriding `part`.
 
     Raises:
-      SettingsError: the batch is not divisible by the processes, or a part has no subjects.
+      SettingsError: If the batch is not divisible by the number of processes, or the part contains no subjects.
 
     Example:
       >>> from pnet_jax.records import open_store
@@ -102,7 +102,7 @@ def batches(
     """
     if not 0 <= process < processes or config.batch % processes:
         raise SettingsError(
-            f"expected processes that divide the batch of {config.batch} and a process below them, got process {process} of {processes}"
+            f"expected a number of processes that divides the batch size {config.batch}, got process {process} of {processes}"
         )
     check_workers(workers, "PretrainConfig.workers")
     if step < 0 or workers < 0:
@@ -112,7 +112,7 @@ def batches(
     examples = Examples(store, config, references, subjects)
     import grain
 
-    # The number is drawn on before the shard is cut: that makes an example the same whoever reads it.
+    # Numbers are assigned before sharding, so that an example does not depend on its reader.
     data = grain.MapDataset.range(_EXAMPLES).map(examples)
     data = data[step * config.batch + process :: processes].batch(config.batch // processes)
     reading = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
@@ -124,36 +124,36 @@ def batches(
 
 
 def split_subjects(store: Store, held_out: float, seed: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Subjects to train on and subjects held out, sorted. A subject's side depends on its label and the seed, not on who else is there.
+    """Split subjects into training and held-out subjects, both sorted, by their labels and the seed alone.
 
-    Where that leaves one side empty, which happens in small stores, the subject nearest to the border changes sides.
+    If one side would be empty, as can happen in small stores, the subject nearest to the threshold changes sides.
 
     Raises:
-      SettingsError: the store has only one subject, and a share is to be held out.
+      SettingsError: If the store has only one subject and a share is to be held out.
     """
     subjects = store.subjects
     if held_out <= 0:
         return subjects, ()
     if len(subjects) < 2:
         raise SettingsError(
-            f"store {store.folder} has one subject ({subjects[0]}) in {len(store)} scans: expected two or more to hold out a share of "
-            f"{held_out:g} of them; held_out = 0 trains on all and leaves nothing to test on"
+            f"store {store.folder} has one subject ({subjects[0]}) in {len(store)} scans: at least two are needed to hold out a share of "
+            f"{held_out:g}; held_out = 0 trains on all subjects and leaves none for testing"
         )
     return _divide(subjects, held_out, f"{seed}")
 
 
 def split_validation(subjects: Sequence[str], share: float, seed: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Splits the subjects of training once more, into those to train on and those of the validation curve, both sorted.
+    """Split the training subjects once more, into those to train on and those of the validation curve, both sorted.
 
-    As in `split_subjects`, a subject's side depends on its label and the seed, and neither side is empty.
+    As in `split_subjects`, the split depends on labels and seed alone, and neither side is empty.
 
     Args:
-      subjects: subjects of training, from `split_subjects`.
-      share: share of them to validate on; 0 takes none.
-      seed: seed of the split.
+      subjects: Training subjects from `split_subjects`.
+      share: Share of the subjects to validate on; 0 for none.
+      seed: Seed of the split.
 
     Returns:
-      All subjects and none where there are fewer than 10: a curve over one or two participants says little, and the others need them.
+      Training and validation subjects. With fewer than 10 subjects, all are trained on, because a curve over one or two is uninformative.
     """
     if share <= 0 or len(subjects) < LEAST_VALIDATED:
         return tuple(sorted(subjects)), ()
@@ -168,12 +168,12 @@ def _divide(subjects: Sequence[str], share: float, salt: str) -> tuple[tuple[str
 
 
 def _share(text: str) -> float:
-    """A number in [0, 1) that belongs to a text."""
+    """Map a text to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
 
 
 class _Geometry(NamedTuple):
-    """A Space as the pipeline needs it: where its locations are, which reference region each is in, and sums over the regions."""
+    """Geometry of a Space for the pipeline: coordinates, reference region of each location, and sums over the regions."""
 
     xyz: Float[np.ndarray, "V 3"]
     hemisphere: Int[np.ndarray, " V"]
@@ -183,7 +183,7 @@ class _Geometry(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A scan beside its signals: usable locations, log tSNR, the share that turns sums over its regions into means, and kept frames."""
+    """Data of a scan besides its signals: usable locations, log tSNR, factors that turn regional sums into means, and retained frames."""
 
     valid: Bool[np.ndarray, " V"]
     log_tsnr: Float[np.ndarray, " V"]
@@ -192,7 +192,7 @@ class _Source(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What an example reads: a scan and a stretch of it, twice, and the random numbers that are left for locations."""
+    """Content of an example: a scan and two stretches of it, and the generator that draws the locations."""
 
     scans: tuple[int, int]
     stretches: tuple[Stretch, Stretch]
@@ -200,16 +200,16 @@ class _Plan(NamedTuple):
 
 
 class Examples:
-    """The examples of a store, by number. Callable, picklable, safe to call from several threads.
+    """The examples of a store, by number. Callable, picklable and thread-safe.
 
     Args:
-      store: from `open_store`.
-      config: see `InputConfig`.
-      references: reference points in MNI mm.
-      subjects: whose scans are read.
+      store: Store from `open_store`.
+      config: Settings; see `InputConfig`.
+      references: Reference points in MNI mm, `[R, 3]`.
+      subjects: Subjects whose scans are read.
 
     Raises:
-      SettingsError: there are no subjects, or the references are not points.
+      SettingsError: If there are no subjects, or the references are not points.
     """
 
     def __init__(self, store: Store, config: InputConfig, references: Float[np.ndarray, "R 3"], subjects: Sequence[str]):
@@ -218,7 +218,9 @@ class Examples:
         if self.references.ndim != 2 or self.references.shape[1] != 3 or not len(self.references):
             raise SettingsError(f"references must be points in mm, [R, 3], got shape {self.references.shape}")
         if not subjects:
-            raise SettingsError(f"store {store.folder}: no subject in this part of it, expected one or more of {len(store.subjects)}")
+            raise SettingsError(
+                f"store {store.folder}: expected at least one of its {len(store.subjects)} subjects in this part, found none"
+            )
         numbers: dict[str, list[int]] = {subject: [] for subject in subjects}
         for number, record in enumerate(store.records):
             if record.subject in numbers:
@@ -240,7 +242,7 @@ class Examples:
         self._make_caches()
 
     def __call__(self, number: int) -> Segments:
-        """Example `number`, without the leading B."""
+        """Return example `number`, without the leading axis B."""
         scans, stretches, rng = self._plan(int(number))
         geometry = self._geometry_of(self.store.records[scans[0]].space)
         a, b = (self._source_of(scan) for scan in scans)
@@ -309,7 +311,7 @@ class Examples:
     def _read(
         self, scan: int, stretch: Stretch, chosen: Int[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "R t"], Bool[np.ndarray, " n"]]:
-        """Signals of the chosen locations, z-scored over the stretch, means of the reference regions, centred, and which signals vary."""
+        """Read the signals of the chosen locations, z-scored over the stretch, the centred means of the regions, and which signals vary."""
         bounds = self.store.records[scan].bounds
         windows = [w for w in range(len(bounds) - 1) if bounds[w] < stretch[1] and bounds[w + 1] > stretch[0]]
         inside = [slice(max(stretch[0], bounds[w]) - bounds[w], min(stretch[1], bounds[w + 1]) - bounds[w]) for w in windows]
@@ -324,7 +326,7 @@ class Examples:
         return y, mean - mean.mean(1, keepdims=True), varies
 
     def _means_of(self, scan: int, window: int, values: Float[np.ndarray, "V n"]) -> Float[np.ndarray, "R n"]:
-        """Mean signal of the reference regions in a window, kept because every example that touches the window needs the same."""
+        """Mean signal of the reference regions in a window, cached because all examples that use the window need it."""
 
         def make() -> Float[np.ndarray, "R n"]:
             geometry = self._geometry_of(self.store.records[scan].space)
@@ -340,7 +342,7 @@ def _padded(values: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarra
 
 
 class _Cache:
-    """The values that were used last, up to a total size."""
+    """Least-recently-used cache with a limit on the total size."""
 
     def __init__(self, limit: float, size: Callable[[Any], float] = lambda _: 1):
         self.limit, self.size, self.used = limit, size, 0.0
@@ -352,7 +354,7 @@ class _Cache:
             if key in self.values:
                 self.values.move_to_end(key)
                 return self.values[key]
-        value = make()  # outside the lock: two threads may make the same, which is the same
+        value = make()  # outside the lock: two threads may compute the same value, which is harmless
         with self.lock:
             if key not in self.values:
                 self.values[key] = value
@@ -363,15 +365,15 @@ class _Cache:
 
 
 def _let_workers_start() -> None:
-    """Before grain starts workers.
+    """Prepare the process for grain's workers.
 
-    They read absl's flags, which are not parsed unless absl owns the command line. When they are stopped, batches that were not fetched
-    remain in shared memory: Python's resource tracker frees them at exit, and would report this as an error.
+    The workers read absl's flags, which are not parsed unless absl owns the command line. When they are stopped, batches that were not
+    fetched remain in shared memory; Python's resource tracker frees them at exit, and would report this as an error.
     """
     from absl import flags
 
     if _TRACKER not in sys.warnoptions:
-        sys.warnoptions.append(_TRACKER)  # the tracker is a process, and is started with these
+        sys.warnoptions.append(_TRACKER)  # the tracker is a process that inherits these options
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

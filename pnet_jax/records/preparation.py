@@ -1,4 +1,4 @@
-"""Stage: scans to store. Every recording is read and cleaned once; scans that are up to date are skipped, unreadable ones listed."""
+"""Preparation of a store: each recording is read and cleaned once; up-to-date scans are skipped, unreadable ones are listed."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from pnet_jax.records.spaces import space_file, space_row
 from pnet_jax.scan import Scan
 
 Progress = Callable[[str, int, int], None]
-_SAVED_EVERY = 50  # scans, or a tenth of the store; those after the last time are recovered from their own files
+_SAVED_EVERY = 50  # save the manifest after this many scans or a tenth of the store; later scans are recovered from their files
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a call of `prepare` did.
+    """Result of a call of `prepare`.
 
     Attributes:
-      written: keys of the scans that were read and written.
-      kept: keys of the scans that were up to date and skipped.
-      skipped: scans that could not be used: `scan`, `source`, `reason`.
-      manifest: its file.
+      written: Keys of the scans that were read and written.
+      kept: Keys of the scans that were up to date and skipped.
+      skipped: Scans that could not be used: `scan`, `source`, `reason`.
+      manifest: Manifest file of the store.
     """
 
     written: tuple[str, ...]
@@ -75,7 +75,7 @@ class _Task:
 
 @dataclasses.dataclass(frozen=True)
 class _Refusal:
-    """Why a scan was not stored; final where its recording is to blame, not the machine."""
+    """Reason why a scan was not stored; final if the recording was refused, not if the machine failed."""
 
     reason: str
     final: bool
@@ -90,25 +90,25 @@ def prepare(
     sites: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Writes scans into a store, new or not. Scans on any Space live side by side.
+    """Write scans to a new or existing store. Scans on different Spaces can share a store.
 
-    A scan that is up to date in the store, made from the same files with the same settings, is skipped, also if an earlier call was
-    interrupted. Its file is compared with its SHA-256; a damaged file, of a scan or of its Space, is written again, with a warning. A
-    scan that cannot be read is listed with the reason; if the recording itself is refused, its entry in the store is removed.
+    A scan that is up to date in the store, i.e. made from the same files with the same settings, is skipped, even if the earlier call was
+    interrupted. Files are compared with their SHA-256; a damaged file of a scan or of its Space is written again, with a warning. Scans
+    that cannot be read are listed with the reason; if the recording itself is refused, its entry in the store is removed.
 
-    Memory: one scan a worker. One call at a time writes into a store; another is refused.
+    Each worker holds one scan in memory. Only one call at a time can write to a store; others are refused.
 
     Args:
-      sources: what to read, from `find_scans`, or scans in memory (an iterator may make them one at a time).
-      folder: the store.
-      config: see `PrepareConfig`.
-      load: further arguments of `load_scan`, the same for every scan (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
-      sites: site of each subject, by label (`read_sites`).
-      progress: called with the scan's key, how many are done and how many there are (0 where that is not known).
+      sources: Sources from `find_scans`, or scans in memory (an iterator can produce them one at a time).
+      folder: Folder of the store.
+      config: Settings; see `PrepareConfig`.
+      load: Further arguments of `load_scan`, shared by all scans (`tr`, `native_to_mni`, `atlas`, `surfaces`, `space`).
+      sites: Site of each subject, by label (`read_sites`).
+      progress: Called with the key of a scan, the number of completed scans, and the total (0 if unknown).
 
     Raises:
-      SettingsError: no scan was given, the store is of another version, another process is writing into it, or there are too many workers.
-      OSError: the store cannot be written; names the file.
+      SettingsError: If there is no scan, the store has another version, another process is writing to it, or there are too many workers.
+      OSError: If the store cannot be written; names the file.
 
     Example:
       >>> import tempfile
@@ -137,7 +137,7 @@ def _prepare(
     sites: Mapping[str, str],
     progress: Progress | None,
 ) -> Prepared:
-    for leftover in folder.glob("scans/**/.*.array_record"):  # of a call that was killed
+    for leftover in folder.glob("scans/**/.*.array_record"):  # from a call that was killed
         leftover.unlink(missing_ok=True)
     book = _Book(folder)
 
@@ -158,7 +158,7 @@ def _prepare(
             book.enter(task, result)
             tell(task.key)
     finally:
-        if book.seen:  # also when interrupted: what was finished counts
+        if book.seen:  # also after an interruption, to keep finished scans
             book.save()
     if not book.seen:
         raise SettingsError("expected at least one scan, got none")
@@ -166,7 +166,7 @@ def _prepare(
 
 
 class _Book:
-    """What is in the store, what cannot be, and what this call has done."""
+    """State of a store during preparation: its rows, the scans that were refused, and the scans that this call has completed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -182,12 +182,12 @@ class _Book:
         self._folders: dict[str, str] = {}  # of unnamed data sets, by subject label
         for record in self.standing.values():
             came_from = "" if record.dataset else dataset_folder(record.source, record.subject)
-            if came_from and Path(record.source).is_file():  # one that was moved cannot be compared
+            if came_from and Path(record.source).is_file():  # a file that was moved cannot be compared
                 self._folders.setdefault(record.subject, came_from)
         self._save_at = _SAVED_EVERY
 
     def _open(self) -> None:
-        """Reads the rows of the store; if the manifest is damaged, from the files of the scans, which hold them too."""
+        """Read the rows of the store from the manifest or, if it is damaged, from the files of the scans, which also contain them."""
         try:
             manifest = read_manifest(self.folder) or {}
         except DamagedManifestError as error:
@@ -206,7 +206,7 @@ class _Book:
         return len(self.written) + len(self.kept) + len(self.failed)
 
     def enters(self, task: _Task) -> bool:
-        """Whether a scan is to be read; otherwise notes why not."""
+        """Return whether a scan has to be read; otherwise record the reason."""
         problem = _problem(task, self.standing, self.seen)
         self.seen.add(task.key)
         if problem:
@@ -224,7 +224,7 @@ class _Book:
         return False
 
     def _standing_record(self, task: _Task) -> Record | None:
-        """The row of a scan that is up to date in the store, also if its file is not in the manifest; None otherwise."""
+        """Return the row of a scan that is up to date in the store, even if the manifest lacks its file; None otherwise."""
         record = self.standing.get(task.key)
         if record is not None and not _is_of(record, task):
             return None
@@ -235,7 +235,7 @@ class _Book:
         return record if record is not None and _is_of(record, task) and self._has_space(record.space) else None
 
     def _has_space(self, name: str) -> bool:
-        """Whether the file of a Space is intact. A damaged one is removed, so that the next scan on it writes it again."""
+        """Return whether the file of a Space is intact; remove it otherwise, so that the next scan on the Space writes it again."""
         if name not in self._whole:
             path = self.folder / space_file(name)
             row = self.spaces.get(name)
@@ -252,7 +252,7 @@ class _Book:
         return self._whole[name]
 
     def _of_another_dataset(self, task: _Task) -> str:
-        """Why a scan cannot enter a store that has its subject label from another data set: the two would be taken for one participant."""
+        """Explain why a scan is refused if its subject label already belongs to another data set, since the two would be merged."""
         source = _source_of(task.item)
         folder = "" if task.config.dataset else dataset_folder(source, task.item.subject)
         if not folder:
@@ -261,12 +261,12 @@ class _Book:
         if os.path.realpath(other) == os.path.realpath(folder):
             return ""
         return (
-            f"{task.key} ({source}): the store has a sub-{task.item.subject} of another data set already, from {other}, and would take "
-            "both for one participant; name the data set (--dataset)"
+            f"{task.key} ({source}): the store already has a sub-{task.item.subject} of another data set, from {other}, and both "
+            "would be taken for one participant; name the data set (--dataset)"
         )
 
     def enter(self, task: _Task, result: Record | _Refusal | WorkerDiedError) -> None:
-        """Notes what became of a scan."""
+        """Record the outcome of a scan."""
         if isinstance(result, Record):
             self.standing[task.key] = result
             if not self._whole.get(result.space) and (row := space_row(self.folder, result.space)):
@@ -276,7 +276,7 @@ class _Book:
         elif isinstance(result, WorkerDiedError):
             self._fail(task, f"{task.key} ({_source_of(task.item)}): {result}")
         else:
-            if result.final and task.key in self.standing:  # an older result must not stand for a recording that is refused now
+            if result.final and task.key in self.standing:  # an older result must not represent a recording that is now refused
                 (self.folder / self.standing.pop(task.key).file).unlink(missing_ok=True)
             self._fail(task, result.reason)
         if len(self.written) >= self._save_at:
@@ -293,7 +293,7 @@ class _Book:
 
 
 def read_sites(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Site of each subject, by label, from the column `site` (or `site_id`) of a folder's participants.tsv; empty where there is none."""
+    """Read each subject's site, by label, from column `site` (or `site_id`) of a folder's participants.tsv; empty if there is none."""
     path = Path(folder) / "participants.tsv"
     if not path.is_file():
         return {}
@@ -321,9 +321,9 @@ def _task(item: ScanSource | Scan, folder: Path, config: PrepareConfig, load: di
 
 
 def _fingerprint(file: Path | None) -> tuple[str, str] | None:
-    """Name and content digest, without folder and date: a copied or moved data set counts as the same, a reprocessed file does not.
+    """Return name and content digest of a file; a copied or moved data set counts as the same, a reprocessed file does not.
 
-    A gzip file ends with the checksum of its content, so that its beginning and end are enough.
+    A gzip file ends with the checksum of its content, so its beginning and end suffice.
     """
     if file is None:
         return None
@@ -331,7 +331,7 @@ def _fingerprint(file: Path | None) -> tuple[str, str] | None:
 
 
 def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:
-    """Why a scan cannot enter the store, as far as it can be told before it is opened."""
+    """Explain why a scan cannot enter the store, as far as this is known before it is opened."""
     if task.key in seen:
         return f"{task.key}: two scans of this call have this name"
     if isinstance(task.item, ScanSource) and task.item.problem:
@@ -340,7 +340,7 @@ def _problem(task: _Task, standing: dict[str, Record], seen: set[str]) -> str:
     source = _source_of(task.item)
     if other is not None and isinstance(task.item, ScanSource) and other.source != source and other.origin[:1] != task.origin[:1]:
         return (
-            f"{task.key} ({source}): the store has a scan of this name already, from {other.source}; name the data set (--dataset) to "
+            f"{task.key} ({source}): the store already has a scan with this name, from {other.source}; name the data set (--dataset) to "
             "keep both"
         )
     return ""
@@ -351,11 +351,11 @@ def _is_of(record: Record, task: _Task) -> bool:
 
 
 def _damage(path: Path, size: int, digest: str) -> str:
-    """How a file differs from its row in the manifest; empty if it does not."""
+    """Describe how a file differs from its row in the manifest, or return an empty string."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != size:
-        return f"has another size than when it was written (expected {size} bytes, found {path.stat().st_size})"
+        return f"has changed in size (expected {size} bytes, found {path.stat().st_size})"
     return "" if file_digest(path) == digest else "was changed after it was written"
 
 
@@ -364,18 +364,18 @@ def _source_of(item: ScanSource | Scan) -> str:
 
 
 def _write_one(task: _Task) -> Record | _Refusal:
-    """The row of a scan that was written, or why it was not."""
+    """Write a scan; return its row, or the reason why it was not written."""
     config, item = task.config, task.item
     try:
         scan = item if isinstance(item, Scan) else item.load(config.cleaning, **task.load)
         if scan.y.shape[1] < config.cleaning.min_frames:
             raise InputError(
-                f"{scan.label}: too short: expected {config.cleaning.min_frames} frames or more (min_frames), got {scan.y.shape[1]}"
+                f"{scan.label}: too short: expected at least {config.cleaning.min_frames} frames (min_frames), got {scan.y.shape[1]}"
             )
-    except Exception as error:  # noqa: BLE001  whatever it is, the other scans go on
-        # A fault of the machine (a missing file, too little memory) does not concern the recording.
+    except Exception as error:  # noqa: BLE001  whatever the error, the other scans continue
+        # Errors of the machine (a missing file, too little memory) say nothing about the recording.
         message = str(error) if isinstance(error, InputError | OSError) and str(error) else f"{type(error).__name__}: {error}"
         named = message if item.label in message else f"{item.label} ({_source_of(item)}): {message}"
         return _Refusal(named, final=isinstance(error, InputError))
-    # Outside: a disk that is full is no scan's fault, and ends the call.
+    # Outside the try block: a full disk is not an error of the scan and ends the call.
     return write_scan(task.folder, scan, dataset=config.dataset, site=task.site, window=config.window, job=task.job, origin=task.origin)

@@ -1,4 +1,4 @@
-"""What an example draws at random: two stretches of time, and a set of locations. Pure functions of a random generator."""
+"""Random choices of an example: two stretches of time and a set of locations. Pure functions of a random generator."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from scipy.spatial import cKDTree
 
 from pnet_jax.config import InputConfig
 
-Stretch = tuple[int, int]  # first kept frame, and the one after the last
-_CENTRES_TRIED = 8  # times the balls that are wanted: some centres lie where nothing is left to draw
+Stretch = tuple[int, int]  # first retained frame, and one past the last
+_CENTRES_TRIED = 8  # multiple of the requested balls, since no locations are left around some centres
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers that depend on (seed, key) and nothing else."""
+    """Return random numbers that depend on (seed, key) alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def draw_length(rng: np.random.Generator, tr: float, config: InputConfig) -> int:
-    """Frames of a segment: seconds are log-uniform, because what a scan can tell grows with their logarithm."""
+    """Draw the number of frames of a segment, log-uniform in seconds, since the information in a scan grows with log duration."""
     seconds = np.exp(rng.uniform(np.log(max(config.min_seconds, tr)), np.log(max(config.max_seconds, tr))))
     return int(np.clip(round(seconds / tr), 1, config.frames))
 
 
 def draw_stretch(rng: np.random.Generator, frames: int, length: int) -> Stretch:
-    """`length` successive frames of a scan, all of it where it is shorter."""
+    """Draw `length` successive frames of a scan, or all of a shorter scan."""
     length = min(length, frames)
     start = int(rng.integers(frames - length + 1))
     return start, start + length
 
 
 def draw_parts(rng: np.random.Generator, frames: int, tr: float, lengths: tuple[int, int], gap_seconds: float) -> tuple[Stretch, Stretch]:
-    """Two stretches of one scan with a gap between them, in random order.
+    """Draw two stretches of one scan, separated by a gap, in random order.
 
-    The gap counts kept frames, so it lasts `gap_seconds` of the recording or, where frames were scrubbed, longer. As in
-    `pnet_jax.scan.split` it is a tenth of the scan at most. Stretches that do not fit shrink together.
+    The gap is counted in retained frames, so it lasts `gap_seconds` of the recording, or longer if frames were scrubbed. As in
+    `pnet_jax.scan.split`, it is at most a tenth of the scan. Stretches that do not fit are shortened in proportion.
     """
     gap = int(np.ceil(min(gap_seconds / tr, frames / 10)))
     room = frames - gap
@@ -51,11 +51,11 @@ def draw_parts(rng: np.random.Generator, frames: int, tr: float, lengths: tuple[
 def draw_locations(
     rng: np.random.Generator, tree: cKDTree, xyz: Float[np.ndarray, "V 3"], usable: Bool[np.ndarray, " V"], config: InputConfig
 ) -> Int[np.ndarray, " n"]:
-    """Up to `config.locations` usable locations, ascending; all where there are no more.
+    """Draw up to `config.locations` usable locations, in ascending order; all of them if there are no more.
 
-    A share of them (`config.balls`) comes from compact balls around random locations, the rest from everywhere. Uniformly drawn, 2048 of
-    200 000 voxels lie 12 mm apart: masking a 24-mm ball would hide a handful of them, and few would have a neighbour at the 8–30 mm
-    that hard negatives are drawn from. From balls alone most of the brain would be missing, and with it the far negatives.
+    A share of them (`config.balls`) lies in compact balls around random locations, the rest anywhere. If 2048 of 200 000 voxels were drawn
+    uniformly, they would lie 12 mm apart: masking a 24-mm ball would hide only a handful, and few would have the neighbours at 8–30 mm that
+    serve as hard negatives. Balls alone would leave out most of the brain, and with it the distant negatives.
     """
     here = np.flatnonzero(usable)
     if len(here) <= config.locations:

@@ -1,4 +1,4 @@
-"""Scans of a store as input of a construction, so that recordings are decoded and cleaned only once."""
+"""Scans of a store as input for network construction, so that recordings are decoded and cleaned only once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class StoredSource(ScanSource):
     """One scan of a store.
 
     Attributes:
-      store: folder of the store.
-      number: index of the scan in the store.
+      store: Folder of the store.
+      number: Index of the scan in the store.
     """
 
     store: Path = Path()
@@ -40,7 +40,7 @@ class StoredSource(ScanSource):
 
 
 def is_store(folder: str | Path) -> bool:
-    """Return whether a folder is a store that `prepare` wrote."""
+    """Return whether a folder is a store written by `prepare`."""
     return (Path(folder) / MANIFEST).is_file()
 
 
@@ -54,12 +54,12 @@ def stored_scans(
     """List the scans of a store, sorted by label; those that `prepare` could not read are included with the reason.
 
     Args:
-      folder: Store that `prepare` wrote.
+      folder: Store written by `prepare`.
       participant_labels, session_labels, task: See `find_scans`.
 
     Raises:
-      SettingsError: The store is empty, or a label is not among those of its scans.
-      InputError: Its manifest is damaged.
+      SettingsError: If the store is empty, or has no scans with a given label.
+      InputError: If its manifest is damaged.
     """
     folder = Path(folder)
     store = _opened(folder)
@@ -68,7 +68,7 @@ def stored_scans(
     for number, record in enumerate(store.records):
         entities = dict(part.split("-", 1) for part in record.scan.split("_") if "-" in part)
         subject = entities.pop("sub", "unknown")
-        problem = f"{record.scan}: two datasets in the store contain a scan of this name" if record.scan in twice else ""
+        problem = f"{record.scan}: two datasets in the store contain a scan with this name" if record.scan in twice else ""
         found.append(StoredSource(folder / record.file, None, None, subject, entities, problem, folder, number))
     return select_scans(found, folder, participant_labels, session_labels, task)
 

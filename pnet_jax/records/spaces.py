@@ -1,4 +1,4 @@
-"""Tables of Spaces in a store: each once, in a file that is named by the hash of its locations."""
+"""Tables of the Spaces in a store: one file per Space, named by the hash of its locations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pnet_jax.space import Space, space_of_tables, space_tables
 
 
 def space_hash(space: Space) -> str:
-    """Equal for Spaces with the same locations in the same order, 16 letters."""
+    """Hash a Space to 16 letters; equal for Spaces with the same locations in the same order."""
     return digest_of(
         np.ascontiguousarray(np.round(space.xyz, 2) + np.float32(0)).tobytes(),
         np.int8(space.hemisphere).tobytes(),
@@ -40,19 +40,19 @@ def write_space(folder: Path, space: Space) -> str:
 
 
 def load_space(path: Path) -> Space:
-    """What `write_space` wrote, but for CIFTI's brain models; neighbours of voxels in the order of the image's own axes."""
+    """Load a Space written by `write_space`, without CIFTI brain models; neighbours of voxels follow the axis order of the image."""
     with np.load(path) as file:
         text, tables = json.loads(str(file["text"])), {key: file[key] for key in file.files if key != "text"}
     return space_of_tables(text, tables)
 
 
 def space_file(name: str) -> str:
-    """File of a Space, relative to the store."""
+    """Return the path of a Space's file, relative to the store."""
     return f"spaces/{name}.npz"
 
 
 def space_row(folder: Path, name: str) -> dict[str, Any] | None:
-    """Make the row of a Space in the manifest; None if its file is missing, or its content does not match its name."""
+    """Make the row of a Space in the manifest, or None if its file is missing or its content does not match its name."""
     path = folder / space_file(name)
     try:
         space = load_space(path)

@@ -24,15 +24,15 @@ _COMPARED = ("low_pass", "high_pass", "detrend", "strategy")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Store:
-    """Records that can be read.
+    """A readable store of scans.
 
     Attributes:
-      folder: where they are.
-      records: one a scan; a scan's number is its place here.
-      spaces: size, file and hash of each Space, by its own hash.
-      skipped: scans that could not be used: `scan`, `source`, `reason`.
-      digest: hash of everything the manifest counts; two stores with the same digest hold the same signals.
-      damaged: error of the file of a scan or of its Space, by the scan's key; only in a store opened with `allow_damaged`.
+      folder: Folder of the store.
+      records: One record per scan; the number of a scan is its index here.
+      spaces: Size, file and digest of each Space, by its hash.
+      skipped: Scans that could not be used: `scan`, `source`, `reason`.
+      digest: Hash of the manifest's content; stores with the same digest contain the same signals.
+      damaged: Errors in the files of scans or their Spaces, by scan key; only in stores opened with `allow_damaged`.
     """
 
     folder: Path
@@ -47,12 +47,12 @@ class Store:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Who is in it, sorted."""
+        """Labels of the subjects, sorted."""
         return tuple(sorted({record.subject for record in self.records}))
 
 
 class Locations(NamedTuple):
-    """What a record says of its scan beside the signals: `valid`, `mean` and `std` `[V]` (see `Scan`), and the kept `frames` `[T]`."""
+    """Data of a record besides the signals: `valid`, `mean` and `std`, `[V]` each (see `Scan`), and the retained `frames`, `[T]`."""
 
     valid: Bool[np.ndarray, " V"]
     mean: Float[np.ndarray, " V"]
@@ -61,25 +61,25 @@ class Locations(NamedTuple):
 
 
 def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mixed: bool = False, allow_damaged: bool = False) -> Store:
-    """Opens a store and checks that it can be trained on.
+    """Open a store and check that it can be used for training.
 
     Args:
-      folder: what `prepare` wrote.
-      verify: compare the SHA-256 of every file with the manifest. Existence, sizes and the SHA-256 of the Spaces are always compared,
-        and the checksums of a scan's file when it is read.
-      allow_mixed: accept scans that were cleaned with different settings.
-      allow_damaged: list scans whose file, or that of their Space, is missing or damaged in `damaged` instead of raising.
+      folder: Folder written by `prepare`.
+      verify: Compare the SHA-256 of every file with the manifest. Existence, sizes and the SHA-256 of Spaces are always compared, and the
+          checksums of a scan's file when it is read.
+      allow_mixed: Accept scans that were cleaned with different settings.
+      allow_damaged: List scans with a missing or damaged file, or Space, in `damaged` instead of raising an error.
 
     Raises:
-      FileNotFoundError: no store in that folder, or a file of it is missing.
-      InputError: the manifest or another file is damaged; names the file.
-      SettingsError: the store is of another version or has no scan, or scans were cleaned with different settings (names two).
+      FileNotFoundError: If the folder contains no store, or one of its files is missing.
+      InputError: If the manifest or another file is damaged; names the file.
+      SettingsError: If the store has another version or no scans, or scans were cleaned with different settings (names two).
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        hint = f", which makes one of scans: `pnet prepare {folder} STORE`" if folder.exists() else ""
-        raise FileNotFoundError(f"store {folder}: no {MANIFEST} in it; expected a folder that `pnet prepare` wrote{hint}")
+        hint = f", which creates one from scans: `pnet prepare {folder} STORE`" if folder.exists() else ""
+        raise FileNotFoundError(f"store {folder}: found no {MANIFEST}; expected a folder written by `pnet prepare`{hint}")
     records = tuple(record_of_row(row) for row in manifest["scans"])
     skipped = tuple(manifest["skipped"])
     if not records:
@@ -103,26 +103,26 @@ def open_store(folder: str | os.PathLike[str], *, verify: bool = False, allow_mi
 def _files(
     records: Sequence[Record], spaces: Mapping[str, Mapping[str, Any]], verify: bool
 ) -> Iterator[tuple[str, int, str | None, list[str]]]:
-    """Every file of a store with its size, its expected digest (None: not compared) and the keys of the scans that need it."""
+    """List every file of a store with its size, its expected digest (None if not compared) and the keys of the scans that need it."""
     for record in records:
         yield record.file, record.bytes, record.sha256 if verify else None, [record.key]
-    for name, row in spaces.items():  # small, and without checksums of their own
+    for name, row in spaces.items():  # small files without internal checksums
         yield row["file"], row["bytes"], row["sha256"], [record.key for record in records if record.space == name]
 
 
 def read_locations(store: Store, number: int) -> Locations:
-    """What a record says of its scan beside the signals."""
+    """Read the data of a record besides the signals."""
     return Locations(**unpack(read_records(store.folder / store.records[number].file, [0])[0])[1])
 
 
 def read_windows(store: Store, number: int, windows: Sequence[int]) -> list[Float[np.ndarray, "V n"]]:
-    """Signals of some windows of a scan, float16 and read-only, `[V, frames of the window]` each."""
+    """Read the signals of some windows of a scan, float16 and read-only, `[V, frames of the window]` each."""
     packed = read_records(store.folder / store.records[number].file, [1 + window for window in windows])
     return [unpack(data)[1]["y"] for data in packed]
 
 
 def read_scan(store: Store, number: int) -> Scan:
-    """A whole scan, as `prepare` was given it but for the float16 in which its signals were kept."""
+    """Read a whole scan, as it was passed to `prepare` except that its signals were stored as float16."""
     record = store.records[number]
     header, own = unpack(read_records(store.folder / record.file, [0])[0])
     windows = range(len(record.bounds) - 1)
@@ -161,11 +161,11 @@ def read_scan(store: Store, number: int) -> Scan:
 
 
 def read_space(store: Store, name: str) -> Space:
-    """Read a Space of the store by its hash, without CIFTI's brain models. Neighbours of voxels are in the order of the image's axes.
+    """Read a Space of the store by its hash, without CIFTI brain models; neighbours of voxels follow the axis order of the image.
 
     Raises:
-      FileNotFoundError: its file is missing.
-      InputError: its file was changed after it was written; names the file.
+      FileNotFoundError: If its file is missing.
+      InputError: If its file was changed after it was written; names the file.
     """
     row = store.spaces[name]
     _check_file(store.folder, row["file"], row["bytes"], row["sha256"])
@@ -175,22 +175,19 @@ def read_space(store: Store, name: str) -> Space:
 def _check_file(folder: Path, file: str, size: int, digest: str | None) -> None:
     path = folder / file
     if not path.is_file():
-        raise FileNotFoundError(f"store {folder}: {file} is missing; `pnet prepare` into the same folder writes it again")
+        raise FileNotFoundError(f"store {folder}: {file} is missing; {REPAIRS}")
     if path.stat().st_size != size:
-        raise InputError(
-            f"store {folder}: {file} has another size than when it was written: expected {size} bytes, found {path.stat().st_size}; "
-            f"{REPAIRS}"
-        )
+        raise InputError(f"store {folder}: {file} has changed in size: expected {size} bytes, found {path.stat().st_size}; {REPAIRS}")
     if digest is not None and (found := file_digest(path)) != digest:
         raise InputError(f"store {folder}: {file} was changed after it was written: expected SHA-256 {digest}, found {found}; {REPAIRS}")
 
 
 def _check_settings(folder: Path, records: Sequence[Record]) -> None:
-    """Signals of different bands are no samples of one distribution: their correlations differ for that reason alone."""
+    """Refuse signals from different bands: they are not samples of one distribution, since the band alone affects correlations."""
     first: dict[str, Record] = {}
     for record in records:
         for key in _COMPARED:
-            if key not in record.settings:  # made elsewhere, which does not say
+            if key not in record.settings:  # cleaned elsewhere, with unknown settings
                 continue
             other = first.setdefault(key, record)
             ours, theirs = record.settings[key] or None, other.settings[key] or None

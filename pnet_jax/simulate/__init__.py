@@ -1,4 +1,4 @@
-"""Cohorts with known truth: parcels, coupling, closed-form connectivity and planted disease behind simulated recordings."""
+"""Simulated cohorts with known ground truth: parcels, coupling, closed-form connectivity and planted disease."""
 
 from pnet_jax.simulate.cohort import (
     SimulatedSession,

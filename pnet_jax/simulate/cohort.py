@@ -1,8 +1,7 @@
-"""Subjects and cohorts with known truth.
+"""Simulated subjects and cohorts with known ground truth.
 
-What a subject is depends on nothing but (seed, subject index), what a recording holds on nothing but (seed, subject index, session):
-each has a random stream of its own, keyed the way `jax.random.fold_in` keys them. Cohort size, order and the other subjects
-change no bit.
+A subject depends on (seed, subject index) alone, and a recording on (seed, subject index, session) alone: each has its own random stream,
+keyed as in `jax.random.fold_in`. Results are bit-for-bit independent of cohort size, order and the other subjects.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pnet_jax.simulate.realism import RealismInputs, Traits, draw_traits
 from pnet_jax.simulate.space import RESOLUTIONS, centroids, grey_matter_space, group_parcels, subject_parcels
 from pnet_jax.space import Space
 
-MIN_PARCELS = 16  # below this there is no room for modules and two circuits
+MIN_PARCELS = 16  # fewer cannot contain the modules and two circuits
 MIN_FRAMES = 30
 _GROUP, _SITE, _SUBJECT, _SESSION, _TRAITS = range(5)  # random streams
 
@@ -36,13 +35,13 @@ class SimulatedSession:
     """One raw recording of a subject.
 
     Attributes:
-      y: raw signals, `[V, T]`, float32, around 1000.
-      tr: seconds.
-      displacement: framewise displacement in mm, `[T]`.
-      confounds: fMRIPrep's basic columns, `[T]` each.
-      space: V locations.
-      subject: label, `"001"`.
-      session: label, `"1"`.
+      y: Raw signals, `[V, T]`, float32, around 1000.
+      tr: Repetition time in seconds.
+      displacement: Framewise displacement in mm, `[T]`.
+      confounds: Basic confound columns of fMRIPrep, `[T]` each.
+      space: Space with V locations.
+      subject: Subject label, `"001"`.
+      session: Session label, `"1"`.
     """
 
     y: Float[np.ndarray, "V T"]
@@ -56,23 +55,23 @@ class SimulatedSession:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimulatedSubject:
-    """One subject: the truth and the recordings.
+    """One simulated subject: ground truth and recordings.
 
     Attributes:
-      index: position in the cohort, from 0.
-      subject: label, `"001"` for index 0.
-      site: `"A"`…`"D"`.
-      patient: whether the disease was planted.
-      age: years.
-      group_labels: the group's parcel of each location, 0…K−1, `[V]`.
-      labels: the subject's own, `[V]`.
-      modules: the subject's module of each parcel, `[K]`.
-      coupling: normalised coupling N with age and disease, `[K, K]`; `coupling.jacobian` makes J of it.
-      hrf_delay: seconds by which the haemodynamic peak comes after 5 s.
-      true_fc: closed-form correlation of the parcel signals within .009–.1 Hz, `[K, K]`.
-      disease: what the disease did.
-      sessions: the recordings.
-      space: V locations.
+      index: Position in the cohort, from 0.
+      subject: Subject label, `"001"` for index 0.
+      site: Site, `"A"`…`"D"`.
+      patient: Whether the disease was planted.
+      age: Age in years.
+      group_labels: Group parcel of each location, 0…K−1, `[V]`.
+      labels: Individual parcel of each location, `[V]`.
+      modules: Individual module of each parcel, `[K]`.
+      coupling: Normalised coupling N with effects of age and disease, `[K, K]`; `coupling.jacobian` converts it to J.
+      hrf_delay: Delay of the haemodynamic peak relative to 5 s, in seconds.
+      true_fc: Closed-form correlation of the parcel signals within 0.009–0.1 Hz, `[K, K]`.
+      disease: Effects of the disease.
+      sessions: Recordings.
+      space: Space with V locations.
     """
 
     index: int
@@ -93,7 +92,7 @@ class SimulatedSubject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimulatedGroup:
-    """What all subjects of a cohort share: V locations, parcels `[V]`, coupling, and where disease and ageing act."""
+    """Properties shared by all subjects of a cohort: locations `[V]`, parcels `[V]`, coupling, and sites of disease and ageing effects."""
 
     space: Space
     labels: Int[np.ndarray, " V"]
@@ -102,28 +101,28 @@ class SimulatedGroup:
 
 
 def simulate_cohort(config: SimulateConfig, *, disease: diseases.Kind = "circuits") -> Iterator[SimulatedSubject]:
-    """The subjects of a cohort, one after another; only one is held in memory.
+    """Yield the subjects of a cohort one by one; only one is held in memory.
 
     Raises:
-      ValueError: see `check`.
+      ValueError: See `check`.
     """
     check(config)
     return (simulate_subject(config, index, disease=disease) for index in range(config.subjects))
 
 
 def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Kind = "circuits") -> SimulatedSubject:
-    """One subject of a cohort.
+    """Simulate one subject of a cohort.
 
-    Depends on the seed and `index` only: `config.subjects` may be anything, and more sessions leave the first ones as they were.
-    Memory: a session takes 4VT bytes (4 mm, 10 min, 2 s: 34 MB) and about four times that while it is made.
+    The result depends on the seed and `index` alone: it is the same for any `config.subjects`, and additional sessions leave earlier ones
+    unchanged. A session takes 4VT bytes (34 MB at 4 mm, 10 min and 2 s), and about four times as much while it is simulated.
 
     Args:
-      config: the cohort.
-      index: 0, 1, …; may lie beyond `config.subjects`.
-      disease: what patients have: `"circuits"` (one circuit weakened, one strengthened) or `"lesion"` (of one node).
+      config: Settings of the cohort.
+      index: Index of the subject, 0, 1, …; may exceed `config.subjects`.
+      disease: Disease of the patients: `"circuits"` (one circuit weakened, one strengthened) or `"lesion"` (of one node).
 
     Raises:
-      ValueError: see `check`; an index below 0 or an unknown disease.
+      ValueError: See `check`; also for an index below 0 or an unknown disease.
 
     Example:
       >>> from pnet_jax.config import SimulateConfig
@@ -164,15 +163,15 @@ def simulate_subject(config: SimulateConfig, index: int, *, disease: diseases.Ki
 
 
 def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None, wide: bool = False) -> Scan:
-    """A cleaned Scan of a simulated recording, in memory: linear trend, .009–.1 Hz, global-signal regression, z-scores.
+    """Clean a simulated recording in memory: linear detrending, 0.009–0.1 Hz band-pass, global-signal regression and z-scoring.
 
     Args:
-      session: V locations, T frames.
-      fd_threshold: framewise displacement in mm above which frames are bridged for the filter and then dropped; None keeps all.
-      wide: keep the signals before the low-pass too.
+      session: Recording with V locations and T frames.
+      fd_threshold: Framewise displacement in mm above which frames are interpolated for the filter and then removed; None keeps all.
+      wide: Whether to keep the signals before low-pass filtering, too.
 
     Raises:
-      ValueError: a repetition time too long for the band, or a threshold that leaves fewer than 30 frames.
+      ValueError: If the repetition time is too long for the band, or the threshold leaves fewer than 30 frames.
     """
     from nilearn.signal import clean
 
@@ -181,15 +180,17 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
     recorded = len(session.displacement)
     kept = np.arange(recorded) if fd_threshold is None else np.flatnonzero(session.displacement <= fd_threshold)
     if len(kept) < MIN_FRAMES:
-        raise SettingsError(f"expected an fd_threshold that keeps {MIN_FRAMES} frames or more; {fd_threshold} mm keeps {len(kept)}")
+        raise SettingsError(
+            f"fd_threshold: {fd_threshold} mm keeps {len(kept)} frames, expected at least {MIN_FRAMES}; use a larger threshold"
+        )
 
     mean = session.y.mean(1)
-    centred = session.y - mean[:, None]  # the baseline is removed anyway; without it float32 suffices
+    centred = session.y - mean[:, None]  # the baseline is removed anyway, and without it float32 is precise enough
 
-    # Given the confounds, cleaning is linear in the signals: what it does to T unit impulses says what it does to all.
+    # For given confounds, cleaning is linear in the signals, so its effect on T unit impulses determines it completely.
     def operator(low_pass: float | None, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n span"]:
         first, span = int(frames[0]), int(frames[-1] - frames[0]) + 1
-        padding = {"butterworth__padlen": span - 1} if span <= 34 else {}  # as for recordings: the filter's own does not fit a short half
+        padding = {"butterworth__padlen": span - 1} if span <= 34 else {}  # as for recordings: default padding exceeds short halves
         return clean(
             np.eye(span),
             confounds=session.confounds["global_signal"][first : first + span, None],
@@ -241,14 +242,14 @@ def cleaned_scan(session: SimulatedSession, *, fd_threshold: float | None = None
 
 
 def check(config: SimulateConfig) -> None:
-    """Raises ValueError, naming the field, what it may be and what it is, where a configuration makes no sense."""
+    """Raise ValueError if a setting is invalid, naming the field, the allowed values and the given value."""
     expected = {
         "subjects": ("1 or more", config.subjects >= 1),
         "sessions": ("1 or more", config.sessions >= 1),
         "tier": (f"one of {sorted(TIERS)}", config.tier in TIERS),
         "resolution": ("4, 3 or 2 mm", config.resolution in RESOLUTIONS),
         "parcels": (f"an even number from {MIN_PARCELS}, half a hemisphere", config.parcels >= MIN_PARCELS and config.parcels % 2 == 0),
-        "tr": ("seconds above 0, or None for the site's", config.tr is None or config.tr > 0),
+        "tr": ("a positive number of seconds, or None for that of the site", config.tr is None or config.tr > 0),
         "sites": (f"1…{len(SITES)}", 1 <= config.sites <= len(SITES)),
         "patients": ("a share 0…1", 0 <= config.patients <= 1),
         "severity": ("0…1", 0 <= config.severity <= 1),
@@ -261,14 +262,14 @@ def check(config: SimulateConfig) -> None:
         frames = _frames(config, site)
         if frames < MIN_FRAMES:
             raise SettingsError(
-                f"SimulateConfig.minutes: expected {MIN_FRAMES} frames or more at every site, got {frames} "
+                f"SimulateConfig.minutes: expected at least {MIN_FRAMES} frames at every site, got {frames} "
                 f"at site {site.name} in {config.minutes!r} min × {site.length:g} at a TR of {config.tr or site.tr:g} s"
             )
 
 
 @functools.lru_cache(maxsize=4)
 def group_truth(resolution: int, parcels: int, seed: int) -> SimulatedGroup:
-    """What all subjects of a cohort share. Cached: treat the arrays as read-only."""
+    """Draw everything that all subjects of a cohort share. Cached: treat the arrays as read-only."""
     rng = _stream(seed, _GROUP)
     space = grey_matter_space(resolution)
     labels = group_parcels(space, parcels, rng)
@@ -280,7 +281,7 @@ def group_truth(resolution: int, parcels: int, seed: int) -> SimulatedGroup:
 def _with_disease(
     healthy: Float[np.ndarray, "K K"], plan: diseases.Plan, delay: float, severity: float, kind: diseases.Kind
 ) -> tuple[Float[np.ndarray, "K K"], LinearModel, diseases.DiseaseTruth]:
-    """Coupling, dynamics and disease truth of a subject; severity 0 is health."""
+    """Compute the coupling, dynamics and disease effects of a subject; severity 0 means healthy."""
     coupling = diseases.with_disease(healthy, plan, severity, kind)
     model = linear_model(couplings.jacobian(coupling), delay=delay)
     healthy_fc = true_fc(linear_model(couplings.jacobian(healthy), delay=delay))
@@ -288,11 +289,11 @@ def _with_disease(
 
 
 def _traits(config: SimulateConfig, space: Space, labels: Int[np.ndarray, " V"], index: int) -> Traits | None:
-    """A subject's maps, from a stream of their own; None in a tier without realism."""
+    """Draw the spatial maps of a subject from a separate random stream; None for tiers without realism."""
     realism = TIERS[config.tier].realism
     if realism is None:
         return None
-    with threadpool_limits(1, "blas"):  # the same bits on any number of cores
+    with threadpool_limits(1, "blas"):  # bit-for-bit identical on any number of cores
         return draw_traits(labels, space, config.parcels, realism, _stream(config.seed, _TRAITS, index))
 
 
@@ -311,11 +312,11 @@ def _session(
     rng = _stream(config.seed, _SESSION, index, number)
     frames, tier = _frames(config, site), TIERS[config.tier]
     latent, parts = sample(model, rng, tr=tr, frames=frames), None
-    if tier.realism is not None and traits is not None:  # further realisations of the same dynamics, independent of the first latents
+    if tier.realism is not None and traits is not None:  # more realisations of the same dynamics, independent of the first
         second, third = (sample(model, rng, tr=tr, frames=frames)[traits.order] for _ in range(2))
         parts = RealismInputs(tier.realism, traits, second, third[: traits.gradients.shape[1]])
     gain = site_gain(space, _stream(config.seed, _SITE, site_index))
-    with threadpool_limits(1, "blas"):  # thousands of small products: several threads wait for each other on a busy machine
+    with threadpool_limits(1, "blas"):  # thousands of small products, for which several threads are slower on a busy machine
         recording = observe(latent, labels, space, rng, tr=tr, tier=tier, site=site, gain=gain, parts=parts)
     return SimulatedSession(recording.y, tr, recording.displacement, recording.confounds, space, f"{index + 1:03d}", str(number + 1))
 
@@ -325,7 +326,7 @@ def _frames(config: SimulateConfig, site: Site) -> int:
 
 
 def _assign(config: SimulateConfig, index: int) -> tuple[bool, int]:
-    """Whether a subject is a patient, and the site: both spread evenly, patients and controls each over all sites."""
+    """Return whether a subject is a patient, and its site; patients and controls are each spread evenly over the sites."""
 
     def before(count):  # patients among the first `count` subjects
         return int(np.floor(config.patients * count + 1e-9))

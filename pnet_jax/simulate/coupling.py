@@ -1,7 +1,7 @@
-"""Who couples with whom: the group's weights, a subject's own, their normalisation and the Jacobian they make.
+"""Coupling between parcels: group and individual weights, their normalisation, and the resulting Jacobian.
 
-Weights carry what makes a real connectome hard to tell from another: uneven modules of distant bilateral patches, hubs,
-homotopic ties and short connections.
+The weights include the properties that make connectomes hard to tell apart: unequal modules of distant bilateral patches, hubs, homotopic
+and short-range connections.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from scipy.spatial import cKDTree
 
 from pnet_jax.simulate.space import kmeans
 
-PATCHES = 24  # bilateral; fewer where there are under 48 parcels
-MODULE_SHARES = (0.20, 0.17, 0.15, 0.13, 0.11, 0.10, 0.08, 0.06)  # of the parcels, 8 modules
+PATCHES = 24  # bilateral patches; fewer if there are fewer than 48 parcels
+MODULE_SHARES = (0.20, 0.17, 0.15, 0.13, 0.11, 0.10, 0.08, 0.06)  # share of parcels in each of 8 modules
 WITHIN_MODULE = 0.35
 BETWEEN_MODULES_SD = 0.06  # affinity of two modules: |N(0, sd)|
 WEIGHT_LOG_SD = 0.5
-HUB_LOG_SD = 0.45  # propensity of a parcel
-HOMOTOPIC_HUB_LOG_SD = 0.15  # how far the propensity of a homotopic partner strays
+HUB_LOG_SD = 0.45  # log standard deviation of a parcel's propensity
+HOMOTOPIC_HUB_LOG_SD = 0.15  # deviation of the propensity of its homotopic partner
 LOCAL_WEIGHT = 0.5
 LOCAL_DECAY_MM = 15.0
 HOMOTOPIC_WEIGHT = 0.5
 SUBJECT_LOG_SD = 0.5
-MOVED_SHARE = 0.06  # parcels that belong to another module in a subject
-GLOBAL_REMOVED = 0.9  # of the first mode
-GAIN = 0.93  # of the slowest mode; 1 would be the border of stability
+MOVED_SHARE = 0.06  # share of parcels that belong to another module in a subject
+GLOBAL_REMOVED = 0.9  # share of the first mode that is removed
+GAIN = 0.93  # gain of the slowest mode; 1 is the limit of stability
 TAU_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupCoupling:
-    """What all subjects of a cohort share.
+    """Coupling parameters shared by all subjects of a cohort.
 
     Attributes:
-      modules: module of each parcel, `[K]`.
-      affinity: weight level of each pair of modules, `[8, 8]`.
-      scatter: log-normal factor of each edge, symmetric, `[K, K]`.
-      propensity: hub strength of each parcel, `[K]`.
-      local: weight that decays with distance, `[K, K]`.
-      homotopic: weight between mirrored parcels, `[K, K]`.
+      modules: Module of each parcel, `[K]`.
+      affinity: Weight level of each pair of modules, `[8, 8]`.
+      scatter: Log-normal factor of each edge, symmetric, `[K, K]`.
+      propensity: Hub strength of each parcel, `[K]`.
+      local: Weights that decay with distance, `[K, K]`.
+      homotopic: Weights between mirrored parcels, `[K, K]`.
     """
 
     modules: Int[np.ndarray, " K"]
@@ -53,11 +53,11 @@ class GroupCoupling:
 
 
 def group_coupling(centroids: Float[np.ndarray, "K 3"], rng: np.random.Generator) -> GroupCoupling:
-    """Draws the group's coupling.
+    """Draw the coupling parameters of the group.
 
     Args:
-      centroids: mm of the parcels, `[K, 3]`, the left hemisphere's K/2 first.
-      rng: the cohort's.
+      centroids: Coordinates of the parcels in mm, `[K, 3]`, with the K/2 left parcels first.
+      rng: Random generator of the cohort.
     """
     parcels = len(centroids)
     half = parcels // 2
@@ -80,7 +80,7 @@ def group_coupling(centroids: Float[np.ndarray, "K 3"], rng: np.random.Generator
 
 
 def weights(group: GroupCoupling, modules: Int[np.ndarray, " K"] | None = None) -> Float[np.ndarray, "K K"]:
-    """Symmetric weights, `[K, K]`, diagonal 0, all ≥ 0, of a brain whose parcels belong to `modules` (the group's if None)."""
+    """Compute symmetric weights ≥ 0 with zero diagonal, `[K, K]`, of a brain with the given modules (those of the group if None)."""
     own = group.modules if modules is None else modules
     hubs = np.sqrt(np.outer(group.propensity, group.propensity))
     out = (group.affinity[np.ix_(own, own)] * group.scatter + group.local) * hubs + group.homotopic
@@ -89,7 +89,7 @@ def weights(group: GroupCoupling, modules: Int[np.ndarray, " K"] | None = None) 
 
 
 def subject_coupling(group: GroupCoupling, rng: np.random.Generator) -> tuple[Float[np.ndarray, "K K"], Int[np.ndarray, " K"]]:
-    """A subject's weights `[K, K]` and modules `[K]`: 6 % of the parcels in another module, each edge × LogN(0, .5)."""
+    """Draw individual weights `[K, K]` and modules `[K]`: 6 % of the parcels change module, and each edge is scaled by LogN(0, 0.5)."""
     parcels = len(group.modules)
     modules = group.modules.copy()
     moved = rng.choice(parcels, round(MOVED_SHARE * parcels), replace=False)
@@ -101,10 +101,10 @@ def subject_coupling(group: GroupCoupling, rng: np.random.Generator) -> tuple[Fl
 def normalise(weights: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
     r"""Coupling :math:`N = D^{-1/2} W D^{-1/2} - .9\,\lambda_1 u_1 u_1^T`, `[K, K]`.
 
-    The first mode is common to the whole brain; left in, it would make every pair of parcels correlate alike.
+    The first mode is global; if it were kept, all pairs of parcels would be correlated similarly.
 
     Raises:
-      ValueError: a parcel without any coupling.
+      ValueError: If a parcel has no coupling.
     """
     strength = weights.sum(1)
     if not (strength > 0).all():
@@ -115,13 +115,13 @@ def normalise(weights: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
 
 
 def jacobian(coupling: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
-    r""":math:`J = -(I - g N / \lambda_{max}) / \tau`, `[K, K]`, in 1/s: stable for every coupling, its slowest rate (1 − g)/τ."""
+    r""":math:`J = -(I - g N / \lambda_{max}) / \tau`, `[K, K]`, in 1/s: stable for every coupling, with slowest rate (1 − g)/τ."""
     largest = np.linalg.eigvalsh(coupling)[-1]
     return -(np.eye(len(coupling)) - GAIN * coupling / largest) / TAU_SECONDS
 
 
 def _bilateral_modules(centroids, rng):
-    """Patches on the mirrored brain, dealt to modules so that each comes close to its share of the parcels."""
+    """Assign patches of the mirrored brain to modules, so that each module approximates its share of the parcels."""
     patch = kmeans(centroids * [0, 1, 1] + np.abs(centroids) * [1, 0, 0], min(PATCHES, len(centroids) // 2), rng)
     size = np.bincount(patch) / len(centroids)
     missing = np.array(MODULE_SHARES)
@@ -133,6 +133,6 @@ def _bilateral_modules(centroids, rng):
 
 
 def _symmetric(rng, size):
-    """Symmetric matrix of standard normal numbers, `[size, size]`."""
+    """Draw a symmetric matrix of standard normal numbers, `[size, size]`."""
     upper = np.triu(rng.standard_normal((size, size)))
     return upper + np.triu(upper, 1).T

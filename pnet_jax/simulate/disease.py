@@ -1,7 +1,7 @@
-"""What differs between the brains of a cohort by design: a planted disease and age. Both act on the normalised coupling N.
+"""Planted differences between subjects: a disease and ageing. Both act on the normalised coupling N.
 
-A changed coupling propagates: the connectivity of edges without a planted change changes too. The truth therefore lists both the
-planted couplings and the edges whose closed-form connectivity differs.
+Changes in coupling propagate to the connectivity of other edges. The ground truth therefore lists both the planted couplings and the edges
+whose closed-form connectivity differs.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pnet_jax.errors import SettingsError
 
 Kind = Literal["circuits", "lesion"]
 
-WEAK_NODES = 8  # C1: couplings among them × (1 − .9 severity)
+WEAK_NODES = 8  # circuit C1: couplings among these nodes × (1 − 0.9 severity)
 WEAK_LOSS = 0.9
-STRONG_NODES = 6  # C2: couplings among them + .06 severity
+STRONG_NODES = 6  # circuit C2: couplings among these nodes + 0.06 severity
 STRONG_GAIN = 0.06
-AFFECTED_FC = 0.05  # an edge is affected where its closed-form correlation differs by so much
+AFFECTED_FC = 0.05  # least difference in closed-form correlation of an affected edge
 AGE_YEARS = (20.0, 70.0)
 AGE_CENTRE = 45.0
-AGE_EDGES = 0.05  # share of the edges that age
-AGE_LOSS_PER_DECADE = 0.1  # of their coupling
+AGE_EDGES = 0.05  # share of edges with an ageing effect
+AGE_LOSS_PER_DECADE = 0.1  # relative loss of their coupling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Where a cohort's disease and ageing act; the same in every patient.
+    """Sites of disease and ageing effects in a cohort, identical in all patients.
 
     Attributes:
-      weak: C1, 8 nodes of the largest module (all of it where it is smaller), ascending.
-      strong: C2, 6 nodes outside that module, ascending.
-      lesion: the node that a lesion hits, the most coupled one of the largest module.
-      ageing: True at the edges that age, symmetric, `[K, K]`.
+      weak: Circuit C1, 8 nodes of the largest module (or all of a smaller one), ascending.
+      strong: Circuit C2, 6 nodes outside that module, ascending.
+      lesion: Node of the lesion, the most strongly coupled one of the largest module.
+      ageing: True for edges with an ageing effect, symmetric, `[K, K]`.
     """
 
     weak: Int[np.ndarray, " a"]
@@ -46,15 +46,15 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiseaseTruth:
-    """What the disease did to one subject; nothing in a healthy one.
+    """Effects of the disease on one subject; empty for healthy subjects.
 
     Attributes:
       kind: `"circuits"`, `"lesion"` or `"none"`.
-      severity: 0…1.
-      nodes: nodes whose couplings were changed, ascending.
-      planted: True at the couplings that were changed, `[K, K]`.
-      fc_change: closed-form connectivity with the disease minus the same subject's without it, `[K, K]`.
-      affected: True where that differs by .05 or more, `[K, K]`.
+      severity: Severity, 0…1.
+      nodes: Nodes whose couplings were changed, ascending.
+      planted: True for couplings that were changed, `[K, K]`.
+      fc_change: Closed-form connectivity with disease minus that of the same subject without it, `[K, K]`.
+      affected: True where the absolute change is at least 0.05, `[K, K]`.
     """
 
     kind: str
@@ -66,12 +66,12 @@ class DiseaseTruth:
 
 
 def plan(modules: Int[np.ndarray, " K"], strength: Float[np.ndarray, " K"], rng: np.random.Generator) -> Plan:
-    """Draws where a cohort's disease and ageing act.
+    """Draw the sites of disease and ageing effects in a cohort.
 
     Args:
-      modules: the group's module of each parcel, `[K]`.
-      strength: the group's summed coupling of each parcel, `[K]`.
-      rng: the cohort's.
+      modules: Group module of each parcel, `[K]`.
+      strength: Summed group coupling of each parcel, `[K]`.
+      rng: Random generator of the cohort.
     """
     parcels = len(modules)
     largest = np.flatnonzero(modules == np.argmax(np.bincount(modules)))
@@ -89,25 +89,25 @@ def plan(modules: Int[np.ndarray, " K"], strength: Float[np.ndarray, " K"], rng:
 
 
 def with_age(coupling: Float[np.ndarray, "K K"], plan: Plan, age: float) -> Float[np.ndarray, "K K"]:
-    """Coupling at an age: ageing edges lose a tenth of what they are at 45 years with every decade."""
+    """Compute the coupling at an age: affected edges lose a tenth of their value at 45 years per decade."""
     factor = 1 - AGE_LOSS_PER_DECADE * (age - AGE_CENTRE) / 10
     return np.where(plan.ageing, coupling * factor, coupling)
 
 
 def with_disease(coupling: Float[np.ndarray, "K K"], plan: Plan, severity: float, kind: Kind = "circuits") -> Float[np.ndarray, "K K"]:
-    """Coupling of a patient.
+    """Compute the coupling of a patient.
 
-    `"circuits"` weakens the couplings among the C1 nodes (× (1 − .9 severity)) and adds .06 severity to those among the C2 nodes;
+    `"circuits"` weakens the couplings among the C1 nodes (× (1 − 0.9 severity)) and adds 0.06 severity to those among the C2 nodes;
     `"lesion"` weakens all couplings of one node by the C1 factor.
 
     Args:
-      coupling: healthy N, `[K, K]`.
-      plan: where.
-      severity: 0…1; at 0 the coupling comes back unchanged.
-      kind: what.
+      coupling: Healthy coupling N, `[K, K]`.
+      plan: Sites of the effects.
+      severity: Severity, 0…1; 0 leaves the coupling unchanged.
+      kind: Kind of disease.
 
     Raises:
-      ValueError: unknown kind or a severity outside 0…1.
+      ValueError: If the kind is unknown or the severity is outside 0…1.
     """
     if kind not in get_args(Kind):
         raise SettingsError(f"expected the disease to be one of {get_args(Kind)}, got {kind!r}")
@@ -123,7 +123,7 @@ def with_disease(coupling: Float[np.ndarray, "K K"], plan: Plan, severity: float
 def disease_truth(
     plan: Plan, severity: float, kind: Kind, *, healthy_fc: Float[np.ndarray, "K K"], fc: Float[np.ndarray, "K K"]
 ) -> DiseaseTruth:
-    """Truth of a patient, given the closed-form connectivity with and without the disease."""
+    """Return the disease effects of a patient, given the closed-form connectivity with and without the disease."""
     if kind == "lesion":
         nodes, planted = np.array([plan.lesion]), _star(len(fc), plan.lesion)
     else:
@@ -136,18 +136,18 @@ def disease_truth(
 
 
 def no_disease(parcels: int) -> DiseaseTruth:
-    """Truth of a healthy subject."""
+    """Return the (empty) disease effects of a healthy subject."""
     nothing = np.zeros((parcels, parcels), bool)
     return DiseaseTruth("none", 0.0, np.zeros(0, np.int64), nothing, np.zeros((parcels, parcels)), nothing)
 
 
 def _clique(parcels, nodes):
-    """True at the couplings among some nodes, `[K, K]`; never at the diagonal, which is no coupling."""
+    """Mask of the couplings among some nodes, `[K, K]`, with a False diagonal."""
     inside = np.isin(np.arange(parcels), nodes)
     return np.outer(inside, inside) & ~np.eye(parcels, dtype=bool)
 
 
 def _star(parcels, node):
-    """True at all couplings of one node, `[K, K]`."""
+    """Mask of all couplings of one node, `[K, K]`."""
     hit = np.arange(parcels) == node
     return np.logical_xor.outer(hit, hit)

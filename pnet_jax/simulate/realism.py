@@ -1,17 +1,17 @@
 r"""Properties of real scans that the easy, medium and hard tiers lack.
 
-A location v of the subject's parcel k with the adjacent parcel j has the neural signal
+A location v of the individual parcel k, with adjacent parcel j, has the neural signal
 
 .. math:: n_v(t) = g_v \Big[(1 - w_v)\, x_k(t) + w_v\, x_j(t) + a\, \lambda_v\, u_k(t) + b\, G^{-1/2} \sum_g \phi_{vg}\, s_g(t)\Big]
 
-with :math:`g_v` the gain, :math:`w_v < 1/2` the share of the adjacent parcel (soft borders), u the parcels' second latents with the
-spatially varying loading :math:`\lambda_v`, and s the signals of G gradients, whose loadings :math:`\phi_{vg}` are continuous across
-borders. Vascular and motion signals, which all parcels share, are added to it; image intensity varies over space; the noise is
-heavy-tailed.
+with :math:`g_v` the gain, :math:`w_v < 1/2` the share of the adjacent parcel (soft boundaries), u the second latent signals of the
+parcels with the spatially varying loading :math:`\lambda_v`, and s the signals of G gradients, whose loadings :math:`\phi_{vg}` are
+continuous across boundaries. Vascular and motion signals, shared by all parcels, are added; image intensity varies over space; the noise
+is heavy-tailed.
 
-Truth: the label of a location is the parcel of largest weight, which is k because :math:`w_v < 1/2`. The true connectivity is that of
-the first latents x alone. Both loadings have mean 0 inside each true parcel, so that second latents and gradients cancel in the
-parcel's mean signal.
+Ground truth: the label of a location is the parcel with the largest weight, which is k because :math:`w_v < 1/2`. The true connectivity is
+that of the first latent signals x alone. Both loadings have mean 0 inside each true parcel, so second latent signals and gradients cancel
+in the mean signal of a parcel.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from scipy.special import ndtr
 from pnet_jax.simulate.space import smooth_field
 from pnet_jax.space import Space
 
-BORDER_MM = (4.0, 8.0)  # width of a border between 10 % and 90 % of an area's own signal
+BORDER_MM = (4.0, 8.0)  # width of a boundary, from 10 % to 90 % of a parcel's own signal
 WIDTH_IN_SD = 2.5631  # distance between the 10 % and 90 % quantiles of the normal distribution
-BORDER_REACH_SD = 3.0  # the share of the adjacent area is 0.001 there
+BORDER_REACH_SD = 3.0  # where the share of the adjacent parcel is 0.001
 BORDER_FIELD_MM = 30.0  # length scale over which the width varies
-LOADING_MM = 12.0  # length scale of the second latent's loading: less than the size of a parcel
+LOADING_MM = 12.0  # length scale of the second latent loading, below the size of a parcel
 GRADIENTS, GRADIENT_MM = 16, 16.0  # number of gradients, length scale of their loadings
-FEATURES_PER_PARCEL = 3  # Fourier features of the gradients; those beyond one per parcel are left after the means are removed
+FEATURES_PER_PARCEL = 3  # Fourier features of the gradients; those beyond one per parcel remain after the means are removed
 VESSELS = 3  # independent systemic signals
 VASCULAR_HZ = (0.008, 0.15)
 VASCULAR_FIELD_MM = 25.0
@@ -49,15 +49,15 @@ HEAD_CENTRE_MM = (0.0, -18.0, 10.0)
 
 @dataclasses.dataclass(frozen=True)
 class Realism:
-    """Amplitudes of what makes a scan as hard as a real one; one unit is the sd of a parcel's first latent.
+    """Amplitudes of the properties of real scans, in units of the standard deviation of a parcel's first latent signal.
 
     Attributes:
-      heterogeneity: rms over locations of the second latent, a.
-      gradients: rms over locations of the gradients, b.
-      vascular: rms over locations of the vascular signals.
-      motion: rms over locations of the signal of a head displacement, per mm.
-      drop_out: share of the image intensity that is lost at the centre of a drop-out, 0…1.
-      tail: degrees of freedom of the noise, above 4; its excess kurtosis is 6 / (tail − 4).
+      heterogeneity: RMS of the second latent signal over locations, a.
+      gradients: RMS of the gradients over locations, b.
+      vascular: RMS of the vascular signals over locations.
+      motion: RMS over locations of the signal caused by a head displacement, per mm.
+      drop_out: Share of image intensity lost at the centre of a drop-out, 0…1.
+      tail: Degrees of freedom of the noise, above 4; its excess kurtosis is 6 / (tail − 4).
     """
 
     heterogeneity: float
@@ -70,18 +70,18 @@ class Realism:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traits:
-    """Spatial maps of a subject, the same in all sessions.
+    """Spatial maps of a subject, identical in all sessions.
 
     Attributes:
-      adjacent: nearest other parcel of the same hemisphere, `[V]`; the own parcel where none is in reach of the border.
-      share: its share w of the location's signal, 0…1/2, `[V]`.
-      loading: of the second latent, mean 0 in each parcel and rms 1, `[V]`.
-      gradients: loading of each gradient, mean 0 in each parcel and rms 1, `[V, G]`.
-      order: a permutation; the second latent of parcel k is coupled as the first of parcel `order[k]`, `[K]`.
-      vessels: loading of each vascular signal, above 0, rms 1 over locations and signals together, `[V, N]`.
-      transit: arrival time of each vascular signal in seconds, `[V, N]`.
-      contrast: signal per mm of translation and per rad of rotation, rms 1 per mm, `[V, 6]`.
-      intensity: image intensity relative to a scan without drop-out, `[V]`.
+      adjacent: Nearest other parcel of the same hemisphere, `[V]`; the parcel itself if no boundary is within reach.
+      share: Share w of the adjacent parcel in the signal of the location, 0…1/2, `[V]`.
+      loading: Loading of the second latent signal, with mean 0 in each parcel and unit rms, `[V]`.
+      gradients: Loading of each gradient, with mean 0 in each parcel and unit rms, `[V, G]`.
+      order: Permutation; the second latent signal of parcel k is coupled as the first one of parcel `order[k]`, `[K]`.
+      vessels: Positive loading of each vascular signal, with unit rms over locations and signals together, `[V, N]`.
+      transit: Arrival time of each vascular signal in seconds, `[V, N]`.
+      contrast: Signal per mm of translation and per rad of rotation, with unit rms per mm, `[V, 6]`.
+      intensity: Image intensity relative to a scan without drop-out, `[V]`.
     """
 
     adjacent: Int[np.ndarray, " V"]
@@ -97,13 +97,13 @@ class Traits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RealismInputs:
-    """What a realistic recording needs besides first latents, labels and noise.
+    """Components of a realistic recording besides first latent signals, labels and noise.
 
     Attributes:
-      realism: amplitudes.
-      traits: the subject's maps.
-      second: second latent of each parcel, variance 1, `[K, T]`.
-      gradients: signals of the gradients, variance 1, `[G, T]`.
+      realism: Amplitudes.
+      traits: Spatial maps of the subject.
+      second: Second latent signal of each parcel, with unit variance, `[K, T]`.
+      gradients: Signals of the gradients, with unit variance, `[G, T]`.
     """
 
     realism: Realism
@@ -113,17 +113,17 @@ class RealismInputs:
 
 
 def draw_traits(labels: Int[np.ndarray, " V"], space: Space, parcels: int, realism: Realism, rng: np.random.Generator) -> Traits:
-    """Draws a subject's spatial maps.
+    """Draw the spatial maps of a subject.
 
     Args:
-      labels: the subject's parcel of each location, 0…K−1, `[V]`.
-      space: V locations.
-      parcels: K.
-      realism: amplitudes.
-      rng: the subject's, for nothing else.
+      labels: Individual parcel of each location, 0…K−1, `[V]`.
+      space: Space with V locations.
+      parcels: Number of parcels K.
+      realism: Amplitudes.
+      rng: Random generator used for these maps alone.
     """
     low, high = BORDER_MM
-    width = low + (high - low) * ndtr(smooth_field(space.xyz, rng, length=BORDER_FIELD_MM)[:, 0])  # uniform between both
+    width = low + (high - low) * ndtr(smooth_field(space.xyz, rng, length=BORDER_FIELD_MM)[:, 0])  # uniform between the two limits
     adjacent, share = soft_borders(labels, space, width)
     vessels = np.exp(VASCULAR_LOG_SD * smooth_field(space.xyz, rng, length=VASCULAR_FIELD_MM, channels=VESSELS))
     return Traits(
@@ -142,19 +142,19 @@ def draw_traits(labels: Int[np.ndarray, " V"], space: Space, parcels: int, reali
 def soft_borders(
     labels: Int[np.ndarray, " V"], space: Space, width: Float[np.ndarray, " V"]
 ) -> tuple[Int[np.ndarray, " V"], Float[np.ndarray, " V"]]:
-    r"""Adjacent parcel of each location and its share of the signal.
+    r"""Compute the adjacent parcel of each location and its share of the signal.
 
     .. math:: w_v = \Phi(-d_v / \sigma_v), \qquad \sigma_v = \text{width}_v / 2.563
 
-    with :math:`d_v` the distance to the border, taken as that to the nearest location of another parcel less half a voxel.
+    where :math:`d_v` is the distance to the boundary: that to the nearest location of another parcel, minus half a voxel.
 
     Args:
-      labels: parcel of each location, `[V]`.
-      space: V locations; parcels blend inside a hemisphere only.
-      width: distance in mm between the locations of 10 % and of 90 % of the own signal, `[V]`.
+      labels: Parcel of each location, `[V]`.
+      space: Space with V locations; parcels blend only within a hemisphere.
+      width: Distance in mm between locations with 10 % and 90 % of their own parcel's signal, `[V]`.
 
     Returns:
-      The adjacent parcel, the own where none is in reach, and its share, below 1/2, both `[V]`.
+      Adjacent parcel (the parcel itself if no boundary is within reach) and its share, below 1/2, both `[V]`.
     """
     sd = width / WIDTH_IN_SD
     half = space.resolution / 2
@@ -179,16 +179,16 @@ def soft_borders(
 def balanced_fields(
     labels: Int[np.ndarray, " V"], xyz: Float[np.ndarray, "V 3"], parcels: int, rng: np.random.Generator, *, block: int = 4096
 ) -> Float[np.ndarray, "V G"]:
-    """Smooth random fields, continuous across borders, with mean 0 in each parcel and rms 1, `[V, G]`.
+    """Draw smooth random fields, continuous across boundaries, with mean 0 in each parcel and unit rms, `[V, G]`.
 
-    Weights of random Fourier features, projected onto those that no parcel's mean depends on.
+    The weights of random Fourier features are projected onto the subspace that leaves the means of all parcels unchanged.
 
     Args:
-      labels: parcel of each location, 0…K−1, `[V]`.
-      xyz: mm, `[V, 3]`.
-      parcels: K.
-      rng: random numbers.
-      block: locations at a time; memory is block × 3K × 4 bytes.
+      labels: Parcel of each location, 0…K−1, `[V]`.
+      xyz: Coordinates in mm, `[V, 3]`.
+      parcels: Number of parcels K.
+      rng: Random generator.
+      block: Number of locations per block; memory is block × 3K × 4 bytes.
     """
     count = FEATURES_PER_PARCEL * parcels
     waves = (rng.standard_normal((3, count)) / GRADIENT_MM).astype(np.float32)
@@ -204,12 +204,12 @@ def balanced_fields(
 
 
 def neural(latent: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], parts: RealismInputs) -> Float[np.ndarray, "V T"]:
-    """Neural signal of each location before its gain, `[V, T]`.
+    """Compute the neural signal of each location before its gain, `[V, T]`.
 
     Args:
-      latent: first latent of each parcel, variance 1, `[K, T]`.
-      labels: parcel of each location, `[V]`.
-      parts: second latents, gradients, maps and amplitudes.
+      latent: First latent signal of each parcel, with unit variance, `[K, T]`.
+      labels: Parcel of each location, `[V]`.
+      parts: Second latent signals, gradients, maps and amplitudes.
     """
     realism, traits = parts.realism, parts.traits
     out = latent[labels]
@@ -220,9 +220,9 @@ def neural(latent: Float[np.ndarray, "K T"], labels: Int[np.ndarray, " V"], part
 
 
 def vascular(traits: Traits, rng: np.random.Generator, *, tr: float, frames: int) -> Float[np.ndarray, "V T"]:
-    """Systemic low-frequency signals that reach each location at its own time, rms 1 over locations, `[V, T]`.
+    """Draw systemic low-frequency signals that arrive at each location with its own delay, with unit rms over locations, `[V, T]`.
 
-    Power falls as 1/f between .008 and .15 Hz. Arrival times are rounded to a quarter of a second.
+    Power falls as 1/f between 0.008 and 0.15 Hz. Arrival times are rounded to a quarter of a second.
     """
     step, latest = TRANSIT_STEP_SECONDS, TRANSIT_MAX_SECONDS
     delays = np.arange(-latest, latest + step / 2, step)
@@ -238,15 +238,15 @@ def vascular(traits: Traits, rng: np.random.Generator, *, tr: float, frames: int
 
 
 def heavy_tails(rng: np.random.Generator, frames: int, tail: float) -> Float[np.ndarray, " T"]:
-    """Factor of each frame's noise, mean square 1, `[T]`, float32; makes Gaussian noise a Student's t of `tail` degrees of freedom.
+    """Draw noise factors per frame with unit mean square, `[T]`, float32, which turn Gaussian noise into Student's t with `tail` df.
 
-    A frame's locations share the factor, as in bursts of physiological noise. Independent factors would not survive spatial smoothing.
+    All locations of a frame share the factor, as in bursts of physiological noise; independent factors would be averaged out by smoothing.
     """
     return np.sqrt((tail - 2) / rng.chisquare(tail, frames)).astype(np.float32)
 
 
 def _pink(rng, length, step):
-    """Noise of variance 1 with power ∝ 1/f inside the vascular band, `[length]`."""
+    """Draw noise with unit variance and power ∝ 1/f within the vascular band, `[length]`."""
     padded = fft.next_fast_len(2 * length, real=True)  # the transform is periodic
     frequency = fft.rfftfreq(padded, step)
     inside = (frequency >= VASCULAR_HZ[0]) & (frequency <= VASCULAR_HZ[1])
@@ -257,21 +257,21 @@ def _pink(rng, length, step):
 
 
 def _centred(values, labels, parcels):
-    """Values with mean 0 in each parcel and rms 1 over all, `[V]`, float32."""
+    """Centre values in each parcel and scale them to unit rms overall, `[V]`, float32."""
     count = np.maximum(np.bincount(labels, minlength=parcels), 1)
     out = values - (np.bincount(labels, weights=values, minlength=parcels) / count)[labels]
     return (out / np.sqrt(np.square(out).mean())).astype(np.float32)
 
 
 def _contrast(space, rng):
-    """Signal per mm along x, y, z and per rad about them, `[V, 6]`: c and r × c, r from the centre of the head in mm."""
+    """Draw the signal per mm along x, y, z and per rad about them, `[V, 6]`: c and r × c, with r from the centre of the head in mm."""
     gradient = smooth_field(space.xyz, rng, length=CONTRAST_MM, channels=3)
     arm = space.xyz - np.float32(HEAD_CENTRE_MM)
     return np.concatenate([gradient, np.cross(arm, gradient)], 1)
 
 
 def _intensity(space, drop_out, rng):
-    """Image intensity without the scanner's sensitivity, `[V]`, float32: log-normal, and lost above the air-filled cavities."""
+    """Draw the image intensity without scanner sensitivity, `[V]`, float32: log-normal, reduced above the air-filled cavities."""
     kept = np.ones(len(space))
     for centre, spread in DROP_OUT:
         kept *= 1 - drop_out * np.exp(-0.5 * np.square((space.xyz - centre) / spread).sum(1))

@@ -284,7 +284,7 @@ def test_a_case_that_does_not_say_how_it_is_spread_is_reported():
         return Work(lambda implementation, y: y, (make.normal(shape.V),))
 
     row = scaling.over_devices(dataclasses.replace(CASES["potts"], build=build), "chunked", SHAPES["tiny"], (1, 2))
-    assert (row["status"], row["reason"]) == ("unavailable", "the case does not say how it is spread")
+    assert (row["status"], row["reason"]) == ("unavailable", "the case does not define a distribution over devices")
 
 
 @pytest.mark.parametrize(("power", "expected"), [(0.5, 0.5), (1, 1.0), (2, 2.0), (0, 0.0)])

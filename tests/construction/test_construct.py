@@ -257,7 +257,7 @@ def test_given_kappa_and_beta_are_used(scan, toy_model):
 
 def test_partial_correlation_of_a_short_scan_is_warned_of(network, unsure):
     assert not any("ill-posed" in warning for warning in network.qc.warnings)
-    said = "ill-posed here: about 40 effective frames for 12 parcels, expected more than 60"
+    said = "ill-posed: about 40 effective frames for 12 parcels, but more than 60"
     assert any(said in warning for warning in unsure.qc.warnings)
 
 
@@ -318,7 +318,7 @@ def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
 
 @pytest.mark.parametrize(("asked", "how"), [(100, "more than it has"), (4, "fewer than it has")])
 def test_a_k_that_the_given_prior_lacks_is_refused(toy, toy_model, asked, how):
-    with pytest.raises(ValueError, match=rf"atlas toy has 12 parcels, requested {asked}, {how}: omit --parcels"):
+    with pytest.raises(ValueError, match=rf"atlas toy has 12 parcels but {asked} were requested, {how}; omit --parcels"):
         construct(None, model=toy_model, atlas=toy.atlas, parcels=asked)
 
 
@@ -329,7 +329,7 @@ def test_arguments_win_over_the_configuration(unsure, toy):
 
 
 def test_measures_of_a_cohort_are_refused_for_one_scan(toy_model):
-    with pytest.raises(ValueError, match=r'edge measure "tangent" needs the scans of a cohort: use `construct_cohort`'):
+    with pytest.raises(ValueError, match=r'edge measure "tangent" requires several scans; use `construct_cohort`'):
         construct(None, model=toy_model, edges=("pearson", "tangent"))
 
 

@@ -32,7 +32,7 @@ def test_an_atlas_that_fits_has_nothing_to_be_warned_of(said):
 def test_another_generation_of_the_template_is_said_with_its_shift(said):
     (text,) = said(space="MNI152NLin2009cAsym")
     assert text.startswith(
-        "the scan is in MNI152NLin2009cAsym, the atlas in MNI152NLin6Asym: corresponding points are about 2 mm apart (up to 5 mm)"
+        "the scan is in MNI152NLin2009cAsym, the atlas in MNI152NLin6Asym; corresponding points are about 2 mm apart (up to 5 mm)"
     )
 
 
@@ -57,7 +57,7 @@ def test_templates_that_agree_or_are_unknown_are_not_warned_of(toy, scan, atlas,
 @pytest.mark.parametrize("template", ["MNIInfant", "MNIPediatricAsym", "UNCInfant", "MNIInfant+2"])
 def test_templates_of_children_with_an_atlas_of_adults(said, template):
     (text,) = said(space=template)
-    assert text.startswith(f"the scan is in {template}, a template of infants or children, and the atlas in MNI152NLin6Asym")
+    assert text.startswith(f"the scan is in {template}, a pediatric template, and the atlas is in MNI152NLin6Asym")
 
 
 def test_names_of_the_other_side(said):

@@ -70,13 +70,14 @@ NOTHING = np.array([-0.01, 0.0, 0.01], np.float32)
         (
             {},
             {"degrees": np.array([4.0, 30.0])},
-            "leave 4.0 and 30.0 degrees of freedom in the halves of the scan, expected at least 10 in each: about 13.3 minutes of scan",
+            "leave 4.0 and 30.0 degrees of freedom in the halves of the scan, "
+            "but at least 10 are needed in each; about 13.3 minutes of scan",
         ),
-        ({}, {"n_blocks": np.int32(2)}, "has 2 stretches of 20 s, expected at least 3 to measure a gain: a longer scan would help"),
+        ({}, {"n_blocks": np.int32(2)}, "has 2 blocks of 20 s, but at least 3 are needed to measure a gain; a longer scan would help"),
         ({"dcbc_gain": np.full(3, np.nan)}, {}, "the DCBC could not be measured across halves"),
-        ({"gain": NOTHING}, {}, "does not exclude zero: a longer scan would help, so the atlas is kept"),
+        ({"gain": NOTHING}, {}, "does not exclude zero; a longer scan would help, so the atlas is kept"),
         ({"dcbc_gain": NOTHING}, {}, "does not exclude zero"),
-        ({"dcbc_gain": np.array([0.001, 0.005, 0.009])}, {}, "below 0.01 is also found in noise: a longer scan would help"),
+        ({"dcbc_gain": np.array([0.001, 0.005, 0.009])}, {}, "below 0.01 is also found in noise; a longer scan would help"),
     ],
 )
 def test_the_atlas_comes_with_a_reason_that_says_what_would_help(qc, found, quality, subject, reason):
@@ -107,7 +108,7 @@ def test_forced_parcels_say_that_the_scan_does_not_support_them(qc, found):
 
 def test_signals_that_were_cleaned_as_a_whole_are_warned_of(qc):
     (said,) = qc(halves=None).warnings
-    assert "tie its halves together" in said and "can take noise for a gain" in said
+    assert "make its halves dependent" in said and "can mistake noise for a gain" in said
 
 
 def test_one_signal_everywhere_is_said_first(qc, found):
@@ -115,7 +116,7 @@ def test_one_signal_everywhere_is_said_first(qc, found):
     alike = (rng.normal(size=found.signals.shape[1]) + 0.1 * rng.normal(size=found.signals.shape)).astype(np.float32)
     said = qc(found._replace(signals=alike), warnings=("something else",)).warnings
     assert (
-        said[0].startswith("the mean absolute correlation of the parcels is 0.99: one signal dominates all of them")
+        said[0].startswith("the mean absolute correlation between parcels is 0.99; one signal dominates all of them")
         and said[1] == "something else"
     )
 
@@ -125,7 +126,7 @@ def test_signals_alike_up_to_their_sign_are_one_signal(qc, found):
     sign = np.where(np.arange(len(found.signals)) % 2, 1, -1)[:, None]
     alike = sign * (rng.normal(size=found.signals.shape[1]) + 0.1 * rng.normal(size=found.signals.shape))
     said = qc(found._replace(signals=alike.astype(np.float32)), warnings=("something else",)).warnings
-    assert said[0].startswith("the mean absolute correlation of the parcels is 0.99")
+    assert said[0].startswith("the mean absolute correlation between parcels is 0.99")
 
 
 def test_one_signal_in_many_parcels_is_said_first(qc, found):
@@ -143,29 +144,31 @@ def test_too_few_degrees_say_in_numbers_what_would_help(qc, found):
     kept = qc(returned(found), subject={"degrees": np.array([3.0, 1.4])}, cleaning=cleaning)
     # 72 frames of 2 s in a half: a band of 0.091 Hz leaves 26.2 degrees before regression, and 36 are needed.
     assert kept.selection.reason == (
-        "filter and 26 regressors leave 3.0 and 1.4 degrees of freedom in the halves of the scan, expected at least 10 in each: at most 16 "
-        "regressors instead of 26 (--cleaning.strategy; --cleaning.motion basic has 6 of motion), about 7.3 minutes of scan instead of 5.3 "
+        "filter and 26 regressors leave 3.0 and 1.4 degrees of freedom in the halves of the scan, "
+        "but at least 10 are needed in each; at most 16 "
+        "regressors instead of 26 (--cleaning.strategy; "
+        "--cleaning.motion basic has 6 motion regressors), about 7.3 minutes of scan instead of 5.3 "
         "at this TR and band or a group model (pnet fit-group) would help, so the atlas is kept"
     )
 
 
 def test_a_best_setting_at_the_edge_is_said(qc, found):
     (said,) = qc(found._replace(choice=found.choice._replace(edge=np.array(True)))).warnings
-    assert said.startswith("the best κ (") and said.endswith("lies at the edge of the values that are tried")
+    assert said.startswith("the best κ (") and said.endswith("lies at the edge of the grid")
 
 
 def test_motion_counts_in_the_frames_that_were_kept(qc):
     moved = np.full(160, 0.1)
     assert qc(displacement=moved).warnings == () and qc(displacement=moved).mean_displacement == pytest.approx(0.1)
     (said,) = qc(displacement=moved + 0.3).warnings
-    assert "the head moved 0.40 mm a frame on average" in said and 'add "scrub" to cleaning.strategy' in said
+    assert "mean framewise displacement is 0.40 mm in the retained frames" in said and 'add "scrub" to cleaning.strategy' in said
 
 
 def test_ill_posed_measures_are_warned_of_by_the_degrees_that_cleaning_left(qc, toy_model):
     plan = resolve(ConstructConfig(edges=("pearson", "partial")), model=toy_model)
     assert qc(plan=plan).warnings == ()
     (said,) = qc(plan=plan, degrees=30.0).warnings
-    assert "about 30 effective frames for 12 parcels, expected more than 60" in said
+    assert "about 30 effective frames for 12 parcels, but more than 60" in said
 
 
 def test_warnings_are_added_and_never_taken_away():

@@ -38,7 +38,7 @@ def test_measures_that_need_more_than_parcels_are_made_after_the_step(toy_model)
 
 
 def test_measures_of_a_cohort_need_one(toy_model):
-    with pytest.raises(ValueError, match=r'"tangent" needs the scans of a cohort: use `construct_cohort` or `pnet construct` on several'):
+    with pytest.raises(ValueError, match=r'"tangent" requires several scans; use `construct_cohort` or `pnet construct` on several'):
         resolve(ConstructConfig(edges=("pearson", "tangent")), model=toy_model)
     plan = resolve(ConstructConfig(edges=("pearson", "tangent")), model=toy_model, cohort=True)
     assert plan.edges == ("pearson", "tangent") and plan.settings.edges == ("pearson",)
@@ -46,7 +46,7 @@ def test_measures_of_a_cohort_need_one(toy_model):
 
 @pytest.mark.parametrize("name", ["coupling", "effective"])
 def test_edges_of_dynamics_need_dynamics(toy_model, name):
-    with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics: request these too'):
+    with pytest.raises(ValueError, match=f'"{name}" requires fitted dynamics; add --dynamics'):
         resolve(ConstructConfig(), model=toy_model, edges=(name,))
 
 
@@ -57,17 +57,17 @@ def test_the_model_s_atlas_is_the_one_with_200_parcels_where_it_has_one(toy, toy
     assert resolve(ConstructConfig(parcels=50), model=several).atlas is coarse
     assert resolve(ConstructConfig(parcels=50), model=several, parcels=200).atlas is fine
     with pytest.raises(
-        ValueError, match=r"has atlases with \[50, 200, 400\] parcels, requested 100: choose one of these, or give an atlas file"
+        ValueError, match=r"has atlases with \[50, 200, 400\] parcels, but 100 were requested; choose one of these, or give an atlas file"
     ):
         resolve(ConstructConfig(parcels=100), model=several)
 
 
 def test_a_group_of_other_parcels_or_without_the_dynamics_asked_for_is_refused(toy, toy_model):
     other, same = Group("elsewhere", ("01",)), Group(toy.atlas.digest, ("01",))
-    with pytest.raises(ValueError, match=r"group has the parcels of another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
+    with pytest.raises(ValueError, match=r"group was fitted with another atlas: expected .*\(toy\), found elsewhere; give the atlas"):
         resolve(ConstructConfig(), model=toy_model, group=other)
     assert resolve(ConstructConfig(), model=toy_model, group=same).group is same
-    with pytest.raises(ValueError, match="group was fitted without dynamics: fit it with `pnet fit-group --dynamics`"):
+    with pytest.raises(ValueError, match="group was fitted without dynamics; refit it with `pnet fit-group --dynamics`"):
         resolve(ConstructConfig(dynamics=True), model=toy_model, group=same)
 
 
@@ -80,11 +80,11 @@ def test_a_folder_with_a_group_is_read_and_named_where_it_does_not_fit(toy, toy_
     save_group(Group(toy.atlas.digest, ("01", "02"), spatial), tmp_path / "same")
     save_group(Group("elsewhere", (), spatial), tmp_path / "other")
     assert resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model).group.subjects == ("01", "02")
-    with pytest.raises(ValueError, match=f"group {tmp_path / 'other'} has the parcels of another atlas"):
+    with pytest.raises(ValueError, match=f"group {tmp_path / 'other'} was fitted with another atlas"):
         resolve(ConstructConfig(group=str(tmp_path / "same")), model=toy_model, group=tmp_path / "other")
 
 
 def test_a_brain_mask_is_not_an_atlas(toy, toy_model):
     mask = make_atlas(toy.space.xyz, np.ones(len(toy.space), int), resolution=8, source="mask.nii.gz")
-    with pytest.raises(ValueError, match=r"atlas mask\.nii\.gz: expected an atlas of at least 2 parcels, found 1: is it a brain mask"):
+    with pytest.raises(ValueError, match=r"atlas mask\.nii\.gz: expected at least 2 parcels, found 1; the file may be a brain mask"):
         resolve(ConstructConfig(), atlas=mask, model=toy_model)

@@ -177,7 +177,7 @@ def test_rows_of_a_table_are_whole(tmp_path):
     with pytest.raises(InputError, match="expected 2 fields separated by tabs in every row, found more in row 1"):
         read_rows(file)
     file.write_bytes("participant_id\tsite\n1\tZürich\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"participants.tsv: not a table of text in UTF-8"):
+    with pytest.raises(InputError, match=r"participants.tsv: not a table in UTF-8"):
         read_rows(file)
 
 

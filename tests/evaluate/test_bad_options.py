@@ -107,7 +107,7 @@ def test_a_path_that_is_not_a_cohort_is_refused(stored, capsys):
     (stored / "x.npy").write_bytes(b"")
     for name, said in (
         (".", "found none; the folder contains the stores c.zarr"),
-        ("empty", "expected networks that `pnet construct` wrote, found none\n"),
+        ("empty", "expected networks written by `pnet construct`, found none\n"),
         ("x.npy", "x.npy: expected a cohort store or a folder of results, found a file"),
         ("nothing", "nothing: expected a cohort store or a folder of results, found nothing"),
     ):
@@ -150,7 +150,7 @@ def test_a_folder_with_results_for_two_atlases_is_refused(stored, capsys):
     folder = str(stored / "results")
     for words in ((folder, str(stored / "o"), *FAST), (str(stored / "c.zarr"), str(stored / "o"), *FAST, "--beside", f"two={folder}")):
         assert main(["evaluate", "prediction", *words]) == 1
-        assert "holds networks for 2 atlases (A, B): choose one with --atlas LABEL" in capsys.readouterr().err
+        assert "has networks for 2 atlases (A, B); choose one with --atlas LABEL" in capsys.readouterr().err
 
 
 def test_networks_beside_are_matched_by_scan_and_not_by_position(stored, capsys):

@@ -241,13 +241,13 @@ def test_scans_too_short_for_a_condition_are_told(toy):
 
 
 def test_bad_input_is_refused(toy, toy_model, case, shuffled):
-    with pytest.raises(ValueError, match="one or more models, got none"):
+    with pytest.raises(ValueError, match="at least one model, got none"):
         gate([], [case])
-    with pytest.raises(ValueError, match="one or more pairs of recordings, got none"):
+    with pytest.raises(ValueError, match="at least one pair of recordings, found neither"):
         gate([toy_model], scan_cases([], toy.atlas))
-    with pytest.raises(ValueError, match="names of their own, none of atlas, centroids, weighted; got toy, toy"):
+    with pytest.raises(ValueError, match="unique names other than atlas, centroids, weighted; got toy, toy"):
         gate([toy_model, toy_model], [case])
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="unique names"):
         gate([dataclasses.replace(toy_model, name="atlas")], [case])
     far = make_atlas(toy.space.xyz + 500, toy.expected + 1, resolution=8, source="far")
     with pytest.raises(ValueError, match="condition full, subject 01: atlas far does not overlap the scan"):
@@ -256,7 +256,7 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
         simulated_cases(("full", "3mins"))
     with pytest.raises(ValueError, match="no longer than the 2 min of the recordings, got 6min"):
         simulated_cases(("6min",), SimulateConfig(minutes=2.0))
-    with pytest.raises(ValueError, match="condition 'tr' is for simulated scans"):
+    with pytest.raises(ValueError, match="condition 'tr' applies only to simulated scans"):
         scan_cases([], toy.atlas, ("tr",))
     moved = toy_model.encoder._replace(references=toy_model.encoder.references + 1)
     assert same_references(toy_model, shuffled)
@@ -326,7 +326,7 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
     code, told, subjects = evaluated(folder, capsys, "--models", str(folder / "plain"), "--dataset", "other")
     assert (code, subjects) == (0, {"02"})
     code, told, _ = evaluated(folder, capsys, "--models", str(folder / "on all"))
-    assert code == 1 and "no participant is left to evaluate on: all 2 were trained on by on all" in told
+    assert code == 1 and "no participant is left to evaluate on: all 2 were used to train on all" in told
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_participants_that_a_model_was_trained_on_are_left_out(folder, capsys):
         (["encoder", "--task", "rest"], 1, "--task is for scans"),
         (["encoder", "--subjects", "0"], 2, "--subjects: expected 1 or more, got 0"),
         (["encoder", "nowhere"], 1, "no such file or folder"),
-        (["encoder", "{folder}/scans", "--parcels", "7"], 1, "requested 7"),
-        (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "for simulated scans"),
+        (["encoder", "{folder}/scans", "--parcels", "7"], 1, "7 were requested"),
+        (["encoder", "{folder}/scans", "--conditions", "resolution"], 1, "applies only to simulated scans"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, code, message, folder, capsys):

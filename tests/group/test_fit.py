@@ -397,7 +397,7 @@ def test_a_folder_without_a_group_is_refused_with_what_it_holds(toy_model, tmp_p
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "full/sub-01").mkdir(exist_ok=True, parents=True)
         (tmp_path / "full/notes.txt").touch()
-        with pytest.raises(ValueError, match=f"group .*{name}: expected a folder that `pnet fit-group` wrote, found {found}"):
+        with pytest.raises(ValueError, match=f"group .*{name}: expected a folder written by `pnet fit-group`, found {found}"):
             load_group(tmp_path / name)
     save_model(toy_model, tmp_path / "model")
     with pytest.raises(ValueError, match="model: expected group model of format 1, found a model of format 1"):
@@ -596,9 +596,9 @@ def test_networks_of_another_atlas_alone_are_refused_with_the_atlases_there_are(
     root, given, _ = folder
     assert main(["fit-group", str(root / "networks"), str(tmp_path / "group"), "--parcels", "100"]) == 1
     said = capsys.readouterr().err
-    assert "expected networks of atlas geometric100 that `pnet construct` wrote, found only networks of toy: give the atlas" in said
+    assert "expected networks of atlas geometric100 written by `pnet construct`, found only networks of toy; give the atlas" in said
     assert main(["fit-group", str(root / "bids"), str(tmp_path / "group"), *given]) == 1
-    assert "expected networks of atlas toy that `pnet construct` wrote, found none" in capsys.readouterr().err
+    assert "expected networks of atlas toy written by `pnet construct`, found none" in capsys.readouterr().err
     assert not (tmp_path / "group").exists()
 
 
@@ -609,7 +609,7 @@ def test_a_damaged_network_is_left_out_and_named(folder, tmp_path, capsys):
     assert main(["fit-group", str(copy), str(tmp_path / "group"), *given]) == 1
     said = capsys.readouterr()
     assert "3 participants, 1 left out; learned: positions of parcels." in said.out
-    assert "left out: " in said.err and "desc-pnet_qc.json: missing or changed" in said.err
+    assert "left out: " in said.err and "desc-pnet_qc.json: missing, or changed" in said.err
     assert load_group(tmp_path / "group").subjects == ("01", "03", "04")
 
 

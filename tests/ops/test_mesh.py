@@ -210,7 +210,7 @@ def test_a_subject_does_not_depend_on_its_wave():
 
 def test_a_wave_that_does_not_divide_is_refused():
     step = parallel.over_subjects(lambda x: x, parallel.make_mesh())
-    with pytest.raises(ValueError, match="split along 'subject' into 8: expected a multiple of it, got 9"):
+    with pytest.raises(ValueError, match="split along 'subject' into 8 parts: expected a multiple of 8, got 9"):
         step(np.ones((9, 2), np.float32))
 
 

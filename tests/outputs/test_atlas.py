@@ -53,7 +53,7 @@ def test_two_atlases_of_as_many_parcels_stand_beside_each_other(tmp_path):
 def test_another_atlas_of_the_same_label_is_refused(tmp_path):
     first = save(with_atlas("a/Schaefer12_dseg.nii.gz", "aa"), tmp_path, probabilities=False)[-1]
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    said = r"one atlas labelled seg-Schaefer12, found two: .* a/Schaefer12\S+ \(digest aa\), .* b/Schaefer12\S+ \(digest bb\)"
+    said = r"two atlases have the label seg-Schaefer12: .* a/Schaefer12\S+ \(digest aa\), .* b/Schaefer12\S+ \(digest bb\)"
     with pytest.raises(ValueError, match=said):
         save(with_atlas("b/Schaefer12_dseg.nii.gz", "bb"), tmp_path)
     with pytest.raises(ValueError, match=said):  # another participant's results would not be comparable either

@@ -208,7 +208,7 @@ def test_bytes_depend_on_the_result_alone(saved, network, tmp_path):
 def test_rois_have_a_table_and_no_image(tmp_path):
     network = points_network()
     for make in (labels_image, probabilities_image):
-        with pytest.raises(ValueError, match=r"30 ROIs has no image.*dseg\.tsv"):
+        with pytest.raises(ValueError, match=r"30 ROIs cannot be drawn as an image.*dseg\.tsv"):
             make(network)
     files = save(network, tmp_path)
     assert not [file for file in files if ".nii" in file.name]

@@ -154,7 +154,7 @@ def test_covariates_that_change_are_taken_over(folder):
     assert written(folder) == 0
     assert load_cohort(folder / "cohort.zarr").table["group"].tolist() == ["patient", "patient", "", "", "control"]
     (folder / "participants.tsv").write_text("participant_id\tage\nsub-00\t1\nsub-00\t2\n")
-    with pytest.raises(InputError, match="expected one row for each participant_id, found 2 rows of 1 participants"):
+    with pytest.raises(InputError, match="expected one row per participant_id, found 2 rows for 1 participants"):
         collect(folder)
     (folder / "participants.tsv").write_text("subject\tage\n00\t1\n")
     with pytest.raises(InputError, match="expected a table with a column participant_id"):
@@ -168,15 +168,15 @@ def test_folders_and_stores_that_do_not_fit_are_refused(networks, folder, tmp_pa
     with pytest.raises(SettingsError, match="contains sub-00_ses-a_task-rest, but .*other has no result for it"):
         collect(other, tmp_path / "cohort.zarr")
     fail(folder, networks[0], "too short", atlas="Other12")
-    with pytest.raises(SettingsError, match=r"holds results for 2 atlases \(Other12, Schaefer12\): choose one with --atlas LABEL"):
+    with pytest.raises(SettingsError, match=r"has results for 2 atlases \(Other12, Schaefer12\); choose one with --atlas LABEL"):
         collect(folder)
     assert collect(folder, atlas=ATLAS)["path"] == str(folder / "cohort_seg-Schaefer12.zarr")
     with pytest.raises(SettingsError, match="expected at least one scan that succeeded, found 1 that failed"):
         collect(folder, atlas="Other12")
     (tmp_path / "in").mkdir()
-    with pytest.raises(SettingsError, match="expected networks that `pnet construct` wrote, found none"):
+    with pytest.raises(SettingsError, match="expected networks written by `pnet construct`, found none"):
         collect(tmp_path / "in")
-    with pytest.raises(FileNotFoundError, match="no such folder of results"):
+    with pytest.raises(FileNotFoundError, match="results folder not found"):
         collect(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="expected a cohort store or a folder of results, found nothing"):
         load_cohort(tmp_path / "nothing")
@@ -195,7 +195,7 @@ def test_the_commands(folder, tmp_path, capsys):
     assert main(["export", str(folder / "cohort.zarr"), str(tmp_path / "csv"), "--to", "csv"]) == 0
     assert "5 scans exported, 0 left out; 21 files" in capsys.readouterr().out
     assert main(["export", str(folder), str(folder), "--to", "bids"]) == 1
-    assert "holds results of another command; export to a different folder" in capsys.readouterr().err
+    assert "contains results of another command; export to a different folder" in capsys.readouterr().err
     assert main(["export", str(folder), "out", "--to", "cvs"]) == 2
     assert 'Did you mean "csv"?' in capsys.readouterr().err
 

@@ -132,5 +132,5 @@ def test_what_cannot_be_exported_is_refused(cohort, tmp_path):
     with pytest.raises(SettingsError, match="unknown format 'graphm': expected one of bids, .*did you mean 'graphml'"):
         export(cohort, tmp_path, "graphm")
     (tmp_path / ".pnet").mkdir()
-    with pytest.raises(SettingsError, match="holds results of another command"):
+    with pytest.raises(SettingsError, match="contains results of another command"):
         export(cohort, tmp_path, "csv")

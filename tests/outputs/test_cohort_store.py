@@ -262,7 +262,7 @@ def test_a_store_grows_in_scans_frames_locations_and_edges(networks, tmp_path):
 
 def test_what_cannot_be_written_is_refused(networks, tmp_path):
     path, first = made(tmp_path / "cohort.zarr", networks[:3], blocks=()), label(networks[0])
-    with pytest.raises(SettingsError, match="a cohort store exists already"):
+    with pytest.raises(SettingsError, match="a cohort store already exists"):
         made(path, networks)
     with pytest.raises(SettingsError, match="block 1 has no scan sub-00_ses-a_task-rest: expected some of sub-01_ses-a_task-rest"):
         write_block(path, 1, {first: Entry(networks[0])})
@@ -276,7 +276,7 @@ def test_what_cannot_be_written_is_refused(networks, tmp_path):
     with pytest.raises(SettingsError, match="no room for 80 frames"):
         write_block(path, 0, {first: Entry(long)})
     other = dataclasses.replace(networks[0], provenance={"atlas": {"digest": "11", "source": "Other.nii.gz"}})
-    with pytest.raises(InputError, match="a cohort has one atlas"):
+    with pytest.raises(InputError, match="all scans of a cohort must have the same atlas"):
         write_block(path, 0, {first: Entry(other)})
     narrow = made(tmp_path / "narrow.zarr", [networks[1]], blocks=())
     beyond = dataclasses.replace(networks[0], entities=networks[1].entities)
@@ -285,7 +285,7 @@ def test_what_cannot_be_written_is_refused(networks, tmp_path):
     for name in ("edges_x", "minutes", "a b", "labels"):
         with pytest.raises(SettingsError, match=f"covariate {name!r}: the name is reserved"):
             create(tmp_path / "other.zarr", [first], layout_of(networks[0]), {name: np.zeros(1)})
-    with pytest.raises(FileNotFoundError, match="no such cohort store"):
+    with pytest.raises(FileNotFoundError, match="cohort store not found"):
         read_store(tmp_path / "nothing.zarr")
 
 

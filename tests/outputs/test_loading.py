@@ -183,7 +183,7 @@ def test_layers_and_their_uncertainty_come_back(tmp_path):
     assert said[1]["UncertaintyOf"] == "guided"
     assert "Measure" not in said[1]
     assert (said[1]["Layer"], said[1]["Units"]) == ("guided", "Fisher z")
-    assert said[1]["Description"].startswith("Standard deviation of each edge's Fisher z, the guided layer of the Pearson correlations. ")
+    assert said[1]["Description"].startswith("Standard deviation of each edge's Fisher z, the guided Pearson correlations. ")
     plain = json.loads(next(tmp_path.rglob("*correlation_desc-sd_relmat.json")).read_text())
     assert (plain["Layer"], plain["UncertaintyOf"]) == ("raw", "pearson")
 
@@ -205,7 +205,7 @@ def test_edges_of_the_halves_say_what_they_are(tmp_path):
     np.testing.assert_allclose(np.stack(list(found.halves.values())), both, rtol=1e-6, atol=1e-12)
     about = json.loads(next(tmp_path.rglob("*correlation_desc-half2_relmat.json")).read_text())
     assert (about["HalfOf"], about["Half"], about["Units"]) == ("pearson", 2, "correlation (r)")
-    assert about["Description"].startswith("Edges of half 2 of the scan, cleaned on its own") and "Measure" not in about
+    assert about["Description"].startswith("Edges of half 2 of the scan, cleaned separately") and "Measure" not in about
     files = set(tmp_path.rglob("*_desc-half*_relmat.*"))
     assert len(files) == 8
     save(dataclasses.replace(network, halves={}), tmp_path)
@@ -233,10 +233,10 @@ def test_the_first_complete_result_of_each_participant_is_found(tmp_path):
     assert {load_network(own[0]).subject for own in found.values()} == {"01", "02"}
     assert list(find_networks(str(tmp_path), "Dense12")) == ["03"]
     with pytest.raises(
-        ValueError, match="expected networks of atlas Other12 .* found only networks of Dense12, Schaefer12: give the atlas"
+        ValueError, match="expected networks of atlas Other12 .* found only networks of Dense12, Schaefer12; give the atlas"
     ):
         find_networks(tmp_path, "Other12")
-    with pytest.raises(ValueError, match="expected networks of atlas Dense12 that `pnet construct` wrote, found none"):
+    with pytest.raises(ValueError, match="expected networks of atlas Dense12 written by `pnet construct`, found none"):
         find_networks(tmp_path / "sub-01", "Dense12")
     found["01"][0].unlink()  # what `save` writes last
     assert "_run-2_" in find_networks(tmp_path, "Schaefer12")["01"][0].name
@@ -310,10 +310,10 @@ def test_quality_control_of_another_form_is_refused(change, said, tmp_path):
     [
         ("dseg.json", "{}", "lacks Scan.*construct the scan again"),
         ("desc-pnet_qc.json", "[", "not readable as JSON"),
-        ("stat-mean_timeseries.tsv", "area 0\tarea 1\n1\tx\n", "no table of numbers"),
+        ("stat-mean_timeseries.tsv", "area 0\tarea 1\n1\tx\n", "not a table of numbers"),
         ("stat-mean_timeseries.tsv", "area 0\n1\n", r"`signals` should have shape \(12, 40\)"),
         ("dseg.tsv", "index\tname\n", "lacks the columns"),
-        ("dseg.tsv", "index\tname\themisphere\tcoverage\n1\ta\tL\t1\n", r"holds \d+, which is no id of the table"),
+        ("dseg.tsv", "index\tname\themisphere\tcoverage\n1\ta\tL\t1\n", r"contains \d+, which is not an id in the table"),
         ("dseg.tsv", "index\tname\themisphere\tcoverage\nx\ta\tL\t1\n", r"sub-01.*damaged.*'x'"),
         ("dseg.nii.gz", "no image", "truncated, corrupt or not an image"),
     ],

@@ -37,7 +37,9 @@ def test_the_other_process_is_named_and_its_files_stay(held, toy):
     (folder / "scans").mkdir()
     half = folder / "scans" / ".0123-sub-01.array_record"
     half.touch()
-    with pytest.raises(ValueError, match=f"in use by pnet prepare, process {other.pid} on {socket.gethostname()}: expected one at a time"):
+    with pytest.raises(
+        ValueError, match=f"in use by pnet prepare, process {other.pid} on {socket.gethostname()}; wait until it has finished"
+    ):
         prepare([toy.scan(1)], folder)
     assert half.exists() and not (folder / "manifest.json").exists()
 
@@ -57,5 +59,5 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="no lock on this file system"), only_here(tmp_path, "a test"):
+    with pytest.warns(UserWarning, match="this file system does not support locks"), only_here(tmp_path, "a test"):
         pass

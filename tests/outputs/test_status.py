@@ -105,7 +105,7 @@ def test_one_other_byte_in_the_middle_of_a_large_file_is_noticed(tmp_path):
         opened.seek(4 * EDGE)
         opened.write(b"2")
     assert missing_files(tmp_path, record) == ["relmat.tsv"]
-    with pytest.raises(InputError, match=r"relmat.tsv: missing or changed since it was written; construct sub-01 again"):
+    with pytest.raises(InputError, match=r"relmat.tsv: missing, or changed after it was written; construct sub-01 again"):
         check_intact(tmp_path, record)
 
 
@@ -125,7 +125,7 @@ def test_files_of_a_record_are_known_by_their_content(tmp_path):
 def test_a_folder_is_one_commands(tmp_path):
     check_command(tmp_path, COMMAND)
     write_record(tmp_path, {"scan": "sub-01", "status": "ok"}, {}, "pnet personalize")
-    with pytest.raises(ValueError, match=r"holds results of `pnet personalize`; use another folder for `pnet construct`"):
+    with pytest.raises(ValueError, match=r"contains results of `pnet personalize`; use another folder for `pnet construct`"):
         check_command(tmp_path, COMMAND)
 
 

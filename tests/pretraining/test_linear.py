@@ -144,7 +144,7 @@ def test_no_scan_at_all_is_refused(scans):
     [
         ({"encoder": "neural"}, r"encoder: expected one of .*'perceiver'.*, got 'neural'"),
         ({"reference_space": "mars"}, "reference_space: expected one of 'mni', 'scans', got 'mars'"),
-        ({"references": 7}, "references must be even, half of them in each hemisphere, got 7"),
+        ({"references": 7}, r"references must be even \(half in each hemisphere\), got 7"),
         ({"references": 100_000}, "expected at most .* clusters"),
     ],
 )
@@ -157,7 +157,9 @@ def test_learned_priors_need_scans_on_one_space(scans, toy):
     half = np.arange(0, len(toy.space), 2)
     part = {name: getattr(scans[1], name)[half] for name in ("y", "valid", "mean", "std")}
     other = dataclasses.replace(scans[1], space=take(toy.space, half), **part)
-    with pytest.raises(ValueError, match=r"sub-01_task-rest: a learned atlas needs scans on one Space, expected \d+ locations.*found \d+"):
+    with pytest.raises(
+        ValueError, match=r"sub-01_task-rest: a learned atlas requires scans on one Space: expected \d+ locations.*found \d+"
+    ):
         pretrain([scans[0], other], CONFIG)
 
 

@@ -317,7 +317,7 @@ def test_a_scan_with_fewer_locations_gives_all_of_them(toy):
 def test_one_subject_cannot_be_split(tmp_path, references):
     prepare([scan_of(rois(), i, session=str(i)) for i in range(2)], tmp_path)
     store = open_store(tmp_path)
-    with pytest.raises(ValueError, match=r"has one subject \(01\) in 2 scans: expected two or more to hold out a share of 0.3"):
+    with pytest.raises(ValueError, match=r"has one subject \(01\) in 2 scans: at least two are needed to hold out a share of 0.3"):
         batches(store, CONFIG, references)
     with batches(store, InputConfig(batch=1, locations=V, frames=T, held_out=0), references) as data:
         assert next(data).counted.sum() == 60
@@ -326,7 +326,7 @@ def test_one_subject_cannot_be_split(tmp_path, references):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"processes": 3}, "processes that divide the batch of 4 and a process below them, got process 0 of 3"),
+        ({"processes": 3}, "a number of processes that divides the batch size 4, got process 0 of 3"),
         ({"process": 2, "processes": 2}, "got process 2 of 2"),
         ({"step": -1}, "step and workers of 0 or more, got step -1"),
     ],

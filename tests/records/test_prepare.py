@@ -173,7 +173,7 @@ def test_data_sets_with_the_same_labels_need_names(made, toy, tmp_path):
     other = tmp_path / "other"
     write_bold(other, toy, subject="01", seed=9, frames=130)
     refused = store_files(toy, folder, find_scans(other))
-    assert "the store has a scan of this name already" in refused.skipped[0]["reason"]
+    assert "the store already has a scan with this name" in refused.skipped[0]["reason"]
     named = store_files(toy, folder, find_scans(other), dataset="other")
     assert named.written == ("other/sub-01_ses-1_task-rest",)
     assert open_store(folder).subjects == ("01", "02", "other/01")
@@ -187,7 +187,7 @@ def test_a_label_of_another_data_set_is_not_taken_for_the_same_participant(toy, 
     folder = tmp_path / "store"
     assert len(store_files(toy, folder, find_scans(tmp_path / "one")).written) == 1
     done = store_files(toy, folder, find_scans(tmp_path / "two"))
-    assert not done.written and "has a sub-01 of another data set already" in done.skipped[0]["reason"]
+    assert not done.written and "already has a sub-01 of another data set" in done.skipped[0]["reason"]
     assert "name the data set (--dataset)" in done.skipped[0]["reason"] and str(tmp_path / "one") in done.skipped[0]["reason"]
     both = store_files(toy, tmp_path / "both", find_scans(tmp_path))  # in one call
     assert (len(both.written), len(both.skipped)) == (1, 1)

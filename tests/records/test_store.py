@@ -132,7 +132,7 @@ def test_the_manifest_counts_what_is_there(folder, scans):
 
 
 def test_no_store_and_an_empty_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no manifest.json in it; expected a folder that `pnet prepare` wrote"):
+    with pytest.raises(FileNotFoundError, match="found no manifest.json; expected a folder written by `pnet prepare`"):
         open_store(tmp_path / "nowhere")
     prepare([scan_of(rois(), 0, frames=20)], tmp_path, PrepareConfig())
     with pytest.raises(ValueError, match="is empty: expected at least one scan; 1 scans were skipped, the first: .*too short.*got 20"):
@@ -163,7 +163,7 @@ def test_a_file_that_was_changed_or_is_missing_is_named(copy):
     with pytest.raises(ValueError, match=rf"{file.name} was changed after it was written: expected SHA-256 \w+, found"):
         open_store(copy, verify=True)
     file.write_bytes(data[:-1])
-    with pytest.raises(ValueError, match=rf"{file.name} has another size than when it was written: expected \d+ bytes, found"):
+    with pytest.raises(ValueError, match=rf"{file.name} has changed in size: expected \d+ bytes, found"):
         open_store(copy)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=f"{file.name} is missing"):
@@ -177,7 +177,7 @@ def test_a_store_opens_with_damaged_records_where_that_is_allowed(copy):
     second.unlink()
     found = open_store(copy, allow_damaged=True)
     assert set(found.damaged) == {store.records[2].key, store.records[5].key} and not store.damaged
-    assert f"{first.name} has another size" in found.damaged[store.records[2].key]
+    assert f"{first.name} has changed in size" in found.damaged[store.records[2].key]
     assert f"{second.name} is missing" in found.damaged[store.records[5].key]
     assert (found.digest, len(found)) == (store.digest, len(store))
 
@@ -186,12 +186,12 @@ def test_a_damaged_space_is_named_and_the_scans_on_another_go_on(copy):
     store = open_store(copy)
     space = copy / next(iter(store.spaces.values()))["file"]
     space.write_bytes(space.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"{space.name} has another size"):
+    with pytest.raises(InputError, match=f"{space.name} has changed in size"):
         open_store(copy)
     on_it = {record.key for record in store.records if record.space == space.stem}
     assert 0 < len(on_it) < len(store)
     assert on_it == open_store(copy, allow_damaged=True).damaged.keys()
-    with pytest.raises(InputError, match=f"store {copy}: spaces/{space.name} has another size"):
+    with pytest.raises(InputError, match=f"store {copy}: spaces/{space.name} has changed in size"):
         read_scan(store, next(number for number, record in enumerate(store.records) if record.key in on_it))
 
 

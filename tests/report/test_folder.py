@@ -79,7 +79,7 @@ def test_a_result_that_changed_since_it_was_recorded_has_no_page(tmp_path, quick
     assert CohortPage(report_folder(tmp_path)).links == [PAGE]
     table = next(file for file in files if file.name.endswith("_timeseries.tsv"))
     table.write_text(table.read_text().replace("1", "2", 1))
-    with pytest.warns(UserWarning, match=f"{table.name}: missing or changed since it was written"):
+    with pytest.warns(UserWarning, match=f"{table.name}: missing, or changed after it was written"):
         report_folder(tmp_path)
 
 

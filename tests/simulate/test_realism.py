@@ -214,7 +214,7 @@ def test_the_other_tiers_are_what_they_were(tier, expected):
 
 
 def test_a_tier_with_realism_needs_the_maps_of_the_subject(brain, labels):
-    with pytest.raises(ValueError, match="needs `parts`: second latents, gradients and the subject's traits"):
+    with pytest.raises(ValueError, match="needs `parts`: second latent signals, gradients and the subject's traits"):
         observe.observe(
             np.zeros((PARCELS, 40), np.float32),
             labels,

@@ -258,7 +258,7 @@ def test_sites_differ(subject):
         (dict(resolution=1), "resolution: expected 4, 3 or 2 mm, got 1"),
         (dict(sites=5), "sites: expected 1…4, got 5"),
         (dict(severity=1.5), "severity: expected 0…1, got 1.5"),
-        (dict(minutes=0.5), "minutes: expected 30 frames or more at every site, got 15 at site A"),
+        (dict(minutes=0.5), "minutes: expected at least 30 frames at every site, got 15 at site A"),
     ],
 )
 def test_a_bad_configuration_is_refused(change, message):
