@@ -100,6 +100,7 @@ def state(browser) -> dict:
 def place(browser, selector: str, x: float, y: float) -> tuple[float, float]:
     """The point of the window at a share of an element's width and height."""
     browser.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    browser.settle()
     box = browser.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
     return box["left"] + x * box["width"], box["top"] + y * box["height"]
 
@@ -146,7 +147,7 @@ def test_the_table_is_sorted_and_filtered(pages, browser):
     assert "of 12 parcels" in browser.run("document.getElementById('parcel-count').textContent")
     # A parcel that the filter hides is shown when it is chosen elsewhere.
     browser.click(*place(browser, "#matrix", 0.5, 0.99))
-    browser.run("new Promise((done) => setTimeout(done, 50))")
+    browser.run("new Promise((done) => setTimeout(done, 100))")
     assert len(browser.run(visible)) == K and state(browser)["rows"] == [11]
 
 
