@@ -118,9 +118,9 @@ def test_table_maps_and_matrix_show_the_same_parcel(pages, browser):
     said, _, value = now["value"].rpartition(": ")
     assert said == f"area {order[3]} – area {order[1]}" and float(value.replace("−", "-")) == pytest.approx(edge, abs=2e-3)
     # Of the table, another row; once more clears it.
-    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.9, 0.5))
+    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.3, 0.5))
     assert state(browser)["rows"] == [4] and state(browser)["said"].startswith("Selected: area 4. Strongest edges: area ")
-    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.9, 0.5))
+    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.3, 0.5))
     assert state(browser)["rows"] == [] and state(browser)["line"] is None
     # Of the map, what is drawn there.
     for x in (0.07, 0.1, 0.25, 0.3):
