@@ -175,14 +175,14 @@ def views_plate(space: Space) -> Plate:
         ("right", everywhere if few else ~left, x, y, z),
     )
     scale = VIEW_WIDTH / 190  # pixels per mm; a brain is at most 185 mm long
-    height = int(170 * scale)
+    height = int(210 * scale)
     radius = 5 if few else int(np.clip(np.sqrt(90000 / len(space)), 1, 5))
     pixels = np.full((height, 3 * VIEW_WIDTH), -1, np.int32)
     captions = []
     for column, (name, seen, depth, across, up) in enumerate(views):
         middle = column * VIEW_WIDTH + VIEW_WIDTH // 2
         _discs(pixels, seen, depth, middle + scale * (across - _middle(across)), height / 2 - scale * (up - _middle(up)), radius)
-        captions.append((100 * middle / (3 * VIEW_WIDTH), 95.0, name))
+        captions.append((100 * middle / (3 * VIEW_WIDTH), 95.5, name))
     return Plate(pixels, tuple(captions))
 
 

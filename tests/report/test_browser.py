@@ -100,6 +100,7 @@ def state(browser) -> dict:
 def place(browser, selector: str, x: float, y: float) -> tuple[float, float]:
     """The point of the window at a share of an element's width and height."""
     browser.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    browser.settle()
     box = browser.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
     return box["left"] + x * box["width"], box["top"] + y * box["height"]
 
@@ -117,9 +118,9 @@ def test_table_maps_and_matrix_show_the_same_parcel(pages, browser):
     said, _, value = now["value"].rpartition(": ")
     assert said == f"area {order[3]} – area {order[1]}" and float(value.replace("−", "-")) == pytest.approx(edge, abs=2e-3)
     # Of the table, another row; once more clears it.
-    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.9, 0.5))
+    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.3, 0.5))
     assert state(browser)["rows"] == [4] and state(browser)["said"].startswith("Selected: area 4. Strongest edges: area ")
-    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.9, 0.5))
+    browser.click(*place(browser, "#parcel-table tbody tr:nth-child(5)", 0.3, 0.5))
     assert state(browser)["rows"] == [] and state(browser)["line"] is None
     # Of the map, what is drawn there.
     for x in (0.07, 0.1, 0.25, 0.3):
@@ -146,7 +147,7 @@ def test_the_table_is_sorted_and_filtered(pages, browser):
     assert "of 12 parcels" in browser.run("document.getElementById('parcel-count').textContent")
     # A parcel that the filter hides is shown when it is chosen elsewhere.
     browser.click(*place(browser, "#matrix", 0.5, 0.99))
-    browser.run("new Promise((done) => setTimeout(done, 50))")
+    browser.run("new Promise((done) => setTimeout(done, 100))")
     assert len(browser.run(visible)) == K and state(browser)["rows"] == [11]
 
 
