@@ -35,13 +35,8 @@ def main() -> None:
         used.append(time.process_time() - busy)
         sizes.append(len(page.encode()))
     print(f"{len(space)} locations, K = {args.parcels}, {FRAMES} frames, 2 measures, n = {args.pages} pages")
-<<<<<<< HEAD
-    typical, busy = statistics.median(seconds), statistics.median(used)
-    print(f"first page {seconds[0]:.2f} s; median {typical:.2f} s ({busy:.2f} s of CPU); largest page {max(sizes) / 1e6:.2f} MB")
-=======
     middle, busy = statistics.median(seconds), statistics.median(used)
     print(f"first page {seconds[0]:.2f} s; median {middle:.2f} s ({busy:.2f} s of CPU); largest page {max(sizes) / 1e6:.2f} MB")
->>>>>>> w-rep
 
 
 def example(space: Space, parcels: int, seed: int) -> Network:
