@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs/tutorials"
 # Blocks of each page that run; those marked `not run` are not counted. Later pages use what earlier ones made.
-RUN = {"first-network": 8, "fmriprep": 8, "group-model": 3, "pretraining": 6, "cluster": 5, "evaluation": 5}
+RUN = {"first-network": 8, "fmriprep": 8, "group-model": 3, "pretraining": 5, "cluster": 5, "evaluation": 5}
 BLOCK = re.compile(r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"[|<>$;&`]")
 ALONE = ("pnet pretrain ",)  # training starts JAX's own processes, which has to come before any other use of JAX
