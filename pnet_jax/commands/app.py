@@ -135,7 +135,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command; returns its exit code.
 
     Raises:
-      UsageError: The command, an option or a settings file cannot be understood.
+      UsageError: If the command, an option or a settings file cannot be understood.
     """
     app = make_app()
     with _usage(app, arguments):

@@ -16,7 +16,7 @@ def load(path: str, *, atlas: str | None = None, participants: str | None = None
     """Return the cohort at a path, and print the scans that it leaves out with their reasons.
 
     Raises:
-      SettingsError: `atlas` or `participants` is given for a store, or the folder holds no results, or those for several atlases.
+      SettingsError: If `atlas` or `participants` is given for a store, or the folder holds no results, or those for several atlases.
     """
     from pnet_jax.outputs import load_cohort
 
@@ -44,9 +44,9 @@ def check_output(folder: str) -> None:
     """Check that results can be written to a folder, before anything is computed.
 
     Raises:
-      SettingsError: The folder is, or lies in, a cohort store.
-      ValueError: It is a file.
-      OSError: It cannot be made or written to.
+      SettingsError: If the folder is, or lies in, a cohort store.
+      ValueError: If it is a file.
+      OSError: If it cannot be made or written to.
     """
     from pnet_jax.outputs import check_writable
 
@@ -61,7 +61,7 @@ def beside(given: Sequence[str]) -> dict[str, Any]:
     """Return the cohorts of `--beside NAME=COHORT` by name.
 
     Raises:
-      SettingsError: A name or a cohort is missing, two cohorts have the same name, or a folder holds results for several atlases.
+      SettingsError: If a name or a cohort is missing, two cohorts have the same name, or a folder holds results for several atlases.
     """
     paths: dict[str, str] = {}
     for one in given:
@@ -77,7 +77,7 @@ def fold_list(file: str) -> list[list[str]]:
     """Return the subjects held out in each fold, in the order of the folds' names.
 
     Raises:
-      InputError: The table lacks a column or a value, or a subject is in two folds.
+      InputError: If the table lacks a column or a value, or a subject is in two folds.
     """
     from pnet_jax.outputs.tables import read_rows
 
@@ -100,8 +100,8 @@ def modules(given: str | None, column: str, cohort: Any) -> Any:
     """Return a number of clusters, or the network of each parcel from a table.
 
     Raises:
-      SettingsError: A number is not a whole number, or a column is named without a table.
-      InputError: The table cannot be used; see `read_networks`.
+      SettingsError: If a number is not a whole number, or a column is named without a table.
+      InputError: If the table cannot be used; see `read_networks`.
     """
     is_number = given is not None and _is_number(given)
     if (given is None or is_number) and column != NETWORKS:

@@ -32,36 +32,36 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
     degrees of freedom of region series are taken to be the number of frames unless the Cohort's table has `n_eff`.
 
     Args:
-      kind: edge measure `"pearson"`, `"partial"` or any other symmetric one (`pnet_jax.edges.names()`), the layers `"shrunk"` and
+      kind: Edge measure `"pearson"`, `"partial"` or any other symmetric one (`pnet_jax.edges.names()`), the layers `"shrunk"` and
         `"guided"`, which need 4 training participants, or `"tangent"`.
-      vectorize: return the lower triangle of each matrix, row by row (`nilearn.connectome.vec_to_sym_matrix` makes matrices of them).
-      discard_diagonal: leave the diagonal out; used with `vectorize`. If kept, it is divided by √2 as nilearn does.
-      atlas: atlas to start from, see `PersonalizedParcellation`; this and all following parameters are for images.
-      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
+      vectorize: Return the lower triangle of each matrix, row by row (`nilearn.connectome.vec_to_sym_matrix` makes matrices of them).
+      discard_diagonal: Leave the diagonal out; used with `vectorize`. If kept, it is divided by √2 as nilearn does.
+      atlas: Atlas to start from, see `PersonalizedParcellation`; this and all following parameters are for images.
+      n_parcels: Number of parcels K of the atlas that comes with the model; not used with `atlas`.
       labels: `"personalised"`, `"atlas"` or `"auto"`.
-      model: pre-trained model.
-      learn_group: learn the spatial prior of the parcels in `fit`; needed for `"shrunk"` and `"guided"`, of region series too.
-      kappa: concentration κ; estimated for each image if None.
-      beta: weight β of the spatial smoothness; estimated for each image if None.
-      mask_img: brain mask of all images.
-      t_r: repetition time in seconds, of region series too.
-      strategy: strategies of `load_confounds`; empty for none.
-      low_pass: upper cut-off frequency in Hz.
-      high_pass: lower cut-off frequency in Hz.
-      detrend: remove the linear trend.
-      clean_args: further fields of `CleaningConfig` by name.
-      random_state: seed of the pairs of locations and the bootstrap.
-      verbose: print a line for each image if above 0.
+      model: Pre-trained model.
+      learn_group: Learn the spatial prior of the parcels in `fit`; needed for `"shrunk"` and `"guided"`, of region series too.
+      kappa: Concentration κ; estimated for each image if None.
+      beta: Weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: Brain mask of all images.
+      t_r: Repetition time in seconds, of region series too.
+      strategy: Strategies of `load_confounds`; empty for none.
+      low_pass: Upper cut-off frequency in Hz.
+      high_pass: Lower cut-off frequency in Hz.
+      detrend: Remove the linear trend.
+      clean_args: Further fields of `CleaningConfig` by name.
+      random_state: Seed of the pairs of locations and the bootstrap.
+      verbose: Print a line for each image if above 0.
 
     Attributes:
       networks_: `Network` of each training recording.
       group_: `Group` that was learned from them, or None.
-      mean_: reference of the tangent space, `[K, K]`; None for other kinds.
+      mean_: Reference of the tangent space, `[K, K]`; None for other kinds.
       n_features_in_: K.
 
     Raises:
-      SettingsError: in `fit`, a parameter is wrong, or there are too few training recordings for the kind.
-      InputError: in `fit` and `transform`, a recording cannot be used; names it.
+      SettingsError: If in `fit`, a parameter is wrong, or there are too few training recordings for the kind.
+      InputError: If in `fit` and `transform`, a recording cannot be used.
 
     Example:
       >>> import numpy as np
@@ -119,11 +119,11 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         """Learn the group model and the tangent reference from training recordings.
 
         Args:
-          imgs: images as for `PersonalizedParcellation`; or region series, a list of arrays `[frames, K]`, an array `[S, frames, K]` or a
+          imgs: Images as for `PersonalizedParcellation`; or region series, a list of arrays `[frames, K]`, an array `[S, frames, K]` or a
             `Cohort` with signals.
-          y: not used.
-          confounds: for images, see `PersonalizedParcellation.fit`.
-          sample_mask: for images, see `PersonalizedParcellation.fit`.
+          y: Not used.
+          confounds: For images, see `PersonalizedParcellation.fit`.
+          sample_mask: For images, see `PersonalizedParcellation.fit`.
 
         Returns:
           The estimator.
@@ -156,8 +156,8 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
           parcels that a recording lacks.
 
         Raises:
-          NotFittedError: `fit` was not called.
-          ValueError: region series of another K than in `fit`.
+          NotFittedError: If `fit` was not called.
+          ValueError: If region series of another K than in `fit`.
         """
         check_is_fitted(self)
         inputs = inputs_of(imgs, self.t_r)
@@ -176,7 +176,7 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         """The training recordings as a `Cohort`.
 
         Raises:
-          InputError: a recording occurs twice, as in a resampling.
+          InputError: If a recording occurs twice, as in a resampling.
         """
         check_is_fitted(self)
         return cohort_of(self.networks_)
@@ -185,7 +185,7 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         """Names of the features, the two parcels of each edge: `"area-1--area-0"`.
 
         Raises:
-          ValueError: without `vectorize` there are matrices, no features.
+          ValueError: If without `vectorize` there are matrices, no features.
         """
         check_is_fitted(self)
         if not self.vectorize:

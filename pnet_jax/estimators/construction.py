@@ -70,7 +70,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         """The settings, checked.
 
         Raises:
-          SettingsError: one of them does not exist, or they are not compatible.
+          SettingsError: If one of them does not exist, or they are not compatible.
         """
         named = {name: getattr(self, name) for name in NAMED} | {"strategy": tuple(self.strategy)}
         more = dict(self.clean_args or {})
@@ -126,9 +126,9 @@ def learned(networks: Sequence[Network], atlas: Atlas, *, warn: bool = True) -> 
     Further runs and sessions of a participant, and repetitions of a recording by a resampling, teach nothing more.
 
     Args:
-      networks: of the training recordings.
-      atlas: their parcels.
-      warn: warn where nothing can be learned.
+      networks: Of the training recordings.
+      atlas: Their parcels.
+      warn: Warn where nothing can be learned.
     """
     own: dict[str, list[Network]] = {}
     for network in networks:
@@ -154,7 +154,7 @@ def check_features(estimator: object, found: int, expected: int) -> None:
     """Refuse data of another number of parcels than the estimator was fitted with.
 
     Raises:
-      ValueError: in the words of scikit-learn.
+      ValueError: If in the words of scikit-learn.
     """
     if found != expected:
         raise ValueError(f"X has {found} features, but {type(estimator).__name__} is expecting {expected} features as input.")

@@ -23,7 +23,7 @@ def edges_of_kind(kind: str) -> tuple[str, ...]:
     """Measures that a network needs for a kind of features.
 
     Raises:
-      SettingsError: there is no such kind, or its matrices are not symmetric.
+      SettingsError: If there is no such kind, or its matrices are not symmetric.
 
     >>> edges_of_kind("guided")
     ('pearson',)
@@ -42,8 +42,8 @@ def matrices_of(networks: Iterable[Network], kind: str, mean: Float[np.ndarray, 
 
     Args:
       networks: S of them, of the same parcels; each is read once and not kept.
-      kind: of features.
-      mean: tangent reference, for the kind `tangent`.
+      kind: Of features.
+      mean: Tangent reference, for the kind `tangent`.
     """
     if kind != TANGENT:
         return np.stack([network.edges[kind] for network in networks]).astype(np.float32)
@@ -55,7 +55,7 @@ def tangent_reference(networks: Sequence[Network]) -> Float[np.ndarray, "K K"]:
     """Geometric mean of the Ledoit-Wolf covariances of networks; NaN for parcels that not all of them have.
 
     Raises:
-      SettingsError: fewer than two networks, or fewer than two parcels in all of them.
+      SettingsError: If fewer than two networks, or fewer than two parcels in all of them.
     """
     shared = np.all([_present(network) for network in networks], 0)
     if len(networks) < 2 or shared.sum() < 2:

@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
     """Recordings in order.
 
     Attributes:
-      items: paths, images, Scans and ScanSources, or Cohorts of one scan each.
-      single: one recording was given by itself, not in a list.
+      items: Paths, images, Scans and ScanSources, or Cohorts of one scan each.
+      single: One recording was given by itself, not in a list.
     """
 
     items: list[Any]
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
         """Whether the items are scans whose parcels have been made.
 
         Raises:
-          InputError: only some of them are.
+          InputError: If only some of them are.
         """
         kinds = {isinstance(item, Cohort) for item in self.items}
         if len(kinds) > 1:
@@ -52,12 +52,12 @@ def inputs_of(imgs: Any, tr: float | None = None) -> Inputs:
     """The recordings that a user points at.
 
     Args:
-      imgs: one of `KINDS`.
-      tr: seconds between frames of region series, None if unknown.
+      imgs: One of `KINDS`.
+      tr: Seconds between frames of region series, None if unknown.
 
     Raises:
-      InputError: it is something else, or empty.
-      FileNotFoundError: a folder or file is not there.
+      InputError: If it is something else, or empty.
+      FileNotFoundError: If a folder or file is not there.
     """
     items: list[Any]
     if isinstance(imgs, Cohort):
@@ -102,7 +102,7 @@ def per_recording(name: str, given: Any, inputs: Inputs) -> list[Any]:
     """One value of `confounds` or `sample_mask` for each recording.
 
     Raises:
-      InputError: their number is not that of the recordings.
+      InputError: If their number is not that of the recordings.
     """
     count = len(inputs.items)
     if given is None or inputs.single:
@@ -117,7 +117,7 @@ def load(item: Any, confounds: Any, sample_mask: Any, *, mask: Any, tr: float | 
     """Load and clean a recording; one without a name is named by its content, so that its place in a list decides nothing.
 
     Raises:
-      InputError: it cannot be used, or confounds are given for a Scan, which has been cleaned.
+      InputError: If it cannot be used, or confounds are given for a Scan, which has been cleaned.
     """
     if isinstance(item, Scan):
         if confounds is not None or sample_mask is not None:

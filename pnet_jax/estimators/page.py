@@ -16,10 +16,10 @@ class NetworkReport(HTMLReport):
     """The HTML page of a network: shown in a notebook, or saved by `save_as_html(file)`.
 
     Args:
-      network: a result.
+      network: A result.
 
     Raises:
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: If matplotlib or jinja2 is not installed.
     """
 
     def __init__(self, network: Network):

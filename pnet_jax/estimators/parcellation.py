@@ -37,23 +37,23 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
     where a list, a folder or a Cohort was given.
 
     Args:
-      atlas: atlas to start from: an `Atlas`, or a dseg or dlabel file; the one that comes with the model if None.
-      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
-      labels: parcels that are returned: `"personalised"`, those of the `"atlas"`, or `"auto"` for personalised parcels in scans that
+      atlas: Atlas to start from: an `Atlas`, or a dseg or dlabel file; the one that comes with the model if None.
+      n_parcels: Number of parcels K of the atlas that comes with the model; not used with `atlas`.
+      labels: Parcels that are returned: `"personalised"`, those of the `"atlas"`, or `"auto"` for personalised parcels in scans that
         support them.
-      model: pre-trained model: a `Model`, the name of a shipped one or a checkpoint folder.
-      learn_group: learn the group model in `fit`. Each image is then constructed twice.
-      kappa: concentration κ of the parcels; estimated for each image if None.
-      beta: weight β of the spatial smoothness; estimated for each image if None.
-      mask_img: brain mask of all images; the one beside each BIDS file if None, or a computed one.
-      t_r: repetition time in seconds; that of the files if None.
-      strategy: strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep's tables; empty for none.
-      low_pass: upper cut-off frequency in Hz, None for none.
-      high_pass: lower cut-off frequency in Hz, None for none.
-      detrend: remove the linear trend.
-      clean_args: further fields of `CleaningConfig` by name, e.g. `{"fd_threshold": 0.4}`.
-      random_state: seed of the pairs of locations and the bootstrap.
-      verbose: print a line for each image if above 0.
+      model: Pre-trained model: a `Model`, the name of a shipped one or a checkpoint folder.
+      learn_group: Learn the group model in `fit`. Each image is then constructed twice.
+      kappa: Concentration κ of the parcels; estimated for each image if None.
+      beta: Weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: Brain mask of all images; the one beside each BIDS file if None, or a computed one.
+      t_r: Repetition time in seconds; that of the files if None.
+      strategy: Strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep's tables; empty for none.
+      low_pass: Upper cut-off frequency in Hz, None for none.
+      high_pass: Lower cut-off frequency in Hz, None for none.
+      detrend: Remove the linear trend.
+      clean_args: Further fields of `CleaningConfig` by name, e.g. `{"fd_threshold": 0.4}`.
+      random_state: Seed of the pairs of locations and the bootstrap.
+      verbose: Print a line for each image if above 0.
 
     Attributes:
       networks_: `Network` of each image, always a list.
@@ -61,8 +61,8 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
       n_features_in_: K.
 
     Raises:
-      SettingsError: in `fit`, a parameter is wrong.
-      InputError: in `fit` and `transform`, an image cannot be used; names it.
+      SettingsError: If in `fit`, a parameter is wrong.
+      InputError: If in `fit` and `transform`, an image cannot be used.
 
     Example:
       >>> from pnet_jax import PersonalizedParcellation
@@ -113,11 +113,11 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         """Make the parcels of images, and learn the group model.
 
         Args:
-          imgs: a file, a nibabel image, a `Scan`, a `ScanSource`, a folder of BIDS derivatives, or a list of these.
-          y: not used.
-          confounds: file, array `[recorded, n]` or DataFrame; a list of these for a list of images. fMRIPrep's table beside a file is
-            found if None.
-          sample_mask: positions of the frames to keep, or True for each of them; a list for a list of images.
+          imgs: A file, a nibabel image, a `Scan`, a `ScanSource`, a folder of BIDS derivatives, or a list of these.
+          y: Not used.
+          confounds: File, array `[recorded, n]` or DataFrame; a list of these for a list of images. fMRIPrep's table beside a file is found
+            if None.
+          sample_mask: Positions of the frames to keep, or True for each of them; a list for a list of images.
 
         Returns:
           The estimator.
@@ -140,7 +140,7 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
           view, so that K never changes. A list of these for a list of images.
 
         Raises:
-          NotFittedError: `fit` was not called.
+          NotFittedError: If `fit` was not called.
         """
         check_is_fitted(self)
         inputs = _images(self, imgs)
@@ -155,13 +155,13 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         """Give every location the signal of its parcel.
 
         Args:
-          signals: of the parcels of each image of `fit`, `[frames, K]`; a list for a list of images.
+          signals: Of the parcels of each image of `fit`, `[frames, K]`; a list for a list of images.
 
         Returns:
           4-D image on the grid of the image, 0 outside the parcels (for CIFTI a dense series); a list for a list of images.
 
         Raises:
-          ValueError: signals of another number of parcels, or of another number of images.
+          ValueError: If signals of another number of parcels, or of another number of images.
         """
         check_is_fitted(self)
         given = [signals] if self.single_ else list(signals)
@@ -208,14 +208,14 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         """Report of one image of `fit`.
 
         Args:
-          image: its position in the list.
+          image: Its position in the list.
 
         Returns:
           The page, with `save_as_html`, `open_in_browser`, and a view in notebooks.
 
         Raises:
-          ReportExtraMissingError: the extra `report` is not installed.
-          IndexError: there are fewer images.
+          ReportExtraMissingError: If the extra `report` is not installed.
+          IndexError: If there are fewer images.
         """
         check_is_fitted(self)
         from pnet_jax.report import check_installed

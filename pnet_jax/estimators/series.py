@@ -36,11 +36,11 @@ def network_of(one: Cohort, edges: Sequence[str], atlas: Atlas) -> Network:
 
     Args:
       one: Cohort of one scan, with signals.
-      edges: names of measures of one scan.
-      atlas: its parcels (`parcels_of`).
+      edges: Names of measures of one scan.
+      atlas: Its parcels (`parcels_of`).
 
     Raises:
-      InputError: the Cohort has no signals.
+      InputError: If the Cohort has no signals.
     """
     if one.signals is None or one.frames is None or one.kept is None:
         raise InputError(f"{one.table['scan'][0]}: expected a Cohort with signals, found none: read it with signals")

@@ -46,8 +46,8 @@ def write_evaluation(
       Path of the page.
 
     Raises:
-      OSError: The file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     page = template("evaluation.html").render(

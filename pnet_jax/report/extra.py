@@ -15,7 +15,7 @@ def check_installed() -> None:
     """Refuse to begin a report that could not be finished; a batch calls it before its first scan.
 
     Raises:
-      ReportExtraMissingError: names what is missing and how to get it.
+      ReportExtraMissingError: If names what is missing and how to get it.
     """
     missing = [name for name in NEEDED if not _imports(name)]
     if missing:

@@ -30,16 +30,16 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
     files. A result that cannot be read gives a warning, is listed in `index.html` with the reason, and does not stop the others.
 
     Args:
-      folder: root of the derivatives.
-      progress: called with the scan's label, how many are done and how many there are.
+      folder: Root of the derivatives.
+      progress: Called with the scan's label, how many are done and how many there are.
 
     Returns:
       The path of `index.html`.
 
     Raises:
-      ValueError: the folder is none or holds no result; says what was searched.
-      ReportExtraMissingError: jinja2 is not installed.
-      OSError: a page cannot be written; the error names it.
+      ValueError: If the folder is none or holds no result; says what was searched.
+      ReportExtraMissingError: If jinja2 is not installed.
+      OSError: If a page cannot be written.
     """
     check_installed()
     folder = Path(folder)

@@ -27,11 +27,11 @@ class MapSums:
     """Sums over scans of one Space; the arrays have one value for each location of a scan's maps.
 
     Attributes:
-      first: maps of the first scan, which define the locations.
-      scans: number of scans added.
-      inside: number of scans in which the location has a parcel before and after.
-      changed: number of these in which the two differ.
-      confidence: sum of the probabilities of the location's parcel.
+      first: Maps of the first scan, which define the locations.
+      scans: Number of scans added.
+      inside: Number of scans in which the location has a parcel before and after.
+      changed: Number of these in which the two differ.
+      confidence: Sum of the probabilities of the location's parcel.
     """
 
     first: Maps
@@ -63,10 +63,10 @@ class Moments:
     """Running mean and standard deviation of matrices, edge by edge, ignoring NaN (Welford 1962).
 
     Attributes:
-      scans: number of matrices added.
-      count: number of finite values of each edge, `[K, K]`.
-      mean: mean of each edge, `[K, K]`.
-      squares: sum of squared deviations from the mean, `[K, K]`.
+      scans: Number of matrices added.
+      count: Number of finite values of each edge, `[K, K]`.
+      mean: Mean of each edge, `[K, K]`.
+      squares: Sum of squared deviations from the mean, `[K, K]`.
     """
 
     scans: int

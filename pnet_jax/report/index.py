@@ -36,16 +36,16 @@ def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] |
     of the Pearson matrices. The page is one self-contained file. Group figures use at most 200 participants and are cached in `.pnet/`.
 
     Args:
-      folder: root of the derivatives.
-      status: rows to list instead of the records of `pnet construct`.
-      exact: regenerate group figures if any of their results has changed, see `group_figures`.
+      folder: Root of the derivatives.
+      status: Rows to list instead of the records of `pnet construct`.
+      exact: Regenerate group figures if any of their results has changed, see `group_figures`.
 
     Returns:
       The path of `index.html`.
 
     Raises:
-      OSError: the file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     folder = Path(folder)

@@ -41,8 +41,8 @@ def write_report(network: Network, file: str | os.PathLike) -> Path:
       The path of the file.
 
     Raises:
-      OSError: The file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     return write_text(file, render(network))
 
@@ -51,7 +51,7 @@ def render(network: Network) -> str:
     """Return the page as text.
 
     Raises:
-      ReportExtraMissingError: jinja2 is not installed.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     views = _attempt("maps", lambda: brains.plate(network), network)

@@ -73,7 +73,7 @@ def explain(network: Network) -> str:
     """What a network rests on, one line each: atlas, changed parcels, how well they replicate, dynamics, and open questions.
 
     Args:
-      network: from `construct`, or read back by `load_network`.
+      network: From `construct`, or read back by `load_network`.
 
     >>> print(explain(network))  # doctest: +SKIP
     Atlas: 200 parcels of geometric 200 on the 22829 locations of sub-01; embedding by pnet-linear.
