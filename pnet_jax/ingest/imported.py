@@ -198,7 +198,7 @@ def _are_matrices(arrays: Sequence[np.ndarray], wheres: Sequence[str], kind: str
     """Return whether the files are matrices rather than series.
 
     Raises:
-      InputError: If `kind` is `"auto"` and the files are ambiguous: square, and some symmetric but others not.
+      InputError: If `kind` is `"auto"` and only some files are symmetric matrices, or all are square but not symmetric.
     """
     if kind != "auto":
         return kind == "matrix"
