@@ -1,4 +1,4 @@
-"""Group statistics of maps and edges over many participants, accumulated one scan at a time."""
+"""Group statistics of maps and edges over participants, accumulated one scan at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pnet_jax.outputs.reading import stem_of
 from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.outputs.tables import beside, read_matrix
 
-MOST, LEAST = 200, 3  # most participants that are read (about 30 ms each at 2 mm and 200 parcels), and the fewest that make a group
+MOST, LEAST = 200, 3  # largest number of participants read (about 30 ms each at 2 mm and 200 parcels), and smallest group
 MOST_SPACES = 4  # accumulated in parallel until it is known which Space most scans have
 MEASURE = "pearson"
 
@@ -29,8 +29,8 @@ class MapSums:
     Attributes:
       first: Maps of the first scan, which define the locations.
       scans: Number of scans added.
-      inside: Number of scans in which the location has a parcel before and after.
-      changed: Number of these in which the two differ.
+      inside: Number of scans in which the location has both an initial and a final parcel.
+      changed: Number of these scans in which the two differ.
       confidence: Sum of the probabilities of the location's parcel.
     """
 
@@ -88,20 +88,20 @@ class Moments:
 
     @property
     def average(self) -> Float[np.ndarray, "K K"]:
-        """Mean of each edge; NaN if no scan has it."""
+        """Return the mean of each edge; NaN if no scan has it."""
         return np.where(self.count > 0, self.mean, np.nan)
 
     @property
     def sd(self) -> Float[np.ndarray, "K K"]:
-        """Standard deviation of each edge (n − 1); NaN if fewer than two scans have it."""
+        """Return the standard deviation of each edge (n − 1); NaN if fewer than two scans have it."""
         return np.where(self.count > 1, np.sqrt(self.squares / np.maximum(self.count - 1, 1)), np.nan)
 
 
 def add_maps(results: Iterable[Path]) -> tuple[MapSums | None, int]:
-    """Accumulate the maps of the results in one Space, the one that most results have.
+    """Accumulate the maps of the results in the most frequent Space.
 
     Args:
-      results: `…_dseg.tsv` files; one result is in memory at a time.
+      results: `…_dseg.tsv` files; they are read one at a time.
 
     Returns:
       The sums, or None if no result could be read; and the number of results that could not be read or are in another Space.
