@@ -259,9 +259,9 @@ class Applied(NamedTuple):
     """Recording after cleaning.
 
     Attributes:
-      y: Cleaned series, z-scored, 0 where there is no finite, varying signal, `[V, T]`.
+      y: Cleaned series, z-scored, 0 for locations without a finite, varying signal, `[V, T]`.
       mean: Mean over the kept frames before cleaning, `[V]`.
-      std: Standard deviation over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
+      std: Standard deviation over the kept frames after cleaning, 0 for locations without a finite, varying signal, `[V]`.
       counts: Numbers of locations that are `not_finite` or `constant`.
       wide: Series cleaned without a low-pass filter, z-scored, `[V, T]`, float16, or None.
       halves: Series of each half of the frames, cleaned separately and z-scored.
@@ -332,7 +332,7 @@ def _run(at: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
 def _cleaned(
     y: Float[np.ndarray, "V t"], operator: Float[np.ndarray, "t t"], varies: Bool[np.ndarray, " V"], out: np.ndarray | None = None
 ) -> Float[np.ndarray, "V t"]:
-    """Apply an operator to series and z-score them; 0 where the whole recording does not vary."""
+    """Apply an operator to series and z-score them; 0 for locations that do not vary in the whole recording."""
     cleaned = np.matmul(y, operator.T, out=out)
     zscore_in_place(cleaned)
     cleaned[~varies] = 0

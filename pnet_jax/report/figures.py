@@ -165,7 +165,7 @@ def _carpet(network: Network, signals: np.ndarray, recorded: int) -> Panel:
 
 
 def coverage(network: Network) -> list[Panel]:
-    """Draw the coverage of each atlas parcel, and parcel sizes in the prior and in the result."""
+    """Draw the coverage of each atlas parcel, and the initial and final sizes of the parcels."""
     least, edges = min_coverage(network), np.linspace(0, 1, 21)
     counts = np.histogram(network.coverage, edges)[0]
     chart = Chart(f"Histogram of the coverage of {len(counts)} parcels", (0, 1), (0, _top(counts)), y_scale=_root)

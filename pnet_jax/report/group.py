@@ -53,7 +53,7 @@ class MapSums:
         self.confidence += np.where(inside, maps.confidence, 0).astype(np.float32)
 
     def mean(self, sums: np.ndarray) -> np.ndarray:
-        """Return the mean over the scans that cover a location; NaN where fewer than half of all scans do."""
+        """Return the mean over the scans that cover a location; NaN if fewer than half of all scans do."""
         enough = 2 * self.inside >= max(self.scans, 1)
         return np.where(enough & (self.inside > 0), sums / np.maximum(self.inside, 1), np.nan)
 

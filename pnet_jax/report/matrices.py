@@ -31,6 +31,7 @@ def matrix_panel(
       title: Heading.
       matrix: Values, `[n, m]`.
       limit: Upper end of the colour scale, which is symmetric about 0 if `signed` and starts at 0 otherwise.
+      signed: Whether the colours cover negative values.
       names: Positions along both axes, in rows from 0, and their names.
       edges: Positions of lines across the matrix.
       x, y: Titles of the axes.
