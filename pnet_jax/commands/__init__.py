@@ -1,1 +1,1 @@
-"""Commands of `pnet`: a module for each stage. Nothing is imported before a command is run."""
+"""Commands of `pnet`, one module per stage; a module is imported when its command is run."""

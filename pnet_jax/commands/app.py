@@ -1,4 +1,4 @@
-"""The command line: names of the commands, options that all of them have, help, and errors of usage."""
+"""Command line: names of the commands, common options, help, and usage errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pnet_jax.commands.options import Bar, Done
 
 ABOUT = "From a participant's resting-state fMRI to that participant's brain functional network."
 GENERAL = Group("Options of every command", sort_key=9)
-# Name, function and summary. Modules are imported when their command is run.
+# Name, function and summary; modules are imported when their command is run.
 NETWORKS = {
     "demo": ("networks:demo", "Construct a network from one public scan, from download to report."),
     "construct": ("networks:construct", "Construct networks from scans: one, a list, or an fMRIPrep folder."),
@@ -54,15 +54,15 @@ QUESTIONS = {
 }
 TOOLS = {"doctor": ("tools:doctor", "Show devices, memory, versions and what works on this machine.")}
 SECTIONS = {"Networks": NETWORKS, "Cohorts": COHORTS, "Models": MODELS}
-_given: list[str] = []  # words of the command that is running
+_given: list[str] = []  # arguments of the running command
 
 
 class UsageError(Exception):
-    """A command that cannot be understood; the program ends with exit code 2."""
+    """Invalid command line; the program ends with exit code 2."""
 
 
 def make_app() -> App:
-    """Make the command line; no module of a command is imported."""
+    """Make the command line without importing the modules of commands."""
     common = Parameter(consume_multiple=True, allow_repeating=True, negative_iterable=(), show_default=_shown)
     app = App(
         name="pnet",
@@ -72,7 +72,7 @@ def make_app() -> App:
         help_formatter=Help(),
         help_format="plaintext",
     )
-    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # cli.main says what was stopped
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # cli.main reports the interruption
     for number, (title, commands) in enumerate(SECTIONS.items()):
         group = Group(title, sort_key=number)
         for place, (name, (where, about)) in enumerate(commands.items()):
@@ -132,10 +132,10 @@ def make_app() -> App:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; returns its exit code.
+    """Run a command and return its exit code.
 
     Raises:
-      UsageError: The command, an option or a settings file cannot be understood.
+      UsageError: If the command, an option or a settings file is invalid.
     """
     app = make_app()
     with _usage(app, arguments):
@@ -143,7 +143,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def given() -> list[str]:
-    """Return the words of the command that is running, without the options that all commands have."""
+    """Return the arguments of the running command, without the options common to all commands."""
     return list(_given)
 
 
@@ -162,7 +162,7 @@ def _bench(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int
 
 
 def _shown(default: Any) -> str:
-    """A default as it is typed."""
+    """Format a default value as it would be typed on the command line."""
     if isinstance(default, tuple | list):
         return " ".join(map(str, default)) or "none"
     return str(default)
@@ -173,7 +173,7 @@ def _shown(default: Any) -> str:
 
 @contextlib.contextmanager
 def _usage(app: App, tokens: Sequence[str]) -> Iterator[None]:
-    """Turn a command that cannot be understood, and a value that a configuration refuses, into errors of usage."""
+    """Convert errors of the parser, and of the validation of settings, to usage errors."""
     try:
         yield
     except CycloptsError as error:
@@ -189,7 +189,7 @@ def _usage(app: App, tokens: Sequence[str]) -> Iterator[None]:
 
 
 def _plainly(error: CycloptsError) -> str:
-    """An account of cyclopts in one line, worded as the package's own."""
+    """Return a cyclopts error on one line, in the wording of the package."""
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected argument: {' '.join(error.unused_tokens or ())}"
     said = " ".join(str(error).split())
@@ -199,14 +199,14 @@ def _plainly(error: CycloptsError) -> str:
 
 
 def _config_class(command: Callable[..., Any]) -> type | None:
-    """The settings that a command takes, if it takes any."""
+    """Return the settings class of a command, or None."""
     if "config" not in inspect.signature(command).parameters:
         return None
     return get_type_hints(command)["config"]
 
 
 def _prefixes(config: type | None, prefix: str = "") -> dict[str, str]:
-    """What stands before the options of each class of settings: `CleaningConfig` is `cleaning.`."""
+    """Return the option prefix of each settings class, e.g. `cleaning.` for `CleaningConfig`."""
     if config is None:
         return {}
     out = {config.__name__: prefix}
@@ -220,20 +220,20 @@ def _prefixes(config: type | None, prefix: str = "") -> dict[str, str]:
 
 
 def _file(name: str, chain: Sequence[str]) -> Dict:
-    """Read settings of the command `chain` from a TOML file; cyclopts would not name a file that is missing or damaged."""
+    """Read settings of the command `chain` from a TOML file; unlike cyclopts, name a missing or damaged file in errors."""
     try:
         settings = tomllib.loads(Path(name).read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"config file {name}: {(error.strerror or str(error)).lower()}") from error
     except ValueError as error:
         raise UsageError(f"config file {name} is not valid TOML: {error}") from error
-    for command in reversed(chain):  # a file of settings without commands would lose keys that are called like one, e.g. `report`
+    for command in reversed(chain):  # unless nested, keys named like a command, e.g. `report`, would be lost
         settings = {command: settings}
     return Dict(settings, allow_unknown=False, source=name)
 
 
 def as_toml(config: Any) -> str:
-    """Settings as a TOML file that `--config` reads; None, which TOML lacks, is left out."""
+    """Return settings as TOML for `--config`; None, which TOML cannot represent, is left out."""
     import tomli_w
 
     def plain(value: Any) -> Any:

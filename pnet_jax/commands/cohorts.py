@@ -41,7 +41,7 @@ def collect(
 
 
 def _written(done: Mapping[str, Any]) -> str:
-    """Say what `collect` wrote."""
+    """Describe what `collect` wrote."""
     blocks = f"{done['written']} of {done['blocks']} blocks written"
     if not done["written"]:
         blocks = f"all {done['blocks']} blocks are up to date" if done["blocks"] != 1 else "its block is up to date"
@@ -69,7 +69,7 @@ def export(
     from pnet_jax.outputs import export as run
     from pnet_jax.outputs import load_cohort
 
-    # Maps are large, and only these formats store where parcels lie.
+    # Maps are large, and only these formats store the locations of parcels.
     loaded = load_cohort(cohort, atlas=atlas, participants=participants, labels=to in ("cifti", "npz", "bids"))
     with Bar(len(loaded), "export") as bar:
         files = run(loaded, out, to, bar)

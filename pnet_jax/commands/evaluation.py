@@ -1,4 +1,4 @@
-"""Comparison of pre-trained models on participants that none of them was trained on."""
+"""Comparison of pre-trained models on unseen participants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Simulated:
     minutes: float = 10.0
     tier: Literal["easy", "medium", "hard", "real"] = "medium"
     full: bool = False
-    seed: int = 1_000_000  # as evaluate.cases.HELD_OUT_SEED, which imports jax
+    seed: int = 1_000_000  # equals evaluate.cases.HELD_OUT_SEED, whose module imports jax
 
 
 def encoder(
@@ -119,7 +119,7 @@ class _Asked:
 
 
 def _short_names(given: Sequence[str]) -> list[str]:
-    """What a folder is called, unless two are called the same."""
+    """Return the names of the folders, or the given paths if two names are equal."""
     names = [Path(one).name or one for one in given]
     return names if len(set(names)) == len(names) else list(given)
 
@@ -144,7 +144,7 @@ def _cohort(args: _Asked) -> SimulateConfig:
 
 
 def _recorded(args: _Asked, models: Sequence[Any], atlas: Any, skipped: dict[str, str]) -> tuple[Iterator[Any], int, dict[str, list[str]]]:
-    """Cases of scans, how many there are at most, and who is left out; what could not be read is left in `skipped`."""
+    """Return the cases of scans, their largest possible number, and the excluded participants; add unreadable scans to `skipped`."""
     from pnet_jax.config import CleaningConfig
     from pnet_jax.construction import resolve
     from pnet_jax.evaluate.cases import RECORDED, scan_cases

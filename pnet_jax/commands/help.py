@@ -1,4 +1,4 @@
-"""Help of the commands as plain text: options in sections, those of nested settings apart."""
+"""Help of the commands as plain text, with separate sections for the options of nested settings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SECTIONS = {
 
 
 class Help:
-    """Writes help as other Unix programs do; cyclopts calls it for each part."""
+    """Formatter of help in the style of Unix programs; cyclopts calls it for each part."""
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
-        """Write a panel, split into one section for each group of nested settings."""
+        """Write a panel, with one section for each group of nested settings."""
         parts: dict[str, list[HelpEntry]] = {}
         for entry in panel.entries:
             name = next(iter(entry.positive_names), "")
@@ -38,7 +38,7 @@ class Help:
             _write(console, "\n".join(lines))
 
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
-        """Write the usage with arguments before options: an option may take several values."""
+        """Write the usage with arguments before options, because an option may take several values."""
         text = getattr(usage, "plain", str(usage)).strip()
         required = re.findall(r" --\S+ \S+", text)
         for part in (" [OPTIONS]", *required):
@@ -47,7 +47,7 @@ class Help:
         _write(console, f"{text if text.startswith('Usage:') else f'Usage: {text}'}\n")
 
     def render_description(self, console: Any, options: Any, description: Any) -> None:
-        """Write what a command does."""
+        """Write the description of a command."""
         text = _plain(description)
         if text:
             _write(console, "\n\n".join(textwrap.fill(part, console.width) for part in text.split("\n\n")) + "\n")
@@ -73,7 +73,7 @@ def _lines(entry: HelpEntry, width: int) -> Iterator[str]:
 
 
 def _plain(text: Any) -> str:
-    """The text of what cyclopts passes for Rich to render, on one line for each paragraph."""
+    """Return the text of a Rich renderable from cyclopts, with one line per paragraph."""
     if text is None or isinstance(text, str):
         return text or ""
     if hasattr(text, "plain"):

@@ -1,4 +1,4 @@
-"""Commands from scans to networks and their pages."""
+"""Commands that construct networks from scans and write their pages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def construct(
 
 
 def _close(rows: Sequence[dict[str, Any]], out: str, *, retried: bool, pages: bool) -> Done:
-    """Summarise a run at its end."""
+    """Summarise a finished run."""
     from pnet_jax.commands.app import given
     from pnet_jax.outputs.overview import overview, summary
 
@@ -92,7 +92,7 @@ def _close(rows: Sequence[dict[str, Any]], out: str, *, retried: bool, pages: bo
     ]
     if len(states) != len(rows) or any(one.state in ("stale", "waiting", "running") for one in states):
         lines.append(f"In {out}: {summary(states)[0]}.")
-    if failed:  # those of other runs may have other options
+    if failed:  # failures of other runs may have different options
         again = [word for word in given() if word not in ("--resume", "--retry-failed")]
         lines.append(f"Correct the causes, then run: pnet {shlex.join(again)} --retry-failed")
     if pages and len(failed) < len(rows):
@@ -103,7 +103,7 @@ def _close(rows: Sequence[dict[str, Any]], out: str, *, retried: bool, pages: bo
 
 
 def _warned(rows: Sequence[Mapping[str, Any]], out: str) -> list[str]:
-    """Return a line for each warning; of those that differ in names and numbers only, the first, with the number of scans."""
+    """Return a line for each kind of warning: the first of those that differ only in names and numbers, with the number of scans."""
     from pnet_jax.report.reasons import kinds
 
     given = [(row["scan"], text) for row in rows if row["status"] == "ok" for text in row.get("said", ())]

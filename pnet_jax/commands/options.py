@@ -1,4 +1,4 @@
-"""What commands have in common: groups of options, the choice of scans, what a command reports, and progress."""
+"""Common parts of commands: groups of options, selection of scans, summary of a command, and progress."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from cyclopts import Group, Parameter
 
 from pnet_jax.errors import SettingsError
 
-LINE_SECONDS = 30.0  # between lines of progress without a terminal
+LINE_SECONDS = 30.0  # seconds between lines of progress without a terminal
 FILES = Group("Input files", sort_key=3)
 EXECUTION = Group("Clusters", sort_key=4)
 SETTINGS = Group("Settings", sort_key=2)
-# Options of a dataclass stand beside those of its command: `--task`, and not `--selection.task`.
+# Options of a dataclass are on the same level as those of its command: `--task`, not `--selection.task`.
 Flat = Parameter(name="*")
 Settings = Parameter(name="*", group=SETTINGS)
 
 
 class Done(NamedTuple):
-    """What a command reports at its end.
+    """Summary of a command.
 
     Attributes:
       text: Lines for the terminal.
-      data: The same as data, for `--json`.
-      code: Exit code: 0 done, 1 something failed.
+      data: Content of the summary, for `--json`.
+      code: Exit code: 0 on success, 1 if something failed.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Selection:
 
     @property
     def about_files(self) -> dict[str, Any]:
-        """Arguments of `load_scan`, those that were given."""
+        """Return the arguments of `load_scan` that were given."""
         given = {name: getattr(self, name) for name in ("tr", "native_to_mni", "surfaces", "space")} | {"atlas": self.roi_atlas}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -97,7 +97,7 @@ class Execution:
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """The value of `--shard` as numbers; None if it was not given."""
+        """Return the value of `--shard` as numbers; None if it was not given."""
         if self.shard is None:
             return None
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
@@ -107,7 +107,7 @@ class Execution:
 
     @contextlib.contextmanager
     def executor(self) -> Iterator[Executor | None]:
-        """Open the cluster's workers, if a cluster was requested."""
+        """Open the workers of the cluster, if one was requested."""
         if self.cluster is None and self.scheduler is None:
             yield None
             return
@@ -130,7 +130,7 @@ def sources_of(selection: Selection, files: str) -> tuple[list[Any], dict[str, A
     }
     load = selection.about_files
     if (Path(files) / "manifest.json").is_file():
-        from pnet_jax.records.source import is_store, stored_scans  # imports ArrayRecord
+        from pnet_jax.records.source import is_store, stored_scans  # lazy, because it imports ArrayRecord
 
         if is_store(files):
             beside = {name: getattr(selection, name) for name in ("mask", "confounds")}

@@ -9,14 +9,14 @@ from typing import Any
 
 from pnet_jax.errors import InputError, SettingsError
 
-NETWORKS = "network"  # column of an atlas table
+NETWORKS = "network"  # default column of an atlas table
 
 
 def load(path: str, *, atlas: str | None = None, participants: str | None = None) -> Any:
-    """Return the cohort at a path, and print the scans that it leaves out with their reasons.
+    """Return the cohort at a path, and print the excluded scans with reasons.
 
     Raises:
-      SettingsError: `atlas` or `participants` is given for a store, or the folder holds no results, or those for several atlases.
+      SettingsError: If `atlas` or `participants` is given for a store, or the folder holds no results or results for several atlases.
     """
     from pnet_jax.outputs import load_cohort
 
@@ -36,17 +36,17 @@ def load(path: str, *, atlas: str | None = None, participants: str | None = None
 
 
 def is_store(path: str) -> bool:
-    """Return whether a cohort is a store, and not a folder of results."""
+    """Return whether a cohort is a store rather than a folder of results."""
     return "://" in path or (Path(path) / "zarr.json").is_file()
 
 
 def check_output(folder: str) -> None:
-    """Check that results can be written to a folder, before anything is computed.
+    """Check that results can be written to a folder, before computation starts.
 
     Raises:
-      SettingsError: The folder is, or lies in, a cohort store.
-      ValueError: It is a file.
-      OSError: It cannot be made or written to.
+      SettingsError: If the folder is a cohort store or is inside one.
+      ValueError: If the path is a file.
+      OSError: If the folder cannot be created or written to.
     """
     from pnet_jax.outputs import check_writable
 
@@ -58,10 +58,10 @@ def check_output(folder: str) -> None:
 
 
 def beside(given: Sequence[str]) -> dict[str, Any]:
-    """Return the cohorts of `--beside NAME=COHORT` by name.
+    """Load the cohorts of `--beside NAME=COHORT`, by name.
 
     Raises:
-      SettingsError: A name or a cohort is missing, two cohorts have the same name, or a folder holds results for several atlases.
+      SettingsError: If a name or a cohort is missing, two cohorts have the same name, or a folder holds results for several atlases.
     """
     paths: dict[str, str] = {}
     for one in given:
@@ -74,10 +74,10 @@ def beside(given: Sequence[str]) -> dict[str, Any]:
 
 
 def fold_list(file: str) -> list[list[str]]:
-    """Return the subjects held out in each fold, in the order of the folds' names.
+    """Read the subjects held out in each fold, with folds sorted by name.
 
     Raises:
-      InputError: The table lacks a column or a value, or a subject is in two folds.
+      InputError: If the table lacks a column or a value, or a subject is in two folds.
     """
     from pnet_jax.outputs.tables import read_rows
 
@@ -100,8 +100,8 @@ def modules(given: str | None, column: str, cohort: Any) -> Any:
     """Return a number of clusters, or the network of each parcel from a table.
 
     Raises:
-      SettingsError: A number is not a whole number, or a column is named without a table.
-      InputError: The table cannot be used; see `read_networks`.
+      SettingsError: If a number is not a whole number, or a column is named without a table.
+      InputError: If the table cannot be used; see `read_networks`.
     """
     is_number = given is not None and _is_number(given)
     if (given is None or is_number) and column != NETWORKS:

@@ -1,4 +1,4 @@
-"""Options that several evaluations have in common."""
+"""Options common to several evaluations."""
 
 from __future__ import annotations
 

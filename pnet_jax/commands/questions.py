@@ -280,11 +280,11 @@ def all_(
         try:
             with Bar(0, f"evaluate {name}", "fit") as bar:
                 answer = run(loaded, bar)
-        except ValueError as error:  # the others are evaluated
+        except ValueError as error:  # continue with the other evaluations
             left_out[name], failed = str(error).removeprefix(f"{name}: "), True
             continue
         answers.append(answer)
-        files += _written(answer, loaded, cohort, out)  # at once, so that nothing is lost if a later one is interrupted
+        files += _written(answer, loaded, cohort, out)  # written immediately, so that an interruption loses no finished evaluation
     for name, why in left_out.items():
         print(f"{name} was not evaluated: {why}", file=sys.stderr)
     if not answers:
@@ -295,7 +295,7 @@ def all_(
 def _every(
     diagnosis: str | None, prediction: str | None, comparison: Comparison, common: EvaluationConfig
 ) -> dict[str, tuple[str, Callable[[Any, Any], Any] | None]]:
-    """Each evaluation: the option that names its column, and the function to call; None if it needs a column that was not given."""
+    """Return the column option and the function of each evaluation; the function is None if its column was not given."""
     from pnet_jax import evaluate as ask
 
     seed, covariates = common.seed, comparison.covariates
@@ -316,7 +316,7 @@ def _every(
 
 
 def _one(name: str, cohort: str, out: str, common: EvaluationConfig, run: Callable[[Any, Any], Any]) -> Done:
-    """Make one evaluation of a cohort, and write its files."""
+    """Run one evaluation of a cohort, and write its files."""
     inputs.check_output(out)
     loaded = inputs.load(cohort, atlas=common.atlas, participants=common.participants)
     with Bar(0, f"evaluate {name}", "fit") as bar:
@@ -344,7 +344,7 @@ def _closed(
     name: str,
     code: int,
 ) -> Done:
-    """Write the page, and report the conclusions and where the files are."""
+    """Write the page, and summarise the conclusions and the paths of the files."""
     for warning in (warning for answer in answers for warning in answer.warnings):
         print(f"Note: {warning}", file=sys.stderr)
     first = files[0].name

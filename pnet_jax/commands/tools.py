@@ -1,4 +1,4 @@
-"""Commands about the machine."""
+"""Commands that inspect the machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from pnet_jax.commands.options import Done
 
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel", "nilearn", "scikit-learn", "pandas")
-# Extras of the package, and what they are for.
+# Extras of the package, and their purpose.
 EXTRAS = {
     "report": (("jinja2",), "HTML pages"),
     "cohort": (("zarr", "xarray", "fsspec"), "cohort stores"),
     "cluster": (("dask", "distributed", "dask-jobqueue"), "SLURM, PBS, SGE and LSF clusters"),
     "harmonize": (("combatlearn",), "ComBat harmonisation in folds"),
 }
-CHECKED = 64  # size of the product that the device is checked with
+CHECKED = 64  # size of the matrix product that checks a device
 
 
 def doctor() -> Done:
@@ -88,7 +88,7 @@ def _folders(problems: list[str]) -> list[str]:
 
 
 def _devices(problems: list[str]) -> list[str]:
-    """Name each device, with the time of a small product whose result is compared with numpy's."""
+    """Describe each device, with the time of a small matrix product that is compared with the result of numpy."""
     try:
         import jax
         import numpy as np
@@ -105,7 +105,7 @@ def _devices(problems: list[str]) -> list[str]:
             out.append(f"{device.platform} {device.id}: {device.device_kind}{memory}, compiles and computes in {seconds:.2f} s")
             if not right:
                 problems.append(f"device {device} gives wrong products")
-    except Exception as error:  # noqa: BLE001  whatever it is, the other lines are shown
+    except Exception as error:  # noqa: BLE001  the other lines are shown regardless of the error
         problems.append(f"JAX does not work: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return []
     return out
@@ -116,6 +116,6 @@ def _checkpoints(problems: list[str]) -> list[str]:
         from pnet_jax.checkpoint import list_models, load_model
 
         return [f"{name} ({', '.join(map(str, sorted(load_model(name).atlases)))} parcels)" for name in list_models()]
-    except Exception as error:  # noqa: BLE001  whatever it is, the other lines are shown
+    except Exception as error:  # noqa: BLE001  the other lines are shown regardless of the error
         problems.append(f"the shipped models cannot be read: {type(error).__name__}: {error}")
         return []

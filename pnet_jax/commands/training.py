@@ -1,4 +1,4 @@
-"""Commands from scans to checkpoints and group models."""
+"""Commands that make checkpoints and group models from scans."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _pretrain_neural(store: str, out: Path, config: PretrainConfig) -> Done:
         print(
             f"pnet pretrain: {said}. This process stops; the same command resumes from the last saved state.", file=sys.stderr, flush=True
         )
-        os._exit(1)  # an orderly end would wait for the process that is gone
+        os._exit(1)  # a regular exit would wait for the lost process
 
     parallel.start(config.parallel)
     watched = parallel.watch(config.parallel, lost)
@@ -274,7 +274,7 @@ def fit_group(
     for error in skipped:
         print(f"left out: {error}", file=sys.stderr)
     if out.exists():
-        out.rmdir()  # empty: a model is written to a new folder
+        out.rmdir()  # empty, because a model is written to a new folder
     save_group(model, out)
     words = {"spatial": "positions of parcels", "shrinkage": "shrunk edges", "guide": "guided edges", "hierarchy": "dynamics"}
     learned = [name for name in words if getattr(model, name) is not None]

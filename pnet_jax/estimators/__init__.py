@@ -1,4 +1,4 @@
-"""Estimators in the style of scikit-learn and nilearn: personalised parcels and connectomes as fit and transform."""
+"""Estimators in the style of scikit-learn and nilearn: personalised parcels and connectomes."""
 
 from pnet_jax.estimators.connectome import PersonalizedConnectome
 from pnet_jax.estimators.parcellation import PersonalizedParcellation

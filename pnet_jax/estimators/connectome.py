@@ -1,4 +1,4 @@
-"""`PersonalizedConnectome`: images or region series → edges as features, with everything that is learned learned in `fit`."""
+"""`PersonalizedConnectome`: edges as features, from images or region series."""
 
 from __future__ import annotations
 
@@ -20,48 +20,49 @@ from pnet_jax.network import Network
 
 
 class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",)):  # type: ignore[call-arg]
-    """Edges between each participant's own parcels, as features for scikit-learn.
+    """Compute edges between the individual parcels of each participant, as features for scikit-learn.
 
-    `fit` learns from the recordings it is given what the others are judged by: where participants have their parcels, how edges vary
-    (`shrunk`, `guided`) and the reference of the tangent space. `transform` learns nothing, so that in a pipeline under `cross_validate` or
-    `GridSearchCV` no fold sees its test recordings. Features of the kinds `shrunk` and `guided` of the training recordings were made by a
-    group model that these recordings are part of; those of test recordings were not, and lie closer to the group.
+    `fit` learns the spatial prior of the parcels, the variation of edges (`shrunk`, `guided`) and the reference of the tangent space from
+    the training recordings. `transform` learns nothing, so that test recordings do not leak into training under `cross_validate` or
+    `GridSearchCV`. For the kinds `shrunk` and `guided`, the group model includes the training recordings but not the test recordings,
+    whose features are therefore closer to the group mean.
 
-    Recordings are images, as for `PersonalizedParcellation`, or scans whose parcels have been made: region series or a `Cohort`, which need
-    no construction and take milliseconds. Of a Cohort, layers that were made of several participants are not used but made again. The
-    degrees of freedom of region series are taken to be the number of frames unless the Cohort's table has `n_eff`.
+    Recordings are images, as for `PersonalizedParcellation`, or signals of existing parcels (region series or a `Cohort`), which need no
+    construction and take milliseconds each. Layers of a Cohort that depend on several participants are re-estimated in `fit`. The degrees
+    of freedom of region series are the number of frames, unless the table of the Cohort has the column `n_eff`.
 
     Args:
-      kind: edge measure `"pearson"`, `"partial"` or any other symmetric one (`pnet_jax.edges.names()`), the layers `"shrunk"` and
+      kind: Edge measure `"pearson"`, `"partial"` or any other symmetric one (`pnet_jax.edges.names()`), the layers `"shrunk"` and
         `"guided"`, which need 4 training participants, or `"tangent"`.
-      vectorize: return the lower triangle of each matrix, row by row (`nilearn.connectome.vec_to_sym_matrix` makes matrices of them).
-      discard_diagonal: leave the diagonal out; used with `vectorize`. If kept, it is divided by √2 as nilearn does.
-      atlas: atlas to start from, see `PersonalizedParcellation`; this and all following parameters are for images.
-      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
-      labels: `"personalised"`, `"atlas"` or `"auto"`.
-      model: pre-trained model.
-      learn_group: learn the spatial prior of the parcels in `fit`; needed for `"shrunk"` and `"guided"`, of region series too.
-      kappa: concentration κ; estimated for each image if None.
-      beta: weight β of the spatial smoothness; estimated for each image if None.
-      mask_img: brain mask of all images.
-      t_r: repetition time in seconds, of region series too.
-      strategy: strategies of `load_confounds`; empty for none.
-      low_pass: upper cut-off frequency in Hz.
-      high_pass: lower cut-off frequency in Hz.
-      detrend: remove the linear trend.
-      clean_args: further fields of `CleaningConfig` by name.
-      random_state: seed of the pairs of locations and the bootstrap.
-      verbose: print a line for each image if above 0.
+      vectorize: Whether to return the lower triangle of each matrix, row by row (see `nilearn.connectome.vec_to_sym_matrix`).
+      discard_diagonal: Whether to omit the diagonal; used with `vectorize`. If kept, it is divided by √2, as in nilearn.
+      atlas: Initial atlas, see `PersonalizedParcellation`; this and the following parameters apply to images unless stated otherwise.
+      n_parcels: Number of parcels K of the atlas of the model; ignored if `atlas` is given.
+      labels: Labels to return: `"personalised"`, `"atlas"` or `"auto"`, see `PersonalizedParcellation`.
+      model: Pre-trained model: a `Model`, the name of a shipped one, or a checkpoint folder.
+      learn_group: Whether to learn the spatial prior of the parcels in `fit`; required for `"shrunk"` and `"guided"`, also for region
+        series.
+      kappa: Concentration κ; estimated for each image if None.
+      beta: Weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: Brain mask of all images.
+      t_r: Repetition time in seconds, also for region series; by default that of the files.
+      strategy: Denoising strategies of `nilearn.interfaces.fmriprep.load_confounds`; empty for none.
+      low_pass: Upper cut-off frequency in Hz, or None.
+      high_pass: Lower cut-off frequency in Hz, or None.
+      detrend: Whether to remove the linear trend.
+      clean_args: Further fields of `CleaningConfig`, by name.
+      random_state: Seed for the sampled pairs of locations and the bootstrap.
+      verbose: Verbosity; above 0, a line is printed for each image.
 
     Attributes:
       networks_: `Network` of each training recording.
-      group_: `Group` that was learned from them, or None.
-      mean_: reference of the tangent space, `[K, K]`; None for other kinds.
-      n_features_in_: K.
+      group_: `Group` learned from the training recordings, or None.
+      mean_: Reference of the tangent space, `[K, K]`; None for other kinds.
+      n_features_in_: Number of parcels K.
 
     Raises:
-      SettingsError: in `fit`, a parameter is wrong, or there are too few training recordings for the kind.
-      InputError: in `fit` and `transform`, a recording cannot be used; names it.
+      SettingsError: If a parameter is invalid or there are too few training recordings for the kind; raised by `fit`.
+      InputError: If a recording cannot be used; raised by `fit` and `transform`.
 
     Example:
       >>> import numpy as np
@@ -119,14 +120,14 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         """Learn the group model and the tangent reference from training recordings.
 
         Args:
-          imgs: images as for `PersonalizedParcellation`; or region series, a list of arrays `[frames, K]`, an array `[S, frames, K]` or a
-            `Cohort` with signals.
-          y: not used.
-          confounds: for images, see `PersonalizedParcellation.fit`.
-          sample_mask: for images, see `PersonalizedParcellation.fit`.
+          imgs: Images, as for `PersonalizedParcellation`; or region series: a list of arrays `[frames, K]`, an array `[S, frames, K]`, or
+            a `Cohort` with signals.
+          y: Ignored.
+          confounds: Confounds of the images, see `PersonalizedParcellation.fit`.
+          sample_mask: Sample masks of the images, see `PersonalizedParcellation.fit`.
 
         Returns:
-          The estimator.
+          The fitted estimator.
         """
         edges = features.edges_of_kind(self.kind)
         if self.kind in features.OF_GROUP and not self.learn_group:
@@ -144,20 +145,20 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         return self
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Float[np.ndarray, "S F"] | Float[np.ndarray, "S K K"]:
-        """Edges of recordings.
+        """Compute the edges of recordings.
 
         Args:
           imgs: Recordings, as for `fit`.
-          confounds: As for `fit`.
-          sample_mask: As for `fit`.
+          confounds: Confounds, as for `fit`.
+          sample_mask: Sample masks, as for `fit`.
 
         Returns:
-          `[S, K(K − 1) / 2]` with `vectorize` and `discard_diagonal`, `[S, K(K + 1) / 2]` with the diagonal, else `[S, K, K]`; NaN for
-          parcels that a recording lacks.
+          Edges, `[S, K(K − 1) / 2]` with `vectorize` and `discard_diagonal`, `[S, K(K + 1) / 2]` with `vectorize` and the diagonal,
+          otherwise `[S, K, K]`; NaN for parcels outside the field of view of a recording.
 
         Raises:
-          NotFittedError: `fit` was not called.
-          ValueError: region series of another K than in `fit`.
+          NotFittedError: If `fit` has not been called.
+          ValueError: If region series have a different number of parcels than in `fit`.
         """
         check_is_fitted(self)
         inputs = inputs_of(imgs, self.t_r)
@@ -168,24 +169,24 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         return self._features(self._constructed(inputs, confounds, sample_mask))
 
     def fit_transform(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """`fit`, then the features of the same recordings, without constructing them again."""
+        """Fit, and return the features of the same recordings without constructing them again."""
         return self.fit(imgs, y, confounds=confounds, sample_mask=sample_mask)._features(self.networks_)
 
     @property
     def cohort_(self) -> Cohort:
-        """The training recordings as a `Cohort`.
+        """Return the training recordings as a `Cohort`.
 
         Raises:
-          InputError: a recording occurs twice, as in a resampling.
+          InputError: If a recording occurs more than once, as in a bootstrap sample.
         """
         check_is_fitted(self)
         return cohort_of(self.networks_)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the features, the two parcels of each edge: `"area-1--area-0"`.
+        """Return the names of the features, which combine the two parcels of an edge: `"area-1--area-0"`.
 
         Raises:
-          ValueError: without `vectorize` there are matrices, no features.
+          ValueError: If `vectorize` is False, because the output is then matrices.
         """
         check_is_fitted(self)
         if not self.vectorize:
@@ -203,7 +204,7 @@ class PersonalizedConnectome(Construction, auto_wrap_output_keys=("transform",))
         self.networks_ = [with_layers(network, self.group_) for network in networks]
 
     def _series(self, inputs: Inputs) -> list[Network]:
-        """Networks of region series, all of the parcels of `fit`."""
+        """Return the networks of region series, and check that they have the parcels of `fit`."""
         for one in inputs.items:
             check_features(self, one.n_parcels, self.n_features_in_)
         edges, atlas = features.edges_of_kind(self.kind), parcels_of(inputs.items[0])

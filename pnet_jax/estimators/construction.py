@@ -1,4 +1,4 @@
-"""What both estimators share: their settings, the networks of recordings under them, and what is learned from the training recordings."""
+"""Base class of the estimators: settings, construction of networks, and learning of the group model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NAMED = ("strategy", "low_pass", "high_pass", "detrend")
 
 
 class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Construction of networks under the parameters of an estimator; not an estimator by itself."""
+    """Base class that constructs networks with the parameters of an estimator."""
 
-    # What is fitted and transformed is called `imgs`, as in nilearn, and is no metadata to be routed.
+    # The data argument is called `imgs`, as in nilearn, and must not be routed as metadata.
     __metadata_request__fit: ClassVar[dict[str, Any]] = {"imgs": UNUSED}
     __metadata_request__transform: ClassVar[dict[str, Any]] = {"imgs": UNUSED}
     __metadata_request__inverse_transform: ClassVar[dict[str, Any]] = {"signals": UNUSED}
@@ -56,21 +56,21 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         tags.input_tags.allow_nan = True
-        tags.transformer_tags.preserves_dtype = []  # float32, whatever the recordings are stored as
+        tags.transformer_tags.preserves_dtype = []  # always float32, regardless of the data type of the recordings
         tags.requires_fit = True
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the builder, which holds devices and is made again from the plan."""
+        """Return the state without the builder, which holds devices and can be recreated from the plan."""
         state = dict(super().__getstate__())
         state.pop("builder_", None)
         return state
 
     def _plan(self, edges: Sequence[str], group: Group | None = None) -> Plan:
-        """The settings, checked.
+        """Return the validated settings.
 
         Raises:
-          SettingsError: one of them does not exist, or they are not compatible.
+          SettingsError: If a setting does not exist, or settings are incompatible.
         """
         named = {name: getattr(self, name) for name in NAMED} | {"strategy": tuple(self.strategy)}
         more = dict(self.clean_args or {})
@@ -81,7 +81,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         except TypeError as error:
             raise SettingsError(f"clean_args: expected fields of CleaningConfig ({error})") from error
         config = ConstructConfig(
-            labels=self.labels,  # type: ignore[arg-type]  # checked by the class
+            labels=self.labels,  # type: ignore[arg-type]  # validated by the class
             kappa=self.kappa,
             beta=self.beta,
             seed=int(self.random_state),
@@ -91,7 +91,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         return resolve(config, atlas=self.atlas, parcels=parcels, model=self.model, edges=edges, group=group)
 
     def _builder(self) -> Builder:
-        """The builder of the plan, kept from one call to the next."""
+        """Return the builder of the plan, which is kept between calls."""
         assert self.plan_ is not None
         builder = getattr(self, "builder_", None)
         if builder is None:
@@ -99,7 +99,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         return builder
 
     def _constructed(self, inputs: Inputs, confounds: Any, sample_mask: Any) -> Iterator[Network]:
-        """Networks of recordings under the plan, one after another; one recording is held at a time."""
+        """Construct the networks of recordings one after another, with one recording in memory at a time."""
         builder = self._builder()
         settings = {"mask": self.mask_img, "tr": self.t_r, "cleaning": builder.plan.config.cleaning}
         given = (per_recording(name, own, inputs) for name, own in (("confounds", confounds), ("sample_mask", sample_mask)))
@@ -110,7 +110,7 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             yield build([builder.ready(scan)], builder)[0]
 
     def _learn(self, inputs: Inputs, confounds: Any, sample_mask: Any, edges: Sequence[str], *, warn: bool = True) -> None:
-        """Set `plan_`, `group_` and `networks_` from the training recordings; with a group, each is constructed twice."""
+        """Set `plan_`, `group_` and `networks_` from the training recordings; with a group model, each is constructed twice."""
         self.plan_, self.builder_, self.group_ = self._plan(edges), None, None
         self.networks_ = list(self._constructed(inputs, confounds, sample_mask))
         if self.learn_group:
@@ -121,14 +121,17 @@ class Construction(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
 
 def learned(networks: Sequence[Network], atlas: Atlas, *, warn: bool = True) -> Group | None:
-    """Group model of networks, of at most two sessions of each participant; None of fewer than three participants.
+    """Learn the group model of networks from at most two sessions of each participant.
 
-    Further runs and sessions of a participant, and repetitions of a recording by a resampling, teach nothing more.
+    Further runs and sessions of a participant, and recordings repeated by resampling, are ignored.
 
     Args:
-      networks: of the training recordings.
-      atlas: their parcels.
-      warn: warn where nothing can be learned.
+      networks: Networks of the training recordings.
+      atlas: Atlas of the networks.
+      warn: Whether to warn if no group model can be learned.
+
+    Returns:
+      The group model, or None for fewer than three participants.
     """
     own: dict[str, list[Network]] = {}
     for network in networks:
@@ -151,10 +154,10 @@ def _is_other_session(network: Network, first: Network) -> bool:
 
 
 def check_features(estimator: object, found: int, expected: int) -> None:
-    """Refuse data of another number of parcels than the estimator was fitted with.
+    """Raise if data have a different number of parcels than in `fit`.
 
     Raises:
-      ValueError: in the words of scikit-learn.
+      ValueError: If the numbers differ; the message is worded as in scikit-learn.
     """
     if found != expected:
         raise ValueError(f"X has {found} features, but {type(estimator).__name__} is expecting {expected} features as input.")

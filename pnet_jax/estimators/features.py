@@ -1,4 +1,4 @@
-"""Edges of networks as features; what is fitted, a tangent reference, is fitted to the training networks alone."""
+"""Edges of networks as features; the tangent reference is fitted to the training networks only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OF_GROUP, TANGENT = ("shrunk", "guided"), "tangent"
 
 
 def edges_of_kind(kind: str) -> tuple[str, ...]:
-    """Measures that a network needs for a kind of features.
+    """Return the edge measures that a kind of features requires.
 
     Raises:
-      SettingsError: there is no such kind, or its matrices are not symmetric.
+      SettingsError: If the kind does not exist, or its matrices are not symmetric.
 
     >>> edges_of_kind("guided")
     ('pearson',)
@@ -38,12 +38,12 @@ def edges_of_kind(kind: str) -> tuple[str, ...]:
 
 
 def matrices_of(networks: Iterable[Network], kind: str, mean: Float[np.ndarray, "K K"] | None) -> Float[np.ndarray, "S K K"]:
-    """Edges of each network; NaN for absent parcels.
+    """Return the edges of each network, `[S, K, K]`; NaN for absent parcels.
 
     Args:
-      networks: S of them, of the same parcels; each is read once and not kept.
-      kind: of features.
-      mean: tangent reference, for the kind `tangent`.
+      networks: S networks of the same parcels; each is read once and not kept.
+      kind: Kind of features.
+      mean: Tangent reference for the kind `tangent`, otherwise None.
     """
     if kind != TANGENT:
         return np.stack([network.edges[kind] for network in networks]).astype(np.float32)
@@ -52,10 +52,10 @@ def matrices_of(networks: Iterable[Network], kind: str, mean: Float[np.ndarray, 
 
 
 def tangent_reference(networks: Sequence[Network]) -> Float[np.ndarray, "K K"]:
-    """Geometric mean of the Ledoit-Wolf covariances of networks; NaN for parcels that not all of them have.
+    """Compute the geometric mean of the Ledoit-Wolf covariances, `[K, K]`; NaN for parcels that are absent in any network.
 
     Raises:
-      SettingsError: fewer than two networks, or fewer than two parcels in all of them.
+      SettingsError: If there are fewer than two networks, or fewer than two parcels present in all of them.
     """
     shared = np.all([_present(network) for network in networks], 0)
     if len(networks) < 2 or shared.sum() < 2:
@@ -68,7 +68,7 @@ def tangent_reference(networks: Sequence[Network]) -> Float[np.ndarray, "K K"]:
 
 
 def _tangent(network: Network, mean: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
-    """Tangent vector at the reference, between the parcels that both have."""
+    """Return the tangent vector at the reference, for parcels present in both."""
     there = _present(network) & np.isfinite(np.diag(mean))
     if not there.any():
         return np.full(mean.shape, np.nan, np.float32)
@@ -81,7 +81,7 @@ def _present(network: Network) -> Bool[np.ndarray, " K"]:
 
 
 def _covariance_of(network: Network, parcels: Bool[np.ndarray, " K"]) -> Float[Array, "k k"]:
-    """Frames are padded as in the construction step, so that scans of different lengths share a program."""
+    """Compute a covariance; frames are padded as in construction, so that scans of different lengths share a compiled program."""
     signals = network.signals[parcels]
     frames = signals.shape[1]
     size = bucket(frames)

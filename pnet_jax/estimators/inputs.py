@@ -1,4 +1,4 @@
-"""What estimators are given: recordings to load, or scans whose parcels have been made (each a Cohort of one scan)."""
+"""Inputs of estimators: recordings to load, or signals of existing parcels (as a Cohort of one scan each)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ KINDS = (
 
 
 class Inputs(NamedTuple):
-    """Recordings in order.
+    """Recordings, in order.
 
     Attributes:
-      items: paths, images, Scans and ScanSources, or Cohorts of one scan each.
-      single: one recording was given by itself, not in a list.
+      items: Paths, images, Scans and ScanSources, or Cohorts of one scan each.
+      single: Whether a single recording was given, rather than a list.
     """
 
     items: list[Any]
@@ -37,10 +37,10 @@ class Inputs(NamedTuple):
 
     @property
     def are_series(self) -> bool:
-        """Whether the items are scans whose parcels have been made.
+        """Return whether the items are signals of existing parcels.
 
         Raises:
-          InputError: only some of them are.
+          InputError: If only some of them are.
         """
         kinds = {isinstance(item, Cohort) for item in self.items}
         if len(kinds) > 1:
@@ -49,15 +49,15 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(imgs: Any, tr: float | None = None) -> Inputs:
-    """The recordings that a user points at.
+    """Return the recordings of an input.
 
     Args:
-      imgs: one of `KINDS`.
-      tr: seconds between frames of region series, None if unknown.
+      imgs: Input of one of the types in `KINDS`.
+      tr: Repetition time of region series in seconds, or None if unknown.
 
     Raises:
-      InputError: it is something else, or empty.
-      FileNotFoundError: a folder or file is not there.
+      InputError: If the input is of another type or empty.
+      FileNotFoundError: If a folder or file does not exist.
     """
     items: list[Any]
     if isinstance(imgs, Cohort):
@@ -75,7 +75,7 @@ def inputs_of(imgs: Any, tr: float | None = None) -> Inputs:
 
 
 def _listed(imgs: Any) -> list[Any]:
-    """Elements of a list or array of recordings."""
+    """Return the elements of a list or array of recordings."""
     ndim = getattr(imgs, "ndim", None)
     if ndim is None and isinstance(imgs, Iterable):
         return list(imgs)
@@ -86,7 +86,7 @@ def _listed(imgs: Any) -> list[Any]:
 
 
 def _item(one: Any, tr: float | None) -> Any:
-    """An element of a list as it is, or region series as a Cohort of one scan named by its content."""
+    """Return an element of a list unchanged, or region series as a Cohort of one scan named by a digest of its content."""
     if isinstance(one, Cohort) and len(one) != 1:
         raise InputError(f"expected Cohorts of one scan each in a list, found one of {len(one)} scans: give the Cohort by itself")
     if isinstance(one, Cohort | str | os.PathLike | Scan | ScanSource | nibabel.filebasedimages.FileBasedImage):
@@ -99,10 +99,10 @@ def _item(one: Any, tr: float | None) -> Any:
 
 
 def per_recording(name: str, given: Any, inputs: Inputs) -> list[Any]:
-    """One value of `confounds` or `sample_mask` for each recording.
+    """Return one value of `confounds` or `sample_mask` for each recording.
 
     Raises:
-      InputError: their number is not that of the recordings.
+      InputError: If the number of values is not the number of recordings.
     """
     count = len(inputs.items)
     if given is None or inputs.single:
@@ -114,10 +114,10 @@ def per_recording(name: str, given: Any, inputs: Inputs) -> list[Any]:
 
 
 def load(item: Any, confounds: Any, sample_mask: Any, *, mask: Any, tr: float | None, cleaning: CleaningConfig) -> Scan:
-    """Load and clean a recording; one without a name is named by its content, so that its place in a list decides nothing.
+    """Load and clean a recording; without a name, it is named by its content, so that results do not depend on its position.
 
     Raises:
-      InputError: it cannot be used, or confounds are given for a Scan, which has been cleaned.
+      InputError: If it cannot be used, or confounds are given for a Scan, which is already cleaned.
     """
     if isinstance(item, Scan):
         if confounds is not None or sample_mask is not None:

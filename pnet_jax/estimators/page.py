@@ -1,4 +1,4 @@
-"""The report of an estimator, as nilearn's maskers have one."""
+"""Report of an estimator, with the interface of nilearn reports."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pnet_jax.report.page import render
 
 
 class NetworkReport(HTMLReport):
-    """The HTML page of a network: shown in a notebook, or saved by `save_as_html(file)`.
+    """HTML page of a network, displayed in notebooks or saved by `save_as_html(file)`.
 
     Args:
-      network: a result.
+      network: Network to report on.
 
     Raises:
-      ReportExtraMissingError: matplotlib or jinja2 is not installed.
+      ReportExtraMissingError: If matplotlib or jinja2 is not installed.
     """
 
     def __init__(self, network: Network):
         super().__init__(string.Template("$body"), render(network))
 
     def save_as_html(self, file_name: str | Path) -> None:
-        """Write the page; nilearn would write it inside a frame."""
+        """Write the page without the frame that nilearn adds."""
         write_text(Path(file_name), self.get_standalone())
 
     def _repr_html_(self) -> str:
-        """The page in a frame, so that its styles do not reach the notebook."""
+        """Return the page in a frame, so that its styles do not affect the notebook."""
         return self.get_iframe(1000, 700)

@@ -1,4 +1,4 @@
-"""`PersonalizedParcellation`: images → every participant's own parcels → their signals."""
+"""`PersonalizedParcellation`: individual parcels of each participant, and their signals."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ EDGES = ("pearson",)
 
 
 class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Parcels of each participant, and the signals of these parcels, in the style of nilearn's maskers.
+    """Estimate the parcels of each participant and extract their signals, in the style of nilearn maskers.
 
-    `fit` makes the parcels of every image and, from three participants or more, learns where participants have their parcels: a group
-    model, which is the spatial prior of the parcels of these and of later images. `transform` makes the parcels of each image it is given,
-    seen in `fit` or not, and returns their signals; nothing is learned there, and no image depends on those beside it. To read another
-    recording with parcels that exist already, give `labels_img_` to `nilearn.maskers.NiftiLabelsMasker`.
+    `fit` estimates the parcels of every image. With three or more participants it also learns a group model, which is the spatial prior of
+    the parcels of these and of later images. `transform` estimates the parcels of the given images, whether or not they were used in
+    `fit`, and returns their signals; it learns nothing, and images are processed independently. To extract the signals of another
+    recording with existing parcels, pass `labels_img_` to `nilearn.maskers.NiftiLabelsMasker`.
 
-    Attributes with one value for each image are that value where one image was given by itself, and a list in the order of the images
-    where a list, a folder or a Cohort was given.
+    Attributes with one value per image hold that value if a single image was given, and a list in the order of the images if a list,
+    folder or Cohort was given.
 
     Args:
-      atlas: atlas to start from: an `Atlas`, or a dseg or dlabel file; the one that comes with the model if None.
-      n_parcels: number of parcels K of the atlas that comes with the model; not used with `atlas`.
-      labels: parcels that are returned: `"personalised"`, those of the `"atlas"`, or `"auto"` for personalised parcels in scans that
-        support them.
-      model: pre-trained model: a `Model`, the name of a shipped one or a checkpoint folder.
-      learn_group: learn the group model in `fit`. Each image is then constructed twice.
-      kappa: concentration κ of the parcels; estimated for each image if None.
-      beta: weight β of the spatial smoothness; estimated for each image if None.
-      mask_img: brain mask of all images; the one beside each BIDS file if None, or a computed one.
-      t_r: repetition time in seconds; that of the files if None.
-      strategy: strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep's tables; empty for none.
-      low_pass: upper cut-off frequency in Hz, None for none.
-      high_pass: lower cut-off frequency in Hz, None for none.
-      detrend: remove the linear trend.
-      clean_args: further fields of `CleaningConfig` by name, e.g. `{"fd_threshold": 0.4}`.
-      random_state: seed of the pairs of locations and the bootstrap.
-      verbose: print a line for each image if above 0.
+      atlas: Initial atlas: an `Atlas`, or a dseg or dlabel file; that of the model if None.
+      n_parcels: Number of parcels K of the atlas of the model; ignored if `atlas` is given.
+      labels: Parcels to return: `"personalised"`, those of the `"atlas"`, or `"auto"` for personalised parcels in scans that support
+        them.
+      model: Pre-trained model: a `Model`, the name of a shipped one, or a checkpoint folder.
+      learn_group: Whether to learn the group model in `fit`; each image is then constructed twice.
+      kappa: Concentration κ of the parcels; estimated for each image if None.
+      beta: Weight β of the spatial smoothness; estimated for each image if None.
+      mask_img: Brain mask of all images. If None, the mask beside each BIDS file is used, and a mask is computed for other images.
+      t_r: Repetition time in seconds; by default that of the files.
+      strategy: Denoising strategies of `nilearn.interfaces.fmriprep.load_confounds` for fMRIPrep tables; empty for none.
+      low_pass: Upper cut-off frequency in Hz, or None.
+      high_pass: Lower cut-off frequency in Hz, or None.
+      detrend: Whether to remove the linear trend.
+      clean_args: Further fields of `CleaningConfig`, by name, e.g. `{"fd_threshold": 0.4}`.
+      random_state: Seed for the sampled pairs of locations and the bootstrap.
+      verbose: Verbosity; above 0, a line is printed for each image.
 
     Attributes:
       networks_: `Network` of each image, always a list.
-      group_: `Group` that was learned, None of fewer than three participants or without `learn_group`.
-      n_features_in_: K.
+      group_: `Group` that was learned; None for fewer than three participants or without `learn_group`.
+      n_features_in_: Number of parcels K.
 
     Raises:
-      SettingsError: in `fit`, a parameter is wrong.
-      InputError: in `fit` and `transform`, an image cannot be used; names it.
+      SettingsError: If a parameter is invalid; raised by `fit`.
+      InputError: If an image cannot be used; raised by `fit` and `transform`.
 
     Example:
       >>> from pnet_jax import PersonalizedParcellation
@@ -110,17 +110,17 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         self.verbose = verbose
 
     def fit(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> PersonalizedParcellation:
-        """Make the parcels of images, and learn the group model.
+        """Estimate the parcels of images, and learn the group model.
 
         Args:
-          imgs: a file, a nibabel image, a `Scan`, a `ScanSource`, a folder of BIDS derivatives, or a list of these.
-          y: not used.
-          confounds: file, array `[recorded, n]` or DataFrame; a list of these for a list of images. fMRIPrep's table beside a file is
-            found if None.
-          sample_mask: positions of the frames to keep, or True for each of them; a list for a list of images.
+          imgs: File, nibabel image, `Scan`, `ScanSource`, folder of BIDS derivatives, or list of these.
+          y: Ignored.
+          confounds: File, array `[recorded, n]` or DataFrame; a list of these for a list of images. If None, the fMRIPrep table beside a
+            file is used.
+          sample_mask: Positions of the frames to keep, `[T]`, or True for these frames, `[recorded]`; a list for a list of images.
 
         Returns:
-          The estimator.
+          The fitted estimator.
         """
         inputs = _images(self, imgs)
         self._learn(inputs, confounds, sample_mask, EDGES)
@@ -128,40 +128,40 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
         return self
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """Make the parcels of images and return their signals.
+        """Estimate the parcels of images and return their signals.
 
         Args:
           imgs: Recordings, as for `fit`.
-          confounds: As for `fit`.
-          sample_mask: As for `fit`.
+          confounds: Confounds, as for `fit`.
+          sample_mask: Sample masks, as for `fit`.
 
         Returns:
-          Mean signal of each parcel over its locations, whose signals are z-scores, `[frames, K]`; NaN for parcels outside the field of
-          view, so that K never changes. A list of these for a list of images.
+          Mean over the z-scored signals of the locations of each parcel, `[frames, K]`, or a list of these for a list of images. Parcels
+          outside the field of view are NaN, so that K is the same for all images.
 
         Raises:
-          NotFittedError: `fit` was not called.
+          NotFittedError: If `fit` has not been called.
         """
         check_is_fitted(self)
         inputs = _images(self, imgs)
         return _one_or_all(inputs.single, [network.signals.T for network in self._constructed(inputs, confounds, sample_mask)])
 
     def fit_transform(self, imgs: Any, y: Any = None, *, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """`fit`, then the signals of the same images, without constructing them again."""
+        """Fit, and return the signals of the same images without constructing them again."""
         self.fit(imgs, y, confounds=confounds, sample_mask=sample_mask)
         return self._of_each(lambda network: network.signals.T)
 
     def inverse_transform(self, signals: Any) -> Any:
-        """Give every location the signal of its parcel.
+        """Assign the signal of each parcel to its locations.
 
         Args:
-          signals: of the parcels of each image of `fit`, `[frames, K]`; a list for a list of images.
+          signals: Parcel signals of the image of `fit`, `[frames, K]`; a list for a list of images.
 
         Returns:
-          4-D image on the grid of the image, 0 outside the parcels (for CIFTI a dense series); a list for a list of images.
+          4-D image on the grid of the image of `fit` (a dense series for CIFTI), 0 outside the parcels; a list for a list of images.
 
         Raises:
-          ValueError: signals of another number of parcels, or of another number of images.
+          ValueError: If the number of parcels or of images differs from that in `fit`.
         """
         check_is_fitted(self)
         given = [signals] if self.single_ else list(signals)
@@ -176,46 +176,46 @@ class PersonalizedParcellation(Construction, auto_wrap_output_keys=None):  # typ
 
     @property
     def labels_img_(self) -> Any:
-        """Parcels of each image of `fit` on its grid; values are the atlas's ids, 0 outside (for CIFTI a dlabel image)."""
+        """Return the parcels of each image of `fit` on its grid (a dlabel image for CIFTI): ids of the atlas, 0 outside."""
         return self._of_each(labels_image)
 
     @property
     def probs_img_(self) -> Any:
-        """Probability of every parcel at every location, a volume for each parcel, computed when it is read."""
+        """Compute the probability of every parcel at every location, with one volume per parcel."""
         return self._of_each(probabilities_image)
 
     @property
     def confidence_img_(self) -> Any:
-        """Probability of each location's own label, 0 outside the parcels."""
+        """Return the probability of the label of each location, 0 outside the parcels."""
         return self._of_each(_confidence_image)
 
     @property
     def lut_(self) -> Any:
-        """DataFrame of the parcels, a row each: index, name, colour, hemisphere, number of locations, coverage, centroid in MNI mm."""
+        """Return a DataFrame with one row per parcel: index, name, colour, hemisphere, locations, coverage, centroid in MNI mm."""
         return self._of_each(_table)
 
     @property
     def coverage_(self) -> Float[np.ndarray, " K"] | Float[np.ndarray, "S K"]:
-        """Share of each atlas parcel that the image covers, 0…1, `[K]`, or `[S, K]` for a list of images."""
+        """Return the share of each atlas parcel that the image covers, in 0…1, `[K]`, or `[S, K]` for a list of images."""
         return np.asarray(self._of_each(lambda network: network.coverage))
 
     def get_feature_names_out(self, input_features: Any = None) -> Float[np.ndarray, " K"]:
-        """Names of the K parcels, in the order of the columns of the signals."""
+        """Return the names of the K parcels, in the order of the columns of the signals."""
         check_is_fitted(self)
         return np.array(self.networks_[0].names, object)
 
     def generate_report(self, image: int = 0) -> NetworkReport:
-        """Report of one image of `fit`.
+        """Generate the report of one image of `fit`.
 
         Args:
-          image: its position in the list.
+          image: Position of the image in the list.
 
         Returns:
-          The page, with `save_as_html`, `open_in_browser`, and a view in notebooks.
+          Report that can be displayed in a notebook, saved with `save_as_html`, or opened with `open_in_browser`.
 
         Raises:
-          ReportExtraMissingError: the extra `report` is not installed.
-          IndexError: there are fewer images.
+          ReportExtraMissingError: If the extra `report` is not installed.
+          IndexError: If `image` is out of range.
         """
         check_is_fitted(self)
         from pnet_jax.report import check_installed

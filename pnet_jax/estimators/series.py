@@ -1,4 +1,4 @@
-"""Scans whose parcels have been made, as Networks: what follows is then the same as for images."""
+"""Signals of existing parcels as Networks, so that later steps are the same as for images."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ FIXED = "the parcels were made before"
 
 
 def parcels_of(one: Cohort) -> Atlas:
-    """The parcels of a Cohort as an Atlas whose digest tells them apart; they have no positions."""
+    """Return the parcels of a Cohort as an Atlas without positions, whose digest identifies them."""
     places = np.arange(one.n_parcels, dtype=np.float32)[:, None] * np.ones(3, np.float32)
     names = [str(name) for name in one.names]
     return make_atlas(places, np.arange(1, one.n_parcels + 1), resolution=1.0, names=names, source=one.atlas["source"])
 
 
 def network_of(one: Cohort, edges: Sequence[str], atlas: Atlas) -> Network:
-    """Network of a Cohort's only scan.
+    """Make the Network of a Cohort with one scan.
 
-    Edges that the Cohort has are taken from it, except those that were made of a cohort or a group (`tangent`, `shrunk`, `guided`), which
-    would bring what other participants have into an evaluation.
+    Edges are taken from the Cohort if available, except those that depend on other participants (`tangent`, `shrunk`, `guided`), which
+    would leak information into an evaluation.
 
     Args:
       one: Cohort of one scan, with signals.
-      edges: names of measures of one scan.
-      atlas: its parcels (`parcels_of`).
+      edges: Names of single-scan edge measures.
+      atlas: Parcels of the Cohort, from `parcels_of`.
 
     Raises:
-      InputError: the Cohort has no signals.
+      InputError: If the Cohort has no signals.
     """
     if one.signals is None or one.frames is None or one.kept is None:
         raise InputError(f"{one.table['scan'][0]}: expected a Cohort with signals, found none: read it with signals")
@@ -77,14 +77,14 @@ def network_of(one: Cohort, edges: Sequence[str], atlas: Atlas) -> Network:
 
 
 def with_layers(network: Network, group: Group | None) -> Network:
-    """The network with the shrunk and guided edges that a group gives it."""
+    """Return the network with the shrunk and guided edges of a group model, if there is one."""
     if group is None or group.shrinkage is None or network.qc.n_eff is None:
         return network
     return add_layers(network, layers(network.edges["pearson"], max(network.qc.n_eff, 1.0), group.shrinkage, group.guide))
 
 
 def _scan(one: Cohort, signals: np.ndarray) -> Scan:
-    """The parcels as locations of a Scan, which knows its halves and degrees of freedom."""
+    """Return a Scan whose locations are the parcels, with its halves and degrees of freedom."""
     table, label = one.table, label_entities(str(one.table["scan"][0]))
     tr, degrees = float(table["tr"][0]), float(table["n_eff"][0])
     assert one.frames is not None and one.kept is not None
@@ -108,7 +108,7 @@ def _edges(one: Cohort, name: str, signals: np.ndarray, scan: Scan) -> np.ndarra
 
 
 def _locations(one: Cohort) -> dict[str, Any]:
-    """Locations and their labels where the Cohort has them, else one for each parcel, nowhere."""
+    """Return the locations and labels of the Cohort if it has them, otherwise one location without position per parcel."""
     if one.space is not None and one.labels is not None and one.confidence is not None:
         space: Space = one.space
         labels, sure = one.labels[0].astype(np.int32), one.confidence[0]

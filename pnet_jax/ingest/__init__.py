@@ -1,4 +1,4 @@
-"""Ingest: files -> Scan, and atlas files -> Atlas."""
+"""Load recordings as `Scan` and atlas files as `Atlas`."""
 
 from pnet_jax.ingest.atlas import load_atlas
 from pnet_jax.ingest.bids import find_scans

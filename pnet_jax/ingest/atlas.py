@@ -1,4 +1,4 @@
-"""Atlas files -> Atlas."""
+"""Atlas files as `Atlas`."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ from pnet_jax.ingest.voxels import check_stream
 from pnet_jax.parcellation.atlas import Atlas, make_atlas
 from pnet_jax.space import LEFT, RIGHT, Space
 
-# Names of what is no region, in the tables of Workbench, FreeSurfer and the atlases converted from them.
+# Label names that do not denote a region, in tables of Workbench and FreeSurfer and in atlases converted from them.
 BACKGROUND = re.compile(
     r"\?\?\?|(?:[lr]h?[_.-])?(?:unknown|background(?:\+freesurfer_defined_medial_wall)?|medial[ _.-]?wall)", re.IGNORECASE
 )
 
 
 def load_atlas(file: str | Path, *, names: NamesInput = None, space: str | None = None, surfaces: SurfaceInput = None) -> Atlas:
-    """Atlas from a file: a 3-D image of region ids (`dseg`), a CIFTI `dlabel`, or a pair of GIFTI labels.
+    """Load an atlas from a file: a 3-D image of region ids (`dseg`), a CIFTI `dlabel`, or a pair of GIFTI label files.
 
-    Ids need not be contiguous, values above 0 are regions, and the image may have any orientation and type as long as its values are
-    whole numbers. Names of ids that occur nowhere in the atlas are dropped with a warning, so that K is the number of
-    regions that exist. On surfaces, an id that both cortices have is two parcels (`separate_sides`), and labels named `???`, unknown,
-    background or medial wall are no parcels.
+    Values above 0 are regions; ids need not be contiguous. The image may have any orientation and data type, but its values must be
+    whole numbers. Names of ids that do not occur in the atlas are dropped with a warning, so that K is the number of regions present.
+    On surfaces, an id that occurs in both cortices gives two parcels (`separate_sides`), and labels named `???`, unknown, background or
+    medial wall are not parcels.
 
     Args:
-      file: .nii, .nii.gz, .dlabel.nii, or the .label.gii of either hemisphere, beside which the other is read.
-      names: id to name; or one name for each id in ascending order; or a label file (.tsv or .csv with the columns `index` and `name`,
-        or Workbench's two-line .txt). None looks for a label file beside the atlas.
-      space: template; by default the `space-` or `tpl-` entity of the file name.
-      surfaces: left and right GIFTI meshes in MNI mm, for vertices; None takes those of the template where they can be had
-        (`load_scan`).
+      file: .nii, .nii.gz or .dlabel.nii file, or the .label.gii of one hemisphere; the other hemisphere is read from the same folder.
+      names: Mapping from id to name, one name for each id in ascending order, or a label file (.tsv or .csv with the columns `index`
+        and `name`, or Workbench's two-line .txt). If None, a label file beside the atlas is used.
+      space: Template; by default the `space-` or `tpl-` entity of the file name.
+      surfaces: Left and right GIFTI meshes in MNI mm, for atlases with vertices. If None, the meshes of the template are used where
+        available (see `load_scan`).
+
+    Returns:
+      The atlas, with K parcels.
 
     Raises:
-      InputError: the image holds probabilities (4-D), values that are not whole, no value above 0, or is damaged; its header has no
-        affine; or its space is not an MNI space.
-      FileNotFoundError: the atlas or its label file is not there.
+      InputError: If the image is damaged, holds probabilities (4-D), values that are not whole or no value above 0, if its header has no
+        affine, or if its space is not an MNI space.
+      FileNotFoundError: If the atlas or its label file does not exist.
 
     Example:
       >>> from pnet_jax.ingest import load_atlas
@@ -80,13 +83,13 @@ def load_atlas(file: str | Path, *, names: NamesInput = None, space: str | None 
 
 
 def centroids(atlas: Atlas) -> Float[np.ndarray, "K 3"]:
-    """Mean of each parcel's points, mm."""
+    """Return the mean coordinate of each parcel in mm, `[K, 3]`."""
     counts = np.bincount(atlas.labels, minlength=atlas.n_parcels)
     return np.stack([np.bincount(atlas.labels, weights=atlas.xyz[:, i], minlength=atlas.n_parcels) / counts for i in range(3)], axis=1)
 
 
 def _volume_labels(image: nib.spatialimages.SpatialImage, where: str) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, " N"], float]:
-    """Points in the order of the closest RAS orientation, so that a flipped copy gives the same atlas."""
+    """Return points, ids and voxel size in the closest RAS orientation, so that a flipped copy gives the same atlas."""
     shape = tuple(image.shape)
     if len(shape) == 4 and shape[3] == 1:
         image = image.slicer[..., 0]
@@ -131,14 +134,14 @@ def _vertex_labels(
 def without_background(
     values: Int[np.ndarray, " N"], tables: tuple[dict[int, str], dict[int, str]]
 ) -> tuple[Int[np.ndarray, " N"], tuple[dict[int, str], dict[int, str]]]:
-    """Ids with 0 for labels that name no region, and both hemispheres' names without these."""
+    """Set labels that do not name a region to 0, and drop them from the names of both hemispheres."""
     kept = tuple({key: name for key, name in table.items() if not BACKGROUND.fullmatch(name.strip())} for table in tables)
     none = [key for table, left in zip(tables, kept, strict=True) for key in table.keys() - left.keys()]
     return np.where(np.isin(values, none), 0, values), (kept[0], kept[1])
 
 
 def cortex_of(space: Space) -> Int[np.ndarray, " V"]:
-    """0 for vertices of the left cortex, 1 for those of the right, −1 elsewhere, `[V]`."""
+    """Return 0 for vertices of the left cortex, 1 for those of the right, and −1 elsewhere, `[V]`."""
     of_structure = [list(CORTICES.values()).index(name) if name in CORTICES.values() else -1 for name in space.structures]
     return np.array(of_structure, np.int8)[space.structure]
 
@@ -149,19 +152,19 @@ def separate_sides(
     names: tuple[dict[int, str], dict[int, str]] | dict[int, str] | list[str],
     where: str,
 ) -> tuple[Int[np.ndarray, " N"], dict[int, str]]:
-    """Makes a parcel of the pair (hemisphere, id) where both cortices have an id; the right one's ids are raised by the largest id.
+    """Split ids that occur in both cortices into one parcel per hemisphere; ids of the right one are raised by the largest id.
 
     Args:
-      values: ids, `[N]`.
-      cortex: 0 left, 1 right, −1 not on the cortex, `[N]`.
-      names: of ids in the left and the right hemisphere; of ids in both; or one for each id in ascending order.
-      where: name of the atlas in messages.
+      values: Ids, `[N]`.
+      cortex: Hemisphere of each location: 0 left, 1 right, −1 outside the cortex, `[N]`.
+      names: Names by id, separately for the left and right hemisphere or for both; or one name for each id in ascending order.
+      where: Name of the atlas in messages.
 
     Returns:
-      Ids, and their names: `L_name` and `R_name` for both halves of an id that has one name.
+      Ids, `[N]`, and their names; a name shared by both hemispheres becomes `L_name` and `R_name`.
 
     Raises:
-      InputError: the number of names is wrong.
+      InputError: If the number of names is not the number of ids.
     """
     if isinstance(names, list):
         ids = np.unique(values[values > 0]).tolist()
@@ -190,7 +193,7 @@ def separate_sides(
 
 
 def _whole(values: np.ndarray, where: str) -> np.ndarray:
-    """Values as integers, NaN as background."""
+    """Convert values to integers; NaN becomes background."""
     if values.dtype.kind in "iub":
         labels = values.astype(np.int64)
     else:
@@ -225,7 +228,7 @@ def _names(given: NamesInput, atlas: Path) -> dict[int, str] | list[str] | None:
 
 
 def _used_names(names: dict[int, str], values: Int[np.ndarray, " N"], where: str) -> dict[int, str]:
-    """Names of ids that exist; says which do not, and which have no name."""
+    """Return the names of the ids present; warn of names without an id and of ids without a name."""
     ids = set(np.unique(values[values > 0]).tolist())
     empty = [f"{i} {name}" for i, name in sorted(names.items()) if i > 0 and i not in ids]
     if empty:

@@ -1,4 +1,4 @@
-"""What a user points at -> the scans in it: one file, a list of files, or a folder of BIDS derivatives."""
+"""Find the scans in an input: one file, a list of files, or a folder of BIDS derivatives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.source import ScanSource, source_of
 from pnet_jax.ingest.tables import NOT_TEXT, SEPARATORS, brief, first_lines, layout_of, number, plural, read_table, shortlist
 
-LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes of a name and of a path, as file systems have them
+LONGEST_PART, LONGEST_PATH = 255, 4095  # limits of file systems, in bytes
 
 
 def find_scans(
@@ -33,27 +33,30 @@ def find_scans(
     mask: str | Path | None = None,
     confounds: str | Path | None = None,
 ) -> list[ScanSource]:
-    """The scans of an input, sorted by label.
+    """Find the scans of an input, sorted by label.
 
-    A recording that cannot be read comes with its `problem`: it is in an unsupported space, its file in a list is missing, it shares its
-    name with another, or a subject's folder has no recording. A batch records it as failed and continues.
+    A recording that cannot be read is returned with its `problem`: it is in an unsupported space, its file in a list is missing, it has
+    the same name as another, or the folder of a subject has no recording. A batch records it as failed and continues.
 
     Args:
-      input: a recording; a list of recordings (.txt with a path a line and # comments, or a .tsv/.csv with the column `bold` and
-        optionally `mask`, `confounds`, `subject`, `session`; relative paths start at the list); or a folder of BIDS
-        derivatives, searched at any depth. Of each run in a folder one file is taken: volumes before surfaces,
-        MNI152NLin2009cAsym before MNI152NLin6Asym before other MNI spaces, preprocessed before denoised. A folder without
-        any recording may hold tables of ROI series (`sub-*_timeseries.tsv`, .1D, .txt).
-      participant_labels: keep these subjects, with or without `sub-`; a string may hold several labels, separated by commas.
-      session_labels: keep these sessions, with or without `ses-`, in the same form.
-      task: keep this task.
-      space: take files in this space only; `"fsLR"` takes CIFTI files.
-      mask: brain mask for every scan, instead of the one beside each.
-      confounds: confounds table of the one scan there is, instead of the one beside it.
+      input: A recording; a list of recordings (.txt with one path per line and # comments, or .tsv or .csv with the column `bold` and
+        optionally `mask`, `confounds`, `subject` and `session`; paths are relative to the list); or a folder of BIDS derivatives,
+        searched at any depth. One file is used for each run in a folder: volumes are preferred to surfaces, MNI152NLin2009cAsym to
+        MNI152NLin6Asym to other MNI spaces, and preprocessed to denoised files. If a folder has no recordings, tables of ROI series
+        (`sub-*_timeseries.tsv`, .1D, .txt) are used.
+      participant_labels: Subjects to keep, with or without `sub-`; a string may hold several labels, separated by commas.
+      session_labels: Sessions to keep, with or without `ses-`, in the same form.
+      task: Task to keep.
+      space: Space of the files to use; `"fsLR"` selects CIFTI files.
+      mask: Brain mask for every scan, instead of the mask beside each.
+      confounds: Confounds table, instead of the one beside the recording; for an input with a single scan.
+
+    Returns:
+      One source for each scan.
 
     Raises:
-      SettingsError: no recording was found, or a label is not among those found.
-      FileNotFoundError: the input is not there.
+      SettingsError: If no recording was found, or a requested label is not among those found.
+      FileNotFoundError: If the input does not exist.
     """
     path = Path(input)
     if not path.exists():
@@ -90,7 +93,7 @@ def _selected(
 
 
 def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSource], task: str | None) -> None:
-    """Warns of mixed tasks, of subjects without the requested task, and of scans that lack the confounds that others have."""
+    """Warn of mixed tasks, of subjects without the requested task, and of scans without confounds if others have them."""
     tasks = collections.Counter(s.entities["task"] for s in chosen if "task" in s.entities and not s.problem)
     if task is None and len(tasks) > 1:
         counts = shortlist([f"{name} ({plural(n, 'scan')})" for name, n in sorted(tasks.items())])
@@ -113,11 +116,11 @@ def _say_what_is_odd(folder: Path, found: list[ScanSource], chosen: list[ScanSou
 
 
 def _is_list(path: Path) -> bool:
-    """A table of ROI series and a list of files may have the same extension; the first lines distinguish them."""
+    """Return whether a file is a list of files; a table of ROI series may have the same extension, so the first lines decide."""
     extension = path.suffix.lower()
     if extension == ".txt":
         lines = [line.split("#", 1)[0] for line in first_lines(path, f"input {path}")]
-        top = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()][:2]  # a header, perhaps, and a row
+        top = [re.split(r"[\s,;]+", line.strip()) for line in lines if line.strip()][:2]  # possibly a header, and a row
         return not any(all(number(field) is not None for field in fields) for fields in top)
     if extension not in SEPARATORS:
         return False
@@ -132,7 +135,7 @@ def _in_list(path: Path) -> list[ScanSource]:
     else:
         table = read_table(path, f"list {path}", dtype=str).rename(columns=lambda c: str(c).lower())  # "01" stays "01"
         rows = [(i + 2, {k: str(v).strip() for k, v in row.items() if pd.notna(v)}) for i, row in enumerate(table.to_dict("records"))]
-    rows = [(number, row) for number, row in rows if row]  # spreadsheets leave rows of separators alone
+    rows = [(number, row) for number, row in rows if row]  # spreadsheets leave rows that hold only separators
     if not rows:
         raise SettingsError(f"list {path}: expected one path per line, found no recording")
     return [_listed(path, number, row) for number, row in rows]
@@ -161,15 +164,15 @@ def _listed(listing: Path, number: int, row: dict[str, str]) -> ScanSource:
 
 
 def _entry(line: str, listing: Path) -> str:
-    """A path of a list without the quotes that Windows copies with it, and without a comment unless # is part of a file's name."""
+    """Strip a line of a list: the quotes that Windows adds to copied paths, and a comment unless # is part of an existing name."""
     whole = line.strip().strip('"')
     return whole if _resolve(whole, listing).is_file() else line.split("#", 1)[0].strip().strip('"')
 
 
 def _resolve(name: str, listing: Path) -> Path:
-    """Return the file beside the list, or else in the working folder; beside the list if it is in neither.
+    """Resolve a path relative to the list or, if no such file exists, to the working folder; if neither exists, to the list.
 
-    Backslashes may separate folders, and `~` is the home folder.
+    Backslashes are accepted as separators, and `~` as the home folder.
     """
     if name.startswith("~"):
         return Path(name).expanduser()
@@ -187,7 +190,7 @@ def _select(
         return sources
     given = [label for labels in ([wanted] if isinstance(wanted, str) else wanted) for label in str(labels).split(",")]
     labels = [naming.bare_label(label, key) for label in given if label.strip()]
-    nowhere = [s for s in sources if s.problem and not s.entities and key != "sub"]  # subjects without a recording stay in the table
+    nowhere = [s for s in sources if s.problem and not s.entities and key != "sub"]  # keep subjects without a recording in the table
     there = sorted({of(s) or "none" for s in sources if s not in nowhere})
     unknown = [f"{label}{_meant(label, there)}" for label in labels if label not in there]
     if unknown:
@@ -196,7 +199,7 @@ def _select(
 
 
 def _meant(label: str, there: list[str]) -> str:
-    """Suggests the label that was probably meant: in another case, with other leading zeros, or with a similar spelling."""
+    """Suggest the label that was probably meant: one that differs in case, leading zeros or a few letters."""
     plain = label.lower().replace("_", "-").removeprefix("sub-").removeprefix("ses-")
     same = [one for one in there if one.lower() == plain or one.lower().lstrip("0") == plain.lstrip("0")]
     return f" (did you mean {same[0]!r}?)" if same else f" ({said.removeprefix('; ')})" if (said := nearest(label, there)) else ""
@@ -219,7 +222,7 @@ def _override(sources: list[ScanSource], mask: str | Path | None, confounds: str
 
 
 def _told_apart(sources: list[ScanSource], path: Path) -> list[ScanSource]:
-    """One source for each label; recordings with the same label become one source with a problem, so that the others can be read."""
+    """Return one source for each label; recordings with the same label become one source with a problem and do not stop the others."""
     named: dict[str, list[ScanSource]] = {}
     for source in sources:
         named.setdefault(source.label, []).append(source)

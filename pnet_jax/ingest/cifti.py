@@ -19,7 +19,7 @@ from pnet_jax.space import LEFT, RIGHT, Grid, Mesh, Space, grid_neighbours, hemi
 
 
 def axes_of(image: nib.Cifti2Image, kind: type, what: str, where: str) -> tuple[Any, Any]:
-    """Both axes of a two-dimensional CIFTI file, the second of which must be of a kind."""
+    """Return both axes of a two-dimensional CIFTI file, and check that the second is of the given kind."""
     if len(image.shape) != 2:
         raise InputError(f"{where}: expected a CIFTI file with two axes, found shape {image.shape}")
     with reading(f"{where}: its CIFTI header is damaged"):
@@ -35,7 +35,7 @@ def header_time(axis: object, where: str) -> HeaderTime:
     """Return the repetition time of a series axis.
 
     Raises:
-      InputError: the axis is not a series.
+      InputError: If the axis is not a series axis.
     """
     if not isinstance(axis, axes.SeriesAxis):
         raise InputError(f"{where}: expected a series over time (dtseries, ptseries), found a {type(axis).__name__}")
@@ -44,30 +44,30 @@ def header_time(axis: object, where: str) -> HeaderTime:
 
 
 def read_dense(image: nib.Cifti2Image, where: str) -> Float[np.ndarray, "V T"]:
-    """Data with locations first, float32, read a block of locations at a time.
+    """Read the data with locations first, as float32, a block of locations at a time.
 
     Raises:
-      InputError: the file is truncated or corrupt.
+      InputError: If the file is truncated or corrupt.
     """
     n_frames, n = image.shape
     y = np.empty((n, n_frames), np.float32)
-    for start in range(0, n, 4096):  # a CIFTI file stores each location's series in one piece
+    for start in range(0, n, 4096):  # CIFTI stores the series of a location contiguously
         rows = slice(start, start + 4096)
         y[rows] = attempt(partial(image.dataobj.__getitem__, (slice(None), rows)), f"locations from {start}", where).T
     return y
 
 
 def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, where: str) -> Space:
-    """Space of a dense CIFTI axis, in the order of the file.
+    """Make the Space of a dense CIFTI axis, with locations in the order of the file.
 
     Args:
-      axis: brain models: V vertices and voxels.
-      surfaces: meshes of the cortices, in MNI mm; None takes those of the template where they can be had (`surfaces.mesh_of`).
-      name: of the space.
-      where: how messages name the file.
+      axis: Brain models with V vertices and voxels.
+      surfaces: Meshes of both cortices in MNI mm. If None, those of the template are used where available (`surfaces.mesh_of`).
+      name: Name of the space.
+      where: Name of the file in messages.
 
     Raises:
-      InputError: a surface is missing or has another number of vertices.
+      InputError: If a surface is missing or has a different number of vertices.
     """
     n = len(axis)
     names = np.asarray(axis.name)
@@ -86,7 +86,7 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
         table = mesh_neighbours(mesh.faces, vertices)
         tables.append((at, table))
         lengths = np.where(table >= 0, np.linalg.norm(xyz[at][table] - xyz[at][:, None], axis=2), 0)
-        count = (table >= 0).sum(1)  # 0 for a vertex whose neighbours have no signal
+        count = (table >= 0).sum(1)  # 0 if no neighbour of a vertex has a signal
         spacing.append(np.divide(lengths.sum(1), count, out=np.full(len(at), np.nan), where=count > 0))
     if volume.any():
         xyz[volume] = voxel[volume] @ axis.affine[:3, :3].T + axis.affine[:3, 3]
@@ -109,10 +109,10 @@ def cifti_space(axis: axes.BrainModelAxis, surfaces: SurfaceInput, name: str, wh
 
 
 def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, space: str, where: str) -> Float[np.ndarray, "K 3"]:
-    """Mean coordinate of each parcel's voxels and vertices, mm.
+    """Return the mean coordinate of each parcel's voxels and vertices in mm, `[K, 3]`.
 
     Raises:
-      InputError: parcels have vertices and there are no surfaces, or a parcel is empty.
+      InputError: If parcels have vertices but there are no surfaces, or if a parcel is empty.
     """
     meshes = read_surfaces(surfaces, where)
     centroids = np.full((len(axis), 3), np.nan)
@@ -136,7 +136,7 @@ def parcel_centroids(axis: axes.ParcelsAxis, surfaces: SurfaceInput, space: str,
 
 
 def _mesh(parts: list[tuple[Surface, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]], names: np.ndarray, n: int) -> Mesh:
-    """One mesh of all surfaces, given each with its locations and their vertices in it."""
+    """Combine surfaces into one mesh; each is given with its locations and their vertex numbers."""
     vertex, xyz, faces, sides, count = np.full(n, -1, np.int32), [], [], [], 0
     for surface, at, vertices in parts:
         vertex[at] = vertices + count
@@ -154,9 +154,9 @@ def _hemisphere(names: np.ndarray, xyz: Float[np.ndarray, "V 3"]) -> Int[np.ndar
 
 
 def _merge(tables: list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n N"]]], n: int) -> Int[np.ndarray, "V N"]:
-    """One table over all locations from one for each part, whose entries count within the part."""
+    """Merge one neighbour table per part, with indices within the part, into one table over all locations."""
     merged = np.full((n, max(table.shape[1] for _, table in tables)), -1, np.int32)
     for at, table in tables:
-        whole = np.append(at, -1)  # the last entry answers for the padding −1
+        whole = np.append(at, -1)  # the last entry maps the padding −1 to itself
         merged[at, : table.shape[1]] = whole[table]
     return merged

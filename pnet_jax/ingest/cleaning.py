@@ -1,9 +1,9 @@
-"""Cleaning: raw series in, a Scan out.
+"""Clean raw series and assemble a Scan.
 
-Once frames and confounds are fixed, everything `nilearn.signal.clean` does (interpolation, detrending, filtering,
-censoring, regression) is linear in the signals and the same for all of them. So nilearn cleans unit impulses once, which gives
-its operator as a matrix, and the recording is multiplied by it a block of locations at a time: the same numbers as
-cleaning every location (its Butterworth filter is a Python loop over locations), at a fraction of the time and memory.
+For fixed frames and confounds, `nilearn.signal.clean` (interpolation, detrending, filtering, censoring, regression) is a linear
+operator, the same for every location. nilearn therefore cleans unit impulses once, which gives the operator as a matrix, and the
+recording is multiplied by this matrix in blocks of locations. The values equal those of cleaning every location with nilearn, whose
+Butterworth filter is a Python loop over locations, at a fraction of the time and memory.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pnet_jax.scan import Half, Scan, split_frames, zscore_in_place
 from pnet_jax.space import Space
 
 BLOCK = 4096
-CONSTANT = 1e-5  # spread relative to the level, or to the spread before cleaning, that rounding in float32 can leave
+CONSTANT = 1e-5  # largest spread due to float32 rounding, relative to the level or to the spread before cleaning
 FEW_DEGREES = 10.0
-DIM, LEVELLED = 0.01, 2.0  # share of the median intensity below which a location is air; times the spread above which there is intensity
+DIM, LEVELLED = 0.01, 2.0  # a location below this share of the median intensity is air; a median above this many spreads is an intensity
 
 
 @dataclasses.dataclass
 class Recording:
-    """A raw recording on its way to a Scan.
+    """Raw recording to be cleaned.
 
     Attributes:
-      y: raw signals, `[V, recorded]`, float32, C order; cleaning overwrites it.
-      space: the V locations.
-      tr: repetition time in seconds.
-      where: how messages name the scan: label and file.
-      warnings: what the reader should know so far.
+      y: Raw signals, `[V, recorded]`, float32, C order; overwritten by cleaning.
+      space: Space of the V locations.
+      tr: Repetition time in seconds.
+      where: Label and file of the scan, for messages.
+      warnings: Warnings so far.
     """
 
     y: Float[np.ndarray, "V recorded"]
@@ -55,22 +55,25 @@ def clean_recording(
     done: dict[str, object] | None = None,
     **fields: object,
 ) -> Scan:
-    """Cleans and standardises in place, and assembles the Scan.
+    """Clean and standardise a recording in place, and assemble the Scan.
 
-    Memory above the recording itself: one block of 4096 locations, a few T x T matrices, the halves (as large as the recording), and with
-    `wide` half of the recording.
+    In addition to the recording, memory is needed for one block of 4096 locations, a few T × T matrices, the halves (as large as the
+    recording) and, with `wide`, half the size of the recording.
 
     Args:
-      recording: raw signals; `recording.y` is overwritten and reused by the Scan.
-      kept: positions of the frames to keep, ascending; frames that cannot be measurements (`frames.leave_out_broken`) are excluded too.
-      confounds: regressors over all recorded frames, any unit; None regresses nothing.
-      cleaning: band, trend and the shortest scan that is accepted.
-      done: what the Scan shall say of its cleaning beside band and trend.
-      **fields: further attributes of the Scan (`subject`, `entities`, `source`, `displacement`).
+      recording: Raw signals; `recording.y` is overwritten and reused by the Scan.
+      kept: Positions of the frames to keep, ascending; invalid frames among them (`frames.leave_out_broken`) are excluded.
+      confounds: Regressors over all recorded frames, `[recorded, n]`, in any unit; None for no regression.
+      cleaning: Band, trend and minimum length of a scan.
+      done: Record of the cleaning in addition to band and trend, stored in the Scan.
+      **fields: Further attributes of the Scan (`subject`, `entities`, `source`, `displacement`).
+
+    Returns:
+      The cleaned scan.
 
     Raises:
-      InputError: no location has a varying, finite signal; more than half are not finite; more than a third have the same signal; too few
-        frames are left; the filter or the regressors leave nothing.
+      InputError: If no location has a finite, varying signal, more than half of them are not finite, more than a third have the same
+        signal, too few frames remain, or the filter and regressors remove the whole signal.
     """
     recorded, where, warnings = recording.y.shape[1], recording.where, recording.warnings
     left = leave_out_broken(recording.y, kept, warnings)
@@ -113,15 +116,15 @@ def clean_recording(
 
 
 def degrees_of(operator: Float[np.ndarray, "T T"]) -> float:
-    """Degrees of freedom of what a linear operator leaves of white noise: the sum of its squared entries."""
+    """Return the degrees of freedom of white noise after a linear operator: the sum of its squared entries."""
     return float(np.sum(operator**2, dtype=np.float64))
 
 
 def half_operator(kept: Int[np.ndarray, " t"], *, where: str, **same: Any) -> Float[np.ndarray, "t t"]:
-    """`time_operator` of one half of the frames; zeros, with 0 degrees of freedom, where they are too few to be cleaned."""
+    """Return the `time_operator` of one half of the frames; zeros (0 degrees of freedom) if there are too few frames to clean."""
     try:
         return time_operator(kept, where=where, **same)
-    except ValueError:  # the whole scan could be cleaned: this half alone is too short for the filter
+    except ValueError:  # the whole scan was long enough for the filter, but this half is not
         return np.zeros((len(kept), len(kept)), np.float32)
 
 
@@ -135,22 +138,22 @@ def time_operator(
     confounds: Float[np.ndarray, "recorded n"] | None,
     where: str = "scan",
 ) -> Float[np.ndarray, "T T"]:
-    """The matrix that `nilearn.signal.clean` multiplies every series by: kept frames in, cleaned kept frames out.
+    """Return `nilearn.signal.clean` as a matrix that maps the kept frames of a series to the cleaned frames.
 
-    Scrubbed frames between kept ones are filled by a cubic spline before filtering and removed after it; those before the first
-    and after the last kept frame are left out, as nilearn does (Lindquist et al. 2019).
+    Scrubbed frames between kept ones are interpolated by a cubic spline before filtering and removed afterwards; those before the first
+    and after the last kept frame are left out, as in nilearn (Lindquist et al. 2019).
 
     Args:
-      kept: positions of the frames to keep, ascending.
-      tr: seconds.
-      detrend: remove the linear trend.
-      low_pass: Hz, or None.
-      high_pass: Hz, or None.
-      confounds: regressors over all recorded frames, or None.
-      where: how messages name the scan.
+      kept: Positions of the T frames to keep, ascending.
+      tr: Repetition time in seconds.
+      detrend: Whether to remove the linear trend.
+      low_pass: Upper cut-off frequency in Hz, or None.
+      high_pass: Lower cut-off frequency in Hz, or None.
+      confounds: Regressors over all recorded frames, `[recorded, n]`, or None.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: nilearn refuses, e.g. fewer frames than the filter's padding.
+      InputError: If nilearn raises an error, e.g. because there are fewer frames than the padding of the filter.
     """
     from nilearn.signal import clean
 
@@ -159,9 +162,9 @@ def time_operator(
     if confounds is not None:
         confounds = expand @ confounds[kept]
     span = len(expand)
-    options: dict[str, Any] = {"butterworth__copy": True}  # filters all columns at once: the same values in a tenth of the time
+    options: dict[str, Any] = {"butterworth__copy": True}  # filters all columns at once, ten times faster with the same values
     if span <= 34:
-        options["butterworth__padlen"] = span - 1  # the filter's own padding, 33 frames, does not fit
+        options["butterworth__padlen"] = span - 1  # the default padding of 33 frames does not fit
     operator = np.empty((len(kept), len(kept)), np.float32)
     for start in range(0, len(kept), 1024):
         columns = slice(start, start + 1024)
@@ -170,7 +173,7 @@ def time_operator(
                 expand[:, columns],
                 detrend=detrend,
                 standardize=None,
-                # A copy, because nilearn shifts the array it is given; the gaps are filled already, because it fills the wrong
+                # A copy, because nilearn modifies its input. The gaps are filled beforehand, because nilearn fills the wrong
                 # frames where the mirror image (T − 1 − t) of a scrubbed frame is scrubbed too.
                 sample_mask=None if len(kept) == span else inside.copy(),
                 confounds=confounds,
@@ -185,7 +188,7 @@ def time_operator(
 
 
 def band(cleaning: CleaningConfig, tr: float, where: str, warnings: list[str]) -> tuple[float | None, float | None]:
-    """The band that this repetition time allows: `(low_pass, high_pass)` in Hz."""
+    """Return the band that the repetition time allows: `(low_pass, high_pass)` in Hz."""
     nyquist, low_pass, high_pass = 0.5 / tr, cleaning.low_pass or None, cleaning.high_pass or None
     if low_pass is not None and low_pass >= nyquist:
         warnings.append(f"low_pass = {low_pass} Hz is not below the Nyquist frequency {nyquist:.4g} Hz of TR = {tr} s: dropped")
@@ -198,7 +201,7 @@ def band(cleaning: CleaningConfig, tr: float, where: str, warnings: list[str]) -
 
 
 def check_length(n_kept: int, recorded: int, tr: float, cleaning: CleaningConfig, where: str, warnings: list[str]) -> None:
-    """Refuses a scan that is too short, warns of one that is barely long enough."""
+    """Raise if a scan is too short; warn if it is barely long enough."""
     left = f"{n_kept} of {recorded} frames are left, {n_kept * tr:.1f} s at TR = {tr} s"
     if n_kept < cleaning.min_frames:
         raise InputError(f"{where}: too short: {left}; at least {cleaning.min_frames} frames are needed (min_frames)")
@@ -213,7 +216,7 @@ def check_length(n_kept: int, recorded: int, tr: float, cleaning: CleaningConfig
 def check_degrees(
     degrees: float, n_kept: int, n_confounds: int, edges: tuple[float | None, float | None], where: str, warnings: list[str]
 ) -> None:
-    """Refuses a cleaning that removes everything, warns of one that removes nearly everything."""
+    """Raise if cleaning removes all degrees of freedom; warn if it removes nearly all."""
     said = (
         f"{n_confounds} regressors and a band of {edges[1] or 0} to {edges[0] or 'Nyquist'} Hz leave {degrees:.1f} degrees of "
         f"freedom of {n_kept} frames"
@@ -227,7 +230,7 @@ def check_degrees(
 
 
 def check_locations(counts: dict[str, int], total: int, where: str, warnings: list[str]) -> None:
-    """Reports locations without a usable signal; refuses a scan that has none, or NaN in more than half."""
+    """Warn of locations without a usable signal; raise if there is no usable location or more than half are NaN."""
     broken, flat = counts["not_finite"], counts["constant"]
     if broken > total / 2:
         raise InputError(f"{where}: {broken} of {total} locations hold NaN or infinite values, expected at most half; check mask and file")
@@ -242,10 +245,10 @@ def check_locations(counts: dict[str, int], total: int, where: str, warnings: li
 def check_intensity(
     mean: Float[np.ndarray, " V"], std: Float[np.ndarray, " V"], valid: Bool[np.ndarray, " V"], warnings: list[str]
 ) -> None:
-    """Warns of locations of very low intensity: noise outside the brain or the field of view, which the signal alone does not reveal."""
+    """Warn of locations of very low intensity: noise outside the brain or field of view, which z-scored signals do not show."""
     level, spread = float(np.median(mean[valid])), float(np.median(std[valid]))
     dark = valid & (np.abs(mean) < DIM * level)
-    if level > LEVELLED * spread and dark.any():  # signals that were centred before have no intensity to compare
+    if level > LEVELLED * spread and dark.any():  # centred signals have no intensity to compare
         warnings.append(
             f"{int(dark.sum())} of {len(valid)} locations have a mean intensity below {DIM:.0%} of the median: check whether the mask "
             "extends beyond the brain or the field of view"
@@ -253,15 +256,15 @@ def check_intensity(
 
 
 class Applied(NamedTuple):
-    """A recording after its operators.
+    """Recording after cleaning.
 
     Attributes:
-      y: cleaned series, z-scored, 0 where there is no finite, varying signal, `[V, T]`.
-      mean: mean over the kept frames before cleaning, `[V]`.
-      std: standard deviation over the kept frames after cleaning, 0 where there is no finite, varying signal, `[V]`.
-      counts: locations that are `not_finite` or `constant`.
-      wide: what the operator without a low-pass leaves, z-scored, float16, or None.
-      halves: each half of the frames after its own operator, z-scored.
+      y: Cleaned series, z-scored, 0 for locations without a finite, varying signal, `[V, T]`.
+      mean: Mean over the kept frames before cleaning, `[V]`.
+      std: Standard deviation over the kept frames after cleaning, 0 for locations without a finite, varying signal, `[V]`.
+      counts: Numbers of locations that are `not_finite` or `constant`.
+      wide: Series cleaned without a low-pass filter, z-scored, `[V, T]`, float16, or None.
+      halves: Series of each half of the frames, cleaned separately and z-scored.
     """
 
     y: Float[np.ndarray, "V T"]
@@ -282,11 +285,11 @@ def apply_in_place(
     """Multiply every series by the operator and standardise it in place; apply the other operators into new arrays.
 
     Args:
-      y: raw series; overwritten.
-      kept: positions of the T frames to keep.
-      operator: of these frames.
-      wide: another one of the same frames.
-      parts: columns among the kept frames, and the operator of these alone.
+      y: Raw series, `[V, recorded]`; overwritten.
+      kept: Positions of the T frames to keep.
+      operator: Cleaning operator of these frames, `[T, T]`.
+      wide: Cleaning operator of the same frames without a low-pass filter, or None.
+      parts: Columns among the kept frames and the cleaning operator of these alone, for each half.
     """
     flat, n, frames = y.reshape(-1), len(kept), _run(kept)
     mean, std, counts = np.zeros(len(y), np.float32), np.zeros(len(y), np.float32), {"not_finite": 0, "constant": 0}
@@ -300,7 +303,7 @@ def apply_in_place(
         finite = np.isfinite(centre)  # a float64 sum of float32 values cannot overflow
         if not finite.all():
             piece, centre = np.where(finite[:, None], piece, 0), np.where(finite, centre, 0)
-        # Each half about its own mean: that of the whole recording would carry a little of the other half into it.
+        # Each half is centred on its mean: the mean of the whole recording would leak information from the other half.
         apart = [_centred(piece[:, _run(columns)]) for columns, _ in parts]
         piece = piece - centre[:, None].astype(np.float32)
         wider = piece.astype(np.float64)
@@ -313,7 +316,7 @@ def apply_in_place(
             beside[rows] = _cleaned(piece, wide, varies)
         for half, own, (_, one) in zip(halves, apart, parts, strict=True):
             _cleaned(own, one, varies, half[rows])
-        # Rows move towards the front, never past a row that is still to be read.
+        # Rows only move towards the front, so that no unread row is overwritten.
         flat[rows.start * n : rows.stop * n] = cleaned.reshape(-1)
         mean[rows], std[rows] = centre, np.where(varies, left, 0)
         counts["not_finite"] += int((~finite).sum())
@@ -329,7 +332,7 @@ def _run(at: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
 def _cleaned(
     y: Float[np.ndarray, "V t"], operator: Float[np.ndarray, "t t"], varies: Bool[np.ndarray, " V"], out: np.ndarray | None = None
 ) -> Float[np.ndarray, "V t"]:
-    """Apply an operator to series and z-score them; 0 where the whole recording does not vary."""
+    """Apply an operator to series and z-score them; 0 for locations that do not vary in the whole recording."""
     cleaned = np.matmul(y, operator.T, out=out)
     zscore_in_place(cleaned)
     cleaned[~varies] = 0
@@ -341,7 +344,7 @@ def _centred(y: Float[np.ndarray, "V t"]) -> Float[np.ndarray, "V t"]:
 
 
 def _interpolation(inside: Int[np.ndarray, " T"], tr: float) -> Float[np.ndarray, "span T"]:
-    """Matrix that fills the gaps between kept frames by a cubic spline."""
+    """Return the matrix that interpolates the gaps between kept frames by a cubic spline."""
     from scipy.interpolate import CubicSpline
 
     span = int(inside[-1]) + 1

@@ -1,4 +1,4 @@
-"""Confounds: regressors, frames to keep and head motion, from a file, an array or fMRIPrep's table."""
+"""Confounds: regressors, frames to keep and head motion, from a file, an array or an fMRIPrep table."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ FMRIPREP = re.compile(r"_desc-confounds_(timeseries|regressors)\.tsv$")
 FMRIPREP_COLUMNS = {"trans_x", "trans_x_derivative1", "trans_x_power2", "csf", "framewise_displacement"}
 OUTLIER = re.compile("motion_outlier|non_steady_state")
 REMEDY = "choose another strategy (--cleaning.strategy), or give a table of your own regressors (--confounds)"
-QUALITY = ("framewise_displacement", "fd", "dvars", "std_dvars", "rmsd")  # they measure frames, they are no regressors
+QUALITY = ("framewise_displacement", "fd", "dvars", "std_dvars", "rmsd")  # measures of frame quality, not regressors
 
 ConfoundsInput: TypeAlias = str | Path | pd.DataFrame | np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Confounds:
-    """What there is to know of a recording's noise.
+    """Confounds of a recording.
 
     Attributes:
-      values: regressors, `[recorded, n]`, float64, or None.
-      names: of the regressors.
-      kept: positions of the frames that are no outliers, ascending, or None for all.
-      displacement: framewise displacement in mm, `[recorded]`, or None.
-      source: file or kind of object.
-      warnings: what the reader should know.
+      values: Regressors, `[recorded, n]`, float64, or None.
+      names: Names of the n regressors.
+      kept: Positions of the frames that are not outliers, ascending, or None for all frames.
+      displacement: Framewise displacement in mm, `[recorded]`, or None.
+      source: File, or kind of object.
+      warnings: Warnings about the confounds.
     """
 
     values: Float[np.ndarray, "recorded n"] | None = None
@@ -59,25 +59,26 @@ class Confounds:
 
 
 def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, cleaning: CleaningConfig, where: str) -> Confounds:
-    """Regressors and frames to keep.
+    """Read regressors and the frames to keep.
 
-    fMRIPrep's table (recognised by its columns, or its name `…_desc-confounds_timeseries.tsv`) is read by nilearn's `load_confounds`
-    with the strategy of `cleaning`. Of any other table all columns are regressed out, except measures of frame quality (framewise
+    An fMRIPrep table (recognised by its columns or its name `…_desc-confounds_timeseries.tsv`) is read by nilearn's `load_confounds`
+    with the strategy of `cleaning`. From any other table, all columns are used as regressors except measures of frame quality (framewise
     displacement, DVARS), columns that hold only text, and one-hot outlier columns, whose frames are excluded. NaN in the first row,
-    where derivatives are undefined, takes the second row's value; a regressor that is missing in every row is left out with a warning.
+    where derivatives are undefined, is replaced by the value of the second row; a regressor that is missing in every row is left out
+    with a warning.
 
     Args:
-      given: file (.tsv, .csv, or white space), array `[recorded, n]` or `[recorded]`, DataFrame, or None: then the
-        table beside an fMRIPrep file is used where there is one.
-      bold: the recording's file, or None.
-      n_frames: frames of the recording.
-      cleaning: strategy and thresholds.
-      where: how messages name the scan.
+      given: File (.tsv, .csv, or separated by white space), array `[recorded, n]` or `[recorded]`, or DataFrame. If None, the table
+        beside an fMRIPrep file is used if it exists.
+      bold: File of the recording, or None.
+      n_frames: Number of frames of the recording.
+      cleaning: Strategy and thresholds.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: the number of rows is not the number of frames, there is text among numbers, no regressor is left, or the file lacks
+      InputError: If the number of rows is not the number of frames, there is text among numbers, no regressor is left, or the file lacks
         columns that the strategy needs.
-      FileNotFoundError: the file is not there.
+      FileNotFoundError: If the file does not exist.
     """
     if given is None:
         given = _beside(bold)
@@ -105,16 +106,16 @@ def read_confounds(given: ConfoundsInput, *, bold: Path | None, n_frames: int, c
 def kept_frames(
     sample_mask: Bool[np.ndarray, " recorded"] | Int[np.ndarray, " T"] | None, confounds: Confounds, n_frames: int, where: str
 ) -> Int[np.ndarray, " T"]:
-    """Positions of the frames that both the user's sample mask and the confounds keep.
+    """Return the positions of the frames that both the sample mask and the confounds keep, ascending.
 
     Args:
-      sample_mask: True where a frame is kept, `[recorded]`; or the positions of kept frames as `load_confounds` gives them.
-      confounds: of this recording.
-      n_frames: frames of the recording.
-      where: how messages name the scan.
+      sample_mask: True where a frame is kept, `[recorded]`; or the positions of kept frames, as returned by `load_confounds`.
+      confounds: Confounds of the recording.
+      n_frames: Number of frames of the recording.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: the mask has the wrong length, positions are out of range or not ascending, or confounds hold NaN in kept frames.
+      InputError: If the mask has the wrong length, positions are out of range or not ascending, or confounds hold NaN in kept frames.
     """
     kept = np.arange(n_frames) if confounds.kept is None else np.asarray(confounds.kept, np.int64)
     if sample_mask is not None:
@@ -128,7 +129,7 @@ def kept_frames(
 
 
 def check_rows(rows: int, n_frames: int, what: str, where: str) -> None:
-    """Refuses confounds of another length than the recording."""
+    """Raise if the confounds and the recording differ in length."""
     if rows != n_frames:
         raise InputError(f"{where}: {what} has {rows} rows, expected one per frame: the recording has {n_frames} frames")
 
@@ -152,7 +153,7 @@ def _beside(bold: Path | None) -> Path | None:
     if bold is None or not naming.is_bids(bold) or naming.suffix_of(bold) != "bold":
         return None
     if naming.entities_of(bold).get("desc", "preproc") not in ("preproc", "optcom", "smoothAROMAnonaggr"):
-        return None  # denoised already
+        return None  # the recording is already denoised
     return naming.confounds_beside(bold)
 
 
@@ -168,7 +169,7 @@ def _from_table(table: pd.DataFrame, source: str, cleaning: CleaningConfig, wher
     table = table.rename(columns=str)
     notes = []
     described = [c for c in wholly_text(table) if not table[c].map(str).str.strip().str.fullmatch(DECIMAL_COMMA.pattern).any()]
-    # A word among numbers (a spreadsheet's #REF!) is damage: without the column its noise would stay in the signals.
+    # A word among numbers (#REF! of a spreadsheet) is damage; dropping the column would leave its noise in the signals.
     refuse_text(table, [c for c in text_columns(table) if c not in described], f"{where}: confounds {source}")
     if described:
         notes.append(f"confounds {source}: text columns were left out: {shortlist(described)}")
@@ -214,25 +215,25 @@ def _from_fmriprep(path: Path, table: pd.DataFrame, bold: Path | None, cleaning:
 
 
 def _lacking(error: KeyError | ValueError) -> list[str]:
-    """Columns, or parts of a strategy without any column, that `load_confounds` missed; empty if it complains of something else."""
+    """Return the columns, or parts of a strategy, that `load_confounds` reports as missing; empty for other errors."""
     text = str(error.args[0]) if error.args else ""
     if isinstance(error, ValueError) and "parameters are missing" not in text:
         return []
     if isinstance(error, KeyError):
         return re.findall(r"'([^']+)'", text) or [text]
-    columns, _, parts = text.partition("] [")  # columns, then parts of the strategy of which no column was found
+    columns, _, parts = text.partition("] [")  # columns, then parts of the strategy without any column
     described = {"compcor": "columns for compcor that its JSON file describes"}
     found = [described.get(name, f"columns for {name}") for name in re.findall(r"'([^']+)'", parts)]
     return re.findall(r"'([^']+)'", columns) + found
 
 
 def _derived(columns: list[str]) -> bool:
-    """Whether derivatives or squares of motion parameters are among some columns."""
+    """Return whether the columns include derivatives or squares of motion parameters."""
     return any(re.match(r"(trans|rot)_[xyz]_(derivative1|power2)", column) for column in columns)
 
 
 def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: CleaningConfig, folder: Path, where: str) -> Path:
-    """Copies fMRIPrep's table and its JSON file to an empty folder; returns the image name by which `load_confounds` finds them.
+    """Copy an fMRIPrep table and its JSON file to an empty folder; return the image name by which `load_confounds` finds them.
 
     `load_confounds` raises if the tables of several runs match the image's name; the image itself need not exist.
     """
@@ -240,7 +241,7 @@ def _copied(path: Path, table: pd.DataFrame, bold: Path | None, cleaning: Cleani
     layout = layout_of(path, where)
     if layout.separator == "\t" and list(layout.fields) == list(table.columns):
         with reading(f"{where}: confounds file {path}: not a text file"):
-            copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # unchanged, so that no digit differs
+            copy.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")  # copied as text, so that no digit changes
     else:
         table.to_csv(copy, sep="\t", index=False, na_rep="n/a")
     sidecar = path.with_suffix(".json")
@@ -267,7 +268,7 @@ def _load(image: Path, cleaning: CleaningConfig) -> tuple[pd.DataFrame | None, I
 
 
 def _without_missing(regressors: pd.DataFrame, source: str, where: str, notes: list[str]) -> pd.DataFrame:
-    """Drops regressors that are n/a in every row, such as csf if the ventricles are too small to be segmented."""
+    """Drop regressors that are n/a in every row, such as csf if the ventricles are too small to be segmented."""
     missing = [str(c) for c in regressors.columns if regressors[c].isna().all()]
     if not missing:
         return regressors
@@ -281,7 +282,7 @@ def _displacement(table: pd.DataFrame) -> Float[np.ndarray, " recorded"] | None:
     for column in table.columns:
         if str(column).strip().lower() in ("framewise_displacement", "fd"):
             values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float32).copy()
-            values[:1] = np.nan_to_num(values[:1])  # the first frame has no frame before it
+            values[:1] = np.nan_to_num(values[:1])  # the first frame has no predecessor
             return values if len(values) < 2 or np.isfinite(values[1:]).any() else None
     return None
 

@@ -1,4 +1,4 @@
-"""Structural connectomes: square tables of weights."""
+"""Structural connectomes from square tables of weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from pnet_jax.ingest.tables import drop_row_numbers, numbers_of, read_npy, read_
 
 
 def read_connectome(path: str | Path, n_parcels: int) -> Float[np.ndarray, "K K"]:
-    """Weights between parcels, from a table with or without a header, or a .npy matrix.
+    """Read the weights between parcels from a table with or without a header, or from a .npy matrix.
 
     Args:
-      path: .csv, .tsv, .txt or .npy.
-      n_parcels: K; rows and columns stand in the parcels' order.
+      path: .csv, .tsv, .txt or .npy file, with rows and columns in the order of the parcels.
+      n_parcels: Number of parcels K.
+
+    Returns:
+      Weights, `[K, K]`.
 
     Raises:
-      InputError: the file is not a table of numbers, or the weights are not K x K, finite, symmetric and non-negative; names the file.
-      FileNotFoundError: it is not there.
+      InputError: If the file is not a table of numbers, or the weights are not K × K, finite, symmetric and non-negative.
+      FileNotFoundError: If the file does not exist.
     """
     path, where = Path(path), f"structural connectome {path}"
     is_npy = naming.split_name(path)[1] == ".npy"

@@ -1,4 +1,4 @@
-"""Fingerprints of files, which show whether the inputs of a result, or the result itself, have changed."""
+"""Fingerprints of files, used to detect changes of the inputs of a result or of the result itself."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-EDGE = 1 << 16  # bytes at either end of a file
+EDGE = 1 << 16  # bytes read at each end of a file
 
 
 def file_fingerprint(path: str | os.PathLike[str], *, whole: bool = False) -> str:
-    """Compute a digest of a file's size and content, 16 hexadecimal digits.
+    """Compute a digest of the size and content of a file, 16 hexadecimal digits.
 
     Args:
       path: File to read.
-      whole: Read every byte; otherwise the first and the last 64 KiB, which cover all of a small file.
+      whole: Whether to read every byte, or only the first and last 64 KiB (the whole of a small file).
 
     Raises:
-      OSError: The file cannot be read.
+      OSError: If the file cannot be read.
     """
     digest = hashlib.sha256()
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for its other end
@@ -39,12 +39,12 @@ def file_fingerprint(path: str | os.PathLike[str], *, whole: bool = False) -> st
 
 
 def inputs_fingerprint(files: Iterable[Path | None], *, whole: bool = False) -> str:
-    """Compute a digest of the files that a result is made from, in order; a file that does not exist counts as absent.
+    """Compute a digest of the input files of a result, in order; a file that does not exist counts as absent.
 
-    Without `whole` the modification times count as well, because the middle of a large file is not read.
+    Without `whole`, modification times are included, because the middle of a large file is not read.
 
     Args:
-      files: Recording, mask, confounds, sidecars …; None for a file that a scan does not have.
+      files: Recording, mask, confounds, sidecars, …; None for a file that the scan lacks.
       whole: See `file_fingerprint`.
     """
     parts = []

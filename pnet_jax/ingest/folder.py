@@ -15,27 +15,27 @@ from pnet_jax.ingest.source import DENSE, GIFTI, VOLUMES, ScanSource, source_of
 from pnet_jax.ingest.tables import plural, shortlist
 
 PREFERRED_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym")
-TEMPLATES = ("fsaverage5", "fsaverage6", "fsaverage", "fsLR")  # of GIFTI recordings, in the order of preference
-PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # where there is a choice, pnet_jax cleans the signals itself
+TEMPLATES = ("fsaverage5", "fsaverage6", "fsaverage", "fsLR")  # of GIFTI recordings, in order of preference
+PREFERRED_DESC = ("preproc", "smoothAROMAnonaggr", "denoised")  # prefer files that are not denoised, because pnet_jax cleans the signals
 SEARCHED = (
     "*_space-MNI…_desc-preproc_bold.nii.gz (fMRIPrep), *_space-MNI…_desc-denoised_bold.nii.gz (xcp_d) and, without volumes or with "
     "space='fsLR', *_space-fsLR_den-91k_bold.dtseries.nii; without these, or with the space given, "
     "*_hemi-L_space-fsaverage5_bold.func.gii with hemi-R; without any of them, sub-*_timeseries.tsv, .1D or .txt (tables of ROI series)"
 )
-RESULTS = ".pnet"  # folder in the results of a command of ours
+RESULTS = ".pnet"  # folder that marks results of pnet_jax
 SKIPPED_FOLDERS = {"anat", "figures", "log", "logs", "sourcedata", "dwi", "fmap"}
-ROI_NAME = re.compile(r"(^|_)roi(s_|signals)", re.IGNORECASE)  # of ABIDE's and DPABI's tables
+ROI_NAME = re.compile(r"(^|_)roi(s_|signals)", re.IGNORECASE)  # tables of ABIDE and DPABI
 
 
 def in_folder(folder: Path, space: str | None) -> list[ScanSource]:
-    """Find one source for each run below a folder, and one with its problem for each run or subject without a readable recording.
+    """Find one source for each run below a folder; runs and subjects without a readable recording are returned with their problem.
 
     Args:
-      folder: derivatives, searched at any depth; links are followed.
-      space: use files in this space only; None uses the preferred space of each run.
+      folder: Folder of derivatives, searched at any depth; links are followed.
+      space: Space of the files to use; None for the preferred space of each run.
 
     Raises:
-      SettingsError: the folder has no readable recording.
+      SettingsError: If the folder has no readable recording.
     """
     everything = list(walk(folder))
     files = [f for f in everything if f.name.startswith("sub-") and naming.is_bids(f) and naming.suffix_of(f) == "bold"]
@@ -94,7 +94,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def _pairs(files: list[Path]) -> list[Path]:
-    """One file for each pair of hemispheres: the left one, or the right one where it stands alone."""
+    """Return one file for each pair of hemispheres: the left one, or the right one if the left one is missing."""
     known = set(files)
     return [file for file in files if (pair := gifti.pair_of(file)) is None or pair["L"] == file or pair["L"] not in known]
 
@@ -122,7 +122,7 @@ def _nothing_found(folder: Path, files: list[Path], readable: list[Path], space:
 
 
 def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
-    """One source for each run; a warning says which data set is read if several in the folder hold the run."""
+    """Choose one source for each run; warn which dataset is used if several in the folder hold the run."""
     sources, doubled = [], dict[tuple[str, str], int]()
     for choices in runs:
         first = min(choices, key=_preference)
@@ -143,7 +143,7 @@ def _preferred(runs: list[list[Path]], folder: Path) -> list[ScanSource]:
 
 
 def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[ScanSource]:
-    """The runs of which no file was selected; single echoes count as the run that was combined from them."""
+    """Return the runs of which no file was selected; single echoes count as the run combined from them."""
     others: dict[str, list[Path]] = {}
     for file in files:
         others.setdefault(_run_of(file), []).append(file)
@@ -160,9 +160,9 @@ def _in_other_spaces(files: list[Path], taken: set[str], expected: str) -> list[
 
 
 def _without_recordings(sources: list[ScanSource], folder: Path, everything: list[Path]) -> list[ScanSource]:
-    """The subjects of the same data sets whose folders have no readable recording, with what was found instead."""
+    """Return the subjects of the same datasets without a readable recording, with the files found instead."""
     subjects, out = {source.subject for source in sources}, []
-    others: dict[Path, list[str]] = {}  # files like recordings, by the folder of their subject
+    others: dict[Path, list[str]] = {}  # files that resemble recordings, by subject folder
     for file in everything:
         if re.search(r"_bold\b", file.name) and file.suffix not in (".json", ".tsv"):
             own = next((folder for folder in file.parents if folder.name.startswith("sub-")), file.parent)
@@ -192,7 +192,7 @@ def _space_of(file: Path) -> str:
 
 
 def _run_of(file: Path) -> str:
-    """Key that all files of one run share, single echoes included."""
+    """Return a key that all files of a run share, including single echoes."""
     return str(sorted((k, v) for k, v in naming.run_entities(file).items() if k != "echo"))
 
 

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int
 from pnet_jax.errors import InputError
 from pnet_jax.ingest.tables import shortlist
 
-SAMPLED = 4096  # locations that frames are checked at
-FEWEST = 8  # locations without which equal values may be chance
+SAMPLED = 4096  # number of locations at which frames are checked
+FEWEST = 8  # with fewer locations, equal values may be due to chance
 NOT_FINITE = 0.1  # share of locations without a finite value above which the frame is invalid, rather than the locations
-FAR = 10.0  # times the median frame's distance from the locations' medians; of 660 recordings of ABIDE none with head motion exceeds 5.4
-FEW = 0.25  # share of the frames; if more are this far out, the recording itself changed and no frame counts as an outlier
-CAP = 100.0  # robust standard deviations: a few extreme locations do not make a frame invalid
+FAR = 10.0  # times the distance of the median frame from the locations' medians; head motion in 660 ABIDE recordings reaches at most 5.4
+FEW = 0.25  # share of frames; if more are this far out, the signal itself has shifted and no frame is an outlier
+CAP = 100.0  # robust standard deviations, so that a few extreme locations do not make a frame invalid
 OUTLYING = f"at over {FAR:g} times the usual distance from the median signal"
-SAME, COMPARED, MOST_ALIKE = 0.999, 1024, 1 / 3  # |correlation| of one signal; locations compared; their largest share that may be alike
+SAME, COMPARED, MOST_ALIKE = 0.999, 1024, 1 / 3  # |correlation| of identical signals; locations compared; largest share of identical ones
 
 
 def leave_out_broken(y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, " T"], warnings: list[str]) -> Int[np.ndarray, " T"]:
@@ -29,9 +29,9 @@ def leave_out_broken(y: Float[np.ndarray, "V recorded"], kept: Int[np.ndarray, "
     a warning.
 
     Args:
-      y: raw series, `[V, recorded]`; at most 4096 evenly spaced locations are checked.
-      kept: positions of the frames kept so far, ascending, `[T]`.
-      warnings: list that warnings are appended to.
+      y: Raw series, `[V, recorded]`; at most 4096 evenly spaced locations are checked.
+      kept: Positions of the frames kept so far, ascending, `[T]`.
+      warnings: List to which warnings are appended.
 
     Returns:
       Positions of the frames that remain, ascending.
@@ -65,7 +65,7 @@ def _same_everywhere(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T
     if len(varying) < FEWEST:
         return np.zeros(len(at), bool)
     same = varying.max(0) == varying.min(0)
-    return same & (same.mean() <= 0.5)  # if most frames are, all locations share one signal, which is another fault
+    return same & (same.mean() <= 0.5)  # if most frames are uniform, all locations share one signal, which `check_different` reports
 
 
 def _repeated(y: Float[np.ndarray, "n recorded"], at: Int[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
@@ -91,7 +91,7 @@ def _varies(y: Float[np.ndarray, "n T"]) -> Bool[np.ndarray, " n"]:
 
 
 def _positions(at: Int[np.ndarray, " n"]) -> str:
-    """Positions counted from 0, consecutive ones as `3–7`."""
+    """Format positions, counted from 0; consecutive ones as `3–7`."""
     runs = [[int(t) for _, t in run] for _, run in itertools.groupby(enumerate(at), lambda pair: pair[1] - pair[0])]
     return shortlist([f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs])
 
@@ -100,12 +100,12 @@ def check_different(y: Float[np.ndarray, "V T"], valid: Bool[np.ndarray, " V"], 
     """Raise if more than a third of the locations have the same signal, up to scale and sign.
 
     Args:
-      y: cleaned signals, z-scored, `[V, T]`; at most 1024 evenly spaced valid locations are compared.
-      valid: whether a location has a signal, `[V]`.
-      where: name of the scan in messages.
+      y: Cleaned signals, z-scored, `[V, T]`; at most 1024 evenly spaced valid locations are compared.
+      valid: Whether each location has a signal, `[V]`.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: more than a third of the locations have the same signal.
+      InputError: If more than a third of the locations have the same signal.
     """
     here = np.flatnonzero(valid)
     here = here[np.linspace(0, len(here) - 1, min(len(here), COMPARED)).astype(int)]

@@ -1,4 +1,4 @@
-"""GIFTI: both hemispheres' functional and label files as one, with the axes that CIFTI would have."""
+"""GIFTI: functional and label files of both hemispheres, combined along CIFTI axes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pnet_jax.ingest.reading import reading
 from pnet_jax.ingest.surfaces import CORTICES
 
 SIDES = ("L", "R")
-# What tells the hemispheres apart in a name: BIDS (hemi-L), HCP (.L.), FreeSurfer (lh.); group 1 is the letter.
+# Hemisphere in a file name: BIDS (hemi-L), HCP (.L.), FreeSurfer (lh.); group 1 is the letter.
 MARKS = (re.compile(r"(?<![A-Za-z0-9])hemi-([LR])(?![A-Za-z0-9])"), re.compile(r"\.([LR])\."), re.compile(r"^([lr])h\."))
 
 
 def pair_of(path: Path) -> dict[str, Path] | None:
-    """The files of both hemispheres, by `"L"` and `"R"`, given one of them; None where the name does not say which it is.
+    """Return the files of both hemispheres by `"L"` and `"R"`, given one of them; None if its name does not state the hemisphere.
 
     The files need not exist.
 
@@ -41,11 +41,11 @@ def pair_of(path: Path) -> dict[str, Path] | None:
 
 
 def both(path: Path, where: str) -> dict[str, Path]:
-    """`pair_of`, of which both files exist.
+    """Return `pair_of` and check that both files exist.
 
     Raises:
-      InputError: the name does not say which hemisphere it is, or the file of the other one is missing.
-      FileNotFoundError: neither is there.
+      InputError: If the name does not state the hemisphere, or the file of the other hemisphere is missing.
+      FileNotFoundError: If neither file exists.
     """
     pair = pair_of(path)
     if pair is None:
@@ -60,10 +60,10 @@ def both(path: Path, where: str) -> dict[str, Path]:
 
 
 def read_series(pair: Mapping[str, Path], where: str) -> dict[str, Float[np.ndarray, "n T"]]:
-    """Series of all vertices of each hemisphere, float32.
+    """Read the series of all vertices of each hemisphere, `[n, T]`, float32.
 
     Raises:
-      InputError: a file is damaged or holds no series, or the hemispheres have different numbers of frames.
+      InputError: If a file is damaged or holds no series, or the hemispheres have different numbers of frames.
     """
     found = {side: _values(open_image(file, where), file, where) for side, file in pair.items()}
     check_frames(found, where)
@@ -71,7 +71,7 @@ def read_series(pair: Mapping[str, Path], where: str) -> dict[str, Float[np.ndar
 
 
 def check_frames(series: Mapping[str, Float[np.ndarray, "n T"]], where: str) -> None:
-    """Refuses hemispheres that have different numbers of frames."""
+    """Raise if the hemispheres have different numbers of frames."""
     left, right = (series[side].shape[1] for side in SIDES)
     if left != right:
         said = f"found {left} in the left and {right} in the right"
@@ -93,33 +93,33 @@ def _values(image: Any, file: Path, where: str) -> Float[np.ndarray, "n T"]:
         return values
     if len(parts) != 1:
         raise InputError(f"{where}: {file}: expected one array of all frames, or one for each, found {len(parts)} of shape {shapes[0]}")
-    # FreeSurfer writes vertices by frames; a mesh has more vertices than a recording has frames.
+    # FreeSurfer writes vertices × frames; the longer axis is that of the vertices.
     whole = parts[0] if parts[0].shape[0] >= parts[0].shape[1] else parts[0].T
     return np.ascontiguousarray(whole, np.float32)
 
 
 def with_signal(series: Float[np.ndarray, "n T"]) -> Bool[np.ndarray, " n"]:
-    """Vertices whose series is finite and varies: not those of the medial wall, and not those outside the field of view."""
+    """Return the vertices with a finite, varying series, which excludes the medial wall and vertices outside the field of view."""
     finite = np.isfinite(series).all(1)
     return finite & (series != series[:, :1]).any(1)
 
 
 def brain_models(kept: Mapping[str, Int[np.ndarray, " k"]], n_vertices: Mapping[str, int]) -> axes.BrainModelAxis:
-    """CIFTI's axis of both cortices, left first.
+    """Make the CIFTI axis of both cortices, left first.
 
     Args:
-      kept: numbers of the vertices that the axis has, by side.
-      n_vertices: of the whole meshes.
+      kept: Numbers of the vertices on the axis, by hemisphere.
+      n_vertices: Number of vertices of the whole mesh, by hemisphere.
     """
     left, right = (axes.BrainModelAxis.from_surface(kept[side], n_vertices[side], CORTICES[side]) for side in SIDES)
     return left + right
 
 
 def read_labels(pair: Mapping[str, Path], where: str) -> tuple[dict[str, Int[np.ndarray, " n"]], dict[str, dict[int, str]]]:
-    """Ids of all vertices of each hemisphere, and the names of ids in each: the same id may be another region in the other.
+    """Read the ids of all vertices, `[n]`, and the names of ids by hemisphere; an id may denote different regions in the two.
 
     Raises:
-      InputError: a file is damaged, or does not hold one map of whole numbers.
+      InputError: If a file is damaged, or does not hold one map of whole numbers.
     """
     values: dict[str, Int[np.ndarray, " n"]] = {}
     tables: dict[str, dict[int, str]] = {}

@@ -1,4 +1,4 @@
-"""Connectomes and ROI series that other programs made -> Cohort."""
+"""Import of connectomes and ROI series from other programs as a `Cohort`."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ def import_cohort(
     """Read connectomes or ROI series of any atlas, one file for each scan.
 
     Args:
-      table: .tsv or .csv with one row for each scan: `participant_id`, `file` (relative to the table) and optionally `session_id`, `tr` (s)
-        and covariates; or a BIDS-derivatives folder with `sub-*_relmat.tsv` or `sub-*_timeseries.tsv` files and a `participants.tsv`.
-      kind: `"series"` (frames by regions), `"matrix"` (regions by regions), or `"auto"`: symmetric square files are matrices.
-      measure: name of the matrices, e.g. `"pearson"` or `"partial"`; Pearson correlations are computed from series.
-      tr: seconds between frames of the series, if the table has no column `tr`.
-      names: names of the regions; from the headers of tables if not given.
-      variable: name of the array in .mat and .npz files that hold several.
-      progress: called with the file, and how many of how many are read.
+      table: .tsv or .csv file with one row for each scan: `participant_id`, `file` (relative to the table) and optionally `session_id`,
+        `tr` (s) and covariates; or a BIDS-derivatives folder with `sub-*_relmat.tsv` or `sub-*_timeseries.tsv` files and a
+        `participants.tsv`.
+      kind: `"series"` (frames × regions), `"matrix"` (regions × regions), or `"auto"`: symmetric square files are matrices.
+      measure: Name of the matrices, e.g. `"pearson"` or `"partial"`; Pearson correlations are computed from series.
+      tr: Repetition time of the series in seconds, if the table has no column `tr`.
+      names: Names of the regions; by default those in the headers of the files.
+      variable: Name of the array in .mat and .npz files that hold several.
+      progress: Function called with the file, the number of files read and the total number.
 
     Returns:
-      The Cohort, in the order of the table.
+      The cohort, with scans in the order of the table. Regions without a finite, varying signal are absent (NaN) in their scan, and a
+      warning names the scans.
 
     Raises:
-      FileNotFoundError: the table or a file does not exist.
-      SettingsError: `kind` is unknown.
-      InputError: a column or value is missing, a file is not an array of real numbers, the regions or their order differ, a matrix is not
-        symmetric or a series too short; names the file and the participant.
-
-    Regions without a finite, varying signal are absent (NaN) in their scan, and a warning names the scans.
+      FileNotFoundError: If the table or a file does not exist.
+      SettingsError: If `kind` is unknown.
+      InputError: If a column or value is missing, a file is not an array of real numbers, the regions or their order differ, a matrix is
+        not symmetric, or a series is too short.
     """
     if kind not in KINDS:
         raise SettingsError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -96,8 +96,8 @@ def read_array(file: Path, where: str, variable: str | None = None) -> tuple[np.
     """Return an array of numbers and the names of its columns, from .npy, .npz, .mat, .tsv, .csv or .txt.
 
     Raises:
-      FileNotFoundError: the file does not exist.
-      InputError: it holds no two-dimensional array of real numbers, or several and `variable` names none.
+      FileNotFoundError: If the file does not exist.
+      InputError: If it holds no two-dimensional array of real numbers, or several and `variable` does not select one.
     """
     check_file(file, where)
     ending = naming.split_name(file)[1]
@@ -110,7 +110,7 @@ def read_array(file: Path, where: str, variable: str | None = None) -> tuple[np.
         frame = drop_row_numbers(read_table(file, where))
         if len(frame.columns) == len(frame) + 1 and not pd.api.types.is_numeric_dtype(
             frame.iloc[:, 0]
-        ):  # a square table with names in its first column
+        ):  # a square table with row names in its first column
             _check_row_names(frame, where)
             frame = frame.iloc[:, 1:]
         values = numbers_of(frame, where)
@@ -165,8 +165,8 @@ def _texts(path: Path, where: str) -> pd.DataFrame:
     """Read a table as text with empty strings for missing values; rows without any value are left out.
 
     Raises:
-      InputError: it is not a table, or two columns have one name.
-      FileNotFoundError: it does not exist.
+      InputError: If it is not a table, or two columns have the same name.
+      FileNotFoundError: If the file does not exist.
     """
     table = read_table(path, where, dtype=str)
     fields = [one.strip() for one in layout_of(path, where).fields]
@@ -195,10 +195,10 @@ def _rows_of_folder(folder: Path) -> pd.DataFrame:
 
 
 def _are_matrices(arrays: Sequence[np.ndarray], wheres: Sequence[str], kind: str) -> bool:
-    """Return whether the files are matrices and not series.
+    """Return whether the files are matrices rather than series.
 
     Raises:
-      InputError: `kind` is `"auto"` and files look like both: an asymmetric file among symmetric ones is not a series of as many frames.
+      InputError: If `kind` is `"auto"` and only some files are symmetric matrices, or all are square but not symmetric.
     """
     if kind != "auto":
         return kind == "matrix"
@@ -234,7 +234,7 @@ def _check_sizes(arrays: Sequence[np.ndarray], wheres: Sequence[str], matrix: bo
 
 
 def _check_names(found: Sequence[Sequence[str] | None], wheres: Sequence[str]) -> None:
-    """Refuse a file whose header names other regions than that of the first, or names them in another order."""
+    """Raise if the header of a file differs from that of the first in the names or the order of the regions."""
     first = next((at for at, names in enumerate(found) if names is not None), None)
     for names, where in zip(found, wheres, strict=True):
         if names is not None and first is not None and (expected := found[first]) is not None and list(names) != list(expected):
@@ -260,10 +260,10 @@ def _single(matrix: np.ndarray, where: str) -> Float[np.ndarray, "K K"]:
 
 
 def _signals(arrays: Sequence[np.ndarray], wheres: Sequence[str], named: bool) -> list[Float[np.ndarray, "K T"]]:
-    """Return the signals of each scan, NaN for regions without a finite, varying signal; warn of what may be an error.
+    """Return the signals of each scan, NaN for regions without a finite, varying signal; warn of possible errors.
 
     Raises:
-      InputError: fewer than three regions of a scan have a signal.
+      InputError: If fewer than three regions of a scan have a signal.
     """
     out, lacking = [], []
     for one, where in zip(arrays, wheres, strict=True):
@@ -298,12 +298,12 @@ def _repetition_times(rows: pd.DataFrame, tr: float | None, where: str) -> Any:
 
 
 def _covariates(rows: pd.DataFrame, where: str) -> dict[str, np.ndarray]:
-    """Return the further columns: numbers where all values are numbers or missing, texts otherwise.
+    """Return the remaining columns: as numbers if all values are numbers or missing, otherwise as text.
 
-    Characters other than letters, digits and `_` are replaced in names; names that a cohort uses itself are prefixed with `participant_`.
+    Characters other than letters, digits and `_` are replaced in names; names reserved by a cohort are prefixed with `participant_`.
 
     Raises:
-      InputError: two columns get one name, or a column of quality control holds text.
+      InputError: If two columns receive the same name, or a quality-control column holds text.
     """
     out: dict[str, np.ndarray] = {}
     for column in rows.columns:

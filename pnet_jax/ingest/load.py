@@ -1,4 +1,4 @@
-"""`load_scan`: one recording, whatever it is stored as, cleaned and on its Space."""
+"""`load_scan`: read and clean one recording in any supported format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEDIAL_WALL = 0.15  # share of vertices that may lack a signal without a warning
 
 @dataclasses.dataclass
 class _Opened:
-    """A recording whose series are still in their file: `read()` gives `[V, recorded]` float32, once."""
+    """Open recording whose series are not yet read; `read()` returns them once, `[V, recorded]`, float32."""
 
     space: Space
     tr: float
@@ -55,34 +55,38 @@ def load_scan(
     entities: Mapping[str, str] | None = None,
     cleaning: CleaningConfig = CleaningConfig(),  # noqa: B008  frozen
 ) -> Scan:
-    """Reads and cleans one recording: detrending, band-pass, confounds and scrubbing as `nilearn.signal.clean` does them.
+    """Read and clean one recording: detrending, band-pass filter, confound regression and scrubbing as in `nilearn.signal.clean`.
 
-    Volumes are read a few frames at a time; peak memory is about 2.4 times the float32 series within the mask, of which one is for the
-    halves (`cleaning.halves`). `memory.peak_bytes` estimates it before anything is read.
+    Volumes are read a few frames at a time. Peak memory is about 2.4 times the float32 series within the mask, including the halves
+    (`cleaning.halves`), which are as large as the series; `memory.peak_bytes` estimates it from headers.
 
     Args:
-      bold: 4-D NIfTI, dense or parcel CIFTI series, GIFTI series of one hemisphere (`hemi-L` or `hemi-R` in its name; the other's is read
-        beside it), table of ROI series (a row a frame), or an image in memory (nibabel's, or nilearn's SurfaceImage).
-      mask: brain mask on the grid of a NIfTI recording. None takes the `desc-brain_mask` beside a BIDS file and computes one for
-        others.
-      confounds: file, array `[recorded, n]` or DataFrame (`read_confounds` says how columns are chosen); None takes fMRIPrep's
-        table where it lies beside the recording. `cleaning.strategy = ()` uses none of it.
-      tr: repetition time in seconds; by default RepetitionTime of the JSON files that apply to the recording (BIDS inheritance
+      bold: 4-D NIfTI, dense or parcel CIFTI series, GIFTI series of one hemisphere (`hemi-L` or `hemi-R` in its name; the other hemisphere
+        is read from the same folder), table of ROI series (one row per frame), or image in memory (nibabel image or nilearn
+        SurfaceImage).
+      mask: Brain mask on the grid of a NIfTI recording. If None, the `desc-brain_mask` beside a BIDS file is used, and a mask is computed
+        for other files.
+      confounds: File, array `[recorded, n]` or DataFrame; see `read_confounds` for the choice of columns. If None, the fMRIPrep table
+        beside the recording is used if it exists; with `cleaning.strategy = ()` it is ignored.
+      tr: Repetition time in seconds; by default RepetitionTime in the JSON files that apply to the recording (BIDS inheritance
         principle), then that of the header.
-      native_to_mni: native mm to MNI mm, `[4, 4]` or a text file with it, for volumes that are not in MNI space.
-        Coordinates are transformed, data are not resampled.
-      space: template, instead of the `space-` entity.
-      atlas: where ROIs are: dseg image, table with x, y, z, centroids `[V, 3]`, or Atlas. Tables need it.
-      surfaces: left and right GIFTI meshes in MNI mm, for recordings with vertices. By default the mesh of a SurfaceImage, nilearn's of
-        fsaverage5, or TemplateFlow's of fsLR 32k and fsaverage where the package is installed.
-      sample_mask: True for frames to keep `[recorded]`, or their positions `[T]`.
-      entities: identity that wins over the file name, e.g. `{"sub": "01", "ses": "2"}`.
-      cleaning: strategy, band, and the shortest scan that is accepted.
+      native_to_mni: Affine from native mm to MNI mm, as an array `[4, 4]` or a text file, for volumes that are not in MNI space.
+        Coordinates are transformed; data are not resampled.
+      space: Template, instead of the `space-` entity.
+      atlas: Locations of the ROIs of a table, for which it is required: dseg image, table with columns x, y, z, centroids `[V, 3]` in MNI
+        mm, or Atlas.
+      surfaces: Left and right GIFTI meshes in MNI mm, for recordings with vertices. By default the mesh of a SurfaceImage, the fsaverage5
+        mesh of nilearn, or the fsLR 32k and fsaverage meshes of TemplateFlow if that package is installed.
+      sample_mask: True for frames to keep, `[recorded]`, or the positions of these frames, `[T]`.
+      entities: BIDS entities that take precedence over the file name, e.g. `{"sub": "01", "ses": "2"}`.
+      cleaning: Strategy, band and minimum length of a scan.
+
+    Returns:
+      The cleaned scan, with z-scored series `[V, T]`.
 
     Raises:
-      InputError: the file, a file that belongs to it, or what cleaning leaves cannot be used; the message names the scan, what was expected
-        and what was found.
-      FileNotFoundError: a file is not there.
+      InputError: If the file or a file that belongs to it cannot be used, or too little signal remains after cleaning.
+      FileNotFoundError: If a file does not exist.
 
     Example:
       >>> from pnet_jax.ingest import load_scan
@@ -94,7 +98,7 @@ def load_scan(
     where = f"{naming.scan_label(subject, others)} ({path or 'image in memory'})"
     notes: list[str] = []
     opened = _open(bold, path, mask, tr, native_to_mni, space, atlas, surfaces, others, where, notes)
-    check_length(opened.n_frames, opened.n_frames, opened.tr, cleaning, where, [])  # before confounds, which need frames too
+    check_length(opened.n_frames, opened.n_frames, opened.tr, cleaning, where, [])  # before the confounds, which need frames
     noise = read_confounds(confounds, bold=path, n_frames=opened.n_frames, cleaning=cleaning, where=where)
     notes += noise.warnings
     kept = kept_frames(sample_mask, noise, opened.n_frames, where)
@@ -232,7 +236,7 @@ def _is_surface_image(bold: object) -> bool:
 
 
 def _of_surface_image(bold: Any, where: str) -> tuple[dict[str, Float[np.ndarray, "n T"]], dict[str, Surface]]:
-    """Series and meshes of nilearn's SurfaceImage."""
+    """Return the series and meshes of a nilearn SurfaceImage, by hemisphere."""
     names = dict(zip(gifti.SIDES, ("left", "right"), strict=True))
     missing = [name for name in names.values() if name not in bold.data.parts]
     if missing:

@@ -1,4 +1,4 @@
-"""Look-up tables of an atlas: id to name."""
+"""Look-up tables that map the ids of an atlas to names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pnet_jax.ingest.reading import check_file, reading
 from pnet_jax.ingest.tables import NOT_TEXT, read_table, shortlist
 
 IDS, NAMES = ("index", "id", "value"), ("name", "label", "region")
-FREESURFER = re.compile(r"(\d+)\s+([^\s\d]\S*|\d\S*[^\s\d]\S*)(?:\s+-?\d+)*")  # an id, and a word that is no number
+FREESURFER = re.compile(r"(\d+)\s+([^\s\d]\S*|\d\S*[^\s\d]\S*)(?:\s+-?\d+)*")  # an id, and a word that is not a number
 
 NamesInput: TypeAlias = str | Path | dict[int, str] | Sequence[str] | None
 
 
 def find_lut(atlas: Path) -> Path | None:
-    """The look-up table beside an atlas: its stem with .tsv, .csv or _labels.txt, with and without `_dseg`, `_res-…`, `_space-…`."""
+    """Find the look-up table beside an atlas: its stem with .tsv, .csv or _labels.txt, with or without `_dseg`, `_res-…`, `_space-…`."""
     stem = naming.split_name(atlas)[0]
     stems = [stem]
     for pattern in (r"_dseg$", r"_(res|den)-[^_]+", r"_?(space|tpl)-[^_]+"):
@@ -36,12 +36,14 @@ def find_lut(atlas: Path) -> Path | None:
 
 
 def read_lut(path: Path) -> dict[int, str]:
-    """Id to name, from a table with the columns `index` and `name`, Workbench's two lines a label (name; id r g b a) or FreeSurfer's one
-    (id name r g b a).
+    """Read the names of ids.
+
+    The file is a table with the columns `index` and `name`, a Workbench file with two lines per label (name; id r g b a), or a FreeSurfer
+    file with one line per label (id name r g b a).
 
     Raises:
-      InputError: the file has neither form, or an id occurs twice.
-      FileNotFoundError: it is not there.
+      InputError: If the file has none of these formats, or an id occurs twice.
+      FileNotFoundError: If the file does not exist.
     """
     check_file(path, f"label file {path}")
     pairs = _lines(path) if path.suffix.lower() == ".txt" else _columns(path)
@@ -53,20 +55,20 @@ def read_lut(path: Path) -> dict[int, str]:
 
 
 def read_networks(path: Path, names: Sequence[str], ids: Sequence[int], column: str = "network") -> tuple[str, ...]:
-    """Network of each parcel, from the table of an atlas: a column of names or ids, and a column of networks.
+    """Read the network of each parcel from the table of an atlas.
 
     Args:
-      path: the table, with the columns `name` or `index` and `column`. Rows of other parcels are ignored.
-      names: names of the K parcels.
-      ids: ids of the K parcels in the atlas, which are matched if the table has no names.
-      column: column with the network of each parcel.
+      path: Table with the column `name` or `index` and the column named by `column`. Rows of other parcels are ignored.
+      names: Names of the K parcels.
+      ids: Ids of the K parcels in the atlas, used for matching if the table has no names.
+      column: Name of the column with the network of each parcel.
 
     Returns:
       Network of each of the K parcels, empty for those without one.
 
     Raises:
-      InputError: the table lacks a column, describes none of the parcels, or gives a parcel two networks; names the file.
-      FileNotFoundError: it is not there.
+      InputError: If the table lacks a column, describes none of the parcels, or assigns two networks to a parcel.
+      FileNotFoundError: If the file does not exist.
     """
     where = f"table of networks {path}"
     check_file(path, where)

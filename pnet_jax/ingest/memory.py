@@ -16,14 +16,14 @@ from pnet_jax.ingest.cleaning import BLOCK
 from pnet_jax.ingest.source import DENSE, GIFTI, ScanSource
 
 PER_LOCATION = 250  # bytes of the Space: coordinates, 26 neighbours, and the names that a CIFTI axis assigns to each location
-PER_PAIR = 44  # bytes per pair of frames while nilearn makes the operator: five float64 matrices and one float32 matrix
+PER_PAIR = 44  # bytes per pair of frames while the operator is computed: five float64 matrices and one float32 matrix
 PER_VALUE = 28  # bytes per value of a block during cleaning
 PER_FIELD = 70  # bytes per field of a text table while pandas reads and checks it
-UNMASKED = 0.5  # assumed share of the grid that a computed mask covers; masks of whole heads cover 0.2 to 0.6
+UNMASKED = 0.5  # assumed share of the grid within a computed mask; for whole heads it is 0.2 to 0.6
 
 
 class Size(NamedTuple):
-    """Locations, frames, and the bytes needed for opening and reading in addition to the series."""
+    """Numbers of locations and frames, and the bytes needed for opening and reading in addition to the series."""
 
     locations: int
     frames: int
@@ -38,11 +38,11 @@ def peak_bytes(source: ScanSource, cleaning: CleaningConfig = CleaningConfig()) 
     libraries (about 150 MiB) are not included. All recorded frames are counted; scrubbing leaves fewer.
 
     Args:
-      source: recording and mask; for a volume without a mask, half of the grid is assumed to be brain.
-      cleaning: whether halves and unfiltered signals are kept.
+      source: Recording and mask; for a volume without a mask, half of the grid is assumed to be brain.
+      cleaning: Cleaning settings, which determine whether halves and unfiltered signals are kept.
 
     Returns:
-      Bytes, within a factor of 2 for recordings of 10 MiB or more; None if the files cannot be read, in which case `load_scan` says why.
+      Bytes, within a factor of 2 for recordings of 10 MiB or more; None if the files cannot be read, for which `load_scan` raises an error.
 
     Example:
       >>> from pathlib import Path
@@ -63,7 +63,7 @@ def size_of(source: ScanSource) -> Size:
     """Read the size of a recording from headers.
 
     Raises:
-      InputError, OSError: It cannot be read.
+      InputError, OSError: If the recording cannot be read.
     """
     path, where = source.bold, str(source.bold)
     extension = naming.split_name(path)[1]
@@ -92,7 +92,7 @@ def _of_text(path: Path, where: str) -> Size:
 
 
 def _of_cifti(path: Path, where: str) -> Size:
-    """Read the sizes from the NIfTI-2 header; the XML after it, which names every location, is not parsed."""
+    """Read the sizes from the NIfTI-2 header, without parsing the XML extension that lists every location."""
     image = nifti.open_image(path, where, [], nib.Nifti2Image)
     shape = tuple(image.shape)
     if len(shape) != 6:
@@ -101,7 +101,7 @@ def _of_cifti(path: Path, where: str) -> Size:
 
 
 def _of_gifti(path: Path, where: str) -> Size:
-    """Read the sizes from the first lines of both files; nibabel decodes a whole file at once, and both are held."""
+    """Read the sizes from the first lines of both files; nibabel decodes whole files, and both are in memory at once."""
     sizes = []
     for file in gifti.both(path, where).values():
         with file.open("rb") as opened:
@@ -121,6 +121,6 @@ def _of_volume(source: ScanSource, where: str) -> Size:
     grid = int(np.prod(image.shape[:3]))
     mask = source.mask or (naming.mask_beside(source.bold) if naming.is_bids(source.bold) else None)
     inside = int(UNMASKED * grid) if mask is None else int(nifti.load_mask(mask, image, source.bold, where, []).sum())
-    # Twice as stored, for reading and for masking; the voxels inside the mask also as float64.
+    # Two copies as stored, for reading and masking, and the voxels inside the mask as float64.
     volume = 2 * grid * np.dtype(image.get_data_dtype()).itemsize + 16 * inside
     return Size(inside, image.shape[3], voxels.frames_at_once(image) * volume)

@@ -1,4 +1,4 @@
-"""What a file name says: BIDS entities, identity, siblings, template space; and how messages name a scan."""
+"""File names: BIDS entities, subject, sibling files and template space, and the name of a scan in messages."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ EXTENSIONS = (
     *(".tsv", ".csv", ".npy", ".1d", ".txt"),
 )
 GIFTI_SERIES, GIFTI_LABELS = ".func.gii", ".label.gii"
-TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions that a table of ROI series may have
+TABLES = (".tsv", ".csv", ".npy", ".1d", ".txt")  # extensions of tables of ROI series
 NATIVE = ("preproc", "optcom")  # desc- of fMRIPrep's preprocessed runs; without a space- entity they are in the native space of the run
 MANY_NAMES, KEPT_FOLDERS = 1000, 8
 _LARGE_FOLDERS: dict[tuple[str, int], dict[str, list[str]]] = {}  # names by subject, by path and modification time of the folder
-VERSIONS = ("space", "res", "den", "desc", "cohort", "hemi")  # entities in which files of one run differ
+VERSIONS = ("space", "res", "den", "desc", "cohort", "hemi")  # entities that differ between files of the same run
 
 
 def split_name(path: str | Path) -> tuple[str, str]:
-    """File name without its extension, and the extension in lower case (`".nii.gz"`, `".dtseries.nii"`, …)."""
+    """Split a file name into its stem and its extension in lower case (`".nii.gz"`, `".dtseries.nii"`, …)."""
     name = Path(path).name
     for extension in EXTENSIONS:
         if name.lower().endswith(extension):
@@ -32,30 +32,31 @@ def split_name(path: str | Path) -> tuple[str, str]:
 
 
 def entities_of(path: str | Path) -> dict[str, str]:
-    """BIDS entities of a file name, `sub` included: `{"sub": "01", "task": "rest", …}`; empty where there are none."""
+    """Return the BIDS entities of a file name, including `sub`: `{"sub": "01", "task": "rest", …}`."""
     pairs = [part.split("-", 1) for part in split_name(path)[0].split("_") if "-" in part]
     return {key: value for key, value in pairs if re.fullmatch("[a-z]+", key) and value}
 
 
 def suffix_of(path: str | Path) -> str:
-    """The last part of a BIDS name: `"bold"`, `"mask"`, `"timeseries"`."""
+    """Return the suffix of a BIDS name: `"bold"`, `"mask"`, `"timeseries"`."""
     return split_name(path)[0].rsplit("_", 1)[-1]
 
 
 def is_bids(path: str | Path) -> bool:
-    """Whether the name carries at least a subject and a suffix."""
+    """Return whether a name has at least a subject and a suffix."""
     return "sub" in entities_of(path) and "-" not in suffix_of(path)
 
 
 def bare_label(label: str, key: str = "sub") -> str:
-    """`"sub-01"` and `"01"` both give `"01"`."""
+    """Return a label without its prefix: `"sub-01"` and `"01"` both give `"01"`."""
     return str(label).strip().removeprefix(f"{key}-")
 
 
 def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
-    """Subject and the other entities: `given` wins over the file name; a name without `sub-` is itself the subject.
+    """Return the subject and the other entities; `given` takes precedence over the file name.
 
-    A GIFTI file stands for the recording of both hemispheres, which has no `hemi`.
+    The stem of a name without `sub-` is the subject. The entity `hemi` of a GIFTI file is dropped, because the recording comprises both
+    hemispheres.
     """
     entities = entities_of(path) if path is not None else {}
     if path is not None and split_name(path)[1] == GIFTI_SERIES:
@@ -68,14 +69,14 @@ def identity(path: Path | None, given: Mapping[str, str] | None) -> tuple[str, d
 
 
 def dataset_folder(path: str | Path, subject: str) -> str:
-    """Folder of the data set that a file belongs to, which tells apart participants of one label: the one that holds `sub-<subject>`.
+    """Return the dataset folder of a file, the one that contains `sub-<subject>`; it distinguishes participants with the same label.
 
     Args:
-      path: file of a recording.
-      subject: label without `sub-`.
+      path: File of a recording.
+      subject: Label without `sub-`.
 
     Returns:
-      The folder; empty where no folder on the way to the file is the subject's, so that nothing is known of the data set.
+      The folder; empty if the file is not inside a folder of the subject, so that the dataset is unknown.
 
     Example:
       >>> dataset_folder("abide/derivatives/sub-01/ses-1/func/sub-01_ses-1_task-rest_bold.nii.gz", "01")
@@ -89,18 +90,21 @@ def dataset_folder(path: str | Path, subject: str) -> str:
 
 
 def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | None, same: tuple[str, ...] = ()) -> Path | None:
-    """The file beside `path` that describes the same recording.
+    """Find the file beside `path` that describes the same recording.
 
-    Its entities, apart from `desc`, are among those of `path`; of several such files the one that shares most entities is returned. If
-    there is none, numbers that differ only in leading zeros (`run-1`, `run-01`) count as equal, provided that exactly one file matches.
-    A file whose entities match another recording of the folder better is never returned.
+    Its entities, apart from `desc`, are among those of `path`; if several files qualify, the one that shares most entities is returned. If
+    none does, numbers that differ only in leading zeros (`run-1`, `run-01`) count as equal, provided that exactly one file matches.
+    A file whose entities match another recording in the folder better is never returned.
 
     Args:
-      path: a file with a BIDS name.
-      suffix: what the sibling's name ends in, e.g. `"mask"`.
-      extensions: extensions it may have.
-      desc: its `desc-` entity, or None for none.
-      same: entities it may not leave out where `path` has them, e.g. `("space", "res")` for a mask.
+      path: File with a BIDS name.
+      suffix: BIDS suffix of the sibling, e.g. `"mask"`.
+      extensions: Accepted extensions of the sibling.
+      desc: `desc-` entity of the sibling, or None if it has none.
+      same: Entities that the sibling must have if `path` has them, e.g. `("space", "res")` for a mask.
+
+    Returns:
+      The file, or None if there is none.
     """
     subject = entities_of(path).get("sub", "")
     there = [file for file in _of_subject(path.parent, subject, suffix) if split_name(file)[1] in extensions]
@@ -119,12 +123,12 @@ def sibling(path: Path, suffix: str, extensions: tuple[str, ...], desc: str | No
 
 
 def run_entities(path: str | Path) -> dict[str, str]:
-    """Return the entities that all files of a run share, whatever their space, resolution or processing."""
+    """Return the entities that all files of a run share, regardless of space, resolution and processing."""
     return _without(path, VERSIONS)
 
 
 def _of_another(candidate: Path, path: Path) -> bool:
-    """Whether a file matches another recording of the folder better than the one at `path`."""
+    """Return whether a file matches another recording in the folder better than the one at `path`."""
     exact = run_entities(candidate)
     if exact == run_entities(path):
         return False
@@ -173,29 +177,30 @@ def _without(path: str | Path, keys: tuple[str, ...], numbered: bool = False) ->
 
 
 def mask_beside(path: Path) -> Path | None:
-    """The `desc-brain_mask` of a volume with a BIDS name, in the same space and resolution."""
+    """Find the `desc-brain_mask` of a volume with a BIDS name, in the same space and resolution."""
     return sibling(path, "mask", (".nii.gz", ".nii"), "brain", same=("sub", "ses", "task", "run", "space", "res"))
 
 
 def confounds_beside(path: Path) -> Path | None:
-    """The `desc-confounds_timeseries.tsv` (fMRIPrep before 20.2: `_regressors.tsv`) of a run."""
+    """Find the `desc-confounds_timeseries.tsv` of a run (`_regressors.tsv` before fMRIPrep 20.2)."""
     same = ("sub", "ses", "task", "run")
     return sibling(path, "timeseries", (".tsv",), "confounds", same) or sibling(path, "regressors", (".tsv",), "confounds", same)
 
 
 def mni_name(space: str | None, entities: Mapping[str, str], moved: bool, where: str) -> tuple[str, list[str]]:
-    """Name of the space that a volume's own affine leads to, and warnings.
+    """Return the name of the space of a volume's affine, and warnings.
 
     Args:
-      space: what the user said; wins over the `space-` entity of a volume in MNI space.
-      entities: of the file name.
-      moved: whether a transform to MNI is given, so that any space will do.
-      where: how messages name the scan.
+      space: Space given by the user, or None; takes precedence over the `space-` entity of a volume in MNI space.
+      entities: BIDS entities of the file name.
+      moved: Whether a transform to MNI space is given, so that any space is accepted.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: the space is not MNI and there is no transform; fMRIPrep's names without a space entity mean the native space of the run.
+      InputError: If the space is not an MNI space and there is no transform. fMRIPrep files without a space entity are in the native space
+        of the run.
     """
-    if moved:  # the image stays where it is, whatever template the transform leads to
+    if moved:  # the transform does not change the space of the image itself
         return entities.get("space") or space or "native", []
     name = space or entities.get("space")
     if name is None and entities.get("desc") in NATIVE:

@@ -23,34 +23,34 @@ from pnet_jax.ingest.reading import attempt, check_file, one_line, reading
 from pnet_jax.ingest.voxels import ZIPPED, check_stream, mean_volume
 from pnet_jax.space import Space, grid_space
 
-SAME_GRID = 0.01  # share of a voxel by which rounding of an affine can shift a voxel
+SAME_GRID = 0.01  # largest shift due to rounding of an affine, as a share of a voxel
 MNI_BOX = np.array([[-110, 110], [-150, 120], [-100, 130]])
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 Image: TypeAlias = nib.spatialimages.SpatialImage
 ImageInput: TypeAlias = str | Path | Image
-DEFLATED = 1032  # largest compression ratio of gzip: a file cannot hold more than its size times this
+DEFLATED = 1032  # largest compression ratio of gzip, which limits the size of the content
 
 
 def open_image(source: ImageInput, where: str, warnings: list[str] | None = None, kind: type[Image] | None = None) -> Image:
     """Open an image and leave its data on disk.
 
     Args:
-      source: file, or an image, which is returned unchanged.
-      where: name of the image in messages.
-      warnings: list that nibabel's remarks on the header are appended to; None issues Python warnings.
-      kind: nibabel class to open the file with; None chooses it by file name and header.
+      source: File, or an image, which is returned unchanged.
+      where: Name of the image in messages.
+      warnings: List to which nibabel's remarks on the header are appended; if None, they are issued as Python warnings.
+      kind: nibabel class that opens the file; if None, it is chosen by file name and header.
 
     Raises:
-      InputError: the file is not an image or not a regular file, or its header is damaged or declares more than the file can hold.
-      FileNotFoundError: the file does not exist.
+      InputError: If the file is not an image or not a regular file, or its header is damaged or declares more data than the file can hold.
+      FileNotFoundError: If the file does not exist.
     """
     if not isinstance(source, str | Path):
         return source
     path = Path(source)
     where = where if str(path) in where else f"{where}: {path}"
     check_file(path, where)
-    # An open file keeps its place in the compressed stream: each piece goes on where the one before ended.
+    # An open file keeps its position in the compressed stream, so that blocks are read without starting over.
     options = {} if path.suffix.lower() == ".gii" else {"keep_file_open": True}
     with reading(f"{where}: truncated, corrupt or not an image"), _header_remarks() as said:
         image = nib.load(path, **options) if kind is None else kind.from_filename(path)
@@ -66,7 +66,7 @@ def open_image(source: ImageInput, where: str, warnings: list[str] | None = None
 
 @contextlib.contextmanager
 def _header_remarks() -> Iterator[list[str]]:
-    """Collects nibabel's remarks on a header, which it would log without the file's name."""
+    """Collect nibabel's remarks on a header, which it would log without the name of the file."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(one_line(record.getMessage()))  # type: ignore[method-assign]
@@ -83,7 +83,7 @@ def _header_remarks() -> Iterator[list[str]]:
 
 
 def _check_promise(image: Image, path: Path, where: str) -> None:
-    """Refuses a shape that the file cannot hold, before memory is allocated."""
+    """Raise if a file is too small for the shape in its header, before memory is allocated."""
     data = getattr(image, "dataobj", None)
     if not isinstance(data, ArrayProxy):
         return
@@ -92,7 +92,7 @@ def _check_promise(image: Image, path: Path, where: str) -> None:
         raise InputError(f"{where}: the header is damaged: expected at least one voxel, found shape {shape}")
     promised, file = data.offset + math.prod(shape) * data.dtype.itemsize, _stored_in(image, path)
     zipped, stored = file.suffix.lower() in ZIPPED, file.stat().st_size
-    if promised > stored * (DEFLATED if zipped else 1) and file.suffix.lower() not in (".bz2", ".zst"):  # these compress without a limit
+    if promised > stored * (DEFLATED if zipped else 1) and file.suffix.lower() not in (".bz2", ".zst"):  # unlimited compression
         raise InputError(
             f"{where}: truncated or corrupt: the header declares {promised} bytes (shape {shape}), the file has {stored}"
             f"{' compressed bytes' if zipped else ''}"
@@ -100,13 +100,13 @@ def _check_promise(image: Image, path: Path, where: str) -> None:
 
 
 def _stored_in(image: Image, path: Path) -> Path:
-    """File that holds the voxels: of a .hdr it is another."""
+    """Return the file that holds the voxels, which differs from the header file of a .hdr/.img pair."""
     file = getattr(image.dataobj, "file_like", None)
     return Path(file) if isinstance(file, str | Path) else path
 
 
 def check_bold(image: Image, where: str) -> None:
-    """Refuses what is not a series of volumes of real numbers."""
+    """Raise if an image is not a series of volumes of real numbers."""
     shape = tuple(image.shape)
     if len(shape) == 3:
         raise InputError(f"{where}: expected a 4-D image (x, y, z, time), found a 3-D one of shape {shape} (a mask or one volume)")
@@ -135,7 +135,7 @@ def header_time(image: Image, where: str) -> timing.HeaderTime:
     """Return the repetition time in a volume's header.
 
     Raises:
-      InputError: its code of units is not a NIfTI code.
+      InputError: If its code of units is not a NIfTI code.
     """
     zooms = image.header.get_zooms()
     header, unit = float(zooms[3]) if len(zooms) > 3 else 0.0, "unknown"
@@ -149,18 +149,21 @@ def header_time(image: Image, where: str) -> timing.HeaderTime:
 
 
 def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: str, warnings: list[str]) -> Bool[np.ndarray, "X Y Z"]:
-    """Brain mask on the recording's grid.
+    """Load or compute the brain mask on the grid of a recording.
 
     Args:
-      mask: image of any type, True above 0 (between 0 and 1: above 0.5); None takes the `desc-brain_mask` beside a BIDS file,
-        and computes one for other files.
-      bold: the recording.
-      path: its file, or None.
-      where: how messages name the scan.
-      warnings: added to.
+      mask: Image of any type; voxels above 0 (above 0.5 if values are in 0…1) are inside. If None, the `desc-brain_mask` beside a BIDS
+        file is used, and a mask is computed for other files.
+      bold: Recording.
+      path: File of the recording, or None.
+      where: Name of the scan in messages.
+      warnings: List to which warnings are appended.
+
+    Returns:
+      True inside the brain, `[X, Y, Z]`.
 
     Raises:
-      InputError: the mask differs from the recording in shape or affine or is empty, or a BIDS file has no mask beside it.
+      InputError: If the mask differs from the recording in shape or affine or is empty, or a BIDS file has no mask beside it.
     """
     if mask is None and path is not None and naming.is_bids(path):
         mask = naming.mask_beside(path)
@@ -192,15 +195,15 @@ def load_mask(mask: ImageInput | None, bold: Image, path: Path | None, where: st
 
 
 def check_placed(image: Image, where: str, otherwise: str = "") -> None:
-    """Check that a header has an affine: without one nibabel assumes a default, which is mirrored and centred.
+    """Check that a header has an affine; without one, nibabel assumes a mirrored, centred default.
 
     Args:
-      image: an image; formats other than NIfTI always have an affine.
-      where: name of the image in messages.
-      otherwise: further remedy that the message names.
+      image: Image; formats other than NIfTI always have an affine.
+      where: Name of the image in messages.
+      otherwise: Further remedy for the message.
 
     Raises:
-      InputError: the sform and qform codes of a NIfTI header are both 0.
+      InputError: If the sform and qform codes of a NIfTI header are both 0.
     """
     header = image.header
     if isinstance(header, nib.Nifti1Header) and not int(header["sform_code"]) and not int(header["qform_code"]):
@@ -211,18 +214,18 @@ def check_placed(image: Image, where: str, otherwise: str = "") -> None:
 
 
 def mask_space(mask: Bool[np.ndarray, "X Y Z"], bold: Image, name: str, to_mni: object, where: str, warnings: list[str]) -> Space:
-    """Make the Space of a mask's voxels; coordinates outside the MNI template raise, voxels in only one hemisphere cause a warning.
+    """Make the Space of the voxels in a mask; warn if they are all in one hemisphere.
 
     Args:
-      mask: True inside the brain, on the grid of `bold`.
-      bold: the recording.
-      name: name of the space that its affine maps to.
-      to_mni: transform from mm of that space to MNI mm: array, text file, or None if they are the same.
-      where: name of the scan in messages.
-      warnings: list that warnings are appended to.
+      mask: True inside the brain, on the grid of `bold`, `[X, Y, Z]`.
+      bold: Recording.
+      name: Name of the space to which its affine maps.
+      to_mni: Transform from mm of that space to MNI mm, as an array `[4, 4]` or a text file; None for the identity.
+      where: Name of the scan in messages.
+      warnings: List to which warnings are appended.
 
     Raises:
-      InputError: `to_mni` is not a 4 x 4 matrix, the recording has no affine and `to_mni` is not given, or most voxels are outside the
+      InputError: If `to_mni` is not a 4 x 4 matrix, the recording has no affine and `to_mni` is not given, or most voxels are outside the
         MNI template.
     """
     matrix = None if to_mni is None else read_matrix(to_mni, where)
@@ -246,7 +249,7 @@ def mask_space(mask: Bool[np.ndarray, "X Y Z"], bold: Image, name: str, to_mni: 
 
 
 def read_matrix(given: object, where: str) -> Float[np.ndarray, "4 4"]:
-    """A 4 x 4 matrix, native mm to MNI mm, from an array or a text file."""
+    """Return the 4 × 4 matrix from native mm to MNI mm that an array or a text file holds."""
     if isinstance(given, str | Path):
         check_file(Path(given), f"{where}: native_to_mni {given}")
     with reading(f"{where}: native_to_mni {given} is not a text file with a 4 x 4 matrix"):
@@ -261,7 +264,7 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
 
     mean = nib.Nifti1Image(mean_volume(image, where), image.affine)
     with reading(f"{where}: no brain mask could be computed; pass mask= (--mask)"), python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")  # nilearn warns of an empty mask, which is an error here
+        python_warnings.simplefilter("ignore")  # an empty mask, of which nilearn warns, is an error here
         mask = np.asanyarray(compute_epi_mask(mean).dataobj) > 0
     if not mask.any():
         raise InputError(f"{where}: the computed brain mask is empty; pass mask= (--mask)")
@@ -269,7 +272,7 @@ def _computed_mask(image: Image, where: str) -> Bool[np.ndarray, "X Y Z"]:
 
 
 def _apart(a: Float[np.ndarray, "4 4"], b: Float[np.ndarray, "4 4"], shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between the positions that two affines give a voxel of a grid."""
+    """Return the largest distance in mm between the positions of a voxel under two affines of a grid."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
     difference = np.asarray(a, np.float64) - b
     return float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())

@@ -1,4 +1,4 @@
-"""Reading of user files with third-party parsers: damaged content raises `InputError`, a fault of the machine does not."""
+"""Reading of user files with third-party parsers: damaged content raises `InputError`; errors of the system pass unchanged."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any, TypeVar
 
 from pnet_jax.errors import InputError, SettingsError
 
-# Parsers raise OSError without a number for content they cannot read (gzip.BadGzipFile, nibabel's short reads), and a damaged offset
-# makes the system refuse a seek. Every other number is the machine's: a missing file, no permission, a full or failing disk.
+# For unreadable content, parsers raise OSError without an errno (gzip.BadGzipFile, short reads of nibabel), or a damaged offset makes
+# a seek fail. Any other errno is an error of the system: a missing file, no permission, a full or failing disk.
 CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
-MOST_SAID = 300  # characters of a parser's own message
+MOST_SAID = 300  # longest excerpt of a parser's message, in characters
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def reading(problem: str) -> Iterator[None]:
-    """Turn whatever a parser raises into an `InputError` that begins with `problem`, which names the file.
+    """Convert errors of a parser to an `InputError` that begins with `problem`, which names the file.
 
     `MemoryError` and errors of the operating system pass unchanged: they do not describe the content of the file.
 
     Raises:
-      InputError: the content cannot be read.
+      InputError: If the content cannot be read.
 
     Example:
       >>> import json
@@ -54,17 +54,17 @@ def attempt(read: Callable[[], T], what: str, where: str) -> T:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return a message without line breaks, truncated if it is very long."""
+    """Return a message on one line, truncated if it is very long."""
     text = " ".join(str(error).split())
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
 
 
 def check_file(path: Path, where: str) -> None:
-    """Check that a path is a regular file without opening it: opening a named pipe would block.
+    """Check that a path is a regular file, without opening it, because opening a named pipe would block.
 
     Raises:
-      InputError: the path is a folder, a named pipe or a device.
-      FileNotFoundError: the file does not exist, or the link is broken.
+      InputError: If the path is a folder, a named pipe or a device.
+      FileNotFoundError: If the file does not exist, or the link is broken.
     """
     try:
         mode = path.stat().st_mode
@@ -86,12 +86,12 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     """Read the object in a JSON file, with or without the byte-order mark that Windows programs write.
 
     Args:
-      path: the file.
-      where: name of the scan in messages.
+      path: JSON file.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: the content is not JSON, or not an object.
-      FileNotFoundError: the file does not exist.
+      InputError: If the content is not JSON, or not an object.
+      FileNotFoundError: If the file does not exist.
     """
     check_file(path, f"{where}: {path}")
     with reading(f"{where}: {path} is not readable JSON"):

@@ -1,4 +1,4 @@
-"""ROI series: tables with a row a frame and a column a region, and where the regions are."""
+"""ROI series: tables with one row per frame and one column per region, and the locations of the regions."""
 
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ AtlasInput: TypeAlias = str | Path | Atlas | np.ndarray | None
 
 
 def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], list[str] | None]:
-    """Frames by regions, and the regions' names where the file has them.
+    """Read ROI series and, if the file has them, the names of the regions.
 
     Args:
-      path: .tsv, .csv, .1D or .txt with or without a header, or a .npy matrix.
-      where: how messages name the scan.
+      path: .tsv, .csv, .1D or .txt file with or without a header, or .npy matrix.
+      where: Name of the scan in messages.
+
+    Returns:
+      Series, `[T, V]`, and the names of the V regions or None.
 
     Raises:
-      InputError: the file is not a matrix of numbers, or columns hold NaN or infinite values; the message names the columns.
-      FileNotFoundError: it is not there.
+      InputError: If the file is not a matrix of numbers, or columns hold NaN or infinite values.
+      FileNotFoundError: If the file does not exist.
     """
     names = None
     if naming.split_name(path)[1] == ".npy":
@@ -72,21 +75,20 @@ def read_roi_table(path: Path, where: str) -> tuple[Float[np.ndarray, "T V"], li
 def locate(
     atlas: AtlasInput, names: list[str] | None, shape: tuple[int, ...], surfaces: SurfaceInput, where: str
 ) -> tuple[Space, list[str]]:
-    """Space of a table's regions, in the order of its columns, and warnings.
+    """Return the Space of the regions of a table, in the order of its columns, and warnings.
 
-    Where both the table and the atlas name their regions and the names are the same set, regions are matched by name; else
-    by position.
+    Regions are matched by name if the table and the atlas have the same set of names, otherwise by position.
 
     Args:
-      atlas: dseg image or dlabel file (centroids are computed), table with the columns x, y, z and optionally name, centroids
-        `[V, 3]` in MNI mm, or a Atlas.
-      names: of the columns, or None.
-      shape: frames and regions of the table.
-      surfaces: for a dlabel atlas.
-      where: how messages name the scan.
+      atlas: dseg image or dlabel file, of which centroids are computed; table with the columns x, y, z and optionally name; centroids
+        `[V, 3]` in MNI mm; or an Atlas.
+      names: Names of the columns, or None.
+      shape: Numbers of frames and regions of the table.
+      surfaces: Left and right GIFTI meshes in MNI mm, for a dlabel atlas.
+      where: Name of the scan in messages.
 
     Raises:
-      InputError: there is no atlas, it has another number of regions, or the table is transposed.
+      InputError: If there is no atlas, the atlas has a different number of regions, or the table is transposed.
     """
     if atlas is None:
         raise InputError(
@@ -140,7 +142,7 @@ def _read_centroids(path: Path, where: str) -> tuple[Float[np.ndarray, "K 3"], l
 def _match(
     n: int, names: Sequence[str] | None, atlas_names: Sequence[str] | None, ids: Sequence[int] | None, source: str
 ) -> tuple[list[int], list[str]]:
-    """For each column, the atlas region it is."""
+    """Return the index of the atlas region of each column, and warnings."""
     order = list(range(n))
     if names is None or atlas_names is None:
         return order, []

@@ -21,12 +21,12 @@ class ScanSource:
     """One recording to load.
 
     Attributes:
-      bold: the recording, of a GIFTI pair the left hemisphere's; the subject's folder if it has no recording.
-      mask: brain mask, or None.
-      confounds: table of confounds, or None.
-      subject: label without `sub-`.
-      entities: the other BIDS entities.
-      problem: why the recording cannot be read, if known before it is opened (another space, a missing file); empty otherwise.
+      bold: File of the recording (of the left hemisphere for a GIFTI pair), or the folder of a subject without a recording.
+      mask: Brain mask, or None.
+      confounds: Table of confounds, or None.
+      subject: Label without `sub-`.
+      entities: BIDS entities other than the subject.
+      problem: Reason why the recording cannot be read, if known before it is opened (another space, a missing file); otherwise empty.
     """
 
     bold: Path
@@ -38,13 +38,13 @@ class ScanSource:
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """Files from which the scan is read."""
-        about = None if self.confounds is None else self.confounds.with_suffix(".json")  # it says which components are whose
+        """Return the files from which the scan is read."""
+        about = None if self.confounds is None else self.confounds.with_suffix(".json")  # metadata of the CompCor components
         return (self.bold, *self._partner, self.mask, self.confounds, about, *timing.sidecars(self.bold))
 
     @property
     def _partner(self) -> tuple[Path, ...]:
-        """The other hemisphere of a GIFTI recording."""
+        """Return the file of the other hemisphere of a GIFTI recording."""
         pair = gifti.pair_of(self.bold) if naming.split_name(self.bold)[1] in GIFTI else None
         return () if pair is None else tuple(file for file in pair.values() if file != self.bold)
 
@@ -57,7 +57,7 @@ class ScanSource:
 
     @property
     def label(self) -> str:
-        """`sub-01_ses-1_task-rest_run-1`, the same as the Scan's."""
+        """Return the label of the Scan, e.g. `sub-01_ses-1_task-rest_run-1`."""
         return naming.scan_label(self.subject, self.entities)
 
 

@@ -1,4 +1,4 @@
-"""Meshes of the cortex: the files that are given, or those of the template."""
+"""Meshes of the cortex, from given files or from the template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MNI305_TO_MNI152 = np.array(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Surface:
-    """One hemisphere's mesh: `xyz[n, 3]` in mm, `faces[F, 3]`, and the file's name."""
+    """Mesh of one hemisphere: `xyz[n, 3]` in mm, `faces[F, 3]`, and the name of the file."""
 
     xyz: Float[np.ndarray, "n 3"]
     faces: Int[np.ndarray, "F 3"]
@@ -38,14 +38,15 @@ SurfaceInput: TypeAlias = Sequence[str | Path | nib.gifti.GiftiImage] | dict[str
 
 
 def read_surfaces(given: SurfaceInput, where: str) -> dict[str, Surface]:
-    """Meshes by CIFTI structure name.
+    """Read meshes, by CIFTI structure name.
 
-    The side is what the GIFTI file says (AnatomicalStructurePrimary), else `hemi-L`/`.L.` in its name, else the order given.
+    The hemisphere is taken from the metadata of the GIFTI file (AnatomicalStructurePrimary), otherwise from `hemi-L` or `.L.` in its name,
+    otherwise from the order of the files.
 
     Raises:
-      InputError: a file is not a surface, or two are of the same hemisphere.
+      InputError: If a file is not a surface, or two files are of the same hemisphere.
     """
-    if isinstance(given, dict):  # read already
+    if isinstance(given, dict):  # already read
         return given
     found: dict[str, Surface] = {}
     given = [given] if isinstance(given, str | Path | nib.gifti.GiftiImage) else (given or ())
@@ -72,18 +73,18 @@ def _surface(image: Any, source: str, where: str) -> Surface:
 
 
 def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, space: str, where: str, also: str = "") -> Surface:
-    """The mesh of a structure: the given one, or that of the template where none is given.
+    """Return the mesh of a structure: the given one or, if none is given, that of the template.
 
     Args:
-      structure: CIFTI's name.
-      meshes: the given ones, of `read_surfaces`.
-      n_vertices: that the mesh must have.
-      space: template in which vertices are counted.
-      where: name of the file in messages.
-      also: what else may be given instead.
+      structure: CIFTI structure name.
+      meshes: Given meshes, from `read_surfaces`.
+      n_vertices: Required number of vertices.
+      space: Template of the vertex numbers.
+      where: Name of the file in messages.
+      also: Further remedy for the message.
 
     Raises:
-      InputError: the mesh is missing or has another number of vertices.
+      InputError: If the mesh is missing or has a different number of vertices.
     """
     if structure not in meshes:
         found = _of_template(structure, n_vertices, space, where) if not meshes else None
@@ -100,7 +101,7 @@ def mesh_of(structure: str, meshes: dict[str, Surface], n_vertices: int, space: 
 
 
 def needed(space: str, n_vertices: int) -> str:
-    """Which two files to give, for messages."""
+    """Return the description of the two surface files that are needed, for messages."""
     density = DENSITIES.get(n_vertices)
     template = "fsaverage" if space.startswith("fsaverage") else "fsLR"
     files, installed = f"two GIFTI midthickness surfaces of {n_vertices} vertices each", ""
@@ -115,7 +116,7 @@ def needed(space: str, n_vertices: int) -> str:
 
 
 def _of_template(structure: str, n_vertices: int, space: str, where: str) -> Surface | None:
-    """The midthickness of fsLR, or the mean of white and pial of fsaverage moved to MNI152; None where they are not to be had."""
+    """Return the midthickness of fsLR, or the mean of white and pial of fsaverage in MNI152 space; None if unavailable."""
     density, hemi = DENSITIES.get(n_vertices), {name: side for side, name in CORTICES.items()}.get(structure)
     if density is None or hemi is None:
         return None
@@ -123,7 +124,7 @@ def _of_template(structure: str, n_vertices: int, space: str, where: str) -> Sur
         return _templateflow("fsLR", density, hemi, "midthickness", where)
     if not space.startswith("fsaverage") or density == "32k":
         return None
-    if density == "10k":  # nilearn brings these files along
+    if density == "10k":  # included in nilearn
         white, pial = (_nilearn(hemi, kind) for kind in ("white", "pial"))
     else:
         found = [_templateflow("fsaverage", density, hemi, kind, where) for kind in ("white", "pial")]
@@ -145,10 +146,10 @@ def _nilearn(hemi: str, kind: str) -> Surface:
 
 
 def _templateflow(template: str, density: str, hemi: str, suffix: str, where: str) -> Surface | None:
-    """A file of TemplateFlow, downloaded where it is not yet in its cache; None where the package is not installed.
+    """Read a TemplateFlow file, downloaded if it is not in the cache; None if the package is not installed.
 
     Raises:
-      InputError: the file is neither in the cache nor can be downloaded.
+      InputError: If the file is not in the cache and cannot be downloaded.
     """
     try:
         api: Any = importlib.import_module("templateflow.api")
@@ -172,7 +173,7 @@ def _templateflow(template: str, density: str, hemi: str, suffix: str, where: st
 
 
 def side_of(image: nib.gifti.GiftiImage, source: str, position: int) -> str:
-    """CIFTI structure of a GIFTI image: what it says, else what its name says, else the order in which it was given."""
+    """Return the CIFTI structure of a GIFTI image: from its metadata, otherwise its name, otherwise its position in the list."""
     said = {str(array.meta.get("AnatomicalStructurePrimary", "")) for array in image.darrays} | {
         str(image.meta.get("AnatomicalStructurePrimary", ""))
     }

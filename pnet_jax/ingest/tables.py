@@ -1,4 +1,4 @@
-"""Tables: delimited text with or without a header, and .npy matrices."""
+"""Reading of delimited text with or without a header, and of .npy matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHITE_SPACE = r"\s+"
 NAMED = {"\t": "tabs", ",": "commas", ";": "semicolons", WHITE_SPACE: "white space"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 NOT_TEXT = "not a text file in UTF-8: if it is a table, save it again as text in UTF-8"
-LOOKED_AT = 100  # lines that tell how a table is laid out
+LOOKED_AT = 100  # number of lines from which the layout is determined
 LONGEST_LINE = 1 << 22
 LONGEST_NAME, LONGEST_PATH = 60, 200
 
@@ -32,11 +32,11 @@ class Layout:
     """Separator and header of a table.
 
     Attributes:
-      separator: separator between two fields, a regular expression for white space.
-      named: whether the first line names the columns.
-      fields: fields of the first line, without the comment sign of a .1D file.
-      skipped: number of lines before the first line of the table.
-      commented: whether the first line is a comment that names the columns.
+      separator: Separator between two fields, a regular expression for white space.
+      named: Whether the first line names the columns.
+      fields: Fields of the first line, without the comment sign of a .1D file.
+      skipped: Number of lines before the first line of the table.
+      commented: Whether the first line is a comment that names the columns.
     """
 
     separator: str
@@ -55,8 +55,8 @@ def read_table(path: Path, where: str | None = None, dtype: type | None = None) 
     the first row with as many fields as there are columns names them.
 
     Raises:
-      InputError: the file is empty or not a table.
-      FileNotFoundError: the file does not exist.
+      InputError: If the file is empty or not a table.
+      FileNotFoundError: If the file does not exist.
     """
     where = where or str(path)
     layout = layout_of(path, where)
@@ -87,8 +87,8 @@ def layout_of(path: Path, where: str) -> Layout:
     """Determine the separator and header of a table from its first lines.
 
     Raises:
-      InputError: the file is not text, or empty.
-      FileNotFoundError: the file does not exist.
+      InputError: If the file is not text, or empty.
+      FileNotFoundError: If the file does not exist.
     """
     lines = first_lines(path, where)
     if not lines or not lines[0].strip():
@@ -114,8 +114,8 @@ def first_lines(path: Path, where: str) -> list[str]:
     """Read the first lines of a text file.
 
     Raises:
-      InputError: the file is not text.
-      FileNotFoundError: the file does not exist.
+      InputError: If the file is not text.
+      FileNotFoundError: If the file does not exist.
     """
     check_file(path, where)
     with reading(f"{where}: {NOT_TEXT}"), path.open(encoding="utf-8-sig") as stream:
@@ -140,7 +140,7 @@ def numbers_of(table: pd.DataFrame, where: str) -> Float[np.ndarray, "rows colum
     """Return the values of a table of numbers.
 
     Raises:
-      InputError: a column holds text; the message names the column and the text.
+      InputError: If a column holds text; the message names the column and the text.
     """
     refuse_text(table, text_columns(table), where)
     return table.to_numpy(np.float64)
@@ -173,8 +173,8 @@ def read_npy(path: Path, where: str) -> np.ndarray:
     """Read a numeric array from a .npy file.
 
     Raises:
-      InputError: the file is damaged, or does not hold a numeric array.
-      FileNotFoundError: the file does not exist.
+      InputError: If the file is damaged, or does not hold a numeric array.
+      FileNotFoundError: If the file does not exist.
     """
     return np.array(map_npy(path, where))
 
@@ -192,17 +192,17 @@ def map_npy(path: Path, where: str) -> np.ndarray:
 
 
 def shortlist(items: list[str], most: int = 8) -> str:
-    """`a, b, c and 12 more`."""
+    """Return a list for messages: `a, b, c and 12 more`."""
     return ", ".join(brief(item, LONGEST_PATH) for item in items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def plural(n: int, word: str) -> str:
-    """`1 scan`, `2 scans`."""
+    """Return a number with its noun: `1 scan`, `2 scans`."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def brief(text: str, most: int = LONGEST_NAME) -> str:
-    """Truncate a name that is too long for a message, on one line: a quoted name of a table may hold the lines that follow it."""
+    """Return a name on one line, truncated for messages; with an unclosed quote, a name may contain the lines that follow it."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}…"
 
@@ -218,21 +218,21 @@ def number(field: str) -> float | None:
 
 
 def _separator(lines: list[str], expected: str) -> str:
-    """The expected separator, unless only another one divides the lines into columns, or another one yields more numbers."""
+    """Choose the expected separator, unless only another one divides the lines into columns or another one yields more numbers."""
     scores = {separator: _score(lines, separator, expected) for separator in dict.fromkeys((expected, "\t", ";", ",", WHITE_SPACE))}
-    return max(scores, key=scores.__getitem__)  # of equals the first: the expected one
+    return max(scores, key=scores.__getitem__)  # the first among equals, which is the expected one
 
 
 def _score(lines: list[str], separator: str, expected: str) -> tuple[float, bool]:
-    """Share of numbers among the fields below the first line, and whether there are several columns; -1 where lines differ in length."""
+    """Return the share of numbers below the first line (−1 if lines differ in length), and whether there are several columns."""
     rows = [_fields(line, separator) for line in lines]
     below = rows[1:] or rows
     n, asked = len(below[0]), separator == expected
-    # R leaves out the name of the column of row names. The last of the lines that were looked at may be half written.
+    # R omits the name of the column of row names. The last of the lines may be truncated.
     if any(len(row) != n for row in below[:-1]) or len(rows[0]) not in ((n, n - 1) if asked else (n,)) or (n == 1 and not asked):
         return -1.0, False
     if separator == "," and not asked and not _is_header(rows[0], below[0]) and not any("." in line for line in lines):
-        return -1.0, False  # whole numbers between commas may as well be one column with decimal commas
+        return -1.0, False  # whole numbers between commas may be one column with decimal commas
     fields = [field for row in below for field in row]
     numbers = [number(f) is not None or (separator != "," and bool(DECIMAL_COMMA.fullmatch(f))) for f in fields]
     return sum(numbers) / len(numbers), n > 1 and (asked or separator != WHITE_SPACE)
@@ -245,7 +245,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _is_header(fields: list[str], below: list[str]) -> bool:
-    """Whether the first line names the columns."""
+    """Return whether the first line names the columns."""
     if any(number(field) is None for field in fields):
         return not all(number(field) is not None or DECIMAL_COMMA.fullmatch(field) for field in fields)
     if not all(field.isdigit() for field in fields) or len(set(fields)) < len(fields) or len(fields) < 2:
@@ -255,7 +255,7 @@ def _is_header(fields: list[str], below: list[str]) -> bool:
 
 
 def _without_row_names(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Without the names of rows that R writes in front of a header one field shorter, which pandas takes for an index."""
+    """Drop the row names that R writes without a header field, which pandas reads as an index."""
     index = table.index
     if isinstance(index, pd.RangeIndex):
         return table

@@ -13,12 +13,12 @@ from pnet_jax.ingest.reading import read_json
 
 @dataclasses.dataclass(frozen=True)
 class HeaderTime:
-    """Repetition time in a recording's own header.
+    """Repetition time in the header of a recording.
 
     Attributes:
-      seconds: repetition time in seconds, or None if the header does not state it.
-      found: description of the header, for the error raised if no source states the repetition time.
-      note: warning to give if the header is used, or empty.
+      seconds: Repetition time in seconds, or None if the header does not state it.
+      found: Description of the header, for the error raised if no source states the repetition time.
+      note: Warning to give if the header is used, or empty.
     """
 
     seconds: float | None
@@ -27,17 +27,17 @@ class HeaderTime:
 
 
 def repetition_time(given: float | None, path: Path | None, header: HeaderTime, where: str, warnings: list[str]) -> float:
-    """Return TR in seconds: the argument, else RepetitionTime of the JSON files that apply to the recording, else its header.
+    """Return the TR in seconds: the argument, or RepetitionTime of the JSON files that apply to the recording, or its header.
 
     Args:
-      given: repetition time in seconds, or None.
-      path: file of the recording, or None.
-      header: repetition time in its header.
-      where: name of the scan in messages.
-      warnings: list that warnings are appended to.
+      given: Repetition time in seconds, or None.
+      path: File of the recording, or None.
+      header: Repetition time in its header.
+      where: Name of the scan in messages.
+      warnings: List that warnings are appended to.
 
     Raises:
-      InputError: none of them states a repetition time, or the value is not plausible.
+      InputError: If none of them states a repetition time, or the value is not plausible.
     """
     if given is not None:
         return check_tr(given, "tr=", where)
@@ -67,8 +67,8 @@ def check_tr(tr: float, what: str, where: str) -> float:
 def sidecars(path: Path) -> Iterator[Path]:
     """Yield the JSON files that apply to a recording, nearest first, by the BIDS inheritance principle.
 
-    First the file of the recording's own name; then, in its folder and each parent folder up to the root of the data set, files of the
-    same suffix whose entities are all among the recording's own, those with more entities first.
+    The file with the name of the recording comes first, followed by files in its folder and each parent folder up to the root of the
+    dataset that have the same suffix and only entities of the recording, those with more entities first.
     """
     own = path.with_name(naming.split_name(path)[0] + ".json")
     if own.exists() or own.is_symlink():
@@ -91,7 +91,7 @@ def _sidecar_tr(path: Path, where: str, warnings: list[str]) -> float | None:
     for file in sidecars(path):
         try:
             value = read_json(file, where).get("RepetitionTime")
-        except FileNotFoundError as error:  # a link without its content: other files may say it
+        except FileNotFoundError as error:  # a broken link; other files may contain the value
             warnings.append(f"JSON file not read: {str(error).removeprefix(f'{where}: ')}")
             continue
         if value is None:

@@ -1,4 +1,4 @@
-"""Voxels of a volume, read in the order of the file: a few frames at a time, keeping only the voxels in the mask."""
+"""Reading of voxels in file order, a few frames at a time, keeping only the voxels in the mask."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class _Stored(NamedTuple):
 def read_series(image: Image, ijk: Int[np.ndarray, "V 3"], where: str) -> Float[np.ndarray, "V T"]:
     """Return the series of the given voxels, float32.
 
-    The 4-D array is never held in memory, only the result, 16 MiB of volumes and 16 frames of the given voxels.
+    The 4-D array is never held in memory: only the result, 16 MiB of volumes, and 16 frames of the given voxels.
 
     Raises:
-      InputError: the file is truncated or corrupt.
+      InputError: If the file is truncated or corrupt.
     """
     y = np.empty((len(ijk), image.shape[3]), np.float32)
     flat = np.ravel_multi_index(tuple(ijk.T), image.shape[:3], order="F")
     for frames, values in _frames(image, flat, where):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is counted as such
+        with np.errstate(over="ignore"):  # values beyond float32 become inf and are counted as not finite
             y[:, frames] = values.T
     return y
 
@@ -57,7 +57,7 @@ def mean_volume(image: Image, where: str) -> Float[np.ndarray, "X Y Z"]:
     """Return the mean over time of every voxel, float32; NaN and infinite values count as 0.
 
     Raises:
-      InputError: the file is truncated or corrupt.
+      InputError: If the file is truncated or corrupt.
     """
     shape = tuple(image.shape)
     total = np.zeros(int(np.prod(shape[:3])))
@@ -73,10 +73,10 @@ def frames_at_once(image: Image) -> int:
 
 
 def check_stream(image: Image, where: str) -> None:
-    """Read a gzip file to its end, where its checksum is stored; for small files whose voxels are read at once.
+    """Verify the checksum at the end of a gzip file; for small files whose voxels are read at once.
 
     Raises:
-      InputError: the checksum does not match the content.
+      InputError: If the checksum does not match the content.
     """
     with _stored(image, "its end", where):
         pass

@@ -1,4 +1,4 @@
-"""HTML pages: one for each scan, and a report of the cohort."""
+"""HTML reports: one page for each scan, and a report of the cohort."""
 
 from pnet_jax.report.extra import ReportExtraMissingError, check_installed
 from pnet_jax.report.folder import report_folder

@@ -1,4 +1,4 @@
-"""Maps of a scan: parcels, confidence, what moved, and the strongest edges inside a transparent brain."""
+"""Maps of a scan: parcels, confidence, changed locations, and the strongest edges in a transparent brain."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pnet_jax.report.words import has_confidence
 PERSONAL, ALARM, KEPT = "#0f766e", "#d9480f", "#cbd5e1"
 EDGES_SHOWN = 150
 SCALE = 2.0  # pixels per mm of the transparent brain
-VIEWS = (("left", 1, 2), ("from above", 0, 1), ("back", 0, 2))  # axes that point right and up
+VIEWS = (("left", 1, 2), ("from above", 0, 1), ("back", 0, 2))  # axes drawn rightwards and upwards
 
 
 class Edge(NamedTuple):
-    """An edge between two parcels, by their positions in the tables; from the first to the second where `directed`."""
+    """Edge between two parcels, given by their rows in the tables; from the first to the second if `directed`."""
 
     source: int
     target: int
@@ -32,7 +32,7 @@ class Edge(NamedTuple):
 
 
 def plate(network: Network) -> Plate:
-    """The views that all maps of a scan share: slices for a voxel grid, views from outside otherwise."""
+    """Return the views shared by all maps of a scan: slices for a voxel grid, otherwise views from outside."""
     grid = network.space.grid
     if grid is None or grid.brain_models is not None:
         return views_plate(network.space)
@@ -43,19 +43,19 @@ def plate(network: Network) -> Plate:
 
 
 def anatomy(network: Network) -> Any:
-    """MNI152 where the scan is in that space, else its own mean image, else None."""
+    """Return MNI152 if the scan is in that space, otherwise its mean image, or None."""
     if network.space.name.startswith("MNI"):
         return template()
     return None if network.mean is None else images.location_image(network, np.nan_to_num(np.asarray(network.mean, np.float32)))
 
 
 def parcel_map(network: Network, views: Plate, labels: Int[np.ndarray, " V"]) -> str:
-    """Draw parcels in the colours that they have in every scan."""
+    """Draw the parcels, in the same colours for every scan."""
     return views.draw(images.parcel_colors(network.ids), labels)
 
 
 def confidence_map(network: Network, views: Plate) -> str | None:
-    """Draw the probability of each location's own label; None where probabilities were not saved."""
+    """Draw the probability of the label of each location; None if probabilities were not saved."""
     if not has_confidence(network):
         return None
     shares = np.where(network.labels >= 0, network.confidence, np.nan)
@@ -63,13 +63,13 @@ def confidence_map(network: Network, views: Plate) -> str | None:
 
 
 def share_levels(shares: Float[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
-    """Return the colour level of each share 0…1, from 0; −1 for NaN."""
+    """Return the colour level of each share in 0…1, counted from 0; −1 for NaN."""
     levels = np.clip(np.nan_to_num(shares) * LEVELS, 0, LEVELS - 1).astype(np.int32)
     return np.where(np.isfinite(shares), levels, -1).astype(np.int32)
 
 
 def changes(network: Network) -> tuple[Int[np.ndarray, " V"], dict[str, str]]:
-    """What became of each location, as numbers from 0 (−1 outside), and the name and colour of each number."""
+    """Return the kind of change of each location as a code from 0 (−1 outside), and the name and colour of each code."""
     moved = (network.labels != network.atlas_labels) & (network.labels >= 0) & (network.atlas_labels >= 0)
     mark = np.where(moved, 1, np.where((network.labels >= 0) | (network.atlas_labels >= 0), 0, -1)).astype(np.int32)
     if network.qc.calibration is None or not has_confidence(network):
@@ -80,7 +80,7 @@ def changes(network: Network) -> tuple[Int[np.ndarray, " V"], dict[str, str]]:
 
 
 def change_map(network: Network, views: Plate) -> tuple[str, dict[str, str]] | None:
-    """Draw where a location's parcel changed, with the names of the colours; None where the start is returned."""
+    """Draw the locations whose parcel changed, with the names of the colours; None if the initial parcels were returned."""
     if network.qc.selection.decision == "atlas":
         return None
     mark, names = changes(network)
@@ -88,7 +88,7 @@ def change_map(network: Network, views: Plate) -> tuple[str, dict[str, str]] | N
 
 
 def strongest(network: Network, measure: str) -> list[Edge]:
-    """The strongest edges of a measure, the weakest first, so that the strongest are drawn last."""
+    """Return the strongest edges of a measure in ascending order, so that the strongest are drawn last."""
     present = np.isfinite(parcel_centroids(network)).all(1)
     matrix = np.nan_to_num(network.edges[measure].astype(float), posinf=0, neginf=0)
     directed = not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def strongest(network: Network, measure: str) -> list[Edge]:
     np.fill_diagonal(matrix, 0)
     rows, columns = np.nonzero(matrix if directed else np.triu(matrix))
     order = np.argsort(np.abs(matrix[rows, columns]), kind="stable")[-EDGES_SHOWN:]
-    # Row k, column l of a directed matrix is what l does to k.
+    # Row k, column l of a directed matrix is the edge from l to k.
     return [Edge(int(columns[k]), int(rows[k]), float(matrix[rows[k], columns[k]]), directed) for k in order]
 
 
@@ -136,7 +136,7 @@ def edges_drawing(network: Network, measure: str) -> str | None:
 
 @functools.lru_cache(maxsize=3)
 def _shadow(across: int, up: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """Return the shadow of MNI152 along the third axis as an image, and the mm of its lower left and upper right corners."""
+    """Return the projection of MNI152 along the third axis as an image, and its lower left and upper right corners in mm."""
     image = template()
     depth = (np.asarray(image.dataobj) > 0.1).sum(3 - across - up).T[::-1]
     pixels = np.zeros((*depth.shape, 4), np.uint8)

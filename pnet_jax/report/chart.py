@@ -1,4 +1,4 @@
-"""Small charts as inline SVG; the style sheet of the page gives them their colours, in light and dark."""
+"""Small charts as inline SVG, coloured by the style sheet of the page in light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from pnet_jax.report.quality import ticks
 
 Values = Sequence[float] | np.ndarray
-# Classes of the style sheet that give a mark its colour.
+# Classes of the style sheet that set the colour of a mark.
 PERSONAL, ATLAS, DATA_FREE, NULL, ALARM, INK = "c-personal", "c-atlas", "c-free", "c-null", "c-alarm", "c-ink"
 SERIES = ("c-personal", "c-alarm", "c-violet", "c-atlas", "c-blue", "c-olive")
 
 
 class Panel(NamedTuple):
-    """A chart with what is written around it.
+    """Chart with its heading, legend and note.
 
     Attributes:
       title: Heading.
-      body: SVG or HTML, with every text in it escaped.
-      keys: Name and class of each kind of mark; empty without a legend.
+      body: SVG or HTML; all text in it is escaped.
+      keys: Legend: name and class of each kind of mark; may be empty.
       note: Sentence below the chart.
     """
 
@@ -33,13 +33,13 @@ class Panel(NamedTuple):
 
 
 class Chart:
-    """An SVG drawing with two axes; marks are placed in units of the data.
+    """SVG drawing with two axes; marks are placed in data units.
 
     Args:
-      label: What a screen reader says.
-      x, y: Lowest and highest value of each axis.
-      width, height, left: Size in units of the drawing, and the part left of the y axis.
-      x_scale, y_scale: Monotone functions, e.g. `numpy.log`.
+      label: Description for screen readers.
+      x, y: Lowest and highest value of each axis, in data units.
+      width, height, left: Size, and margin to the left of the y axis, in drawing units.
+      x_scale, y_scale: Monotone transforms of the axes, e.g. `numpy.log`.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Chart:
         self._parts: list[str] = []
 
     def x(self, value: float) -> float:
-        """Return the horizontal place of a value."""
+        """Return the horizontal position of a value in drawing units."""
         return _place(value, self.x_range, self._scales[0], self.box[0], self.box[2])
 
     def y(self, value: float) -> float:
-        """Return the vertical place of a value."""
+        """Return the vertical position of a value in drawing units."""
         return _place(value, self.y_range, self._scales[1], self.box[3], self.box[1])
 
     def line(self, x: Values, y: Values, kind: str, style: str = "") -> None:
@@ -82,7 +82,7 @@ class Chart:
         self._parts.append(f'<polygon class="band {kind}" points="{points}"/>')
 
     def dot(self, x: float, y: float, kind: str, *, radius: float = 4, said: str = "", open: bool = False) -> None:
-        """Add a point; `said` is shown when the pointer rests on it."""
+        """Add a point; `said` is shown as a tooltip."""
         title = f"<title>{escape(said)}</title>" if said else ""
         place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:.1f}"'
         self._parts.append(f'<circle class="{"ring" if open else "mark"} {kind}" {place}>{title}</circle>')
@@ -106,12 +106,12 @@ class Chart:
         self._parts.append(f'<line class="line {style} {kind}" x1="{at[0]:.1f}" x2="{at[1]:.1f}" y1="{at[2]:.1f}" y2="{at[3]:.1f}"/>')
 
     def text(self, x: float, y: float, text: str, *, anchor: str = "middle", dx: float = 0, dy: float = 0) -> None:
-        """Add a text at a place in units of the data, shifted in units of the drawing."""
+        """Add text at a position in data units, shifted in drawing units."""
         place = f'x="{self.x(x) + dx:.1f}" y="{self.y(y) + dy:.1f}" text-anchor="{anchor}"'
         self._parts.append(f'<text class="said" {place}>{escape(text)}</text>')
 
     def x_axis(self, title: str, marks: Sequence[tuple[float, str]] | None = None) -> None:
-        """Draw the x axis; without `marks`, at round numbers."""
+        """Draw the x axis with the given marks, or with marks at round numbers."""
         left, _, right, bottom = self.box
         self._parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
         for value, name in _marks(self.x_range) if marks is None else marks:
@@ -122,7 +122,7 @@ class Chart:
         self._parts.append(f'<text class="name" x="{middle:.1f}" y="{bottom + 33}" text-anchor="middle">{escape(title)}</text>')
 
     def y_axis(self, title: str, marks: Sequence[tuple[float, str]] | None = None, *, grid: bool = True) -> None:
-        """Draw the y axis; without `marks`, at round numbers."""
+        """Draw the y axis with the given marks, or with marks at round numbers."""
         left, top, right, bottom = self.box
         for value, name in _marks(self.y_range) if marks is None else marks:
             y = self.y(value)
@@ -135,13 +135,13 @@ class Chart:
             self._parts.append(f'<text class="name" {turned}>{escape(title)}</text>')
 
     def svg(self) -> str:
-        """Return the `<svg>` element; every text in it is escaped."""
+        """Return the `<svg>` element; all text in it is escaped."""
         label = escape(self.label, quote=True)
         return f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{label}">{"".join(self._parts)}</svg>'
 
 
 def number(value: float) -> str:
-    """Return a number as axes write it, with a minus sign."""
+    """Format a number for an axis, with a typographic minus sign."""
     text = f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:g}"
     return text.replace("-", "−")
 

@@ -1,4 +1,4 @@
-"""One HTML page for the answers of evaluations."""
+"""HTML page for the answers of evaluations."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pnet_jax.report.page import template
 if TYPE_CHECKING:
     from pnet_jax.evaluate.answer import Answer, Figure, Row
 
-MOST_ROWS, MOST_NAMES, MOST_MEASURES = 60, 40, 7  # of a table on the page; of labelled rows in a matrix; columns of a table
-MOST_DOTS, MOST_POINTS = 20, 400  # points of a line that are marked; values of a distribution that are drawn
+MOST_ROWS, MOST_NAMES, MOST_MEASURES = 60, 40, 7  # rows of a table; labelled rows of a matrix; columns of a table
+MOST_DOTS, MOST_POINTS = 20, 400  # marked points of a line; drawn values of a distribution
 
 
 def write_evaluation(
@@ -40,14 +40,14 @@ def write_evaluation(
       file: Path of the page, `….html`.
       title: Name of the cohort.
       about: Facts for the head of the page by name, e.g. the numbers of scans and participants.
-      left_out: Evaluations that were not made, with the reasons.
+      left_out: Evaluations that were not run, with the reasons.
 
     Returns:
       Path of the page.
 
     Raises:
-      OSError: The file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     page = template("evaluation.html").render(
@@ -76,7 +76,7 @@ def _shown(answer: Answer) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a table with a column for each measure if there are few, otherwise one with a line for each number."""
+    """Return a table with one column per measure if there are few, otherwise one with one line per number."""
     measures = list(dict.fromkeys(row.measure for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
     if 1 < len(measures) <= MOST_MEASURES and len(names) < len(rows):
@@ -111,7 +111,7 @@ def p_value(p: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a formatted number: three decimals, whole numbers without decimals, `–` for NaN."""
+    """Format a number: three decimals, whole numbers without decimals, `–` for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     if value == int(value) and abs(value) >= 2:
@@ -178,7 +178,7 @@ def _distributions(figure: Figure) -> Panel:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """Return the ends of an axis that holds all values, with a margin."""
+    """Return the limits of an axis that contains all values, with a margin."""
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0

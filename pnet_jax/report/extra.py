@@ -1,4 +1,4 @@
-"""Reports need a package that the rest does not: what to say where it is missing."""
+"""Check of the optional packages that reports need."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ NEEDED = ("jinja2",)
 
 
 class ReportExtraMissingError(ImportError, ValueError):
-    """The `report` extra is not installed. A ValueError too, so that the command line says it in one line."""
+    """The `report` extra is not installed. It is also a ValueError, so that the command line prints it in one line."""
 
 
 def check_installed() -> None:
-    """Refuse to begin a report that could not be finished; a batch calls it before its first scan.
+    """Raise if reports cannot be written; a batch calls this before its first scan.
 
     Raises:
-      ReportExtraMissingError: names what is missing and how to get it.
+      ReportExtraMissingError: If a package is missing; the message names it and how to install it.
     """
     missing = [name for name in NEEDED if not _imports(name)]
     if missing:

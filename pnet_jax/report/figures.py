@@ -1,4 +1,4 @@
-"""Charts of a scan's page: reliability, evidence across halves, choice of the settings, motion, coverage."""
+"""Charts for the page of a scan: reliability, evidence across halves, choice of settings, motion, coverage."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pnet_jax.report.chart import ALARM, ATLAS, DATA_FREE, INK, NULL, PERSONAL, 
 from pnet_jax.report.png import png
 from pnet_jax.report.words import has_confidence, known, min_coverage, recorded_frames
 
-CARPET_ROWS, CARPET_GREYS = 200, 24  # of the image of the signals: more parcels are averaged, few greys make a small file
-SCRUBBED = (217, 72, 15, 90)  # RGBA of frames that were left out
+CARPET_ROWS, CARPET_GREYS = 200, 24  # size of the carpet plot: further parcels are averaged, and few greys keep the file small
+SCRUBBED = (217, 72, 15, 90)  # RGBA of excluded frames
 MAPS = {"personalised": ("personalised", PERSONAL), "data_free": ("data-free", DATA_FREE), "atlas": ("atlas", ATLAS)}
 _SCORES = {"dcbc": "DCBC", "homogeneity": "Homogeneity"}
 _GAINS = {"gain": ("Gain, nats per location", "+.3f"), "dcbc_gain": ("Gain in DCBC", "+.4f")}
 
 
 def reliability(network: Network) -> list[Panel]:
-    """Share of replicated labels against their probability, and the probabilities of all locations; empty without a calibration."""
+    """Draw the share of replicated labels against their probability, and all probabilities; empty without a calibration."""
     calibration = network.qc.calibration
     if calibration is None or not calibration.curve:
         return []
@@ -54,7 +54,7 @@ def _probabilities(network: Network, inside: np.ndarray) -> Panel:
 
 
 def fit(selection: Selection) -> list[Panel]:
-    """Scores of three maps across halves, and both gains over the data-free map; empty where nothing was measured."""
+    """Draw the scores of three maps across halves and both gains over the data-free map; empty if nothing was measured."""
     maps = {name: getattr(selection, name) for name in MAPS}
     scores = {score: {name: getattr(found, score) for name, found in maps.items()} for score in _SCORES}
     panels = [_scores(_SCORES[score], given) for score, given in scores.items() if np.isfinite(list(given.values())).any()]
@@ -91,7 +91,7 @@ def _interval(interval: Interval, title: str, form: str) -> Panel:
 
 
 def choice(selection: Selection) -> list[Panel]:
-    """Held-out score against κ, a line for each β, the chosen pair marked, the data-free score as a line; empty without trials."""
+    """Draw the held-out score against κ for each β, with the chosen pair and the data-free score; empty without trials."""
     trials = [trial for trial in selection.trials if np.isfinite(trial.score)]
     if not trials:
         return []
@@ -101,7 +101,7 @@ def choice(selection: Selection) -> list[Panel]:
     ends = (kappas[0] / 1.15, kappas[-1] * 1.15)
     chart = Chart("Held-out log predictive density against κ", ends, (min(scores) - margin, max(scores) + margin), left=62, x_scale=np.log)
     chosen = selection.kappa
-    # What was tried next to the chosen κ would be written over it.
+    # Labels of the trials next to the chosen κ would overlap its label.
     named = [kappa for kappa in kappas if kappa == chosen or not abs(np.log(kappa / chosen)) < 0.2]
     chart.x_axis("κ (weight of the scan's own signals)", [(kappa, f"{kappa:.3g}") for kappa in named])
     chart.y_axis("S, nats per location")
@@ -123,7 +123,7 @@ def choice(selection: Selection) -> list[Panel]:
 
 
 def motion(network: Network) -> list[Panel]:
-    """Framewise displacement with the frames that were left out, and the parcel signals; empty where there is neither."""
+    """Draw framewise displacement with the excluded frames, and the parcel signals; empty if there is neither."""
     signals = network.signals[np.isfinite(network.signals).all(1)]
     recorded = recorded_frames(network) or int(network.frames[-1]) + 1
     panels = [] if network.displacement is None else [_displacement(network, recorded)]
@@ -165,7 +165,7 @@ def _carpet(network: Network, signals: np.ndarray, recorded: int) -> Panel:
 
 
 def coverage(network: Network) -> list[Panel]:
-    """How much of each atlas parcel the scan covers, and parcel sizes before the scan is seen and in the result."""
+    """Draw the coverage of each atlas parcel, and the initial and final sizes of the parcels."""
     least, edges = min_coverage(network), np.linspace(0, 1, 21)
     counts = np.histogram(network.coverage, edges)[0]
     chart = Chart(f"Histogram of the coverage of {len(counts)} parcels", (0, 1), (0, _top(counts)), y_scale=_root)
@@ -193,7 +193,7 @@ def _sizes(network: Network) -> Panel:
 
 
 def _root(value: float) -> float:
-    """Scale of counts of very different size, which has a place for 0."""
+    """Scale counts that span orders of magnitude and include 0."""
     return float(np.sqrt(max(value, 0)))
 
 

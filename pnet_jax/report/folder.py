@@ -1,4 +1,4 @@
-"""The pages of a folder of results, made from what was written there."""
+"""Pages for a folder of results, made from its files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ RESULTS = "sub-*_atlas-pnet_*_dseg.tsv"
 
 
 def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """Write a page for every complete result in a folder, and the cohort report, as `pnet construct` would have written them.
+    """Write a page for every complete result in a folder, and the cohort report, as `pnet construct` does.
 
-    Results are those that `pnet construct` recorded, then every other `…_dseg.tsv` at any depth, so that records are not required.
-    A result's page is `<scan>_seg-<atlas>.html` in `folder`; a second result of one scan and atlas (in another space) is named like its
-    files. A result that cannot be read gives a warning, is listed in `index.html` with the reason, and does not stop the others.
+    Results are those recorded by `pnet construct`, followed by every other `…_dseg.tsv` at any depth, so that records are not required.
+    The page of a result is `<scan>_seg-<atlas>.html` in `folder`; the page of a second result for the same scan and atlas (in another
+    space) has the name of its files. A result that cannot be read causes a warning, is listed in `index.html` with the reason, and does
+    not stop the others.
 
     Args:
-      folder: root of the derivatives.
-      progress: called with the scan's label, how many are done and how many there are.
+      folder: Root of the derivatives.
+      progress: Function called with the label of the scan, the number done and the total number.
 
     Returns:
       The path of `index.html`.
 
     Raises:
-      ValueError: the folder is none or holds no result; says what was searched.
-      ReportExtraMissingError: jinja2 is not installed.
-      OSError: a page cannot be written; the error names it.
+      ValueError: If the folder does not exist or holds no result.
+      ReportExtraMissingError: If jinja2 is not installed.
+      OSError: If a page cannot be written.
     """
     check_installed()
     folder = Path(folder)
@@ -57,7 +58,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
             check_intact(folder, row)
             network = load_network(folder / row["dseg"])
             page = render(network)
-        except Exception as error:  # noqa: BLE001  a damaged result must not cost the others their pages
+        except Exception as error:  # noqa: BLE001  a damaged result must not prevent the pages of the others
             reason = str(error) or type(error).__name__
             warnings.warn(f"{row['scan']}: the page could not be written: {reason}", stacklevel=2)
             done.append(row | {"status": "unreadable", "error": reason})
@@ -72,7 +73,7 @@ def report_folder(folder: str | os.PathLike[str], progress: Callable[[str, int, 
 
 
 def _results(folder: Path) -> list[dict[str, Any]]:
-    """Records, then a row without `status` for each further result."""
+    """Return the records, followed by a row without `status` for each further result."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     rows = read_records(folder)

@@ -1,4 +1,4 @@
-"""Group statistics of maps and edges over many participants, accumulated one scan at a time."""
+"""Group statistics of maps and edges over participants, accumulated one scan at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pnet_jax.outputs.reading import stem_of
 from pnet_jax.outputs.sidecars import stat_label
 from pnet_jax.outputs.tables import beside, read_matrix
 
-MOST, LEAST = 200, 3  # most participants that are read (about 30 ms each at 2 mm and 200 parcels), and the fewest that make a group
+MOST, LEAST = 200, 3  # largest number of participants read (about 30 ms each at 2 mm and 200 parcels), and smallest group
 MOST_SPACES = 4  # accumulated in parallel until it is known which Space most scans have
 MEASURE = "pearson"
 
@@ -27,11 +27,11 @@ class MapSums:
     """Sums over scans of one Space; the arrays have one value for each location of a scan's maps.
 
     Attributes:
-      first: maps of the first scan, which define the locations.
-      scans: number of scans added.
-      inside: number of scans in which the location has a parcel before and after.
-      changed: number of these in which the two differ.
-      confidence: sum of the probabilities of the location's parcel.
+      first: Maps of the first scan, which define the locations.
+      scans: Number of scans added.
+      inside: Number of scans in which the location has both an initial and a final parcel.
+      changed: Number of these scans in which the two differ.
+      confidence: Sum of the probabilities of the location's parcel.
     """
 
     first: Maps
@@ -53,7 +53,7 @@ class MapSums:
         self.confidence += np.where(inside, maps.confidence, 0).astype(np.float32)
 
     def mean(self, sums: np.ndarray) -> np.ndarray:
-        """Return the mean over the scans that cover a location; NaN where fewer than half of all scans do."""
+        """Return the mean over the scans that cover a location; NaN if fewer than half of all scans do."""
         enough = 2 * self.inside >= max(self.scans, 1)
         return np.where(enough & (self.inside > 0), sums / np.maximum(self.inside, 1), np.nan)
 
@@ -63,10 +63,10 @@ class Moments:
     """Running mean and standard deviation of matrices, edge by edge, ignoring NaN (Welford 1962).
 
     Attributes:
-      scans: number of matrices added.
-      count: number of finite values of each edge, `[K, K]`.
-      mean: mean of each edge, `[K, K]`.
-      squares: sum of squared deviations from the mean, `[K, K]`.
+      scans: Number of matrices added.
+      count: Number of finite values of each edge, `[K, K]`.
+      mean: Mean of each edge, `[K, K]`.
+      squares: Sum of squared deviations from the mean, `[K, K]`.
     """
 
     scans: int
@@ -88,20 +88,20 @@ class Moments:
 
     @property
     def average(self) -> Float[np.ndarray, "K K"]:
-        """Mean of each edge; NaN if no scan has it."""
+        """Return the mean of each edge; NaN if no scan has it."""
         return np.where(self.count > 0, self.mean, np.nan)
 
     @property
     def sd(self) -> Float[np.ndarray, "K K"]:
-        """Standard deviation of each edge (n − 1); NaN if fewer than two scans have it."""
+        """Return the standard deviation of each edge (n − 1); NaN if fewer than two scans have it."""
         return np.where(self.count > 1, np.sqrt(self.squares / np.maximum(self.count - 1, 1)), np.nan)
 
 
 def add_maps(results: Iterable[Path]) -> tuple[MapSums | None, int]:
-    """Accumulate the maps of the results in one Space, the one that most results have.
+    """Accumulate the maps of the results in the most frequent Space.
 
     Args:
-      results: `…_dseg.tsv` files; one result is in memory at a time.
+      results: `…_dseg.tsv` files; they are read one at a time.
 
     Returns:
       The sums, or None if no result could be read; and the number of results that could not be read or are in another Space.

@@ -23,8 +23,8 @@ from pnet_jax.report.matrices import matrix_panel
 from pnet_jax.report.plates import slices_plate, template, views_plate
 from pnet_jax.report.png import ramp
 
-CACHE = "group-figures.cache"  # in the folder of the records
-FORM = 2  # of what is cached
+CACHE = "group-figures.cache"  # file in the folder of the records
+FORM = 2  # version of the cache format
 STALE = 0.1  # share of a full sample that may change before its figures are regenerated
 
 
@@ -40,8 +40,8 @@ def group_figures(folder: Path, rows: Sequence[Mapping[str, Any]], *, exact: boo
       exact: Regenerate the figures if anything has changed.
 
     Returns:
-      `n`, `participants`, `atlas`, `stale` (results that have changed since), and `maps` and `edges`, each None if there is nothing to
-      draw, or with an `error`.
+      `n`, `participants`, `atlas`, `stale` (number of results that have changed since), and `maps` and `edges`, each of which is None if
+      there is nothing to draw, and has an `error` if drawing failed.
     """
     chosen, participants = sample(rows)
     if len(chosen) < LEAST:
@@ -67,7 +67,7 @@ def _drawn(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, make in (("maps", _maps), ("edges", _edges)):
         try:
             found[name] = make(folder, chosen)
-        except Exception as error:  # noqa: BLE001  the rest of the page must not depend on one figure
+        except Exception as error:  # noqa: BLE001  a failed figure must not prevent the page
             warnings.warn(f"{folder}: the group {name} could not be drawn: {error!r}", stacklevel=2)
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     return found
@@ -113,15 +113,15 @@ def _edges(folder: Path, chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any] 
 
 
 def share_map(sums: MapSums, shares: np.ndarray, colours: str) -> dict[str, Any]:
-    """Draw a map of shares 0…1: slices for a grid, otherwise views of the surface points.
+    """Draw a map of shares in 0…1: slices for a grid, otherwise views of the surface points.
 
     Args:
-      sums: Defines the locations.
-      shares: One for each location, NaN if unknown.
-      colours: Name of a ramp.
+      sums: Sums that define the locations.
+      shares: Share for each location, NaN if unknown.
+      colours: Name of a colour ramp.
 
     Returns:
-      `image` and `backdrop` (`data:` addresses), `captions` and `shape`, as the template of a plate reads them.
+      `image` and `backdrop` (`data:` addresses), `captions` and `shape`, as required by the template of a plate.
     """
     first = sums.first
     if first.affine is None:

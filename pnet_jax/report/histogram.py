@@ -15,10 +15,10 @@ LEAST_VALUES, MOST_BINS = 5, 40
 def histogram(one: Distribution) -> str | None:
     """Draw a distribution with its median (solid); None for fewer than 5 values.
 
-    Where one pair of limits holds for all values, they are drawn (dashed), and the bars beyond them are marked.
+    If one pair of limits applies to all values, they are drawn (dashed), and the bars beyond them are marked.
 
     Returns:
-      An `<svg>` element; every text in it is escaped.
+      An `<svg>` element; all text in it is escaped.
     """
     if len(one.values) < LEAST_VALUES:
         return None
@@ -47,7 +47,7 @@ def histogram(one: Distribution) -> str | None:
 
 
 def _bins(one: Distribution) -> tuple[np.ndarray, np.ndarray]:
-    """Return bin edges and counts; values that are all the same give one bar of visible width."""
+    """Return bin edges and counts; identical values give one bar of visible width."""
     low, high = float(one.values.min()), float(one.values.max())
     if high - low < one.figure.step:
         low, high = max(low - one.figure.step, 0.0), min(high + one.figure.step, one.figure.most)

@@ -1,4 +1,4 @@
-"""The cohort report: every scan of a folder, failures and their reasons, quality and group figures."""
+"""Cohort report: all scans of a folder, failures with reasons, quality and group figures."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from pnet_jax.report.quality import FIGURES, LEAST_SCANS, RULE, Distribution, co
 from pnet_jax.report.reasons import Kind, bare, decision, kinds
 from pnet_jax.report.sites import site_rows, sites_of
 
-MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # listed on the page outside its table
-NAMED_FIRST = 3  # reasons named in the first lines
+MOST_KINDS, MOST_NAMED, MOST_OUTLIERS, MOST_SITES = 12, 5, 25, 200  # limits of the lists outside the table
+NAMED_FIRST = 3  # number of reasons named in the first lines
 
 
 def write_index(folder: str | os.PathLike, status: Iterable[Mapping[str, Any]] | None = None, *, exact: bool = False) -> Path:
     """Write `index.html`, the report of all scans in a folder of results.
 
     The page lists failures with their reasons, a searchable and sortable table of all scans with links to their pages, distributions of
-    quality figures with outliers, decisions and sites; with three or more participants also group maps and the mean and standard deviation
+    quality figures with outliers, decisions and sites; for three or more participants also group maps and the mean and standard deviation
     of the Pearson matrices. The page is one self-contained file. Group figures use at most 200 participants and are cached in `.pnet/`.
 
     Args:
-      folder: root of the derivatives.
-      status: rows to list instead of the records of `pnet construct`.
-      exact: regenerate group figures if any of their results has changed, see `group_figures`.
+      folder: Root of the derivatives.
+      status: Rows to list; by default the records of `pnet construct`.
+      exact: Whether to regenerate group figures if any of their results has changed, see `group_figures`.
 
     Returns:
       The path of `index.html`.
 
     Raises:
-      OSError: the file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     folder = Path(folder)
@@ -95,7 +95,7 @@ def _rows(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 
 def _lead(rows: Sequence[Mapping[str, Any]], reasons: Sequence[Kind], n_outliers: int) -> dict[str, Any]:
-    """Return the contents of the first lines: how many scans there are, how many failed and why, and what to do."""
+    """Return the contents of the first lines: numbers of scans and failures, the reasons, and what to do."""
     counts = Counter(row["status"] for row in rows)
     participants = len({row["subject"] for row in rows if row["subject"]})
     parts = [f"{counts.pop('ok', 0):,} finished", f"{counts.pop('failed', 0):,} failed"]
@@ -123,7 +123,7 @@ def _cards(rows: Sequence[Mapping[str, Any]], spreads: Sequence[Distribution], n
 
 
 def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Describe the scans that failed for one kind of reason: the first of them, with their messages if these differ."""
+    """Describe the scans that failed for one kind of reason: the first few, with their messages if these differ."""
     first = kind.members[:MOST_NAMED]
     texts = [bare(rows[at]["error"]) for at in first]
     members = [{"row": rows[at], "said": text} for at, text in zip(first, texts, strict=True)]
@@ -133,7 +133,7 @@ def _failure(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _panel(one: Distribution) -> dict[str, Any]:
-    """Return a figure's histogram and its caption."""
+    """Return the histogram of a figure and its caption."""
     bounds = []
     if one.only is not None:
         # A limit that no value can exceed is not shown.
@@ -161,7 +161,7 @@ def _outlier(row: Mapping[str, Any], found: Sequence[Any]) -> dict[str, Any]:
 
 
 def _decisions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Count the finished scans with personalised parcels, and the reasons why the others have those of the atlas."""
+    """Count the finished scans with personalised parcels, and the reasons for atlas parcels in the others."""
     counts = Counter(row["parcels"] for row in rows if row["status"] == "ok" and row["parcels"])
     total = sum(counts.values())
     if not total:

@@ -1,4 +1,4 @@
-"""What the script of a scan's page reads: the parcel of each pixel of the maps, and the matrices."""
+"""Data for the script of a scan's page: the parcel of each pixel of the maps, and the matrices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pnet_jax.report.plates import Plate
 from pnet_jax.report.png import hexadecimal, ramp
 
 MAX_MATRICES = 6
-MISSING, LARGEST = -32768, 32767  # codes of an unknown value and of the largest one
+MISSING, LARGEST = -32768, 32767  # codes of an unknown and of the largest value
 SIDES = {"L": "left", "R": "right", "B": "both sides"}
 
 
 def linked_json(network: Network, views: Plate | None) -> str:
-    """Return the JSON that links table, maps and matrices; `<` is escaped, so that no text can close the script element.
+    """Return the JSON that links table, maps and matrices; `<` is escaped, so that text cannot close the script element.
 
     Args:
-      network: A subject's result.
+      network: Result of a subject.
       views: Views of its maps, or None if these could not be drawn.
     """
     order = matrix_order(network)
@@ -38,7 +38,7 @@ def linked_json(network: Network, views: Plate | None) -> str:
 
 
 def matrix_order(network: Network) -> Int[np.ndarray, " K"]:
-    """Return the order of the parcels in the matrix: left, both sides, right."""
+    """Return the order of the parcels in the matrix: left, bilateral, right."""
     return np.concatenate([np.flatnonzero(np.array(network.hemispheres) == side) for side in "LBR"])
 
 
@@ -54,14 +54,14 @@ def runs(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "runs 2"]:
 
 
 def colour_limit(matrix: Float[np.ndarray, "K K"]) -> float:
-    """98th percentile of the off-diagonal sizes, so that a few extreme edges do not wash out the rest."""
+    """Return the 98th percentile of the off-diagonal magnitudes, so that extreme edges do not dominate the colour scale."""
     off = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
     off = off[np.isfinite(off)]
     return float(np.percentile(off, 98)) or 1.0 if len(off) else 1.0
 
 
 def measure_title(measure: str) -> str:
-    """Return a measure's name with what it is in, e.g. `pearson: correlation (r)`."""
+    """Return the name of a measure with its quantity and unit, e.g. `pearson: correlation (r)`."""
     from pnet_jax import edges
 
     known = "pearson" if measure in ("shrunk", "guided") else measure
@@ -69,7 +69,7 @@ def measure_title(measure: str) -> str:
 
 
 def symmetric(matrix: Float[np.ndarray, "K K"]) -> bool:
-    """Whether an edge has no direction."""
+    """Return whether a matrix is symmetric, so that its edges have no direction."""
     return np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
@@ -80,7 +80,7 @@ def _plate(network: Network, views: Plate) -> dict[str, Any]:
 
 
 def _matrix(name: str, matrix: np.ndarray) -> dict[str, Any]:
-    """Write a matrix in steps of a 32767th of its largest value: all of it, or the part below the diagonal if it is symmetric."""
+    """Encode a matrix in units of its largest value / 32767: all of it, or the part below the diagonal if it is symmetric."""
     matrix, same = matrix.astype(float), symmetric(matrix)
     values = matrix[np.tril_indices(len(matrix), -1)] if same else matrix.ravel()
     finite = np.isfinite(values)

@@ -1,4 +1,4 @@
-"""Records of scans as rows of the cohort report, and the rows as the JSON for its table."""
+"""Rows of the cohort report from records of scans, and the JSON of its table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NUMBERS = (
 
 
 class Column(NamedTuple):
-    """A column of the table.
+    """Column of the table.
 
     Attributes:
       key: Field of a row.
       title: Heading of the column.
-      hint: Explanation, shown when the pointer rests on the heading.
+      hint: Explanation, shown as a tooltip of the heading.
       kind: `"scan"`, `"text"`, `"choice"` (few distinct values), `"number"` or `"notes"`.
-      scale: Factor from the field to the displayed value.
+      scale: Factor that converts the field to the displayed value.
       digits: Number of decimals.
       unit: Unit, written after the value.
       shown: Whether the column is shown initially.
@@ -78,12 +78,12 @@ COLUMNS = (
 
 
 def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) -> dict[str, Any]:
-    """One scan as the page shows it.
+    """Return the row of one scan.
 
     Args:
       folder: Root of the results.
-      record: Its record, or the row that `report_folder` made; `report` names its page if the name is not the usual one.
-      site: Its site, or empty.
+      record: Record of the scan, or row from `report_folder`; `report` is the name of its page if it is not the default one.
+      site: Site of the scan, or empty.
       pages: Names of the files in `folder`.
 
     Returns:
@@ -106,10 +106,10 @@ def row_of(folder: Path, record: Mapping[str, Any], site: str, pages: set[str]) 
 
 
 def table_json(rows: Sequence[Mapping[str, Any]], outliers: Mapping[int, Sequence[str]], reasons: Mapping[int, str]) -> str:
-    """Write rows as the JSON of the table, column by column; `<` is escaped, so that no text can close the script element.
+    """Return rows as the JSON of the table, column by column; `<` is escaped, so that text cannot close the script element.
 
     Args:
-      rows: From `row_of`.
+      rows: Rows from `row_of`.
       outliers: Columns in which a row is an outlier, by index of the row.
       reasons: Kind of the reason for failure, by index of the row.
     """

@@ -11,7 +11,7 @@ from pnet_jax.report.chart import Chart, Panel, number
 from pnet_jax.report.png import gradient, png, ramp
 
 ABSENT = (156, 163, 175)
-LONGEST = 14  # characters of a name beside a matrix
+LONGEST = 14  # longest name beside a matrix, in characters
 
 
 def matrix_panel(
@@ -29,10 +29,11 @@ def matrix_panel(
 
     Args:
       title: Heading.
-      matrix: Values.
-      limit: Value at which the colours end; they are symmetric about 0 if `signed` and begin at 0 otherwise.
-      names: Places along both axes, in rows from 0, and their names.
-      edges: Places of lines across the matrix.
+      matrix: Values, `[n, m]`.
+      limit: Upper end of the colour scale, which is symmetric about 0 if `signed` and starts at 0 otherwise.
+      signed: Whether the colours cover negative values.
+      names: Positions along both axes, in rows from 0, and their names.
+      edges: Positions of lines across the matrix.
       x, y: Titles of the axes.
     """
     rows, columns = matrix.shape

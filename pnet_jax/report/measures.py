@@ -1,10 +1,10 @@
-"""Explanations of the measures that the page of an evaluation shows in its tables."""
+"""Explanations of the measures in the tables of an evaluation page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# By the beginning of the measure's name; the longest match is used.
+# Explanations by prefix of the measure's name; the longest match is used.
 EXPLANATIONS = {
     "1 - PDiv within": "Similarity of portraits, 1 − portrait divergence, of two scans of one participant; 1 for identical portraits",
     "1 - PDiv between": "Similarity of portraits of scans of two participants",
@@ -45,7 +45,7 @@ EXPLANATIONS = {
 
 
 def explained(measures: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the measures that have an explanation, each once, with their explanations."""
+    """Return the distinct measures that have an explanation, with the explanations."""
     out = {}
     for measure in measures:
         if " minus " in measure:

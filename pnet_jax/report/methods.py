@@ -1,4 +1,4 @@
-"""A text for the methods section of a paper, with the figures of one scan."""
+"""Text for the methods section of a paper, with the figures of one scan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE = (
 def methods(network: Network) -> list[str]:
     """Return the text as sentences: software, data, cleaning, parcels, edges.
 
-    What a result does not record is left out.
+    Figures that a result does not record are left out.
     """
     return [text for text in (_software(network), _data(network), _cleaning(network), _parcels(network), _edges(network)) if text]
 

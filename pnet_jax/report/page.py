@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a scan."""
+"""Self-contained HTML page for a scan."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ MAIN_MEASURE = "pearson"
 def write_report(network: Network, file: str | os.PathLike) -> Path:
     """Write the report of one scan: reliability, parcels, connectivity, evidence, motion, provenance, and a text for a methods section.
 
-    The page is a single file without external resources, about 1 MB. Table, maps and matrix are linked by a script in the page. Where a
-    piece of the result is missing (no motion series, a ROI scan, halves that were not compared), the page says so in its place.
+    The page is a single file without external resources, about 1 MB. Table, maps and matrix are linked by a script in the page. If a
+    part of the result is missing (no motion series, a ROI scan, halves that were not compared), the page states this instead.
 
     Args:
-      network: Result of a subject; fields of `qc` and `provenance` that are not known may be missing.
+      network: Result of a subject; unknown fields of `qc` and `provenance` may be missing.
       file: Path of the page, `….html`.
 
     Returns:
       The path of the file.
 
     Raises:
-      OSError: The file cannot be written; the error names it.
-      ReportExtraMissingError: jinja2 is not installed.
+      OSError: If the file cannot be written.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     return write_text(file, render(network))
 
@@ -51,7 +51,7 @@ def render(network: Network) -> str:
     """Return the page as text.
 
     Raises:
-      ReportExtraMissingError: jinja2 is not installed.
+      ReportExtraMissingError: If jinja2 is not installed.
     """
     check_installed()
     views = _attempt("maps", lambda: brains.plate(network), network)
@@ -100,7 +100,7 @@ def render(network: Network) -> str:
 
 @functools.cache
 def template(name: str) -> Any:
-    """Return the template of a page; everything that is put into it is escaped."""
+    """Return the template of a page; all inserted text is escaped."""
     import jinja2
 
     loader = jinja2.PackageLoader("pnet_jax.report", "templates")
@@ -110,7 +110,7 @@ def template(name: str) -> Any:
 
 
 def _maps(network: Network, views: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Draw the maps, each None where the result holds nothing to draw, or with what went wrong."""
+    """Draw the maps; a map is None if there is nothing to draw, and holds the error if drawing failed."""
     draw: dict[str, Callable[[Plate], Any]] = {
         "parcellation": lambda plate: brains.parcel_map(network, plate, network.labels),
         "confidence": lambda plate: brains.confidence_map(network, plate),
@@ -125,7 +125,7 @@ def _maps(network: Network, views: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _attempt(name: str, function: Callable[[], Any], network: Network) -> dict[str, Any]:
     try:
         return {"found": function(), "error": None}
-    except Exception as error:  # noqa: BLE001  a figure that cannot be drawn must not cost the rest of the page
+    except Exception as error:  # noqa: BLE001  a failed figure must not prevent the page
         warnings.warn(f"{scan_label(network)}: the figure `{name}` could not be drawn: {error!r}", stacklevel=2)
         return {"found": None, "error": f"{type(error).__name__}: {error}"}
 
@@ -135,7 +135,7 @@ def _main_measure(network: Network) -> str:
 
 
 def _bounds(network: Network) -> list[dict[str, Any]]:
-    """Return the hemispheres along the matrix, with the place of each in per cent."""
+    """Return the hemispheres along the matrix, with the position of each in per cent."""
     sides = np.array(network.hemispheres)[matrix_order(network)]
     start = np.flatnonzero(np.r_[True, sides[1:] != sides[:-1]])
     ends = np.r_[start[1:], len(sides)]
@@ -163,7 +163,7 @@ def _header(network: Network) -> list[tuple[str, str]]:
 
 
 def _parcels(network: Network) -> list[dict[str, Any]]:
-    """Rows of the parcel table with what a reader should notice; parcels to notice come with a flag."""
+    """Return the rows of the parcel table, with a flag for parcels that need attention."""
     restored, low = set(network.qc.restored), set(network.qc.low_coverage)
     rows, least = parcel_rows(network), words.min_coverage(network)
     for row, name in zip(rows, network.names, strict=True):
@@ -173,7 +173,7 @@ def _parcels(network: Network) -> list[dict[str, Any]]:
 
 
 def _layers(network: Network) -> list[dict[str, str]]:
-    """Edges whose uncertainty is known: what each is meant for, and how sure it is."""
+    """Describe the edge layers with known uncertainty: purpose and uncertainty of each."""
     from pnet_jax.edges import meant_for, measure, names
 
     rows = []
@@ -190,7 +190,7 @@ def _seconds(network: Network) -> list[tuple[str, str]]:
 
 
 def _backdrop(network: Network) -> str:
-    """What parcels are drawn on: `template`, `mean`, `nothing`, or no slices at all: `points`, `cifti`."""
+    """Return the background of the parcels: `template`, `mean` or `nothing` for slices, otherwise `points` or `cifti`."""
     if network.space.grid is None:
         return "points"
     if network.space.grid.brain_models is not None:

@@ -1,4 +1,4 @@
-"""Plates: several views of a brain in one image, drawn once as the number of the location that each pixel shows."""
+"""Plates: several views of a brain in one image, stored as the index of the location that each pixel shows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from pnet_jax.report.png import png
 from pnet_jax.space import LEFT, Space
 
-GAP, FOOT = 0.04, 0.13  # between slices, and below each row for the captions, in heights of a row
-ROWS = (("z", 0.07, 6), ("y", 0.15, 3), ("x", 0.15, 3))  # slices along each axis: the margins that are left out, and the number
-BACKDROP = 2  # pixels of a map for each pixel of the anatomy, which the browser smooths
+GAP, FOOT = 0.04, 0.13  # space between slices, and below each row for captions, relative to the row height
+ROWS = (("z", 0.07, 6), ("y", 0.15, 3), ("x", 0.15, 3))  # slices along each axis: omitted margin, and number
+BACKDROP = 2  # pixels of a map per pixel of the anatomy, which the browser smooths
 VIEW_WIDTH = 420  # pixels of each of three views from outside
-MARKED = 1500  # locations up to this number are drawn as discs of visible size
+MARKED = 1500  # largest number of locations drawn as discs of visible size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Plate:
 
     Attributes:
       pixels: Location that each pixel shows, −1 for none, `[H, W]`, int32.
-      captions: Texts with their places in per cent of width and height, and whether they stand below a slice (or name a side).
-      backdrop: Anatomy as a `data:` address, to be stretched below the map; empty if there is none.
+      captions: Texts with their positions in per cent of width and height, and whether they are below a slice (or name a side).
+      backdrop: Anatomy as a `data:` address, scaled to the size of the map; empty if there is none.
     """
 
     pixels: Int[np.ndarray, "H W"]
@@ -41,8 +41,8 @@ class Plate:
         """Return the map of one value per location as a `data:` address.
 
         Args:
-          colours: RGB in 0…1 of the values 0…n−1.
-          values: Value of each location; nothing is drawn for a negative one.
+          colours: RGB in 0…1 for the values 0…n−1, `[n, 3]`.
+          values: Value of each location, `[V]`; locations with negative values are not drawn.
         """
         shown = np.where(self.pixels >= 0, values[self.pixels], -1)
         table = np.zeros((len(colours) + 1, 4), np.uint8)
@@ -52,7 +52,7 @@ class Plate:
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """One slice: axis and position in mm, the place of its upper left pixel, and whether it is the first along its axis."""
+    """Slice: axis and position in mm, upper left pixel, and whether it is the first along its axis."""
 
     axis: int
     cut: float
@@ -62,19 +62,19 @@ class _Tile:
 
 
 def slices_plate(volume: Int[np.ndarray, "X Y Z"], affine: Float[np.ndarray, "4 4"], anatomy: Any = None) -> Plate:
-    """Draw twelve slices of a volume of location numbers: six axial, three coronal and three sagittal ones.
+    """Draw twelve slices of a volume of location indices: six axial, three coronal and three sagittal.
 
     Args:
-      volume: Number of the location in each voxel, −1 for none.
-      affine: Voxel indices to mm.
-      anatomy: NIfTI image to draw on, in the same mm, or None.
+      volume: Index of the location in each voxel, −1 for none, `[X, Y, Z]`.
+      affine: Affine from voxel indices to mm.
+      anatomy: NIfTI image drawn behind the map, in the same mm space, or None.
     """
     inside = np.argwhere(volume >= 0)
     mm = inside @ affine[:3, :3].T + affine[:3, 3] if len(inside) else np.zeros((1, 3))
     spacing = float(np.cbrt(abs(np.linalg.det(affine[:3, :3]))))
     step = max(spacing / 2, 0.5)
     low, high = mm.min(0), mm.max(0)
-    if anatomy is not None:  # all scans on a template are drawn alike
+    if anatomy is not None:  # the same slices for all scans on a template
         first, last = _bounds(anatomy)
         low, high = np.minimum(low, first), np.maximum(high, last)
     low, high = low - 3, high + 3
@@ -90,7 +90,7 @@ def slices_plate(volume: Int[np.ndarray, "X Y Z"], affine: Float[np.ndarray, "4 
 
 
 def _layout(mm, low, high, step):
-    """Place the slices: axial ones in the first row, coronal and sagittal ones in the second, which is as wide."""
+    """Arrange the slices: axial in the first row, coronal and sagittal in the second, with rows of equal width."""
     across = {axis: tuple(int(np.ceil((high - low)[k] / step / 2)) * 2 for k in _plane_axes(axis)) for axis in range(3)}
     row_heights = (across[2][1], across[0][1])
     gap = [int(GAP * height) // 2 * 2 for height in row_heights]
@@ -113,7 +113,7 @@ def _plane_axes(axis):
 
 
 def _plane(tile, low, high, step):
-    """Return the mm of each pixel of a slice, `[rows, columns, 3]`: up is up, left is left."""
+    """Return the coordinates of each pixel of a slice in mm, `[rows, columns, 3]`; left is on the left."""
     one, two = _plane_axes(tile.axis)
     columns = int(np.ceil((high - low)[one] / step / 2)) * 2
     rows = int(np.ceil((high - low)[two] / step / 2)) * 2
@@ -140,7 +140,7 @@ def _captions(tile, size, heights, widths):
 
 
 def _bounds(anatomy):
-    """Return the lowest and highest mm of what an image shows."""
+    """Return the lowest and highest coordinates in mm of the content of an image."""
     shown = np.argwhere(np.asarray(anatomy.dataobj) > 0)
     mm = shown @ anatomy.affine[:3, :3].T + anatomy.affine[:3, 3] if len(shown) else np.zeros((1, 3))
     return mm.min(0), mm.max(0)
@@ -158,13 +158,13 @@ def _anatomy(anatomy, tiles, size, low, high, step):
         place = place.reshape(rows, BACKDROP, columns, BACKDROP, 3).mean((1, 3)) @ inverse[:3, :3].T + inverse[:3, 3]
         value = np.clip(map_coordinates(data, np.moveaxis(place, -1, 0), order=1, cval=0) / top, 0, 1)
         part = grey[tile.top // BACKDROP :, tile.left // BACKDROP :][:rows, :columns]
-        part[..., :3] = (44 + 13 * np.round(12 * value))[..., None]  # few greys make a small file
+        part[..., :3] = (44 + 13 * np.round(12 * value))[..., None]  # few greys keep the file small
         part[..., 3] = np.where(value > 0.06, 255, 0)
     return png(grey)
 
 
 def views_plate(space: Space) -> Plate:
-    """Draw every location as a disc, seen from the left, from above and from the right; the nearest hides those behind."""
+    """Draw every location as a disc, seen from the left, from above and from the right; nearer discs hide those behind."""
     x, y, z = space.xyz.T.astype(float)
     left = space.hemisphere == LEFT
     few = len(space) <= MARKED
@@ -199,7 +199,7 @@ def _discs(pixels, seen, depth, columns, rows, radius):
     )
     row = (np.rint(rows[order])[:, None].astype(int) + dy).clip(0, pixels.shape[0] - 1)
     column = (np.rint(columns[order])[:, None].astype(int) + dx).clip(0, pixels.shape[1] - 1)
-    # Discs are written in order, so that the last one counts where several lie on a pixel.
+    # Discs are written in order, so that the nearest one is kept where several overlap.
     pixels[row.ravel(), column.ravel()] = np.repeat(order, len(dx))
 
 

@@ -10,25 +10,25 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-LEVELS = 64  # colours of a ramp
+LEVELS = 64  # number of colours of a ramp
 _RAMPS = {
     "diverging": ("#16325c", "#2f6db0", "#8db8dd", "#f5f5f4", "#eca489", "#c43c39", "#6b0f23"),
     "probability": ("#35185f", "#2b5c8f", "#1b9787", "#7dc963", "#f6e34a"),
     "share": ("#fff3c4", "#fdbb63", "#ea6a3c", "#a81c3a", "#560a33"),
 }
-_COLOUR_TYPE = {1: 0, 3: 2, 4: 6}  # of PNG, by the number of channels: grey, RGB, RGBA
+_COLOUR_TYPE = {1: 0, 3: 2, 4: 6}  # PNG colour type by number of channels: grey, RGB, RGBA
 
 
 def png(pixels: UInt8[np.ndarray, "height width *channels"]) -> str:
-    """Encode an image as a `data:` address that needs no other file.
+    """Encode an image as a self-contained `data:` address.
 
     Args:
-      pixels: Grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]`, uint8.
+      pixels: Image, grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]`, uint8.
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, channels = pixels.shape
     rows = pixels.reshape(height, -1)
-    # Rows as differences from the row above: maps are magnified and have large areas of one colour.
+    # Rows are stored as differences from the row above, which compress well because maps have large areas of one colour.
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = 2
     filtered[0, 1:] = rows[0]
@@ -47,16 +47,16 @@ def ramp(name: str, levels: int = LEVELS) -> Float[np.ndarray, "levels 3"]:
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
-    """Return the RGB in 0…1 of a colour written as `#rrggbb`."""
+    """Convert a colour `#rrggbb` to RGB in 0…1."""
     red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     return red, green, blue
 
 
 def hexadecimal(colours: Sequence[Sequence[float]] | np.ndarray) -> list[str]:
-    """Return RGB in 0…1 as `#rrggbb`."""
+    """Convert RGB in 0…1 to `#rrggbb`."""
     return ["#" + "".join(f"{channel:02x}" for channel in row) for row in np.rint(np.asarray(colours) * 255).astype(int).tolist()]
 
 
 def gradient(name: str) -> str:
-    """Return a ramp as the CSS of a colour bar, from left to right."""
+    """Return a ramp as the CSS gradient of a colour bar, from left to right."""
     return f"linear-gradient(90deg, {', '.join(hexadecimal(ramp(name, 13)))})"

@@ -1,4 +1,4 @@
-"""Quality figures of the scans of a cohort: their distributions, and outliers."""
+"""Distributions and outliers of the quality figures of a cohort."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-MADS = 3.0  # scaled median absolute deviations between the median and a limit
+MADS = 3.0  # scaled median absolute deviations from the median to a limit
 TO_SD = 1.4826  # converts the MAD of a normal distribution to its standard deviation
 MEAN_TO_SD = 1.2533  # likewise for the mean absolute deviation
-LEAST_SCANS = 10  # with fewer results no limits are set
-MOST_SITES = 10  # named in a sentence
+LEAST_SCANS = 10  # no limits are set for fewer results
+MOST_SITES = 10  # largest number named in a sentence
 RULE = f"median ± {MADS:g} MAD, where MAD is the median absolute deviation times {TO_SD}"
 
 
 class Figure(NamedTuple):
-    """A column whose distribution is shown.
+    """Column whose distribution is shown.
 
     Attributes:
       key: Column of a row.
       title: Heading.
       unit: Unit, written after the value.
-      scale: Factor from the column to the displayed value.
+      scale: Factor that converts the column to the displayed value.
       digits: Number of decimals displayed.
       step: Smallest difference that matters, in units of the column; limits are at least this far from the median.
       most: Largest possible value of the column; the smallest is 0.
@@ -54,7 +54,7 @@ FIGURES = (
 
 
 class Limits(NamedTuple):
-    """Values beyond `low` and `high` are outliers; `by_mean` where more than half of the values are the same."""
+    """Limits beyond which values are outliers; `by_mean` if more than half of the values are the same."""
 
     low: float
     high: float
@@ -91,7 +91,7 @@ def limits(values: Float[np.ndarray, " S"], step: float = 0.0) -> Limits | None:
 
 
 class Peers(NamedTuple):
-    """Results that share limits: those for one atlas, or with `site` those for one atlas from one site."""
+    """Group of results that share limits: those for one atlas, from one site if `site` is given."""
 
     atlas: str
     site: str = ""
@@ -103,7 +103,7 @@ class Distribution(NamedTuple):
     Attributes:
       figure: The figure.
       values: Finite values, `[S]`.
-      limits: Limits of each group of results that has any.
+      limits: Limits of each group of results, if it has limits.
       outliers: Value, group and limits of each outlier, by index of the row.
     """
 
@@ -114,7 +114,7 @@ class Distribution(NamedTuple):
 
     @property
     def only(self) -> Limits | None:
-        """The limits, if the same hold for all values."""
+        """Return the limits if they are the same for all values."""
         return next(iter(self.limits.values())) if len(self.limits) == 1 else None
 
 
@@ -147,7 +147,7 @@ def distribution(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Distribut
 
 
 def outliers(distributions: Sequence[Distribution]) -> dict[int, list[tuple[Figure, float, Peers, Limits]]]:
-    """Find the figures in which a row is an outlier; rows that are furthest from the median, in units of the limit, come first."""
+    """Find the figures in which each row is an outlier; rows furthest from the median, relative to the limit, come first."""
     found: dict[int, list[tuple[Figure, float, Peers, Limits]]] = {}
     distance: dict[int, float] = {}
     for one in distributions:
@@ -159,7 +159,7 @@ def outliers(distributions: Sequence[Distribution]) -> dict[int, list[tuple[Figu
 
 
 def compared(distributions: Sequence[Distribution]) -> str:
-    """Say with which results values are compared; empty if all results share their limits.
+    """Describe the results with which values are compared; empty if all results share their limits.
 
     Example:
       >>> compared([Distribution(FIGURES[0], np.zeros(0), {Peers("A"): Limits(0, 1, False), Peers("B"): Limits(0, 1, False)}, {})])
@@ -176,7 +176,7 @@ def compared(distributions: Sequence[Distribution]) -> str:
 
 
 def spread(values: Float[np.ndarray, " S"], figure: Figure) -> str:
-    """Write the median and the quartiles: `8.1 min (7.9–9.8)`."""
+    """Format the median and the quartiles: `8.1 min (7.9–9.8)`."""
     if not len(values):
         return "–"
     low, middle, high = (float(x) * figure.scale for x in np.percentile(values, (25, 50, 75)))
@@ -185,7 +185,7 @@ def spread(values: Float[np.ndarray, " S"], figure: Figure) -> str:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Choose round numbers within an interval, at most `most` + 1 of them.
+    """Choose at most `most` + 1 round numbers within an interval.
 
     Example:
       >>> ticks(0.03, 0.52)

@@ -1,4 +1,4 @@
-"""Reasons why scans failed or the atlas was returned, with the texts of many scans grouped into a few kinds."""
+"""Reasons why scans failed or atlas parcels were returned, grouped into a few kinds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LONGEST = 240  # characters of the title of a kind
+LONGEST = 240  # longest title of a kind, in characters
 FILE = "…: "  # replaces a file name in front of a message
-# Short forms of the reasons of `construction.qc` for returning the atlas, by a phrase that identifies each.
+# Short forms of the reasons in `construction.qc` for returning the atlas, by a phrase that identifies each.
 DECISIONS = (
     ("was requested: ", "The parcels of the atlas were requested"),
     ("degrees of freedom in the halves of the scan", "Too few degrees of freedom are left in the halves after cleaning"),
@@ -22,10 +22,10 @@ _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*[/\\]\S*[^\s:;,.)]|\bsub-[\
 
 
 class Kind(NamedTuple):
-    """Scans whose texts are the same except for files and numbers.
+    """Scans whose texts differ only in files and numbers.
 
     Attributes:
-      title: The text that they share, with `…` in place of what differs.
+      title: Common text, with `…` in place of the parts that differ.
       members: Index of each scan among the grouped texts.
     """
 

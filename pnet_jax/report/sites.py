@@ -13,14 +13,14 @@ from pnet_jax.outputs.tables import read_rows
 from pnet_jax.report.quality import FIGURES, spread
 
 TABLE = "participants.tsv"
-ABOVE = 3  # levels above the subject folders that are searched for a table: derivatives lie inside their dataset
+ABOVE = 3  # levels searched for a table above the subject folders, because derivatives are inside their dataset
 SHOWN = ("minutes", "mean_fd", "agreement")
 
 
 def sites_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Find the site of each record in `participants.tsv`, column `site`.
 
-    The table is searched for in the dataset of the recording and in the folders above it, then beside the results.
+    The table is looked up in the dataset of the recording and its parent folders, then beside the results.
 
     Args:
       folder: Root of the results.
@@ -40,7 +40,7 @@ def sites_of(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def site_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Summarise each site: scans, finished, personalised, and median with quartiles of minutes, motion and agreement."""
+    """Summarise each site: scans, finished and personalised scans, and median and quartiles of minutes, motion and agreement."""
     members: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         members.setdefault(row["site"], []).append(row)

@@ -1,4 +1,4 @@
-"""What a report says in words and numbers."""
+"""Sentences and numbers of a report."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 from pnet_jax.network import Interval, Network, Selection
 
 DEFAULT_COVERAGE = 0.5
-MOST_NAMED = 3  # parcels that lost locations
-FORCED = "forced by the configuration"  # how the reason of parcels begins that the scan does not support
+MOST_NAMED = 3  # largest number of parcels listed by name
+FORCED = "forced by the configuration"  # beginning of the reason for parcels that the scan does not support
 
 
 def minutes_kept(network: Network) -> float:
-    """Minutes of signal that the result rests on."""
+    """Return the minutes of signal used for the result."""
     return len(network.frames) * network.tr / 60
 
 
 def recorded_frames(network: Network) -> int | None:
-    """Frames of the recording before scrubbing; None where their number is unknown."""
+    """Return the number of frames before scrubbing; None if unknown."""
     return network.qc.recorded_frames if network.displacement is None else len(network.displacement)
 
 
 def state(network: Network) -> str:
-    """What the participant did during the scan, as the page writes it."""
+    """Describe what the participant did during the scan."""
     task = str(network.entities.get("task", "rest"))
     return "resting-state fMRI" if task.lower().startswith("rest") else f"fMRI during the task “{task}”"
 
 
 def moved_share(network: Network) -> float | None:
-    """Share of locations that left the parcel they started from; None where the atlas has no location here."""
+    """Return the share of locations that changed their parcel; None if the scan covers no location of the atlas."""
     if network.qc.moved is not None:
         return network.qc.moved
     inside = network.atlas_labels >= 0
@@ -39,25 +39,25 @@ def moved_share(network: Network) -> float | None:
 
 
 def absent_parcels(network: Network) -> list[str]:
-    """Names of the parcels without any location."""
+    """Return the names of the parcels without any location."""
     sizes = np.bincount(network.labels[network.labels >= 0], minlength=network.n_parcels)
     return [network.names[k] for k in np.flatnonzero(sizes == 0)]
 
 
 def min_coverage(network: Network) -> float:
-    """Coverage of an atlas parcel below which the page warns: the configuration's, else one half."""
+    """Return the coverage of an atlas parcel below which the page warns: that of the configuration, or 0.5."""
     config = network.provenance.get("config")
     given = config.get("min_coverage") if isinstance(config, Mapping) else None
     return DEFAULT_COVERAGE if given is None else float(given)
 
 
 def has_confidence(network: Network) -> bool:
-    """Whether the probabilities are known: without a saved soft parcellation, the only candidate of each location is its parcel."""
+    """Return whether probabilities are known; without a saved soft parcellation, each location has a single candidate."""
     return network.candidates.shape[1] > 1
 
 
 def sentence(text: Any) -> str:
-    """The text with a capital and a full stop; what begins with a name of a file or scan keeps its first letter."""
+    """Return a text with an initial capital and a full stop; a leading name of a file or scan is unchanged."""
     text = str(text).strip()
     first = text.split(" ", 1)[0]
     text = text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
@@ -65,15 +65,15 @@ def sentence(text: Any) -> str:
 
 
 def sentences(network: Network) -> dict[str, str]:
-    """The three sentences a page opens with: what it shows, whether the scan supports the parcels, what to beware of."""
+    """Return the first three sentences of a page: content, support of the parcels by the scan, and caveats."""
     return {"what": _what(network), "change": _change(network), "beware": _beware(network)}
 
 
 def explain(network: Network) -> str:
-    """What a network rests on, one line each: atlas, changed parcels, how well they replicate, dynamics, and open questions.
+    """Summarise the basis of a network, one line each: atlas, changed parcels, replication, dynamics, and open questions.
 
     Args:
-      network: from `construct`, or read back by `load_network`.
+      network: Network from `construct` or `load_network`.
 
     >>> print(explain(network))  # doctest: +SKIP
     Atlas: 200 parcels of geometric 200 on the 22829 locations of sub-01; embedding by pnet-linear.
@@ -82,7 +82,7 @@ def explain(network: Network) -> str:
 
 
 def verdict(network: Network) -> tuple[str, str]:
-    """A few words and their tone (`good`, `plain` or `warn`) on whether the scan supports personalised parcels."""
+    """Return a short verdict on whether the scan supports personalised parcels, and its tone (`good`, `plain` or `warn`)."""
     selection = network.qc.selection
     if selection.decision == "atlas":
         start = network.start.removeprefix("the ")
@@ -93,13 +93,13 @@ def verdict(network: Network) -> tuple[str, str]:
 
 
 def supported(selection: Selection) -> bool:
-    """Whether the parcels are personalised and both gains exclude zero."""
+    """Return whether the parcels are personalised and the intervals of both gains exclude zero."""
     personalised = selection.decision == "personalised" and not selection.reason.startswith(FORCED)
     return personalised and selection.gain[0] > 0 and selection.dcbc_gain[0] > 0
 
 
 def key_numbers(network: Network) -> list[dict[str, str]]:
-    """The figures at the top of the page; those that are not known are left out."""
+    """Return the figures at the top of the page; unknown ones are left out."""
     qc, selection, calibration = network.qc, network.qc.selection, network.qc.calibration
     absent, share = len(absent_parcels(network)), moved_share(network)
     cards = [
@@ -128,7 +128,7 @@ def key_numbers(network: Network) -> list[dict[str, str]]:
 
 
 def choice_numbers(network: Network) -> list[tuple[str, str]]:
-    """The chosen settings and what was measured with them, as rows; those that are not known are left out."""
+    """Return the chosen settings and their measured scores as rows; unknown ones are left out."""
     s, calibration = network.qc.selection, network.qc.calibration
     rows = [
         ("κ, weight of the scan's own signals", f"{s.kappa:.3g}", s.kappa),
@@ -146,23 +146,23 @@ def choice_numbers(network: Network) -> list[tuple[str, str]]:
 
 
 def known(interval: Interval) -> bool:
-    """Whether a gain was measured."""
+    """Return whether a gain was measured."""
     return bool(np.isfinite(interval).all())
 
 
 def gain_text(interval: Interval, form: str, unit: str) -> str:
-    """Median and 95 % interval: `0.0201 in DCBC (95 % CI [0.0125, 0.0277])`."""
+    """Format the median and the 95 % interval: `0.0201 in DCBC (95 % CI [0.0125, 0.0277])`."""
     low, middle, high = (format(value, form) for value in interval)
     return f"{middle} {unit} (95 % CI [{low}, {high}])"
 
 
 def percent(share: float) -> str:
-    """A share as the page writes it."""
+    """Format a share as a percentage."""
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 or not np.isfinite(share) else f"{100 * share:.1f} %"
 
 
 def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as rows `("config.seed", "0")` in their own order."""
+    """Flatten nested mappings to rows such as `("config.seed", "0")`, in order."""
     if isinstance(tree, Mapping):
         return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
     if isinstance(tree, list | tuple) and len(tree) <= 12 and not any(isinstance(item, Mapping | list | tuple) for item in tree):
@@ -200,7 +200,7 @@ def _change(network: Network) -> str:
 
 def _beware(network: Network) -> str:
     qc = network.qc
-    # The sentence before this one gives the reason for the choice already.
+    # The previous sentence already gives the reason for the choice.
     warnings = [text.rstrip(".") for text in qc.warnings if not qc.selection.reason or qc.selection.reason not in text]
     if warnings:
         more = f" (and {len(warnings) - 1} more below)" if len(warnings) > 1 else ""
