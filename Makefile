@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint docs dist api notices install checkpoint pnet-small clean
+.PHONY: help demo test test-all fuzz lint docs dist api notices install checkpoint pnet-small clean
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -15,6 +15,9 @@ demo: $(VENV)/.installed ## construct and report the network of one public scan,
 
 test: $(VENV)/.installed-test ## run the test suite on two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-all: $(VENV)/.installed-test ## run the test suite with the tests that take half a minute or more
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "slow or not slow"
 
 fuzz: $(VENV)/.installed-test ## try ten thousand damaged files; make test tries a few hundred
 	PNET_FUZZ=10400 PNET_FUZZ_OUT=build/fuzz $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz

@@ -95,8 +95,8 @@ class ConstructConfig:
     """Construction of networks from scans.
 
     Attributes:
-      parcels: Number of parcels K of the atlas of the checkpoint.
-      atlas: Atlas to start from: dseg or dlabel file; the atlas of the checkpoint by default.
+      parcels: Number of parcels of the built-in atlas: 100, 200 (default) or 400.
+      atlas: Input atlas: dseg (NIfTI), dlabel (CIFTI) or a pair of .label.gii files; the built-in atlas by default.
       checkpoint: Pre-trained model: name of a shipped model, or checkpoint folder.
       edges: Edge measures, e.g. `pearson partial`.
       kappa: Concentration κ of the parcels; estimated for each scan by default.
@@ -114,7 +114,7 @@ class ConstructConfig:
       report: Write an HTML page for each scan.
       probabilities: Write the 4-D image of parcel probabilities.
       fingerprint: Comparison of inputs by `--resume`: `quick` (size, modification time, first and last bytes) or `full` (all bytes).
-      seed: Random seed of the pairs of locations and the bootstrap.
+      seed: Random seed of the bootstrap and of the location pairs of the DCBC.
       cleaning: Settings of the cleaning.
     """
 
@@ -144,7 +144,9 @@ class ConstructConfig:
         _at_least(self, 0, "beta", "min_coverage", "workers")
         _check_choices(self)
         if self.kappa is not None and not self.kappa > 0:
-            raise SettingsError(f"ConstructConfig.kappa: expected a number above 0, or None to choose it for each scan, got {self.kappa}")
+            raise SettingsError(
+                f"ConstructConfig.kappa: expected a number above 0, or no value to estimate it for each scan, got {self.kappa}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +173,10 @@ class PretrainConfig:
       parallel: Distribution over devices and processes.
       validation: Fraction of the participants in the validation set; none if there are fewer than 10 participants.
       validate_every: Number of steps between evaluations of the validation set.
-      sharding: Weights: replicated on every device (`data`), or split across the axis of subjects (`fsdp`).
+      sharding: Sharding of the parameters: replicated on every device (`data`), or sharded over the mesh axis `subject` (`fsdp`).
       workers: Number of processes that read records; 0 for threads of this process.
-      save_every: Number of steps between saved states.
-      keep: Number of saved states that are kept.
+      save_every: Number of steps between training checkpoints.
+      keep: Number of most recent training checkpoints that are kept.
       log_every: Number of steps between log lines.
     """
 
@@ -222,15 +224,15 @@ class OptimiserConfig:
 
     Attributes:
       steps: Number of steps.
-      rate: Peak learning rate.
+      rate: Peak learning rate (linear warm-up, then cosine decay to 0).
       warmup: Fraction of the steps with linear warm-up.
-      weight_decay: Weight decay of matrices.
-      clip: Largest norm of the gradient.
+      weight_decay: Weight decay, applied to matrices only.
+      clip: Global-norm threshold for gradient clipping.
       b2: Decay rate of the second moment.
-      eps: Added to the root of the second moment. A large value keeps gradients that are rounding errors from becoming steps, so that
-        runs on different numbers of devices agree.
+      eps: Epsilon of AdamW. Larger than usual, so that gradients at rounding level do not cause updates, and runs on different numbers of
+        devices agree.
       average: Decay rate of the exponential moving average of the weights, which is the exported model.
-      accumulate: Number of micro-batches per step, for models that do not fit into memory with a full batch.
+      accumulate: Number of gradient-accumulation micro-batches per step.
     """
 
     steps: int = 1000
@@ -262,10 +264,10 @@ class PerceiverConfig:
       mlp: Hidden width of the MLPs, in multiples of `width`.
       dimensions: Number of dimensions D of the embedding; that of the linear encoder.
       references: Number of reference regions R; that of the linear encoder.
-      place: Add the position of locations whose signal is visible. The objective `nce` is then solved by position alone, and parcels
-        become compact shapes (docs/method.md).
-      dtype: Data type of the operands of matrix products; sums, norms and softmax are float32.
-      remat: Recompute blocks in the backward pass to save memory.
+      place: Add positional encodings to unmasked locations. Not recommended: `nce` can then be solved from position alone, and parcels
+        become compact (docs/method.md).
+      dtype: Compute dtype of matrix products; accumulation, normalisation and softmax use float32.
+      remat: Rematerialise blocks in the backward pass (`jax.checkpoint`) to save memory.
       block: Number of locations that are embedded at a time.
     """
 
@@ -340,15 +342,15 @@ class PersonalizeConfig:
       rate: Learning rate of Adam for encoder and prototypes.
       dynamics_rate: Learning rate of Adam for the dynamics; must be small compared with 1 / K, because a step changes all K entries
         of a row.
-      rank: Rank of the change of the projection.
+      rank: Rank of the low-rank adapter (LoRA) of the projection of the encoder.
       held_out: Fraction at the end of the scan that is held out for early stopping.
       dynamics_weight: Weight of the likelihood of the parcel signals; 0 fits the representation only.
       anatomy_weight: Weight of the penalties on differences between neighbours and on distant coupling that is absent in the group.
       prior_weight: Weight of the penalty on the size of the adapter.
-      adapter_sd: Expected standard deviation of the entries of the change of the projection.
-      offset_sd: Expected standard deviation of the entries of the offsets of prototypes.
+      adapter_sd: Prior standard deviation of the entries of the adapter.
+      offset_sd: Prior standard deviation of the offsets of the prototypes.
       wave: Largest number of scans that are fine-tuned together; fewer if they do not fit into memory.
-      seed: Random seed of the initial directions of the change of the projection.
+      seed: Random seed of the initialisation of the adapter.
     """
 
     rounds: int = 10
@@ -402,7 +404,7 @@ class InputConfig:
     """Batches of pairs of segments for pre-training, all of one shape.
 
     Attributes:
-      batch: Number of scans B per batch, over all processes.
+      batch: Global batch size B in scans.
       locations: Number of locations V that are sampled from each scan; a scan with fewer is padded.
       frames: Number of frames T; longer segments are cropped, shorter ones padded.
       min_seconds: Shortest segment in seconds.
@@ -453,11 +455,12 @@ class ParallelConfig:
     """Distribution of work over devices and processes.
 
     Attributes:
-      subject: Number of parts that scans are split into; all devices not used by `location` by default.
-      location: Number of parts that the locations of each scan are split into; 1 by default, unless `subject` is given.
+      subject: Size of the mesh axis `subject` (data parallelism over scans); by default all devices not used by `location`.
+      location: Size of the mesh axis `location`, over which the locations of each scan are sharded; 1 by default, unless `subject` is
+        given.
       coordinator: Address `host:port` of process 0; detected from SLURM, Open MPI, Kubernetes or the TPU pod by default.
-      processes: Number of processes; given together with `coordinator` and `process`, or not at all.
-      process: Number of this process, 0 to processes − 1.
+      processes: Total number of processes; given together with `coordinator` and `process`, or not at all.
+      process: Index of this process, 0 to processes − 1.
       heartbeat: Seconds without contact after which a process is considered lost and the others stop.
     """
 

@@ -12,7 +12,7 @@ import jax
 
 from pnet_jax.batch.earlier import standing
 from pnet_jax.batch.job import job_of
-from pnet_jax.batch.run import Shard, bounds_for, describe_bounds, describe_share, resolved
+from pnet_jax.batch.run import Shard, bounds_for, checked_shard, describe_bounds, describe_share, resolved
 from pnet_jax.bench.roofline import matmul_rate
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder
@@ -64,17 +64,17 @@ def dry_run(
     """
     plan, notes = resolved(config, load or {})
     job = job_of(Path(folder), config, plan, load or {}, notes)
-    part = None if shard is None else Shard(*shard)
+    part = checked_shard(shard)
     mine = list(sources) if part is None else [one for one in sources if part.has(one)]
     readable = [one for one in mine if not one.problem]
     lines = [] if part is None else [describe_share(part, mine, sources)]
-    lines.append(f"{len(mine)} scans of {len({one.subject for one in mine})} participants in {folder}")
+    lines.append(f"{len(mine)} scans of {len({one.subject for one in mine})} participants; results would be written to {folder}")
     lines += [f"cannot be read: {one.problem}" for one in mine if one.problem][:LOOKED_AT]
     if resume and Path(folder).is_dir():
         lines.append(standing(job, mine))
     lines.append(
-        f"atlas {plan.atlas.source}, {plan.atlas.n_parcels} parcels; model {plan.model.name}; edges {', '.join(plan.edges) or 'none'}; "
-        f"parcels {config.labels}"
+        f"Atlas: {plan.atlas.source}, {plan.atlas.n_parcels} parcels. Model: {plan.model.name}. Edges: {', '.join(plan.edges) or 'none'}. "
+        f"Labels: {config.labels}."
     )
     bounds = bounds_for(readable, job, Builder(plan))
     lines.append(describe_bounds(bounds, len(mine)))

@@ -108,7 +108,7 @@ def construct_cohort(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     config = _with_both_views(config, plan)
-    tell, shard = say or (lambda _: None), _checked(shard)
+    tell, shard = say or (lambda _: None), checked_shard(shard)
     job = job_of(Path(folder), config, plan, load or {}, notes)
     todo = sources
     if retry_failed:
@@ -174,7 +174,8 @@ def _with_tangent(job: Job, sources: Sequence[ScanSource], rows: Sequence[dict[s
     return [found[row["scan"]] | ({"skipped": True} if row.get("skipped") else {}) for row in rows]
 
 
-def _checked(shard: Shard | tuple[int, int] | None) -> Shard | None:
+def checked_shard(shard: Shard | tuple[int, int] | None) -> Shard | None:
+    """Return a part of the participants; refuse a number outside 1 to N."""
     if shard is None:
         return None
     number, total = shard

@@ -19,13 +19,13 @@ from pnet_jax import __version__
 from pnet_jax.commands.help import Help
 from pnet_jax.commands.options import Bar, Done
 
-ABOUT = "From a participant's resting-state fMRI to that participant's brain functional network."
+ABOUT = "Individual parcellations and functional networks from resting-state fMRI.\n\nRun pnet COMMAND --help for the options of a command."
 GENERAL = Group("Options of every command", sort_key=9)
 # Name, function and summary; modules are imported when their command is run.
 NETWORKS = {
     "demo": ("networks:demo", "Construct a network from one public scan, from download to report."),
     "construct": ("networks:construct", "Construct networks from scans: one, a list, or an fMRIPrep folder."),
-    "status": ("networks:status", "Show the progress of the scans in a results folder."),
+    "status": ("networks:status", "Show the state of every scan in a results folder."),
     "report": ("networks:report", "Write the HTML pages of existing results."),
 }
 COHORTS = {
@@ -45,8 +45,8 @@ QUESTIONS = {
     "parcellation": ("questions:parcellation", "Quality and agreement of parcels."),
     "identifiability": ("questions:identifiability", "Identification of participants across scans."),
     "motion": ("questions:motion", "Residual association of edges with head motion."),
-    "diagnosis": ("questions:diagnosis", "Classification of two groups."),
-    "prediction": ("questions:prediction", "Prediction of a number such as age."),
+    "diagnosis": ("questions:diagnosis", "Classify two groups from their networks."),
+    "prediction": ("questions:prediction", "Predict a continuous variable, e.g. age."),
     "circuits": ("questions:circuits", "Edges, networks and nodes that differ or are associated with a number."),
     "modulation": ("questions:modulation", "Predicted effects of interventions."),
     "all": ("questions:all_", "Every evaluation for which the cohort has data."),
@@ -92,16 +92,16 @@ def make_app() -> App:
     app.register_install_completion_command(add_to_startup=False, group=GENERAL)
     for flag in ("--help", "--version"):
         app[flag].group = GENERAL
-    app.group_parameters, app.meta.group_parameters = Group("Options", sort_key=1), GENERAL
+    app.group_parameters = app.meta.group_parameters = Group("Options", sort_key=1)
 
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        config: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
-        print_config: Annotated[bool, Parameter(negative=())] = False,
-        verbose: Annotated[bool, Parameter(negative=())] = False,
-        quiet: Annotated[bool, Parameter(negative=())] = False,
-        json: Annotated[bool, Parameter(negative=())] = False,
+        config: Annotated[tuple[str, ...], Parameter(consume_multiple=False, group=GENERAL)] = (),
+        print_config: Annotated[bool, Parameter(negative=(), group=GENERAL)] = False,
+        verbose: Annotated[bool, Parameter(negative=(), group=GENERAL)] = False,
+        quiet: Annotated[bool, Parameter(negative=(), group=GENERAL)] = False,
+        json: Annotated[bool, Parameter(negative=(), group=GENERAL)] = False,
     ) -> int:
         """Parse the options that all commands have, then run the command.
 
@@ -192,7 +192,7 @@ def _plainly(error: CycloptsError) -> str:
     """Return a cyclopts error on one line, in the wording of the package."""
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected argument: {' '.join(error.unused_tokens or ())}"
-    said = " ".join(str(error).split())
+    said = re.sub(r" Available commands:.*", " Run pnet --help for all commands.", " ".join(str(error).split()))
     if isinstance(error, MissingArgumentError):
         return re.sub(r'^(?:Command "[^"]*" )?parameter (\S+) requires an argument\.?', r"\1 is missing; see --help", said)
     return said[0].lower() + said[1:]

@@ -44,7 +44,7 @@ def construct(
     from pnet_jax.batch.run import construct_cohort, own_shard
 
     if Path(input).is_dir() and Path(input).resolve() == Path(out).resolve():
-        raise SettingsError(f"OUT is the same folder as INPUT ({out}): results would be taken for input; give another folder")
+        raise SettingsError(f"OUT and INPUT are the same folder ({out}), so that results would be read as input: choose another OUT")
     shard = own_shard(config) if execution.shard == "auto" or config.parallel.coordinator else execution.part
     sources, load = sources_of(selection, input)
     if dry_run:
@@ -117,17 +117,21 @@ def _warned(rows: Sequence[Mapping[str, Any]], out: str) -> list[str]:
 
 
 def status(out: str, /, *, verify: bool = False) -> Done:
-    """Show the progress of all scans that `pnet construct` was started on in OUT, as found on disk.
+    """Show the state of every scan in OUT, from what is on disk: done, failed, unavailable, running, waiting or stale.
+
+    The exit code is 0 if all scans are done, otherwise 1.
 
     Args:
-      out: Derivatives folder.
+      out: Output folder of `pnet construct`.
       verify: Also read inputs and results, and name those that have changed.
     """
     from pnet_jax.outputs.overview import STATES, overview, summary
 
     if not Path(out).is_dir():
-        raise SettingsError(f"{out}: expected a folder that `pnet construct` wrote, found no folder")
+        raise SettingsError(f"{out} does not exist: give the output folder of pnet construct")
     states = overview(out, verify=verify)
+    if not states:
+        raise SettingsError(f"{out} contains no results: give the output folder of pnet construct")
     counts = {state: sum(one.state == state for one in states) for state in STATES}
     code = 0 if all(one.state == "done" for one in states) else 1
     return Done("\n".join(summary(states)), {"counts": counts, "scans": [one._asdict() for one in states]}, code)

@@ -82,9 +82,8 @@ class Execution:
     """Where scans are constructed.
 
     Attributes:
-      shard: Part I of N of the participants (`I/N`, e.g. 3/20 in an array job), or `auto` for one part per process of this job. The
-        part of a participant depends on the label only, so that participants added later change no other's part; parts of few
-        participants can differ in size (2 parts of 6 may have 1 and 5).
+      shard: Part I of N of the participants (I = 1 to N, e.g. 3/20 in an array job), or `auto` for one part per process of this job.
+        A participant's part depends only on the label, so that adding participants does not move others; part sizes can differ.
       cluster: Type of cluster: slurm, pbs, sge, lsf, mpi, or local for Dask workers on this machine.
       jobs: Largest number of cluster jobs at a time.
       scheduler: Address of a running Dask scheduler, e.g. tcp://node1:8786.

@@ -41,9 +41,9 @@ class Comparison:
     """Comparison of features in the same folds.
 
     Attributes:
-      beside: Other networks of the same scans, e.g. in a fixed atlas, compared in the same folds: NAME=COHORT ….
+      beside: Other networks of the same scans (NAME=COHORT …), e.g. from a fixed atlas, evaluated on the same folds.
       site: Column with the site of each scan.
-      covariates: Columns of the covariates-only baseline; in evaluations other than diagnosis and prediction, covariates.
+      covariates: Columns of the covariates-only baseline of diagnosis and prediction, and covariates of other evaluations.
       permutations: Number of permutations; 0 for no permutation tests.
     """
 

@@ -113,7 +113,7 @@ def diagnosis(
     folds: FoldOptions = Folds(),
     common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
-    """Evaluate the classification of two groups from networks of held-out participants and sites.
+    """Classify two groups from networks of held-out participants and sites.
 
     Args:
       cohort: Store written by `pnet collect` or `pnet import`, or folder of results of `pnet construct`.
@@ -145,7 +145,7 @@ def prediction(
     folds: FoldOptions = Folds(),
     common: EvaluationOptions = EvaluationConfig(),
 ) -> Done:
-    """Evaluate the prediction of a number such as age from networks of held-out participants and sites.
+    """Predict a continuous variable such as age from networks of held-out participants and sites.
 
     Args:
       cohort: Store written by `pnet collect` or `pnet import`, or folder of results of `pnet construct`.

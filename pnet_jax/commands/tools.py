@@ -17,9 +17,11 @@ REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 # Extras of the package, and their purpose.
 EXTRAS = {
     "report": (("jinja2",), "HTML pages"),
-    "cohort": (("zarr", "xarray", "fsspec"), "cohort stores"),
+    "cohort": (("zarr", "fsspec"), "cohort stores"),
     "cluster": (("dask", "distributed", "dask-jobqueue"), "SLURM, PBS, SGE and LSF clusters"),
     "harmonize": (("combatlearn",), "ComBat harmonisation in folds"),
+    "interop": (("matplotlib", "networkx", "xarray"), "plots, graphs and datasets of networks"),
+    "surfaces": (("templateflow",), "surfaces of templates"),
 }
 CHECKED = 64  # size of the matrix product that checks a device
 
@@ -77,7 +79,7 @@ def _folders(problems: list[str]) -> list[str]:
     from pnet_jax.execution import cache_folder
 
     out = []
-    places = {"compiled programs": os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder(), "temporary files": tempfile.gettempdir()}
+    places = {"compilation cache": os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder(), "temporary files": tempfile.gettempdir()}
     for name, place in places.items():
         folder = Path(place)
         there = next(one for one in (folder, *folder.parents) if one.exists())
@@ -102,7 +104,7 @@ def _devices(problems: list[str]) -> list[str]:
             right = np.allclose(found, x @ x, rtol=1e-3, atol=1e-3)
             limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
             memory = f", {limit / 2**30:.0f} GiB" if limit else ""
-            out.append(f"{device.platform} {device.id}: {device.device_kind}{memory}, compiles and computes in {seconds:.2f} s")
+            out.append(f"{device.platform} {device.id}: {device.device_kind}{memory}, compilation test passed ({seconds:.2f} s)")
             if not right:
                 problems.append(f"device {device} gives wrong products")
     except Exception as error:  # noqa: BLE001  the other lines are shown regardless of the error

@@ -232,10 +232,11 @@ def fit_group(
       atlas: Atlas, as for `pnet construct`.
       parcels: Number of parcels, as for `pnet construct`.
       surfaces: Left and right GIFTI surface, for an atlas with vertices.
-      dynamics: Also learn dynamics.
-      second_view: Guided edges also learn from the edges before the low-pass filter (`pnet construct --cleaning.wide`); they then depend
-        more on head motion, which is printed.
-      structural: Structural connectome: K × K table in the order of the parcels of the atlas.
+      dynamics: Also fit group dynamics of the parcel signals.
+      second_view: Also use edges without low-pass filtering for guided edges (networks constructed with `--cleaning.wide`). This
+        increases their association with head motion, which is reported.
+      structural: Structural connectome (K × K table in the order of the atlas) towards which the coupling of the group is shrunk; used
+        with `--dynamics`.
     """
     from pnet_jax.checkpoint import save_group
     from pnet_jax.config import ConstructConfig
