@@ -90,7 +90,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(capsys):
 
 def test_a_value_out_of_range_is_refused(capsys):
     code, told = said(capsys, "construct", "in", "out", "--kappa", "-1")
-    assert (code, told) == (2, "pnet construct: --kappa: expected a number above 0, or None to choose it for each scan, got -1.0\n")
+    assert (code, told) == (2, "pnet construct: --kappa: expected a number above 0, or no value to estimate it for each scan, got -1.0\n")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_hangup_that_nohup_ignores_ends_nothing(monkeypatch, capsys):
 
 def test_results_do_not_go_into_the_input(tmp_path, capsys):
     code, told = said(capsys, "construct", str(tmp_path), f"{tmp_path}/.")
-    assert code == 1 and told.startswith(f"pnet construct: OUT is the same folder as INPUT ({tmp_path}") and told.count("\n") == 1
+    assert code == 1 and told.startswith(f"pnet construct: OUT and INPUT are the same folder ({tmp_path}") and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,9 @@ def test_what_cannot_run_is_refused_before_the_first_scan(options, said_of, tmp_
 
 def test_status_of_a_folder_that_is_not_there(tmp_path, capsys):
     code, told = said(capsys, "status", str(tmp_path / "nowhere"))
-    assert code == 1 and "expected a folder that `pnet construct` wrote" in told
+    assert code == 1 and "nowhere does not exist: give the output folder of pnet construct" in told
+    code, told = said(capsys, "status", str(tmp_path))
+    assert code == 1 and "contains no results" in told
 
 
 def test_progress_of_what_has_no_label_has_no_gap(monkeypatch, capsys):
@@ -347,6 +349,13 @@ def test_doctor(capsys, monkeypatch):
     assert main(["doctor"]) == 1
     told = capsys.readouterr().out
     assert "Problem: package no-such-package is not installed" in told and told.rstrip().endswith("Networks cannot be constructed.")
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3"])
+def test_a_part_outside_1_to_n_is_refused_in_a_dry_run_too(part, tmp_path, capsys):
+    (tmp_path / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").touch()
+    code, told = said(capsys, "construct", str(tmp_path), str(tmp_path / "out"), "--dry-run", "--shard", part)
+    assert code == 1 and f"shard: expected i/N with 1 <= i <= N, got {part}" in told
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
