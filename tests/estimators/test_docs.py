@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/estimators.md"
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs():
     import matplotlib.pyplot as plt
 

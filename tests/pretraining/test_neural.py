@@ -350,6 +350,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
     raise AssertionError(f"no step {step} in {out}")
 
 
+@pytest.mark.slow
 def test_kills_change_no_bit_of_the_weights(whole, store, start, tmp_path):
     out, expected = tmp_path / "killed", whole[0].model.sha256
     for step in (3, 6):
@@ -396,6 +397,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(whole, store, start, tmp
         assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dead_process_stops_the_other_which_says_so_and_the_run_goes_on(store, start, tmp_path):
     out = tmp_path / "dead"
     one, other = two(store, out, start, "--parallel.heartbeat", "5", steps=24)
