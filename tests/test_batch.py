@@ -258,7 +258,7 @@ def test_tangent_of_a_single_scan_is_not_written_and_the_status_says_so(inputs, 
     ("change", "message"),
     [
         ({"edges": ("pearsn",)}, "unknown edge measure 'pearsn'"),
-        ({"parcels": 50}, "has 12 parcels, requested 50"),
+        ({"parcels": 50}, "has 12 parcels but 50 were requested"),
         ({"checkpoint": "nothing-of-the-kind"}, "checkpoint nothing-of-the-kind is missing"),
     ],
 )

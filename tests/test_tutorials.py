@@ -85,7 +85,7 @@ def done() -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [page if page == "first-network" else pytest.param(page, marks=pytest.mark.slow) for page in RUN])
 def test_a_tutorial_runs(page, folder, done, pytestconfig):
     assert sum(block.runs for block in blocks(page)) == RUN[page]
     pages = list(RUN)

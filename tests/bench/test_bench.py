@@ -139,7 +139,7 @@ def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
     monkeypatch.setattr("pnet_jax.bench.measure.free_memory", lambda: 1000)
     row = measure(CASES["potts"], "chunked", SHAPES["tiny"], "float32", repeats=1)
     assert row["status"] == "unavailable"
-    assert row["reason"].startswith("MemoryError: needs 0.0 GB, 0.0 GB are free")
+    assert row["reason"].startswith("MemoryError: needs 0.0 GB, but 0.0 GB are free")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_an_absent_parcel_is_nan_and_named_and_k_stays(cut):
     assert cut.qc.absent == ("area-4",)
     assert "area-4" in cut.qc.low_coverage
     assert cut.coverage[4] == 0
-    assert any("1 of 12 parcels have no location" in warning for warning in cut.qc.warnings)
+    assert any("1 of 12 parcels contain no location" in warning for warning in cut.qc.warnings)
     assert np.isnan(cut.signals[4]).all()
     others = np.delete(np.arange(K), 4)
     for name in MEASURES:
@@ -265,14 +265,14 @@ def test_partial_correlation_of_a_short_scan_is_warned_of(network, unsure):
 
 
 def test_a_prior_of_another_resolution_is_said(scan, network, toy, toy_model):
-    said = "the atlas was resampled from 4 mm to the scan's 8 mm by nearest point"
-    assert not any("nearest point" in warning for warning in network.qc.warnings)
+    said = "the atlas was resampled from 4 mm to the scan's 8 mm by nearest neighbour"
+    assert not any("nearest neighbour" in warning for warning in network.qc.warnings)
     given = ConstructConfig(kappa=6.0, beta=0.3)
     found = construct(scan, model=toy_model, atlas=dataclasses.replace(toy.atlas, resolution=4.0), config=given)
     assert any(said in warning for warning in found.qc.warnings)
     geometric = dataclasses.replace(toy.atlas, resolution=4.0, source="geometric, k-means on mm")
     found = construct(scan, model=toy_model, atlas=geometric, config=given)
-    assert not any("nearest point" in warning for warning in found.qc.warnings)
+    assert not any("nearest neighbour" in warning for warning in found.qc.warnings)
 
 
 def test_a_hemisphere_without_any_parcel_is_said(scan, network, toy, toy_model):
@@ -280,7 +280,7 @@ def test_a_hemisphere_without_any_parcel_is_said(scan, network, toy, toy_model):
     left = toy.space.hemisphere != RIGHT
     half = make_atlas(toy.space.xyz[left], toy.expected[left] + 1, resolution=8, source="left half")
     found = construct(scan, model=toy_model, atlas=half, config=ConstructConfig(kappa=6.0, beta=0.3))
-    said = f"the atlas has no parcel in the right hemisphere, where {int((~left).sum())} of the scan's {len(left)} locations lie"
+    said = f"the atlas has no parcel in the right hemisphere, which contains {int((~left).sum())} of the scan's {len(left)} locations"
     assert any(said in warning for warning in found.qc.warnings)
 
 
@@ -312,7 +312,7 @@ def test_an_unknown_measure_is_refused_before_any_work(toy_model, monkeypatch):
 
 
 def test_a_k_that_the_checkpoint_lacks_is_refused(toy_model):
-    with pytest.raises(ValueError, match=r"checkpoint 'toy' has atlases with \[12\] parcels, requested 100: choose one of these"):
+    with pytest.raises(ValueError, match=r"checkpoint 'toy' has atlases with \[12\] parcels, but 100 were requested; choose one of these"):
         construct(None, model=toy_model, parcels=100)
 
 

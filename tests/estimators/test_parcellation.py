@@ -228,7 +228,7 @@ def test_nothing_works_before_fit(scans):
         ({"clean_args": {"low_pass": 0.2}}, "clean_args: low_pass is a parameter of PersonalizedParcellation: set it there"),
         ({"clean_args": {"lowpass": 0.2}}, "clean_args: expected fields of CleaningConfig .*lowpass"),
         ({"labels": "own"}, "labels: expected one of 'auto', 'personalised', 'atlas', got 'own'"),
-        ({"n_parcels": 77}, "atlases with .* parcels, requested 77"),
+        ({"n_parcels": 77}, "atlases with .* parcels, but 77 were requested"),
     ],
 )
 def test_wrong_settings_are_refused_in_fit(fast, scans, given, said):

@@ -137,5 +137,5 @@ def test_signals_on_the_grid_of_the_scan(network):
     dense = cifti_network()
     series = signals_image(dense, np.ones((dense.n_parcels, 4)))
     assert series.shape == (4, len(dense.space)) and series.header.get_axis(0).step == dense.tr
-    with pytest.raises(ValueError, match="ROIs has no image"):
+    with pytest.raises(ValueError, match="ROIs cannot be drawn as an image"):
         signals_image(points_network(), np.ones((K, 4)))
