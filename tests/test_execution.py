@@ -162,6 +162,7 @@ def test_an_unknown_cluster_is_refused():
     with pytest.raises(SettingsError, match="expected one of local, slurm"), cluster("gnu"):
         pass
     dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")  # its defaults are set when it is imported, and would go with the setting below
     brief = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
     with brief, pytest.raises(SettingsError, match="no Dask scheduler at tcp://127"), cluster(scheduler="tcp://127.0.0.1:1"):
         pass
