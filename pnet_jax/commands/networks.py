@@ -32,7 +32,7 @@ def construct(
     """Construct networks of the scans in INPUT, and write them to OUT as BIDS derivatives.
 
     Args:
-      input: NIfTI, CIFTI or ROI table file, list of files, BIDS-derivatives folder (fMRIPrep), or store written by `pnet prepare`.
+      input: NIfTI, CIFTI, GIFTI or ROI table file, list of files, BIDS-derivatives folder (fMRIPrep), or store written by `pnet prepare`.
       out: Derivatives folder to write to.
       resume: Skip scans whose results are up to date.
       retry_failed: Construct only the scans of OUT that failed before with the same options.
