@@ -188,6 +188,16 @@ def check_workers(workers: int | None, name: str) -> None:
         raise SettingsError(f"{name}: expected at most {most} on this machine with {os.cpu_count()} cores, got {workers}")
 
 
+def duration(seconds: float) -> str:
+    """Format a duration for progress messages.
+
+    >>> duration(20), duration(180), duration(7300)
+    ('20 s', '3 min', '2 h 2 min')
+    """
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
 def cache_folder() -> Path:
     """Return the user's cache folder, for files that can be regenerated or downloaded again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnet_jax"

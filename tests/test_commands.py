@@ -17,8 +17,12 @@ import pytest
 from pnet_jax.cli import main
 from pnet_jax.commands import networks
 from pnet_jax.commands.app import QUESTIONS, SECTIONS, TOOLS
+from pnet_jax.commands.evaluation import Simulated, encoder
 from pnet_jax.commands.networks import _warned
 from pnet_jax.commands.options import Bar, Done
+from pnet_jax.commands.question_options import Folds
+from pnet_jax.evaluate.cases import CONDITIONS, HELD_OUT_SEED
+from pnet_jax.evaluate.plan import FEATURES
 
 
 def said(capsys, *arguments: str) -> tuple[int, str]:
@@ -153,10 +157,14 @@ def test_the_closing_line_retries_with_the_options_given(tmp_path, capsys):
     folder.mkdir()
     for name in ("sub-01_task-rest_space-T1w", "sub-02_task-rest_space-MNI152NLin6Asym"):
         (folder / f"{name}_desc-preproc_bold.nii.gz").touch()
-    words = [str(folder), str(tmp_path / "out"), "--participant-label", "01", "--parcels", "100", "--no-report"]
+    (tmp_path / "c.toml").write_text("kappa = 9.0\n")
+    config = ["--config", str(tmp_path / "c.toml")]
+    words = [str(folder), str(tmp_path / "out"), "--participant-label", "01", "--parcels", "100", "--no-report", *config]
     assert main(["construct", *words, "--resume"]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Correct the causes"))
     assert shlex.split(line.partition("then run: ")[2]) == ["pnet", "construct", *words, "--retry-failed"]
+    assert main(["construct", *words, "--retry-failed", "--dry-run"]) == 0
+    assert "constructing 1 of 1 failed scans again" in capsys.readouterr().out
     words[words.index("100")] = "200"
     code, told = said(capsys, "construct", *words, "--retry-failed")
     assert code == 1 and ": parcels 100 then, 200 now; atlas geometric100 then, geometric200 now; give the options of that run" in told
@@ -332,6 +340,13 @@ def test_help_of_every_command_describes_every_option(capsys):
             if re.match(r"  (--[a-z]|[A-Z]+\b)", line):
                 described = line[30:].strip() or lines[at + 1].strip() if len(line) < 30 or line[28:30] != "  " else line[30:].strip()
                 assert described and not described.startswith("["), (command, line)
+
+
+def test_texts_of_options_list_what_the_package_has():
+    assert Simulated().seed == HELD_OUT_SEED
+    listed = re.search(r"features: Features to compare: (.*?), or edge layers", " ".join(Folds.__doc__.split()))[1]
+    assert set(listed.split(", ")) == set(FEATURES)
+    assert set(CONDITIONS) <= set(re.findall(r"\w+", encoder.__doc__))
 
 
 def test_help_starts_without_jax_numpy_or_nibabel():

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pnet_jax.batch.earlier import standing
+from pnet_jax.batch.earlier import failed_before, standing
 from pnet_jax.batch.job import job_of
 from pnet_jax.batch.run import Shard, bounds_for, checked_shard, describe_bounds, describe_share, resolved
 from pnet_jax.bench.roofline import matmul_rate
 from pnet_jax.config import ConstructConfig
 from pnet_jax.construction import Builder
 from pnet_jax.errors import InputError
+from pnet_jax.execution import duration
 from pnet_jax.ingest import ScanSource
 from pnet_jax.ingest.memory import size_of
 from pnet_jax.outputs.status import read_records
@@ -48,12 +49,13 @@ def dry_run(
     *,
     load: dict[str, Any] | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     shard: Shard | tuple[int, int] | None = None,
 ) -> DryRun:
     """Describe what `construct_cohort` would do with the same arguments.
 
     Args:
-      sources, folder, config, load, resume, shard: As for `construct_cohort`.
+      sources, folder, config, load, resume, retry_failed, shard: As for `construct_cohort`.
 
     Returns:
       Numbers of scans, settings, memory limits, and duration. The duration is based on the results in the folder; without any, it is
@@ -64,10 +66,14 @@ def dry_run(
     """
     plan, notes = resolved(config, load or {})
     job = job_of(Path(folder), config, plan, load or {}, notes)
-    part = checked_shard(shard)
+    part, lines = checked_shard(shard), []
+    if retry_failed:
+        sources, _, said = failed_before(job, sources)
+        lines.append(said)
     mine = list(sources) if part is None else [one for one in sources if part.has(one)]
     readable = [one for one in mine if not one.problem]
-    lines = [] if part is None else [describe_share(part, mine, sources)]
+    if part is not None:
+        lines.append(describe_share(part, mine, sources))
     lines.append(f"{len(mine)} scans of {len({one.subject for one in mine})} participants; results would be written to {folder}")
     lines += [f"cannot be read: {one.problem}" for one in mine if one.problem][:LOOKED_AT]
     if resume and Path(folder).is_dir():
@@ -81,7 +87,7 @@ def dry_run(
     seconds, how = _seconds(readable, folder)
     if seconds is not None:
         total = seconds * len(readable)
-        lines.append(f"about {seconds:.1f} s per scan, {_duration(total)} in all ({how})")
+        lines.append(f"about {seconds:.1f} s per scan, {duration(total)} in all ({how})")
     data = {
         "scans": len(mine),
         "unreadable": len(mine) - len(readable),
@@ -110,8 +116,3 @@ def _seconds(sources: Sequence[ScanSource], folder: str | Path) -> tuple[float |
     operations = statistics.mean(one.locations * (PER_LOCATION + PER_VALUE * one.frames) for one in sizes)
     device = jax.devices()[0].device_kind
     return operations / (REACHED * matmul_rate("float32", PRODUCTS, 3)), f"estimated for {device}, without input and reports"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"

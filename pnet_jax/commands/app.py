@@ -124,7 +124,7 @@ def make_app() -> App:
             return 0
         if verbose and settings is not None:
             Bar(0, "settings").say("\n" + as_toml(settings))
-        _given[:], Bar.quiet = tokens, quiet
+        Bar.quiet = quiet
         done = command(*bound.args, **bound.kwargs)
         return _reported(done, quiet, json) if isinstance(done, Done) else int(done or 0)
 
@@ -138,12 +138,13 @@ def run(arguments: Sequence[str]) -> int:
       UsageError: If the command, an option or a settings file is invalid.
     """
     app = make_app()
+    _given[:] = arguments
     with _usage(app, arguments):
         return int(app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0)
 
 
 def given() -> list[str]:
-    """Return the arguments of the running command, without the options common to all commands."""
+    """Return the arguments of the running command, with the name of the command and the settings files."""
     return list(_given)
 
 

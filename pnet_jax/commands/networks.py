@@ -50,7 +50,7 @@ def construct(
     if dry_run:
         from pnet_jax.batch.dry_run import dry_run as described
 
-        found = described(sources, out, config, load=load, resume=resume, shard=shard)
+        found = described(sources, out, config, load=load, resume=resume, retry_failed=retry_failed, shard=shard)
         return Done("\n".join(found.lines), found.data)
     with execution.executor() as executor, Bar(len(sources), "construct") as bar:
         rows = construct_cohort(

@@ -172,7 +172,9 @@ class Bar:
         elif time.monotonic() - self.told > LINE_SECONDS:
             self.told = time.monotonic()
             rate = done / (self.told - self.begun)
-            left = f", about {_duration((total - done) / rate)} left" if done and total else ""
+            from pnet_jax.execution import duration
+
+            left = f", about {duration((total - done) / rate)} left" if done and total else ""
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
             counted = f"{done} of {total or '?'} {self.unit}s" + (f", {said}" if said else "")
             self.say(f"{counted}; {3600 * rate:.0f} per hour{left}; peak memory {memory:.1f} GiB")
@@ -182,8 +184,3 @@ class Bar:
         if not self.quiet:
             self.bar.clear()
             print(f"{self.what}: {text}", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

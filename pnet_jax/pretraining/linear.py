@@ -47,8 +47,6 @@ def pretrain(scans: Callable[[], Iterable[Scan]] | Sequence[Scan], config: Pretr
     config = config or PretrainConfig()
     if config.encoder != "linear":
         raise ValueError(f"encoder must be 'linear', got {config.encoder!r}")
-    if config.reference_space not in ("mni", "scans"):
-        raise ValueError(f"reference_space must be 'mni' or 'scans', got {config.reference_space!r}")
     one_pass: Callable[[], Iterable[Scan]] = scans if callable(scans) else lambda: scans
     references = None if config.reference_space == "scans" else reference_points(_grey_matter(), config.references, config.seed)
     total: Statistics | None = None

@@ -265,7 +265,7 @@ def test_bad_input_is_refused(toy, toy_model, case, shuffled):
 
 @pytest.fixture(scope="module")
 def folder(toy, toy_model, shuffled, tmp_path_factory):
-    """Two sessions of two people, an atlas and two models."""
+    """Two sessions of two participants, an atlas and two models."""
     root = tmp_path_factory.mktemp("evaluate")
     for subject in ("01", "02"):
         for session in ("1", "2"):
