@@ -104,9 +104,8 @@ def _devices(problems: list[str]) -> list[str]:
             right = np.allclose(found, x @ x, rtol=1e-3, atol=1e-3)
             limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
             memory = f", {limit / 2**30:.0f} GiB" if limit else ""
-            out.append(
-                f"{device.platform} {device.id}: {device.device_kind}{memory}, compilation test {'passed' if right else 'failed'} ({seconds:.2f} s)"
-            )
+            verdict = "passed" if right else "failed"
+            out.append(f"{device.platform} {device.id}: {device.device_kind}{memory}, compilation test {verdict} ({seconds:.2f} s)")
             if not right:
                 problems.append(f"device {device} gives wrong products")
     except Exception as error:  # noqa: BLE001  the other lines are shown regardless of the error
